@@ -1,0 +1,55 @@
+# make demo    install, then export, verify, build and time a compressed model
+# make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them)
+# make check   formatting, lint and types
+# make format  rewrite the sources in the project's format
+# make clean   remove what the other targets made, the environment included
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= export,cpu,rtx,zoo,dev
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.trt-compress-installed
+CPP_SOURCES := $(shell git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' 2>/dev/null)
+CLANG_FORMAT := $(shell command -v clang-format 2>/dev/null)
+
+.DEFAULT_GOAL := test
+.PHONY: install demo test check format clean
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python -m trt_compress.tools.demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP)
+	@echo "ruff format" && $(BIN)/ruff format --quiet --check .
+	@echo "ruff check" && $(BIN)/ruff check --quiet .
+	@echo "mypy" && $(BIN)/mypy
+	@echo "pyright" && $(BIN)/pyright --pythonpath $(BIN)/python
+ifneq ($(and $(CPP_SOURCES),$(CLANG_FORMAT)),)
+	@echo "clang-format" && $(CLANG_FORMAT) --dry-run --Werror $(CPP_SOURCES)
+endif
+
+format: $(STAMP)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+ifneq ($(and $(CPP_SOURCES),$(CLANG_FORMAT)),)
+	@$(CLANG_FORMAT) -i $(CPP_SOURCES)
+endif
+
+clean:
+	rm -rf $(VENV) dist out .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that is already there is kept; a change of pyproject.toml or constraints.txt installs again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "trt-compress needs Python 3.10 or newer; '$(PYTHON)' is `$(PYTHON) --version 2>&1`. Pass PYTHON=/path/to/python3." >&2; exit 1; }
+	@test -x $(BIN)/python -a -x $(BIN)/pip || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); } || \
+	  { echo "python3 -m venv failed. On Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "Installing trt-compress[$(EXTRAS)] into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@

@@ -1,0 +1,81 @@
+"""Every error this package raises on purpose.
+
+TrtCompressError
+├── ConfigError(ValueError)        the caller gave a bad value                              exit 2
+├── ShapeError(ValueError)         a tensor does not fit the spec                           exit 2
+├── UnsupportedError               legal, but not on this GPU / TensorRT / opset            exit 2
+├── BundleError                    a bundle that cannot be read or written                  exit 2
+├── GateError                      a check that must hold did not: verify, preflight, …     exit 3
+├── ExportError                    torch → ONNX; names the module path and node             exit 1
+├── BuildError                     ONNX → engine; carries the TensorRT log lines            exit 1
+├── PluginError                    library missing, wrong version, or enqueue failed        exit 1
+└── InternalError                  our bug; says how to report it                           exit 1
+"""
+
+
+class TrtCompressError(Exception):
+    """Base of all errors below. `exit_code` is what the command line ends with; `hint` says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(TrtCompressError, ValueError):
+    """The caller gave a bad value: an unknown name, a number out of range, a malformed spec string."""
+
+    exit_code = 2
+
+
+class ShapeError(TrtCompressError, ValueError):
+    """A tensor does not fit: wrong rank, axis, dtype, or not finite."""
+
+    exit_code = 2
+
+
+class UnsupportedError(TrtCompressError):
+    """Legal, but not here: the library is missing, or this GPU, TensorRT or opset cannot do it."""
+
+    exit_code = 2
+
+
+class BundleError(TrtCompressError):
+    """A bundle cannot be read or written: missing or changed file, newer schema, existing directory, full disk."""
+
+    exit_code = 2
+
+
+class GateError(TrtCompressError):
+    """A check that must hold did not: verification, preflight, achieved precision, budget; `report` says what was seen."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str | None = None, report: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
+
+
+class ExportError(TrtCompressError):
+    """torch → ONNX failed; the message names the module and the node."""
+
+
+class BuildError(TrtCompressError):
+    """ONNX → engine failed; `log` holds the builder's own lines."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class PluginError(TrtCompressError):
+    """A plugin library is missing, has the wrong version, or a kernel failed."""
+
+
+class InternalError(TrtCompressError):
+    """A bug of ours; please report the command and the traceback (`-v` prints it)."""
