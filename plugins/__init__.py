@@ -1,0 +1,1 @@
+"""Operators: one folder each, all its forms side by side."""

@@ -1,0 +1,164 @@
+"""An operator with its forms: torch function, ONNX body, samples; and how it becomes one node in an exported graph."""
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.spec import DOMAIN, OpSpec, Sample
+
+if TYPE_CHECKING:
+    import onnx
+
+SITE_KEY = "trt_compress.site"  # metadata property of a node: the site it was emitted at
+MARKER = "Marker"  # op type of a node that only names its input; tracing removes it
+
+_site: ContextVar[str] = ContextVar("trt_compress_site", default="")
+_record: ContextVar[dict[str, Tensor] | None] = ContextVar("trt_compress_record", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """All forms of one operator.
+
+    Attributes:
+        spec: The contract.
+        function: Public torch function; tensors first, attributes by keyword.
+        body: Nodes of the ONNX function in ONNX text form; attributes appear as `@name`.
+        samples: Sizes and attributes worth testing, each with its reason.
+        make_inputs: Tensors for a sample, float32, in the order of `spec.inputs`.
+        regret: How much worse than the best a decision is, for each item of the batch, in units of the score: takes
+            the inputs by name, the attributes by name, and the outputs by name. 0 for the operator's own decision;
+            tiny for one that only took the other side of a near tie. None: the operator decides nothing.
+    """
+
+    spec: OpSpec
+    function: Callable[..., Any]
+    body: str
+    samples: tuple[Sample, ...]
+    make_inputs: Callable[[Sample, torch.Generator], tuple[Tensor, ...]]
+    regret: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Tensor]], Tensor] | None = None
+
+    def function_proto(self, opset: int) -> "onnx.FunctionProto":
+        """The operator as a model-local ONNX function of standard operators, for `opset` 18 or newer."""
+        from onnx import parser
+
+        spec = self.spec
+        names = [", ".join(t.name for t in tensors) for tensors in (spec.inputs, spec.outputs)]
+        attributes = ", ".join(a.name for a in spec.attributes)
+        nodes = "\n".join(line.split("#")[0] for line in self.body.splitlines())
+        return parser.parse_function(
+            f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+            f"{spec.op_type} <{attributes}> ({names[0]}) => ({names[1]}) {{ {nodes} }}"
+        )
+
+
+@contextmanager
+def at_site(name: str) -> Iterator[None]:
+    """Operators called inside belong to site `name`: their exported nodes carry it."""
+    token = _site.set(name)
+    try:
+        yield
+    finally:
+        _site.reset(token)
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, Tensor]]:
+    """Collect what happens at the sites of an eager forward pass: `<site>/<operator>/<output>` and `<site>/tokens`."""
+    record: dict[str, Tensor] = {}
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
+
+
+def record_tensor(name: str, tensor: Tensor) -> None:
+    """Note `tensor` as `<current site>/<name>` if a recording is on; a second one of that name gets a number."""
+    record = _record.get()
+    if record is not None:
+        record[unique_name(f"{_site.get()}/{name}", record)] = tensor
+
+
+def mark_tensor(name: str, tensor: Tensor) -> Tensor:
+    """Return `tensor`, known as `<current site>/<name>` in a recording and in an exported graph."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{MARKER}",
+            [tensor],
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            version=1,
+            metadata_props={SITE_KEY: f"{_site.get()}/{name}"},
+        )
+    record_tensor(name, tensor)
+    return tensor
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
+    """`name`, or its last-but-one part numbered (`blocks.3/TokenMerge_1/dest`) until it is not in `taken`."""
+    site, operator, *output = name.split("/")
+    number = 0
+    while name in taken:
+        number += 1
+        name = "/".join([site, f"{operator}_{number}", *output])
+    return name
+
+
+def run_operator(
+    spec: OpSpec,
+    inputs: Sequence[Tensor],
+    attributes: Mapping[str, int | Sequence[int]],
+    outputs: Sequence[tuple[Sequence[int | torch.SymInt], torch.dtype]],
+) -> Sequence[Tensor]:
+    """Call the registered torch operator, or put one node into the graph being exported.
+
+    Args:
+        spec: The operator.
+        inputs: Tensors in the order of `spec.inputs`.
+        attributes: Every attribute, in the order of `spec.attributes`.
+        outputs: Shape and dtype of each output, for the exported node.
+    """
+    if torch.onnx.is_in_onnx_export():
+        # Presence of plugin_namespace is what TensorRT 10.15 and later test before they look for a plugin.
+        plugin = {"plugin_version": str(spec.version), "plugin_namespace": DOMAIN}
+        return torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::{spec.op_type}",
+            inputs,
+            {**attributes, **plugin},
+            dtypes=[dtype for _, dtype in outputs],
+            shapes=[shape for shape, _ in outputs],
+            version=spec.version,
+            metadata_props={SITE_KEY: _site.get()},
+        )
+    result = getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*inputs, *attributes.values())
+    results: Sequence[Tensor] = [result] if isinstance(result, Tensor) else result
+    if _record.get() is not None:
+        for tensor, described in zip([*inputs, *results], [*spec.inputs, *spec.outputs], strict=True):
+            record_tensor(f"{spec.name}/{described.name}", tensor)
+    return results
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int | None], letters: str) -> None:
+    """Raise ShapeError unless `tensor` is floating or int64 and has `shape` (None: any size)."""
+    fits = tensor.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        want = ", ".join(str(s) if s is not None else letter for s, letter in zip(shape, letters, strict=True))
+        raise ShapeError(f"{op}: {name} has shape {list(tensor.shape)}; it must be [{want}] with axes {letters}.")
+
+
+def check_count(op: str, name: str, value: object, maximum: int, why: str) -> int:
+    """Return `value` if it is an integer in 0..maximum; raise ConfigError with the reason otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{op}: {name}={value!r} is not a whole number; give one in 0..{maximum}.")
+    if not 0 <= value <= maximum:
+        raise ConfigError(f"{op}: {name}={value} is out of range; {why} 0..{maximum}.")
+    return value

@@ -1,0 +1,106 @@
+"""What an operator is: the one source of its name, axes, types, attributes, contract and limits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+DOMAIN = "trt_compress"
+OP_TYPE_PREFIX = "Trtc"  # model-local functions are looked up by name only, whatever their domain
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+AXES: Mapping[str, str] = MappingProxyType(
+    {
+        "B": "batch",
+        "N": "tokens in",
+        "M": "tokens out",
+        "C": "channels",
+        "D": "head size, or the width of a similarity feature",
+        "H": "heads",
+        "G": "KV heads",
+        "L": "cache length",
+        "K": "tokens kept",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output: axes by letter, and either a list of dtypes or the name of the input it follows."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtypes: tuple[str, ...] = FLOATS
+    same_dtype_as: str | None = None
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeSpec:
+    """One attribute of the node, of the function body and of the plugin's field list."""
+
+    name: str
+    kind: Literal["int", "ints", "float"]
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpSpec:
+    """The contract of one operator.
+
+    `count`, `tie_break`, `order` and `determinism` are the four things every selection and merge must state.
+    `tolerance` is the largest allowed error relative to the largest output, by dtype. `bytes_moved` maps sizes (axes by
+    letter, attributes by name) and the item size of the tokens to the bytes that any implementation must read and
+    write; `flops` maps sizes to floating-point operations, two for each multiply-add.
+    """
+
+    name: str
+    version: int
+    summary: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    attributes: tuple[AttributeSpec, ...]
+    count: str
+    tie_break: str
+    order: str
+    determinism: str
+    limits: tuple[str, ...]
+    tolerance: Mapping[str, float]
+    bytes_moved: Callable[[Mapping[str, Any], int], int]
+    flops: Callable[[Mapping[str, Any]], int]
+    source: str
+    differs: str
+
+    @property
+    def op_type(self) -> str:
+        """Type of the ONNX node, of the local function and of the plugin."""
+        return OP_TYPE_PREFIX + self.name
+
+    @property
+    def domain(self) -> str:
+        """Domain of the ONNX node and namespace of the plugin."""
+        return DOMAIN
+
+    @property
+    def torch_name(self) -> str:
+        """Name under `torch.ops.trt_compress`, and of the operator's folder."""
+        return "".join("_" + c.lower() if c.isupper() else c for c in self.name).lstrip("_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One set of sizes and attributes with the reason why it is tested; `values` names how inputs are made."""
+
+    axes: Mapping[str, int]
+    attributes: Mapping[str, int | float | Sequence[int]] = field(default_factory=dict)
+    reason: str
+    values: Literal["normal", "ties", "fp16_range", "zeros"] = "normal"
+
+    @property
+    def label(self) -> str:
+        """Identifier of the sample in test ids and benchmark records."""
+        parts = [f"{k}={v}" for k, v in (*self.axes.items(), *self.attributes.items())]
+        return ",".join([*parts, self.values] if self.values != "normal" else parts).replace(" ", "")

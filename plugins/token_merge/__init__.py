@@ -1,0 +1,1 @@
+"""TokenMerge: see op.py."""

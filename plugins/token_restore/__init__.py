@@ -1,0 +1,1 @@
+"""TokenRestore: see op.py."""

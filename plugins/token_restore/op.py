@@ -1,0 +1,139 @@
+"""TokenRestore: bring compressed tokens back to all positions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+
+MODES = ("unmerge", "unpermute")
+
+
+def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
+    b, n, m, c = (sizes[letter] for letter in "BNMC")
+    return int(b * ((n + m) * c * itemsize + n * 8))
+
+
+SPEC = OpSpec(
+    name="TokenRestore",
+    version=1,
+    summary="Copy compressed tokens back to every position they stand for, or undo a reordering.",
+    inputs=(
+        TensorSpec(name="y", axes=("B", "M", "C"), doc="compressed tokens"),
+        TensorSpec(
+            name="index",
+            axes=("B", "N"),
+            dtypes=("int64",),
+            doc="unmerge: row of y for each position; unpermute: position of each row of y, a permutation with N = M",
+        ),
+    ),
+    outputs=(TensorSpec(name="x", axes=("B", "N", "C"), same_dtype_as="y", doc="restored tokens"),),
+    attributes=(AttributeSpec(name="mode", kind="int", minimum=0, maximum=1, doc="0: unmerge, 1: unpermute"),),
+    count="N rows, one for each index",
+    tie_break="none: nothing is compared",
+    order="by position",
+    determinism="same input, same bits",
+    limits=(),
+    tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    bytes_moved=_bytes_moved,
+    flops=lambda sizes: 0,
+    source="ToMe, arXiv:2210.09461, unmerge; ToC3D, arXiv:2409.00633, restoring the token order",
+    differs="one operator for both directions of an index.",
+)
+
+BODY = """
+  inverse_asked = Constant <value_int: int = @mode> ()
+  one = Constant <value_int = 1> ()
+  zero = Constant <value_int = 0> ()
+  v2 = Constant <value_ints = [2]> ()
+  index_shape = Shape (index)
+  n = Gather <axis = 0> (index_shape, one)
+  range_n = Range (zero, n, one)
+  zeros = Sub (index, index)
+  updates = Add (zeros, range_n)
+  # an index that is no permutation may hold rows beyond N; it is not inverted, so any valid place will do
+  is_inverse = Equal (inverse_asked, one)
+  places = Where (is_inverse, index, updates)
+  inverse = ScatterElements <axis = 1> (zeros, places, updates)
+  rows = Where (is_inverse, inverse, index)
+  rows_nd = Unsqueeze (rows, v2)
+  x = GatherND <batch_dims = 1> (y, rows_nd)
+"""
+
+
+@torch.library.custom_op("trt_compress::token_restore", mutates_args=())
+def _token_restore(y: Tensor, index: Tensor, mode: int) -> Tensor:
+    if mode == MODES.index("unpermute"):
+        index = index.argsort(dim=1)
+    return y.gather(1, index[..., None].expand(-1, -1, y.shape[2]))
+
+
+@_token_restore.register_fake
+def _(y: Tensor, index: Tensor, mode: int) -> Tensor:
+    return y.new_empty(y.shape[0], index.shape[1], y.shape[2])
+
+
+def token_restore(y: Tensor, index: Tensor, *, mode: str = "unmerge") -> Tensor:
+    """Bring compressed tokens back to all positions.
+
+    Args:
+        y: Compressed tokens, [B, M, C], fp16 | bf16 | fp32.
+        index: int64. For "unmerge" [B, N], the row of y for each position (`dest` of token_merge). For "unpermute"
+            [B, M], the position of each row of y, each position once (kept and dropped indices of token_select,
+            concatenated).
+        mode: "unmerge" or "unpermute".
+
+    Returns:
+        Tokens in order of position, [B, N, C].
+
+    Raises:
+        ConfigError: mode is not known.
+        ShapeError: a tensor has the wrong shape or dtype.
+
+    Source: ToMe, arXiv:2210.09461; ToC3D, arXiv:2409.00633.
+    Differs: see SPEC.differs.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"token_restore: mode={mode!r} is not known; give one of {', '.join(MODES)}.")
+    check_tensor("token_restore", "y", y, (None, None, None), "BMC")
+    batch, m, channels = y.shape
+    check_tensor("token_restore", "index", index, (batch, m if mode == "unpermute" else None), "BN")
+    if index.dtype != torch.int64:
+        raise ShapeError(f"token_restore: index has dtype {index.dtype}; it must be torch.int64.")
+    shape = (batch, index.shape[1], channels)
+    return run_operator(SPEC, [y, index], {"mode": MODES.index(mode)}, [(shape, y.dtype)])[0]
+
+
+def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:
+    b, n, m, c = (sample.axes[a] for a in "BNMC")
+    if sample.attributes["mode"] == MODES.index("unpermute"):
+        index = torch.stack([torch.randperm(n, generator=generator) for _ in range(b)])
+    else:
+        index = torch.randint(0, m, (b, n), generator=generator)
+    return torch.randn(b, m, c, generator=generator), index
+
+
+def _sample(b: int, n: int, m: int, c: int, mode: str, reason: str) -> Sample:
+    return Sample(axes={"B": b, "N": n, "M": m, "C": c}, attributes={"mode": MODES.index(mode)}, reason=reason)
+
+
+OPERATOR = Operator(
+    spec=SPEC,
+    function=token_restore,
+    body=BODY,
+    make_inputs=_make_inputs,
+    samples=(
+        _sample(1, 1, 1, 1, "unmerge", "one token"),
+        _sample(1, 1, 1, 1, "unpermute", "one token, inverse"),
+        _sample(2, 13, 7, 5, "unmerge", "primes"),
+        _sample(3, 13, 13, 5, "unpermute", "primes, inverse"),
+        _sample(2, 9, 23, 4, "unmerge", "fewer positions than rows"),
+        _sample(2, 129, 128, 4, "unmerge", "one above a block of 128"),
+        _sample(2, 197, 98, 384, "unmerge", "DeiT-S, every second token merged"),
+        _sample(1, 4001, 4001, 3, "unpermute", "more than 3840 tokens: the limit of TensorRT's TopK"),
+    ),
+)

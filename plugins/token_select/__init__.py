@@ -1,0 +1,1 @@
+"""TokenSelect: see op.py."""
