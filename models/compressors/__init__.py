@@ -1,0 +1,1 @@
+"""Token compressors: one paper a file."""

@@ -1,0 +1,161 @@
+"""Average pooling along the token sequence (LLaVolta's visual pooling)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.models.compressors.base import (
+    Compressor,
+    CompressorConfig,
+    HostInfo,
+    Signals,
+    TokenState,
+    check_layers,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvgPoolConfig(CompressorConfig):
+    """Options of average pooling.
+
+    Attributes:
+        stride: Neighbouring patches that become one; window and stride are the same.
+        layer: Layer after whose attention patches are pooled; default: at 1/4 of the depth.
+    """
+
+    stride: int = 2
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ConfigError(f"avg_pool: stride={self.stride} is out of range; give 1 or more.")
+
+
+def pool_tokens(x: Tensor, stride: int) -> Tensor:
+    """Mean of every `stride` neighbouring rows of x [B, N, C]; a last window that is not full is averaged too."""
+    batch, n, channels = x.shape
+    whole = n - n % stride
+    pooled = x[:, :whole].reshape(batch, whole // stride, stride, channels).mean(dim=2)
+    return pooled if whole == n else torch.cat([pooled, x[:, whole:].mean(dim=1, keepdim=True)], dim=1)
+
+
+def pool_spans(hidden: Tensor, starts: Sequence[Sequence[int]], *, length: int, stride: int) -> Tensor:
+    """Pool image spans inside sequences of hidden states.
+
+    Args:
+        hidden: Hidden states, [B, L, C].
+        starts: First position of every image span of every sequence, ascending; the same number of spans in each.
+        length: Length of a span; a multiple of stride.
+        stride: Neighbouring states that become one.
+
+    Returns:
+        [B, L - spans * (length - length // stride), C].
+
+    Raises:
+        ShapeError: a span leaves the sequence, spans overlap, or sequences would end up of different length.
+
+    Source: LLaVolta, arXiv:2406.20092; code Beckschen/LLaVolta 31ec151, llava_llama.py.
+    Differs: any span length (576 there), checked spans.
+    """
+    if len(starts) != hidden.shape[0] or len({len(s) for s in starts}) != 1:
+        raise ShapeError(
+            f"avg_pool: {len(starts)} lists of spans for a batch of {hidden.shape[0]}; give each sequence "
+            "the same number of spans."
+        )
+    if length % stride:
+        raise ShapeError(
+            f"avg_pool: length={length} is no multiple of stride={stride}; choose a stride that divides it."
+        )
+    return torch.stack([_pool_row(row, spans, length, stride) for row, spans in zip(hidden, starts, strict=True)])
+
+
+def _pool_row(row: Tensor, spans: Sequence[int], length: int, stride: int) -> Tensor:
+    parts, position = [], 0
+    for start in spans:
+        if start < position or start + length > row.shape[0]:
+            raise ShapeError(
+                f"avg_pool: a span at {start} of length {length} does not fit into {row.shape[0]} positions "
+                f"from {position} on."
+            )
+        parts += [row[position:start], pool_tokens(row[None, start : start + length], stride)[0]]
+        position = start + length
+    return torch.cat([*parts, row[position:]])
+
+
+def pool_positions(
+    positions: Tensor, starts: Sequence[Sequence[int]], *, length: int, stride: int, half_precision: bool = False
+) -> Tensor:
+    """Position ids that go with `pool_spans`: the mean of each window, rounded down.
+
+    Args:
+        positions: Position ids, [B, L] or [1, L], int64.
+        starts: As for `pool_spans`.
+        length: As for `pool_spans`.
+        stride: As for `pool_spans`.
+        half_precision: Average in float16 as the original does; above 1024 that rounds halves to even numbers, above
+            2048 it loses odd positions.
+
+    Returns:
+        [B, L'], int64.
+
+    Source: LLaVolta, arXiv:2406.20092; code Beckschen/LLaVolta 31ec151, llava_llama.py.
+    Differs: exact by default; the original's float16 is a precision bug.
+    """
+    ids = positions.expand(len(starts), -1)[..., None].double()
+    pooled = pool_spans(ids, starts, length=length, stride=stride)
+    if half_precision:
+        in_span = torch.zeros_like(ids)
+        for row, spans in zip(in_span, starts, strict=True):
+            for start in spans:
+                row[start : start + length] = 1
+        was_pooled = pool_spans(in_span, starts, length=length, stride=stride) > 0
+        halved = pool_spans(ids.half().double(), starts, length=length, stride=stride).half().double()
+        pooled = torch.where(was_pooled, halved, pooled)
+    return pooled[..., 0].floor().long()
+
+
+class AvgPool(Compressor):
+    """Average neighbouring patches at one layer."""
+
+    name = "avg_pool"
+    summary = "averages neighbouring patches at one layer (LLaVolta's pooling)"
+    source = "LLaVolta, arXiv:2406.20092; code Beckschen/LLaVolta 31ec151, visual_avg_pool1d"
+    differs = (
+        "works on the patches of an encoder as well as on image spans of a decoder (pool_spans); a last window that is "
+        "not full is averaged, not dropped; merged tokens count by their size."
+    )
+    Config = AvgPoolConfig
+
+    @classmethod
+    def layers(cls, config: AvgPoolConfig, host: HostInfo) -> tuple[int, ...]:
+        """The one layer that pools."""
+        return check_layers("avg_pool", [host.depth // 4 if config.layer is None else config.layer], host)
+
+    def __init__(self, config: AvgPoolConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
+        super().__init__(config, host, layer, tokens_in)
+        self.stride, self.num_prefix = config.stride, host.num_prefix
+        num_patches = tokens_in - host.num_prefix
+        if config.stride > num_patches:
+            raise ConfigError(
+                f"avg_pool: stride={config.stride} is larger than the {num_patches} patches at layer {layer} of "
+                f"{host.name}; give at most {num_patches}."
+            )
+        self.tokens_out = host.num_prefix + -(-num_patches // config.stride)
+
+    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+        """Pool everything but the prefix."""
+        p, stride = self.num_prefix, self.stride
+        if state.size is None:
+            return TokenState(x=torch.cat([state.x[:, :p], pool_tokens(state.x[:, p:], stride)], dim=1))
+        size = pool_tokens(state.size[:, p:], stride)
+        weighted = pool_tokens(state.x[:, p:].float() * state.size[:, p:], stride) / size
+        patches = state.size.shape[1] - p
+        window = torch.full((size.shape[1], 1), stride, dtype=torch.float32, device=size.device)
+        window[-1] = patches - stride * (size.shape[1] - 1)
+        return TokenState(
+            x=torch.cat([state.x[:, :p], weighted.to(state.x.dtype)], dim=1),
+            size=torch.cat([state.size[:, :p], size * window], dim=1),
+        )

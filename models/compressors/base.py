@@ -1,0 +1,144 @@
+"""What a compressor is: a configuration, and a module for every site it acts at."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ConfigError
+
+SiteKind = Literal[
+    "patch_embed", "after_attention", "encoder_output", "before_decoder_layer", "kv_cache", "output_head", "codec"
+]
+Signal = Literal["keys", "class_attention"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    """What a compressor may know of its host.
+
+    Attributes:
+        name: The host, for messages.
+        sites: Kinds of site it has.
+        depth: Number of layers.
+        num_tokens: Tokens that enter layer 0, the prefix included.
+        num_prefix: Leading tokens that are no patches: class, distillation and register tokens.
+        has_class_token: Token 0 is a class token, so there is a class-attention row.
+    """
+
+    name: str
+    sites: frozenset[SiteKind]
+    depth: int
+    num_tokens: int
+    num_prefix: int
+    has_class_token: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenState:
+    """Tokens [B, N, C], and how many original tokens each stands for [B, N, 1] in fp32 (None: one each)."""
+
+    x: Tensor
+    size: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """What the attention before a site offers; only what a compressor declares is computed.
+
+    Attributes:
+        keys: Keys averaged over the heads, [B, N, D].
+        class_attention: Attention of the class token to every token, averaged over the heads, [B, N].
+    """
+
+    keys: Tensor | None = None
+    class_attention: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressorConfig:
+    """Options of a compressor; JSON-able, checked when made."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Options as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+class Compressor(nn.Module):
+    """One method at one site. A subclass sets the class variables, `layers`, `__init__` and `forward`.
+
+    Attributes:
+        name: The name in spec strings.
+        summary: One sentence for listings.
+        source: Paper and code.
+        differs: What is done otherwise than in the source, and why.
+        site: Kind of site it acts at.
+        signals: What it needs from the attention before the site.
+        proportional_attention: Later attention adds log(size) to the logits of every key.
+        tokens_out: Tokens that leave the site; set by `__init__`.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    differs: ClassVar[str]
+    site: ClassVar[SiteKind] = "after_attention"
+    signals: ClassVar[frozenset[Signal]] = frozenset()
+    Config: ClassVar[type[CompressorConfig]]
+
+    tokens_out: int
+
+    @classmethod
+    def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:
+        """Layers of `host` after whose attention this method acts, ascending."""
+        raise NotImplementedError
+
+    def __init__(self, config: Any, host: HostInfo, layer: int, tokens_in: int) -> None:
+        super().__init__()
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether attention after this site weighs keys by size."""
+        return False
+
+    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+        """Compress the tokens of one site."""
+        raise NotImplementedError
+
+
+def quarter_layers(depth: int) -> tuple[int, ...]:
+    """Layers at one, two and three quarters of the depth: 3, 6, 9 of 12."""
+    return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
+
+
+def check_layers(name: str, layers: Sequence[int], host: HostInfo) -> tuple[int, ...]:
+    """Return `layers` ascending; raise ConfigError if the host lacks one or one stands twice."""
+    wrong = [layer for layer in layers if not 0 <= layer < host.depth]
+    if wrong:
+        raise ConfigError(
+            f"{name}: layers={list(layers)} names layer {wrong[0]}, but {host.name} has layers 0..{host.depth - 1}."
+        )
+    if len(set(layers)) != len(layers):
+        raise ConfigError(f"{name}: layers={list(layers)} names a layer twice; name each once.")
+    return tuple(sorted(layers))
+
+
+def check_ratio(name: str, key: str, value: float) -> None:
+    """Raise ConfigError unless 0 < value <= 1."""
+    if not 0 < value <= 1:
+        raise ConfigError(
+            f"{name}: {key}={value} is out of range; it is the share of tokens kept, above 0 and up to 1."
+        )
+
+
+def ratio_at(ratios: float | tuple[float, ...], layers: Sequence[int], layer: int) -> float:
+    """The keep ratio at `layer`: the one ratio, or the one at the layer's place in `layers`."""
+    return ratios[list(layers).index(layer)] if isinstance(ratios, tuple) else ratios
+
+
+def gather_size(size: Tensor | None, index: Tensor) -> Tensor | None:
+    """Sizes [B, N, 1] of the tokens at `index` [B, K]."""
+    return None if size is None else torch.gather(size, 1, index[..., None])

@@ -1,0 +1,72 @@
+"""Several compressors in one host: who acts where, and how many tokens are left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from trt_compress.errors import ConfigError
+from trt_compress.models.compressors.base import Compressor, HostInfo
+from trt_compress.models.compressors.registry import CompressorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitePlan:
+    """What happens at one site: `name` is `blocks.3`; counts include the prefix."""
+
+    name: str
+    layer: int
+    compressor: str
+    tokens_in: int
+    tokens_out: int
+
+
+def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:
+    """Build a module for every site where a compressor removes tokens.
+
+    Compressors that share a site act in the order of `specs`. A compressor that would remove nothing at a site is left
+    out there.
+
+    Returns:
+        Modules by layer (`"3"` → the compressors after the attention of layer 3), and the plan in order of execution.
+
+    Raises:
+        ConfigError: the host lacks a site, or a count does not fit.
+    """
+    for spec in specs:
+        if spec.compressor.site not in host.sites:
+            raise ConfigError(
+                f"{spec.name}: acts at {spec.compressor.site}, but {host.name} offers only "
+                f"{', '.join(sorted(host.sites))}."
+            )
+    wanted = [(spec, spec.compressor.layers(spec.config, host)) for spec in specs]
+    steps = nn.ModuleDict()
+    plans: list[SitePlan] = []
+    tokens = host.num_tokens
+    for layer in range(host.depth):
+        here: list[Compressor] = []
+        for spec, layers in wanted:
+            if layer not in layers:
+                continue
+            step = spec.compressor(spec.config, host, layer, tokens)
+            if step.tokens_out < tokens:
+                if here and step.signals:
+                    raise ConfigError(
+                        f"{spec.name}: at blocks.{layer} {here[-1].name} has already changed the tokens that its "
+                        f"{' and '.join(sorted(step.signals))} belong to.",
+                        hint=f"let them act at different layers, or name {spec.name} first.",
+                    )
+                here.append(step)
+                plans.append(
+                    SitePlan(
+                        name=f"blocks.{layer}",
+                        layer=layer,
+                        compressor=spec.name,
+                        tokens_in=tokens,
+                        tokens_out=step.tokens_out,
+                    )
+                )
+                tokens = step.tokens_out
+        if here:
+            steps[str(layer)] = nn.ModuleList(here)
+    return steps, tuple(plans)

@@ -1,0 +1,122 @@
+"""ToMe: Token Merging."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from trt_compress.errors import ConfigError
+from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo, Signals, TokenState
+from trt_compress.plugins.token_merge.op import max_merged, token_merge
+
+INFLECTIONS = {"constant": 0.0, "decreasing": -1.0, "increasing": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TomeConfig(CompressorConfig):
+    """Options of ToMe.
+
+    Attributes:
+        num_merged: Tokens merged in every layer (their mean, if the schedule is not constant), or one count a layer.
+        schedule: How one count spreads over the layers: constant, decreasing (2 * num_merged to 0) or increasing.
+        proportional_attention: Attention weighs a merged token by the number of tokens in it. Off suits
+            off-the-shelf MAE models.
+        over_limit: More merges than a layer allows ((tokens - prefix) // 2) are an "error", or a "clamp" cuts them.
+    """
+
+    num_merged: int | tuple[int, ...]
+    schedule: Literal["constant", "decreasing", "increasing"] = "constant"
+    proportional_attention: bool = True
+    over_limit: Literal["error", "clamp"] = "error"
+
+    def __post_init__(self) -> None:
+        counts = (self.num_merged,) if isinstance(self.num_merged, int) else self.num_merged
+        if any(count < 0 for count in counts):
+            raise ConfigError(f"tome: num_merged={self.num_merged} is negative; give 0 or more tokens to merge.")
+        if len(counts) != 1 and self.schedule != "constant":
+            raise ConfigError(
+                f"tome: schedule={self.schedule} needs one num_merged, not a list; leave one of them out."
+            )
+
+
+def merge_schedule(num_merged: int | tuple[int, ...], depth: int, inflection: float = 0.0) -> tuple[int, ...]:
+    """Tokens to merge in each of `depth` layers.
+
+    Args:
+        num_merged: One count, spread linearly, or a list with one count a layer (missing ones are 0).
+        depth: Number of layers.
+        inflection: 0 keeps the count constant, -1 falls from twice the count to 0, 1 rises from 0 to twice.
+
+    Source: ToMe, arXiv:2210.09461, appendix; code facebookresearch/ToMe af95e4b, tome/utils.py.
+    Differs: a list longer than the depth is refused (its tail is ignored there).
+    """
+    if isinstance(num_merged, tuple):
+        if len(num_merged) > depth:
+            raise ConfigError(
+                f"tome: num_merged lists {len(num_merged)} layers, but the model has {depth}; shorten it."
+            )
+        return num_merged + (0,) * (depth - len(num_merged))
+    first = int(num_merged * (1 - inflection))
+    step = (2 * num_merged - 2 * first) / (depth - 1) if depth > 1 else 0.0
+    return tuple(int(first + step * layer) for layer in range(depth))
+
+
+class Tome(Compressor):
+    """Merge the most similar tokens after the attention of every layer."""
+
+    name = "tome"
+    summary = "merges the most similar tokens of every layer (ToMe)"
+    source = "ToMe, arXiv:2210.09461; code facebookresearch/ToMe af95e4b, tome/patch/timm.py"
+    differs = (
+        "too many merges are refused unless over_limit=clamp (cut silently there); register tokens are protected like "
+        "class tokens; a mean-pooled head weighs tokens by size."
+    )
+    signals = frozenset({"keys"})
+    Config = TomeConfig
+
+    @classmethod
+    def _counts(cls, config: TomeConfig, host: HostInfo) -> tuple[int, ...]:
+        return merge_schedule(config.num_merged, host.depth, INFLECTIONS[config.schedule])
+
+    @classmethod
+    def layers(cls, config: TomeConfig, host: HostInfo) -> tuple[int, ...]:
+        """Layers that merge at least one token."""
+        return tuple(layer for layer, count in enumerate(cls._counts(config, host)) if count)
+
+    def __init__(self, config: TomeConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
+        super().__init__(config, host, layer, tokens_in)
+        self.config = config
+        self.num_protected = host.num_prefix
+        self.num_merged = self._counts(config, host)[layer]
+        most = max_merged(tokens_in, host.num_prefix)
+        if self.num_merged > most:
+            if config.over_limit == "error":
+                raise ConfigError(
+                    f"tome: num_merged={self.num_merged} is too large at layer {layer} of {host.name}: of {tokens_in} "
+                    f"tokens there, {host.num_prefix} protected, at most {most} can merge.",
+                    hint="lower num_merged, list one count a layer, or set over_limit=clamp to cut it there.",
+                )
+            self.num_merged = most
+        self.tokens_out = tokens_in - self.num_merged
+        # Without a class token the paper's code leaves unmerged tokens in order of similarity; which tokens pair up in
+        # the next layer depends on it.
+        self.order = "position" if host.has_class_token else "similarity"
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether attention after this site weighs keys by size."""
+        return self.config.proportional_attention
+
+    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+        """Merge tokens; keys are the similarity feature."""
+        assert signals.keys is not None
+        size = torch.ones_like(state.x[..., :1], dtype=torch.float32) if state.size is None else state.size
+        x, size, _ = token_merge(
+            state.x,
+            signals.keys,
+            size,
+            num_merged=self.num_merged,
+            num_protected=self.num_protected,
+            order=self.order,
+        )
+        return TokenState(x=x, size=size)

@@ -1,0 +1,1 @@
+"""Hosts: model families that can carry compressors, one family a file."""

@@ -1,0 +1,94 @@
+"""Loading weights: safetensors or a PyTorch checkpoint, strictly, with every misfit named."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ConfigError
+from trt_compress.models.hosts.base import WeightsInfo
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 3
+
+
+def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
+    """Load the tensors of `path` into `module`; every tensor must be there, fit, and be used.
+
+    Args:
+        module: The model; changed only if everything fits.
+        path: A `.safetensors` file, or a checkpoint of `torch.save` (tensors only; nothing in it is executed).
+
+    Raises:
+        ConfigError: the file cannot be read, or tensors are missing, extra, misshaped or not finite; all are named.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint.")
+    tensors = _read(path)
+    _check_fit(module.state_dict(), tensors, path)
+    module.load_state_dict(tensors)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    return WeightsInfo(source=path.name, sha256=digest.hexdigest())
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"weights: {path} is not a whole safetensors file ({error}); copy or download it again."
+            ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"weights: {path} is not a PyTorch checkpoint of tensors ({str(error).splitlines()[0][:120]}); give a "
+            ".safetensors file, or one saved by torch.save(model.state_dict(), …)."
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"weights: {path} holds no table of tensors; save model.state_dict() and give that.")
+    return {_without_prefix(str(name)): tensor for name, tensor in content.items()}
+
+
+def _without_prefix(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    shapes = [
+        f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    not_finite = [n for n, t in given.items() if n in wanted and t.is_floating_point() and not t.isfinite().all()]
+    problems = [
+        ("misses", sorted(wanted.keys() - given.keys())),
+        ("has more than the model:", sorted(given.keys() - wanted.keys())),
+        ("has other shapes:", shapes),
+        ("holds NaN or infinity in", not_finite),
+    ]
+    found = [f"{what} {_some(names)}" for what, names in problems if names]
+    if found:
+        raise ConfigError(
+            f"weights: {path.name} does not fit the model: it {'; it '.join(found)}.",
+            hint="give the checkpoint of exactly this model, or name the model that it belongs to.",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
