@@ -1,0 +1,327 @@
+"""What `manifest.json` says of a bundle. The published schema is `schema/manifest-1.schema.json`.
+
+A newer minor version is read and what it added is kept; a newer major version is refused. `digest` covers the fields
+that version 1.0 defines, at every level, except `digest` and `schema_version`: an edited value is noticed, a field that
+somebody added is not an edit. (Where all keys are free, as in `recipe`, the whole object is one value.) A later minor
+version that wants its own fields covered adds a digest of its own. Numbers are written as Python's json writes them.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from trt_compress.errors import BundleError
+from trt_compress.runtime.record import Record
+
+SCHEMA_VERSION = "1.0"
+MANIFEST_NAME = "manifest.json"
+
+Dim = int | str
+"""The length of an axis: a number, or a symbol such as "batch" that means the same number in the whole bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo(Record):
+    """One input or output of a graph; `dtype` is numpy's name for it ("float32")."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph(Record):
+    """One ONNX file. Graphs run in the order in which the manifest lists them."""
+
+    name: str
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    external_data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(Record):
+    """An output that feeds an input of a later graph, both as `graph.tensor`."""
+
+    source: str = field(metadata={"json": "from"})
+    to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State(Record):
+    """A tensor that a run hands to the next one: `output` of one run is `input` of the next.
+
+    Attributes:
+        initial: "zeros", {"fill": number} or {"file": "name.npy"}.
+        shape: A symbol that no public input has marks an axis that grows, from 0 in the first run.
+        capacity: The longest that a growing axis may get.
+    """
+
+    graph: str
+    input: str
+    output: str
+    shape: tuple[Dim, ...]
+    dtype: str
+    initial: str | dict[str, Any] = "zeros"
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights(Record):
+    """Where the weights came from: a file name, or words such as "random (seed 0)"."""
+
+    source: str
+    sha256: str | None = None
+    license: str | None = None
+    provenance: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(Record):
+    """The model as the caller named it ("timm:deit_small_patch16_224") and the family that it belongs to."""
+
+    source: str
+    family: str
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Record):
+    """The batch sizes that engines are built for."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression(Record):
+    """One compressor at one site, and its tokens in and out; a number that varies is given as a symbol."""
+
+    site: str
+    compressor: str
+    config: dict[str, Any]
+    tokens_in: Dim
+    tokens_out: Dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator(Record):
+    """One operator of the domain `trt_compress`, with the number of its nodes."""
+
+    name: str
+    op_type: str
+    domain: str
+    version: int
+    nodes: int
+    lowering: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered(Record):
+    """The ONNX file of one graph, as lowered for one target."""
+
+    target: str
+    file: str
+    lowering: str
+    sha256: str
+    graph: str = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine(Record):
+    """A built engine.
+
+    Attributes:
+        onnx_sha256: Hash of the ONNX file it was built from.
+        precision_achieved: Layers counted by precision, as the engine reports them.
+        paths: For each operator, the nodes that became a plugin and those that became a function.
+        profile: Input name → {"min": shape, "opt": shape, "max": shape}.
+        seconds: Build time.
+    """
+
+    target: str
+    file: str
+    sha256: str
+    bytes: int
+    library: str
+    library_version: str
+    onnx_sha256: str
+    precision_asked: str
+    precision_achieved: dict[str, Any]
+    paths: dict[str, dict[str, int]]
+    profile: dict[str, Any]
+    seconds: float
+    graph: str = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification(Record):
+    """The summary of `file`, which holds what was compared."""
+
+    passed: bool
+    max_abs_error: float | None
+    file: str = "verify.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo(Record):
+    """Hash and size of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(Record):
+    """Everything that `manifest.json` says.
+
+    Attributes:
+        recipe: The content of recipe.toml, so that the export can be repeated.
+        flops: FLOPs of one sample, by part of the model.
+        files: Every file of the bundle except the manifest. The writer fills this and `digest`.
+    """
+
+    name: str
+    created_with: dict[str, str]
+    model: Model
+    recipe: dict[str, Any]
+    precision: str
+    opset: int
+    batch: Batch
+    graphs: tuple[Graph, ...]
+    schema_version: str = SCHEMA_VERSION
+    links: tuple[Link, ...] = ()
+    states: tuple[State, ...] = ()
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    postprocess: dict[str, Any] = field(default_factory=dict)
+    compression: tuple[Compression, ...] = ()
+    operators: tuple[Operator, ...] = ()
+    flops: dict[str, Any] | None = None
+    baseline_flops: float | None = None
+    lowered: tuple[Lowered, ...] = ()
+    engines: tuple[Engine, ...] = ()
+    verification: Verification | None = None
+    targets: tuple[str, ...] = ()
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    digest: str = ""
+
+    @classmethod
+    def from_text(cls, text: str | bytes, where: str = MANIFEST_NAME) -> "Manifest":
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: It is not JSON, was written to a newer schema, or does not fit the schema.
+        """
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where} is not valid JSON ({error}); copy or export the bundle again.") from None
+        _check_version(data, where)
+        return cls.from_json(data, where)
+
+    def to_text(self) -> str:
+        """Write `manifest.json`."""
+        return json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def compute_digest(self) -> str:
+        """Hash the canonical JSON (sorted keys, no spaces, UTF-8) of the fields that version 1.0 defines."""
+        known = self.to_json(with_extra=False)
+        del known["digest"], known["schema_version"]
+        text = json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def graph(self, name: str) -> Graph:
+        """Look up a graph by its name."""
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        names = ", ".join(repr(graph.name) for graph in self.graphs)
+        raise BundleError(f"The bundle has no graph '{name}'; it has {names}.")
+
+    def check(self) -> None:
+        """Check that the parts fit each other: names are unique, references lead somewhere, every file is listed.
+
+        Raises:
+            BundleError: They do not fit; the message names the part.
+        """
+        for problem in self._problems():
+            raise BundleError(f"{MANIFEST_NAME}: {problem}.")
+
+    def _problems(self) -> Iterator[str]:
+        yield from (f"file path '{name}' {reason}" for name in self.files if (reason := path_problem(name)))
+        for part, file in self._referenced_files():
+            if file not in self.files:
+                yield f"{part} needs the file '{file}', which is not listed in 'files'"
+        if not self.graphs:
+            yield "'graphs' is empty; a bundle has at least one graph"
+        yield from (f"the graph name '{graph.name}' has a dot" for graph in self.graphs if "." in graph.name)
+        for name, count in Counter(graph.name for graph in self.graphs).items():
+            if count > 1:
+                yield f"two graphs are named '{name}'"
+        yield from self._wiring_problems()
+
+    def _referenced_files(self) -> Iterator[tuple[str, str]]:
+        for graph in self.graphs:
+            yield from ((f"graph '{graph.name}'", file) for file in (graph.file, *graph.external_data))
+        for state in self.states:
+            if isinstance(state.initial, dict) and "file" in state.initial:
+                yield f"state '{state.graph}.{state.input}'", str(state.initial["file"])
+        yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
+        yield from ((f"engine for '{engine.target}'", engine.file) for engine in self.engines)
+        if self.verification:
+            yield "verification", self.verification.file
+
+    def _wiring_problems(self) -> Iterator[str]:
+        order = {graph.name: index for index, graph in enumerate(self.graphs)}
+        inputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.inputs}
+        outputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.outputs}
+        ends = [(link.source, link.to) for link in self.links]
+        ends += [(f"{state.graph}.{state.output}", f"{state.graph}.{state.input}") for state in self.states]
+        for source, to in ends:
+            if source not in outputs:
+                yield f"'{source}' is linked to '{to}' but is no output of a graph"
+            if to not in inputs:
+                yield f"'{source}' is linked to '{to}', which is no input of a graph"
+        for link in self.links:
+            if outputs.get(link.source, 0) >= inputs.get(link.to, len(order)):
+                yield f"'{link.source}' is linked to '{link.to}', which runs no later"
+        for to, count in Counter(to for _, to in ends).items():
+            if count > 1:
+                yield f"input '{to}' is fed {count} times"
+
+
+def path_problem(name: str) -> str | None:
+    """Say why a file path cannot stand in a bundle, or None: it must be relative, with '/', and stay inside."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or "\\" in name or ":" in name or "\0" in name:
+        return "is not a relative path with '/' between its parts"
+    if ".." in path.parts:
+        return "leads out of the bundle"
+    if name != str(path) or name in (".", MANIFEST_NAME):
+        return "cannot be the name of a file in a bundle"
+    return None
+
+
+def _check_version(data: object, where: str) -> None:
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+", version):
+        raise BundleError(f"{where} has no 'schema_version' such as \"{SCHEMA_VERSION}\", so it is not a bundle's.")
+    major, ours = version.split(".")[0], SCHEMA_VERSION.split(".")[0]
+    if int(major) > int(ours):
+        raise BundleError(
+            f"{where} has schema version {version}, and this trt-compress reads up to {ours}.x; "
+            "install a newer trt-compress or export the bundle again with this one."
+        )
+    if int(major) < int(ours):
+        raise BundleError(f"{where} has schema version {version}, which was never published; export the bundle again.")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,205 @@
+"""Run a bundle: check what comes in, feed the graphs in order, carry the state from one run to the next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Graph, TensorInfo
+from trt_compress.runtime.ort import OrtGraph
+from trt_compress.runtime.state import StateTensor
+from trt_compress.suggest import did_you_mean
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BACKENDS = ("ort-cpu", "ort-cuda")
+
+
+class GraphRunner(Protocol):
+    """One loaded graph of any backend."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph on all of its inputs and return all of its outputs, by bare name."""
+        ...
+
+
+class Session:
+    """A loaded bundle.
+
+    With one graph, inputs and outputs go by their own names; with several, by `graph.tensor`, and what a link or a
+    state feeds or takes is not among them.
+
+    Attributes:
+        bundle: What was opened.
+        backend: What runs it.
+        inputs: What `run` takes, by name.
+        outputs: What `run` returns, by name.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str, runners: Mapping[str, GraphRunner]) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.backend = backend
+        self._runners = dict(runners)
+        self._links = {link.to: link.source for link in manifest.links}
+        state_inputs = {f"{state.graph}.{state.input}" for state in manifest.states}
+        state_outputs = {f"{state.graph}.{state.output}" for state in manifest.states}
+        self._public_inputs = _named(manifest.graphs, "inputs", hidden={*self._links, *state_inputs})
+        self._public_outputs = _named(manifest.graphs, "outputs", hidden={*self._links.values(), *state_outputs})
+        self.inputs = {self._public_name(name): info for name, info in self._public_inputs.items()}
+        self.outputs = {self._public_name(name): info for name, info in self._public_outputs.items()}
+        _refuse_foreign_dtypes({name: info.dtype for name, info in {**self.inputs, **self.outputs}.items()})
+        _refuse_foreign_dtypes({f"{state.graph}.{state.input}": state.dtype for state in manifest.states})
+        symbols = {dim for info in self.inputs.values() for dim in info.shape if isinstance(dim, str)}
+        self._states = [StateTensor(state, bundle, symbols) for state in manifest.states]
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        check_hashes: bool = True,
+    ) -> "Session":
+        """Load a bundle.
+
+        Args:
+            bundle: The directory, or a bundle that is open already.
+            backend: "ort-cpu" or "ort-cuda".
+            threads: Threads of one operator on the CPU; None leaves the number to the backend.
+            check_hashes: Compare the hash of every file first.
+
+        Raises:
+            BundleError: The bundle cannot be read, or a graph is not what the manifest says.
+            ConfigError: An unknown backend, or `threads` below 1.
+            UnsupportedError: The backend is not installed, or this machine cannot run it.
+        """
+        if backend not in BACKENDS:
+            raise ConfigError(
+                f"Unknown backend '{backend}'; allowed are {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
+            )
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads={threads}; give at least 1, or None for the backend's own choice.")
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.open(bundle, check_hashes=check_hashes)
+        graphs = bundle.manifest.graphs
+        return cls(bundle, backend, {graph.name: OrtGraph(bundle, graph, backend, threads) for graph in graphs})
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run all graphs once.
+
+        Args:
+            inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast.
+
+        Returns:
+            Array by name, as `self.outputs` lists them.
+
+        Raises:
+            ConfigError: An input is missing or unknown, or the session was closed.
+            ShapeError: An input has another dtype or shape, axes with the same symbol differ, or a state would not fit.
+                The states stay as they were.
+            UnsupportedError: The backend failed.
+        """
+        if not self._runners:
+            raise ConfigError("The session is closed; open the bundle again.")
+        symbols = _check_inputs(inputs, self.inputs)
+        values: dict[str, Array] = {name: inputs[self._public_name(name)] for name in self._public_inputs}
+        for state in self._states:
+            values[state.input] = state.value(symbols)
+        for graph in self.bundle.manifest.graphs:
+            feed = {info.name: self._value(values, f"{graph.name}.{info.name}") for info in graph.inputs}
+            results = self._runners[graph.name].run(feed)
+            values |= {f"{graph.name}.{name}": value for name, value in results.items()}
+        for state in self._states:
+            state.check(values[state.output], symbols)
+        for state in self._states:
+            state.keep(values[state.output])
+        return {self._public_name(name): values[name] for name in self._public_outputs}
+
+    def reset(self) -> None:
+        """Forget the states: the next run starts from their initial values."""
+        for state in self._states:
+            state.reset()
+
+    def close(self) -> None:
+        """Let go of the loaded graphs and the states."""
+        self._runners.clear()
+        self.reset()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _public_name(self, name: str) -> str:
+        return name if len(self.bundle.manifest.graphs) > 1 else name.partition(".")[2]
+
+    def _value(self, values: Mapping[str, Array], name: str) -> Array:
+        return values[self._links.get(name, name)]
+
+
+def _named(graphs: tuple[Graph, ...], kind: str, hidden: set[str]) -> dict[str, TensorInfo]:
+    named = {f"{graph.name}.{info.name}": info for graph in graphs for info in getattr(graph, kind)}
+    return {name: info for name, info in named.items() if name not in hidden}
+
+
+def _refuse_foreign_dtypes(dtypes: Mapping[str, str]) -> None:
+    for name, dtype in dtypes.items():
+        try:
+            np.dtype(dtype)
+        except TypeError:
+            raise UnsupportedError(
+                f"'{name}' is {dtype}, which numpy does not have; export inputs, outputs and states as another."
+            ) from None
+
+
+def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Check names, dtypes and shapes; return what each symbol stands for in this run."""
+    for name in given:
+        if name not in expected:
+            raise ConfigError(
+                f"Unknown input '{name}'; the bundle takes {', '.join(expected)}.{did_you_mean(name, expected)}"
+            )
+    symbols: dict[str, int] = {}
+    for name, info in expected.items():
+        if name not in given:
+            raise ConfigError(f"Input '{name}' is missing; give {info.dtype} of shape {_shape_text(info.shape)}.")
+        _check_input(name, given[name], info, symbols)
+    return symbols
+
+
+def _check_input(name: str, array: Array, info: TensorInfo, symbols: dict[str, int]) -> None:
+    if not isinstance(array, np.ndarray):
+        raise ShapeError(f"Input '{name}' is a {type(array).__name__}; give a numpy array of {info.dtype}.")
+    if array.dtype != np.dtype(info.dtype):
+        raise ShapeError(
+            f"Input '{name}' is {array.dtype} and the graph takes {info.dtype}; cast it with .astype('{info.dtype}')."
+        )
+    shape, allowed = list(array.shape), _shape_text(info.shape)
+    if array.ndim != len(info.shape):
+        raise ShapeError(
+            f"Input '{name}' has {array.ndim} axes, shape {shape}; the graph takes {len(info.shape)}, {allowed}."
+        )
+    for axis, (length, dim) in enumerate(zip(array.shape, info.shape, strict=True)):
+        if isinstance(dim, int) and length != dim:
+            raise ShapeError(
+                f"Input '{name}' has {length} on axis {axis}, shape {shape}; the graph takes {dim}, {allowed}."
+            )
+        if isinstance(dim, str) and symbols.setdefault(dim, length) != length:
+            raise ShapeError(
+                f"Input '{name}' has {length} on axis {axis}, where another input has '{dim}' = {symbols[dim]}; "
+                f"make the axes named '{dim}' equal."
+            )
+
+
+def _shape_text(shape: tuple[int | str, ...]) -> str:
+    """Write a shape as `[batch, 3, 224, 224]`."""
+    return f"[{', '.join(map(str, shape))}]"

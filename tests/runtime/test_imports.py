@@ -1,0 +1,51 @@
+"""The runtime works where only numpy and onnxruntime are installed."""
+
+import subprocess
+import sys
+import textwrap
+
+from trt_compress.runtime import Bundle
+
+HEAVY = ("torch", "onnx", "onnxscript", "timm", "transformers")
+
+BLOCK = f"""
+    import sys
+
+    class Block:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {HEAVY}:
+                raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+
+    sys.meta_path.insert(0, Block())
+"""
+
+
+def run_blocked(program: str) -> subprocess.CompletedProcess[str]:
+    source = textwrap.dedent(BLOCK) + textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+
+
+def test_the_block_blocks() -> None:
+    for name in HEAVY:
+        done = run_blocked(f"import {name}")
+        assert f"No module named '{name}' (blocked)" in done.stderr
+
+
+def test_a_bundle_runs_without_the_export_side(double_bundle: Bundle) -> None:
+    done = run_blocked(f"""
+        import numpy as np
+        import trt_compress.runtime
+        import trt_compress.runtime.latency
+        assert "onnxruntime" not in sys.modules  # loaded by the session that needs it
+        with trt_compress.runtime.Session.open({str(double_bundle.path)!r}) as session:
+            print(session.run({{"x": np.ones((1, 3), np.float32)}})["y"].tolist())
+        print(sorted({set(HEAVY)!r} & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["[[2.0, 2.0, 2.0]]", "[]"]
+
+
+def test_the_public_names() -> None:
+    import trt_compress.runtime
+
+    assert trt_compress.runtime.__all__ == ["Bundle", "Manifest", "Session"]

@@ -1,0 +1,334 @@
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from trt_compress.errors import BundleError
+from trt_compress.runtime import Manifest, manifest
+from trt_compress.runtime.record import Record
+
+SCHEMA = json.loads((Path(manifest.__file__).parent / "schema/manifest-1.schema.json").read_text())
+HASH = "0" * 64
+
+
+def full_json() -> dict[str, Any]:
+    """A manifest with every field in use: a vision-language model with a state."""
+    tensor = {"name": "features", "dtype": "float32", "shape": ["batch", 49, 64]}
+    return {
+        "schema_version": "1.0",
+        "name": "vlm",
+        "created_with": {"trt-compress": "0.1.0", "torch": "2.15"},
+        "model": {
+            "source": "hf:vlm",
+            "family": "vlm",
+            "weights": {"source": "w.safetensors", "sha256": HASH, "license": "Apache-2.0", "provenance": None},
+        },
+        "recipe": {"model": "hf:vlm", "compress": [{"name": "tome", "num_merged": 13}]},
+        "precision": "fp16",
+        "opset": 20,
+        "batch": {"min": 1, "opt": 4, "max": 8},
+        "graphs": [
+            {
+                "name": "encoder",
+                "file": "encoder.onnx",
+                "external_data": ["encoder.data"],
+                "inputs": [{"name": "pixels", "dtype": "float32", "shape": ["batch", 3, 224, 224]}],
+                "outputs": [tensor],
+            },
+            {
+                "name": "decode",
+                "file": "decode.onnx",
+                "external_data": [],
+                "inputs": [dict(tensor), {"name": "past", "dtype": "uint8", "shape": ["batch", 4, "cache", 64]}],
+                "outputs": [{"name": "present", "dtype": "uint8", "shape": ["batch", 4, "cache", 64]}],
+            },
+        ],
+        "links": [{"from": "encoder.features", "to": "decode.features"}],
+        "states": [
+            {
+                "graph": "decode",
+                "input": "past",
+                "output": "present",
+                "initial": {"fill": 128},
+                "shape": ["batch", 4, "cache", 64],
+                "dtype": "uint8",
+                "capacity": 1024,
+            }
+        ],
+        "preprocess": {"input": "pixels", "layout": "NCHW", "mean": [0.5, 0.5, 0.5], "audio": {"rate_hz": 16000}},
+        "postprocess": {"kind": "tokens"},
+        "compression": [
+            {
+                "site": "blocks.3",
+                "compressor": "tome",
+                "config": {"num_merged": 13},
+                "tokens_in": 197,
+                "tokens_out": "n",
+            }
+        ],
+        "operators": [
+            {
+                "name": "TokenMerge",
+                "op_type": "TrtcTokenMerge",
+                "domain": "trt_compress",
+                "version": 1,
+                "nodes": 12,
+                "lowering": "function",
+            }
+        ],
+        "flops": {"total": 2.6e9},
+        "baseline_flops": 4.6e9,
+        "lowered": [
+            {"graph": "encoder", "target": "rtx", "file": "lowered/rtx.onnx", "lowering": "inline", "sha256": HASH}
+        ],
+        "engines": [
+            {
+                "graph": "encoder",
+                "target": "rtx",
+                "file": "engines/rtx/model.engine",
+                "sha256": HASH,
+                "bytes": 5,
+                "library": "tensorrt_rtx",
+                "library_version": "1.7.1",
+                "onnx_sha256": HASH,
+                "precision_asked": "fp16",
+                "precision_achieved": {"fp16": 48, "fp32": 2},
+                "paths": {"TokenMerge": {"plugin": 0, "function": 12}},
+                "profile": {"pixels": {"min": [1, 3, 224, 224], "opt": [4, 3, 224, 224], "max": [8, 3, 224, 224]}},
+                "seconds": 4.5,
+            }
+        ],
+        "verification": {"passed": True, "max_abs_error": 1e-6, "file": "verify.json"},
+        "targets": ["cpu", "rtx"],
+        "files": {
+            name: {"sha256": HASH, "bytes": 5}
+            for name in (
+                "encoder.onnx",
+                "encoder.data",
+                "decode.onnx",
+                "lowered/rtx.onnx",
+                "engines/rtx/model.engine",
+                "verify.json",
+            )
+        },
+        "digest": HASH,
+    }
+
+
+def record_objects(data: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object that stands for a record, walked by the schema rather than by the code under test."""
+
+    def walk(value: Any, schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if "anyOf" in schema:
+            schema = schema["anyOf"][0]
+        if "$ref" in schema:
+            schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+        if "properties" in schema:
+            yield value
+            for name, item in value.items():
+                yield from walk(item, schema["properties"].get(name, {}))
+        elif isinstance(value, list):
+            for item in value:
+                yield from walk(item, schema.get("items", {}))
+        elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
+            for item in value.values():
+                yield from walk(item, schema["additionalProperties"])
+
+    yield from walk(data, SCHEMA)
+
+
+def load(data: dict[str, Any]) -> Manifest:
+    return Manifest.from_text(json.dumps(data))
+
+
+def test_every_field_survives_a_round_trip() -> None:
+    parsed = load(full_json())
+    parsed.check()
+    assert json.loads(parsed.to_text()) == full_json()
+    assert Manifest.from_text(parsed.to_text()) == parsed
+
+
+def test_unknown_fields_survive_in_every_object_and_do_not_change_the_digest() -> None:
+    data = full_json()
+    objects = list(record_objects(data))
+    assert len(objects) == 24  # 18 records and 6 files
+    for index, item in enumerate(objects):
+        item["x-foreign"] = {"index": [index, None]}
+        item["extra"] = index
+    parsed = load(data)
+    assert json.loads(parsed.to_text()) == data
+    assert parsed.compute_digest() == load(full_json()).compute_digest()
+
+
+def test_the_digest_notices_every_known_value() -> None:
+    original = load(full_json()).compute_digest()
+
+    def leaves(value: Any) -> Iterator[tuple[Any, Any]]:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, dict | list):
+                yield from leaves(item)
+            else:
+                yield value, key
+
+    data = full_json()
+    del data["digest"], data["schema_version"]
+    for holder, key in leaves(data):
+        before = holder[key]
+        match before:
+            case bool():
+                holder[key] = not before
+            case int() | float():
+                holder[key] = before + 1
+            case _:
+                holder[key] = f"{before}x"
+        assert load({"schema_version": "1.0", **data}).compute_digest() != original, key
+        holder[key] = before
+    assert load({"schema_version": "1.0", **data}).compute_digest() == original
+
+
+def test_the_digest_is_the_documented_canonical_json() -> None:
+    data = full_json()
+    del data["digest"], data["schema_version"]
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert load(full_json()).compute_digest() == hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def test_the_schema_accepts_a_full_manifest_with_foreign_fields() -> None:
+    data = full_json()
+    for item in record_objects(data):
+        item["x-foreign"] = 1
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(data, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema_version",), "2.0"),
+        (("graphs",), []),
+        (("graphs", 0, "inputs", 0, "shape"), [1.5]),
+        (("files", "encoder.onnx", "sha256"), "short"),
+        (("links", 0, "from"), None),
+        (("verification", "passed"), "yes"),
+    ],
+)
+def test_the_schema_refuses_what_the_reader_refuses(path: tuple[Any, ...], value: Any) -> None:
+    data = full_json()
+    holder = data
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, SCHEMA)
+    if path[-1] != "sha256":  # the reader compares hashes with the files instead
+        with pytest.raises(BundleError):
+            load(data).check()
+
+
+def test_the_schema_and_the_records_have_the_same_fields() -> None:
+    classes = [item for item in vars(manifest).values() if isinstance(item, type)]
+    records = {cls.__name__: cls for cls in classes if issubclass(cls, Record)}
+    schemas = {**{name: item for name, item in SCHEMA["$defs"].items() if name != "Dim"}, "Manifest": SCHEMA}
+    assert set(schemas) == set(records) - {"Record"}
+    for name, schema in schemas.items():
+        fields = {f.metadata.get("json", f.name) for f in dataclasses.fields(records[name])} - {"extra"}
+        assert set(schema["properties"]) == fields, name
+        assert schema["additionalProperties"] is True
+        required = {
+            f.metadata.get("json", f.name)
+            for f in dataclasses.fields(records[name])
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        assert required <= set(schema["required"]), name
+
+
+def test_a_newer_minor_version_is_read_and_kept() -> None:
+    data = full_json() | {"schema_version": "1.7", "streams": [{"fps": 30}]}
+    parsed = load(data)
+    assert parsed.schema_version == "1.7"
+    assert json.loads(parsed.to_text()) == data
+
+
+def test_a_newer_major_version_is_refused_before_anything_else() -> None:
+    message = r"schema version 2\.0, and this trt-compress reads up to 1\.x; install a newer trt-compress"
+    with pytest.raises(BundleError, match=message):
+        load({"schema_version": "2.0", "graphs": "of another kind"})
+
+
+@pytest.mark.parametrize("version", [None, 1, "1", "one.two", "1.0.0"])
+def test_a_strange_version_is_refused(version: object) -> None:
+    with pytest.raises(BundleError, match="has no 'schema_version' such as"):
+        load(full_json() | {"schema_version": version})
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"schema_version": "1.0", "opset": NaN}', b"[" * 100_000])
+def test_what_is_not_json_is_refused(text: bytes) -> None:
+    with pytest.raises(BundleError, match="m.json is not valid JSON"):
+        Manifest.from_text(text, "m.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("batch"), r"manifest\.json has no field 'batch', which is required"),
+        (lambda data: data["links"][0].pop("from"), r"links\[0\] has no field 'from'"),
+        (lambda data: data.update(opset="20"), r'manifest\.json\.opset is "20"; it must be an integer'),
+        (lambda data: data.update(opset=True), r"opset is true; it must be an integer"),
+        (lambda data: data.update(graphs={}), r"graphs is \{\}; it must be a list"),
+        (
+            lambda data: data["graphs"][1]["inputs"][0].update(shape=[None]),
+            r"graphs\[1\]\.inputs\[0\]\.shape\[0\] is null",
+        ),
+        (lambda data: data.update(verification="ok"), r'verification is "ok"; it must be an object'),
+        (lambda data: data["files"].update(x=5), r"files\['x'\] is 5; it must be an object"),
+        (lambda data: data.update(baseline_flops="many"), r'baseline_flops is "many"; it must be a number'),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    data = full_json()
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        load(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(graphs=[]), "'graphs' is empty"),
+        (lambda d: d["graphs"][1].update(name="encoder"), "two graphs are named 'encoder'"),
+        (lambda d: d["graphs"][1].update(name="a.b"), r"the graph name 'a\.b' has a dot"),
+        (lambda d: d["files"].pop("encoder.data"), r"'encoder' needs the file 'encoder\.data', which is not listed"),
+        (lambda d: d["files"].pop("verify.json"), r"verification needs the file 'verify\.json'"),
+        (lambda d: d["files"].pop("engines/rtx/model.engine"), "engine for 'rtx' needs the file"),
+        (lambda d: d["states"][0].update(initial={"file": "s.npy"}), r"state 'decode\.past' needs the file 's\.npy'"),
+        (lambda d: d["links"][0].update({"from": "encoder.x"}), r"'encoder\.x' is linked to .* no output of a graph"),
+        (lambda d: d["links"][0].update(to="decode.x"), r"linked to 'decode\.x', which is no input of a graph"),
+        (lambda d: d["graphs"].reverse(), r"'encoder\.features' is linked to 'decode\.features', which runs no later"),
+        (lambda d: d["links"].append(d["links"][0]), r"input 'decode\.features' is fed 2 times"),
+        (lambda d: d["states"][0].update(output="x"), r"'decode\.x' is linked to 'decode\.past' but is no output"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    data = full_json()
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        load(data).check()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a\\b", "C:/x", "", ".", "a//b", "./a", "a/"])
+def test_a_file_path_that_escapes_is_refused(name: str) -> None:
+    data = full_json()
+    data["files"][name] = {"sha256": HASH, "bytes": 1}
+    with pytest.raises(BundleError, match="file path '.*' (leads out of|is not a relative|cannot be the name)"):
+        load(data).check()
+
+
+def test_a_graph_is_found_by_name() -> None:
+    assert load(full_json()).graph("decode").file == "decode.onnx"
+    with pytest.raises(BundleError, match="has no graph 'prefill'; it has 'encoder', 'decode'"):
+        load(full_json()).graph("prefill")
