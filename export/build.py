@@ -1,0 +1,329 @@
+"""ONNX → engine, for TensorRT and TensorRT-RTX alike, with proof of the precision and of each operator's path."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import onnx
+
+import trt_compress
+from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
+from trt_compress.export.lower import lower_for_target
+from trt_compress.export.targets import TARGETS, Target
+from trt_compress.plugins.spec import DOMAIN
+
+_EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
+_PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+_PRECISION_OF_DTYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
+_COMPUTE_LAYERS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_OUTPUT"})
+_PLUGIN_LAYERS = frozenset({"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"})
+_PROTOBUF_LIMIT = 2**31 - 1
+_LOG_LINES_KEPT = 40
+
+
+class _Layer(TypedDict):
+    name: str
+    type: str
+    metadata: str
+    output_dtypes: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRange:
+    """Smallest, most frequent and largest batch an engine serves."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ConfigError(f"batch={self} is not a range; it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX.")
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> "BatchRange":
+        """Read `4` or `1:4:8`.
+
+        Raises:
+            ConfigError: It is neither one number nor three in ascending order.
+        """
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+            raise ConfigError(f"batch={text!r} is not a range; it must be one number or MIN:OPT:MAX, such as 1:4:8.")
+        low, mid, high = map(int, parts * 3 if len(parts) == 1 else parts)
+        return cls(min=low, opt=mid, max=high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRecord:
+    """What is known about a built engine, under the names that the manifest uses.
+
+    Attributes:
+        target: Name of the target.
+        library: Python module of the builder.
+        library_version: Its version.
+        sha256: Hash of the engine.
+        lowered_onnx_sha256: Hash of the lowered file that the builder read.
+        precision_asked: As given.
+        precision_achieved: Compute layers by precision, those of the model itself and those inside operators (which may
+            stay fp32 by contract), and the evidence: "network" is the parsed, strongly typed network.
+        paths: For each operator, how many nodes became a plugin and how many a function.
+        profile: For each input with a dynamic batch, its smallest, best and largest shape.
+        seconds: Time of parsing and building.
+    """
+
+    target: str
+    library: str
+    library_version: str
+    sha256: str
+    lowered_onnx_sha256: str
+    precision_asked: str
+    precision_achieved: dict[str, Any]
+    paths: dict[str, dict[str, int]]
+    profile: dict[str, dict[str, list[int]]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """A serialized engine and its record."""
+
+    data: bytes
+    record: BuildRecord
+
+
+def build_engine(
+    model: onnx.ModelProto,
+    target: Target,
+    *,
+    batch: BatchRange,
+    precision: str,
+    plugin_library: Path | None = None,
+) -> BuiltEngine:
+    """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
+
+    Args:
+        model: The exported graph with its weights, operators as single nodes.
+        target: A target with an engine.
+        batch: Range of the batch axis, axis 0 of every input.
+        precision: What the compute layers must be in: fp32, fp16 or bf16. It is in the graph already; this checks it.
+        plugin_library: Compiled operators for plain TensorRT.
+
+    Raises:
+        ConfigError: The target has no engine, or the batch or the precision does not fit the graph or the target.
+        UnsupportedError: The library is missing or of another version, or needs a GPU that is not there.
+        BuildError: The builder refused the graph, crashed or was killed.
+        GateError: The network computes in another precision, or ran a function where a plugin was asked for.
+    """
+    check_request(target, precision, plugin_library)
+    operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    lowered = lower_for_target(model, target)
+    profile = _profile(lowered, batch)
+    request = {
+        "target": target.name,
+        "profile": profile,
+        "plugin_library": str(plugin_library.absolute()) if plugin_library else None,
+    }
+    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
+        folder = Path(name)
+        _save(lowered, folder / "model.onnx")
+        reply = _run_worker(folder, request, target)
+        data, lowered_onnx_sha256 = (folder / "engine").read_bytes(), sha256_of(folder / "model.onnx")
+
+    own, inside = _split(reply["layers"], operators)
+    as_plugin = {_operator_of(layer, operators) for layer in inside if layer["type"] in _PLUGIN_LAYERS}
+    _check_precision(own, precision)
+    _check_plugins(operators.keys() - as_plugin, plugin_library)
+    record = BuildRecord(
+        target=target.name,
+        library=target.backend,
+        library_version=reply["version"],
+        sha256=hashlib.sha256(data).hexdigest(),
+        lowered_onnx_sha256=lowered_onnx_sha256,
+        precision_asked=precision,
+        precision_achieved={"evidence": "network", "model": _precisions(own), "operators": _precisions(inside)},
+        paths=_paths(operators, as_plugin),
+        profile=profile,
+        seconds=reply["seconds"],
+    )
+    return BuiltEngine(data=data, record=record)
+
+
+def check_request(target: Target, precision: str, plugin_library: Path | None = None) -> None:
+    """Refuse what cannot be built here before any work is done; `build_engine` says what is raised."""
+    if not target.is_tensorrt:
+        engines = ", ".join(name for name, other in TARGETS.items() if other.is_tensorrt)
+        raise ConfigError(f"target '{target.name}' runs the ONNX file itself and has no engine; built are {engines}.")
+    allowed = [known for known in _PRECISION_OF_DTYPE.values() if known in target.precisions]
+    if precision not in allowed:
+        raise ConfigError(f"precision={precision!r} cannot be built for '{target.name}'; use {', '.join(allowed)}.")
+    if plugin_library and target.plugin_wins == "never":
+        raise UnsupportedError(
+            f"{_PRODUCTS[target.backend]} takes no plugins, and a registered one ends its process; leave out "
+            f"plugin_library={str(plugin_library)!r}, the operators run as standard operators there."
+        )
+    if importlib.util.find_spec(target.backend) is None:
+        raise UnsupportedError(
+            f"target '{target.name}' needs the Python module '{target.backend}', which is not installed.",
+            hint=f"pip install 'trt-compress[{_EXTRAS[target.backend]}]'",
+        )
+
+
+def _profile(model: onnx.ModelProto, batch: BatchRange) -> dict[str, dict[str, list[int]]]:
+    """Smallest, best and largest shape of each input that has a dynamic batch axis."""
+    weights = {weight.name for weight in model.graph.initializer}
+    shapes = {}
+    for value in model.graph.input:
+        dims = list(value.type.tensor_type.shape.dim)
+        if value.name in weights or not dims:
+            continue
+        for axis, dim in enumerate(dims[1:], start=1):
+            if not dim.HasField("dim_value"):
+                raise ConfigError(
+                    f"input '{value.name}' is dynamic on axis {axis} ({dim.dim_param or 'unnamed'}); only axis 0, the "
+                    "batch, may be. Export that axis with a fixed size."
+                )
+        if not dims[0].HasField("dim_value"):
+            rest = [dim.dim_value for dim in dims[1:]]
+            shapes[value.name] = {end: [getattr(batch, end), *rest] for end in ("min", "opt", "max")}
+        elif (dims[0].dim_value,) * 3 != (batch.min, batch.opt, batch.max):
+            raise ConfigError(
+                f"input '{value.name}' has a fixed batch of {dims[0].dim_value}, and batch={batch} was given; give "
+                f"batch={dims[0].dim_value}, or export with a dynamic batch."
+            )
+    return shapes
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    if model.ByteSize() > _PROTOBUF_LIMIT:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        onnx.save_model(copy, path, save_as_external_data=True, location="weights.bin")
+    else:
+        path.write_bytes(model.SerializeToString())
+
+
+def _worker_command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "trt_compress.export.engine_worker", str(folder)]
+
+
+def _run_worker(folder: Path, request: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    (folder / "request.json").write_text(json.dumps(request))
+    package_root = str(Path(trt_compress.__file__).parents[1])
+    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        _worker_command(folder),
+        env={**os.environ, "PYTHONPATH": search_path},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    log = tuple(done.stderr.splitlines()[-_LOG_LINES_KEPT:])
+    product = _PRODUCTS[target.backend]
+    if done.returncode < 0:
+        raise BuildError(_killed(product, -done.returncode), log=log)
+    reply_file = folder / "reply.json"
+    if done.returncode > 0 or not reply_file.exists():
+        last = log[-1] if log else "it said nothing"
+        raise BuildError(f"the {product} builder ended with exit code {done.returncode} and no result: {last}", log=log)
+    reply: dict[str, Any] = json.loads(reply_file.read_text())
+    if reply["stage"] != "done":
+        raise _refusal(reply, target, log)
+    return reply
+
+
+def _killed(product: str, number: int) -> str:
+    usual = "memory: lower the largest batch, or build on a machine with more memory"
+    if number != signal.SIGKILL:
+        usual = "a crash inside the library: run preflight, and report the graph to its maker"
+    return f"the {product} builder was killed (signal {number}, {signal.strsignal(number)}), usually {usual}."
+
+
+def _refusal(reply: Mapping[str, Any], target: Target, log: tuple[str, ...]) -> UnsupportedError | BuildError:
+    product, message = _PRODUCTS[target.backend], reply["message"]
+    version = reply.get("version", "")
+    match reply["stage"]:
+        case "import":
+            return UnsupportedError(f"the Python module '{target.backend}' is installed but does not load: {message}")
+        case "version":
+            oldest, first_not = target.tensorrt_version or ("", "")
+            return UnsupportedError(
+                f"{product} {version} is installed, and target '{target.name}' needs at least {oldest} and below "
+                f"{first_not}; install that version or choose another target."
+            )
+        case "device":
+            return UnsupportedError(
+                f"{product} {version} cannot build without an NVIDIA GPU and its driver ({message}); build on the "
+                "device, or build for 'rtx', which needs no GPU."
+            )
+        case "parse":
+            return BuildError(f"{product} {version} cannot read the graph: {message}", log=log)
+        case _:
+            return BuildError(f"{product} {version} cannot build the engine: {message}", log=log)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _operator_of(layer: _Layer, operators: Iterable[str]) -> str | None:
+    """The operator node a layer came from: its name is a whole path inside the layer's name or metadata."""
+    origin = f"/{layer['name']}/ {layer['metadata']}/".replace("[ONNX Layer: ", "/").replace("]", "/")
+    return next((name for name in operators if f"/{name}/" in origin), None)
+
+
+def _split(layers: Iterable[_Layer], operators: Iterable[str]) -> tuple[list[_Layer], list[_Layer]]:
+    """The layers of the model itself, and those inside operators."""
+    parts: tuple[list[_Layer], list[_Layer]] = ([], [])
+    for layer in layers:
+        parts[_operator_of(layer, operators) is not None].append(layer)
+    return parts
+
+
+def _paths(operators: Mapping[str, str], as_plugin: Container[str | None]) -> dict[str, dict[str, int]]:
+    paths = {op_type: {"plugin": 0, "function": 0} for op_type in operators.values()}
+    for name, op_type in operators.items():
+        paths[op_type]["plugin" if name in as_plugin else "function"] += 1
+    return paths
+
+
+def _precisions(layers: Iterable[_Layer]) -> dict[str, int]:
+    dtypes = (layer["output_dtypes"][0] for layer in layers if layer["type"] in _COMPUTE_LAYERS)
+    return dict(Counter(_PRECISION_OF_DTYPE.get(dtype, dtype.lower()) for dtype in dtypes))
+
+
+def _check_precision(layers: Iterable[_Layer], precision: str) -> None:
+    wrong = [layer for layer in layers if _precisions([layer]).keys() - {precision}]
+    if wrong:
+        found = " and ".join(f"{count} in {name}" for name, count in _precisions(wrong).items())
+        raise GateError(
+            f"precision={precision} was asked for, and the network has compute layers {found} (first: "
+            f"'{wrong[0]['name']}'); precision is in the graph, so export with that precision."
+        )
+
+
+def _check_plugins(as_function: Iterable[str], plugin_library: Path | None) -> None:
+    missed = sorted(as_function)
+    if plugin_library and missed:
+        raise GateError(
+            f"plugin_library={str(plugin_library)!r} was given, and {len(missed)} operators ran as functions (first: "
+            f"'{missed[0]}'); the library does not register them."
+        )

@@ -1,0 +1,80 @@
+"""The child process of `build_engine`: reads model.onnx and request.json in a folder, writes engine and reply.json.
+
+It imports neither onnx nor torch, so that memory is left for the builder. What the library logs goes to stderr, where
+it is safe if the library takes this process down.
+"""
+
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from trt_compress.export.targets import get_target
+
+
+def main(folder: Path) -> None:
+    """Answer the request in this folder."""
+    request = json.loads((folder / "request.json").read_text())
+    (folder / "reply.json").write_text(json.dumps(_answer(folder, request)))
+
+
+def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    target = get_target(request["target"])
+    try:
+        trt: Any = importlib.import_module(target.backend)
+    except (ImportError, OSError) as error:
+        return {"stage": "import", "message": str(error)}
+    version: str = trt.__version__
+    if not target.takes_version(version):
+        return {"stage": "version", "version": version, "message": ""}
+    started = time.perf_counter()
+    logger = trt.Logger(trt.Logger.WARNING)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:
+        return {"stage": "device", "version": version, "message": str(error)}
+    if request["plugin_library"]:
+        builder.get_plugin_registry().load_library(request["plugin_library"])
+
+    network = builder.create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(folder / "model.onnx")):
+        return {"stage": "parse", "version": version, "message": "; ".join(_parser_errors(parser))}
+    config = builder.create_builder_config()
+    _add_profile(builder, config, request["profile"])
+    layers = [_layer(network.get_layer(index)) for index in range(network.num_layers)]
+    engine = builder.build_serialized_network(network, config)
+    if engine is None or engine.nbytes == 0:
+        return {"stage": "build", "version": version, "message": "the builder returned nothing; its log says why"}
+    (folder / "engine").write_bytes(engine)
+    return {"stage": "done", "version": version, "seconds": time.perf_counter() - started, "layers": layers}
+
+
+def _strongly_typed(trt: Any) -> int:
+    """Flag that takes precision from the graph; a version without the flag knows no other mode."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parser_errors(parser: Any) -> list[str]:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
+
+
+def _add_profile(builder: Any, config: Any, shapes: dict[str, dict[str, list[int]]]) -> None:
+    if shapes:
+        profile = builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape["min"], shape["opt"], shape["max"])
+        config.add_optimization_profile(profile)
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    dtypes = [layer.get_output_type(index).name for index in range(layer.num_outputs)]
+    return {"name": layer.name, "type": layer.type.name, "metadata": layer.metadata, "output_dtypes": dtypes}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""What is known about an ONNX graph before it runs: constants, static shapes, types, who makes and reads a tensor."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from trt_compress.errors import ConfigError
+
+Array = npt.NDArray[Any]
+
+_SMALL = 4096  # elements: no count, axis or scale is larger, and folding stays instant
+_FOLDABLE = frozenset(
+    {
+        *("Constant", "Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Concat", "Gather", "Slice"),
+        *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Floor", "Ceil", "ConstantOfShape", "Shape"),
+    }
+)
+
+
+def load_structure(path: Path) -> ModelProto:
+    """Load an ONNX file; weights in external files stay there.
+
+    Raises:
+        ConfigError: There is no such file, or it is not ONNX.
+    """
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise ConfigError(f"model {str(path)!r} cannot be read: {error.strerror}; give an ONNX file.") from None
+    except DecodeError:
+        model = ModelProto()
+    if not model.ir_version or not model.graph.output:
+        raise ConfigError(f"model {str(path)!r} is not an ONNX file, or is cut off; export it again.")
+    return model
+
+
+def without_weights(model: ModelProto) -> ModelProto:
+    """A copy in which large tensors keep name, type and shape but no data, so that it is small for any model."""
+    graph = model.graph
+    return ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        functions=model.functions,
+        graph=GraphProto(
+            name=graph.name,
+            node=graph.node,
+            input=graph.input,
+            output=graph.output,
+            value_info=graph.value_info,
+            initializer=[_light(tensor) for tensor in graph.initializer],
+        ),
+    )
+
+
+def _light(tensor: TensorProto) -> TensorProto:
+    if np.prod(tensor.dims) <= _SMALL:
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """The value of an attribute, or `default` where the node has none of that name."""
+    return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+class GraphView:
+    """A model for looking at. Nodes of subgraphs count as nodes; bodies of local functions do not."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = onnx.shape_inference.infer_shapes(model)
+        self.graphs = tuple(_graphs(self.model.graph))
+        self.nodes = tuple(node for graph in self.graphs for node in graph.node)
+        self.weights = {tensor.name: tensor for graph in self.graphs for tensor in graph.initializer}
+        self.inputs = {value.name for value in self.model.graph.input} - self.weights.keys()
+        self.outputs = {value.name for value in self.model.graph.output}
+        self.producer = {name: node for node in self.nodes for name in node.output if name}
+        self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in filter(None, node.input):
+                self.consumers[name].append(node)
+        self._types = {
+            value.name: value.type.tensor_type
+            for graph in self.graphs
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+        self._dtypes: dict[str, int] = {
+            **{name: tensor.data_type for name, tensor in self.weights.items()},
+            **{name: kind.elem_type for name, kind in self._types.items() if kind.elem_type},
+        }
+        self._values: dict[str, Array | None] = {}
+
+    def dtypes(self) -> dict[str, int]:
+        """Every tensor whose type is known, with its TensorProto data type."""
+        return dict(self._dtypes)
+
+    def dtype(self, name: str) -> int:
+        """TensorProto data type of a tensor, 0 if unknown."""
+        return self._dtypes.get(name, 0)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """Sizes of a tensor, None for a size (or for all of it) that is not known before run time."""
+        if name in self.weights:
+            return tuple(self.weights[name].dims)
+        if name not in self._types or not self._types[name].HasField("shape"):
+            return None
+        dims = self._types[name].shape.dim
+        return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+
+    def value(self, name: str) -> Array | None:
+        """Value of a small tensor that is the same in every run, static sizes counting as constants."""
+        if name not in self._values:
+            self._values[name] = self._fold(name)
+        return self._values[name]
+
+    def _fold(self, name: str) -> Array | None:
+        if name in self.weights:
+            weight = self.weights[name]
+            has_data = weight.data_location != TensorProto.EXTERNAL and np.prod(weight.dims) <= _SMALL
+            return numpy_helper.to_array(weight) if has_data else None
+        node = self.producer.get(name)
+        if node is None or node.op_type not in _FOLDABLE:
+            return None
+        if node.op_type == "Shape":
+            return self._static_shape(node)
+        feeds = {source: self.value(source) for source in node.input if source}
+        if any(value is None or value.size > _SMALL for value in feeds.values()):
+            return None
+        try:
+            return np.asarray(next(iter(ReferenceEvaluator(node).run(None, feeds))))
+        except (IndexError, TypeError, ValueError, ZeroDivisionError):
+            return None  # an ill-formed graph has no value here; whoever reads it will say so
+
+    def _static_shape(self, node: NodeProto) -> Array | None:
+        sizes = self.shape(node.input[0])
+        if sizes is None:
+            return None
+        part = sizes[attribute(node, "start", 0) : attribute(node, "end", len(sizes))]
+        return None if None in part else np.array(part, dtype=np.int64)
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for item in node.attribute:
+            if item.type == AttributeProto.GRAPH:
+                yield from _graphs(item.g)

@@ -1,0 +1,87 @@
+"""Operators as a target needs them: with function bodies, without them, or inlined."""
+
+from collections import Counter
+
+import onnx
+import onnx.inliner
+
+from trt_compress.export.targets import Target
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import DOMAIN
+
+
+def operator_nodes(model: onnx.ModelProto) -> Counter[str]:
+    """How many nodes of each operator the main graph has, by op type."""
+    return Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of the standard operators that the model imports."""
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+
+
+def strip_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without the function bodies of operators: a plugin or custom op must be there to run it."""
+    stripped = _copy(model)
+    kept = [function for function in stripped.functions if function.domain != DOMAIN]
+    del stripped.functions[:]
+    stripped.functions.extend(kept)
+    return stripped
+
+
+def add_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with a function body for every operator it uses: a standard runtime can run it."""
+    lowered = strip_bodies(model)
+    used = operator_nodes(lowered)
+    lowered.functions.extend(operators()[op_type].function_proto(opset_of(lowered)) for op_type in sorted(used))
+    if used and not any(entry.domain == DOMAIN for entry in lowered.opset_import):
+        lowered.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return lowered
+
+
+def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of standard operators only; what came from an operator node is called `<its name>/<name in the body>`."""
+    lowered = strip_bodies(model)
+    bodies = {op_type: operators()[op_type].function_proto(opset_of(lowered)) for op_type in operator_nodes(lowered)}
+    nodes: list[onnx.NodeProto] = []
+    for node in lowered.graph.node:
+        nodes.extend(_body_nodes(node, bodies[node.op_type]) if node.domain == DOMAIN else [node])
+    del lowered.graph.node[:]
+    lowered.graph.node.extend(nodes)
+    imports = [entry for entry in lowered.opset_import if entry.domain != DOMAIN]
+    del lowered.opset_import[:]
+    lowered.opset_import.extend(imports)
+    inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(lowered)
+    return inlined
+
+
+def _body_nodes(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.NodeProto]:
+    """The body's nodes in place of `call`: its values for the arguments, its attributes for the references."""
+    values = dict(zip([*body.input, *body.output], [*call.input, *call.output], strict=False))
+    given = {attribute.name: attribute for attribute in call.attribute}
+    nodes = []
+    for inner in body.node:
+        node = onnx.NodeProto()
+        node.CopyFrom(inner)
+        node.name = f"{call.name}/{inner.output[0]}"
+        node.input[:] = [values.get(name) or f"{call.name}/{name}" if name else "" for name in inner.input]
+        node.output[:] = [values.get(name) or f"{call.name}/{name}" for name in inner.output]
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                name = attribute.name
+                attribute.CopyFrom(given[attribute.ref_attr_name])
+                attribute.name = name
+        nodes.append(node)
+    return nodes
+
+
+def lower_for_target(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
+    """A copy of `model` in the form that `target` needs; see `Target.lowering`."""
+    forms = {"function": add_bodies, "plugin": strip_bodies, "inline": inline_bodies}
+    return forms[target.lowering](model)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return copied

@@ -1,0 +1,339 @@
+"""Does a target take this graph? Rules from what the parsers and builders were seen to refuse, before a build is tried.
+
+A test builds a refused and an accepted graph for every rule with the real TensorRT-RTX, so that no rule can drift from
+the truth. On another TensorRT a rule is an error where `Target.limits` knows it from documentation, else a warning.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
+from trt_compress.export.lower import lower_for_target
+from trt_compress.export.targets import Target
+from trt_compress.plugins.spec import DOMAIN
+
+_STANDARD = ("", "ai.onnx")
+_ONNXRUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a target refuses (`error`) or does differently from what the graph says (`warning`)."""
+
+    severity: Literal["error", "warning"]
+    rule: str
+    node: str
+    message: str
+    fix: str
+
+
+def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False) -> tuple[Finding, ...]:
+    """Hold a graph against the rules of a target.
+
+    Args:
+        model: The model or its file; weights are not looked at.
+        target: Where it shall run.
+        lowered: Whether the model already has the form in which the target reads it.
+
+    Returns:
+        What was found, in the order of the graph.
+
+    Raises:
+        ConfigError: The file cannot be read or is not ONNX.
+    """
+    given = without_weights(load_structure(model) if isinstance(model, Path) else model)
+    view = GraphView(given if lowered else lower_for_target(given, target))
+    return (*_model_findings(view, target), *_operator_findings(view, target), *_node_findings(view, target))
+
+
+def _finding(rule: str, target: Target | None, node: str, message: str, fix: str) -> Finding:
+    """A finding whose severity is the target's knowledge of the rule; an error where no target is given."""
+    severity: Literal["error", "warning"] = "error" if target is None or rule in target.limits else "warning"
+    return Finding(severity=severity, rule=rule, node=node, message=message, fix=fix)
+
+
+def _name(node: NodeProto | None) -> str:
+    return "" if node is None else node.name or next(filter(None, node.output), node.op_type)
+
+
+# ---- the model as a whole -------------------------------------------------------------------------------------------
+
+
+def _model_findings(view: GraphView, target: Target) -> Iterator[Finding]:
+    opset = max((item.version for item in view.model.opset_import if item.domain in _STANDARD), default=0)
+    if opset > target.max_opset:
+        message = f"opset {opset} is newer than {target.max_opset}, the newest that '{target.name}' is known to read"
+        yield _finding("opset", target, "", message, f"export with opset {target.max_opset} or older")
+    yield from _duplicates(view)
+    yield from _precisions(view, target)
+    if target.is_tensorrt:
+        yield from _types(view, target)
+        yield from _functions(view, target)
+
+
+def _duplicates(view: GraphView) -> Iterator[Finding]:
+    for graph in view.graphs:
+        seen = {tensor.name for tensor in graph.initializer}
+        for node in graph.node:
+            for output in filter(None, node.output):
+                if output in seen:
+                    message = f"tensor '{output}' is made twice"
+                    yield _finding("duplicate-tensor", None, _name(node), message, "give every tensor its own name")
+                seen.add(output)
+
+
+_PRECISIONS: Mapping[int, str] = {
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.FLOAT4E2M1: "fp4",
+    TensorProto.INT4: "int4",
+}
+
+
+def _precisions(view: GraphView, target: Target) -> Iterator[Finding]:
+    first_of = {_PRECISIONS[dtype]: name for name, dtype in reversed(view.dtypes().items()) if dtype in _PRECISIONS}
+    for precision, tensor in first_of.items():
+        if precision not in target.precisions:
+            message = f"tensor '{tensor}' is {precision}, which '{target.name}' does not compute in"
+            fix = f"export in one of {', '.join(target.precisions)}"
+            yield _finding("precision", None, _name(view.producer.get(tensor)), message, fix)
+
+
+_NO_TYPE = {
+    getattr(TensorProto, name)
+    for name in ("INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128", "FLOAT8E5M2")
+}
+_UINT8_READERS = {"Cast", "CastLike", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"}
+
+
+def _types(view: GraphView, target: Target) -> Iterator[Finding]:
+    for tensor, dtype in view.dtypes().items():
+        maker = view.producer.get(tensor)
+        if dtype == TensorProto.DOUBLE:
+            message = f"tensor '{tensor}' is float64 and is computed in float32 there"
+            yield _finding("float64", target, _name(maker), message, "export in float32")
+        elif problem := _type_problem(view, tensor, dtype):
+            fix = "use int32, int64, int8 or a float type inside the graph; uint8 is for inputs and outputs"
+            yield _finding("tensor-type", target, _name(maker), f"tensor '{tensor}' {problem}", fix)
+
+
+def _type_problem(view: GraphView, tensor: str, dtype: int) -> str | None:
+    maker = view.producer[tensor].op_type if tensor in view.producer else None
+    if dtype in _NO_TYPE:
+        return f"is {TensorProto.DataType.Name(dtype).lower()}, which TensorRT does not have"
+    if dtype == TensorProto.FLOAT8E4M3FN and maker in ("Cast", "CastLike"):
+        return f"becomes fp8 by {maker}; only QuantizeLinear makes fp8"
+    if dtype == TensorProto.UINT8:
+        readers = {node.op_type for node in view.consumers[tensor]} - _UINT8_READERS
+        if readers:
+            return f"is uint8 and read by {', '.join(sorted(readers))}; Cast it first"
+        if maker not in (None, "QuantizeLinear") and tensor not in view.outputs:
+            return "is uint8 inside the graph"
+    return None
+
+
+def _functions(view: GraphView, target: Target) -> Iterator[Finding]:
+    for function in view.model.functions:
+        if target.plugin_wins == "without_body" and function.domain == DOMAIN:
+            message = f"the body of '{function.name}' is in the file, and '{target.name}' prefers it to the plugin"
+            yield _finding("function-hides-plugin", None, function.name, message, "lower the model for this target")
+        if onnx.defs.has(function.name):
+            message = f"function '{function.name}' of domain '{function.domain}' has the name of a standard operator, "
+            message += "which TensorRT takes instead, whatever the domain"
+            yield _finding("function-name", None, function.name, message, "give the function a name of its own")
+
+
+# ---- operators without a kernel, and plugins ------------------------------------------------------------------------
+
+_INSTEAD = {
+    **dict.fromkeys(
+        ("NonZero", "Compress", "Unique"), "keep a constant count with TopK, or a padded output and a mask"
+    ),
+    **dict.fromkeys(("BitShift", "BitwiseAnd", "BitwiseOr"), "unpack with Div, Floor and Mod, pack with Mul and Add"),
+    **dict.fromkeys(("MatMulInteger", "DynamicQuantizeLinear"), "put QuantizeLinear, DequantizeLinear around MatMul"),
+    "DFT": "use STFT, or MatMul with a constant basis",
+}
+
+
+def _operator_findings(view: GraphView, target: Target) -> Iterator[Finding]:
+    functions = {(function.domain, function.name) for function in view.model.functions}
+    for node in view.nodes:
+        if node.domain in _STANDARD:
+            yield from _standard(node, target)
+        elif node.domain == DOMAIN and target.is_tensorrt:
+            yield from _plugin(node, target)
+        elif (node.domain, node.op_type) not in functions:
+            yield from _foreign(node, target)
+
+
+def _standard(node: NodeProto, target: Target) -> Iterator[Finding]:
+    fix = _INSTEAD.get(node.op_type, "replace it by operators that the target takes")
+    if node.op_type in target.refused_ops:
+        message = f"{node.op_type} is not implemented on '{target.name}'"
+        yield _finding("refused-operator", None, _name(node), message, fix)
+    elif not onnx.defs.has(node.op_type):
+        message = f"{node.op_type} is no operator of the ONNX standard"
+        yield _finding("unknown-operator", None, _name(node), message, fix)
+
+
+def _plugin(node: NodeProto, target: Target) -> Iterator[Finding]:
+    if target.plugin_wins == "never":
+        message = f"{node.op_type} is left as a node, and '{target.name}' takes no plugins (one ends its process)"
+        yield _finding("plugin-not-taken", None, _name(node), message, "inline the function bodies")
+        return
+    missing = [name for name in ("plugin_version", "plugin_namespace") if attribute(node, name) is None]
+    if missing:
+        message = f"{node.op_type} lacks {' and '.join(missing)}, so the parser does not look for its plugin"
+        yield _finding("plugin-attributes", None, _name(node), message, "lower the model for this target")
+
+
+def _foreign(node: NodeProto, target: Target) -> Iterator[Finding]:
+    kind = f"{node.domain}::{node.op_type}"
+    if target.is_tensorrt and onnx.defs.has(node.op_type) and node.op_type not in target.refused_ops:
+        message = f"{kind} is read as the standard {node.op_type}, since the parser ignores the domain"
+        yield _finding("foreign-domain", target, _name(node), message, "use the standard operator")
+    elif target.is_tensorrt or node.domain not in _ONNXRUNTIME_DOMAINS:
+        message = f"{kind} has neither a function body in the file nor a kernel on '{target.name}'"
+        yield _finding("unknown-operator", None, _name(node), message, "add the body, or use standard operators")
+
+
+# ---- standard operators with conditions (TensorRT family) -----------------------------------------------------------
+
+Check = Callable[[GraphView, NodeProto, Target], str | None]
+
+
+def _node_findings(view: GraphView, target: Target) -> Iterator[Finding]:
+    if not target.is_tensorrt:
+        return
+    for node in view.nodes:
+        for rule, (operators, check, fix) in _NODE_RULES.items():
+            if node.domain in _STANDARD and node.op_type in operators and (message := check(view, node, target)):
+                yield _finding(rule, target, _name(node), message, fix)
+
+
+def _input(node: NodeProto, index: int) -> str:
+    return node.input[index] if index < len(node.input) else ""
+
+
+def _topk_k(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    value, sizes = view.value(_input(node, 1)), view.shape(node.input[0])
+    if value is None:
+        return None
+    k, length = int(value.flat[0]), sizes[attribute(node, "axis", -1)] if sizes else None
+    if target.topk_max_k is not None and k > target.topk_max_k:
+        return f"TopK with K = {k} exceeds {target.topk_max_k} (a sort is a TopK over all tokens)"
+    return f"TopK with K = {k} of {length} elements" if length is not None and k > length else None
+
+
+def _reduction(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    reduction = attribute(node, "reduction", b"none").decode()
+    return f"{node.op_type} with reduction={reduction!r}" if reduction != "none" else None
+
+
+def _zero_point(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    name = _input(node, 2)
+    value = view.value(name)
+    if value is not None:
+        return f"{node.op_type} has a zero point other than 0" if np.any(value.astype(np.int32)) else None
+    return f"{node.op_type} has a zero point computed at run time" if name and name not in view.weights else None
+
+
+def _scale_axis(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    scales, sizes = view.shape(node.input[1]), view.shape(node.input[0])
+    axis = attribute(node, "axis", 1)
+    if scales is None or len(scales) != 1 or sizes is None or axis >= len(sizes) or sizes[axis] is not None:
+        return None
+    return f"{node.op_type} has one scale for each element of axis {axis}, whose size is dynamic"
+
+
+def _attention_fp32(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    return "Attention in float32" if view.dtype(node.input[0]) == TensorProto.FLOAT else None
+
+
+def _attention_shared(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    query, key = (_origin(view, name) for name in node.input[:2])
+    return "Attention whose query and key are one tensor crashes the builder" if query == key else None
+
+
+def _origin(view: GraphView, name: str) -> str:
+    while name in view.producer and view.producer[name].op_type == "Identity":
+        name = view.producer[name].input[0]
+    return name
+
+
+def _operand_type(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    dtype = view.dtype(node.input[0])
+    refused = {TensorProto.BOOL} if node.op_type.startswith("Reduce") else _INTEGERS
+    return f"{node.op_type} over {TensorProto.DataType.Name(dtype).lower()}" if dtype in refused else None
+
+
+_INTEGERS = {TensorProto.INT8, TensorProto.INT32, TensorProto.INT64}
+
+
+def _constant_input(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    name = _input(node, 1)
+    if not name or name in view.weights:
+        return None
+    if node.op_type.startswith("Reduce"):  # even arithmetic on constants is refused here
+        literal = name in view.producer and view.producer[name].op_type == "Constant"
+        return None if literal else f"{node.op_type} takes '{name}', which is neither a weight nor a Constant"
+    return f"{node.op_type} takes '{name}', which is computed at run time" if view.value(name) is None else None
+
+
+def _static_shape(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    sizes = view.shape(node.input[0])
+    needed = sizes if sizes is None or node.op_type == "EyeLike" else (sizes[attribute(node, "axis", -1)],)
+    return f"{node.op_type} over a dynamic size" if needed is None or None in needed else None
+
+
+def _extra_output(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    count = len([name for name in node.output if name])
+    return f"{node.op_type} with {count} outputs; only the first is there" if count > 1 else None
+
+
+def _attribute_value(view: GraphView, node: NodeProto, target: Target) -> str | None:
+    name = _ATTRIBUTE_RULES[node.op_type]
+    value = attribute(node, name, [])
+    plain = 1 if name == "dilations" else 0
+    return f"{node.op_type} with {name}={value}" if np.any(np.asarray(value) != plain) else None
+
+
+_ATTRIBUTE_RULES = {
+    "Resize": "antialias",
+    "Attention": "softcap",
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), "dilations"),
+}
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_REDUCTIONS = tuple(
+    f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
+
+_NODE_RULES: Mapping[str, tuple[tuple[str, ...], Check, str]] = {
+    "topk-k": (("TopK",), _topk_k, "keep fewer tokens, or rank by counting comparisons as TokenMerge does"),
+    "scatter-elements-reduction": (
+        ("ScatterElements",),
+        _reduction,
+        "merge with a one-hot product (MatMul) or a gather",
+    ),
+    "scatter-nd-reduction": (("ScatterND",), _reduction, "merge with a one-hot product (MatMul) or a gather"),
+    "zero-point": (_QUANTIZERS, _zero_point, "quantize symmetrically, with a constant zero point of 0"),
+    "dynamic-scale-axis": (_QUANTIZERS, _scale_axis, "quantize by Div, Round, Clip and Cast, or with one scale"),
+    "attention-fp32": (("Attention",), _attention_fp32, "cast to float16, or write MatMul, Softmax, MatMul"),
+    "attention-shared-input": (("Attention",), _attention_shared, "write MatMul, Softmax, MatMul"),
+    "operand-type": (("MatMul", "Gemm", "Einsum", "ReduceMax", "ReduceMin"), _operand_type, "cast the operand first"),
+    "constant-input": (("CumSum", "OneHot", *_REDUCTIONS), _constant_input, "make it a constant of the graph"),
+    "static-shape": (("EyeLike", "Hardmax"), _static_shape, "compare with a Range (Equal), or fix the size"),
+    "extra-output": (("LayerNormalization", "MaxPool", "Attention"), _extra_output, "compute the others separately"),
+    "attribute-value": (tuple(_ATTRIBUTE_RULES), _attribute_value, "use the plain form, or separate operators"),
+}
+RULES = (
+    *("opset", "duplicate-tensor", "precision", "float64", "tensor-type", "function-hides-plugin", "function-name"),
+    *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes", *_NODE_RULES),
+)

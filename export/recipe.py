@@ -1,0 +1,153 @@
+"""What an export is made from, as a file: model, weights, compressors, targets, batch, precision, opset."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trt_compress.errors import ConfigError
+from trt_compress.export.build import BatchRange
+from trt_compress.export.targets import get_target, newest_common_opset
+from trt_compress.export.trace import PRECISIONS
+from trt_compress.models.compressors.registry import CompressorSpec, parse_spec, spec_from_table, spec_string
+from trt_compress.suggest import did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OLDEST_OPSET = 18  # the bodies of operators need its reductions with axes as inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything an export depends on.
+
+    Attributes:
+        model: `timm:NAME` or `zoo:NAME`.
+        weights: A file, "pretrained", or None for the model's own or random ones.
+        compressors: In the order in which they share sites.
+        targets: Names of targets.
+        batch: Smallest, usual and largest batch.
+        precision: fp32 or fp16.
+        opset: ONNX opset.
+    """
+
+    model: str
+    weights: str | None = None
+    compressors: tuple[CompressorSpec, ...] = ()
+    targets: tuple[str, ...] = ("cpu",)
+    batch: BatchRange = BatchRange(min=1, opt=4, max=8)
+    precision: str = "fp32"
+    opset: int = newest_common_opset()
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{self.precision}' is not known; give one of {', '.join(PRECISIONS)}.")
+        targets = [get_target(name) for name in self.targets]
+        for target in targets:
+            if self.precision not in target.precisions:
+                raise ConfigError(
+                    f"precision {self.precision} is not offered by {target.name}; it has "
+                    f"{', '.join(target.precisions)}."
+                )
+        newest = newest_common_opset(targets) if targets else self.opset
+        if not OLDEST_OPSET <= self.opset <= newest:
+            raise ConfigError(
+                f"opset {self.opset} is out of range; {', '.join(self.targets) or 'this version'} takes "
+                f"{OLDEST_OPSET} to {newest}."
+            )
+
+    @property
+    def spec(self) -> str:
+        """The compressors as a spec string."""
+        return spec_string(self.compressors)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the recipe file."""
+        weights = {} if self.weights is None else {"weights": self.weights}
+        compressors = [{"name": c.name, **_without_none(c.config.to_json())} for c in self.compressors]
+        return {
+            "model": self.model,
+            **weights,
+            "targets": list(self.targets),
+            "batch": str(self.batch),
+            "precision": self.precision,
+            "opset": self.opset,
+            "compressors": compressors,
+        }
+
+    def to_toml(self) -> str:
+        """The recipe file."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_json())
+
+
+def recipe_from_options(
+    model: str,
+    *,
+    compress: str | None = None,
+    weights: str | None = None,
+    targets: Sequence[str] | None = None,
+    batch: str | None = None,
+    precision: str | None = None,
+    opset: int | None = None,
+) -> Recipe:
+    """The recipe of a command line: `model` is a name or a recipe file, and options that are given win over it."""
+    base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=model)
+    given = {
+        "compressors": None if compress is None else parse_spec(compress),
+        "weights": weights,
+        "targets": tuple(dict.fromkeys(targets)) if targets else None,
+        "batch": None if batch is None else BatchRange.parse(batch),
+        "precision": precision,
+        "opset": opset,
+    }
+    return replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds an unknown key or a value that does not fit.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error
+    return recipe_from_json(table, where=str(path), base=path.parent)
+
+
+def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None = None) -> Recipe:
+    """The recipe in a table; a relative path to weights counts from `base`."""
+    kinds: dict[str, type] = {
+        "model": str, "weights": str, "targets": list, "batch": str, "precision": str, "opset": int, "compressors": list
+    }  # fmt: skip
+    for key, value in table.items():
+        if key not in kinds:
+            raise ConfigError(f"{where}: '{key}' is not known; there are {', '.join(kinds)}.{did_you_mean(key, kinds)}")
+        if not isinstance(value, kinds[key]):
+            raise ConfigError(f"{where}: {key} = {value!r} is not a {kinds[key].__name__}.")
+    if "model" not in table:
+        raise ConfigError(f'{where}: model is missing; write model = "timm:NAME" or "zoo:NAME".')
+    values = dict(table)
+    if "compressors" in values:
+        values["compressors"] = tuple(spec_from_table(item) for item in values["compressors"])
+    if "targets" in values:
+        values["targets"] = tuple(values["targets"])
+    if "batch" in values:
+        values["batch"] = BatchRange.parse(values["batch"])
+    weights = values.get("weights")
+    if weights and weights != "pretrained" and base is not None:
+        values["weights"] = str((base / weights).resolve())
+    return Recipe(**values)
+
+
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,160 @@
+"""torch → ONNX: one node for each operator, named after its site."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ConfigError, ExportError
+from trt_compress.plugins.operator import MARKER, SITE_KEY, unique_name
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import DOMAIN
+
+PRECISIONS = ("fp32", "fp16")
+BATCH_SYMBOL = "batch"
+_TRACED_BATCH = 2  # 0 and 1 would be taken for constants
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
+    """How to trace: names of the graph's input and output, the largest batch, the ONNX opset."""
+
+    input_name: str
+    output_name: str
+    max_batch: int
+    opset: int
+
+
+class HalfPrecision(nn.Module):
+    """A module in fp16 between an fp32 input and an fp32 output; the precision is part of the graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The module's output for x, computed in fp16."""
+        out: Tensor = self.module(x.half())
+        return out.float()
+
+
+def with_precision(module: nn.Module, precision: str) -> nn.Module:
+    """`module` in `precision`, with fp32 inputs and outputs. fp16 converts the module in place.
+
+    Raises:
+        ConfigError: an unknown precision, or a weight beyond the range of fp16 (named).
+    """
+    if precision == "fp32":
+        return module
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision '{precision}' is not known; give one of {', '.join(PRECISIONS)}.")
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and tensor.abs().max() > torch.finfo(torch.float16).max:
+            raise ConfigError(f"precision fp16: {name} holds {tensor.abs().max():.3g}, beyond fp16's 65504; use fp32.")
+    return HalfPrecision(module.half())
+
+
+def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: TraceOptions) -> onnx.ModelProto:
+    """Export `module` with a dynamic batch; operators are single nodes without bodies.
+
+    Args:
+        module: In eval mode; one fp32 input [B, *input_shape], one output.
+        input_shape: Shape of one item.
+        options: Names, batch, opset.
+
+    Returns:
+        The model. Nodes and outputs of operators are called `<site>/<operator>[/<output>]`, the tokens that leave a
+        site `<site>/tokens`.
+
+    Raises:
+        ExportError: torch cannot export the module; the message ends with torch's reason.
+    """
+    batch = torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, _TRACED_BATCH))
+    example = torch.zeros(_TRACED_BATCH, *input_shape)
+    try:
+        with _quiet_torch(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=[options.input_name],
+                output_names=[options.output_name],
+                opset_version=options.opset,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
+    assert program is not None
+    model = program.model_proto
+    _name_sites(model)
+    _clean(model)
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_torch():  # type: ignore[no-untyped-def]
+    """Keep the exporter's own progress lines and warnings off the terminal; its errors come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _name_sites(model: onnx.ModelProto) -> None:
+    """Name operator nodes and their outputs after their sites; turn markers into names and remove them."""
+    taken: set[str] = set()
+    renamed: dict[str, str] = {}
+    markers = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        site = next((p.value for p in node.metadata_props if p.key == SITE_KEY), "")
+        if node.op_type == MARKER:
+            name = unique_name(site, taken)
+            taken.add(name)
+            renamed[node.input[0]] = renamed[node.output[0]] = name
+            markers.append(node)
+            continue
+        spec = operators()[node.op_type].spec
+        node.name = unique_name(f"{site}/{spec.name}", taken)
+        taken.add(node.name)
+        for value, output in zip(node.output, spec.outputs, strict=False):
+            renamed.setdefault(value, f"{node.name}/{output.name}")
+    for node in markers:
+        model.graph.node.remove(node)
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(value, value) for value in node.input]
+        node.output[:] = [renamed.get(value, value) for value in node.output]
+    known = [info for info in model.graph.value_info if info.name not in {node.output[0] for node in markers}]
+    for info in known:
+        info.name = renamed.get(info.name, info.name)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop stack traces and other notes of the exporter: they hold paths of the exporting machine."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for item in (*model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.graph.doc_string = model.doc_string = ""

@@ -1,0 +1,291 @@
+"""Proof that an ONNX file computes what the torch model computes: outputs, and what was decided at every site."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ShapeError
+from trt_compress.export.lower import operator_nodes
+from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.plugins.operator import recording
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import DOMAIN
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Largest error relative to the largest value. Half precision: 11 bits, some 20 roundings in a row.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+# Two scores that are closer than this (cosine, or a share of the largest score) are a tie that rounding may turn.
+TIE = {"fp32": 1e-4, "fp16": 1e-2}
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCheck:
+    """One output at one batch size. Items that met a near tie at a site are counted in `ties` and not compared."""
+
+    name: str
+    batch: int
+    max_abs_error: float
+    relative_error: float
+    cosine: float
+    tolerance: float
+    ties: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteCheck:
+    """One compressor site at one batch size: tokens left, indices kept, and the tokens themselves."""
+
+    site: str
+    compressor: str
+    batch: int
+    tokens_in: int
+    tokens_out: int
+    tokens_out_onnx: int
+    indices_equal: bool
+    ties: int
+    relative_error: float
+    tolerance: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """All checks. `first_divergence` names the first site or output that fails; `paths` the form of each operator."""
+
+    precision: str
+    inputs: str
+    outputs: tuple[OutputCheck, ...]
+    sites: tuple[SiteCheck, ...]
+    paths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    first_divergence: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return self.first_divergence is None
+
+    @property
+    def max_abs_error(self) -> float:
+        """Largest error of an output."""
+        return max((check.max_abs_error for check in self.outputs), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)}
+
+
+@dataclass(slots=True)
+class _Run:
+    """One batch while it is compared: what torch and ONNX Runtime had, and which items are still comparable."""
+
+    reference: Mapping[str, Tensor]
+    got: Mapping[str, Tensor]
+    comparable: Tensor
+    tied_here: int = 0
+    equal_here: bool = True
+    wrong_here: bool = False
+
+
+def make_inputs(shape: Sequence[int], batches: Sequence[int]) -> list[Array]:
+    """Seeded standard-normal inputs, one array for each batch size."""
+    generator = np.random.default_rng(SEED)
+    return [generator.standard_normal((batch, *shape), dtype=np.float32) for batch in batches]
+
+
+def read_inputs(path: Path, name: str, shape: Sequence[int]) -> list[Array]:
+    """Inputs from a .npz file: the array called `name`, or the only one.
+
+    Raises:
+        ShapeError: it cannot be read, has another shape or dtype, or is not finite.
+    """
+    wanted = f"float32 [batch, {', '.join(map(str, shape))}]"
+    try:
+        content = np.load(path, allow_pickle=False)
+        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except (OSError, ValueError, EOFError) as error:
+        raise ShapeError(
+            f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
+        ) from error
+    if name not in arrays and len(arrays) != 1:
+        raise ShapeError(f"inputs: {path} has {', '.join(arrays) or 'nothing'}; it must hold '{name}', {wanted}.")
+    array = arrays.get(name, next(iter(arrays.values())))
+    if array.dtype != np.float32 or array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape) or not len(array):
+        raise ShapeError(f"inputs: '{name}' in {path} is {array.dtype} {list(array.shape)}; it must be {wanted}.")
+    if not np.isfinite(array).all():
+        raise ShapeError(f"inputs: '{name}' in {path} holds NaN or infinity; verification needs finite numbers.")
+    return [array]
+
+
+def verify_onnx(
+    path: Path,
+    module: nn.Module,
+    *,
+    plan: Sequence[SitePlan],
+    input_name: str,
+    inputs: Sequence[Array],
+    inputs_label: str,
+    precision: str,
+) -> VerifyReport:
+    """Run the same inputs through torch and through ONNX Runtime on the CPU and compare.
+
+    Args:
+        path: The ONNX file, with function bodies.
+        module: The torch model in the same precision, in eval mode.
+        plan: The compressor sites in order.
+        input_name: The graph's input.
+        inputs: Arrays [B, …]; one run each.
+        inputs_label: Where they come from, for the report.
+        precision: fp32 or fp16.
+
+    Returns:
+        The report; nothing is raised for a difference.
+    """
+    import onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    output_names = [output.name for output in model.graph.output]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    plain = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as probe:  # beside its external data
+        site_names = _expose_sites(model)
+        probe.write(model.SerializeToString())
+        probe.flush()
+        probed = onnxruntime.InferenceSession(probe.name, options, providers=["CPUExecutionProvider"])
+
+    outputs: list[OutputCheck] = []
+    sites: list[SiteCheck] = []
+    for array in inputs:
+        with torch.no_grad(), recording() as reference:
+            expected = module(torch.from_numpy(array))
+        results = probed.run(site_names, {input_name: array}) if site_names else []
+        got = {name: torch.from_numpy(value) for name, value in zip(site_names, results, strict=True)}
+        run = _Run(reference=reference, got=got, comparable=torch.ones(len(array), dtype=torch.bool))
+        sites += _compare_sites(run, plan, model, precision)
+        actual = torch.from_numpy(plain.run(output_names, {input_name: array})[0])
+        outputs.append(_compare_output(output_names[0], expected, actual, run.comparable, precision))
+    counts = {operators()[op_type].spec.name: {"function": n} for op_type, n in operator_nodes(model).items()}
+    return VerifyReport(
+        precision=precision,
+        inputs=inputs_label,
+        outputs=tuple(outputs),
+        sites=tuple(sites),
+        paths=counts,
+        first_divergence=_first_divergence(outputs, sites),
+    )
+
+
+def _first_divergence(outputs: Sequence[OutputCheck], sites: Sequence[SiteCheck]) -> str | None:
+    """The first failing site of the smallest failing batch, else the first failing output."""
+    for site in sites:
+        if not site.passed:
+            return f"{site.site} ({site.compressor}, batch {site.batch})"
+    return next((f"output {output.name} (batch {output.batch})" for output in outputs if not output.passed), None)
+
+
+def _expose_sites(model: onnx.ModelProto) -> list[str]:
+    """Make every named value of a site an output of `model`; return the names."""
+    present = {name for node in model.graph.node for name in node.output}
+    named = [name for name in present if name.split("/")[-1].startswith("tokens") and "/" in name]
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            spec = operators()[node.op_type].spec
+            named += [
+                value for value, output in zip(node.output, spec.outputs, strict=False) if output.dtypes == ("int64",)
+            ]
+    exposed = sorted(set(named) - {output.name for output in model.graph.output} - {""})
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
+    return exposed
+
+
+def _compare_sites(run: _Run, plan: Sequence[SitePlan], model: onnx.ModelProto, precision: str) -> list[SiteCheck]:
+    nodes = {node.name: node for node in model.graph.node if node.domain == DOMAIN}
+    remaining = iter(plan)
+    checks = []
+    for name, expected in run.reference.items():
+        operator_name, _, output = name.rpartition("/")
+        if operator_name in nodes and name in run.got:
+            _compare_decision(run, nodes[operator_name], output, precision)
+        elif output.startswith("tokens"):
+            checks.append(_compare_tokens(run, next(remaining), name, expected, precision))
+            run.tied_here, run.equal_here, run.wrong_here = 0, True, False
+    return checks
+
+
+def _compare_decision(run: _Run, node: onnx.NodeProto, output: str, precision: str) -> None:
+    """Compare indices. An item whose indices differ only by a near tie stays right, but is not compared any further."""
+    operator = operators()[node.op_type]
+    name = f"{node.name}/{output}"
+    expected, got = run.reference[name], run.got[name]
+    if expected.shape != got.shape:
+        run.equal_here, run.wrong_here = False, True
+        return
+    differs = (expected != got).flatten(1).any(dim=1) & run.comparable
+    if not differs.any():
+        return
+    run.equal_here = False
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    values = {t.name: run.reference[f"{node.name}/{t.name}"] for t in operator.spec.inputs}
+    decided = {t.name: run.got.get(f"{node.name}/{t.name}", run.reference[f"{node.name}/{t.name}"])
+               for t in operator.spec.outputs}  # fmt: skip
+    regret = torch.full((len(got),), torch.inf) if operator.regret is None else operator.regret(
+        values, attributes, decided
+    )  # fmt: skip
+    tied = differs & (regret <= TIE[precision])
+    run.wrong_here = run.wrong_here or bool((differs & ~tied).any())
+    run.tied_here += int(tied.sum())
+    run.comparable &= ~tied
+
+
+def _compare_tokens(run: _Run, site: SitePlan, name: str, expected: Tensor, precision: str) -> SiteCheck:
+    got = run.got[name]
+    fits = got.shape == expected.shape and got.shape[1] == site.tokens_out
+    error = _relative_error(expected[run.comparable], got[run.comparable])[1] if fits else float("inf")
+    return SiteCheck(
+        site=site.name,
+        compressor=site.compressor,
+        batch=len(expected),
+        tokens_in=site.tokens_in,
+        tokens_out=site.tokens_out,
+        tokens_out_onnx=got.shape[1],
+        indices_equal=run.equal_here,
+        ties=run.tied_here,
+        relative_error=error,
+        tolerance=TOLERANCE[precision],
+        passed=fits and not run.wrong_here and error <= TOLERANCE[precision],
+    )
+
+
+def _compare_output(name: str, expected: Tensor, got: Tensor, comparable: Tensor, precision: str) -> OutputCheck:
+    absolute, relative = _relative_error(expected[comparable], got[comparable])
+    cosine = torch.nn.functional.cosine_similarity(
+        expected[comparable].double().flatten(), got[comparable].double().flatten(), dim=0
+    )
+    return OutputCheck(
+        name=name,
+        batch=len(expected),
+        max_abs_error=absolute,
+        relative_error=relative,
+        cosine=float(cosine),
+        tolerance=TOLERANCE[precision],
+        ties=int((~comparable).sum()),
+        passed=relative <= TOLERANCE[precision],
+    )
+
+
+def _relative_error(expected: Tensor, got: Tensor) -> tuple[float, float]:
+    """Largest absolute error, and the same divided by the largest expected value (at least 1); NaN is infinite."""
+    if not expected.numel():
+        return 0.0, 0.0
+    difference = (expected.double() - got.double()).abs().nan_to_num(nan=torch.inf).max()
+    return float(difference), float(difference / expected.double().abs().max().clamp_min(1.0))
