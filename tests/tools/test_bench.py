@@ -1,0 +1,86 @@
+"""`trt-compress bench`: what it prints, what it records, what it refuses."""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trt_compress.tools.machine import cpu_cores
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Maker = Callable[..., Path]
+
+
+def test_a_bundle_beside_its_baseline(cli: Cli, make_bundle: Maker, tmp_path: Path) -> None:
+    bundle, baseline = make_bundle("merged", compressor="tome"), make_bundle("dense")
+    finished = cli("bench", bundle, "--baseline", baseline, "--pairs", 64, "--threads", 1, "--json", "result.json")
+    assert finished.returncode == 0, finished.stderr
+    assert "tome:num_merged=13" in finished.stdout and "Speed-up over the baseline: " in finished.stdout
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["protocol"] == {
+        "kind": "closed loop, interleaved ABAB",
+        "backend": "ort-cpu",
+        "threads": 1,
+        "batch": 4,
+        "pairs": 64,
+        "warmup": 5,
+        "inputs": "random, seed 0",
+    }
+    measured, dense = result["sides"]
+    assert (measured["role"], dense["role"]) == ("bundle", "baseline")
+    assert (measured["identity"]["compression"], dense["identity"]["compression"]) == ("tome:num_merged=13", "none")
+    assert measured["latency"]["n"] == 64
+    assert measured["latency"]["min_ns"] <= measured["latency"]["median_ns"] <= measured["latency"]["p90_ns"]
+    assert result["speedup"]["low"] <= result["speedup"]["median"] <= result["speedup"]["high"]
+    assert result["device"]["cores"] == cpu_cores() and result["versions"]["onnxruntime"]
+
+
+def test_json_to_stdout_is_one_document(cli: Cli, make_bundle: Maker) -> None:
+    finished = cli("bench", make_bundle("dense"), "--pairs", 20, "--batch", 2, "--json", "-")
+    result = json.loads(finished.stdout)
+    assert result["speedup"] is None and len(result["sides"]) == 1
+    assert result["protocol"]["batch"] == 2
+
+
+def test_a_percentile_needs_enough_runs(cli: Cli, make_bundle: Maker) -> None:
+    finished = cli("bench", make_bundle("dense"), "--pairs", 20)
+    assert "bundle: p90: n too small: 20 of 64." in finished.stdout
+
+
+def test_inputs_come_from_a_file(cli: Cli, make_bundle: Maker, tmp_path: Path) -> None:
+    np.savez(tmp_path / "given.npz", images=np.ones((3, 8), np.float32))
+    finished = cli("bench", make_bundle("dense"), "--pairs", 15, "--inputs", "given.npz", "--json", "-")
+    assert json.loads(finished.stdout)["protocol"]["batch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--batch", "0"), 2, "batch=0; give at least 1."),
+        (("--pairs", "0"), 2, "pairs=0"),
+        (("--backend", "ort-cpo"), 2, "Did you mean 'ort-cpu'?"),
+        (("--inputs", "none.npz"), 2, "'none.npz' does not exist"),
+        (("--inputs", "text.npz"), 2, "'text.npz' is not a readable .npz file"),
+        (("--inputs", "wrong.npz"), 2, "Unknown input 'image'; the bundle takes images. Did you mean 'images'?"),
+        (("--inputs", "wrong.npz", "--batch", "2"), 2, "leave one of the two out"),
+        (("--baseline", "other"), 2, "compare bundles of the same model and precision."),
+        (("--json", "nowhere/result.json"), 2, "'nowhere/result.json' cannot be written"),
+        (("--baseline", "infinite"), 3, "is not finite, so its latency means nothing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_refused(
+    cli: Cli, make_bundle: Maker, tmp_path: Path, options: tuple[str, ...], code: int, message: str
+) -> None:
+    bundle = make_bundle("dense")
+    make_bundle("other", width=16)
+    make_bundle("infinite", scale=math.inf)
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.savez(tmp_path / "wrong.npz", image=np.ones((3, 8), np.float32))
+    finished = cli("bench", bundle, "--warmup", 0, "--pairs", 15, *options)
+    assert finished.returncode == code
+    assert message in " ".join(finished.stderr.split()) and "Traceback" not in finished.stderr

@@ -1,0 +1,178 @@
+"""The habits of every command: help, exit codes, errors, logs, JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trt_compress import __version__
+
+COMMANDS = ("list", "export", "verify", "preflight", "build", "bench", "inspect", "doctor")
+HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run_python(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
+    program = """
+import json, sys
+from trt_compress.tools.cli import app
+try:
+    app()
+finally:
+    print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+    start = time.perf_counter()
+    finished = run_python(program, *command, "--help")
+    print(f"{' '.join(command)} --help: {time.perf_counter() - start:.2f} s")
+    assert finished.returncode == 0 and "Usage:" in finished.stdout
+    assert HEAVY & set(json.loads(finished.stderr)) == set()
+
+
+def test_the_commands_are_those_documented(cli: Cli) -> None:
+    text = cli("--help").stdout
+    assert [name for name in COMMANDS if f"│ {name} " not in text] == []
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == f"trt-compress {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("exprot",), "Did you mean 'export'?"),
+        (("inspect",), "Missing argument"),
+        (("export", "zoo:digits_vit"), "Missing option '--output'"),
+        (("bench", "somewhere", "--pairs", "many"), "--pairs"),
+        (("list", "tragets"), "Did you mean 'targets'?"),
+    ],
+)
+def test_a_wrong_call_exits_2(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    finished = cli(*arguments)
+    assert finished.returncode == 2
+    assert message in finished.stderr and "Traceback" not in finished.stderr
+    assert finished.stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["operators", "compressors", "targets"])
+def test_tables_fit_and_cut_nothing(cli: Cli, kind: str) -> None:
+    wide = cli("list", kind, columns=None).stdout
+    for columns in (80, 120):
+        table = cli("list", kind, columns=columns).stdout
+        assert max(map(len, table.splitlines())) <= columns
+        assert "…" not in table and "\x1b" not in table
+        assert sorted("".join(table.replace("─", "").split())) == sorted("".join(wide.replace("─", "").split()))
+
+
+def test_list_prints_one_json_document(cli: Cli) -> None:
+    found = json.loads(cli("list", "targets", "--json").stdout)
+    assert list(found) == ["targets"]
+    assert {"cpu", "rtx", "jetson-orin-jp6"} <= {target["name"] for target in found["targets"]}
+
+
+def test_a_missing_library_is_named_with_its_extra() -> None:
+    finished = run_python(
+        "import sys; sys.modules['torch'] = None; from trt_compress.tools.cli import main; main()", "list"
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "error: This command needs 'torch', which is not installed.\nHint: pip install \"trt-compress[export]\"\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--log-json", "inspect", "nowhere"), ("inspect", "nowhere", "--log-json")])
+def test_log_options_stand_before_and_after_the_command(cli: Cli, arguments: tuple[str, ...]) -> None:
+    finished = cli(*arguments)
+    assert finished.returncode == 2
+    line = json.loads(finished.stderr.splitlines()[-1])
+    assert line["level"] == "error" and line["message"].startswith("'nowhere' does not exist; ")
+
+
+def run_failing(failure: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    program = f"""
+from trt_compress.tools import doctor
+from trt_compress.tools.cli import main
+def run_checks():
+    raise {failure}
+doctor.run_checks = run_checks
+main()
+"""
+    return run_python(program, "doctor", *arguments)
+
+
+def test_an_unforeseen_error_is_a_sentence_and_exits_1() -> None:
+    finished = run_failing("RuntimeError('the disk spoke')")
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "error: 'doctor' failed on RuntimeError: the disk spoke\n"
+        "Hint: This is a bug of trt-compress; please report the command with what it prints with -v.\n"
+    )
+    assert "Traceback" in run_failing("RuntimeError('the disk spoke')", "-v").stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"), [("KeyboardInterrupt", 130), ("SystemExit(7)", 7)], ids=["interrupt", "exit"]
+)
+def test_an_interrupted_command_says_nothing(failure: str, code: int) -> None:
+    finished = run_failing(failure)
+    assert (finished.returncode, finished.stdout) == (code, "") and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [("GateError", 3), ("BundleError", 2), ("BuildError", 1)])
+def test_the_exit_code_is_that_of_the_error(error: str, code: int) -> None:
+    finished = run_failing(f"__import__('trt_compress.errors').errors.{error}('it did not hold.', hint='Try again.')")
+    assert (finished.returncode, finished.stderr) == (code, "error: it did not hold.\nHint: Try again.\n")
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    program = "from trt_compress.tools.cli import main; main()"
+    command = [sys.executable, "-c", program, "list", "operators"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
+
+
+def test_doctor_explains_and_exits_0(cli: Cli) -> None:
+    finished = cli("doctor")
+    assert finished.returncode == 0
+    assert all(word in finished.stdout for word in ("python", "onnxruntime", "NVIDIA GPU", "disk", "found."))
+    checks = json.loads(cli("doctor", "--json").stdout)["checks"]
+    assert {"name": "trt-compress", "found": __version__} == {key: checks[0][key] for key in ("name", "found")}
+    assert all(check["advice"] for check in checks if check["group"] == "packages" and check["found"] is None)
+
+
+def test_inspect_shows_a_bundle_without_torch_and_onnx(make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle("tiny", compressor="tome")
+    blocked = "import sys\nfor name in ('torch', 'onnx', 'timm', 'onnxruntime'): sys.modules[name] = None\n"
+    program = f"{blocked}from trt_compress.tools.cli import main; main()"
+    shown = run_python(program, "inspect", str(bundle))
+    assert shown.returncode == 0, shown.stderr
+    for word in ("zoo:tiny", "random (seed 0)", "tome:num_merged=13", "197 → 184", "TrtcTokenMerge", "[batch, 8]"):
+        assert word in shown.stdout
+    data = json.loads(run_python(program, "inspect", str(bundle), "--json").stdout)
+    assert data["manifest"]["graphs"][0]["file"] == "model.onnx"
+    assert data["bytes"] == (bundle / "model.onnx").stat().st_size
+
+
+def test_inspect_refuses_a_changed_bundle(cli: Cli, make_bundle: Callable[..., Path]) -> None:
+    bundle = make_bundle("tiny")
+    with (bundle / "model.onnx").open("r+b") as stream:
+        stream.write(b"\xff")
+    finished = cli("inspect", bundle)
+    assert finished.returncode == 2
+    assert "error: 'model.onnx' in the bundle" in finished.stderr and "was changed" in finished.stderr

@@ -1,0 +1,218 @@
+"""Time a bundle, and its baseline beside it in the same process and run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+
+from trt_compress import __version__
+from trt_compress.errors import ConfigError, GateError
+from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, interleave, speedup, summarize, verdict
+from trt_compress.runtime.manifest import Manifest, TensorInfo
+from trt_compress.runtime.session import Session
+from trt_compress.tools.describe import compression_text
+from trt_compress.tools.machine import describe_device, package_versions
+
+Device = Literal["cpu", "gpu"]
+Role = Literal["bundle", "baseline"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+RESULT_VERSION = "1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One bundle of a run: what it is and how long it took."""
+
+    role: Role
+    identity: dict[str, Any]
+    latency: LatencySummary
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data."""
+        return {
+            "role": self.role,
+            "identity": self.identity,
+            "latency": self.latency.to_json(),
+            "verdict": self.verdict.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """One measurement, with all that is needed to repeat or to doubt it."""
+
+    protocol: dict[str, Any]
+    sides: tuple[Side, ...]
+    speedup: Speedup | None
+    device: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def identity_text(self) -> str:
+        """The model and its precision."""
+        identity = self.sides[0].identity
+        return f"{identity['model']} {identity['precision']}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data."""
+        return {
+            "result_version": RESULT_VERSION,
+            "protocol": self.protocol,
+            "sides": [side.to_json() for side in self.sides],
+            "speedup": self.speedup.to_json() if self.speedup else None,
+            "device": self.device,
+            "versions": self.versions,
+        }
+
+
+def bench_bundle(
+    bundle: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    backend: str = "ort-cpu",
+    batch: int | None = None,
+    threads: int | None = None,
+    pairs: int = 64,
+    warmup: int = 5,
+    inputs: str | Path | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda step: None,
+) -> BenchResult:
+    """Time a bundle; with a baseline, both in one interleaved run on the same inputs.
+
+    Args:
+        bundle: What is measured.
+        baseline: The uncompressed bundle of the same model.
+        backend: As `Session.open` takes it.
+        batch: Batch size of the random inputs; None is the bundle's own.
+        threads: As `Session.open` takes it.
+        pairs: Timed runs of each side.
+        warmup: Runs of each side before them.
+        inputs: An .npz file of arrays by input name, instead of random ones.
+        seed: Of the random inputs.
+        progress: Is told the name of each step.
+
+    Raises:
+        ConfigError: A number out of range, inputs that do not fit, or a baseline that takes other inputs.
+        GateError: An output is not finite, so its latency means nothing.
+    """
+    if batch is not None and (batch < 1 or inputs is not None):
+        what = "give at least 1" if batch < 1 else "the arrays of --inputs have their own; leave one of the two out"
+        raise ConfigError(f"batch={batch}; {what}.")
+    progress("opening")
+    sessions = [Session.open(path, backend=backend, threads=threads) for path in (bundle, baseline) if path is not None]
+    first = sessions[0]
+    if first.inputs != sessions[-1].inputs:
+        raise ConfigError(
+            f"The baseline takes {_signature(sessions[-1])} and the bundle {_signature(first)}; "
+            "compare bundles of the same model and precision."
+        )
+    size = batch or first.bundle.manifest.batch.opt
+    feed = _load(Path(inputs)) if inputs is not None else _random(first.inputs, size, seed)
+    calls = [_call(session, feed) for session in sessions]
+    progress("checking the outputs")
+    for session in sessions:
+        _check_finite(session, feed)
+    progress(f"{pairs} pairs" if baseline is not None else f"{pairs} runs")
+    samples = interleave(calls[0], calls[1] if baseline is not None else None, warmup=warmup, pairs=pairs)
+    device: Device = "gpu" if backend == "ort-cuda" else "cpu"
+    roles: tuple[Role, Role] = ("bundle", "baseline")
+    timed = zip(roles, sessions, (samples.a_ns, samples.b_ns), strict=False)
+    return BenchResult(
+        protocol={
+            "kind": "closed loop, interleaved ABAB" if baseline is not None else "closed loop",
+            "backend": backend,
+            "threads": threads,
+            "batch": _batch(first.inputs, feed),
+            "pairs": pairs,
+            "warmup": warmup,
+            "inputs": "file" if inputs is not None else f"random, seed {seed}",
+        },
+        sides=tuple(_side(role, session, ns, device) for role, session, ns in timed),
+        speedup=speedup(samples.a_ns, samples.b_ns) if baseline is not None else None,
+        device=describe_device(),
+        versions={"trt-compress": __version__, **package_versions()},
+    )
+
+
+def identity(manifest: Manifest) -> dict[str, Any]:
+    """What a result says of the bundle that it measured."""
+    return {
+        "model": manifest.model.source,
+        "weights": manifest.model.weights.source,
+        "compression": compression_text(manifest),
+        "precision": manifest.precision,
+        "opset": manifest.opset,
+        "flops": manifest.flops,
+        "sha256": {graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs},
+    }
+
+
+def _side(role: Role, session: Session, ns: tuple[int, ...], device: Device) -> Side:
+    summary = summarize(ns)
+    return Side(
+        role=role,
+        identity=identity(session.bundle.manifest),
+        latency=summary,
+        verdict=verdict(ns, device=device),
+    )
+
+
+def _call(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
+    def run() -> None:
+        session.reset()
+        session.run(feed)
+
+    return run
+
+
+def _check_finite(session: Session, feed: Mapping[str, Array]) -> None:
+    for name, value in session.run(feed).items():
+        if not np.isfinite(value).all():
+            raise GateError(
+                f"Output '{name}' of '{session.bundle.path}' is not finite, so its latency means nothing; "
+                "run `trt-compress verify` on the bundle, and check the inputs."
+            )
+
+
+def _random(inputs: Mapping[str, TensorInfo], batch: int, seed: int) -> dict[str, Array]:
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for name, info in inputs.items():
+        symbols = {dim for dim in info.shape if isinstance(dim, str)} - {"batch"}
+        if symbols:
+            raise ConfigError(
+                f"Input '{name}' has the axis '{min(symbols)}', whose length a random input cannot know; "
+                "give arrays with --inputs FILE.npz."
+            )
+        shape = [batch if isinstance(dim, str) else dim for dim in info.shape]
+        dtype = np.dtype(info.dtype)
+        values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
+        arrays[name] = values.astype(dtype)
+    return arrays
+
+
+def _load(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.") from None
+    except (OSError, ValueError, AttributeError, BadZipFile) as error:
+        raise ConfigError(f"'{path}' is not a readable .npz file ({error}); write it with numpy.savez.") from None
+
+
+def _batch(inputs: Mapping[str, TensorInfo], feed: Mapping[str, Array]) -> int | None:
+    for name, info in inputs.items():
+        if "batch" in info.shape:
+            return int(feed[name].shape[info.shape.index("batch")])
+    return None
+
+
+def _signature(session: Session) -> str:
+    return ", ".join(f"{name} {info.dtype} {list(info.shape)}" for name, info in session.inputs.items())

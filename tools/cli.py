@@ -1,0 +1,74 @@
+"""The command line `trt-compress`.
+
+Nothing heavy is imported here, so `--help` answers at once; each command loads what it needs when it runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from trt_compress import __version__
+from trt_compress.tools.cli_bench import bench
+from trt_compress.tools.cli_export import build, export, preflight, verify
+from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
+from trt_compress.tools.cli_show import doctor, inspect, list_registered
+
+app = typer.Typer(
+    name="trt-compress",
+    help="Put token compression into a model, export it to ONNX, prove it, build engines and time them.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, achieved precision), 1 internal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_registered,
+    "export": export,
+    "verify": verify,
+    "preflight": preflight,
+    "build": build,
+    "bench": bench,
+    "inspect": inspect,
+    "doctor": doctor,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(with_habits(_command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trt-compress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_command(
+    context: typer.Context,
+    verbose: Verbose = False,
+    log_json: LogJson = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    context.obj = {"verbose": verbose, "log_json": log_json}
+
+
+def main() -> None:
+    """Run the command line; a reader that closes the pipe early is no error to talk about."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

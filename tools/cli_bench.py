@@ -1,0 +1,100 @@
+"""The command bench: latency of a bundle, beside its baseline in the same interleaved run."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trt_compress.errors import ConfigError
+from trt_compress.tools.cli_habits import BundlePath, needs_extra
+from trt_compress.tools.console import print_json, print_table, print_text, progress
+
+if TYPE_CHECKING:
+    from trt_compress.tools.bench.bundle import BenchResult
+
+
+def bench(
+    bundle: BundlePath,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="Uncompressed bundle to run interleaved with it.")
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Default: the batch that the bundle was exported for.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
+    pairs: Annotated[int, typer.Option(metavar="N", help="Timed runs of each side; p90 needs 64, p99 662.")] = 64,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Runs of each side before the timed ones.")] = 5,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random inputs.")] = 0,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
+    ] = None,
+) -> None:
+    """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
+    with progress("Timing") as step:
+        with needs_extra("cpu"):
+            from trt_compress.tools.bench.bundle import bench_bundle
+        result = bench_bundle(
+            bundle,
+            baseline=baseline,
+            backend=backend,
+            batch=batch,
+            threads=threads,
+            pairs=pairs,
+            warmup=warmup,
+            inputs=inputs,
+            seed=seed,
+            progress=step,
+        )
+    if json is not None and str(json) == "-":
+        print_json(result.to_json())
+        return
+    _show(result)
+    if json is not None:
+        _write(json, result)
+
+
+def _show(result: "BenchResult") -> None:
+    rows = [
+        (
+            side.role,
+            side.identity["compression"],
+            side.latency.n,
+            _milliseconds(side.latency.median_ns),
+            _milliseconds(side.latency.p90_ns),
+            _milliseconds(side.latency.mean_ns),
+            f"{side.latency.cv:.1%}",
+            side.verdict.status,
+        )
+        for side in result.sides
+    ]
+    title = f"{result.identity_text}: latency in ms, batch {result.protocol['batch']}, {result.protocol['backend']}"
+    print_table(title, ("", "compression", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
+    for side in result.sides:
+        notes = [side.verdict.reason] if side.verdict.status != "stable" else []
+        if side.latency.p90_ns is None:
+            notes.append(f"p90: {side.latency.reasons['p90_ns']}")
+        for note in notes:
+            print_text(f"{side.role}: {note}.")
+    if result.speedup is not None:
+        gain = result.speedup
+        interval = f"95 % interval {gain.low:.2f} to {gain.high:.2f}" if gain.low and gain.high else gain.reason
+        print_text(f"Speed-up over the baseline: {gain.median:.2f}× ({interval}, {gain.n} pairs).")
+
+
+def _milliseconds(ns: float | None) -> str | None:
+    return None if ns is None else f"{ns / 1e6:.2f}"
+
+
+def _write(path: Path, result: "BenchResult") -> None:
+    try:
+        path.write_text(json_module.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
+    print(f"Wrote {path}", file=sys.stderr)

@@ -1,0 +1,182 @@
+"""The commands that make and judge a bundle: export, verify, preflight, build."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trt_compress.errors import GateError
+from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
+from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
+
+if TYPE_CHECKING:
+    from trt_compress.export.preflight import Finding
+    from trt_compress.export.verify import VerifyReport
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="timm:NAME, zoo:NAME or a recipe file (*.toml).")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the bundle goes.")],
+    compress: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC", help="name:key=value,…; several joined by '+'; 'none' for the baseline, the default."
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="safetensors file or checkpoint.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="T", help="Target to export for, repeatable (default: cpu).")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engines (default: 1:4:8).")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(metavar="fp32|fp16", help="Default: fp32.")] = None,
+    opset: Annotated[int | None, typer.Option(metavar="N", help="Default: the newest that all targets take.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Export MODEL as a bundle: one ONNX file, checked against its targets and proven against PyTorch.
+
+    What is given here overrides what a recipe file says.
+    """
+    with progress(f"Exporting {model}") as step:
+        with needs_extra("export"):
+            from trt_compress.export import api
+        result = api.export(
+            model,
+            output=output,
+            compress=compress,
+            weights=weights,
+            targets=target,
+            batch=batch,
+            precision=precision,
+            opset=opset,
+            force=force,
+            dry_run=dry_run,
+            progress=step,
+        )
+    summary = result.summary()
+    if json:
+        print_json(summary)
+        return
+    print_pairs("Would export" if dry_run else "Exported", [(name, _flat(value)) for name, value in summary.items()])
+
+
+def verify(
+    bundle: BundlePath,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
+    try:
+        with progress("Verifying") as step:
+            with needs_extra("export"):
+                from trt_compress.export import api
+            report = api.verify(bundle, inputs=inputs, progress=step)
+    except GateError as error:
+        if error.report is not None:
+            _show_verification(error.report, json)
+        raise
+    _show_verification(report, json)
+
+
+def preflight(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_OR_ONNX", help="A bundle, or a bare ONNX file.")],
+    target: Annotated[str, typer.Option(metavar="T", help="See `trt-compress list targets`.")],
+    json: Json = False,
+) -> None:
+    """Hold a graph against the rules of a target; a finding that would stop the build exits 3."""
+    with progress(f"Checking for {target}") as step:
+        with needs_extra("export"):
+            from trt_compress.export import api
+        step("rules")
+        findings = api.preflight(bundle, target=target)
+    if json:
+        print_json({"target": target, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        _show_findings(findings, target)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise GateError(
+            f"{len(errors)} finding{'s'[: len(errors) > 1]} would stop the build for '{target}', "
+            f"the first at node '{errors[0].node}': {errors[0].message}",
+            hint=errors[0].fix,
+        )
+
+
+def build(
+    bundle: BundlePath,
+    target: Annotated[str, typer.Option(metavar="T", help="See `trt-compress list targets`.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the engine that the bundle has for T.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Build an engine for a target and add it to the bundle, with the precision and paths that were achieved."""
+    with progress(f"Building for {target}") as step:
+        with needs_extra("export"):
+            from trt_compress.export import api
+        record = api.build(bundle, target=target, force=force, dry_run=dry_run, progress=step)
+    data = record.to_json()
+    if json:
+        print_json(data)
+        return
+    print_pairs("Would build" if dry_run else "Built", [(name, _flat(value)) for name, value in data.items()])
+
+
+def _show_verification(report: "VerifyReport", json: bool) -> None:
+    data = report.to_json()
+    if json:
+        print_json(data)
+        return
+    outputs = [
+        (
+            output["name"],
+            output["batch"],
+            f"{output['max_abs_error']:.2e}",
+            f"{output['tolerance']:.0e}",
+            f"{output['cosine']:.6f}",
+            _verdict(output["passed"]),
+        )
+        for output in data["outputs"]
+    ]
+    print_table("Outputs", ("output", "batch", "max abs error", "allowed", "cosine", ""), outputs)
+    sites = [
+        (
+            site["site"],
+            site["batch"],
+            f"{site['tokens_in']} → {site['tokens_out']}",
+            f"{site['indices_equal']}",
+            site["ties"],
+            _verdict(site["passed"]),
+        )
+        for site in data["sites"]
+    ]
+    if sites:
+        print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
+    print_text("Passed." if report.passed else f"Failed; the first divergence is at {data['first_divergence']}.")
+
+
+def _show_findings(findings: "tuple[Finding, ...]", target: str) -> None:
+    if not findings:
+        print_text(f"Nothing stands in the way of '{target}'.")
+        return
+    rows = [(finding.severity, finding.rule, finding.node, finding.message, finding.fix) for finding in findings]
+    print_table(f"Preflight for {target}", ("severity", "rule", "node", "finding", "fix"), rows)
+
+
+def _verdict(passed: bool) -> str:
+    return "ok" if passed else "FAILED"
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_flat(item)}" for name, item in value.items()) or None
+    if isinstance(value, list | tuple):
+        return ", ".join(str(_flat(item)) for item in value) or None
+    return value

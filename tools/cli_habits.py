@@ -1,0 +1,87 @@
+"""What every command shares: the log options, and how errors end a command."""
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
+from trt_compress.tools.console import LOGGER, configure_logging
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log every step, and print the traceback of an internal error.")
+]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Write the log to stderr as one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
+
+_OPTIONS = {"verbose": Verbose, "log_json": LogJson}
+
+
+def with_habits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options `-v` and `--log-json`, and turn errors into one sentence and an exit code.
+
+    The options may stand before the command's name too; `context.obj` holds what was given there.
+    """
+
+    @wraps(command)
+    def run(context: typer.Context, verbose: bool, log_json: bool, **arguments: Any) -> None:
+        verbose, log_json = verbose or context.obj["verbose"], log_json or context.obj["log_json"]
+        configure_logging(verbose=verbose, log_json=log_json)
+        try:
+            command(**arguments)
+        except TrtCompressError as error:
+            _report(error, verbose=verbose, log_json=log_json)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            bug = InternalError(
+                f"'{command.__name__}' failed on {type(error).__name__}: {error}",
+                hint="This is a bug of trt-compress; please report the command with what it prints with -v.",
+            )
+            _report(bug, verbose=verbose, log_json=log_json)
+            raise typer.Exit(bug.exit_code) from None
+
+    given = list(inspect.signature(command).parameters.values())
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in given]
+    run.__signature__ = inspect.Signature([context, *parameters, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "context": typer.Context, **_OPTIONS}
+    return run
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn the failed import of a library into a sentence that names the extra it comes with."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "trt_compress"):
+            raise
+        raise UnsupportedError(
+            f"This command needs '{library}', which is not installed.", hint=f'pip install "trt-compress[{extra}]"'
+        ) from None
+
+
+def _report(error: TrtCompressError, *, verbose: bool, log_json: bool) -> None:
+    unexpected = isinstance(error, InternalError) and verbose
+    if log_json:
+        LOGGER.error(str(error), exc_info=unexpected)
+        return
+    if unexpected:
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)

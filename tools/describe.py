@@ -1,0 +1,88 @@
+"""A bundle in words and tables."""
+
+from collections.abc import Mapping, Sequence
+
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Engine, Graph, Manifest, TensorInfo
+from trt_compress.tools.console import format_bytes, print_pairs, print_table
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """Print what a bundle holds."""
+    manifest = bundle.manifest
+    print_pairs(str(bundle.path), _overview(manifest))
+    graphs = [_graph(graph, manifest) for graph in manifest.graphs]
+    _print_if_any("Graphs", ("graph", "file", "size", "inputs", "outputs"), graphs)
+    sites = [
+        (part.site, part.compressor, _settings(part.config), f"{part.tokens_in} → {part.tokens_out}")
+        for part in manifest.compression
+    ]
+    _print_if_any("Compression", ("site", "compressor", "settings", "tokens"), sites)
+    operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
+    _print_if_any("Operators", ("operator", "op type", "version", "nodes", "lowering"), operators)
+    engines = [_engine(engine) for engine in manifest.engines]
+    _print_if_any("Engines", ("target", "graph", "size", "library", "precision", "paths", "seconds"), engines)
+
+
+def bundle_bytes(manifest: Manifest) -> int:
+    """Size of all files of a bundle but the manifest."""
+    return sum(info.bytes for info in manifest.files.values())
+
+
+def compression_text(manifest: Manifest) -> str:
+    """Write what compresses the model, each compressor with its settings once: `tome:num_merged=13`, or `none`."""
+    parts = (f"{part.compressor}:{_settings(part.config, ',')}".rstrip(":") for part in manifest.compression)
+    return "+".join(dict.fromkeys(parts)) or "none"
+
+
+def _overview(manifest: Manifest) -> list[tuple[str, object]]:
+    weights = manifest.model.weights
+    origin = ", ".join(part for part in (weights.source, weights.license, weights.provenance) if part)
+    batch = manifest.batch
+    verification = manifest.verification
+    verified = (
+        f"{'passed' if verification.passed else 'FAILED'}, largest error {verification.max_abs_error}"
+        if verification
+        else "not verified"
+    )
+    return [
+        ("model", f"{manifest.model.source} ({manifest.model.family})"),
+        ("weights", origin),
+        ("compression", compression_text(manifest)),
+        ("precision", f"{manifest.precision}, opset {manifest.opset}"),
+        ("batch", f"{batch.min}:{batch.opt}:{batch.max}"),
+        ("targets", ", ".join(manifest.targets) or None),
+        ("verification", verified),
+        ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
+        ("made with", _settings(manifest.created_with)),
+    ]
+
+
+def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
+    size = sum(manifest.files[file].bytes for file in (graph.file, *graph.external_data))
+    return graph.name, graph.file, format_bytes(size), _tensors(graph.inputs), _tensors(graph.outputs)
+
+
+def _tensors(tensors: Sequence[TensorInfo]) -> str:
+    return "\n".join(f"{info.name} {info.dtype} [{', '.join(map(str, info.shape))}]" for info in tensors)
+
+
+def _engine(engine: Engine) -> tuple[object, ...]:
+    return (
+        engine.target,
+        engine.graph,
+        format_bytes(engine.bytes),
+        f"{engine.library} {engine.library_version}",
+        f"{engine.precision_asked} asked; {_settings(engine.precision_achieved)}",
+        "; ".join(f"{name}: {_settings(count)}" for name, count in engine.paths.items()),
+        f"{engine.seconds:.1f}",
+    )
+
+
+def _settings(values: Mapping[str, object], separator: str = ", ") -> str:
+    return separator.join(f"{name}={value}" for name, value in values.items())
+
+
+def _print_if_any(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    if rows:
+        print_table(title, columns, rows)

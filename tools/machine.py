@@ -1,0 +1,107 @@
+"""What this machine is: the facts that doctor explains and that every measurement carries."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "base": ("numpy", "rich", "typer"),
+    "export": (
+        "onnx",
+        "onnxscript",
+        "polygraphy",
+        "safetensors",
+        "timm",
+        "tomli-w",
+        "torch",
+        "transformers",
+    ),
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu", "tensorrt"),
+    "rtx": ("tensorrt-rtx",),
+    "zoo": ("scikit-learn",),
+}
+"""The libraries that each extra of pyproject.toml brings."""
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of those packages that are installed, by name."""
+    names = [name for packages in PACKAGES.values() for name in packages]
+    return {name: found for name in names if (found := package_version(name)) is not None}
+
+
+def cpu_model() -> str:
+    """Name of the processor as the system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> tuple[int, int] | None:
+    """Total and available memory, or None where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    total, available = (re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE) for name in ("MemTotal", "MemAvailable"))
+    return (int(total.group(1)) * 1024, int(available.group(1)) * 1024) if total and available else None
+
+
+def gpus() -> list[dict[str, str]]:
+    """The NVIDIA GPUs that the driver reports: name, driver, memory, compute capability."""
+    fields = ("name", "driver_version", "memory.total", "compute_cap")
+    output = command_output("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    rows = [line.split(", ") for line in (output or "").splitlines()]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+
+
+def jetpack_release() -> str | None:
+    """First line of the Jetson release file, or None on other machines."""
+    try:
+        return Path("/etc/nv_tegra_release").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    except (OSError, IndexError):
+        return None
+
+
+def command_output(*command: str) -> str | None:
+    """What a command prints, or None if it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return finished.stdout.strip()
+
+
+def describe_device() -> dict[str, object]:
+    """The device as a measurement records it."""
+    return {
+        "cpu": cpu_model(),
+        "cores": cpu_cores(),
+        "gpus": gpus(),
+        "jetpack": jetpack_release(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
