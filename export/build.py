@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import onnx
 import trt_compress
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.lower import lower_for_target
+from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.targets import TARGETS, Target
 from trt_compress.plugins.spec import DOMAIN
 
@@ -27,7 +29,6 @@ _PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _PRECISION_OF_DTYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 _COMPUTE_LAYERS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_OUTPUT"})
 _PLUGIN_LAYERS = frozenset({"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"})
-_PROTOBUF_LIMIT = 2**31 - 1
 _LOG_LINES_KEPT = 40
 
 
@@ -139,7 +140,7 @@ def build_engine(
     }
     with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
         folder = Path(name)
-        _save(lowered, folder / "model.onnx")
+        save_onnx(lowered, folder / "model.onnx")
         reply = _run_worker(folder, request, target)
         data, lowered_onnx_sha256 = (folder / "engine").read_bytes(), sha256_of(folder / "model.onnx")
 
@@ -207,15 +208,6 @@ def _profile(model: onnx.ModelProto, batch: BatchRange) -> dict[str, dict[str, l
     return shapes
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    if model.ByteSize() > _PROTOBUF_LIMIT:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        onnx.save_model(copy, path, save_as_external_data=True, location="weights.bin")
-    else:
-        path.write_bytes(model.SerializeToString())
-
-
 def _worker_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "trt_compress.export.engine_worker", str(folder)]
 
@@ -227,11 +219,12 @@ def _run_worker(folder: Path, request: Mapping[str, Any], target: Target) -> dic
     done = subprocess.run(
         _worker_command(folder),
         env={**os.environ, "PYTHONPATH": search_path},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     )
-    log = tuple(done.stderr.splitlines()[-_LOG_LINES_KEPT:])
+    log = tuple(done.stdout.splitlines()[-_LOG_LINES_KEPT:])
     product = _PRODUCTS[target.backend]
     if done.returncode < 0:
         raise BuildError(_killed(product, -done.returncode), log=log)
@@ -272,7 +265,8 @@ def _refusal(reply: Mapping[str, Any], target: Target, log: tuple[str, ...]) -> 
         case "parse":
             return BuildError(f"{product} {version} cannot read the graph: {message}", log=log)
         case _:
-            return BuildError(f"{product} {version} cannot build the engine: {message}", log=log)
+            errors = [line.split("[E] ", 1)[1] for line in log if "[E] " in line] or [message]
+            return BuildError(f"{product} {version} cannot build the engine: {'; '.join(errors)}", log=log)
 
 
 def sha256_of(path: Path) -> str:
@@ -285,9 +279,9 @@ def sha256_of(path: Path) -> str:
 
 
 def _operator_of(layer: _Layer, operators: Iterable[str]) -> str | None:
-    """The operator node a layer came from: its name is a whole path inside the layer's name or metadata."""
-    origin = f"/{layer['name']}/ {layer['metadata']}/".replace("[ONNX Layer: ", "/").replace("]", "/")
-    return next((name for name in operators if f"/{name}/" in origin), None)
+    """The operator node a layer came from: a whole path in its name (inlined) or in its metadata (function, plugin)."""
+    origin = f"{layer['name']} {layer['metadata']}"
+    return next((name for name in operators if re.search(rf"(?<![^\s/\[]){re.escape(name)}(?![^\s/\]])", origin)), None)
 
 
 def _split(layers: Iterable[_Layer], operators: Iterable[str]) -> tuple[list[_Layer], list[_Layer]]:

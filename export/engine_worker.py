@@ -1,7 +1,7 @@
 """The child process of `build_engine`: reads model.onnx and request.json in a folder, writes engine and reply.json.
 
-It imports neither onnx nor torch, so that memory is left for the builder. What the library logs goes to stderr, where
-it is safe if the library takes this process down.
+It imports neither onnx nor torch, so that memory is left for the builder. What the library logs goes to the output of
+this process, where it is safe if the library takes the process down.
 """
 
 import importlib
@@ -47,7 +47,7 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     layers = [_layer(network.get_layer(index)) for index in range(network.num_layers)]
     engine = builder.build_serialized_network(network, config)
     if engine is None or engine.nbytes == 0:
-        return {"stage": "build", "version": version, "message": "the builder returned nothing; its log says why"}
+        return {"stage": "build", "version": version, "message": "the builder returned nothing"}
     (folder / "engine").write_bytes(engine)
     return {"stage": "done", "version": version, "seconds": time.perf_counter() - started, "layers": layers}
 

@@ -37,7 +37,7 @@ def load_structure(path: Path) -> ModelProto:
         raise ConfigError(f"model {str(path)!r} cannot be read: {error.strerror}; give an ONNX file.") from None
     except DecodeError:
         model = ModelProto()
-    if not model.ir_version or not model.graph.output:
+    if not (model.ir_version and model.opset_import and model.graph.output):
         raise ConfigError(f"model {str(path)!r} is not an ONNX file, or is cut off; export it again.")
     return model
 

@@ -289,8 +289,10 @@ def _constant_input(view: GraphView, node: NodeProto, target: Target) -> str | N
 
 def _static_shape(view: GraphView, node: NodeProto, target: Target) -> str | None:
     sizes = view.shape(node.input[0])
-    needed = sizes if sizes is None or node.op_type == "EyeLike" else (sizes[attribute(node, "axis", -1)],)
-    return f"{node.op_type} over a dynamic size" if needed is None or None in needed else None
+    if sizes is None:
+        return None
+    needed = sizes if node.op_type == "EyeLike" else (sizes[attribute(node, "axis", -1)],)
+    return f"{node.op_type} over a dynamic size" if None in needed else None
 
 
 def _extra_output(view: GraphView, node: NodeProto, target: Target) -> str | None:

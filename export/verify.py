@@ -80,8 +80,8 @@ class VerifyReport:
         return max((check.max_abs_error for check in self.outputs), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return {"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)}
+        """The report as plain JSON values; a number that is not finite becomes null."""
+        return _json_safe({"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)})
 
 
 @dataclass(slots=True)
@@ -183,6 +183,14 @@ def verify_onnx(
         paths=counts,
         first_divergence=_first_divergence(outputs, sites),
     )
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _first_divergence(outputs: Sequence[OutputCheck], sites: Sequence[SiteCheck]) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.plugins.spec import DOMAIN, OpSpec, Sample
+from trt_compress.plugins.spec import DOMAIN, FLOATS, OpSpec, Sample
 
 if TYPE_CHECKING:
     import onnx
@@ -145,14 +145,24 @@ def run_operator(
     return results
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int | None], letters: str) -> None:
-    """Raise ShapeError unless `tensor` is floating or int64 and has `shape` (None: any size)."""
+def check_tensor(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int | None],
+    letters: str,
+    dtypes: Sequence[str] = FLOATS,
+) -> None:
+    """Raise ShapeError unless `tensor` has `shape` (None: any size) and one of `dtypes`."""
     fits = tensor.ndim == len(shape) and all(
         want is None or have == want for have, want in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
         want = ", ".join(str(s) if s is not None else letter for s, letter in zip(shape, letters, strict=True))
         raise ShapeError(f"{op}: {name} has shape {list(tensor.shape)}; it must be [{want}] with axes {letters}.")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in dtypes:
+        raise ShapeError(f"{op}: {name} has dtype {dtype}; it must be {' or '.join(dtypes)}.")
 
 
 def check_count(op: str, name: str, value: object, maximum: int, why: str) -> int:

@@ -64,7 +64,7 @@ def _show(result: "BenchResult") -> None:
     rows = [
         (
             side.role,
-            side.identity["compression"],
+            side.identity["name"],
             side.latency.n,
             _milliseconds(side.latency.median_ns),
             _milliseconds(side.latency.p90_ns),
@@ -74,8 +74,9 @@ def _show(result: "BenchResult") -> None:
         )
         for side in result.sides
     ]
-    title = f"{result.identity_text}: latency in ms, batch {result.protocol['batch']}, {result.protocol['backend']}"
-    print_table(title, ("", "compression", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
+    precision = result.sides[0].identity["precision"]
+    title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
+    print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
     for side in result.sides:
         notes = [side.verdict.reason] if side.verdict.status != "stable" else []
         if side.latency.p90_ns is None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -81,7 +81,7 @@ def verify(
             report = api.verify(bundle, inputs=inputs, progress=step)
     except GateError as error:
         if error.report is not None:
-            _show_verification(error.report, json)
+            _show_verification(cast("VerifyReport", error.report), json)
         raise
     _show_verification(report, json)
 
@@ -130,36 +130,36 @@ def build(
 
 
 def _show_verification(report: "VerifyReport", json: bool) -> None:
-    data = report.to_json()
     if json:
-        print_json(data)
+        print_json(report.to_json())
         return
     outputs = [
         (
-            output["name"],
-            output["batch"],
-            f"{output['max_abs_error']:.2e}",
-            f"{output['tolerance']:.0e}",
-            f"{output['cosine']:.6f}",
-            _verdict(output["passed"]),
+            output.name,
+            output.batch,
+            f"{output.max_abs_error:.2e}",
+            f"{output.tolerance:.0e}",
+            f"{output.cosine:.6f}",
+            output.ties,
+            _verdict(output.passed),
         )
-        for output in data["outputs"]
+        for output in report.outputs
     ]
-    print_table("Outputs", ("output", "batch", "max abs error", "allowed", "cosine", ""), outputs)
+    print_table("Outputs", ("output", "batch", "max abs error", "allowed", "cosine", "ties", ""), outputs)
     sites = [
         (
-            site["site"],
-            site["batch"],
-            f"{site['tokens_in']} → {site['tokens_out']}",
-            f"{site['indices_equal']}",
-            site["ties"],
-            _verdict(site["passed"]),
+            site.site,
+            site.batch,
+            f"{site.tokens_in} → {site.tokens_out}",
+            "yes" if site.indices_equal else "no",
+            site.ties,
+            _verdict(site.passed),
         )
-        for site in data["sites"]
+        for site in report.sites
     ]
     if sites:
         print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
-    print_text("Passed." if report.passed else f"Failed; the first divergence is at {data['first_divergence']}.")
+    print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 
 
 def _show_findings(findings: "tuple[Finding, ...]", target: str) -> None:

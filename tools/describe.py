@@ -13,11 +13,8 @@ def print_bundle(bundle: Bundle) -> None:
     print_pairs(str(bundle.path), _overview(manifest))
     graphs = [_graph(graph, manifest) for graph in manifest.graphs]
     _print_if_any("Graphs", ("graph", "file", "size", "inputs", "outputs"), graphs)
-    sites = [
-        (part.site, part.compressor, _settings(part.config), f"{part.tokens_in} → {part.tokens_out}")
-        for part in manifest.compression
-    ]
-    _print_if_any("Compression", ("site", "compressor", "settings", "tokens"), sites)
+    sites = [(part.site, part.compressor, f"{part.tokens_in} → {part.tokens_out}") for part in manifest.compression]
+    _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
     operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
     _print_if_any("Operators", ("operator", "op type", "version", "nodes", "lowering"), operators)
     engines = [_engine(engine) for engine in manifest.engines]
@@ -39,12 +36,6 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
     weights = manifest.model.weights
     origin = ", ".join(part for part in (weights.source, weights.license, weights.provenance) if part)
     batch = manifest.batch
-    verification = manifest.verification
-    verified = (
-        f"{'passed' if verification.passed else 'FAILED'}, largest error {verification.max_abs_error}"
-        if verification
-        else "not verified"
-    )
     return [
         ("model", f"{manifest.model.source} ({manifest.model.family})"),
         ("weights", origin),
@@ -52,10 +43,18 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
         ("batch", f"{batch.min}:{batch.opt}:{batch.max}"),
         ("targets", ", ".join(manifest.targets) or None),
-        ("verification", verified),
+        ("verification", _verification(manifest)),
         ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
         ("made with", _settings(manifest.created_with)),
     ]
+
+
+def _verification(manifest: Manifest) -> str:
+    summary = manifest.verification
+    if summary is None:
+        return "not verified"
+    error = "" if summary.max_abs_error is None else f", largest error {summary.max_abs_error:.1e}"
+    return ("passed" if summary.passed else "FAILED") + error
 
 
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:

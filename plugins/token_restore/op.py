@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
 
@@ -101,9 +101,7 @@ def token_restore(y: Tensor, index: Tensor, *, mode: str = "unmerge") -> Tensor:
         raise ConfigError(f"token_restore: mode={mode!r} is not known; give one of {', '.join(MODES)}.")
     check_tensor("token_restore", "y", y, (None, None, None), "BMC")
     batch, m, channels = y.shape
-    check_tensor("token_restore", "index", index, (batch, m if mode == "unpermute" else None), "BN")
-    if index.dtype != torch.int64:
-        raise ShapeError(f"token_restore: index has dtype {index.dtype}; it must be torch.int64.")
+    check_tensor("token_restore", "index", index, (batch, m if mode == "unpermute" else None), "BN", ["int64"])
     shape = (batch, index.shape[1], channels)
     return run_operator(SPEC, [y, index], {"mode": MODES.index(mode)}, [(shape, y.dtype)])[0]
 

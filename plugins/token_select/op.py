@@ -219,18 +219,25 @@ def token_select(
 
 
 def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Tensor:
-    score, index = inputs["score"].float(), outputs["index"]
-    forced = torch.zeros_like(score)
-    forced[:, [position for position in attributes["forced"] if position >= 0]] = 1
-    kept = torch.zeros_like(score).scatter(1, index, 1.0)
-    least_kept = torch.where((kept == 1) & (forced == 0), score, torch.inf).amin(dim=1)
-    most_dropped = torch.where((kept == 0) & (forced == 0), score, -torch.inf).amax(dim=1)
-    regret = (most_dropped - least_kept).nan_to_num(nan=0.0, neginf=0.0).clamp_min(0)
+    score, index, rest = inputs["score"].float(), outputs["index"], outputs["rest"]
+    batch, n = score.shape
+    places = [position for position in attributes["forced"] if position >= 0]
+    keyed = score.clone()
+    keyed[:, places] = torch.inf
+    kept = keyed.gather(1, index.clamp(0, n - 1))
+    dropped = keyed.gather(1, rest.clamp(0, n - 1))
+    worse = (
+        [dropped.amax(dim=1, keepdim=True) - kept.amin(dim=1, keepdim=True)] if kept.numel() and rest.numel() else []
+    )
+    in_order = index if attributes["order"] == 0 else index[:, : len(places)]
     if attributes["order"] == 1:
-        in_order = torch.where(forced == 1, torch.inf, score).gather(1, index)
-        regret = torch.maximum(regret, in_order.diff(dim=1).nan_to_num(nan=0.0, neginf=0.0).clamp_min(0).amax(dim=1))
-    lost = ((forced == 1) & (kept == 0)).any(dim=1) | (kept.sum(dim=1) != index.shape[1])
-    return torch.where(lost, torch.inf, regret / score.abs().amax(dim=1).clamp_min(1e-30))
+        worse.append(kept[:, len(places) :].diff(dim=1))
+    regret = torch.cat([torch.zeros(batch, 1), *worse], dim=1).amax(dim=1)
+
+    everything = torch.cat([index, rest], dim=1).sort(dim=1).values
+    lawful = (everything == torch.arange(n)).all(dim=1) & kept.isinf().sum(dim=1).eq(len(places))
+    lawful &= (in_order.diff(dim=1) > 0).all(dim=1) & (rest.diff(dim=1) > 0).all(dim=1)
+    return torch.where(lawful, regret / score.abs().amax(dim=1).clamp_min(1e-30), torch.inf)
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -52,12 +52,6 @@ class BenchResult:
     device: dict[str, Any]
     versions: dict[str, str]
 
-    @property
-    def identity_text(self) -> str:
-        """The model and its precision."""
-        identity = self.sides[0].identity
-        return f"{identity['model']} {identity['precision']}"
-
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""
         return {
@@ -143,6 +137,7 @@ def bench_bundle(
 def identity(manifest: Manifest) -> dict[str, Any]:
     """What a result says of the bundle that it measured."""
     return {
+        "name": manifest.name,
         "model": manifest.model.source,
         "weights": manifest.model.weights.source,
         "compression": compression_text(manifest),

@@ -1,0 +1,180 @@
+"""Every form of every operator against the restatement, on every sample.
+
+Forms that run are compared: floating outputs within the contract's tolerance for their dtype, relative to the largest
+value; positions exactly. For TensorRT-RTX, which needs a GPU to run, the proof is that it builds, or that preflight
+refuses the graph with the reason.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from restatement import Array, restate
+
+from trt_compress.export.lower import lower_for_target
+from trt_compress.export.preflight import preflight
+from trt_compress.export.targets import TARGETS, get_target, newest_common_opset
+from trt_compress.plugins.operator import Operator
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import Sample
+from trt_compress.plugins.testing import call_torch, onnx_model, sample_inputs
+
+RTX = get_target("rtx")
+CPU_OPSET = TARGETS["cpu"].max_opset
+OPSETS = sorted({18, newest_common_opset(), CPU_OPSET})
+DTYPES = {"torch": ("float32", "float16", "bfloat16"), "onnx": ("float32", "float16"), "rtx": ("float32", "float16")}
+LARGE = 1000  # tokens; above it one dtype and one opset are enough
+CLEAR = 1e-5  # two similarities closer than this may be ordered either way by float32 rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    operator: Operator
+    sample: Sample
+    form: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        short = self.dtype.replace("bfloat", "bf").replace("float", "fp")
+        return f"{self.operator.spec.torch_name}[{self.form},{self.sample.label},{short}]"
+
+    @property
+    def is_large(self) -> bool:
+        return self.sample.axes["N"] > LARGE
+
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return sample_inputs(self.operator, self.sample, dtype=self.dtype)
+
+    def model(self, opset: int) -> onnx.ModelProto:
+        inputs = self.inputs()
+        outputs = call_torch(self.operator, self.sample, inputs)
+        return onnx_model(self.operator, self.sample, inputs, outputs, opset=opset)
+
+
+def all_cases() -> list[Case]:
+    cases = [
+        Case(operator=operator, sample=sample, form=form, dtype=dtype)
+        for operator in operators().values()
+        for sample in operator.samples
+        for form, dtypes in DTYPES.items()
+        for dtype in dtypes
+    ]
+    return [case for case in cases if case.dtype == "float32" or not case.is_large]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in all_cases()])
+def test_conformance(case: Case, request: pytest.FixtureRequest) -> None:
+    if case.form == "torch":
+        inputs = case.inputs()
+        check(case, inputs, [as_array(output) for output in call_torch(case.operator, case.sample, inputs)])
+    elif case.form == "onnx":
+        for opset in [newest_common_opset()] if case.is_large else OPSETS:
+            check_onnx(case, opset)
+    else:
+        check_rtx(case, request.getfixturevalue("said"))
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def check(case: Case, inputs: Sequence[torch.Tensor], outputs: Sequence[Array]) -> None:
+    """Compare outputs with the restatement, each within the tolerance of its own dtype."""
+    spec = case.operator.spec
+    expected = restate(spec.op_type, tuple(as_array(tensor) for tensor in inputs), case.sample.attributes)
+    assert expected.margin > CLEAR, f"{case.name}: a decision hangs on rounding; choose other inputs"
+    for described, found, wanted in zip(spec.outputs, outputs, expected.outputs, strict=True):
+        assert found.shape == wanted.shape, described.name
+        if described.dtypes == ("int64",):
+            assert found.dtype == np.int64, described.name
+            np.testing.assert_array_equal(found, wanted, err_msg=described.name)
+        elif found.size:
+            dtype = "float32" if described.same_dtype_as == "size" else case.dtype
+            error = np.abs(found.astype(np.float64) - wanted).max() / np.abs(wanted).max()
+            assert error <= spec.tolerance[dtype], f"{described.name} is off by {error:.2g} of its largest value"
+
+
+def check_onnx(case: Case, opset: int) -> None:
+    """Run the body with the sample's batch, and with one item more in another order."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    model = case.model(opset).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs, batch = case.inputs(), case.sample.axes["B"]
+    for items in (list(range(batch)), [*reversed(range(batch)), 0]):
+        chosen = [tensor[items] for tensor in inputs]
+        feeds = {t.name: tensor.numpy() for t, tensor in zip(case.operator.spec.inputs, chosen, strict=True)}
+        check(case, chosen, session.run(None, feeds))
+
+
+# ---- TensorRT-RTX ---------------------------------------------------------------------------------------------------
+
+_WORKER = "import sys, pathlib, trt_compress.export.engine_worker as w; [w.main(pathlib.Path(f)) for f in sys.argv[1:]]"
+
+
+def check_rtx(case: Case, said: dict[str, dict[str, object]]) -> None:
+    reply = said[case.name]
+    if reply["stage"] == "preflight":
+        kept = int(case.sample.attributes["num_kept"])  # type: ignore[arg-type]
+        assert kept > (RTX.topk_max_k or 0)
+        assert (reply["rule"], reply["severity"]) == ("topk-k", "error")
+        assert f"K = {kept} exceeds 3840" in str(reply["message"])
+    else:
+        assert (reply["stage"], reply.get("message", "")) == ("done", "")
+        assert reply["engine_bytes"]
+
+
+@pytest.fixture(scope="module")
+def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """What preflight and the builder say to the selected cases, all built in one child process."""
+    pytest.importorskip("tensorrt_rtx", reason="the contract needs the real builder: pip install 'trt-compress[rtx]'")
+    params = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
+    cases = [case for case in params if isinstance(case, Case) and case.form == "rtx"]
+    root = tmp_path_factory.mktemp("rtx")
+    replies: dict[str, dict[str, object]] = {}
+    folders: dict[str, Path] = {}
+    for case in cases:
+        model = case.model(newest_common_opset())
+        findings = preflight(model, RTX)
+        if findings:
+            replies[case.name] = {"stage": "preflight", **asdict(findings[0])}
+        else:
+            folders[case.name] = root / str(len(folders))
+            write_request(case, model, folders[case.name])
+    run_workers(list(folders.values()))
+    for name, folder in folders.items():
+        replies[name] = json.loads((folder / "reply.json").read_text())
+        engine = folder / "engine"
+        replies[name]["engine_bytes"] = engine.stat().st_size if engine.exists() else 0
+    return replies
+
+
+def write_request(case: Case, model: onnx.ModelProto, folder: Path) -> None:
+    folder.mkdir()
+    onnx.save(lower_for_target(model, RTX), folder / "model.onnx")
+    batch = case.sample.axes["B"]
+    profile = {
+        spec.name: {"min": [1, *shape], "opt": [batch, *shape], "max": [batch + 1, *shape]}
+        for spec, shape in zip(case.operator.spec.inputs, (list(t.shape[1:]) for t in case.inputs()), strict=True)
+    }
+    request = {"target": "rtx", "profile": profile, "plugin_library": None}
+    (folder / "request.json").write_text(json.dumps(request))
+
+
+def run_workers(folders: list[Path]) -> None:
+    """Build in one child process; if a graph takes it down, note that and go on with the next in another."""
+    while left := [folder for folder in folders if not (folder / "reply.json").exists()]:
+        done = subprocess.run([sys.executable, "-c", _WORKER, *map(str, left)], capture_output=True, text=True)
+        crashed = next((folder for folder in left if not (folder / "reply.json").exists()), None)
+        if crashed:
+            message = f"exit code {done.returncode}: {done.stderr[-500:]}"
+            (crashed / "reply.json").write_text(json.dumps({"stage": "crash", "message": message}))

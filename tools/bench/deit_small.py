@@ -1,0 +1,196 @@
+"""The export figures of a real model: `python -m trt_compress.tools.bench.deit_small [--quick]`.
+
+DeiT-S with Token Merging against its dense export and against a straight export of the textbook algorithm: FLOPs,
+speed-up in one interleaved run, time outside matrix products and attention, graph size, export time, verification
+error, TensorRT-RTX build time. One JSON line is appended to `tools/bench/results/deit_small.jsonl`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from torch import nn
+
+from trt_compress import __version__
+from trt_compress.export.api import build, export
+from trt_compress.export.trace import TraceOptions, onnx_from_module
+from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.models.hosts.base import LoadedHost
+from trt_compress.models.hosts.registry import load_host
+from trt_compress.models.hosts.timm_vit import attach
+from trt_compress.runtime.latency import Speedup, interleave, speedup, summarize
+from trt_compress.tools.bench.textbook import TextbookTome
+from trt_compress.tools.console import print_table, progress
+from trt_compress.tools.machine import describe_device, package_versions
+
+MODEL, NUM_MERGED, BATCH, OPSET = "timm:deit_small_patch16_224", 13, 4, 20
+SPEC = f"tome:num_merged={NUM_MERGED}"
+RESULTS = Path(__file__).parent / "results" / "deit_small.jsonl"
+# What ONNX Runtime's optimized graph calls matrix products (convolution included) and the softmax between them.
+_COMPUTE_OPS = ("MatMul", "FusedMatMul", "Gemm", "Conv", "FusedConv", "Softmax")
+
+Session = onnxruntime.InferenceSession
+Step = Callable[[str], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
+    quick = parser.parse_args(arguments).quick
+    pairs, exports = (6, 1) if quick else (40, 3)
+    with progress("DeiT-S") as step, tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), pairs=pairs, exports=exports, step=step)
+    print_table(
+        f"{MODEL}, batch {BATCH}, ONNX Runtime on the CPU, {SPEC}", ("figure", "measured", "wanted"), _rows(figures)
+    )
+    if not quick:
+        _record(figures)
+    return 0
+
+
+def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, Any]:
+    """All figures; `pairs` timed runs of each side, `exports` timed exports of each kind."""
+    bundles = {}
+    for name, spec in (("dense", "none"), ("compressed", SPEC)):
+        step(f"exporting {name}")
+        bundles[name] = export(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / name)
+    step("exporting the textbook")
+    host = load_host(MODEL)
+    onnx.save(_trace(TextbookTome(host.module, NUM_MERGED).eval(), host), folder / "textbook.onnx")
+
+    files = {name: folder / name / "model.onnx" for name in bundles} | {"textbook": folder / "textbook.onnx"}
+    feed = {"image": np.random.default_rng(0).standard_normal((BATCH, *host.input_shape), dtype=np.float32)}
+    calls = {name: _call(_session(file), feed) for name, file in files.items()}
+    step(f"timing {pairs} pairs against dense")
+    against_dense = interleave(calls["compressed"], calls["dense"], warmup=3, pairs=pairs)
+    step(f"timing {pairs} pairs against the textbook")
+    against_textbook = interleave(calls["compressed"], calls["textbook"], warmup=3, pairs=pairs)
+    step("profiling")
+    outside = {name: _share_outside(file, feed, folder) for name, file in files.items()}
+    step("timing exports")
+    ratio = _export_ratio(host, exports)
+    step("building for rtx")
+    engine = build(folder / "compressed", target="rtx")
+
+    dense, compressed = bundles["dense"].manifest, bundles["compressed"].manifest
+    assert compressed.flops and compressed.baseline_flops and compressed.verification
+    nodes = {name: len(onnx.load(file, load_external_data=False).graph.node) for name, file in files.items()}
+    return {
+        "flops_reduction": compressed.baseline_flops / compressed.flops["total"],
+        "gflops": {"dense": compressed.baseline_flops / 1e9, "compressed": compressed.flops["total"] / 1e9},
+        "speedup_over_dense": speedup(against_dense.a_ns, against_dense.b_ns).to_json(),
+        "speedup_over_textbook": speedup(against_textbook.a_ns, against_textbook.b_ns).to_json(),
+        "latency": {
+            "compressed": summarize(against_dense.a_ns).to_json(),
+            "dense": summarize(against_dense.b_ns).to_json(),
+        },
+        "share_outside_gemm_and_attention": outside,
+        "nodes": nodes,
+        "node_ratio": nodes["compressed"] / nodes["dense"],
+        "export_ratio": ratio,
+        "verify_error": compressed.verification.max_abs_error,
+        "verify_error_dense": dense.verification.max_abs_error if dense.verification else None,
+        "rtx_build_seconds": engine.seconds,  # type: ignore[union-attr]
+        "protocol": {"batch": BATCH, "pairs": pairs, "warmup": 3, "order": "interleaved ABAB", "opset": OPSET},
+    }
+
+
+def _trace(module: nn.Module, host: LoadedHost) -> onnx.ModelProto:
+    options = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=OPSET)
+    return onnx_from_module(module, host.input_shape, options)
+
+
+def _session(file: Path) -> Session:
+    return Session(str(file), providers=["CPUExecutionProvider"])
+
+
+def _call(session: Session, feed: dict[str, Any]) -> Callable[[], object]:
+    return lambda: session.run(None, feed)
+
+
+def _share_outside(file: Path, feed: dict[str, Any], folder: Path) -> float:
+    """Share of kernel time outside matrix products and softmax, by ONNX Runtime's own profile (a run of its own)."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = Session(str(file), options, providers=["CPUExecutionProvider"])
+    for _ in range(6):
+        session.run(None, feed)
+    spent: Counter[str] = Counter()
+    for event in json.loads(Path(session.end_profiling()).read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    return 1 - sum(spent[name] for name in _COMPUTE_OPS) / spent.total()
+
+
+def _export_ratio(host: LoadedHost, exports: int) -> float:
+    """Median over interleaved pairs of export time, compressed over dense; the first pair warms up."""
+    modules = [attach(host.module, parse_spec(spec), name=MODEL).eval() for spec in (SPEC, "none")]
+    ratios = []
+    for _ in range(exports + 1):
+        seconds = []
+        for module in modules:
+            start = time.perf_counter()
+            _trace(module, host)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return float(np.median(ratios[1:]))
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    outside = figures["share_outside_gemm_and_attention"]
+    return [
+        ("FLOPs, dense over compressed", f"{figures['flops_reduction']:.2f}×", "1.70×"),
+        ("speed-up over dense", _interval(figures["speedup_over_dense"]), "at least 1.60×"),
+        ("speed-up over the textbook export", _interval(figures["speedup_over_textbook"]), "not below 1"),
+        (
+            "time outside GEMM and attention",
+            ", ".join(f"{name} {share:.1%}" for name, share in outside.items()),
+            "reported",
+        ),
+        ("nodes", f"{figures['node_ratio']:.2f} × dense ({figures['nodes']})", "at most 1.20 ×"),
+        ("export time", f"{figures['export_ratio']:.2f} × dense", "at most 1.6 ×"),
+        ("verification error", f"{figures['verify_error']:.1e}", "at most 1e-04"),
+        ("TensorRT-RTX build, batch 1:4:8", f"{figures['rtx_build_seconds']:.1f} s", "under 10 s"),
+    ]
+
+
+def _interval(ratio: dict[str, Any]) -> str:
+    value = Speedup(**ratio)
+    low_high = f" [{value.low:.2f}, {value.high:.2f}]" if value.low and value.high else ""
+    return f"{value.median:.2f}×{low_high}, n={value.n}"
+
+
+def _record(figures: dict[str, Any]) -> None:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent.parent
+    ).stdout.strip()
+    line = {
+        "benchmark": "deit_small",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit or None,
+        "model": MODEL,
+        "spec": SPEC,
+        "device": describe_device(),
+        "versions": {"trt-compress": __version__, **package_versions()},
+        **figures,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

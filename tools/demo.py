@@ -1,0 +1,104 @@
+"""`make demo`: the main job on real images, from a model to one table.
+
+Exports `zoo:digits_vit` with and without Token Merging, proves both files, builds an engine for each, classifies the
+held-out digits with ONNX Runtime and times both in one interleaved run.
+"""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trt_compress.errors import TrtCompressError
+from trt_compress.export.api import BuildPlan, build, export
+from trt_compress.models.pretrained.digits_vit import digits_split
+from trt_compress.runtime.manifest import Engine, Manifest
+from trt_compress.runtime.session import Session
+from trt_compress.tools.bench.bundle import BenchResult, bench_bundle
+from trt_compress.tools.console import format_bytes, print_table, print_text, progress
+
+MODEL, SPEC, TARGET = "zoo:digits_vit", "tome:num_merged=5", "rtx"
+BATCH, PAIRS = 32, 100
+OUTPUT = Path("out/demo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two models: its manifest, its engine, and what it says of every test image."""
+
+    manifest: Manifest
+    engine: Engine
+    predictions: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    try:
+        run(OUTPUT)
+    except TrtCompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(output: Path) -> None:
+    """Do the whole job into `output` and print the table."""
+    split = digits_split()
+    images, labels = split.test_images, split.test_labels
+    with progress("Demo") as step:
+        dense = _side("none", output / "dense", images, lambda text: step(f"dense: {text}"))
+        compressed = _side(SPEC, output / "compressed", images, lambda text: step(f"{SPEC}: {text}"))
+        step(f"timing {PAIRS} interleaved pairs of {BATCH} images")
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = Path(folder) / "images.npz"
+            np.savez(inputs, image=images[:BATCH])
+            timed = bench_bundle(output / "compressed", baseline=output / "dense", pairs=PAIRS, inputs=inputs)
+    title = f"{MODEL} on {len(images)} held-out digits; ONNX Runtime on {timed.device['cpu']}"
+    print_table(title, ("", "dense", SPEC), _rows(dense, compressed, labels, timed))
+    print_text(
+        f"Bundles: {output / 'dense'}, {output / 'compressed'}. Try: trt-compress inspect {output / 'compressed'}"
+    )
+
+
+def _side(spec: str, path: Path, images: np.ndarray, step) -> Side:  # type: ignore[no-untyped-def,type-arg]
+    result = export(
+        MODEL, compress=spec, targets=[TARGET], batch=f"1:{BATCH}:{BATCH}", output=path, force=True, progress=step
+    )
+    step("building an engine")
+    engine = build(path, target=TARGET)
+    assert not isinstance(engine, BuildPlan)
+    step("classifying")
+    with Session.open(path) as session:
+        logits = session.run({"image": images})["logits"]
+    return Side(manifest=result.manifest, engine=engine, predictions=logits.argmax(axis=1))
+
+
+def _rows(dense: Side, compressed: Side, labels: np.ndarray, timed: BenchResult) -> list[tuple[str, str, str]]:  # type: ignore[type-arg]
+    sides = (dense, compressed)
+    count = len(labels)
+    same = int((dense.predictions == compressed.predictions).sum())
+    accuracy = [f"{(side.predictions == labels).mean():.1%}" for side in sides]
+    first, last = compressed.manifest.compression[0], compressed.manifest.compression[-1]
+    flops = [float((side.manifest.flops or {})["total"]) for side in sides]
+    latency = {side.role: side.latency for side in timed.sides}
+    timings = [latency["baseline"], latency["bundle"]]
+    faster = timed.speedup
+    assert faster is not None
+    errors = [side.manifest.verification.max_abs_error for side in sides if side.manifest.verification]
+    return [
+        ("accuracy", *accuracy),
+        ("same answer as dense", "", f"{same / count:.1%} ({same} of {count})"),
+        ("tokens in → out", f"{first.tokens_in} → {first.tokens_in}", f"{first.tokens_in} → {last.tokens_out}"),
+        ("FLOPs an image", f"{flops[0] / 1e6:.0f} M", f"{flops[1] / 1e6:.0f} M ({flops[0] / flops[1]:.2f}× fewer)"),
+        (f"p50, batch {BATCH}", *(f"{t.median_ns / 1e6:.1f} ms (n={t.n})" for t in timings)),
+        (f"p90, batch {BATCH}", *(f"{(t.p90_ns or 0) / 1e6:.1f} ms (n={t.n})" for t in timings)),
+        ("speed-up [95 % interval]", "", f"{faster.median:.2f}× [{faster.low:.2f}, {faster.high:.2f}]"),
+        ("verified to", *(f"{error:.1e}" for error in errors)),
+        (f"engine ({TARGET})", *(f"{format_bytes(s.engine.bytes)} in {s.engine.seconds:.1f} s" for s in sides)),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
