@@ -60,7 +60,7 @@ class ExportResult:
             "bundle": str(self.path) if self.path else None,
             "model": manifest.model.source,
             "weights": manifest.model.weights.source,
-            "compressors": manifest.name,
+            "compressors": recipe_from_json(manifest.recipe, where="the bundle's recipe").spec,
             "precision": manifest.precision,
             "opset": manifest.opset,
             "targets": list(manifest.targets),
@@ -334,7 +334,7 @@ def _require_passed(report: VerifyReport) -> None:
     if not report.passed:
         raise GateError(
             f"verification failed: ONNX Runtime and torch differ first at {report.first_divergence}; "
-            f"largest error {report.max_abs_error:.1e}.",
+            f"largest error {report.max_abs_error:.1e}." + (f" It failed: {report.failure}" if report.failure else ""),
             hint="--json shows every check; nothing was written or changed.",
             report=report,
         )

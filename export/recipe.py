@@ -18,6 +18,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_KEYS: dict[str, tuple[type, bool, str]] = {  # of a recipe: the type of its value, or of the items of a list
+    "model": (str, False, "a text"),
+    "weights": (str, False, "a text"),
+    "targets": (str, True, "a list of names"),
+    "batch": (str, False, "a text like 1:4:8"),
+    "precision": (str, False, "a text"),
+    "opset": (int, False, "a whole number"),
+    "compressors": (dict, True, "a list of tables"),
+}
 OLDEST_OPSET = 18  # the bodies of operators need its reductions with axes as inputs
 
 
@@ -100,7 +109,7 @@ def recipe_from_options(
     base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=model)
     given = {
         "compressors": None if compress is None else parse_spec(compress),
-        "weights": weights,
+        "weights": weights if weights in (None, "pretrained") else str(Path(weights).absolute()),
         "targets": tuple(dict.fromkeys(targets)) if targets else None,
         "batch": None if batch is None else BatchRange.parse(batch),
         "precision": precision,
@@ -126,14 +135,13 @@ def read_recipe(path: Path) -> Recipe:
 
 def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None = None) -> Recipe:
     """The recipe in a table; a relative path to weights counts from `base`."""
-    kinds: dict[str, type] = {
-        "model": str, "weights": str, "targets": list, "batch": str, "precision": str, "opset": int, "compressors": list
-    }  # fmt: skip
     for key, value in table.items():
-        if key not in kinds:
-            raise ConfigError(f"{where}: '{key}' is not known; there are {', '.join(kinds)}.{did_you_mean(key, kinds)}")
-        if not isinstance(value, kinds[key]):
-            raise ConfigError(f"{where}: {key} = {value!r} is not a {kinds[key].__name__}.")
+        if key not in _KEYS:
+            raise ConfigError(f"{where}: '{key}' is not known; there are {', '.join(_KEYS)}.{did_you_mean(key, _KEYS)}")
+        kind, many, words = _KEYS[key]
+        items = value if many and isinstance(value, list) else [None if many else value]
+        if not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
+            raise ConfigError(f"{where}: {key} = {value!r} is not {words}.")
     if "model" not in table:
         raise ConfigError(f'{where}: model is missing; write model = "timm:NAME" or "zoo:NAME".')
     values = dict(table)

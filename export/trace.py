@@ -1,10 +1,11 @@
 """torch → ONNX: one node for each operator, named after its site."""
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -78,7 +79,7 @@ def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: Tra
     batch = torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, _TRACED_BATCH))
     example = torch.zeros(_TRACED_BATCH, *input_shape)
     try:
-        with _quiet_torch(), torch.no_grad():
+        with _quiet_torch(), _no_garbage_collection(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -100,7 +101,19 @@ def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: Tra
 
 
 @contextlib.contextmanager
-def _quiet_torch():  # type: ignore[no-untyped-def]
+def _no_garbage_collection() -> Iterator[None]:
+    """Hold the cycle collector back: tracing makes millions of objects that live to its end."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
     """Keep the exporter's own progress lines and warnings off the terminal; its errors come as exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

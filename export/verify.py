@@ -1,7 +1,9 @@
 """Proof that an ONNX file computes what the torch model computes: outputs, and what was decided at every site."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import ShapeError
+from trt_compress.errors import GateError, ShapeError
 from trt_compress.export.lower import operator_nodes
 from trt_compress.models.compressors.compose import SitePlan
 from trt_compress.plugins.operator import recording
@@ -60,7 +62,11 @@ class SiteCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """All checks. `first_divergence` names the first site or output that fails; `paths` the form of each operator."""
+    """All checks.
+
+    `first_divergence` names the first site or output that fails, `paths` the form of each operator, `failure` is what
+    ONNX Runtime said if it could not run the graph to its end.
+    """
 
     precision: str
     inputs: str
@@ -68,6 +74,7 @@ class VerifyReport:
     sites: tuple[SiteCheck, ...]
     paths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     first_divergence: str | None = None
+    failure: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -81,7 +88,8 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; a number that is not finite becomes null."""
-        return _json_safe({"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)})
+        report = {"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)}
+        return {key: _json_safe(value) for key, value in report.items()}
 
 
 @dataclass(slots=True)
@@ -110,9 +118,10 @@ def read_inputs(path: Path, name: str, shape: Sequence[int]) -> list[Array]:
     """
     wanted = f"float32 [batch, {', '.join(map(str, shape))}]"
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ShapeError(
             f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
         ) from error
@@ -149,31 +158,32 @@ def verify_onnx(
 
     Returns:
         The report; nothing is raised for a difference.
+
+    Raises:
+        GateError: ONNX Runtime cannot load the file.
     """
-    import onnxruntime
-
     model = onnx.load(path, load_external_data=False)
-    output_names = [output.name for output in model.graph.output]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    plain = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as probe:  # beside its external data
-        site_names = _expose_sites(model)
-        probe.write(model.SerializeToString())
-        probe.flush()
-        probed = onnxruntime.InferenceSession(probe.name, options, providers=["CPUExecutionProvider"])
+    output_name = model.graph.output[0].name
+    _expose_sites(model)
+    try:
+        plain, probed = _Runner(path, path.parent), _Runner(model, path.parent)
+    except _OrtError as error:
+        raise GateError(f"verification failed: ONNX Runtime cannot load {path.name}: {error}") from error
 
+    failure = None
     outputs: list[OutputCheck] = []
     sites: list[SiteCheck] = []
     for array in inputs:
         with torch.no_grad(), recording() as reference:
             expected = module(torch.from_numpy(array))
-        results = probed.run(site_names, {input_name: array}) if site_names else []
-        got = {name: torch.from_numpy(value) for name, value in zip(site_names, results, strict=True)}
+        try:
+            got, actual = probed({input_name: array}), plain({input_name: array})[output_name]
+        except _OrtError as error:
+            failure = failure or str(error)
+            got, actual = _before_failure(model, path.parent, {input_name: array}), torch.empty(0)
         run = _Run(reference=reference, got=got, comparable=torch.ones(len(array), dtype=torch.bool))
         sites += _compare_sites(run, plan, model, precision)
-        actual = torch.from_numpy(plain.run(output_names, {input_name: array})[0])
-        outputs.append(_compare_output(output_names[0], expected, actual, run.comparable, precision))
+        outputs.append(_compare_output(output_name, expected, actual, run.comparable, precision))
     counts = {operators()[op_type].spec.name: {"function": n} for op_type, n in operator_nodes(model).items()}
     return VerifyReport(
         precision=precision,
@@ -182,7 +192,59 @@ def verify_onnx(
         sites=tuple(sites),
         paths=counts,
         first_divergence=_first_divergence(outputs, sites),
+        failure=failure,
     )
+
+
+class _OrtError(Exception):
+    """Something went wrong inside ONNX Runtime, whose exceptions have no common base."""
+
+
+@contextlib.contextmanager
+def _ort_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _OrtError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+
+
+class _Runner:
+    """A model in ONNX Runtime on the CPU; a call returns every output by name."""
+
+    def __init__(self, model: Path | onnx.ModelProto, folder: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails comes back as an exception
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        with _ort_errors():
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._names = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Tensor]:
+        with _ort_errors():
+            results = self._session.run(self._names, feed)
+        return {name: torch.from_numpy(value) for name, value in zip(self._names, results, strict=True)}
+
+
+def _before_failure(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array]) -> dict[str, Tensor]:
+    """The values of the sites that a graph reaches before it fails."""
+    values: dict[str, Tensor] = {}
+    exposed = {output.name for output in model.graph.output}
+    for end, node in enumerate(model.graph.node, start=1):
+        if not exposed.intersection(node.output):
+            continue
+        made = {name for before in model.graph.node[:end] for name in before.output}
+        part = onnx.ModelProto()
+        part.CopyFrom(model)
+        del part.graph.node[end:], part.graph.output[:]
+        part.graph.output.extend(output for output in model.graph.output if output.name in made)
+        try:
+            values = _Runner(part, folder)(feed)
+        except _OrtError:
+            break
+    return values
 
 
 def _json_safe(value: Any) -> Any:
@@ -198,11 +260,16 @@ def _first_divergence(outputs: Sequence[OutputCheck], sites: Sequence[SiteCheck]
     for site in sites:
         if not site.passed:
             return f"{site.site} ({site.compressor}, batch {site.batch})"
-    return next((f"output {output.name} (batch {output.batch})" for output in outputs if not output.passed), None)
+    for output in outputs:
+        if not output.passed:
+            return f"output {output.name} (batch {output.batch})"
+    if all(output.ties == output.batch for output in outputs):
+        return f"output {outputs[0].name}, which was never compared, for every input met a near tie; give other inputs"
+    return None
 
 
-def _expose_sites(model: onnx.ModelProto) -> list[str]:
-    """Make every named value of a site an output of `model`; return the names."""
+def _expose_sites(model: onnx.ModelProto) -> None:
+    """Make every named value of a site an output of `model`."""
     present = {name for node in model.graph.node for name in node.output}
     named = [name for name in present if name.split("/")[-1].startswith("tokens") and "/" in name]
     for node in model.graph.node:
@@ -213,7 +280,6 @@ def _expose_sites(model: onnx.ModelProto) -> list[str]:
             ]
     exposed = sorted(set(named) - {output.name for output in model.graph.output} - {""})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
-    return exposed
 
 
 def _compare_sites(run: _Run, plan: Sequence[SitePlan], model: onnx.ModelProto, precision: str) -> list[SiteCheck]:
@@ -235,14 +301,15 @@ def _compare_decision(run: _Run, node: onnx.NodeProto, output: str, precision: s
     operator = operators()[node.op_type]
     name = f"{node.name}/{output}"
     expected, got = run.reference[name], run.got[name]
-    if expected.shape != got.shape:
+    attributes = {a.name: run.reference[f"{node.name}/{a.name}"].tolist() for a in operator.spec.attributes}
+    in_file = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute if a.name in attributes}
+    if expected.shape != got.shape or attributes != in_file:
         run.equal_here, run.wrong_here = False, True
         return
     differs = (expected != got).flatten(1).any(dim=1) & run.comparable
     if not differs.any():
         return
     run.equal_here = False
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     values = {t.name: run.reference[f"{node.name}/{t.name}"] for t in operator.spec.inputs}
     decided = {t.name: run.got.get(f"{node.name}/{t.name}", run.reference[f"{node.name}/{t.name}"])
                for t in operator.spec.outputs}  # fmt: skip
@@ -256,7 +323,7 @@ def _compare_decision(run: _Run, node: onnx.NodeProto, output: str, precision: s
 
 
 def _compare_tokens(run: _Run, site: SitePlan, name: str, expected: Tensor, precision: str) -> SiteCheck:
-    got = run.got[name]
+    got = run.got.get(name, torch.empty(0, 0))
     fits = got.shape == expected.shape and got.shape[1] == site.tokens_out
     error = _relative_error(expected[run.comparable], got[run.comparable])[1] if fits else float("inf")
     return SiteCheck(
@@ -275,6 +342,8 @@ def _compare_tokens(run: _Run, site: SitePlan, name: str, expected: Tensor, prec
 
 
 def _compare_output(name: str, expected: Tensor, got: Tensor, comparable: Tensor, precision: str) -> OutputCheck:
+    if got.shape != expected.shape:
+        got = torch.full_like(expected, torch.nan)
     absolute, relative = _relative_error(expected[comparable], got[comparable])
     cosine = torch.nn.functional.cosine_similarity(
         expected[comparable].double().flatten(), got[comparable].double().flatten(), dim=0
@@ -292,8 +361,8 @@ def _compare_output(name: str, expected: Tensor, got: Tensor, comparable: Tensor
 
 
 def _relative_error(expected: Tensor, got: Tensor) -> tuple[float, float]:
-    """Largest absolute error, and the same divided by the largest expected value (at least 1); NaN is infinite."""
+    """Largest absolute error, and the same divided by the largest expected value; NaN is infinite."""
     if not expected.numel():
         return 0.0, 0.0
-    difference = (expected.double() - got.double()).abs().nan_to_num(nan=torch.inf).max()
-    return float(difference), float(difference / expected.double().abs().max().clamp_min(1.0))
+    difference = (expected.double() - got.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max()
+    return float(difference), float(difference / expected.double().abs().max().clamp_min(1e-6))

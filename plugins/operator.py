@@ -70,7 +70,10 @@ def at_site(name: str) -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[dict[str, Tensor]]:
-    """Collect what happens at the sites of an eager forward pass: `<site>/<operator>/<output>` and `<site>/tokens`."""
+    """Collect what happens at the sites of an eager forward pass.
+
+    Keys are `<site>/<operator>/<input, output or attribute>` and `<site>/tokens`.
+    """
     record: dict[str, Tensor] = {}
     token = _record.set(record)
     try:
@@ -142,7 +145,14 @@ def run_operator(
     if _record.get() is not None:
         for tensor, described in zip([*inputs, *results], [*spec.inputs, *spec.outputs], strict=True):
             record_tensor(f"{spec.name}/{described.name}", tensor)
+        for name, value in attributes.items():
+            record_tensor(f"{spec.name}/{name}", torch.tensor(value, dtype=torch.int64))
     return results
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`; where it is already, nothing is traced."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def check_tensor(

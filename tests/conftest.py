@@ -1,7 +1,10 @@
 """What all tests share: tests that need hardware or a library that is not here are skipped, with the reason."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,3 +21,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def _has_gpu() -> bool:
     return bool(gpus())
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export zoo:digits_vit, once for each set of options; copy a bundle before you change it."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def export(compress: str = "tome:num_merged=4", **options: Any) -> Path:
+        from trt_compress.export import api
+
+        output = folder / str(len(list(folder.iterdir())))
+        api.export("zoo:digits_vit", output=output, compress=compress, **options)
+        return output
+
+    return export

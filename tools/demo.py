@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import TrtCompressError
-from trt_compress.export.api import BuildPlan, build, export
+from trt_compress.export.api import BuildPlan, Progress, build, export
 from trt_compress.models.pretrained.digits_vit import digits_split
 from trt_compress.runtime.manifest import Engine, Manifest
 from trt_compress.runtime.session import Session
-from trt_compress.tools.bench.bundle import BenchResult, bench_bundle
+from trt_compress.tools.bench.bundle import Array, BenchResult, bench_bundle
 from trt_compress.tools.console import format_bytes, print_table, print_text, progress
 
 MODEL, SPEC, TARGET = "zoo:digits_vit", "tome:num_merged=5", "rtx"
@@ -30,7 +30,7 @@ class Side:
 
     manifest: Manifest
     engine: Engine
-    predictions: np.ndarray[tuple[int], np.dtype[np.int64]]
+    predictions: Array
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def run(output: Path) -> None:
     )
 
 
-def _side(spec: str, path: Path, images: np.ndarray, step) -> Side:  # type: ignore[no-untyped-def,type-arg]
+def _side(spec: str, path: Path, images: Array, step: Progress) -> Side:
     result = export(
         MODEL, compress=spec, targets=[TARGET], batch=f"1:{BATCH}:{BATCH}", output=path, force=True, progress=step
     )
@@ -75,7 +75,7 @@ def _side(spec: str, path: Path, images: np.ndarray, step) -> Side:  # type: ign
     return Side(manifest=result.manifest, engine=engine, predictions=logits.argmax(axis=1))
 
 
-def _rows(dense: Side, compressed: Side, labels: np.ndarray, timed: BenchResult) -> list[tuple[str, str, str]]:  # type: ignore[type-arg]
+def _rows(dense: Side, compressed: Side, labels: Array, timed: BenchResult) -> list[tuple[str, ...]]:
     sides = (dense, compressed)
     count = len(labels)
     same = int((dense.predictions == compressed.predictions).sum())
@@ -95,7 +95,7 @@ def _rows(dense: Side, compressed: Side, labels: np.ndarray, timed: BenchResult)
         (f"p50, batch {BATCH}", *(f"{t.median_ns / 1e6:.1f} ms (n={t.n})" for t in timings)),
         (f"p90, batch {BATCH}", *(f"{(t.p90_ns or 0) / 1e6:.1f} ms (n={t.n})" for t in timings)),
         ("speed-up [95 % interval]", "", f"{faster.median:.2f}× [{faster.low:.2f}, {faster.high:.2f}]"),
-        ("verified to", *(f"{error:.1e}" for error in errors)),
+        ("largest error to torch", *(f"{error:.1e}" for error in errors)),
         (f"engine ({TARGET})", *(f"{format_bytes(s.engine.bytes)} in {s.engine.seconds:.1f} s" for s in sides)),
     ]
 

@@ -51,10 +51,11 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
             step = spec.compressor(spec.config, host, layer, tokens)
             if step.tokens_out < tokens:
                 if here and step.signals:
+                    or_first = "" if any(other.signals for other in here) else f", or name {spec.name} first"
                     raise ConfigError(
                         f"{spec.name}: at blocks.{layer} {here[-1].name} has already changed the tokens that its "
                         f"{' and '.join(sorted(step.signals))} belong to.",
-                        hint=f"let them act at different layers, or name {spec.name} first.",
+                        hint=f"let them act at different layers{or_first}.",
                     )
                 here.append(step)
                 plans.append(

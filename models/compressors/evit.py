@@ -51,7 +51,7 @@ def check_keep_ratios(name: str, keep_ratio: float | tuple[float, ...], layers: 
 
 
 def num_patches_kept(num_patches: int, keep_ratio: float) -> int:
-    """Patches kept: the product rounded up, in floating point as the source does (0.55 * 20 keeps 12)."""
+    """Patches kept: the product rounded up, in floating point as the source does (0.07 * 100 keeps 8)."""
     return math.ceil(keep_ratio * num_patches)
 
 

@@ -33,7 +33,7 @@ class TomeConfig(CompressorConfig):
         counts = (self.num_merged,) if isinstance(self.num_merged, int) else self.num_merged
         if any(count < 0 for count in counts):
             raise ConfigError(f"tome: num_merged={self.num_merged} is negative; give 0 or more tokens to merge.")
-        if len(counts) != 1 and self.schedule != "constant":
+        if isinstance(self.num_merged, tuple) and self.schedule != "constant":
             raise ConfigError(
                 f"tome: schedule={self.schedule} needs one num_merged, not a list; leave one of them out."
             )

@@ -8,7 +8,6 @@ import numpy as np
 from torch import nn
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsInfo:
     """Where weights come from: a file's name and hash, `random (seed 0)`, or the zoo."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trt_compress.errors import ConfigError, UnsupportedError
@@ -72,9 +73,9 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
             f"model 'timm:{name}' is not known to timm {timm.__version__}.{did_you_mean(name, known)}",
             hint="trt-compress list models shows what can be compressed.",
         )
-    torch.manual_seed(RANDOM_SEED)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
+        torch.manual_seed(RANDOM_SEED)
         module = _create_timm(name, pretrained=weights == "pretrained")
     module.eval()
     timm_vit.check_supported(module, f"timm:{name}")
@@ -147,5 +148,5 @@ def _load_zoo(name: str, weights: str | None) -> LoadedHost:
         weights=info if weights is None else load_weights(module, Path(weights)),
         preprocess={"kind": "image", "layout": "NCHW", **card["preprocess"]},
         postprocess={"kind": "classification", "classes": 10},
-        examples=lambda count: digits_vit.digits_split().test_images[:count],
+        examples=lambda count: np.resize(digits_vit.digits_split().test_images, (count, 1, 8, 8)),
     )

@@ -6,8 +6,9 @@ Differs: attention is written as two matrix products and a softmax instead of a 
 bias and a dynamic batch, and so that a row of it can be read.
 """
 
+import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from timm.layers.attention import Attention
 from timm.models.deit import VisionTransformerDistilled
@@ -18,7 +19,7 @@ from trt_compress.errors import UnsupportedError
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import place_compressors
 from trt_compress.models.compressors.registry import CompressorSpec
-from trt_compress.plugins.operator import at_site, mark_tensor
+from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
 FAMILY = "timm_vit"
 POOLINGS = ("token", "avg", "avgmax")
@@ -92,7 +93,7 @@ class CompressedViT(nn.Module):
         self.vit = check_supported(module, name)
         self.info = host_info(self.vit, name)
         self.steps, self.plan = place_compressors(specs, self.info)
-        self.train(module.training)
+        self.training = module.training
 
     def detach(self) -> nn.Module:
         """The model itself, as it was before."""
@@ -122,7 +123,7 @@ class CompressedViT(nn.Module):
 
     def _steps(self, layer: int) -> list[Compressor]:
         key = str(layer)
-        return [*cast(Iterable[Compressor], self.steps[key])] if key in self.steps else []
+        return [*typing.cast(Iterable[Compressor], self.steps[key])] if key in self.steps else []
 
     def _head(self, x: Tensor, size: Tensor | None) -> Tensor:
         vit: Any = self.vit
@@ -130,7 +131,7 @@ class CompressedViT(nn.Module):
             logits: Tensor = vit.forward_head(x)
             return logits
         start = 0 if vit.pool_include_prefix else vit.num_prefix_tokens
-        x, size = x[:, start:], size[:, start:].to(x.dtype)
+        x, size = x[:, start:], cast(size[:, start:], x.dtype)
         pooled = (x * size).sum(dim=1) / size.sum(dim=1)
         if vit.global_pool == "avgmax":
             pooled = 0.5 * (x.amax(dim=1) + pooled)
@@ -151,11 +152,11 @@ def attend(attention: Any, x: Tensor, size: Tensor | None, wanted: frozenset[Sig
     heads, head_dim = attention.num_heads, attention.head_dim
     gate = attention.gate(x).sigmoid() if getattr(attention, "gate", None) is not None else None
     qkv = attention.qkv(x).reshape(batch, n, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
+    q, k, v = qkv[0], qkv[1], qkv[2]
     q, k = attention.q_norm(q), attention.k_norm(k)
     logits = (q * attention.scale) @ k.transpose(-2, -1)
     if size is not None:
-        logits = logits + size.log().to(logits.dtype).reshape(-1, 1, 1, n)
+        logits = logits + cast(size.log(), logits.dtype).reshape(batch, 1, 1, n)
     weights = logits.softmax(dim=-1)
     out = (attention.attn_drop(weights) @ v).transpose(1, 2).reshape(batch, n, heads * head_dim)
     out = attention.norm(out)

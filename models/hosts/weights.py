@@ -1,7 +1,6 @@
 """Loading weights: safetensors or a PyTorch checkpoint, strictly, with every misfit named."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,10 +48,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # an unpickler fed with something else fails in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(
-            f"weights: {path} is not a PyTorch checkpoint of tensors ({str(error).splitlines()[0][:120]}); give a "
-            ".safetensors file, or one saved by torch.save(model.state_dict(), …)."
+            f"weights: {path} is not a PyTorch checkpoint of tensors ({reason}); give a .safetensors file, or one "
+            "saved by torch.save(model.state_dict(), …)."
         ) from error
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

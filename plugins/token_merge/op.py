@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, check_count, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, cast, check_count, check_tensor, run_operator
 from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
 
 ORDERS = ("position", "similarity")
@@ -301,7 +301,7 @@ def token_merge(
     m = n - num_merged
     y, y_size, dest = run_operator(
         SPEC,
-        [x, metric, size.float()],
+        [x, metric, cast(size, torch.float32)],
         {"num_merged": num_merged, "num_protected": num_protected, "order": ORDERS.index(order)},
         [((batch, m, channels), x.dtype), ((batch, m, 1), torch.float32), ((batch, n), torch.int64)],
     )

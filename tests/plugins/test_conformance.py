@@ -113,7 +113,7 @@ def check_onnx(case: Case, opset: int) -> None:
     for items in (list(range(batch)), [*reversed(range(batch)), 0]):
         chosen = [tensor[items] for tensor in inputs]
         feeds = {t.name: tensor.numpy() for t, tensor in zip(case.operator.spec.inputs, chosen, strict=True)}
-        check(case, chosen, session.run(None, feeds))
+        check(case, chosen, [np.asarray(output) for output in session.run(None, feeds)])
 
 
 # ---- TensorRT-RTX ---------------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ _WORKER = "import sys, pathlib, trt_compress.export.engine_worker as w; [w.main(
 def check_rtx(case: Case, said: dict[str, dict[str, object]]) -> None:
     reply = said[case.name]
     if reply["stage"] == "preflight":
-        kept = int(case.sample.attributes["num_kept"])  # type: ignore[arg-type]
-        assert kept > (RTX.topk_max_k or 0)
+        kept = case.sample.attributes["num_kept"]
+        assert isinstance(kept, int) and RTX.topk_max_k and kept > RTX.topk_max_k
         assert (reply["rule"], reply["severity"]) == ("topk-k", "error")
         assert f"K = {kept} exceeds 3840" in str(reply["message"])
     else:
@@ -137,8 +137,9 @@ def check_rtx(case: Case, said: dict[str, dict[str, object]]) -> None:
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     """What preflight and the builder say to the selected cases, all built in one child process."""
     pytest.importorskip("tensorrt_rtx", reason="the contract needs the real builder: pip install 'trt-compress[rtx]'")
-    params = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
-    cases = [case for case in params if isinstance(case, Case) and case.form == "rtx"]
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    chosen = [call.params.get("case") for call in calls if call]
+    cases = [case for case in chosen if isinstance(case, Case) and case.form == "rtx"]
     root = tmp_path_factory.mktemp("rtx")
     replies: dict[str, dict[str, object]] = {}
     folders: dict[str, Path] = {}

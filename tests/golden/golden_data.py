@@ -1,0 +1,82 @@
+"""Inputs and outputs of the papers' own code, read from the folders beside this file, and ways to run ours on them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from trt_compress.export.lower import add_bodies
+from trt_compress.export.trace import TraceOptions, onnx_from_module
+from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.models.hosts.timm_vit import CompressedViT, attach
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import Sample
+from trt_compress.plugins.testing import call_torch, onnx_model
+
+FOLDER = Path(__file__).parent
+FORMS = ("torch", "onnx")
+OPERATOR_TOLERANCE, MODEL_TOLERANCE = 1e-5, 1e-4  # of the largest output
+
+
+def read(method: str, case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Arrays and parameters of a case; a missing file is an error."""
+    with np.load(FOLDER / method / f"{case}.npz", allow_pickle=False) as archive:
+        arrays = {name: torch.from_numpy(archive[name]) for name in archive.files if name != "meta"}
+        return arrays, json.loads(str(archive["meta"]))
+
+
+def cases_on_disk(method: str) -> set[str]:
+    return {path.stem for path in (FOLDER / method).glob("*.npz")}
+
+
+def call(form: str, op_type: str, attributes: Mapping[str, Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """An operator in torch, or its body in ONNX Runtime."""
+    operator = operators()[op_type]
+    sample = Sample(axes={}, attributes=attributes, reason="golden")
+    outputs = call_torch(operator, sample, inputs)
+    if form == "torch":
+        return outputs
+    model = onnx_model(operator, sample, inputs, outputs)
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
+    return tuple(torch.from_numpy(value) for value in session(model.SerializeToString()).run(None, feeds))
+
+
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def load_vit(arrays: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> VisionTransformer:
+    """timm's model of today with the weights of a case."""
+    keywords = dict(parameters)
+    distilled = keywords.pop("distilled", False)
+    vit = (VisionTransformerDistilled if distilled else VisionTransformer)(qkv_bias=True, **keywords).eval()
+    vit.load_state_dict({name[2:]: tensor for name, tensor in arrays.items() if name.startswith("w.")})
+    return vit
+
+
+def compress(vit: VisionTransformer, spec: str) -> CompressedViT:
+    return attach(vit, parse_spec(spec))
+
+
+def run_exported(module: CompressedViT, image: Tensor) -> Tensor:
+    """Output of the exported graph in ONNX Runtime."""
+    options = TraceOptions(input_name="image", output_name="logits", max_batch=4, opset=20)
+    model = add_bodies(onnx_from_module(module, image.shape[1:], options))
+    return torch.from_numpy(session(model.SerializeToString()).run(None, {"image": image.numpy()})[0])
+
+
+def assert_close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Equal shapes, and no difference above `tolerance` times the largest wanted value."""
+    assert found.shape == wanted.shape
+    assert torch.isfinite(found).all()
+    error = (found.double() - wanted.double()).abs().max() / wanted.abs().max()
+    assert error <= tolerance, f"off by {error:.2g} of the largest value"

@@ -1,0 +1,75 @@
+"""Models by name: what is listed, what is loaded, and what an unknown name is told."""
+
+import pytest
+import torch
+from vits import run
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.models.hosts.registry import list_models, load_host
+
+
+def test_the_zoo_and_timm_are_listed() -> None:
+    names = [info.name for info in list_models()]
+    assert names[0] == "zoo:digits_vit"
+    assert {"timm:deit_small_patch16_224", "timm:deit_tiny_distilled_patch16_224", "timm:vit_base_patch16_224"} < {
+        *names
+    }
+    assert not [name for name in names if "swin" in name or "resnet" in name]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", r"model 'vit_tiny_patch16_224' is not known; write timm:NAME .* or zoo:NAME"),
+        ("hub:vit", r"model 'hub:vit' is not known; write timm:NAME"),
+        (
+            "timm:vit_tiny_patch16_225",
+            r"'timm:vit_tiny_patch16_225' is not known to timm 1.* Did you mean 'vit_tiny_patch16",
+        ),
+        ("timm:", r"model 'timm:' is not known to timm"),
+        (
+            "zoo:digit_vit",
+            r"model 'zoo:digit_vit' is not known; there are zoo:digits_vit\. Did you mean 'digits_vit'\?",
+        ),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_host(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("swin_tiny_patch4_window7_224", "model class SwinTransformer"),
+        ("vit_pwee_patch16_reg1_gap_256", "block type Para"),
+    ],
+)
+def test_a_model_no_host_drives_is_refused_by_name(name: str, what: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"timm:{name}: {what}.* is not supported"):
+        load_host(f"timm:{name}")
+
+
+def test_random_weights_are_the_same_each_time_and_said_to_be_random() -> None:
+    first, second = (load_host("timm:vit_tiny_patch16_224") for _ in range(2))
+    assert first.weights.source == "random (seed 0)"
+    assert first.input_shape == (3, 224, 224)
+    tensors = second.module.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in first.module.state_dict().items())
+
+
+def test_preprocessing_is_that_of_the_model() -> None:
+    host = load_host("timm:vit_tiny_patch16_224")
+    assert host.preprocess["mean"] == [0.5, 0.5, 0.5]
+    assert host.preprocess["layout"] == "NCHW"
+    assert host.postprocess == {"kind": "classification", "classes": 1000}
+
+
+def test_the_zoo_brings_weights_and_real_inputs() -> None:
+    host = load_host("zoo:digits_vit")
+    assert host.examples is not None
+    images = host.examples(5)
+    assert images.shape == (5, *host.input_shape)
+    assert host.weights.license and host.weights.provenance and host.weights.sha256
+    assert run(host.module, torch.from_numpy(images)).shape == (5, 10)

@@ -1,0 +1,135 @@
+"""Tables of the README: `python -m trt_compress.tools.gen_tables` rewrites them, `--check` only compares.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.export.flops import count_flops
+from trt_compress.export.targets import TARGETS
+from trt_compress.models.compressors.registry import compressor_classes, parse_spec
+from trt_compress.models.hosts.timm_vit import attach
+from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
+from trt_compress.plugins.registry import specs
+from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
+
+_MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_IMAGE = (1, 8, 8)
+
+# Three levels of roughly a half, three eighths and a quarter of the patches at the end, for every compressor.
+DIGITS_SPECS = {
+    "tome": [f"tome:num_merged={count}" for count in (4, 5, 6)],
+    "evit": [f"evit:keep_ratio={ratio},layers=[3,5]" for ratio in (0.7, 0.6, 0.5)],
+    "avg_pool": [f"avg_pool:stride={stride},layer=4" for stride in (2, 3, 4)],
+    "random": [f"random:keep_ratio={ratio},layers=[3,5]" for ratio in (0.7, 0.6, 0.5)],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the tables; returns the exit code (3: a table is not up to date)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 3 if a table is not up to date")
+    parser.add_argument("--file", type=Path, default=Path("README.md"), metavar="FILE")
+    given = parser.parse_args(arguments)
+    try:
+        before = given.file.read_text(encoding="utf-8")
+        after = fill(before)
+    except (OSError, TrtCompressError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.check:
+        if before != after:
+            print(f"error: tables of {given.file} are not up to date; run python -m trt_compress.tools.gen_tables.")
+        return 3 if before != after else 0
+    given.file.write_text(after, encoding="utf-8")
+    return 0
+
+
+def fill(text: str) -> str:
+    """`text` with every marked table made anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise ConfigError(f"table '{name}' is not known; there are {', '.join(TABLES)}.")
+        return f"{match[1]}{TABLES[name]()}{match[3]}"
+
+    return _MARKED.sub(replace, text)
+
+
+def operators_table() -> str:
+    """Operators with what they promise."""
+    rows = [
+        (f"`{spec.name}`", spec.summary, spec.order, f"[op.py](plugins/{spec.torch_name}/op.py)")
+        for spec in specs().values()
+    ]
+    return _markdown(("operator", "does", "output order", "file"), rows)
+
+
+def compressors_table() -> str:
+    """Compressors with their source."""
+    rows = []
+    for name, compressor in compressor_classes().items():
+        file = compressor.__module__.rsplit(".", 1)[1]
+        paper = compressor.source.split(";")[0]
+        rows.append((f"`{name}`", compressor.summary, paper, f"[{file}.py](models/compressors/{file}.py)"))
+    return _markdown(("compressor", "does", "paper", "file"), rows)
+
+
+def targets_table() -> str:
+    """Targets with the form in which the operators reach them."""
+    forms = {"function": "function bodies", "plugin": "plugin nodes, bodies stripped", "inline": "inlined"}
+    rows = [(f"`{t.name}`", t.description, forms[t.lowering], str(t.max_opset)) for t in TARGETS.values()]
+    return _markdown(("target", "is", "operators as", "newest opset"), rows)
+
+
+def digits_table() -> str:
+    """Accuracy on the held-out digits, dense and for every compressor at three levels."""
+    model, split = build_digits_vit(), digits_split()
+    total = len(split.test_labels)
+    dense_flops = count_flops(attach(model, ()), _IMAGE)["total"]
+    rows = []
+    for spec in ["none", *(spec for level in DIGITS_SPECS.values() for spec in level)]:
+        compressed = attach(model, parse_spec(spec), name="zoo:digits_vit").eval()
+        correct = count_correct(compressed, split.test_images, split.test_labels)
+        tokens = compressed.plan[-1].tokens_out if compressed.plan else compressed.info.num_tokens
+        flops = dense_flops / count_flops(compressed, _IMAGE)["total"]
+        rows.append((f"`{spec}`", f"{tokens} of 65", f"{flops:.2f}×", f"{correct / total:.1%} ({correct} of {total})"))
+    return _markdown(("compressor", "tokens at the end", "fewer FLOPs", "accuracy"), rows)
+
+
+def performance_table() -> str:
+    """The last recorded run of the DeiT-S benchmark."""
+    if not RESULTS.is_file():
+        raise ConfigError(f"{RESULTS} does not exist; run python -m trt_compress.tools.bench.deit_small first.")
+    record = json.loads(RESULTS.read_text(encoding="utf-8").splitlines()[-1])
+    device, versions = record["device"], record["versions"]
+    caption = (
+        f"`{MODEL}`, `{SPEC}`, batch {BATCH}, random weights, {device['cpu']} ({device['cores']} cores), ONNX Runtime "
+        f"{versions['onnxruntime']}, commit {record['commit']}, {record['date'][:10]}.\n\n"
+    )
+    return caption + _markdown(("figure", "measured", "wanted"), figure_rows(record))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "operators": operators_table,
+    "compressors": compressors_table,
+    "targets": targets_table,
+    "digits": digits_table,
+    "performance": performance_table,
+}
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
