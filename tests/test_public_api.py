@@ -1,4 +1,4 @@
-"""What `import trt_compress` offers: everything by its public name, nothing heavy before it is used, all of it typed."""
+"""What `import trt_compress` offers: everything by its public name, nothing heavy before use, all of it typed."""
 
 import os
 import subprocess

@@ -101,7 +101,7 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
         source=f"timm:{name}",
         family=timm_vit.FAMILY,
         module=module,
-        input_shape=(module.in_chans, *(grid or (height, width))),
+        input_shape=(module.patch_embed.proj.in_channels, *(grid or (height, width))),
         weights=info,
         preprocess=preprocess,
         postprocess={"kind": "classification", "classes": module.num_classes},

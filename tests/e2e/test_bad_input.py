@@ -64,12 +64,12 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "too large": (
         (*EXPORT, "--compress", "tome:num_merged=33"),
-        "tome: num_merged=33 is too large at layer 0 of zoo:digits_vit: of 65 tokens there, 1 protected, at most 32 can "
-        "merge.\nHint: lower num_merged",
+        "tome: num_merged=33 is too large at layer 0 of zoo:digits_vit: of 65 tokens there, 1 protected, at most 32 "
+        "can merge.\nHint: lower num_merged",
     ),
     "too large in a later layer": (
         (*EXPORT, "--compress", "tome:num_merged=20"),
-        "tome: num_merged=20 is too large at layer 2 of zoo:digits_vit: of 25 tokens there, 1 protected, at most 12 can",
+        "tome: num_merged=20 is too large at layer 2 of zoo:digits_vit: of 25 tokens there, 1 protected, at most 12",
     ),
     "no number": (
         (*EXPORT, "--compress", "tome:num_merged=many"),
@@ -91,14 +91,14 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "no class token": (
         ("export", "timm:vit_base_patch16_siglip_gap_224", "-o", "out", "--compress", "evit"),
-        "evit: ",
+        "evit: timm:vit_base_patch16_siglip_gap_224 has no class token, whose attention ranks the patches; use tome, ",
     ),
     "malformed spec": ((*EXPORT, "--compress", "tome:num_merged"), "spec 'tome:num_merged': 'num_merged' is not key="),
     "weights that are not there": (
         (*EXPORT, "--weights", "none.safetensors"),
         "none.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint.",
     ),
-    "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu, cuda, rtx, jetson-orin-jp6, "),
+    "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
     "unknown precision": (
         (*EXPORT, "--precision", "fp12"),
         "precision 'fp12' is not known; give one of fp32, fp16.",
@@ -112,7 +112,7 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
         (*EXPORT, "--opset", "21", "--target", "cpu", "--target", "jetson-orin-jp6"),
         "opset 21 is out of range; cpu, jetson-orin-jp6 takes 18 to 20.",
     ),
-    "batch of text": ((*EXPORT, "--batch", "four"), "batch='four' is not a range; it must be one number or MIN:OPT:MAX"),
+    "batch of text": ((*EXPORT, "--batch", "four"), "batch='four' is not a range; it must be one number or"),
     "batch of two": ((*EXPORT, "--batch", "1:4"), "batch='1:4' is not a range; it must be one number or MIN:OPT:MAX"),
     "batch of zero": ((*EXPORT, "--batch", "0:1:2"), "batch=0:1:2 is not a range; it must be MIN:OPT:MAX with 1 <="),
     "batch that falls": ((*EXPORT, "--batch", "4:2:8"), "batch=4:2:8 is not a range; it must be MIN:OPT:MAX with 1 <="),
@@ -150,9 +150,7 @@ def test_weights_that_do_not_fit_are_named(typed: Typed, place: Path) -> None:
 @pytest.mark.parametrize("size", [0, 4, 100, -10], ids=["empty", "no header", "cut header", "cut tensors"])
 def test_a_truncated_safetensors_file_is_refused(size: int, typed: Typed) -> None:
     Path("cut.safetensors").write_bytes(WEIGHTS_FILE.read_bytes()[:size])
-    refused(
-        typed(*EXPORT, "--weights", "cut.safetensors"), "cut.safetensors is not a whole safetensors file (", code=2
-    )
+    refused(typed(*EXPORT, "--weights", "cut.safetensors"), "cut.safetensors is not a whole safetensors file (", code=2)
 
 
 def test_a_checkpoint_that_is_none_is_refused(typed: Typed) -> None:
@@ -290,7 +288,9 @@ def test_what_is_no_bundle_is_refused(typed: Typed, copied: Copied, place: Path)
     refused(typed("verify", "nowhere"), "'nowhere' does not exist; give the directory that export wrote.")
     refused(typed("verify", copied() / "model.onnx"), "is not a bundle: it is not a directory; give the directory")
     (place / "empty").mkdir()
-    refused(typed("verify", "empty"), "'empty' is not a bundle: it has no manifest.json; give the directory that export")
+    refused(
+        typed("verify", "empty"), "'empty' is not a bundle: it has no manifest.json; give the directory that export"
+    )
 
 
 def test_a_newer_schema_is_refused(typed: Typed, copied: Copied) -> None:
@@ -338,13 +338,13 @@ RECIPES = {
     "number for text": ("model = 3", "mine.toml: model = 3 is not a text."),
     "text for number": ('model = "zoo:digits_vit"\nopset = "20"', "mine.toml: opset = '20' is not a whole number."),
     "flag for number": ('model = "zoo:digits_vit"\nopset = true', "mine.toml: opset = True is not a whole number."),
-    "text for list": ('model = "zoo:digits_vit"\ntargets = "rtx"', "mine.toml: targets = 'rtx' is not a list of names."),
+    "text for list": ('model = "zoo:digits_vit"\ntargets = "rtx"', "mine.toml: targets = 'rtx' is not a list of"),
     "list of numbers": ('model = "zoo:digits_vit"\ntargets = [3]', "mine.toml: targets = [3] is not a list of names."),
     "list for tables": (
         'model = "zoo:digits_vit"\ncompressors = ["tome"]',
         "mine.toml: compressors = ['tome'] is not a list of tables.",
     ),
-    "nameless table": ('model = "zoo:digits_vit"\n[[compressors]]\nnum_merged = 3', "a [[compressors]] table has no name"),
+    "nameless table": ('model = "zoo:digits_vit"\n[[compressors]]\nnum_merged = 3', "[[compressors]] table has no name"),
     "wrong option": (
         'model = "zoo:digits_vit"\n[[compressors]]\nname = "tome"\nnum_merged = "x"',
         "tome: num_merged=x is not a whole number or a list of whole numbers like [1,2].",
@@ -369,7 +369,9 @@ def test_a_recipe_that_cannot_be_is_refused(case: str, typed: Typed, place: Path
 
 def test_builds_that_cannot_be_are_refused(typed: Typed, copied: Copied) -> None:
     before = (copied() / "manifest.json").read_bytes()
-    refused(typed("build", "bundle", "--target", "cpu"), "target 'cpu' runs the ONNX file itself and has no engine; built")
+    refused(
+        typed("build", "bundle", "--target", "cpu"), "target 'cpu' runs the ONNX file itself and has no engine; built"
+    )
     refused(typed("build", "bundle", "--target", "rxt"), "target 'rxt' is not known; allowed are cpu")
     assert (Path("bundle") / "manifest.json").read_bytes() == before
 

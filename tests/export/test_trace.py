@@ -142,7 +142,7 @@ def test_nothing_of_this_machine_is_in_the_file(model: ModelProto) -> None:
     for trace in (str(Path(__file__).parents[2]), "site-packages", ".py", "Traceback", "torch.nn", str(Path.home())):
         assert trace.encode() not in content, trace
     notes = [*model.graph.node, *model.graph.value_info, *model.graph.initializer, model, model.graph]
-    assert not [item for item in notes if item.metadata_props or item.doc_string]  # type: ignore[attr-defined]
+    assert not [item for item in notes if item.metadata_props or item.doc_string]
 
 
 def test_without_compressors_there_are_only_standard_operators() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import helper, numpy_helper
 
 from trt_compress.errors import ConfigError, GateError, ShapeError
@@ -254,8 +253,7 @@ def test_a_turned_tie_is_counted_and_its_item_not_compared(
 ) -> None:
     module, model = twins
     reports = [
-        compare(rounded(model, step), tmp_path, module=module, inputs=[grey_between_others()])
-        for step in (1e-6, -1e-6)
+        compare(rounded(model, step), tmp_path, module=module, inputs=[grey_between_others()]) for step in (1e-6, -1e-6)
     ]
     assert all(report.passed for report in reports)
     turned = [report for report in reports if report.sites[0].ties]
@@ -288,9 +286,7 @@ def test_tokens_that_collide_are_no_tie(twins: tuple[CompressedViT, onnx.ModelPr
     assert report.first_divergence == "blocks.0 (tome, batch 3)"
 
 
-def test_a_comparison_of_nothing_is_not_passed(
-    twins: tuple[CompressedViT, onnx.ModelProto], tmp_path: Path
-) -> None:
+def test_a_comparison_of_nothing_is_not_passed(twins: tuple[CompressedViT, onnx.ModelProto], tmp_path: Path) -> None:
     reports = [
         compare(rounded(twins[1], step), tmp_path, module=twins[0], inputs=[grey_between_others()[1:2]])
         for step in (1e-6, -1e-6)
@@ -423,8 +419,10 @@ def test_inputs_that_do_not_fit_are_refused(arrays: dict[str, Any], message: str
     given = npz(tmp_path, **arrays)
     with pytest.raises(ShapeError) as caught:
         read_inputs(given, "image", (1, 8, 8))
-    assert str(caught.value).startswith("inputs: ") and str(caught.value).endswith(message) or (
-        message in str(caught.value)
+    assert (
+        str(caught.value).startswith("inputs: ")
+        and str(caught.value).endswith(message)
+        or (message in str(caught.value))
     )
 
 

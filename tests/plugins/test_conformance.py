@@ -116,6 +116,19 @@ def check_onnx(case: Case, opset: int) -> None:
         check(case, chosen, [np.asarray(output) for output in session.run(None, feeds)])
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_merging_compares_directions_however_long_the_features_are(scale: float) -> None:
+    operator = operators()["TrtcTokenMerge"]
+    case = Case(operator=operator, sample=operator.samples[3], form="onnx", dtype="float32")
+    x, metric, size = case.inputs()
+    inputs = (x, metric * scale, size)
+    *_, wanted = call_torch(operator, case.sample, (x, metric, size))
+    assert torch.equal(call_torch(operator, case.sample, inputs)[2], wanted)
+    session = onnxruntime.InferenceSession(case.model(20).SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
+    np.testing.assert_array_equal(session.run(["dest"], feeds)[0], wanted)
+
+
 # ---- TensorRT-RTX ---------------------------------------------------------------------------------------------------
 
 _WORKER = "import sys, pathlib, trt_compress.export.engine_worker as w; [w.main(pathlib.Path(f)) for f in sys.argv[1:]]"

@@ -1,0 +1,60 @@
+"""The README is true: its tables are up to date, and what it shows runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trt_compress.tools import gen_tables
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_tables_are_up_to_date() -> None:
+    assert gen_tables.fill(README) == README
+
+
+def test_check_notices_an_outdated_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("<!-- table: targets -->\n<!-- end -->\n")
+    assert gen_tables.main(["--check", "--file", str(file)]) == 3
+    assert "not up to date; run" in capsys.readouterr().out
+    assert gen_tables.main(["--file", str(file)]) == 0
+    assert "`jetson-orin-jp6`" in file.read_text()
+    assert gen_tables.main(["--check", "--file", str(file)]) == 0
+
+
+def test_an_unknown_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("<!-- table: nonsense -->\n<!-- end -->\n")
+    assert gen_tables.main(["--file", str(file)]) == 2
+    assert "table 'nonsense' is not known; there are operators" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "command"), [("bash", ["bash", "-euc"]), ("python", [sys.executable, "-c"])])
+def test_what_the_readme_shows_runs(tmp_path: Path, language: str, command: list[str]) -> None:
+    shown = blocks(language)
+    assert shown
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for block in shown:
+        done = subprocess.run(
+            [*command, block], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
