@@ -50,7 +50,7 @@ SPEC = OpSpec(
     order="protected tokens, unmerged tokens of even position (by position, or most similar first), tokens of odd "
     "position",
     determinism="same input, same bits",
-    limits=("N < 2**24",),
+    limits=("at least two tokens are not protected", "N < 2**24"),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
     flops=_flops,
@@ -183,25 +183,21 @@ BODY = """
   dest_b_rows = Add (zero_row, dest_b)
   dest_ab = Concat <axis = 1> (dest_a, dest_b_rows)
   dest_tail = Add (dest_ab, p)
-  range_p = Range (zero, p, one)
-  dest_head = Add (zero_row, range_p)
-  dest_all = Concat <axis = 1> (dest_head, dest_tail)
   x_shape = Shape (x)
   n = Gather <axis = 0> (x_shape, one)
   position = Range (zero, n, one)
+  is_head = Less (position, p)
   parity = Mod (position, two)
   is_odd = Equal (parity, one)
   from_a = Sub (position, start_a)
   from_b = Sub (position, start_b)
-  half_a = Div (from_a, two)
+  in_a = Div (from_a, two)
   half_b = Div (from_b, two)
-  in_a = Add (half_a, p)
-  in_b_rest = Add (half_b, p)
-  in_b = Add (in_b_rest, num_a)
+  in_b = Add (half_b, num_a)
   in_tail = Where (is_odd, in_b, in_a)
-  is_head = Less (position, p)
-  source = Where (is_head, position, in_tail)
-  dest = Gather <axis = 1> (dest_all, source)
+  source = Where (is_head, zero, in_tail)
+  dest_everywhere = Gather <axis = 1> (dest_tail, source)
+  dest = Where (is_head, position, dest_everywhere)
 """
 
 
@@ -221,8 +217,6 @@ def _token_merge(
     position_a = torch.arange(head + head % 2, n, 2, device=device)
     position_b = torch.arange(head + 1 - head % 2, n, 2, device=device)
     similarity = unit[:, position_a] @ unit[:, position_b].transpose(1, 2)
-    if not position_b.numel():
-        similarity = similarity.new_zeros(batch, position_a.numel(), 1)
     best, _ = similarity.max(dim=-1)
     columns = torch.arange(similarity.shape[2], device=device)
     match = torch.where(similarity == best[..., None], columns, n).amin(dim=-1)
@@ -293,7 +287,12 @@ def token_merge(
     batch, n, channels = x.shape
     check_tensor("token_merge", "metric", metric, (batch, n, None), "BND")
     check_tensor("token_merge", "size", size, (batch, n, 1), "BN1")
-    check_count("token_merge", "num_protected", num_protected, n, f"N={n} allows")
+    if n - num_protected < 2:
+        raise ConfigError(
+            f"token_merge: num_protected={num_protected} leaves {n - num_protected} of N={n} tokens to merge; "
+            "at least two must be free."
+        )
+    check_count("token_merge", "num_protected", num_protected, n - 2, f"N={n} tokens allow")
     why = f"with N={n} tokens of which {num_protected} are protected at most every second one can merge:"
     check_count("token_merge", "num_merged", num_merged, max_merged(n, num_protected), why)
     if order not in ORDERS:
@@ -315,8 +314,6 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     position_a, position_b = torch.arange(head + head % 2, n, 2), torch.arange(head + 1 - head % 2, n, 2)
     num_b, num_left = position_b.numel(), position_a.numel() - r
     similarity = unit[:, position_a] @ unit[:, position_b].transpose(1, 2)
-    if not num_b:
-        similarity = similarity.new_zeros(batch, position_a.numel(), 1)
     best = similarity.amax(dim=-1)
     place = dest[:, position_a]
     partner = place - (n - r - num_b)
@@ -362,7 +359,6 @@ OPERATOR = Operator(
     regret=_regret,
     samples=(
         _sample(1, 2, 1, 1, 1, 0, "the smallest pair there is"),
-        _sample(1, 1, 3, 2, 0, 0, "one token, nothing to merge with"),
         _sample(2, 7, 5, 3, 0, 1, "nothing merged"),
         _sample(2, 13, 11, 7, 6, 0, "primes; the maximum without protected tokens"),
         _sample(2, 16, 8, 4, 8, 0, "even N, no class token: A is used up", order=1),

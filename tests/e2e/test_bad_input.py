@@ -320,10 +320,10 @@ def test_inputs_that_verify_cannot_use_are_refused(typed: Typed, exported: Calla
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])
 def test_an_onnx_that_is_none_is_refused(kind: str, typed: Typed, exported: Callable[..., Path]) -> None:
-    content = {"empty": b"", "text": b"hello, I am no protobuf", "truncated": None}
     if kind != "missing":
         whole = (exported() / "model.onnx").read_bytes()
-        Path("model.onnx").write_bytes(whole[: len(whole) // 2] if content[kind] is None else content[kind])
+        content = {"empty": b"", "text": b"hello, I am no protobuf", "truncated": whole[: len(whole) // 2]}
+        Path("model.onnx").write_bytes(content[kind])
     message = "cannot be read: No such file or directory" if kind == "missing" else "is not an ONNX file, or is cut off"
     refused(typed("preflight", "model.onnx", "--target", "rtx"), f"model 'model.onnx' {message}")
 
@@ -344,7 +344,7 @@ RECIPES = {
         'model = "zoo:digits_vit"\ncompressors = ["tome"]',
         "mine.toml: compressors = ['tome'] is not a list of tables.",
     ),
-    "nameless table": ('model = "zoo:digits_vit"\n[[compressors]]\nnum_merged = 3', "[[compressors]] table has no name"),
+    "nameless table": ('model = "zoo:digits_vit"\n[[compressors]]\nnum_merged = 3', "table has no name"),
     "wrong option": (
         'model = "zoo:digits_vit"\n[[compressors]]\nname = "tome"\nnum_merged = "x"',
         "tome: num_merged=x is not a whole number or a list of whole numbers like [1,2].",

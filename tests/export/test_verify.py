@@ -76,7 +76,8 @@ def matrix_before(model: onnx.ModelProto, name: str) -> str:
     """Name of the matrix whose product the bias `name` is added to; the exporter transposes and renames matrices."""
     bias = name.removesuffix(" matrix")
     add = next(node for node in model.graph.node if any(bias in value for value in node.input))
-    return next(node.input[1] for node in model.graph.node if node.output[0] in add.input and node.op_type == "MatMul")
+    product = next(node for node in model.graph.node if node.output[0] in add.input and node.op_type == "MatMul")
+    return str(product.input[1])
 
 
 def one_element(value: Any) -> Any:
@@ -93,7 +94,7 @@ def attribute(node_name: str, name: str, value: int) -> Break:
     return apply
 
 
-def body(output: str, op_type: str, *inputs: str, **attributes: int) -> Break:
+def body(output: str, op_type: str, *inputs: str, **attributes: Any) -> Break:
     """Compute a value inside the function body in another way."""
 
     def apply(model: onnx.ModelProto) -> None:
@@ -213,6 +214,7 @@ def twins() -> tuple[CompressedViT, onnx.ModelProto]:
     In an image of one grey twins are equal, so that one of the 3 is chosen by the tie-break alone.
     """
     module = attach(load_host("zoo:digits_vit").module, parse_spec("tome:num_merged=[3]")).eval()
+    assert module.vit.pos_embed is not None
     embedding = module.vit.pos_embed.data
     embedding[:, 34:65:2] = embedding[:, 2:34:2]
     options = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=20)
@@ -230,17 +232,16 @@ def rounded(model: onnx.ModelProto, step: float) -> onnx.ModelProto:
     turned.CopyFrom(model)
     nodes = turned.functions[0].node
     place = next(index for index, node in enumerate(nodes) if "best_i" in node.output)
-    text = {
-        "step": helper.make_node("Constant", [], ["step"], value_float=step),
-        "range_a32": helper.make_node("Cast", ["range_a"], ["range_a32"], to=onnx.TensorProto.FLOAT),
-        "lift": helper.make_node("Mul", ["range_a32", "step"], ["lift"]),
-        "lifted": helper.make_node("Add", ["best", "lift"], ["lifted"]),
-    }
-    for node in (*nodes[place:],):
+    lift = [
+        helper.make_node("Constant", [], ["step"], value_float=step),
+        helper.make_node("Cast", ["range_a"], ["range_a32"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["range_a32", "step"], ["lift"]),
+        helper.make_node("Add", ["best", "lift"], ["lifted"]),
+    ]
+    for node in nodes[place:]:
         node.input[:] = ["lifted" if value == "best" else value for value in node.input]
-    later = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes[place:]]
-    del nodes[place:]
-    nodes.extend([*text.values(), *later])
+    for offset, node in enumerate(lift):
+        nodes.insert(place + offset, node)
     return turned
 
 

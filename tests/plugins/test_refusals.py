@@ -38,7 +38,11 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: merge(num_merged=-1), r"token_merge: num_merged=-1 is out of range; .*0\.\.4\."),
     (lambda: merge(num_merged=1.5), r"token_merge: num_merged=1\.5 is not a whole number; give one in 0\.\.4\."),
     (lambda: merge(num_merged=True), r"token_merge: num_merged=True is not a whole number; give one in 0\.\.4\."),
-    (lambda: merge(num_protected=10), r"token_merge: num_protected=10 is out of range; N=9 allows 0\.\.9\."),
+    (
+        lambda: merge(num_protected=8),
+        r"token_merge: num_protected=8 leaves 1 of N=9 tokens to merge; at least two must",
+    ),
+    (lambda: merge(num_protected=-1), r"token_merge: num_protected=-1 is out of range; N=9 tokens allow 0\.\.7\."),
     (lambda: merge(order="size"), r"token_merge: order='size' is not known; give one of position, similarity\."),
     (lambda: select(num_kept=10), r"token_select: num_kept=10 is out of range; N=9 tokens allow 0\.\.9\."),
     (lambda: select(num_kept=-1), r"token_select: num_kept=-1 is out of range; N=9 tokens allow 0\.\.9\."),
