@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
-from trt_compress.export.lower import lower_for_target
+from trt_compress.export.lower import inline_bodies, lower_for_target
 from trt_compress.export.targets import Target
 from trt_compress.plugins.spec import DOMAIN
 
@@ -49,7 +49,23 @@ def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False
     """
     given = without_weights(load_structure(model) if isinstance(model, Path) else model)
     view = GraphView(given if lowered else lower_for_target(given, target))
-    return (*_model_findings(view, target), *_operator_findings(view, target), *_node_findings(view, target))
+    found = (*_model_findings(view, target), *_operator_findings(view, target), *_node_findings(view, target))
+    return found if lowered else (*found, *_body_findings(given, target))
+
+
+def _body_findings(given: ModelProto, target: Target) -> Iterator[Finding]:
+    """Rules inside the bodies of operators, which run on TensorRT wherever no plugin is registered."""
+    operators = [node.name for node in given.graph.node if node.domain == DOMAIN]
+    if not operators or not target.is_tensorrt:
+        return
+    if target.lowering == "plugin":
+        message = f"{len(operators)} operator nodes need the plugin library on '{target.name}'"
+        fix = "register the plugin library there before the file is parsed; without it the parser refuses the nodes"
+        yield Finding(severity="warning", rule="needs-plugin", node=operators[0], message=message, fix=fix)
+    elif target.lowering == "function":
+        bodies = tuple(f"{name}/" for name in operators)
+        inlined = GraphView(inline_bodies(given))
+        yield from (finding for finding in _node_findings(inlined, target) if finding.node.startswith(bodies))
 
 
 def _finding(rule: str, target: Target | None, node: str, message: str, fix: str) -> Finding:
@@ -337,5 +353,5 @@ _NODE_RULES: Mapping[str, tuple[tuple[str, ...], Check, str]] = {
 }
 RULES = (
     *("opset", "duplicate-tensor", "precision", "float64", "tensor-type", "function-hides-plugin", "function-name"),
-    *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes", *_NODE_RULES),
+    *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes", "needs-plugin", *_NODE_RULES),
 )

@@ -20,12 +20,14 @@ _EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "gpu"}
 class OrtGraph:
     """One graph, loaded."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, backend: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, graph: Graph, backend: str, threads: int | None, spin: bool) -> None:
         ort = _load(backend)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come back as exceptions with the same text
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = _PROVIDERS[backend]
         try:
             self._session = ort.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])

@@ -64,6 +64,7 @@ class Session:
         *,
         backend: str = "ort-cpu",
         threads: int | None = None,
+        spin: bool = True,
         check_hashes: bool = True,
     ) -> "Session":
         """Load a bundle.
@@ -72,6 +73,8 @@ class Session:
             bundle: The directory, or a bundle that is open already.
             backend: "ort-cpu" or "ort-cuda".
             threads: Threads of one operator on the CPU; None leaves the number to the backend.
+            spin: Threads wait for work in a busy loop: faster while a session is alone, but two sessions in one
+                process then take the cores from each other.
             check_hashes: Compare the hash of every file first.
 
         Raises:
@@ -88,7 +91,7 @@ class Session:
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, check_hashes=check_hashes)
         graphs = bundle.manifest.graphs
-        return cls(bundle, backend, {graph.name: OrtGraph(bundle, graph, backend, threads) for graph in graphs})
+        return cls(bundle, backend, {graph.name: OrtGraph(bundle, graph, backend, threads, spin) for graph in graphs})
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run all graphs once.

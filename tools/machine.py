@@ -14,7 +14,6 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "export": (
         "onnx",
         "onnxscript",
-        "polygraphy",
         "safetensors",
         "timm",
         "tomli-w",

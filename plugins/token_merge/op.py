@@ -77,8 +77,18 @@ BODY = """
   v_end = Constant <value_ints = [9223372036854775807]> ()
   tiny = Constant <value_float = 1e-30> ()
 
-  # A: even positions, B: odd positions, both without the protected head
+  # A: even positions, B: odd positions, both without the protected head. Their counts come from the shape of one item,
+  # which holds no batch: where N is fixed, ONNX Runtime folds everything that follows from it.
+  item = Gather <axis = 0> (size, zero)
+  item_shape = Shape (item)
+  n = Gather <axis = 0> (item_shape, zero)
   odd_head = Mod (p, two)
+  num_free = Sub (n, p)
+  num_free_next = Add (num_free, one)
+  num_free_up = Sub (num_free_next, odd_head)
+  num_free_down = Add (num_free, odd_head)
+  num_a = Div (num_free_up, two)
+  num_b = Div (num_free_down, two)
   p_next = Add (p, one)
   start_a = Add (p, odd_head)
   start_b = Sub (p_next, odd_head)
@@ -94,19 +104,9 @@ BODY = """
   unit_bt = Transpose <perm = [0, 2, 1]> (unit_b)
   similarity = MatMul (unit_a, unit_bt)
 
-  # best partner of each row of A: the largest similarity, then the smallest index
-  similarity_shape = Shape (similarity)
-  num_a = Gather <axis = 0> (similarity_shape, one)
-  num_b = Gather <axis = 0> (similarity_shape, two)
   range_a = Range (zero, num_a, one)
   range_b = Range (zero, num_b, one)
   best_kept = ReduceMax <keepdims = 1> (similarity, v2)
-  is_best = Equal (similarity, best_kept)
-  range_b32 = Cast <to = 1> (range_b)
-  num_b32 = Cast <to = 1> (num_b)
-  candidates = Where (is_best, range_b32, num_b32)
-  match32 = ReduceMin <keepdims = 0> (candidates, v2)
-  match = Cast <to = 7> (match32)
 
   # rank of each row of A; the first r merge
   best = Squeeze (best_kept, v2)
@@ -139,6 +139,14 @@ BODY = """
   unmerged = Slice (inverse, v0, v_unmerged, v1)
   merged = Slice (inverse, v_unmerged, v_end, v1)
 
+  # partner of each merging row: the largest similarity, then the smallest index
+  merged_nd = Unsqueeze (merged, v2)
+  similarity_merged = GatherND <batch_dims = 1> (similarity, merged_nd)
+  best_merged = GatherND <batch_dims = 1> (best_kept, merged_nd)
+  is_best = Equal (similarity_merged, best_merged)
+  candidates = Where (is_best, range_b, num_b)
+  match_merged = ReduceMin <keepdims = 0> (candidates, v2)
+
   # gather what stays; rows of B become weighted means with the rows of A that go to them
   unmerged_twice = Mul (unmerged, two)
   merged_twice = Mul (merged, two)
@@ -154,7 +162,6 @@ BODY = """
   size_unmerged = GatherND <batch_dims = 1> (size, unmerged_index)
   x_merged = GatherND <batch_dims = 1> (x, merged_index)
   size_merged = GatherND <batch_dims = 1> (size, merged_index)
-  match_merged = GatherElements <axis = 1> (match, merged)
   match_row = Unsqueeze (match_merged, v1)
   range_b_column = Unsqueeze (range_b, v1)
   goes_to = Equal (match_row, range_b_column)
@@ -175,16 +182,13 @@ BODY = """
   y_size = Concat <axis = 1> (size_head, size_unmerged, total_size)
 
   # where every row of x went, back in the order of x
-  dest_match = Add (match, num_unmerged)
-  dest_a = Where (merges, dest_match, place_left)
+  dest_match = Add (match_merged, num_unmerged)
+  dest_a = ScatterElements <axis = 1> (place_left, merged, dest_match)
   dest_b = Add (range_b, num_unmerged)
-  match_zero = Sub (match, match)
-  zero_row = ReduceSum <keepdims = 1> (match_zero, v1)
+  zero_row = ReduceSum <keepdims = 1> (place_zero, v1)
   dest_b_rows = Add (zero_row, dest_b)
   dest_ab = Concat <axis = 1> (dest_a, dest_b_rows)
   dest_tail = Add (dest_ab, p)
-  x_shape = Shape (x)
-  n = Gather <axis = 0> (x_shape, one)
   position = Range (zero, n, one)
   is_head = Less (position, p)
   parity = Mod (position, two)

@@ -71,8 +71,8 @@ BODY = """
   zero32 = Constant <value_float = 0.0> ()
 
   # the k best, forced positions before all others
-  score_shape = Shape (score)
-  n = Gather <axis = 0> (score_shape, one)
+  v_n = Shape <start = 1, end = 2> (score)
+  n = Squeeze (v_n, v0)
   range_n = Range (zero, n, one)
   range_column = Unsqueeze (range_n, v1)
   is_each = Equal (range_column, forced_positions)

@@ -52,7 +52,7 @@ class BundleError(TrtCompressError):
 
 
 class GateError(TrtCompressError):
-    """A check that must hold did not: verification, preflight, achieved precision, budget; `report` says what was seen."""
+    """A check that must hold did not: verification, preflight, achieved precision; `report` says what was seen."""
 
     exit_code = 3
 

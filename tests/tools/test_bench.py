@@ -25,6 +25,7 @@ def test_a_bundle_beside_its_baseline(cli: Cli, make_bundle: Maker, tmp_path: Pa
         "kind": "closed loop, interleaved ABAB",
         "backend": "ort-cpu",
         "threads": 1,
+        "spinning": False,
         "batch": 4,
         "pairs": 64,
         "warmup": 5,

@@ -14,7 +14,7 @@ from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, inter
 from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.tools.describe import compression_text
-from trt_compress.tools.machine import describe_device, package_versions
+from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 
 Device = Literal["cpu", "gpu"]
 Role = Literal["bundle", "baseline"]
@@ -84,7 +84,7 @@ def bench_bundle(
         baseline: The uncompressed bundle of the same model.
         backend: As `Session.open` takes it.
         batch: Batch size of the random inputs; None is the bundle's own.
-        threads: As `Session.open` takes it.
+        threads: As `Session.open` takes it; beside a baseline None means one for each core.
         pairs: Timed runs of each side.
         warmup: Runs of each side before them.
         inputs: An .npz file of arrays by input name, instead of random ones.
@@ -99,7 +99,11 @@ def bench_bundle(
         what = "give at least 1" if batch < 1 else "the arrays of --inputs have their own; leave one of the two out"
         raise ConfigError(f"batch={batch}; {what}.")
     progress("opening")
-    sessions = [Session.open(path, backend=backend, threads=threads) for path in (bundle, baseline) if path is not None]
+    paths = [path for path in (bundle, baseline) if path is not None]
+    spin = len(paths) == 1
+    if threads is None and not spin:
+        threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
+    sessions = [Session.open(path, backend=backend, threads=threads, spin=spin) for path in paths]
     first = sessions[0]
     if first.inputs != sessions[-1].inputs:
         raise ConfigError(
@@ -122,6 +126,7 @@ def bench_bundle(
             "kind": "closed loop, interleaved ABAB" if baseline is not None else "closed loop",
             "backend": backend,
             "threads": threads,
+            "spinning": spin,
             "batch": _batch(first.inputs, feed),
             "pairs": pairs,
             "warmup": warmup,
