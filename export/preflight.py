@@ -353,5 +353,6 @@ _NODE_RULES: Mapping[str, tuple[tuple[str, ...], Check, str]] = {
 }
 RULES = (
     *("opset", "duplicate-tensor", "precision", "float64", "tensor-type", "function-hides-plugin", "function-name"),
-    *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes", "needs-plugin", *_NODE_RULES),
+    *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes"),
+    *("needs-plugin", *_NODE_RULES),
 )

@@ -120,14 +120,14 @@ def read_inputs(path: Path, name: str, shape: Sequence[int]) -> list[Array]:
     try:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
-            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+            arrays: dict[str, Array] = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ShapeError(
             f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
         ) from error
     if name not in arrays and len(arrays) != 1:
         raise ShapeError(f"inputs: {path} has {', '.join(arrays) or 'nothing'}; it must hold '{name}', {wanted}.")
-    array = arrays.get(name, next(iter(arrays.values())))
+    array = arrays[name] if name in arrays else next(iter(arrays.values()))
     if array.dtype != np.float32 or array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape) or not len(array):
         raise ShapeError(f"inputs: '{name}' in {path} is {array.dtype} {list(array.shape)}; it must be {wanted}.")
     if not np.isfinite(array).all():

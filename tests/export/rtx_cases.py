@@ -4,6 +4,7 @@
 again for the rest when a case takes the process down.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -420,8 +421,7 @@ def _judge(trt: Any, builder: Any, logger: Any, model: onnx.ModelProto) -> tuple
 
 
 def main(out: str, names: list[str]) -> None:
-    import tensorrt_rtx as trt
-
+    trt: Any = importlib.import_module("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     with open(out, "a", buffering=1) as file:

@@ -67,6 +67,8 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     for name, spec in (("dense", "none"), ("compressed", SPEC)):
         step(f"exporting {name}")
         bundles[name] = export(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / name)
+    step("building for rtx")
+    engine = build(folder / "compressed", target="rtx")
     step("exporting the textbook")
     host = load_host(MODEL)
     onnx.save(_trace(TextbookTome(host.module, NUM_MERGED).eval(), host), folder / "textbook.onnx")
@@ -82,9 +84,6 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     outside = {name: _share_outside(file, feed, folder) for name, file in files.items()}
     step(f"timing {exports} pairs of exports")
     export_ratio, trace_ratio = _export_ratios(host, folder, exports)
-    step("building for rtx")
-    engine = build(folder / "compressed", target="rtx")
-
     dense, compressed = bundles["dense"].manifest, bundles["compressed"].manifest
     assert compressed.flops and compressed.baseline_flops and compressed.verification
     nodes = {name: len(onnx.load(file, load_external_data=False).graph.node) for name, file in files.items()}
