@@ -1,6 +1,7 @@
 """Verification: every way of breaking an ONNX file is noticed and named; a near tie is counted and forgiven."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -194,14 +195,23 @@ def test_a_graph_that_fails_halfway_is_judged_up_to_there(exported: Exported, tm
     report = compare(model, tmp_path)
     assert report.first_divergence == "blocks.2 (tome, batch 1)"
     assert [site.passed for site in report.sites[:8]] == [True, True, *[False] * 6]
-    assert report.failure and "ScatterElements" in report.failure
+    assert report.failure and report.failure.startswith("ONNX Runtime cannot load ")
+
+
+def test_a_graph_that_fails_while_it_runs_is_judged_too(exported: Exported, tmp_path: Path) -> None:
+    model = onnx.load(exported(TOME) / "model.onnx")
+    body("merged_place", "Add", "merged_twice", "v_end")(model)
+    report = compare(model, tmp_path)
+    assert report.first_divergence == "blocks.0 (tome, batch 1)"
+    assert report.failure and "GatherND" in report.failure
 
 
 def test_a_graph_that_cannot_be_loaded_is_a_failed_gate(exported: Exported, tmp_path: Path) -> None:
     model = onnx.load(exported(TOME) / "model.onnx")
     del model.functions[:]
-    with pytest.raises(GateError, match=r"^verification failed: ONNX Runtime cannot load model.onnx: .*TrtcTokenMerge"):
-        compare(model, tmp_path)
+    report = compare(model, tmp_path)
+    assert report.first_divergence == "blocks.0 (tome, batch 1)"
+    assert report.failure and re.match(r"ONNX Runtime cannot load \S+\.onnx: .*TrtcTokenMerge", report.failure)
 
 
 # ---- ties -----------------------------------------------------------------------------------------------------------
@@ -339,7 +349,7 @@ def test_a_forged_bundle_fails_with_its_report(exported: Exported, tmp_path: Pat
     assert caught.value.message.startswith(
         "verification failed: ONNX Runtime and torch differ first at blocks.2 (tome, batch 1); largest error "
     )
-    assert caught.value.message.endswith("requested shape:{-1,53,3,6,16}")
+    assert "It failed: ONNX Runtime cannot load model.onnx: " in caught.value.message
     assert isinstance(caught.value.report, VerifyReport) and not caught.value.report.passed
 
 
