@@ -1,6 +1,7 @@
 """The steps as plain functions: export, verify, preflight, build."""
 
 import contextlib
+import errno
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,8 @@ from trt_compress.export.records import (
 )
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
-from trt_compress.export.verify import Array, VerifyReport, make_inputs, read_inputs, verify_onnx
+from trt_compress.export.verify import Array, VerifyReport, load_onnxruntime, make_inputs, read_inputs, verify_onnx
+from trt_compress.models.compressors.registry import spec_string
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
@@ -45,10 +47,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What an export made: the bundle's directory (None after a dry run) and its manifest."""
+    """What an export made: the bundle's directory (None after a dry run), its manifest, and what to look out for."""
 
     path: Path | None
     manifest: Manifest
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """The main facts as plain JSON values."""
@@ -72,6 +75,7 @@ class ExportResult:
             "verified": f"largest error {verification.max_abs_error:.1e}"
             if verification and verification.max_abs_error is not None
             else None,
+            "warnings": list(self.warnings),
         }
 
 
@@ -145,12 +149,14 @@ def export(
         opset=opset,
     )
     check_output(Path(output), force)
+    load_onnxruntime()
     step("loading the model")
     prepared = _prepare(recipe)
+    inputs, label = _default_inputs(prepared)
     step("counting operations")
     manifest = describe(recipe, prepared.host, prepared.module)
     if dry_run:
-        return ExportResult(path=None, manifest=manifest)
+        return ExportResult(path=None, manifest=manifest, warnings=_removes_nothing(prepared))
 
     step("tracing")
     module = with_precision(prepared.module, recipe.precision)
@@ -163,11 +169,10 @@ def export(
     traced = onnx_from_module(module, prepared.host.input_shape, options)
     bodied = add_bodies(traced)
     step("checking the targets")
-    _require_preflight(bodied, recipe.targets)
+    warnings = (*_removes_nothing(prepared), *_require_preflight(bodied, recipe.targets))
     with _working_folder(Path(output)) as folder:
         graph_files = save_onnx(bodied, folder / MODEL_FILE)
         step("verifying")
-        inputs, label = _default_inputs(prepared)
         report = _verify(prepared, module, graph_files[0], inputs, label)
         _require_passed(report)
         step("writing the bundle")
@@ -186,7 +191,7 @@ def export(
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),
         }
         bundle = write_bundle(Path(output), manifest, content, force=force)
-    return ExportResult(path=bundle.path, manifest=bundle.manifest)
+    return ExportResult(path=bundle.path, manifest=bundle.manifest, warnings=warnings)
 
 
 def verify(bundle: str | Path, *, inputs: str | Path | None = None, progress: Progress | None = None) -> VerifyReport:
@@ -298,9 +303,10 @@ def _working_folder(output: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="trt-compress-") as name:
             yield Path(name)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise BundleError(
-            f"'{output}' cannot be written: {error.strerror or error} in the temporary folder {tempfile.gettempdir()}; "
-            "free space there, or point TMPDIR to another disk."
+            f"'{output}' cannot be written: {error.strerror or error} in the temporary folder {tempfile.gettempdir()}.",
+            hint="free space there, or point TMPDIR to another disk." if full else None,
         ) from error
 
 
@@ -335,14 +341,27 @@ def _require_passed(report: VerifyReport) -> None:
         raise GateError(
             f"verification failed: ONNX Runtime and torch differ first at {report.first_divergence}; "
             f"largest error {report.max_abs_error:.1e}." + (f" It failed: {report.failure}" if report.failure else ""),
-            hint="--json shows every check; nothing was written or changed.",
+            hint="nothing was written or changed.",
             report=report,
         )
 
 
-def _require_preflight(model: onnx.ModelProto, targets: Sequence[str]) -> None:
+def _removes_nothing(prepared: _Prepared) -> tuple[str, ...]:
+    """A sentence for each compressor that has no site, because it would keep every token everywhere."""
+    acting = {site.config for site in prepared.module.plan}
+    idle = [spec for spec in prepared.recipe.compressors if spec.config not in acting]
+    return tuple(
+        f"{spec_string([spec])} removes no token of {prepared.recipe.model}; the graph is without it" for spec in idle
+    )
+
+
+def _require_preflight(model: onnx.ModelProto, targets: Sequence[str]) -> tuple[str, ...]:
+    """Raise GateError for the first error; return the warnings as sentences."""
+    warnings: list[str] = []
     for name in targets:
-        errors = [f for f in preflight_graph(model, get_target(name)) if f.severity == "error"]
+        findings = preflight_graph(model, get_target(name))
+        warnings += [f"{name}: {f.message} ({f.rule}); {f.fix}" for f in findings if f.severity == "warning"]
+        errors = [f for f in findings if f.severity == "error"]
         if errors:
             first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             raise GateError(
@@ -350,6 +369,7 @@ def _require_preflight(model: onnx.ModelProto, targets: Sequence[str]) -> None:
                 hint=first.fix,
                 report=tuple(errors),
             )
+    return tuple(warnings)
 
 
 def _require_same_weights(manifest: Manifest, host: LoadedHost) -> None:

@@ -51,8 +51,9 @@ def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     imports = [entry for entry in lowered.opset_import if entry.domain != DOMAIN]
     del lowered.opset_import[:]
     lowered.opset_import.extend(imports)
-    inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(lowered)
-    return inlined
+    if lowered.functions:  # of somebody else; the inliner cannot take 2 GB, so it is left alone where it can be
+        lowered = onnx.inliner.inline_local_functions(lowered)
+    return lowered
 
 
 def _body_nodes(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.NodeProto]:

@@ -148,7 +148,7 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
     if "compressors" in values:
         values["compressors"] = tuple(spec_from_table(item) for item in values["compressors"])
     if "targets" in values:
-        values["targets"] = tuple(values["targets"])
+        values["targets"] = tuple(dict.fromkeys(values["targets"]))
     if "batch" in values:
         values["batch"] = BatchRange.parse(values["batch"])
     weights = values.get("weights")

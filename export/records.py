@@ -26,7 +26,6 @@ _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 def describe(recipe: Recipe, host: LoadedHost, module: CompressedViT) -> Manifest:
     """The manifest as far as it is known before tracing."""
-    configs = {spec.name: spec.config.to_json() for spec in recipe.compressors}
     weights = host.weights
     shape: tuple[int | str, ...] = (BATCH_SYMBOL, *host.input_shape)
     classes = host.postprocess["classes"]
@@ -60,7 +59,7 @@ def describe(recipe: Recipe, host: LoadedHost, module: CompressedViT) -> Manifes
             fields.Compression(
                 site=site.name,
                 compressor=site.compressor,
-                config=configs[site.compressor],
+                config=site.config.to_json(),
                 tokens_in=site.tokens_in,
                 tokens_out=site.tokens_out,
             )

@@ -7,10 +7,10 @@ page).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Literal
 
 from trt_compress.errors import ConfigError
+from trt_compress.suggest import did_you_mean
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 Lowering = Literal["function", "plugin", "inline"]
@@ -289,9 +289,7 @@ def get_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = get_close_matches(name, TARGETS, n=2, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else None
-    raise ConfigError(f"target {name!r} is not known; allowed are {', '.join(TARGETS)}.", hint=hint)
+    raise ConfigError(f"target '{name}' is not known; allowed are {', '.join(TARGETS)}.{did_you_mean(name, TARGETS)}")
 
 
 def newest_common_opset(targets: Iterable[Target] = _TARGETS) -> int:

@@ -69,7 +69,8 @@ def export(
 def verify(
     bundle: BundlePath,
     inputs: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Input arrays (default: the model's examples, or seeded ones)."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -138,6 +139,7 @@ def _show_verification(report: "VerifyReport", json: bool) -> None:
             output.name,
             output.batch,
             f"{output.max_abs_error:.2e}",
+            f"{output.relative_error:.2e}",
             f"{output.tolerance:.0e}",
             f"{output.cosine:.6f}",
             output.ties,
@@ -145,7 +147,7 @@ def _show_verification(report: "VerifyReport", json: bool) -> None:
         )
         for output in report.outputs
     ]
-    print_table("Outputs", ("output", "batch", "max abs error", "allowed", "cosine", "ties", ""), outputs)
+    print_table("Outputs", ("output", "batch", "max abs error", "relative", "allowed", "cosine", "ties", ""), outputs)
     sites = [
         (
             site.site,

@@ -17,6 +17,8 @@ def print_bundle(bundle: Bundle) -> None:
     _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
     operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
     _print_if_any("Operators", ("operator", "op type", "version", "nodes", "lowering"), operators)
+    lowered = [(part.target, part.graph, part.file, part.lowering) for part in manifest.lowered]
+    _print_if_any("Files for targets that need another form", ("target", "graph", "file", "operators as"), lowered)
     engines = [_engine(engine) for engine in manifest.engines]
     _print_if_any("Engines", ("target", "graph", "size", "library", "precision", "paths", "seconds"), engines)
 
@@ -42,6 +44,7 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("compression", compression_text(manifest)),
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
         ("batch", f"{batch.min}:{batch.opt}:{batch.max}"),
+        ("FLOPs an input", _flops(manifest)),
         ("targets", ", ".join(manifest.targets) or None),
         ("verification", _verification(manifest)),
         ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
@@ -55,6 +58,13 @@ def _verification(manifest: Manifest) -> str:
         return "not verified"
     error = "" if summary.max_abs_error is None else f", largest error {summary.max_abs_error:.1e}"
     return ("passed" if summary.passed else "FAILED") + error
+
+
+def _flops(manifest: Manifest) -> str | None:
+    total, dense = (manifest.flops or {}).get("total"), manifest.baseline_flops
+    if not total:
+        return None
+    return f"{total / 1e9:.3g} G" + (f", {dense / total:.2f} times fewer than uncompressed" if dense else "")
 
 
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:

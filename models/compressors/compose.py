@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from torch import nn
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.base import Compressor, HostInfo
+from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo
 from trt_compress.models.compressors.registry import CompressorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SitePlan:
-    """What happens at one site: `name` is `blocks.3`; counts include the prefix."""
+    """What happens at one site: `name` is `blocks.3`; counts include the prefix; `config` is the compressor's own."""
 
     name: str
     layer: int
     compressor: str
+    config: CompressorConfig
     tokens_in: int
     tokens_out: int
 
@@ -63,6 +64,7 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
                         name=f"blocks.{layer}",
                         layer=layer,
                         compressor=spec.name,
+                        config=spec.config,
                         tokens_in=tokens,
                         tokens_out=step.tokens_out,
                     )

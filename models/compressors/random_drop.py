@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trt_compress.errors import ConfigError
 from trt_compress.models.compressors.base import (
     Compressor,
     CompressorConfig,
@@ -36,6 +37,8 @@ class RandomConfig(CompressorConfig):
 
     def __post_init__(self) -> None:
         check_keep_ratios("random", self.keep_ratio, self.layers)
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"random: seed={self.seed} is out of range; give 0 to {2**31 - 1}.")
 
 
 class RandomDrop(Compressor):

@@ -92,7 +92,10 @@ def _parse_one(text: str) -> CompressorSpec:
     if match is None or not match["name"]:
         raise ConfigError(f"spec '{text}' cannot be read; write name:key=value,key=[1,2], several joined by +.")
     options: dict[str, Any] = {}
-    for option in re.findall(r"(?:\[[^\]]*\]|[^,\[])+", match["options"] or ""):
+    found = re.findall(r"(?:\[[^\[\]]*\]|[^,\[\]])+", match["options"] or "")
+    if ",".join(found) != (match["options"] or ""):
+        raise ConfigError(f"spec '{text}' cannot be read; write name:key=value,key=[1,2], several joined by +.")
+    for option in found:
         key, equals, value = option.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise ConfigError(f"spec '{text}': '{option}' is not key=value.")
@@ -129,7 +132,8 @@ def _as_type(value: Any, wanted: Any) -> Any:
             return value in (True, "true")
     elif wanted is int:
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            return int(value)
+            if re.fullmatch(r"[+-]?\d+", str(value)):
+                return int(value)
     elif wanted is float:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return float(value)

@@ -18,7 +18,7 @@ RANDOM_SEED = 0
 
 
 def list_models() -> list[ModelInfo]:
-    """Models that can be named, the zoo first; a timm name is listed if its class is one that a host drives."""
+    """Models that can be named, the zoo first; timm's Vision Transformers, of which some forms are refused by name."""
     return [*_zoo_infos().values(), *(_timm_info(name) for name in _timm_names())]
 
 
@@ -51,7 +51,9 @@ def _timm_names() -> list[str]:
 
 
 def _timm_info(name: str) -> ModelInfo:
-    return ModelInfo(name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm")
+    return ModelInfo(
+        name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm, if its form is driven"
+    )
 
 
 def _zoo_infos() -> dict[str, ModelInfo]:

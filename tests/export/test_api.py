@@ -1,5 +1,6 @@
 """The steps as plain functions: what they return, what they tell on the way, and what a failed gate leaves."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import trt_compress
-from trt_compress.errors import BundleError, ConfigError, GateError
+from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
 from trt_compress.export import api
 from trt_compress.export.preflight import Finding
 from trt_compress.export.verify import VerifyReport
@@ -139,3 +140,26 @@ def test_loading_a_model_leaves_the_callers_random_numbers_alone() -> None:
     torch.manual_seed(7)
     load_host("timm:vit_tiny_patch16_224")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_compressor_used_twice_keeps_both_settings(tmp_path: Path) -> None:
+    spec = "evit:keep_ratio=0.9,layers=[2]+evit:keep_ratio=0.5,layers=[5]"
+    result = api.export("zoo:digits_vit", compress=spec, output=tmp_path / "twice", dry_run=True)
+    assert [(site.site, site.config["keep_ratio"]) for site in result.manifest.compression] == [
+        ("blocks.2", 0.9),
+        ("blocks.5", 0.5),
+    ]
+    assert result.warnings == ()
+
+
+@pytest.mark.parametrize("spec", ["evit:keep_ratio=1.0", "avg_pool:stride=1", "tome:num_merged=0"])
+def test_a_compressor_that_removes_nothing_is_said(tmp_path: Path, spec: str) -> None:
+    result = api.export("zoo:digits_vit", compress=spec, output=tmp_path / "idle", dry_run=True)
+    assert result.warnings == (f"{spec} removes no token of zoo:digits_vit; the graph is without it",)
+
+
+def test_verification_without_onnxruntime_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnsupportedError, match=r"verification runs ONNX Runtime.*\n.*trt-compress\[cpu\]"):
+        api.export("zoo:digits_vit", output=tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -126,6 +126,11 @@ def nameless_site(model: onnx.ModelProto) -> None:
             values[:] = ["gone" if value == "blocks.2/tokens" else value for value in values]
 
 
+def renamed_operators(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.name = f"x_{node.name}"
+
+
 BREAKS: dict[str, tuple[str, Break, str]] = {
     "a weight before a site": (TOME, weight("blocks.3.mlp.fc1.bias matrix", one_element), "blocks.4 (tome, batch 1)"),
     "a bias by a tenth": (TOME, weight("blocks.0.attn.proj.bias", lambda v: v * 1.1), "blocks.0 (tome, batch 1)"),
@@ -139,6 +144,7 @@ BREAKS: dict[str, tuple[str, Break, str]] = {
     "swapped order": (TOME, body("y", "Concat", "x_head", "y_b", "x_unmerged", axis=1), "blocks.0 (tome, batch 1)"),
     "least similar": (TOME, body("is_more", "Less", "best_j", "best_i"), "blocks.0 (tome, batch 1)"),
     "worst partner": (TOME, body("best_kept", "ReduceMin", "similarity", "v2"), "blocks.0 (tome, batch 1)"),
+    "operators under other names": (TOME, renamed_operators, "blocks.0 (tome, batch 1)"),
     "a site without its name": (TOME, nameless_site, "blocks.2 (tome, batch 1)"),
     "scaled output": (TOME, on_logits("Mul", np.array(1.001, np.float32)), "output logits (batch 1)"),
     "shifted output": (TOME, on_logits("Add", np.array(0.02, np.float32)), "output logits (batch 1)"),

@@ -90,6 +90,18 @@ def test_written_form_leaves_defaults_out() -> None:
     assert parse_spec("") == parse_spec(" none ") == ()
 
 
+@pytest.mark.parametrize("text", ["tome:num_merged=5[", "tome:num_merged=5,,", "tome:num_merged=[1,[2]]"])
+def test_no_character_is_passed_over(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read; write name:key=value"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_out_of_range_is_refused(seed: str) -> None:
+    with pytest.raises(ConfigError, match=f"random: seed={seed} is out of range; give 0 to 2147483647"):
+        parse_spec(f"random:seed={seed}")
+
+
 @pytest.mark.parametrize(("text", "message"), REFUSED, ids=[text for text, _ in REFUSED])
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -4,11 +4,14 @@ import json
 import math
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trt_compress.export.bundle import update_bundle
+from trt_compress.runtime import Bundle
 from trt_compress.tools.machine import cpu_cores
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -85,3 +88,12 @@ def test_what_is_refused(
     finished = cli("bench", bundle, "--warmup", 0, "--pairs", 15, *options)
     assert finished.returncode == code
     assert message in " ".join(finished.stderr.split()) and "Traceback" not in finished.stderr
+
+
+def test_a_baseline_of_another_precision_is_refused(cli: Cli, make_bundle: Maker) -> None:
+    bundle, other = make_bundle("dense"), make_bundle("half")
+    opened = Bundle.open(other)
+    update_bundle(opened, replace(opened.manifest, precision="fp16"), {})
+    finished = cli("bench", bundle, "--baseline", other)
+    assert finished.returncode == 2
+    assert "The bundle is fp32 and the baseline fp16; export both in one precision." in finished.stderr

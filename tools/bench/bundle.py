@@ -105,6 +105,7 @@ def bench_bundle(
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
     sessions = [Session.open(path, backend=backend, threads=threads, spin=spin) for path in paths]
     first = sessions[0]
+    _check_comparable(first.bundle.manifest, sessions[-1].bundle.manifest)
     if first.inputs != sessions[-1].inputs:
         raise ConfigError(
             f"The baseline takes {_signature(sessions[-1])} and the bundle {_signature(first)}; "
@@ -112,6 +113,8 @@ def bench_bundle(
         )
     size = batch or first.bundle.manifest.batch.opt
     feed = _load(Path(inputs)) if inputs is not None else _random(first.inputs, size, seed)
+    if _batch(first.inputs, feed) == 0:
+        raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     calls = [_call(session, feed) for session in sessions]
     progress("checking the outputs")
     for session in sessions:
@@ -137,6 +140,19 @@ def bench_bundle(
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
     )
+
+
+def _check_comparable(ours: Manifest, baseline: Manifest) -> None:
+    """Refuse a baseline that differs in more than its compression."""
+    for what in ("source", "weights"):
+        mine, theirs = getattr(ours.model, what), getattr(baseline.model, what)
+        if mine != theirs:
+            shown = [value if isinstance(value, str) else f"weights {value.source}" for value in (mine, theirs)]
+            raise ConfigError(f"The bundle has {shown[0]} and the baseline {shown[1]}; compare bundles of one model.")
+    if ours.precision != baseline.precision:
+        raise ConfigError(
+            f"The bundle is {ours.precision} and the baseline {baseline.precision}; export both in one precision."
+        )
 
 
 def identity(manifest: Manifest) -> dict[str, Any]:

@@ -195,10 +195,13 @@ def _interval(ratio: dict[str, Any]) -> str:
     return f"{value.median:.2f}×{low_high}, n={value.n}"
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
+
+
 def _record(figures: dict[str, Any]) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent.parent
-    ).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
     line = {
         "benchmark": "deit_small",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
