@@ -183,11 +183,10 @@ def verify_onnx(
             expected = module(torch.from_numpy(array))
         feed = {input_name: array}
         try:
-            actual, got = [runner(feed) for runner in runners] or ({}, {})
+            ran = [runner(feed) for runner in runners]
         except _OrtError as error:
-            failure, actual = failure or str(error), {}
-        if not actual:
-            got = _before_failure(model, path.parent, feed)
+            failure, ran = failure or str(error), []
+        actual, got = ran or ({}, _before_failure(model, path.parent, feed))
         run = _Run(reference=reference, got=got, comparable=torch.ones(len(array), dtype=torch.bool))
         sites += _compare_sites(run, plan, model, precision)
         output = actual.get(output_name, torch.empty(0))
