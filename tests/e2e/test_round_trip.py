@@ -99,6 +99,7 @@ def test_the_recipe_of_a_bundle_makes_the_same_file_again(
         "flops_reduction": pytest.approx(1.36, abs=0.02),
         "operators": {"TokenMerge": 8},
         "verified": json.loads(finished.out)["verified"],
+        "warnings": [],
     }
     assert json.loads(finished.out)["verified"].startswith("largest error ")
 

@@ -43,7 +43,7 @@ REFUSED = [
     ("tome:num_merged=3,num_merged=4", r"spec 'tome:num_merged=3,num_merged=4': num_merged stands twice; give it once"),
     ("tome:num_merged", r"spec 'tome:num_merged': 'num_merged' is not key=value\."),
     ("tome:num_merged=", r"'num_merged=' is not key=value\."),
-    ("tome:num_merged=[1,2", r"is not key=value\."),
+    ("tome:num_merged=[1,2", r"cannot be read; write name:key=value"),
     ("tome:num_merged=2++evit", r"spec '' cannot be read; write name:key=value,key=\[1,2\], several joined by \+\."),
     ("+", r"spec '' cannot be read"),
     ("tome=3", r"spec 'tome=3' cannot be read"),

@@ -70,6 +70,7 @@ def test_inputs_come_from_a_file(cli: Cli, make_bundle: Maker, tmp_path: Path) -
         (("--inputs", "none.npz"), 2, "'none.npz' does not exist"),
         (("--inputs", "text.npz"), 2, "'text.npz' is not a readable .npz file"),
         (("--inputs", "wrong.npz"), 2, "Unknown input 'image'; the bundle takes images. Did you mean 'images'?"),
+        (("--inputs", "empty.npz"), 2, "The arrays of --inputs hold no item; give at least one."),
         (("--inputs", "wrong.npz", "--batch", "2"), 2, "leave one of the two out"),
         (("--baseline", "other"), 2, "compare bundles of the same model and precision."),
         (("--json", "nowhere/result.json"), 2, "'nowhere/result.json' cannot be written"),
@@ -85,6 +86,7 @@ def test_what_is_refused(
     make_bundle("infinite", scale=math.inf)
     (tmp_path / "text.npz").write_text("not an archive")
     np.savez(tmp_path / "wrong.npz", image=np.ones((3, 8), np.float32))
+    np.savez(tmp_path / "empty.npz", images=np.ones((0, 8), np.float32))
     finished = cli("bench", bundle, "--warmup", 0, "--pairs", 15, *options)
     assert finished.returncode == code
     assert message in " ".join(finished.stderr.split()) and "Traceback" not in finished.stderr

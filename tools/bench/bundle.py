@@ -113,12 +113,12 @@ def bench_bundle(
         )
     size = batch or first.bundle.manifest.batch.opt
     feed = _load(Path(inputs)) if inputs is not None else _random(first.inputs, size, seed)
-    if _batch(first.inputs, feed) == 0:
-        raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     calls = [_call(session, feed) for session in sessions]
     progress("checking the outputs")
     for session in sessions:
         _check_finite(session, feed)
+    if _batch(first.inputs, feed) == 0:
+        raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     progress(f"{pairs} pairs" if baseline is not None else f"{pairs} runs")
     samples = interleave(calls[0], calls[1] if baseline is not None else None, warmup=warmup, pairs=pairs)
     device: Device = "gpu" if backend == "ort-cuda" else "cpu"
