@@ -97,7 +97,7 @@ def interleave(
     pairs: int,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Samples:
-    """Time a, and b beside it: in pairs, in this process, each of them first in every other pair.
+    """Time a, and b beside it: in turns (a, b, a, b, …), in this process.
 
     Args:
         a: What is measured.
@@ -119,8 +119,8 @@ def interleave(
 
     samples: tuple[list[int], list[int]] = ([], [])
     sides = [(a, samples[0])] if b is None else [(a, samples[0]), (b, samples[1])]
-    for index in range(warmup + pairs):
-        for call, latencies in sides if index % 2 == 0 else reversed(sides):
+    for _ in range(warmup + pairs):
+        for call, latencies in sides:
             latencies.append(timed(call))
     return Samples(a_ns=tuple(samples[0][warmup:]), b_ns=tuple(samples[1][warmup:]), warmup=warmup)
 

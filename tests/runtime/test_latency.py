@@ -30,10 +30,10 @@ def fake_run(a_ns: int, b_ns: int) -> tuple[list[str], Callable[[], object], Cal
     return order, call("a", a_ns), call("b", b_ns), lambda: now[0]
 
 
-def test_pairs_alternate_which_goes_first_and_warmup_is_left_out() -> None:
+def test_both_sides_take_turns_and_warmup_is_left_out() -> None:
     order, a, b, clock = fake_run(5, 9)
     samples = interleave(a, b, warmup=1, pairs=3, clock=clock)
-    assert "".join(order) == "abbaabba"
+    assert "".join(order) == "abababab"
     assert (samples.a_ns, samples.b_ns, samples.warmup) == ((5, 5, 5), (9, 9, 9), 1)
     assert json.loads(json.dumps(samples.to_json())) == {"a_ns": [5, 5, 5], "b_ns": [9, 9, 9], "warmup": 1}
 
