@@ -1,6 +1,8 @@
 """What a compressor is: a configuration, and a module for every site it acts at."""
 
 import dataclasses
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -67,7 +69,7 @@ class CompressorConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-class Compressor(nn.Module):
+class Compressor(nn.Module, ABC):
     """One method at one site. A subclass sets the class variables, `layers`, `__init__` and `forward`.
 
     Attributes:
@@ -92,9 +94,9 @@ class Compressor(nn.Module):
     tokens_out: int
 
     @classmethod
+    @abstractmethod
     def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:
         """Layers of `host` after whose attention this method acts, ascending."""
-        raise NotImplementedError
 
     def __init__(self, config: Any, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__()
@@ -104,9 +106,9 @@ class Compressor(nn.Module):
         """Whether attention after this site weighs keys by size."""
         return False
 
+    @abstractmethod
     def forward(self, state: TokenState, signals: Signals) -> TokenState:
         """Compress the tokens of one site."""
-        raise NotImplementedError
 
 
 def quarter_layers(depth: int) -> tuple[int, ...]:
@@ -126,12 +128,41 @@ def check_layers(name: str, layers: Sequence[int], host: HostInfo) -> tuple[int,
     return tuple(sorted(layers))
 
 
-def check_ratio(name: str, key: str, value: float) -> None:
-    """Raise ConfigError unless 0 < value <= 1."""
-    if not 0 < value <= 1:
-        raise ConfigError(
-            f"{name}: {key}={value} is out of range; it is the share of tokens kept, above 0 and up to 1."
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepRatioConfig(CompressorConfig):
+    """Options of a method that drops a share of the patches at a few layers.
+
+    Attributes:
+        keep_ratio: Share of the patches kept at each layer, rounded up; one, or one a layer.
+        layers: Layers after whose attention patches are dropped; default: at 1/4, 2/4 and 3/4 of the depth (3, 6, 9
+            of 12).
+    """
+
+    method: ClassVar[str]
+    keep_ratio: float | tuple[float, ...] = 0.7
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
+        for ratio in ratios:
+            if not 0 < ratio <= 1:
+                raise ConfigError(
+                    f"{self.method}: keep_ratio={ratio} is out of range; it is the share of tokens kept, above 0 and "
+                    "up to 1."
+                )
+        if isinstance(self.keep_ratio, tuple) and (self.layers is None or len(self.layers) != len(ratios)):
+            raise ConfigError(
+                f"{self.method}: keep_ratio lists {len(ratios)} ratios; give layers= with as many layers, ascending."
+            )
+
+    def layers_of(self, host: HostInfo) -> tuple[int, ...]:
+        """Layers of `host` that drop patches, ascending."""
+        return check_layers(self.method, quarter_layers(host.depth) if self.layers is None else self.layers, host)
+
+
+def num_patches_kept(num_patches: int, keep_ratio: float) -> int:
+    """Patches kept: the product rounded up, in floating point as EViT's code does (0.07 * 100 keeps 8)."""
+    return math.ceil(keep_ratio * num_patches)
 
 
 def ratio_at(ratios: float | tuple[float, ...], layers: Sequence[int], layer: int) -> float:

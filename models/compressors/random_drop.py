@@ -8,35 +8,30 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.models.compressors.base import (
     Compressor,
-    CompressorConfig,
     HostInfo,
+    KeepRatioConfig,
     Signals,
     TokenState,
-    check_layers,
     gather_size,
-    quarter_layers,
+    num_patches_kept,
     ratio_at,
 )
-from trt_compress.models.compressors.evit import check_keep_ratios, num_patches_kept
 from trt_compress.plugins.token_select.op import token_select
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomConfig(CompressorConfig):
+class RandomConfig(KeepRatioConfig):
     """Options of random dropping.
 
     Attributes:
-        keep_ratio: Share of the patches kept at each layer, rounded up; one, or one a layer.
-        layers: Layers after whose attention patches are dropped; default: at 1/4, 2/4, 3/4 of the depth.
         seed: Which patches; the choice is a constant of the graph, the same for every input.
     """
 
-    keep_ratio: float | tuple[float, ...] = 0.7
-    layers: tuple[int, ...] | None = None
+    method = "random"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_keep_ratios("random", self.keep_ratio, self.layers)
+        KeepRatioConfig.__post_init__(self)
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"random: seed={self.seed} is out of range; give 0 to {2**31 - 1}.")
 
@@ -54,7 +49,7 @@ class RandomDrop(Compressor):
     @classmethod
     def layers(cls, config: RandomConfig, host: HostInfo) -> tuple[int, ...]:
         """Layers that drop patches."""
-        return check_layers("random", quarter_layers(host.depth) if config.layers is None else config.layers, host)
+        return config.layers_of(host)
 
     def __init__(self, config: RandomConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)

@@ -21,7 +21,7 @@ from golden_data import (
 )
 from torch import Tensor
 
-from trt_compress.models.compressors.evit import num_patches_kept
+from trt_compress.models.compressors.base import num_patches_kept
 from trt_compress.models.hosts.timm_vit import CompressedViT
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators

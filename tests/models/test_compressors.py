@@ -7,9 +7,8 @@ from vits import compress, images, make_vit, run
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.models.compressors.avg_pool import pool_positions, pool_spans, pool_tokens
-from trt_compress.models.compressors.base import HostInfo, check_layers, quarter_layers
+from trt_compress.models.compressors.base import HostInfo, check_layers, num_patches_kept, quarter_layers
 from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.compressors.evit import num_patches_kept
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.compressors.tome import merge_schedule
 from trt_compress.plugins.operator import recording
@@ -122,11 +121,11 @@ REFUSED = [
     (
         "random:layers=[3]+evit:layers=[3]",
         r"evit: at blocks\.3 random has already changed the tokens that its class_attention belong to\."
-        r"\nHint: let them act at different layers, or name evit first\.$",
+        r"\nHint: let them act at different layers \(evit:layers=\[…\]\), or name evit first\.$",
     ),
     (
         "tome:num_merged=3+evit:layers=[3]",
-        r"evit: at blocks\.3 tome has already changed the tokens .*\nHint: let them act at different layers\.$",
+        r"evit: at blocks\.3 tome has already changed the tokens .*\nHint: let them act at different layers \(evit:layers=\[…\]\)\.$",
     ),
     (
         "evit:layers=[0]+tome:num_merged=3",
