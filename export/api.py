@@ -152,6 +152,7 @@ def export(
     load_onnxruntime()
     step("loading the model")
     prepared = _prepare(recipe)
+    recipe = prepared.recipe
     inputs, label = _default_inputs(prepared)
     step("counting operations")
     manifest = describe(recipe, prepared.host, prepared.module)
@@ -194,13 +195,20 @@ def export(
     return ExportResult(path=bundle.path, manifest=bundle.manifest, warnings=warnings)
 
 
-def verify(bundle: str | Path, *, inputs: str | Path | None = None, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    bundle: str | Path,
+    *,
+    inputs: str | Path | None = None,
+    weights: str | Path | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
     """Prove again that a bundle computes what its torch model computes.
 
     Args:
         bundle: The bundle's directory.
         inputs: .npz file with an array for the input; default: the model's own examples or seeded ones, at the
             smallest, usual and largest batch.
+        weights: Where the file of weights is now, if it moved; it must be the same file.
         progress: Called with the name of each step.
 
     Raises:
@@ -209,10 +217,14 @@ def verify(bundle: str | Path, *, inputs: str | Path | None = None, progress: Pr
     """
     step = progress or (lambda text: None)
     opened = Bundle.open(bundle)
-    recipe = recipe_from_json(opened.manifest.recipe, where="the bundle's recipe")
+    recipe = replace(
+        recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),
+        weights_sha256=opened.manifest.model.weights.sha256,
+    )
+    if weights is not None:
+        recipe = replace(recipe, weights=str(weights))
     step("loading the model")
     prepared = _prepare(recipe)
-    _require_same_weights(opened.manifest, prepared.host)
     module = with_precision(prepared.module, recipe.precision)
     if inputs is None:
         arrays, label = _default_inputs(prepared)
@@ -311,9 +323,20 @@ def _working_folder(output: Path) -> Iterator[Path]:
 
 
 def _prepare(recipe: Recipe) -> _Prepared:
+    """Load the model and attach its compressors; the recipe then says which weights those are.
+
+    Raises:
+        ConfigError: they are not the weights that the recipe was made with, or something in it is wrong.
+    """
     host = load_host(recipe.model, weights=recipe.weights)
+    if recipe.weights_sha256 not in (None, host.weights.sha256):
+        raise ConfigError(
+            f"weights: '{host.weights.source}' has sha256 {host.weights.sha256[:12]}…, and the recipe was made with "
+            f"{str(recipe.weights_sha256)[:12]}…; give those weights as --weights FILE, or take weights_sha256 out of "
+            "the recipe to export with other ones."
+        )
     module = attach(host.module, recipe.compressors, name=recipe.model).eval()
-    return _Prepared(recipe=recipe, host=host, module=module)
+    return _Prepared(recipe=replace(recipe, weights_sha256=host.weights.sha256), host=host, module=module)
 
 
 def _default_inputs(prepared: _Prepared) -> tuple[list[Array], str]:
@@ -370,12 +393,3 @@ def _require_preflight(model: onnx.ModelProto, targets: Sequence[str]) -> tuple[
                 report=tuple(errors),
             )
     return tuple(warnings)
-
-
-def _require_same_weights(manifest: Manifest, host: LoadedHost) -> None:
-    written = manifest.model.weights
-    if written.sha256 != host.weights.sha256:
-        raise ConfigError(
-            f"weights: '{host.weights.source}' is not the file that the bundle was made from "
-            f"('{written.source}', sha256 {written.sha256}); put that file back, or export again."
-        )

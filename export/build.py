@@ -39,6 +39,9 @@ class _Layer(TypedDict):
     output_dtypes: list[str]
 
 
+LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRange:
     """Smallest, most frequent and largest batch an engine serves."""
@@ -50,6 +53,8 @@ class BatchRange:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise ConfigError(f"batch={self} is not a range; it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX.")
+        if self.max > LARGEST_BATCH:
+            raise ConfigError(f"batch={self} is too large; at most {LARGEST_BATCH} items fit a CUDA grid.")
 
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
@@ -77,7 +82,6 @@ class BuildRecord:
         library: Python module of the builder.
         library_version: Its version.
         sha256: Hash of the engine.
-        lowered_onnx_sha256: Hash of the lowered file that the builder read.
         precision_asked: As given.
         precision_achieved: Compute layers by precision, those of the model itself and those inside operators (which may
             stay fp32 by contract), and the evidence: "network" is the parsed, strongly typed network.
@@ -90,7 +94,6 @@ class BuildRecord:
     library: str
     library_version: str
     sha256: str
-    lowered_onnx_sha256: str
     precision_asked: str
     precision_achieved: dict[str, Any]
     paths: dict[str, dict[str, int]]
@@ -142,7 +145,7 @@ def build_engine(
         folder = Path(name)
         save_onnx(lowered, folder / "model.onnx")
         reply = _run_worker(folder, request, target)
-        data, lowered_onnx_sha256 = (folder / "engine").read_bytes(), sha256_of(folder / "model.onnx")
+        data = (folder / "engine").read_bytes()
 
     own, inside = _split(reply["layers"], operators)
     as_plugin = {_operator_of(layer, operators) for layer in inside if layer["type"] in _PLUGIN_LAYERS}
@@ -153,7 +156,6 @@ def build_engine(
         library=target.backend,
         library_version=reply["version"],
         sha256=hashlib.sha256(data).hexdigest(),
-        lowered_onnx_sha256=lowered_onnx_sha256,
         precision_asked=precision,
         precision_achieved={"evidence": "network", "model": _precisions(own), "operators": _precisions(inside)},
         paths=_paths(operators, as_plugin),

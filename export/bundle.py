@@ -159,8 +159,11 @@ def check_output(output: Path, force: bool) -> None:
     """Refuse an output directory that `write_bundle` would refuse.
 
     Raises:
-        BundleError: It exists and is not to be replaced, or is no directory, or holds something else than a bundle.
+        BundleError: It exists and is not to be replaced, or is no directory, or holds something else than a bundle; or
+            nothing can be written where it would be.
     """
+    with _os_errors_as_bundle_errors(output):
+        _check_place(Path(os.path.realpath(output)))
     if not os.path.lexists(output):
         return
     if not output.is_dir():
@@ -172,6 +175,14 @@ def check_output(output: Path, force: bool) -> None:
             f"'{output}' holds files and is not a bundle, so --force does not replace it; "
             "give another output directory, or remove this one yourself."
         )
+
+
+def _check_place(output: Path) -> None:
+    """Raise the error that making `output` would end with, as far as that can be known without trying."""
+    place = next(parent for parent in output.parents if parent.exists())
+    problem = errno.EACCES if place.is_dir() else errno.ENOTDIR
+    if problem == errno.ENOTDIR or not os.access(place, os.W_OK | os.X_OK):
+        raise OSError(problem, os.strerror(problem), str(place))
 
 
 def _is_bundle(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """What an export is made from, as a file: model, weights, compressors, targets, batch, precision, opset."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ else:
 _KEYS: dict[str, tuple[type, bool, str]] = {  # of a recipe: the type of its value, or of the items of a list
     "model": (str, False, "a text"),
     "weights": (str, False, "a text"),
+    "weights_sha256": (str, False, "a text"),
     "targets": (str, True, "a list of names"),
     "batch": (str, False, "a text like 1:4:8"),
     "precision": (str, False, "a text"),
@@ -37,6 +39,7 @@ class Recipe:
     Attributes:
         model: `timm:NAME` or `zoo:NAME`.
         weights: A file, "pretrained", or None for the model's own or random ones.
+        weights_sha256: What they must be; None: whatever is there. Written into every bundle.
         compressors: In the order in which they share sites.
         targets: Names of targets.
         batch: Smallest, usual and largest batch.
@@ -46,6 +49,7 @@ class Recipe:
 
     model: str
     weights: str | None = None
+    weights_sha256: str | None = None
     compressors: tuple[CompressorSpec, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
     batch: BatchRange = BatchRange(min=1, opt=4, max=8)
@@ -68,6 +72,10 @@ class Recipe:
                 f"opset {self.opset} is out of range; {', '.join(self.targets) or 'this version'} takes "
                 f"{OLDEST_OPSET} to {newest}."
             )
+        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ConfigError(
+                f"weights_sha256 '{self.weights_sha256}' is not a hash; give 64 hexadecimal digits, or leave it out."
+            )
 
     @property
     def spec(self) -> str:
@@ -76,7 +84,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the recipe file."""
-        weights = {} if self.weights is None else {"weights": self.weights}
+        weights = _without_none({"weights": self.weights, "weights_sha256": self.weights_sha256})
         compressors = [{"name": c.name, **_without_none(c.config.to_json())} for c in self.compressors]
         return {
             "model": self.model,
@@ -105,7 +113,10 @@ def recipe_from_options(
     precision: str | None = None,
     opset: int | None = None,
 ) -> Recipe:
-    """The recipe of a command line: `model` is a name or a recipe file, and options that are given win over it."""
+    """The recipe of a command line: `model` is a name or a recipe file, and options that are given win over it.
+
+    A file given as `weights` must still be the one that a recipe was made with, if it says which that was.
+    """
     base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=model)
     given = {
         "compressors": None if compress is None else parse_spec(compress),

@@ -2,8 +2,11 @@
 
 import contextlib
 import importlib
+import json
+import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,8 +69,9 @@ class SiteCheck:
 class VerifyReport:
     """All checks.
 
-    `first_divergence` names the first site or output that fails, `paths` the form of each operator, `failure` is what
-    ONNX Runtime said if it could not run the graph to its end.
+    `first_divergence` names the first site or output that fails; `paths` counts, for each operator, the nodes that
+    ONNX Runtime ran as a native kernel and those that it ran as a function; `failure` is what it said if it could not
+    run the graph to its end.
     """
 
     precision: str
@@ -123,6 +127,8 @@ def read_inputs(path: Path, name: str, shape: Sequence[int]) -> list[Array]:
         with path.open("rb") as file:
             content = np.load(file, allow_pickle=False)
             arrays: dict[str, Array] = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except FileNotFoundError as error:
+        raise ShapeError(f"inputs: {path} is not there; give a .npz file.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ShapeError(
             f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
@@ -191,13 +197,13 @@ def verify_onnx(
         sites += _compare_sites(run, plan, model, precision)
         output = actual.get(output_name, torch.empty(0))
         outputs.append(_compare_output(output_name, expected, output, run.comparable, precision))
-    counts = {operators()[op_type].spec.name: {"function": n} for op_type, n in operator_nodes(model).items()}
+    paths = {} if failure else _observed_paths(path, model, {input_name: inputs[0]})
     return VerifyReport(
         precision=precision,
         inputs=inputs_label,
         outputs=tuple(outputs),
         sites=tuple(sites),
-        paths=counts,
+        paths=paths,
         first_divergence=_first_divergence(outputs, sites),
         failure=failure,
     )
@@ -246,6 +252,24 @@ class _Runner:
         with _ort_errors():
             results = self._session.run(self._names, feed)
         return {name: torch.from_numpy(value) for name, value in zip(self._names, results, strict=True)}
+
+
+def _observed_paths(path: Path, model: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, dict[str, int]]:
+    """How each operator ran, read from a profile: a native kernel shows under its own type, a function is inlined."""
+    onnxruntime = load_onnxruntime()
+    with tempfile.TemporaryDirectory(prefix="trt-compress-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time"))
+    return {
+        operators()[op_type].spec.name: {"native": ran[op_type], "function": count - ran[op_type]}
+        for op_type, count in operator_nodes(model).items()
+    }
 
 
 def _before_failure(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array]) -> dict[str, Tensor]:

@@ -74,7 +74,10 @@ class State(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights(Record):
-    """Where the weights came from: a file name, or words such as "random (seed 0)"."""
+    """Where the weights came from: a file name, or words such as "random (seed 0)".
+
+    `sha256` is the hash of the file; of weights without a file, that of the tensors.
+    """
 
     source: str
     sha256: str | None = None

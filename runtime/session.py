@@ -87,7 +87,7 @@ class Session:
                 f"Unknown backend '{backend}'; allowed are {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
             )
         if threads is not None and threads < 1:
-            raise ConfigError(f"threads={threads}; give at least 1, or None for the backend's own choice.")
+            raise ConfigError(f"threads={threads}; give at least 1, or nothing for the backend's own choice.")
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, check_hashes=check_hashes)
         graphs = bundle.manifest.graphs

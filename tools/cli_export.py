@@ -26,7 +26,10 @@ def export(
             metavar="SPEC", help="name:key=value,…; several joined by '+'; 'none' for the baseline, the default."
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="safetensors file or checkpoint.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="safetensors file or checkpoint; 'pretrained' downloads timm's own."),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(metavar="T", help="Target to export for, repeatable (default: cpu).")
     ] = None,
@@ -72,6 +75,9 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE.npz", help="Input arrays (default: the model's examples, or seeded ones)."),
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where the weights are now, if their file moved.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
@@ -79,7 +85,7 @@ def verify(
         with progress("Verifying") as step:
             with needs_extra("export"):
                 from trt_compress.export import api
-            report = api.verify(bundle, inputs=inputs, progress=step)
+            report = api.verify(bundle, inputs=inputs, weights=weights, progress=step)
     except GateError as error:
         if error.report is not None:
             _show_verification(cast("VerifyReport", error.report), json)
@@ -161,6 +167,9 @@ def _show_verification(report: "VerifyReport", json: bool) -> None:
     ]
     if sites:
         print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
+    if report.paths:
+        ran = (f"{name} as {form} × {n}" for name, forms in report.paths.items() for form, n in forms.items() if n)
+        print_text(f"In ONNX Runtime ran {', '.join(ran)}.")
     print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 
 

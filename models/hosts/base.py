@@ -10,10 +10,13 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsInfo:
-    """Where weights come from: a file's name and hash, `random (seed 0)`, or the zoo."""
+    """Where weights come from: a file's name, `random (seed 0)`, timm, or the zoo.
+
+    `sha256` is the hash of the file; of weights without a file, that of the tensors.
+    """
 
     source: str
-    sha256: str | None = None
+    sha256: str
     license: str | None = None
     provenance: str | None = None
 

@@ -11,7 +11,7 @@ import torch
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import LoadedHost, ModelInfo, WeightsInfo
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, tensors_sha256
 from trt_compress.suggest import did_you_mean
 
 RANDOM_SEED = 0
@@ -83,11 +83,15 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
     timm_vit.check_supported(module, f"timm:{name}")
     config = module.pretrained_cfg
     if weights == "pretrained":
-        info = WeightsInfo(source=f"timm {config.get('hf_hub_id') or config.get('url')}", license=config.get("license"))
+        info = WeightsInfo(
+            source=f"timm {config.get('hf_hub_id') or config.get('url')}",
+            sha256=tensors_sha256(module),
+            license=config.get("license"),
+        )
     elif weights:
         info = load_weights(module, Path(weights))
     else:
-        info = WeightsInfo(source=f"random (seed {RANDOM_SEED})")
+        info = WeightsInfo(source=f"random (seed {RANDOM_SEED})", sha256=tensors_sha256(module))
     channels, height, width = config["input_size"]
     grid = module.patch_embed.img_size
     preprocess = {

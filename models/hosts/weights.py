@@ -26,13 +26,24 @@ def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
         ConfigError: the file cannot be read, or tensors are missing, extra, misshaped or not finite; all are named.
     """
     if not path.is_file():
-        raise ConfigError(f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint.")
+        raise ConfigError(
+            f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE."
+        )
     tensors = _read(path)
     _check_fit(module.state_dict(), tensors, path)
     module.load_state_dict(tensors)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     return WeightsInfo(source=path.name, sha256=digest.hexdigest())
+
+
+def tensors_sha256(module: nn.Module) -> str:
+    """Hash of every tensor of `module` by name, dtype, shape and bytes: identifies weights that come from no file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

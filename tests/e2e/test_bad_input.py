@@ -94,9 +94,10 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
         "evit: timm:vit_base_patch16_siglip_gap_224 has no class token, whose attention ranks the patches; use tome, ",
     ),
     "malformed spec": ((*EXPORT, "--compress", "tome:num_merged"), "spec 'tome:num_merged': 'num_merged' is not key="),
+    "batch of millions": ((*EXPORT, "--batch", "1:4:1000000"), "batch=1:4:1000000 is too large; at most 65535 items"),
     "weights that are not there": (
         (*EXPORT, "--weights", "none.safetensors"),
-        "none.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint.",
+        "none.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE.",
     ),
     "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
     "unknown precision": (
@@ -310,7 +311,7 @@ def test_inputs_that_verify_cannot_use_are_refused(typed: Typed, exported: Calla
     for name, message in {
         "nan.npz": "inputs: 'image' in nan.npz holds NaN or infinity; verification needs finite numbers.",
         "shape.npz": "inputs: 'image' in shape.npz is float32 [1, 3, 8, 8]; it must be float32 [batch, 1, 8, 8].",
-        "none.npz": "inputs: none.npz is not a .npz file of arrays ([Errno 2] No such file or directory: 'none.npz')",
+        "none.npz": "inputs: none.npz is not there; give a .npz file.",
     }.items():
         refused(typed("verify", bundle, "--inputs", name), message)
 
@@ -334,7 +335,7 @@ RECIPES = {
     "not TOML": ("model = zoo", "recipe mine.toml is not valid TOML: "),
     "no model": ('precision = "fp32"', 'mine.toml: model is missing; write model = "timm:NAME" or "zoo:NAME".'),
     "unknown key": ('model = "zoo:digits_vit"\nprecison = "fp32"', "'precison' is not known; there are model, weights, "
-        "targets, batch, precision, opset, compressors. Did you mean 'precision'?"),
+        "weights_sha256, targets, batch, precision, opset, compressors. Did you mean 'precision'?"),
     "number for text": ("model = 3", "mine.toml: model = 3 is not a text."),
     "text for number": ('model = "zoo:digits_vit"\nopset = "20"', "mine.toml: opset = '20' is not a whole number."),
     "flag for number": ('model = "zoo:digits_vit"\nopset = true', "mine.toml: opset = True is not a whole number."),
@@ -351,7 +352,7 @@ RECIPES = {
     ),
     "lost weights": (
         'model = "zoo:digits_vit"\nweights = "lost.safetensors"',
-        "lost.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint.",
+        "lost.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE.",
     ),
 }  # fmt: skip
 

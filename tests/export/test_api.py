@@ -121,7 +121,7 @@ def test_verify_builds_the_very_model_of_the_bundle(exported: Exported) -> None:
     assert steps == ["loading the model", "comparing"]
     plan = attach(load_host("zoo:digits_vit").module, parse_spec("evit:keep_ratio=0.7")).plan
     assert [(site.site, site.tokens_out_onnx) for site in report.sites[:3]] == [(p.name, p.tokens_out) for p in plan]
-    assert report.paths == {"TokenSelect": {"function": 3}}
+    assert report.paths == {"TokenSelect": {"native": 0, "function": 3}}
 
 
 def test_more_examples_than_there_are_begin_again() -> None:

@@ -13,6 +13,7 @@ from trt_compress.models.compressors.registry import parse_spec
 FULL = Recipe(
     model="timm:deit_small_patch16_224",
     weights="pretrained",
+    weights_sha256="0123456789abcdef" * 4,
     compressors=parse_spec("tome:num_merged=[4,0,3],over_limit=clamp+evit:keep_ratio=[0.7,0.5],layers=[3,6]"),
     targets=("rtx", "jetson-orin-jp6"),
     batch=BatchRange(min=1, opt=2, max=3),
@@ -42,8 +43,18 @@ def test_options_win_over_a_file(tmp_path: Path) -> None:
     assert recipe_from_options(mine) == FULL
     changed = recipe_from_options(mine, compress="none", targets=["cpu", "cpu"], batch="4", precision="fp32", opset=20)
     assert changed == Recipe(
-        model=FULL.model, weights="pretrained", batch=BatchRange(min=4, opt=4, max=4), precision="fp32", opset=20
+        model=FULL.model,
+        weights="pretrained",
+        weights_sha256=FULL.weights_sha256,
+        batch=BatchRange(min=4, opt=4, max=4),
+        precision="fp32",
+        opset=20,
     )
+
+
+def test_a_hash_is_a_hash() -> None:
+    with pytest.raises(ConfigError, match="^weights_sha256 'abc' is not a hash; give 64 hexadecimal digits"):
+        Recipe(model="zoo:digits_vit", weights_sha256="abc")
 
 
 def test_weights_in_a_file_count_from_its_folder(tmp_path: Path) -> None:

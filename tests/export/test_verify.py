@@ -19,6 +19,7 @@ from trt_compress.export.api import export, verify
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.recipe import read_recipe
 from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
 from trt_compress.export.verify import TOLERANCE, VerifyReport, make_inputs, read_inputs, verify_onnx
 from trt_compress.models.compressors.registry import parse_spec
@@ -379,11 +380,33 @@ def test_weights_that_moved_or_changed_are_noticed(tmp_path: Path) -> None:
 
     tensors = load_file(own)
     save_file({name: value * 1.5 for name, value in tensors.items()}, own)
-    with pytest.raises(ConfigError, match="^weights: 'own.safetensors' is not the file that the bundle was made from"):
+    changed = r"^weights: 'own.safetensors' has sha256 [0-9a-f]{12}…, and the recipe was made with [0-9a-f]{12}…; give"
+    with pytest.raises(ConfigError, match=changed):
         verify(bundle)
+    with pytest.raises(ConfigError, match=changed):
+        export(str(bundle / "recipe.toml"), output=tmp_path / "again")
     own.unlink()
-    with pytest.raises(ConfigError, match=r"^weights: .*own.safetensors is not a file; give a .safetensors file"):
+    with pytest.raises(ConfigError, match=r"^weights: .*own.safetensors is not a file; give .* as --weights FILE"):
         verify(bundle)
+
+    assert verify(bundle, weights=WEIGHTS_FILE).passed
+    assert export(str(bundle / "recipe.toml"), output=tmp_path / "again", weights=WEIGHTS_FILE).path
+    with pytest.raises(ConfigError, match="is not a file"):
+        verify(bundle, weights=tmp_path / "none.safetensors")
+
+
+def test_random_weights_are_held_to_those_of_the_export(tmp_path: Path) -> None:
+    bundle = export("timm:vit_tiny_patch16_224", output=tmp_path / "bundle", batch="1").path
+    assert bundle is not None
+    recipe = (bundle / "recipe.toml").read_text(encoding="utf-8")
+    assert read_recipe(bundle / "recipe.toml").weights_sha256 == Bundle.open(bundle).manifest.model.weights.sha256
+    line = next(line for line in recipe.splitlines() if line.startswith("weights_sha256"))
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.replace(line, f'weights_sha256 = "{"0" * 64}"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^weights: 'random \(seed 0\)' has sha256 .* was made with 000000000000…"):
+        export(str(other), output=tmp_path / "again", dry_run=True)
+    other.write_text(recipe.replace(line, ""), encoding="utf-8")
+    assert export(str(other), output=tmp_path / "again", dry_run=True).path is None
 
 
 # ---- inputs from a file ---------------------------------------------------------------------------------------------
@@ -463,9 +486,14 @@ def write_damaged(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match=r"^inputs: .*none.npz is not there; give a .npz file\.$"):
+        read_inputs(tmp_path / "none.npz", "image", (1, 8, 8))
+
+
 @pytest.mark.parametrize(
-    "write", [lambda path: None, lambda path: path.touch(), write_text, write_cut, write_pickle, write_damaged],
-    ids=["missing", "empty", "text", "cut", "pickle", "damaged"],
+    "write", [lambda path: path.touch(), write_text, write_cut, write_pickle, write_damaged],
+    ids=["empty", "text", "cut", "pickle", "damaged"],
 )  # fmt: skip
 def test_a_file_that_is_no_npz_is_refused(write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "given.npz"

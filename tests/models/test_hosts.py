@@ -54,6 +54,7 @@ def test_a_model_no_host_drives_is_refused_by_name(name: str, what: str) -> None
 def test_random_weights_are_the_same_each_time_and_said_to_be_random() -> None:
     first, second = (load_host("timm:vit_tiny_patch16_224") for _ in range(2))
     assert first.weights.source == "random (seed 0)"
+    assert first.weights.sha256 == second.weights.sha256
     assert first.input_shape == (3, 224, 224)
     tensors = second.module.state_dict()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in first.module.state_dict().items())
