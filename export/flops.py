@@ -43,7 +43,7 @@ def _formula(operator: Operator) -> Callable[..., int]:
         shapes, attributes = arguments[: len(spec.inputs)], arguments[len(spec.inputs) :]
         sizes: dict[str, Any] = {}
         for tensor, shape in zip(spec.inputs, shapes, strict=True):
-            sizes.update(zip(tensor.axes, shape, strict=True))
+            sizes.update(zip(reversed(tensor.axes), reversed(shape), strict=False))  # leading axes may be left out
         sizes.update(zip((a.name for a in spec.attributes), attributes, strict=True))
         return spec.flops(sizes)
 

@@ -5,6 +5,8 @@ from collections import Counter
 import onnx
 import onnx.inliner
 
+from trt_compress.export.function_body import body_nodes
+from trt_compress.export.packed_bytes import bytes_as_int8, packed_tensors, without_inner_bytes
 from trt_compress.export.targets import Target
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
@@ -42,12 +44,17 @@ def add_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
 def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of standard operators only; what came from an operator node is called `<its name>/<name in the body>`."""
     lowered = strip_bodies(model)
+    packed = packed_tensors(lowered.graph)
     bodies = {op_type: operators()[op_type].function_proto(opset_of(lowered)) for op_type in operator_nodes(lowered)}
     nodes: list[onnx.NodeProto] = []
+    inner: set[str] = set()
     for node in lowered.graph.node:
-        nodes.extend(_body_nodes(node, bodies[node.op_type]) if node.domain == DOMAIN else [node])
+        made = body_nodes(node, bodies[node.op_type]) if node.domain == DOMAIN else [node]
+        inner.update(one.name for one in made if node.domain == DOMAIN)
+        nodes.extend(made)
     del lowered.graph.node[:]
-    lowered.graph.node.extend(nodes)
+    outputs = {value.name for value in lowered.graph.output}
+    lowered.graph.node.extend(without_inner_bytes(nodes, inner, packed, outputs))
     imports = [entry for entry in lowered.opset_import if entry.domain != DOMAIN]
     del lowered.opset_import[:]
     lowered.opset_import.extend(imports)
@@ -56,30 +63,11 @@ def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     return lowered
 
 
-def _body_nodes(call: onnx.NodeProto, body: onnx.FunctionProto) -> list[onnx.NodeProto]:
-    """The body's nodes in place of `call`: its values for the arguments, its attributes for the references."""
-    values = dict(zip([*body.input, *body.output], [*call.input, *call.output], strict=False))
-    given = {attribute.name: attribute for attribute in call.attribute}
-    nodes = []
-    for inner in body.node:
-        node = onnx.NodeProto()
-        node.CopyFrom(inner)
-        node.name = f"{call.name}/{inner.output[0]}"
-        node.input[:] = [values.get(name) or f"{call.name}/{name}" if name else "" for name in inner.input]
-        node.output[:] = [values.get(name) or f"{call.name}/{name}" for name in inner.output]
-        for attribute in node.attribute:
-            if attribute.ref_attr_name:
-                name = attribute.name
-                attribute.CopyFrom(given[attribute.ref_attr_name])
-                attribute.name = name
-        nodes.append(node)
-    return nodes
-
-
 def lower_for_target(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
     """A copy of `model` in the form that `target` needs; see `Target.lowering`."""
     forms = {"function": add_bodies, "plugin": strip_bodies, "inline": inline_bodies}
-    return forms[target.lowering](model)
+    lowered = forms[target.lowering](model)
+    return bytes_as_int8(lowered) if target.backend == "tensorrt" else lowered
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

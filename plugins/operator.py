@@ -1,5 +1,6 @@
 """An operator with its forms: torch function, ONNX body, samples; and how it becomes one node in an exported graph."""
 
+import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,11 +51,11 @@ class Operator:
 
         spec = self.spec
         names = [", ".join(t.name for t in tensors) for tensors in (spec.inputs, spec.outputs)]
-        attributes = ", ".join(a.name for a in spec.attributes)
+        attributes = f"<{', '.join(a.name for a in spec.attributes)}>" if spec.attributes else ""
         nodes = "\n".join(line.split("#")[0] for line in self.body.splitlines())
         return parser.parse_function(
             f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
-            f"{spec.op_type} <{attributes}> ({names[0]}) => ({names[1]}) {{ {nodes} }}"
+            f"{spec.op_type} {attributes} ({names[0]}) => ({names[1]}) {{ {nodes} }}"
         )
 
 
@@ -117,7 +118,7 @@ def unique_name(name: str, taken: Container[str]) -> str:
 def run_operator(
     spec: OpSpec,
     inputs: Sequence[Tensor],
-    attributes: Mapping[str, int | Sequence[int]],
+    attributes: Mapping[str, int | float | Sequence[int]],
     outputs: Sequence[tuple[Sequence[int | torch.SymInt], torch.dtype]],
 ) -> Sequence[Tensor]:
     """Call the registered torch operator, or put one node into the graph being exported.
@@ -128,6 +129,7 @@ def run_operator(
         attributes: Every attribute, in the order of `spec.attributes`.
         outputs: Shape and dtype of each output, for the exported node.
     """
+    attributes = {name: as_float32(value) if isinstance(value, float) else value for name, value in attributes.items()}
     if torch.onnx.is_in_onnx_export():
         # Presence of plugin_namespace is what TensorRT 10.15 and later test before they look for a plugin.
         plugin = {"plugin_version": str(spec.version), "plugin_namespace": DOMAIN}
@@ -146,8 +148,15 @@ def run_operator(
         for tensor, described in zip([*inputs, *results], [*spec.inputs, *spec.outputs], strict=True):
             record_tensor(f"{spec.name}/{described.name}", tensor)
         for name, value in attributes.items():
-            record_tensor(f"{spec.name}/{name}", torch.tensor(value, dtype=torch.int64))
+            dtype = torch.float32 if isinstance(value, float) else torch.int64
+            record_tensor(f"{spec.name}/{name}", torch.tensor(value, dtype=dtype))
     return results
+
+
+def as_float32(value: float) -> float:
+    """`value` as a node of an ONNX file holds it; torch must compute with the same number."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """What an operator is: the one source of its name, axes, types, attributes, contract and limits."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,25 +21,35 @@ AXES: Mapping[str, str] = MappingProxyType(
         "H": "heads",
         "G": "KV heads",
         "L": "cache length",
-        "K": "tokens kept",
+        "K": "tokens kept, or codes of a codebook",
+        "R": "probe rows",
+        "S": "codebook stages",
+        "T": "new tokens",
+        "W": "values or bytes of one cache row",
     }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """One input or output: axes by letter, and either a list of dtypes or the name of the input it follows."""
+    """One input or output.
+
+    An axis is a letter of AXES, a number, or a formula of letters and attributes ("L/group"); " or " joins what may
+    stand there ("1 or B"). It has one of `dtypes`, or that of the input `same_dtype_as`, which comes before it. An output
+    may share the buffer of the input `aliases`, and then replaces it in place.
+    """
 
     name: str
     axes: tuple[str, ...]
     dtypes: tuple[str, ...] = FLOATS
     same_dtype_as: str | None = None
+    aliases: str | None = None
     doc: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeSpec:
-    """One attribute of the node, of the function body and of the plugin's field list."""
+    """One attribute of the node, of the function body and of the plugin's field list; a float is a float32."""
 
     name: str
     kind: Literal["int", "ints", "float"]
@@ -51,7 +62,9 @@ class AttributeSpec:
 class OpSpec:
     """The contract of one operator.
 
-    `count`, `tie_break`, `order` and `determinism` are the four things every selection and merge must state.
+    `count`, `tie_break`, `order` and `determinism` are the four things every selection and merge must state; the first
+    three are empty where an operator chooses nothing. `arithmetic` is the sequence of roundings where all forms must
+    give the same bits.
     `tolerance` is the largest allowed error relative to the largest output, by dtype. `bytes_moved` maps sizes (axes by
     letter, attributes by name) and the item size of the tokens to the bytes that any implementation must read and
     write; `flops` maps sizes to floating-point operations, two for each multiply-add.
@@ -63,10 +76,11 @@ class OpSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     attributes: tuple[AttributeSpec, ...]
-    count: str
-    tie_break: str
-    order: str
+    count: str = ""
+    tie_break: str = ""
+    order: str = ""
     determinism: str
+    arithmetic: str = ""
     limits: tuple[str, ...]
     tolerance: Mapping[str, float]
     bytes_moved: Callable[[Mapping[str, Any], int], int]
@@ -87,17 +101,22 @@ class OpSpec:
     @property
     def torch_name(self) -> str:
         """Name under `torch.ops.trt_compress`, and of the operator's folder."""
-        return "".join("_" + c.lower() if c.isupper() else c for c in self.name).lstrip("_")
+        return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", self.name).lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One set of sizes and attributes with the reason why it is tested; `values` names how inputs are made."""
+    """One set of sizes and attributes with the reason why it is tested.
+
+    `values` names how inputs are made. `refused` is the preflight rule by which TensorRT does not take the body of this
+    size; SPEC states that limit.
+    """
 
     axes: Mapping[str, int]
     attributes: Mapping[str, int | float | Sequence[int]] = field(default_factory=dict)
     reason: str
-    values: Literal["normal", "ties", "fp16_range", "zeros"] = "normal"
+    values: str = "normal"
+    refused: str = ""
 
     @property
     def label(self) -> str:

@@ -6,25 +6,32 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trt_compress.plugins.operator import Operator
-from trt_compress.plugins.spec import DOMAIN, FLOATS, Sample
+from trt_compress.plugins.operator import Operator, as_float32
+from trt_compress.plugins.spec import DOMAIN, FLOATS, Sample, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
 
 
 def sample_inputs(operator: Operator, sample: Sample, *, dtype: str = "float32", seed: int = 0) -> tuple[Tensor, ...]:
-    """Inputs of `sample`, those that may be half precision cast to `dtype`."""
+    """Inputs of `sample`, float tensors that may have any precision cast to `dtype`."""
     made = operator.make_inputs(sample, torch.Generator().manual_seed(seed))
     return tuple(
-        tensor.to(getattr(torch, dtype)) if spec.dtypes == FLOATS else tensor
+        tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() and set(FLOATS) <= set(spec.dtypes) else tensor
         for spec, tensor in zip(operator.spec.inputs, made, strict=True)
     )
 
 
+def is_batched(described: TensorSpec, tensor: Tensor, batch: int) -> bool:
+    """Whether the first axis of `tensor` is the batch; one that is broadcast, or has fewer axes, is not."""
+    first = described.axes[0].split(" or ") if described.axes else []
+    return "B" in first and tensor.ndim == len(described.axes) and tensor.shape[0] == batch
+
+
 def call_torch(operator: Operator, sample: Sample, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The registered torch operator on `inputs`, with the sample's attributes in the order of the spec."""
-    attributes = [sample.attributes[a.name] for a in operator.spec.attributes]
+    given = [sample.attributes[a.name] for a in operator.spec.attributes]
+    attributes = [as_float32(value) if isinstance(value, float) else value for value in given]
     result = getattr(getattr(torch.ops, DOMAIN), operator.spec.torch_name)(*inputs, *attributes)
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
@@ -39,15 +46,20 @@ def onnx_model(
     dynamic_batch: bool = True,
     body: bool = True,
 ) -> "onnx.ModelProto":
-    """A model with one node of the operator; tensors give dtypes and shapes; `body` adds the function."""
+    """A model with one node of the operator; tensors give dtypes and shapes; `body` adds the function.
+
+    The first axis of the first input is the batch.
+    """
     from onnx import helper
 
-    spec = operator.spec
+    spec, batch = operator.spec, inputs[0].shape[0]
 
-    def value(name: str, tensor: Tensor) -> "onnx.ValueInfoProto":
+    def value(described: TensorSpec, tensor: Tensor) -> "onnx.ValueInfoProto":
         dtype = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=tensor.dtype).numpy().dtype)
-        shape = ["batch" if axis == 0 and dynamic_batch else size for axis, size in enumerate(tensor.shape)]
-        return helper.make_tensor_value_info(name, dtype, shape)
+        shape: list[int | str] = list(tensor.shape)
+        if dynamic_batch and is_batched(described, tensor, batch):
+            shape[0] = "batch"
+        return helper.make_tensor_value_info(described.name, dtype, shape)
 
     node = helper.make_node(
         spec.op_type,
@@ -62,8 +74,8 @@ def onnx_model(
     graph = helper.make_graph(
         [node],
         spec.name,
-        [value(t.name, tensor) for t, tensor in zip(spec.inputs, inputs, strict=True)],
-        [value(t.name, tensor) for t, tensor in zip(spec.outputs, outputs, strict=True)],
+        [value(t, tensor) for t, tensor in zip(spec.inputs, inputs, strict=True)],
+        [value(t, tensor) for t, tensor in zip(spec.outputs, outputs, strict=True)],
     )
     return helper.make_model(
         graph,

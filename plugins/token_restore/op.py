@@ -34,7 +34,6 @@ SPEC = OpSpec(
     outputs=(TensorSpec(name="x", axes=("B", "N", "C"), same_dtype_as="y", doc="restored tokens"),),
     attributes=(AttributeSpec(name="mode", kind="int", minimum=0, maximum=1, doc="0: unmerge, 1: unpermute"),),
     count="N rows, one for each index",
-    tie_break="none: nothing is compared",
     order="by position",
     determinism="same input, same bits",
     limits=(),

@@ -285,6 +285,6 @@ OPERATOR = Operator(
         _sample(2, 197, 384, 138, "EViT on DeiT-S", forced=(0,), order=1, remainder=1),
         _sample(1, 576, 1024, 192, "LLaVA-1.5 features to a third"),
         _sample(1, 5000, 4, 3840, "as many as TensorRT's TopK takes"),
-        _sample(1, 5000, 4, 3841, "one more than TensorRT's TopK takes"),
+        _sample(1, 5000, 4, 3841, "one more than TensorRT's TopK takes", refused="topk-k"),
     ),
 )

@@ -1,128 +1,36 @@
 """The operators once more, in plain loops and float64, written from the papers and the contract, not from the code.
 
-`outputs` are in the order of the contract. `margin` is how far the nearest decision between two different numbers was
-from going the other way; results of arithmetic that differ by less than rounding may be ordered either way.
+Each `restate_<family>.py` holds the operators of one family in `OF` (or in `EXACT`, where the contract fixes every
+rounding and the inputs keep their dtypes), and their bytes and operations in `COUNTED`.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import restate_kv
+import restate_mix
+import restate_tokens
+from restate_base import Array, Counted, Restated, Restatement
 
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restated:
-    outputs: tuple[Array, ...]
-    margin: float = math.inf
-
-
-def _stack(rows: list[Restated]) -> Restated:
-    outputs = tuple(np.stack(parts) for parts in zip(*(row.outputs for row in rows), strict=True))
-    return Restated(outputs=outputs, margin=min(row.margin for row in rows))
-
-
-def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protected: int, order: int) -> Restated:
-    n = len(x)
-    a_rows = [i for i in range(num_protected, n) if i % 2 == 0]
-    b_rows = [i for i in range(num_protected, n) if i % 2 == 1]
-    unit = [row / norm if (norm := math.sqrt(float(row @ row))) else row for row in metric]
-    targets = np.array([unit[b] for b in b_rows]).reshape(len(b_rows), metric.shape[1])
-    best: dict[int, float] = {}
-    partner: dict[int, int] = {}
-    gap_of: dict[int, float] = {}
-    for a in a_rows:
-        best[a], partner[a], gap_of[a] = 0.0, -1, math.inf
-        if not b_rows:
-            continue
-        similarity = targets @ unit[a]
-        winner = 0
-        for j in range(1, len(b_rows)):
-            if similarity[j] > similarity[winner]:  # an equal one of larger index loses
-                winner = j
-        best[a], partner[a] = float(similarity[winner]), b_rows[winner]
-        gap_of[a] = _gap(float(similarity[winner]), similarity)
-    ranking = sorted(a_rows, key=lambda a: (-best[a], a))  # equally similar: the smaller index merges first
-    merged, left = ranking[:num_merged], ranking[num_merged:]
-    margins = [gap_of[a] for a in merged]
-    if merged and left:
-        margins.append(_gap(best[merged[-1]], np.array([best[a] for a in left])))
-    if order == 1:
-        margins += [_gap(best[a], np.array([best[b]])) for a, b in zip(left, left[1:], strict=False)]
-    else:
-        left = sorted(left)
-
-    rows = [[i] for i in range(num_protected)] + [[a] for a in left] + [[b] for b in b_rows]
-    row_of = {members[0]: row for row, members in enumerate(rows)}
-    for a in merged:
-        rows[row_of[partner[a]]].append(a)
-    dest = np.zeros(n, dtype=np.int64)
-    y, y_size = np.zeros((len(rows), x.shape[1])), np.zeros((len(rows), 1))
-    for row, members in enumerate(rows):
-        for token in members:
-            dest[token] = row
-            y[row] += x[token] * size[token]
-            y_size[row] += size[token]
-        y[row] /= y_size[row]
-    return Restated(outputs=(y, y_size, dest), margin=min(margins, default=math.inf))
-
-
-def _gap(value: float, others: Array) -> float:
-    """Distance of a value to the nearest other number that is not the very same."""
-    distances = np.abs(others - value)
-    return float(distances[distances > 0].min(initial=math.inf))
-
-
-def token_merge(x: Array, metric: Array, size: Array, *, num_merged: int, num_protected: int, order: int) -> Restated:
-    return _stack(
-        [_merge_row(*row, num_merged, num_protected, order) for row in zip(x, metric, size, strict=True)],
-    )
-
-
-def _select_row(x: Array, score: Array, num_kept: int, forced: list[int], order: int, remainder: int) -> Restated:
-    n = len(x)
-    free = sorted((i for i in range(n) if i not in forced), key=lambda i: (-score[i], i))
-    kept = sorted(i for i in forced if i >= 0)
-    kept += free[: num_kept - len(kept)]
-    index = kept if order == 1 else sorted(kept)
-    rest = sorted(set(range(n)) - set(kept))
-    y = [x[i] for i in index]
-    if remainder == 1:
-        fused = np.zeros(x.shape[1])
-        for i in rest:
-            fused += score[i] * x[i]
-        y.append(fused)
-    tokens = np.array(y).reshape(len(y), x.shape[1])
-    return Restated(outputs=(tokens, np.array(index, dtype=np.int64), np.array(rest, dtype=np.int64)))
-
-
-def token_select(x: Array, score: Array, *, num_kept: int, forced: list[int], order: int, remainder: int) -> Restated:
-    rows = zip(x, score, strict=True)
-    return _stack([_select_row(*row, num_kept, list(forced), order, remainder) for row in rows])
-
-
-def token_restore(y: Array, index: Array, *, mode: int) -> Restated:
-    x = np.zeros((y.shape[0], index.shape[1], y.shape[2]))
-    for b in range(len(index)):
-        for i, number in enumerate(index[b]):
-            if mode == 0:
-                x[b, i] = y[b, number]
-            else:
-                x[b, number] = y[b, i]
-    return Restated(outputs=(x,))
-
-
-_OF: Mapping[str, Callable[..., Restated]] = {
-    "TrtcTokenMerge": token_merge,
-    "TrtcTokenSelect": token_select,
-    "TrtcTokenRestore": token_restore,
+_OF: Mapping[str, Restatement] = {
+    **restate_tokens.OF,
+    **restate_kv.OF,
+    **restate_mix.OF,
+}
+_EXACT: Mapping[str, Restatement] = {
+    **restate_kv.EXACT,
+}
+COUNTED: Mapping[str, Counted] = {
+    **restate_tokens.COUNTED,
+    **restate_kv.COUNTED,
+    **restate_mix.COUNTED,
 }
 
 
 def restate(op_type: str, inputs: tuple[Array, ...], attributes: Mapping[str, Any]) -> Restated:
     """What operator `op_type` must return for these inputs."""
+    if op_type in _EXACT:
+        return _EXACT[op_type](*inputs, **attributes)
     wide = [value.astype(np.float64) if value.dtype.kind == "f" else value for value in inputs]
     return _OF[op_type](*wide, **attributes)

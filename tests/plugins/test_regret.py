@@ -32,10 +32,6 @@ def regret(operator: Operator, attributes: Mapping[str, Any], inputs: Any, outpu
     return found
 
 
-def test_all_but_restoring_decide_something() -> None:
-    assert [op_type for op_type, operator in operators().items() if operator.regret is None] == ["TrtcTokenRestore"]
-
-
 @pytest.mark.parametrize(("operator", "sample"), DECIDING)
 def test_own_decision_is_free_of_regret(operator: Operator, sample: Sample) -> None:
     inputs = sample_inputs(operator, sample)

@@ -1,0 +1,1 @@
+"""AttentionScore: see op.py."""

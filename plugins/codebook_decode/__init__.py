@@ -1,0 +1,1 @@
+"""CodebookDecode: see op.py."""

@@ -1,0 +1,1 @@
+"""CodebookEncode: see op.py."""

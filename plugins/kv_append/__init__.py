@@ -1,0 +1,1 @@
+"""KVAppend: see op.py."""

@@ -1,0 +1,213 @@
+"""KVAppend: write new tokens into a cache, in place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.kv_format import check_choice
+from trt_compress.plugins.operator import Operator, check_count, check_tensor, run_operator
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Sample, TensorSpec
+
+LAYOUTS = ("linear", "ring")
+ROWS = (*FLOATS, "uint8")
+
+
+def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
+    return int(2 * sizes["B"] * sizes["G"] * sizes["T"] * sizes["W"] * itemsize + 8 * sizes["B"])
+
+
+SPEC = OpSpec(
+    name="KVAppend",
+    version=1,
+    summary="Write the rows of new tokens into a cache, in place: linear, as a ring, or as a ring behind fixed sinks.",
+    inputs=(
+        TensorSpec(name="cache", axes=("B", "G", "L", "W"), dtypes=ROWS, doc="one row for each slot"),
+        TensorSpec(
+            name="rows", axes=("B", "G", "T", "W"), dtypes=ROWS, same_dtype_as="cache", doc="rows of the new tokens"
+        ),
+        TensorSpec(name="position", axes=("B",), dtypes=("int64",), doc="tokens written before, 0 or more"),
+    ),
+    outputs=(
+        TensorSpec(
+            name="cache_out",
+            axes=("B", "G", "L", "W"),
+            same_dtype_as="cache",
+            aliases="cache",
+            doc="the cache after it",
+        ),
+    ),
+    attributes=(
+        AttributeSpec(name="layout", kind="int", minimum=0, maximum=1, doc="0: linear, 1: ring"),
+        AttributeSpec(name="sinks", kind="int", minimum=0, doc="first slots that a ring never overwrites; linear: 0"),
+    ),
+    count="T rows for each item and KV head",
+    order="token t has number p = position + t and goes to slot p; in a ring, if p >= sinks, to slot "
+    "sinks + (p - sinks) mod (L - sinks)",
+    determinism="same input, same bits",
+    arithmetic="rows are copied bit by bit; slots that no token goes to keep theirs",
+    limits=(
+        "linear: position + T <= L; ring: T <= L - sinks; position >= 0. Anything else is an error, and as a function "
+        "on TensorRT, which checks no index, it is undefined",
+    ),
+    tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    bytes_moved=_bytes_moved,
+    flops=lambda sizes: 0,
+    source="StreamingLLM, arXiv:2309.17453, sinks and recent tokens; TensorScatter of ONNX opset 24",
+    differs="an out-of-range write is an error (ignored by TensorRT's KV cache layer, wrapped by index arithmetic "
+    "elsewhere); the ring overwrites the oldest slot where StreamingLLM moves all of them.",
+)
+
+BODY = """
+  layout_ = Constant <value_int: int = @layout> ()
+  sinks_ = Constant <value_int: int = @sinks> ()
+  i0 = Constant <value_int = 0> ()
+  i1 = Constant <value_int = 1> ()
+  v0 = Constant <value_ints = [0]> ()
+  v1 = Constant <value_ints = [1]> ()
+  v13 = Constant <value_ints = [1, 3]> ()
+  v_l = Shape <start = 2, end = 3> (cache)
+  v_t = Shape <start = 2, end = 3> (rows)
+  length = Squeeze (v_l, v0)
+  new = Squeeze (v_t, v0)
+  steps = Range (i0, new, i1)
+  first = Unsqueeze (position, v1)
+  number = Add (first, steps)
+
+  # length behind the sinks is 1 at least, so that a linear cache, too, can be divided by it
+  behind = Sub (length, sinks_)
+  period = Max (behind, i1)
+  after_sinks = Sub (number, sinks_)
+  turned = Mod (after_sinks, period)
+  turned_slot = Add (turned, sinks_)
+  is_sink = Less (number, sinks_)
+  ring_slot = Where (is_sink, number, turned_slot)
+  is_ring = Equal (layout_, i1)
+  slot = Where (is_ring, ring_slot, number)
+
+  # what must not be written gets a slot that does not exist: a negative one would count from the end
+  is_negative = Less (number, i0)
+  too_many = Greater (new, behind)
+  ring_too_many = And (is_ring, too_many)
+  is_bad = Or (is_negative, ring_too_many)
+  checked = Where (is_bad, length, slot)
+  column = Unsqueeze (checked, v13)
+  rows_shape = Shape (rows)
+  index = Expand (column, rows_shape)
+  # float32 holds every value of every type a cache may have
+  cache32 = Cast <to = 1> (cache)
+  rows32 = Cast <to = 1> (rows)
+  written = ScatterElements <axis = 2> (cache32, index, rows32)
+  cache_out = CastLike (written, cache)
+"""
+
+
+@torch.library.custom_op("trt_compress::kv_append", mutates_args=())
+def _kv_append(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks: int) -> Tensor:
+    length, new = cache.shape[2], rows.shape[2]
+    first, last = (int(value) for value in (position.amin(), position.amax())) if position.numel() else (0, 0)
+    if first < 0:
+        raise ShapeError(f"kv_append: position holds {first}; it counts the tokens written before and is 0 or more.")
+    if layout == 0 and last + new > length:
+        raise ShapeError(
+            f"kv_append: position holds {last}, and T={new} more tokens exceed the cache of L={length} slots; "
+            f"give a longer cache or use layout='ring'."
+        )
+    number = position[:, None] + torch.arange(new, device=position.device)
+    slot = number
+    if layout == 1:
+        slot = torch.where(number < sinks, number, sinks + (number - sinks).remainder(length - sinks))
+    index = slot[:, None, :, None].expand(rows.shape)
+    return cache.scatter(2, index, rows)
+
+
+@_kv_append.register_fake
+def _(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks: int) -> Tensor:
+    return torch.empty_like(cache)
+
+
+def kv_append(
+    cache: Tensor, rows: Tensor, position: Tensor, *, layout: str = "linear", sinks: int = 0
+) -> Tensor:  # fmt: skip
+    """Write the rows of new tokens into a cache.
+
+    Args:
+        cache: One row for each slot, [B, G, L, W], fp32 | fp16 | bf16 | uint8 (packed codes).
+        rows: Rows of the new tokens, [B, G, T, W], of cache's dtype.
+        position: Tokens written before, [B] int64, 0 or more.
+        layout: "linear": token p goes to slot p < L. "ring": from token L on the oldest is overwritten.
+        sinks: First slots that the ring never overwrites; less than L, and at most L - T.
+
+    Returns:
+        The cache after it, [B, G, L, W]. In torch a new tensor; a plugin or native operator writes in place.
+
+    Raises:
+        ConfigError: an attribute is not allowed, or T tokens are too many for the ring.
+        ShapeError: a tensor has the wrong shape or dtype, or a position is out of range.
+
+    Source: StreamingLLM, arXiv:2309.17453; TensorScatter of ONNX opset 24.
+    Differs: see SPEC.differs.
+    """
+    check_tensor("kv_append", "cache", cache, (None, None, None, None), "BGLW", ROWS)
+    b, g, length, width = cache.shape
+    check_tensor("kv_append", "rows", rows, (b, g, None, width), "BGTW", [str(cache.dtype).removeprefix("torch.")])
+    check_tensor("kv_append", "position", position, (b,), "B", ["int64"])
+    check_choice("kv_append", "layout", layout, LAYOUTS)
+    if layout == "linear" and sinks:
+        raise ConfigError(f"kv_append: sinks={sinks!r} needs layout='ring'; a linear cache keeps all slots: give 0.")
+    new = rows.shape[2]
+    check_count("kv_append", "sinks", sinks, length - 1, f"a ring of L={length} slots allows")
+    if layout == "ring" and new > length - sinks:
+        raise ConfigError(
+            f"kv_append: T={new} tokens at once do not fit into a ring of L={length} slots with sinks={sinks}; "
+            f"append at most {length - sinks} at a time."
+        )
+    attributes = {"layout": LAYOUTS.index(layout), "sinks": sinks}
+    return run_operator(SPEC, [cache, rows, position], attributes, [((b, g, length, width), cache.dtype)])[0]
+
+
+def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:
+    b, g, length, new, width = (sample.axes[a] for a in "BGLTW")
+    shapes = (b, g, length, width), (b, g, new, width)
+    cache, rows = (torch.randn(shape, generator=generator) for shape in shapes)
+    if sample.values == "codes":
+        cache, rows = (torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8) for shape in shapes)
+    if sample.values == "fp16_range":
+        cache, rows = cache.clamp(-2, 2) * 3e4, torch.full(shapes[1], -torch.inf)
+    # each item of the batch elsewhere, the first at the last place that is allowed
+    last = length - new if sample.attributes["layout"] == 0 else 5 * length
+    position = (last - 3 * torch.arange(b)).clamp_min(0)
+    return cache, rows, position
+
+
+def _sample(
+    b: int, g: int, length: int, new: int, width: int, reason: str, *, layout: int = 0, sinks: int = 0,
+    values: str = "normal",
+) -> Sample:  # fmt: skip
+    axes = {"B": b, "G": g, "L": length, "T": new, "W": width}
+    return Sample(axes=axes, attributes={"layout": layout, "sinks": sinks}, reason=reason, values=values)
+
+
+OPERATOR = Operator(
+    spec=SPEC,
+    function=kv_append,
+    body=BODY,
+    make_inputs=_make_inputs,
+    samples=(
+        _sample(1, 1, 1, 1, 1, "one slot, one token"),
+        _sample(1, 1, 1, 1, 1, "a ring of one slot", layout=1),
+        _sample(2, 3, 7, 7, 5, "the cache filled at once"),
+        _sample(3, 2, 13, 2, 5, "primes"),
+        _sample(3, 2, 13, 3, 5, "a ring, some items across its end", layout=1),
+        _sample(3, 2, 13, 3, 5, "sinks and a ring", layout=1, sinks=4),
+        _sample(2, 2, 12, 8, 4, "a ring overwritten whole behind its sinks", layout=1, sinks=4),
+        _sample(2, 2, 9, 1, 16, "codes", values="codes"),
+        _sample(3, 2, 13, 3, 7, "codes in a ring", layout=1, sinks=2, values="codes"),
+        _sample(2, 2, 9, 1, 4, "infinities, and the range of float16", values="fp16_range"),
+        _sample(1, 4, 256, 1, 64, "one decoded token of 4-bit codes", values="codes"),
+        _sample(1, 4, 257, 128, 32, "a flush of KIVI's 2-bit keys, one above a block", values="codes"),
+        _sample(1, 2, 1028, 1, 64, "StreamingLLM: 4 sinks and 1024 recent tokens", layout=1, sinks=4),
+    ),
+)

@@ -1,0 +1,1 @@
+"""KVAttention: see op.py."""

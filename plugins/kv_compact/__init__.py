@@ -1,0 +1,1 @@
+"""KVCompact: see op.py."""

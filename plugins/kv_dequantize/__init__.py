@@ -1,0 +1,1 @@
+"""KVDequantize: see op.py."""

@@ -1,0 +1,1 @@
+"""KVQuantize: see op.py."""

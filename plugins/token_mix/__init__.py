@@ -1,0 +1,1 @@
+"""TokenMix: see op.py."""

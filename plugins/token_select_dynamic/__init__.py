@@ -1,0 +1,1 @@
+"""TokenSelectDynamic: see op.py."""

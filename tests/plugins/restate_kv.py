@@ -1,0 +1,199 @@
+"""The operators of packed key-value caches once more, in plain loops.
+
+Where the contract fixes every rounding, so does the restatement: numpy scalars of float32 and float16, step by step.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from restate_base import Array, Counted, Restated, Restatement
+
+Index = tuple[slice | int, ...]
+
+
+def _groups(shape: tuple[int, ...], axis: int, group: int) -> Iterator[tuple[Index, Index]]:
+    """Where the elements of each group are, and where its scale is."""
+    b, g, length, d = shape
+    size = group or (length if axis == 0 else d)
+    for i, j in itertools.product(range(b), range(g)):
+        if axis == 0:
+            for start, channel in itertools.product(range(0, length, size), range(d)):
+                yield (i, j, slice(start, start + size), channel), (i, j, start // size, channel)
+        else:
+            for token, start in itertools.product(range(length), range(0, d, size)):
+                yield (i, j, token, slice(start, start + size)), (i, j, token, start // size)
+
+
+def _scale_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
+    b, g, length, d = shape
+    return (b, g, length // (group or length), d) if axis == 0 else (b, g, length, d // (group or d))
+
+
+def _half(value: Array, half: bool) -> Array:
+    """float32 `value` through float16, unless that overflows."""
+    if not half:
+        return value
+    with np.errstate(over="ignore"):
+        short = value.astype(np.float16).astype(np.float32)
+    return np.where(np.isinf(short), value, short)
+
+
+def _bfloat16(value: Array) -> Array:
+    """float32 to the nearest number of 8 significant bits, half to even."""
+    bits = value.astype(np.float32).view(np.uint32).astype(np.uint64)
+    kept = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+    return kept.astype(np.uint32).view(np.float32)
+
+
+def kv_quantize(x: Array, *, bits: int, axis: int, group: int, scale_type: int) -> Restated:
+    half = x.dtype == np.float16 and scale_type == 10
+    stored = np.float16 if scale_type == 10 else np.float32
+    levels = np.float32(2**bits - 1)
+    code = np.zeros(x.shape, dtype=np.uint8)
+    scale = np.zeros(_scale_shape(x.shape, axis, group), dtype=stored)
+    minimum = np.zeros_like(scale)
+    for elements, place in _groups(x.shape, axis, group):
+        values = x[elements].astype(np.float32)
+        low = values.min().astype(stored)
+        span = _half(values.max() - values.min(), half)
+        step = np.asarray(_half(span / levels, half)).astype(stored)
+        minimum[place], scale[place] = low, step
+        if step == 0:
+            continue
+        above = _half(values - low.astype(np.float32), half)
+        level = _half(above / step.astype(np.float32), half)
+        for number, value in np.ndenumerate(level):
+            whole = math.floor(value)
+            rest = float(value) - whole
+            whole += rest > 0.5 or (rest == 0.5 and whole % 2 == 1)
+            code[elements][number] = min(max(whole, 0), 2**bits - 1)
+    parts = 8 // bits
+    width = x.shape[3] // parts
+    packed = np.zeros((*x.shape[:3], width), dtype=np.uint8)
+    for part in range(parts):
+        packed += code[..., part * width : (part + 1) * width] * np.uint8(2 ** (bits * part))
+    return Restated(outputs=(packed, scale, minimum))
+
+
+def _codes(packed: Array, bits: int) -> Array:
+    parts = [packed.astype(np.int64) // 2 ** (bits * part) % 2**bits for part in range(8 // bits)]
+    return np.concatenate(parts, axis=3)
+
+
+def kv_dequantize(
+    code: Array, scale: Array, minimum: Array, *, bits: int, axis: int, group: int, to: int
+) -> Restated:  # fmt: skip
+    codes = _codes(code, bits).astype(np.float32)
+    half = scale.dtype == np.float16 and to == 10
+    x = np.zeros(codes.shape, dtype=np.float32)
+    for elements, place in _groups(codes.shape, axis, group):
+        product = _half(codes[elements] * scale[place].astype(np.float32), half)
+        x[elements] = product + minimum[place].astype(np.float32)
+    return Restated(outputs=(_bfloat16(x) if to == 16 else x.astype(np.float16 if to == 10 else np.float32),))
+
+
+def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks: int) -> Restated:
+    cache_out = cache.copy()
+    for b, t in itertools.product(range(len(position)), range(rows.shape[2])):
+        slot = int(position[b]) + t
+        while layout == 1 and slot >= cache.shape[2]:
+            slot -= cache.shape[2] - sinks
+        cache_out[b, :, slot] = rows[b, :, t]
+    return Restated(outputs=(cache_out,))
+
+
+def kv_compact(cache: Array, index: Array) -> Restated:
+    cache_out = cache.copy()
+    for b, g, k in np.ndindex(index.shape):
+        cache_out[b, g, k] = cache[b, g, index[b, g, k]]
+    return Restated(outputs=(cache_out,))
+
+
+def _values(code: Array, scale: Array, minimum: Array, bits: int, axis: int, group: int) -> Array:
+    codes = _codes(code, bits)
+    values = np.zeros(codes.shape)
+    for elements, place in _groups(codes.shape, axis, group):
+        values[elements] = codes[elements] * scale[place] + minimum[place]
+    return values
+
+
+def kv_attention(
+    q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
+    length: Array, bias: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int,
+    scale: float, causal: int, window: int,
+) -> Restated:  # fmt: skip
+    k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
+    v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
+    batch, heads, queries, d = q.shape
+    kv_heads, slots = k.shape[1:3]
+    y, lse = np.zeros(q.shape), np.full(q.shape[:3], -np.inf)
+    for b, h, t in np.ndindex(batch, heads, queries):
+        kv_head = h // (heads // kv_heads)
+        used = min(max(int(length[b]), 0), slots)
+        own = used - queries + t
+        last = min(used, own + 1) if causal else used
+        first = max(own - window + 1, 0) if window else 0
+        if last <= first:
+            continue
+        bias_head = {1: 0, kv_heads: kv_head, heads: h}[bias.shape[1]] if bias.shape[1] > 1 else 0
+        added = np.broadcast_to(bias[b if bias.shape[0] > 1 else 0, bias_head, t if bias.shape[2] > 1 else 0], (slots,))
+        logits = k[b, kv_head, first:last] @ q[b, h, t] * (scale or 1 / math.sqrt(d)) + added[first:last]
+        if not np.isfinite(logits).any():
+            continue
+        highest = logits.max()
+        weights = np.exp(logits - highest)
+        y[b, h, t] = weights @ v[b, kv_head, first:last] / weights.sum()
+        lse[b, h, t] = highest + math.log(weights.sum())
+    return Restated(outputs=(y, lse))
+
+
+OF: Mapping[str, Restatement] = {"TrtcKVAttention": kv_attention}
+
+# Their roundings are part of the contract, so they take the inputs in the dtypes they have.
+EXACT: Mapping[str, Restatement] = {
+    "TrtcKVQuantize": kv_quantize,
+    "TrtcKVDequantize": kv_dequantize,
+    "TrtcKVAppend": kv_append,
+    "TrtcKVCompact": kv_compact,
+}
+
+_FORMAT = {"bits": 2, "axis": 0, "group": 5}
+
+# B=2 items, G=3 KV heads, L=10 slots of D=8 values.
+COUNTED: Mapping[str, Counted] = {
+    # 8 values in; 2 bytes of codes; for every 5 slots 8 scales and 8 minima of 2 bytes
+    "TrtcKVQuantize": Counted(
+        sizes={"B": 2, "G": 3, "L": 10, "D": 8, **_FORMAT, "scale_type": 10},
+        bytes_moved=2 * 3 * (10 * 8 * 2 + 10 * 2 + 2 * 8 * 2 * 2),
+        flops=0,
+    ),
+    "TrtcKVDequantize": Counted(
+        sizes={"B": 2, "G": 3, "L": 10, "D": 8, **_FORMAT, "to": 10},
+        bytes_moved=2 * 3 * (10 * 8 * 2 + 10 * 2 + 2 * 8 * 2 * 2),
+        flops=2 * 3 * 10 * 8 * 2,
+    ),
+    # 4 rows of W=6 values read and written, whatever the length of the cache, and one position for each item
+    "TrtcKVAppend": Counted(
+        sizes={"B": 2, "G": 3, "L": 10, "T": 4, "W": 6, "layout": 0, "sinks": 0},
+        bytes_moved=2 * 3 * 4 * 6 * 2 * 2 + 2 * 8,
+        flops=0,
+    ),
+    "TrtcKVCompact": Counted(
+        sizes={"B": 2, "G": 3, "L": 10, "K": 4, "W": 6},
+        bytes_moved=2 * 3 * 4 * (6 * 2 * 2 + 8),
+        flops=0,
+    ),
+    # keys as above; values of 4 bits with one scale and one minimum for each slot; H=6 heads of T=2 queries in and out,
+    # and 4 bytes for each of them; a length for each item
+    "TrtcKVAttention": Counted(
+        sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "k_bits": 2, "k_axis": 0, "k_group": 5}
+        | {"v_bits": 4, "v_axis": 1, "v_group": 0, "scale": 0.0, "causal": 0, "window": 0},
+        bytes_moved=2 * 3 * (10 * 2 + 2 * 8 * 2 * 2)
+        + 2 * 3 * (10 * 4 + 10 * 2 * 2)
+        + 2 * 6 * 2 * (8 * 2 * 2 + 4)
+        + 2 * 8,
+        flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2),
+    ),
+}
