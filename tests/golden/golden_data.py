@@ -1,7 +1,7 @@
 """Inputs and outputs of the papers' own code, read from the folders beside this file, and ways to run ours on them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from trt_compress.export.lower import add_bodies
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
+from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, onnx_model
 
 FOLDER = Path(__file__).parent
-FORMS = ("torch", "onnx")
 OPERATOR_TOLERANCE, MODEL_TOLERANCE = 1e-5, 1e-4  # of the largest output
 
 
@@ -37,15 +37,19 @@ def cases_on_disk(method: str) -> set[str]:
 
 
 def call(form: str, op_type: str, attributes: Mapping[str, Any], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """An operator in torch, or its body in ONNX Runtime."""
-    operator = operators()[op_type]
-    sample = Sample(axes={}, attributes=attributes, reason="golden")
-    outputs = call_torch(operator, sample, inputs)
-    if form == "torch":
-        return outputs
-    model = onnx_model(operator, sample, inputs, outputs)
+    """An operator in one of FORMS."""
+    return FORMS[form](operators()[op_type], Sample(axes={}, attributes=attributes, reason="golden"), inputs)
+
+
+def run_body(operator: Operator, sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The function body in ONNX Runtime."""
+    model = onnx_model(operator, sample, inputs, call_torch(operator, sample, inputs))
     feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
     return tuple(torch.from_numpy(value) for value in session(model.SerializeToString()).run(None, feeds))
+
+
+Form = Callable[[Operator, Sample, tuple[Tensor, ...]], tuple[Tensor, ...]]
+FORMS: Mapping[str, Form] = {"torch": call_torch, "onnx": run_body}
 
 
 def session(model: bytes) -> onnxruntime.InferenceSession:
