@@ -35,8 +35,8 @@ class TensorSpec:
     """One input or output.
 
     An axis is a letter of AXES, a number, or a formula of letters and attributes ("L/group"); " or " joins what may
-    stand there ("1 or B"). It has one of `dtypes`, or that of the input `same_dtype_as`, which comes before it. An output
-    may share the buffer of the input `aliases`, and then replaces it in place.
+    stand there ("1 or B"). It has one of `dtypes`, or that of the input `same_dtype_as`, which comes before it. An
+    output may share the buffer of the input `aliases`, and then replaces it in place.
     """
 
     name: str
