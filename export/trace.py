@@ -129,10 +129,15 @@ def _quiet_torch() -> Iterator[None]:
 
 
 def _name_sites(model: onnx.ModelProto) -> None:
-    """Name operator nodes and their outputs after their sites; turn markers into names and remove them."""
+    """Name operator nodes and their outputs after their sites; turn markers into names and remove them.
+
+    Inputs, outputs and weights of the graph keep their names: an Identity stands where one of them is also a site's.
+    """
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     taken: set[str] = set()
     renamed: dict[str, str] = {}
     markers = []
+    copied: dict[str, str] = {}
     for node in model.graph.node:
         if node.domain != DOMAIN:
             continue
@@ -140,19 +145,30 @@ def _name_sites(model: onnx.ModelProto) -> None:
         if node.op_type == MARKER:
             name = unique_name(site, taken)
             taken.add(name)
+            if not fixed.isdisjoint((node.input[0], node.output[0])):
+                node.op_type, node.domain, node.name = "Identity", "", name
+                del node.attribute[:]
+                renamed.update((value, name) for value in (node.input[0], node.output[0]) if value not in fixed)
+                continue
             renamed[node.input[0]] = renamed[node.output[0]] = name
             markers.append(node)
             continue
         spec = operators()[node.op_type].spec
         node.name = unique_name(f"{site}/{spec.name}", taken)
         taken.add(node.name)
-        for value, output in zip(node.output, spec.outputs, strict=False):
-            renamed.setdefault(value, f"{node.name}/{output.name}")
+        for place, (value, output) in enumerate(zip(node.output, spec.outputs, strict=False)):
+            name = f"{node.name}/{output.name}"
+            if value in fixed:
+                copied[value] = node.output[place] = name
+            else:
+                renamed.setdefault(value, name)
     for node in markers:
         model.graph.node.remove(node)
     for node in model.graph.node:
-        node.input[:] = [renamed.get(value, value) for value in node.input]
+        node.input[:] = [copied.get(value, renamed.get(value, value)) for value in node.input]
         node.output[:] = [renamed.get(value, value) for value in node.output]
+    for value, name in copied.items():
+        model.graph.node.append(onnx.helper.make_node("Identity", [name], [value], name=f"{name}/copy"))
     known = [info for info in model.graph.value_info if info.name not in {node.output[0] for node in markers}]
     for info in known:
         info.name = renamed.get(info.name, info.name)

@@ -16,9 +16,10 @@ from trt_compress.export.lower import add_bodies
 from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
-from trt_compress.plugins.operator import recording
+from trt_compress.plugins.operator import at_site, mark_tensor, recording
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.plugins.token_select.op import token_select
 
 OPTIONS = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=20)
 SHAPE = (3, 16, 16)
@@ -113,6 +114,29 @@ def test_a_site_without_an_operator_is_named_too() -> None:
     with torch.no_grad():
         wanted = module(images(3))
     assert (run(model, images(3)) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+class _OnlySites(nn.Module):
+    """Marks its input and its result, which is an operator's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with at_site("blocks.0"):
+            x = mark_tensor("tokens", x)
+            y, index, _ = token_select(x, x.mean(dim=2), num_kept=2)
+            return mark_tensor("tokens", y)
+
+
+def test_a_site_may_be_the_input_or_the_output_of_the_graph() -> None:
+    module = _OnlySites().eval()
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    options = TraceOptions(input_name="x", output_name="y", max_batch=4, opset=20)
+    model = add_bodies(onnx_from_module(module, (5, 4), options))
+    onnx.checker.check_model(model)
+    made = {name for node in model.graph.node for name in node.output}
+    assert {"blocks.0/tokens", "blocks.0/tokens_1", "blocks.0/TokenSelect/index", "y"} <= made
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(["y"], {"x": x.numpy()})
+    assert torch.equal(torch.from_numpy(got), module(x))
 
 
 def test_input_and_output_have_their_names_and_a_dynamic_batch(model: ModelProto) -> None:
