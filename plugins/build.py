@@ -1,0 +1,407 @@
+"""Build the native libraries: find compilers and headers, drive CMake, describe the result, put it into the cache.
+
+What was built from the same sources, for the same processor, SMs and TensorRT, is not built again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trt_compress import __version__
+from trt_compress.errors import ConfigError, PluginError
+from trt_compress.plugins import ptxas
+from trt_compress.plugins.headers import OLDEST_API, onnxruntime_headers
+from trt_compress.plugins.library import (
+    KINDS,
+    Kind,
+    Library,
+    cache_folder,
+    cpu_level,
+    describe,
+    find,
+    library_path,
+    sha256_of,
+    source_hash,
+    sources_folder,
+)
+
+SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+"""The GPUs that are supported, from Turing to Blackwell; 87 is Orin, 110 is Thor."""
+
+_NOTHING: Callable[[str], None] = lambda _: None  # noqa: E731
+_TENSORRT_FOLDERS = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
+_LOG_LINES = 25
+_KEPT = 4  # libraries of one kind, the newest ones: those of other sources are of use while one goes to and fro
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one library.
+
+    Attributes:
+        kind: Which one.
+        library: What is there now; None if it was skipped.
+        was_built: False if it was there already, or was skipped.
+        seconds: How long it took.
+        note: Why it was skipped, or what it lacks.
+    """
+
+    kind: Kind
+    library: Library | None
+    was_built: bool = False
+    seconds: float = 0.0
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data."""
+        return {
+            "kind": self.kind,
+            "path": str(self.library.path) if self.library else None,
+            "was_built": self.was_built,
+            "seconds": round(self.seconds, 1),
+            "note": self.note,
+        }
+
+
+def build(
+    *,
+    cuda: Literal["auto", "all", "none"] | Sequence[int] = "auto",
+    tensorrt: Path | None = None,
+    onnxruntime: Path | None = None,
+    only: Sequence[Kind] = KINDS,
+    force: bool = False,
+    step: Callable[[str], None] = _NOTHING,
+) -> tuple[Outcome, ...]:
+    """Build what can be built here.
+
+    Args:
+        cuda: SMs to compile for; "auto": those of the GPUs here, "all": every supported one that nvcc knows.
+        tensorrt: Folder of NvInfer.h, or the one above it; None looks where packages put it.
+        onnxruntime: Folder of onnxruntime_c_api.h, or of an unpacked release; None fetches it.
+        only: Kinds to build.
+        force: Build although it is there.
+        step: Takes what is being done, for a progress display.
+
+    Raises:
+        ConfigError: An SM is not known.
+        PluginError: What was asked for explicitly cannot be built, or a compiler failed; the hint has its last lines.
+    """
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise PluginError("CMake is not on the path; install it, for example with 'pip install cmake ninja'.")
+    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise PluginError("There is no C++ compiler on the path; install g++ or clang++ (on Debian: apt install g++).")
+    outcomes: list[Outcome] = []
+    if "onnxruntime" in only:
+        outcomes.append(_build_onnxruntime(cmake, onnxruntime, force, step))
+    gpu: tuple[Kind, ...] = tuple(kind for kind in ("cuda", "tensorrt") if kind in only)
+    if gpu:
+        outcomes += _build_gpu(cmake, gpu, cuda, tensorrt, force, step)
+    return tuple(outcomes)
+
+
+def _build_onnxruntime(cmake: str, given: Path | None, force: bool, step: Callable[[str], None]) -> Outcome:
+    features = cpu_level()
+    there = None if force else _fresh("onnxruntime")
+    if there is not None and set(there.info["cpu_features"]) == set(features):
+        return Outcome(kind="onnxruntime", library=there)
+    start = time.monotonic()
+    try:
+        headers = onnxruntime_headers(given, step)
+    except PluginError as error:
+        if given is not None:
+            raise
+        return Outcome(kind="onnxruntime", library=None, note=error.message)
+    options = {
+        "TRTC_ONNXRUNTIME": str(headers),
+        "TRTC_CPU_FLAGS": " ".join(f"-m{feature}" for feature in features),
+    }
+    facts = {"cpu_features": list(features), "onnxruntime_api": OLDEST_API}
+    (library,) = _run_cmake(cmake, "onnxruntime", options, {library_path("onnxruntime"): facts}, step)
+    return Outcome(kind="onnxruntime", library=library, was_built=True, seconds=time.monotonic() - start)
+
+
+def _build_gpu(
+    cmake: str,
+    kinds: Sequence[Kind],
+    cuda: Literal["auto", "all", "none"] | Sequence[int],
+    given: Path | None,
+    force: bool,
+    step: Callable[[str], None],
+) -> Iterator[Outcome]:
+    try:
+        sms, unknown = _sms_wanted(cuda)
+        headers = tensorrt_headers(given) if "tensorrt" in kinds else None
+    except _Skip as skip:
+        yield from (Outcome(kind=kind, library=None, note=str(skip)) for kind in kinds)
+        return
+    note = f"this nvcc does not know SM {', '.join(map(str, unknown))}" if unknown else ""
+    wanted: dict[Kind, Path] = {}
+    facts: dict[Path, dict[str, Any]] = {}
+    of_kernels = {"sms": sms, "ptx": sms[-1]}
+    if "cuda" in kinds:
+        wanted["cuda"] = library_path("cuda")
+        facts[wanted["cuda"]] = of_kernels
+    if headers is not None:
+        version = tensorrt_version(headers)
+        wanted["tensorrt"] = library_path("tensorrt", tensorrt_major=int(version.partition(".")[0]))
+        facts[wanted["tensorrt"]] = {**of_kernels, "tensorrt": version}
+    there: dict[Kind, Library | None] = {}
+    if not force:
+        there = {kind: _fresh(kind, path) for kind, path in wanted.items()}
+    stale: list[Kind] = [kind for kind, path in wanted.items() if not _covers(there.get(kind), facts[path])]
+    start = time.monotonic()
+    if stale:
+        options = {
+            "TRTC_CUDA": "ON" if "cuda" in stale else "OFF",
+            "TRTC_TENSORRT": str(headers) if "tensorrt" in stale else "",
+            "TRTC_CUDA_ARCHS": ";".join(map(str, sms)),
+            "TRTC_CUDA_LAUNCHER": f"{sys.executable};-I;{ptxas.__file__}",
+        }
+        made = _run_cmake(cmake, "gpu", options, {wanted[kind]: facts[wanted[kind]] for kind in stale}, step)
+        there |= {library.kind: library for library in made}
+    for kind in kinds:
+        if kind not in wanted:
+            reason = "the headers of TensorRT are not here; give their folder with --tensorrt DIR"
+            yield Outcome(kind=kind, library=None, note=reason)
+            continue
+        seconds = time.monotonic() - start if kind in stale else 0.0
+        yield Outcome(kind=kind, library=there[kind], was_built=kind in stale, seconds=seconds, note=note)
+
+
+class _Skip(Exception):
+    """Nobody asked for it explicitly, and it cannot be built here."""
+
+
+def _sms_wanted(cuda: Literal["auto", "all", "none"] | Sequence[int]) -> tuple[list[int], list[int]]:
+    """The SMs to compile for, and those that were wanted and that nvcc does not know."""
+    if cuda == "none":
+        raise _Skip("not asked for")
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        reason = "nvcc is not on the path; it comes with the CUDA toolkit, or with 'pip install nvidia-cuda-nvcc'"
+        if cuda == "auto":
+            raise _Skip(reason)
+        raise PluginError(f"The CUDA kernels cannot be built: {reason}.")
+    if cuda == "auto":
+        here = sorted(set(_gpus_here()))
+        if not here:
+            raise _Skip("there is no GPU here; name the SMs to compile for, such as --cuda 87,90 or --cuda all")
+        cuda = here
+    sms = list(SMS) if cuda == "all" else sorted(set(cuda))
+    foreign = [sm for sm in sms if sm < SMS[0]]
+    if foreign:
+        raise ConfigError(f"--cuda {foreign[0]}: SMs from {SMS[0]} on are supported: {', '.join(map(str, SMS))}.")
+    known = {int(sm) for sm in re.findall(r"sm_(\d+)\b", _output(nvcc, "--list-gpu-code"))}
+    unknown = [sm for sm in sms if sm not in known]
+    if unknown and (cuda != "all" or len(unknown) == len(sms)):
+        raise ConfigError(
+            f"--cuda {','.join(map(str, unknown))}: this nvcc does not know it; it knows "
+            f"{', '.join(map(str, sorted(known)))}."
+        )
+    return [sm for sm in sms if sm in known], unknown
+
+
+def _gpus_here() -> list[int]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    try:
+        text = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    except PluginError:  # no driver
+        return []
+    return [int(line.replace(".", "")) for line in text.split() if line.replace(".", "").isdigit()]
+
+
+def tensorrt_headers(given: Path | None = None) -> Path | None:
+    """The folder of NvInfer.h: the given one, or where packages put it; None: nowhere.
+
+    Raises:
+        PluginError: `given` does not have it.
+    """
+    if given is None:
+        return next((Path(name) for name in _TENSORRT_FOLDERS if (Path(name) / "NvInfer.h").is_file()), None)
+    for folder in (given, given / "include"):
+        if (folder / "NvInfer.h").is_file():
+            return folder.resolve()
+    raise PluginError(f"'{given}' has no NvInfer.h; give the folder of TensorRT that has it, or its include folder.")
+
+
+def tensorrt_version(headers: Path) -> str:
+    """Major and minor version of the TensorRT that the headers are of, such as "10.3".
+
+    Raises:
+        PluginError: The headers do not say, or are older than 10.3.
+    """
+    try:
+        text = (headers / "NvInferVersion.h").read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise PluginError(f"'{headers}' does not say its version of TensorRT ({error}).") from None
+    defined = dict(re.findall(r"^#define (\w+) +(\w+)", text, re.MULTILINE))
+    numbers = [defined.get(f"NV_TENSORRT_{part}", "") for part in ("MAJOR", "MINOR")]
+    numbers = [defined.get(number, number) for number in numbers]
+    if not all(number.isdigit() for number in numbers):
+        raise PluginError(f"'{headers / 'NvInferVersion.h'}' does not say its version of TensorRT.")
+    if tuple(map(int, numbers)) < (10, 3):
+        raise PluginError(f"'{headers}' is of TensorRT {'.'.join(numbers)}; 10.3 (JetPack 6) or newer is needed.")
+    return ".".join(numbers)
+
+
+def _fresh(kind: Kind, path: Path | None = None) -> Library | None:
+    """The library in its place, if it can be described and fits this processor."""
+    try:
+        return find(kind) if path is None else describe(path)
+    except PluginError:
+        return None
+
+
+def _covers(library: Library | None, facts: dict[str, Any]) -> bool:
+    return (
+        library is not None
+        and set(library.info["sms"]) >= set(facts["sms"])
+        and library.info.get("tensorrt") == facts.get("tensorrt")
+    )
+
+
+def _run_cmake(
+    cmake: str,
+    name: str,
+    options: dict[str, str],
+    libraries: dict[Path, dict[str, Any]],
+    step: Callable[[str], None],
+) -> tuple[Library, ...]:
+    """Configure and build; then describe each library and put it into its place."""
+    sources = sources_folder()
+    # Two checkouts keep two build folders; ptxas and CMake then rebuild only what changed.
+    checkout = hashlib.sha256(str(sources).encode()).hexdigest()[:8]
+    folder = cache_folder() / "build" / checkout / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_suffix(".lock"), step):
+        hashes = {path: source_hash(_kind_of(path)) for path in libraries}
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        if (folder / "CMakeCache.txt").exists():
+            generator = []
+        definitions = [f"-D{key}={value}" for key, value in options.items()]
+        step("configuring")
+        _run([cmake, "-S", str(sources), "-B", str(folder), *generator, *definitions], step)
+        _run([cmake, "--build", str(folder), "--parallel", str(_jobs())], step)
+        made = []
+        for path, facts in libraries.items():
+            kind = _kind_of(path)
+            if source_hash(kind) != hashes[path]:
+                raise PluginError("The sources changed while they were compiled; build again.")
+            made.append(_install(folder, kind, path, facts))
+        return tuple(made)
+
+
+def _install(folder: Path, kind: Kind, path: Path, facts: dict[str, Any]) -> Library:
+    built = folder / "lib" / path.name
+    info: dict[str, Any] = {
+        "kind": kind,
+        "version": __version__,
+        "source_hash": source_hash(kind),
+        "sha256": "",
+        "operators": _contracts(built),
+        "compilers": json.loads((folder / "compilers.json").read_text(encoding="utf-8")),
+        **facts,
+    }
+    if "sms" in facts:
+        info["resources"] = _resources(folder, facts["sms"])
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent.parent) as name:
+        new = Path(name) / "new"
+        new.mkdir()
+        shutil.copy2(built, new / path.name)
+        info["sha256"] = sha256_of(new / path.name)
+        (new / path.with_suffix(".json").name).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        if path.parent.exists():
+            path.parent.rename(Path(name) / "old")  # whoever has it loaded keeps the file
+        new.rename(path.parent)
+    _forget_old(path)
+    return describe(path)
+
+
+def _forget_old(path: Path) -> None:
+    family = path.parent.name.rpartition("-")[0]
+    folders = sorted(path.parent.parent.glob(f"{family}-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders[_KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _contracts(library: Path) -> list[dict[str, Any]]:
+    """Ask the new library what it holds, in a process of its own."""
+    program = (
+        "import ctypes, sys\nlibrary = ctypes.CDLL(sys.argv[1])\nlibrary.trtcDescribe.restype = ctypes.c_char_p\n"
+        "print(library.trtcDescribe().decode())"
+    )
+    found: list[dict[str, Any]] = json.loads(_output(sys.executable, "-c", program, str(library)))["operators"]
+    return found
+
+
+def _resources(folder: Path, sms: Sequence[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob(f"*{ptxas.SUFFIX}")):
+        if file.with_name(file.name.removesuffix(ptxas.SUFFIX)).exists():
+            found |= json.loads(file.read_text(encoding="utf-8"))
+    wanted = {str(sm) for sm in sms}
+    return {name: {sm: use for sm, use in by_sm.items() if sm in wanted} for name, by_sm in sorted(found.items())}
+
+
+def _kind_of(path: Path) -> Kind:
+    return next(kind for kind in KINDS if path.name == f"libtrtc_{kind}.so")
+
+
+def _jobs() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _locked(path: Path, step: Callable[[str], None]) -> Iterator[None]:
+    """One build at a time in one folder, over all processes."""
+    with path.open("w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            step("waiting for another build")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], step: Callable[[str], None]) -> None:
+    """Run a command, pass its lines to `step`, and keep the last ones for the error."""
+    environment = {**os.environ, "LC_ALL": "C", "NINJA_STATUS": "[%f/%t] "}
+    lines: deque[str] = deque(maxlen=400)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("["):
+                step(line.strip().replace("CMakeFiles/", "")[:100])
+    if process.returncode:
+        first = next((at for at, line in enumerate(lines) if re.search(r"\berror\b|FAILED|Error at", line)), 0)
+        tail = list(lines)[max(0, min(first, len(lines) - _LOG_LINES)) :][:_LOG_LINES]
+        raise PluginError(
+            f"Building the native libraries failed: {Path(command[0]).name} ended with {process.returncode}.",
+            hint="The compiler said:\n" + "\n".join(tail),
+        )
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PluginError(f"'{' '.join(command[:2])}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return done.stdout

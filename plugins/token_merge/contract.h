@@ -1,0 +1,56 @@
+// TokenMerge in C++: its contract, and the sizes that every form works with.
+#pragma once
+
+#include "common/contract.h"
+
+namespace trtc::token_merge
+{
+
+Contract const& contract();
+
+//! Rows of A are the unprotected even positions, rows of B the odd ones.
+struct Sizes
+{
+    int64_t batch;
+    int64_t numTokens;
+    int64_t channels;
+    int64_t width;        //!< D, the width of a similarity feature
+    int64_t numMerged;
+    int64_t numProtected;
+    bool bySimilarity;    //!< order of the unmerged rows of A
+
+    int64_t firstA() const noexcept
+    {
+        return numProtected + numProtected % 2;
+    }
+
+    int64_t firstB() const noexcept
+    {
+        return numProtected + 1 - numProtected % 2;
+    }
+
+    int64_t numA() const noexcept
+    {
+        return (numTokens - firstA() + 1) / 2;
+    }
+
+    int64_t numB() const noexcept
+    {
+        return (numTokens - firstB() + 1) / 2;
+    }
+
+    int64_t numOut() const noexcept
+    {
+        return numTokens - numMerged;
+    }
+
+    //! Output row of the first row of B.
+    int64_t outB() const noexcept
+    {
+        return numOut() - numB();
+    }
+};
+
+Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);
+
+} // namespace trtc::token_merge
