@@ -13,7 +13,7 @@ import onnx
 from torch import nn
 
 from trt_compress.errors import BundleError, ConfigError, GateError
-from trt_compress.export.build import BatchRange, build_engine, check_request
+from trt_compress.export.build import BatchRange, build_engine, check_request, choose_plugins
 from trt_compress.export.bundle import check_output, update_bundle, write_bundle
 from trt_compress.export.graph_view import load_structure
 from trt_compress.export.lower import add_bodies
@@ -38,6 +38,7 @@ from trt_compress.models.compressors.registry import spec_string
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
+from trt_compress.plugins.library import Library, choose
 from trt_compress.runtime import manifest as fields
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
@@ -88,6 +89,7 @@ class BuildPlan:
     file: str
     batch: str
     precision_asked: str
+    plugins: str | None
     replaces: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -200,6 +202,7 @@ def verify(
     *,
     inputs: str | Path | None = None,
     weights: str | Path | None = None,
+    native: bool | str | Path = False,
     progress: Progress | None = None,
 ) -> VerifyReport:
     """Prove again that a bundle computes what its torch model computes.
@@ -209,12 +212,15 @@ def verify(
         inputs: .npz file with an array for the input; default: the model's own examples or seeded ones, at the
             smallest, usual and largest batch.
         weights: Where the file of weights is now, if it moved; it must be the same file.
+        native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
         progress: Called with the name of each step.
 
     Raises:
         GateError: something differs; `report` holds the VerifyReport.
         ConfigError: the model cannot be built again as it was (weights moved or changed).
+        PluginError: the native library is missing, or may not be loaded.
     """
+    library = choose("onnxruntime", native)
     step = progress or (lambda text: None)
     opened = Bundle.open(bundle)
     recipe = replace(
@@ -232,7 +238,7 @@ def verify(
         arrays, label = read_inputs(Path(inputs), prepared.host.input_name, prepared.host.input_shape), str(inputs)
     step("comparing")
     graph = opened.manifest.graphs[0]
-    report = _verify(prepared, module, opened.file(graph.file), arrays, label)
+    report = _verify(prepared, module, opened.file(graph.file), arrays, label, library)
     _require_passed(report)
     return report
 
@@ -257,6 +263,7 @@ def build(
     bundle: str | Path,
     *,
     target: str,
+    plugins: bool | str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -266,6 +273,9 @@ def build(
     Args:
         bundle: The bundle's directory.
         target: A target with engines: rtx, x86-trt10, jetson-…
+        plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
+            take; None takes what `trt-compress plugins build` made for this TensorRT, if it did, and needs it where the
+            target's file has no bodies. The record says which operators became plugins.
         force: Replace the engine that the bundle has for this target.
         dry_run: Check what can be checked and return the plan.
         progress: Called with the name of each step.
@@ -274,6 +284,7 @@ def build(
         UnsupportedError: the library is missing, of the wrong version, or needs a GPU.
         GateError: preflight failed, or another precision was achieved than asked.
         BuildError: the builder refused the graph or died; nothing is added.
+        PluginError: the plugin library is missing, or may not be loaded.
     """
     step = progress or (lambda text: None)
     chosen = get_target(target)
@@ -286,6 +297,7 @@ def build(
         raise BundleError(f"{opened.path} already has an engine for '{target}'.", hint="--force replaces it.")
     batch = BatchRange(min=manifest.batch.min, opt=manifest.batch.opt, max=manifest.batch.max)
     check_request(chosen, manifest.precision)
+    library = choose_plugins(chosen, plugins)
     step("checking the graph")
     structure = load_structure(opened.file(graph.file))
     _require_preflight(structure, [target])
@@ -296,11 +308,12 @@ def build(
             file=file,
             batch=str(batch),
             precision_asked=manifest.precision,
+            plugins=str(library.path) if library else None,
             replaces=bool(existing),
         )
     step("building")
     model = onnx.load(opened.file(graph.file))
-    built = build_engine(model, chosen, batch=batch, precision=manifest.precision)
+    built = build_engine(model, chosen, batch=batch, precision=manifest.precision, plugins=library)
     record = engine_record(built, file, manifest.files[graph.file].sha256)
     kept = tuple(engine for engine in manifest.engines if engine.target != target)
     step("adding the engine")
@@ -347,7 +360,14 @@ def _default_inputs(prepared: _Prepared) -> tuple[list[Array], str]:
     return make_inputs(prepared.host.input_shape, sizes), "seeded standard-normal numbers"
 
 
-def _verify(prepared: _Prepared, module: nn.Module, path: Path, inputs: Sequence[Array], label: str) -> VerifyReport:
+def _verify(
+    prepared: _Prepared,
+    module: nn.Module,
+    path: Path,
+    inputs: Sequence[Array],
+    label: str,
+    native: Library | None = None,
+) -> VerifyReport:
     return verify_onnx(
         path,
         module,
@@ -356,6 +376,7 @@ def _verify(prepared: _Prepared, module: nn.Module, path: Path, inputs: Sequence
         inputs=inputs,
         inputs_label=label,
         precision=prepared.recipe.precision,
+        native=native,
     )
 
 

@@ -1,6 +1,7 @@
 """ONNX → engine, for TensorRT and TensorRT-RTX alike, with proof of the precision and of each operator's path."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,6 +23,7 @@ from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedE
 from trt_compress.export.lower import lower_for_target
 from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.targets import TARGETS, Target
+from trt_compress.plugins.library import Library, choose, refuse_on
 from trt_compress.plugins.spec import DOMAIN
 
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
@@ -88,6 +90,7 @@ class BuildRecord:
         paths: For each operator, how many nodes became a plugin and how many a function.
         profile: For each input with a dynamic batch, its smallest, best and largest shape.
         seconds: Time of parsing and building.
+        plugins: Source hash of the plugin library that the engine needs at run time, if it needs one.
     """
 
     target: str
@@ -99,6 +102,7 @@ class BuildRecord:
     paths: dict[str, dict[str, int]]
     profile: dict[str, dict[str, list[int]]]
     seconds: float
+    plugins: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,7 @@ def build_engine(
     *,
     batch: BatchRange,
     precision: str,
-    plugin_library: Path | None = None,
+    plugins: Library | None = None,
 ) -> BuiltEngine:
     """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
 
@@ -124,7 +128,7 @@ def build_engine(
         target: A target with an engine.
         batch: Range of the batch axis, axis 0 of every input.
         precision: What the compute layers must be in: fp32, fp16 or bf16. It is in the graph already; this checks it.
-        plugin_library: Compiled operators for plain TensorRT.
+        plugins: The native operators for plain TensorRT, as `choose_plugins` gives them.
 
     Raises:
         ConfigError: The target has no engine, or the batch or the precision does not fit the graph or the target.
@@ -132,14 +136,16 @@ def build_engine(
         BuildError: The builder refused the graph, crashed or was killed.
         GateError: The network computes in another precision, or ran a function where a plugin was asked for.
     """
-    check_request(target, precision, plugin_library)
+    check_request(target, precision)
+    if plugins:
+        refuse_on(target.backend)
     operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
     lowered = lower_for_target(model, target)
     profile = _profile(lowered, batch)
     request = {
         "target": target.name,
         "profile": profile,
-        "plugin_library": str(plugin_library.absolute()) if plugin_library else None,
+        "plugin_library": str(plugins.path.absolute()) if plugins else None,
     }
     with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
         folder = Path(name)
@@ -150,7 +156,7 @@ def build_engine(
     own, inside = _split(reply["layers"], operators)
     as_plugin = {_operator_of(layer, operators) for layer in inside if layer["type"] in _PLUGIN_LAYERS}
     _check_precision(own, precision)
-    _check_plugins(operators.keys() - as_plugin, plugin_library)
+    _check_plugins(operators.keys() - as_plugin, plugins)
     record = BuildRecord(
         target=target.name,
         library=target.backend,
@@ -161,11 +167,39 @@ def build_engine(
         paths=_paths(operators, as_plugin),
         profile=profile,
         seconds=reply["seconds"],
+        plugins=plugins.info["source_hash"] if plugins else None,
     )
     return BuiltEngine(data=data, record=record)
 
 
-def check_request(target: Target, precision: str, plugin_library: Path | None = None) -> None:
+def choose_plugins(target: Target, asked: bool | str | Path | None) -> Library | None:
+    """The plugin library that a build for `target` takes.
+
+    Args:
+        target: Where the engine will run.
+        asked: True needs one, False takes none, a path is the one to take; None takes the one that was built from these
+            sources for the TensorRT that is installed, if there is one, and needs one where the target's file has no
+            bodies.
+
+    Raises:
+        PluginError: It is needed and not there, it is not one that may be loaded, or the target takes none.
+    """
+    if target.plugin_wins == "never":
+        if asked:
+            refuse_on(target.backend)
+        return None
+    if asked is False:
+        return None
+    try:
+        version = importlib.metadata.version(target.backend)
+    except importlib.metadata.PackageNotFoundError:  # a module that came with the system, as on a Jetson
+        version = importlib.import_module(target.backend).__version__
+    if asked is None and target.lowering == "plugin":
+        asked = True
+    return choose("tensorrt", asked, tensorrt=version, sms=target.sms)
+
+
+def check_request(target: Target, precision: str) -> None:
     """Refuse what cannot be built here before any work is done; `build_engine` says what is raised."""
     if not target.is_tensorrt:
         engines = ", ".join(name for name, other in TARGETS.items() if other.is_tensorrt)
@@ -173,11 +207,6 @@ def check_request(target: Target, precision: str, plugin_library: Path | None = 
     allowed = [known for known in _PRECISION_OF_DTYPE.values() if known in target.precisions]
     if precision not in allowed:
         raise ConfigError(f"precision={precision!r} cannot be built for '{target.name}'; use {', '.join(allowed)}.")
-    if plugin_library and target.plugin_wins == "never":
-        raise UnsupportedError(
-            f"{_PRODUCTS[target.backend]} takes no plugins, and a registered one ends its process; leave out "
-            f"plugin_library={str(plugin_library)!r}, the operators run as standard operators there."
-        )
     if importlib.util.find_spec(target.backend) is None:
         raise UnsupportedError(
             f"target '{target.name}' needs the Python module '{target.backend}', which is not installed.",
@@ -316,10 +345,10 @@ def _check_precision(layers: Iterable[_Layer], precision: str) -> None:
         )
 
 
-def _check_plugins(as_function: Iterable[str], plugin_library: Path | None) -> None:
+def _check_plugins(as_function: Iterable[str], plugins: Library | None) -> None:
     missed = sorted(as_function)
-    if plugin_library and missed:
+    if plugins and missed:
         raise GateError(
-            f"plugin_library={str(plugin_library)!r} was given, and {len(missed)} operators ran as functions (first: "
+            f"the plugins of '{plugins.path}' were to be used, and {len(missed)} operators ran as functions (first: "
             f"'{missed[0]}'); the library does not register them."
         )

@@ -43,6 +43,8 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     if not parser.parse_from_file(str(folder / "model.onnx")):
         return {"stage": "parse", "version": version, "message": "; ".join(_parser_errors(parser))}
     config = builder.create_builder_config()
+    if request["plugin_library"]:  # operators that write into their input need it; TensorRT names it by its version
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     _add_profile(builder, config, request["profile"])
     layers = [_layer(network.get_layer(index)) for index in range(network.num_layers)]
     engine = builder.build_serialized_network(network, config)

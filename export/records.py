@@ -141,4 +141,5 @@ def engine_record(built: BuiltEngine, file: str, onnx_sha256: str) -> fields.Eng
         paths=record.paths,
         profile=record.profile,
         seconds=round(record.seconds, 3),
+        plugins=record.plugins,
     )

@@ -2,11 +2,8 @@
 
 import contextlib
 import importlib
-import json
-import tempfile
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +18,11 @@ from torch import Tensor, nn
 from trt_compress.errors import GateError, ShapeError, UnsupportedError
 from trt_compress.export.lower import operator_nodes
 from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.runtime.ort import operator_paths, register_native
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -152,6 +151,7 @@ def verify_onnx(
     inputs: Sequence[Array],
     inputs_label: str,
     precision: str,
+    native: Library | None = None,
 ) -> VerifyReport:
     """Run the same inputs through torch and through ONNX Runtime on the CPU and compare.
 
@@ -163,6 +163,7 @@ def verify_onnx(
         inputs: Arrays [B, …]; one run each.
         inputs_label: Where they come from, for the report.
         precision: fp32 or fp16.
+        native: The native operators to run in place of the bodies; None: the bodies.
 
     Returns:
         The report; nothing is raised for a difference.
@@ -176,7 +177,7 @@ def verify_onnx(
     failure: str | None = None
     runners: tuple[_Runner, ...] = ()
     try:
-        runners = (_Runner(path, path.parent), _Runner(model, path.parent))
+        runners = (_Runner(path, path.parent, native), _Runner(model, path.parent, native))
     except _OrtError as error:
         failure = f"ONNX Runtime cannot load {path.name}: {error}"
         if not plan:
@@ -192,12 +193,12 @@ def verify_onnx(
             ran = [runner(feed) for runner in runners]
         except _OrtError as error:
             failure, ran = failure or str(error), []
-        actual, got = ran or ({}, _before_failure(model, path.parent, feed))
+        actual, got = ran or ({}, _before_failure(model, path.parent, feed, native))
         run = _Run(reference=reference, got=got, comparable=torch.ones(len(array), dtype=torch.bool))
         sites += _compare_sites(run, plan, model, precision)
         output = actual.get(output_name, torch.empty(0))
         outputs.append(_compare_output(output_name, expected, output, run.comparable, precision))
-    paths = {} if failure else _observed_paths(path, model, {input_name: inputs[0]})
+    paths = {} if failure else _paths(path, model, native)
     return VerifyReport(
         precision=precision,
         inputs=inputs_label,
@@ -238,11 +239,13 @@ def _ort_errors() -> Iterator[None]:
 class _Runner:
     """A model in ONNX Runtime on the CPU; a call returns every output by name."""
 
-    def __init__(self, model: Path | onnx.ModelProto, folder: Path) -> None:
+    def __init__(self, model: Path | onnx.ModelProto, folder: Path, native: Library | None) -> None:
         onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails comes back as an exception
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        if native is not None:
+            register_native(options, native)
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         with _ort_errors():
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -254,25 +257,19 @@ class _Runner:
         return {name: torch.from_numpy(value) for name, value in zip(self._names, results, strict=True)}
 
 
-def _observed_paths(path: Path, model: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, dict[str, int]]:
-    """How each operator ran, read from a profile: a native kernel shows under its own type, a function is inlined."""
-    onnxruntime = load_onnxruntime()
-    with tempfile.TemporaryDirectory(prefix="trt-compress-") as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.enable_profiling = True
-        options.profile_file_prefix = f"{folder}/profile"
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    ran = Counter(event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time"))
-    return {
-        operators()[op_type].spec.name: {"native": ran[op_type], "function": count - ran[op_type]}
-        for op_type, count in operator_nodes(model).items()
-    }
+def _paths(path: Path, model: onnx.ModelProto, native: Library | None) -> dict[str, dict[str, int]]:
+    """How ONNX Runtime runs the nodes of each operator."""
+    forms = operator_paths(path, native)
+    counts = {operators()[op_type].spec.name: {"native": 0, "function": 0} for op_type in operator_nodes(model)}
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            counts[operators()[node.op_type].spec.name][forms[node.name]] += 1
+    return counts
 
 
-def _before_failure(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array]) -> dict[str, Tensor]:
+def _before_failure(
+    model: onnx.ModelProto, folder: Path, feed: Mapping[str, Array], native: Library | None
+) -> dict[str, Tensor]:
     """The values of the sites that a graph reaches before it fails."""
     values: dict[str, Tensor] = {}
     exposed = {output.name for output in model.graph.output}
@@ -285,7 +282,7 @@ def _before_failure(model: onnx.ModelProto, folder: Path, feed: Mapping[str, Arr
         del part.graph.node[end:], part.graph.output[:]
         part.graph.output.extend(output for output in model.graph.output if output.name in made)
         try:
-            values = _Runner(part, folder)(feed)
+            values = _Runner(part, folder, native)(feed)
         except _OrtError:
             break
     return values

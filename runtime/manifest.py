@@ -147,6 +147,7 @@ class Engine(Record):
         paths: For each operator, the nodes that became a plugin and those that became a function.
         profile: Input name → {"min": shape, "opt": shape, "max": shape}.
         seconds: Build time.
+        plugins: Source hash of the plugin library that the engine needs, or None.
     """
 
     target: str
@@ -162,6 +163,7 @@ class Engine(Record):
     profile: dict[str, Any]
     seconds: float
     graph: str = "model"
+    plugins: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,26 +1,44 @@
 """Run a graph with ONNX Runtime, on the CPU or with CUDA, and never on the one when the other was asked for."""
 
 import importlib
+import mmap
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from trt_compress.errors import BundleError, UnsupportedError
+from trt_compress.errors import BundleError, PluginError, UnsupportedError
+from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph
+from trt_compress.runtime.onnx_nodes import Node, read_nodes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 _EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "gpu"}
+_DOMAIN = "trt_compress"
+
+OperatorPath = Literal["native", "function"]
+"""How an operator runs: as a custom operator of the native library, or as the standard operators of its body."""
 
 
 class OrtGraph:
     """One graph, loaded."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, backend: str, threads: int | None, spin: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: Graph,
+        backend: str,
+        threads: int | None,
+        spin: bool,
+        native: Library | None = None,
+    ) -> None:
         ort = _load(backend)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors come back as exceptions with the same text
@@ -28,6 +46,8 @@ class OrtGraph:
             options.intra_op_num_threads = threads
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if native is not None:
+            register_native(options, native)
         provider = _PROVIDERS[backend]
         try:
             self._session = ort.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
@@ -53,6 +73,78 @@ class OrtGraph:
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise UnsupportedError(f"ONNX Runtime failed in the graph '{self._name}': {_first_line(error)}.") from error
         return dict(zip(self._outputs, results, strict=True))
+
+
+def register_native(options: Any, library: Library) -> None:
+    """Let the native operators run in sessions that are made with these options. The library has been checked.
+
+    Raises:
+        PluginError: ONNX Runtime cannot load it.
+    """
+    ort = importlib.import_module("onnxruntime")
+    try:
+        options.register_custom_ops_library(str(library.path))
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise PluginError(
+            f"ONNX Runtime {ort.__version__} cannot load '{library.path}' ({_first_line(error)}); build it again with "
+            "'trt-compress plugins build --force'."
+        ) from error
+
+
+def operator_paths(model: Path, library: Library | None) -> dict[str, OperatorPath]:
+    """What ONNX Runtime makes of every operator of ours in a graph, read from the graph that it runs.
+
+    Args:
+        model: The ONNX file.
+        library: The native library that is registered; None: none is.
+
+    Returns:
+        By node name (the op type where a node has none, numbered where names repeat): "native" if the node is still
+        there when ONNX Runtime has prepared the graph, "function" if its body took its place.
+
+    Raises:
+        BundleError: The file cannot be loaded.
+        PluginError: The library cannot be loaded.
+    """
+    asked = _unique_names(_read(model))
+    if not asked:
+        return {}
+    ort = importlib.import_module("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.optimized_model_filepath = str(prepared)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+        if library is not None:
+            register_native(options, library)
+        try:
+            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load '{model}': {_first_line(error)}.") from error
+        left = set(_unique_names(_read(prepared)))
+    return {name: "native" if name in left else "function" for name in asked}
+
+
+def _read(model: Path) -> list[Node]:
+    """The nodes of our operators in an ONNX file."""
+    try:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            with memoryview(mapped) as view:
+                return [node for node in read_nodes(view) if node.domain == _DOMAIN]
+    except (OSError, ValueError) as error:
+        raise BundleError(f"'{model}' is not a readable ONNX file: {error}.") from None
+
+
+def _unique_names(nodes: list[Node]) -> list[str]:
+    names = [node.name or node.op_type for node in nodes]
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        unique.append(f"{name}_{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return unique
 
 
 def _load(backend: str) -> ModuleType:

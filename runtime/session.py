@@ -8,9 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
+from trt_compress.plugins import library as native_library
+from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Graph, TensorInfo
-from trt_compress.runtime.ort import OrtGraph
+from trt_compress.runtime.manifest import Graph, Manifest, TensorInfo
+from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.state import StateTensor
 from trt_compress.suggest import did_you_mean
 
@@ -36,14 +38,18 @@ class Session:
     Attributes:
         bundle: What was opened.
         backend: What runs it.
+        native: The library whose operators run in place of their ONNX bodies, or None.
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, runners: Mapping[str, GraphRunner]) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str, runners: Mapping[str, GraphRunner], native: Library | None = None
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
+        self.native = native
         self._runners = dict(runners)
         self._links = {link.to: link.source for link in manifest.links}
         state_inputs = {f"{state.graph}.{state.input}" for state in manifest.states}
@@ -66,6 +72,7 @@ class Session:
         threads: int | None = None,
         spin: bool = True,
         check_hashes: bool = True,
+        native: bool | str | Path | None = None,
     ) -> "Session":
         """Load a bundle.
 
@@ -76,10 +83,14 @@ class Session:
             spin: Threads wait for work in a busy loop: faster while a session is alone, but two sessions in one
                 process then take the cores from each other.
             check_hashes: Compare the hash of every file first.
+            native: The native operators for the CPU: True needs them, False runs the ONNX bodies, a path is the library
+                to take; None takes them if `trt-compress plugins build` made them from these sources. `session.native`
+                and `session.operator_paths()` say what was taken.
 
         Raises:
             BundleError: The bundle cannot be read, or a graph is not what the manifest says.
             ConfigError: An unknown backend, or `threads` below 1.
+            PluginError: The native library is not there, or is not one that may be loaded here.
             UnsupportedError: The backend is not installed, or this machine cannot run it.
         """
         if backend not in BACKENDS:
@@ -90,8 +101,11 @@ class Session:
             raise ConfigError(f"threads={threads}; give at least 1, or nothing for the backend's own choice.")
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, check_hashes=check_hashes)
-        graphs = bundle.manifest.graphs
-        return cls(bundle, backend, {graph.name: OrtGraph(bundle, graph, backend, threads, spin) for graph in graphs})
+        library = _native_library(native, backend, bundle.manifest)
+        graphs = {
+            graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in bundle.manifest.graphs
+        }
+        return cls(bundle, backend, graphs, library)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run all graphs once.
@@ -124,6 +138,17 @@ class Session:
             state.keep(values[state.output])
         return {self._public_name(name): values[name] for name in self._public_outputs}
 
+    def operator_paths(self) -> dict[str, OperatorPath]:
+        """How each operator of ours runs, by `graph/node`: "native", or "function" for its ONNX body.
+
+        Read from the graphs as ONNX Runtime prepares them, which takes about as long as opening the bundle.
+        """
+        return {
+            f"{graph.name}/{node}": path
+            for graph in self.bundle.manifest.graphs
+            for node, path in operator_paths(self.bundle.file(graph.file), self.native).items()
+        }
+
     def reset(self) -> None:
         """Forget the states: the next run starts from their initial values."""
         for state in self._states:
@@ -147,6 +172,17 @@ class Session:
 
     def _value(self, values: Mapping[str, Array], name: str) -> Array:
         return values[self._links.get(name, name)]
+
+
+def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | None:
+    if native is False or (native is None and (backend != "ort-cpu" or not manifest.operators)):
+        return None
+    if backend != "ort-cpu":
+        raise UnsupportedError(
+            f"The native operators run on the CPU, and the backend is '{backend}'; leave native=False, or choose the "
+            "backend 'ort-cpu'."
+        )
+    return native_library.choose("onnxruntime", native)
 
 
 def _named(graphs: tuple[Graph, ...], kind: str, hidden: set[str]) -> dict[str, TensorInfo]:

@@ -14,6 +14,8 @@ from trt_compress import __version__
 from trt_compress.tools.cli_bench import bench
 from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
+from trt_compress.tools.cli_plugins import build as build_plugins
+from trt_compress.tools.cli_plugins import list_libraries
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
 app = typer.Typer(
@@ -38,6 +40,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(with_habits(_command))
+
+_PLUGIN_COMMANDS: dict[str, Callable[..., None]] = {"build": build_plugins, "list": list_libraries}
+_plugins = typer.Typer(name="plugins", help="Build and list the native libraries.", no_args_is_help=True)
+for _name, _command in _PLUGIN_COMMANDS.items():
+    _plugins.command(_name)(with_habits(_command))
+app.add_typer(_plugins)
 
 
 def _print_version(wanted: bool) -> None:

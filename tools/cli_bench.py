@@ -31,6 +31,10 @@ def bench(
         Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the random inputs.")] = 0,
+    native: Annotated[
+        bool | None,
+        typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
+    ] = None,
     json: Annotated[
         Path | None,
         typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
@@ -50,6 +54,7 @@ def bench(
             warmup=warmup,
             inputs=inputs,
             seed=seed,
+            native=native,
             progress=step,
         )
     if json is not None and str(json) == "-":
@@ -78,6 +83,9 @@ def _show(result: "BenchResult") -> None:
     title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
     for side in result.sides:
+        paths = side.identity["operators"]["paths"]
+        if paths:
+            print_text(f"{side.role}: operators run as {', '.join(f'{form} ({n})' for form, n in paths.items())}.")
         notes = [side.verdict.reason] if side.verdict.status != "stable" else []
         if side.latency.p90_ns is None:
             notes.append(f"p90: {side.latency.reasons['p90_ns']}")

@@ -78,6 +78,9 @@ def verify(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where the weights are now, if their file moved.")
     ] = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
@@ -85,7 +88,7 @@ def verify(
         with progress("Verifying") as step:
             with needs_extra("export"):
                 from trt_compress.export import api
-            report = api.verify(bundle, inputs=inputs, weights=weights, progress=step)
+            report = api.verify(bundle, inputs=inputs, weights=weights, native=native, progress=step)
     except GateError as error:
         if error.report is not None:
             _show_verification(cast("VerifyReport", error.report), json)
@@ -120,6 +123,13 @@ def preflight(
 def build(
     bundle: BundlePath,
     target: Annotated[str, typer.Option(metavar="T", help="See `trt-compress list targets`.")],
+    plugins: Annotated[
+        str | None,
+        typer.Option(
+            metavar="yes|no|FILE",
+            help="Native operators: needed, not used, or this library (default: those built here for this TensorRT).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the engine that the bundle has for T.")] = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -128,7 +138,8 @@ def build(
     with progress(f"Building for {target}") as step:
         with needs_extra("export"):
             from trt_compress.export import api
-        record = api.build(bundle, target=target, force=force, dry_run=dry_run, progress=step)
+        asked = {"yes": True, "no": False}.get(plugins or "", plugins)
+        record = api.build(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
     data = record.to_json()
     if json:
         print_json(data)

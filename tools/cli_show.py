@@ -13,6 +13,8 @@ from trt_compress.tools.console import print_json, print_table, print_text, prog
 
 Row = dict[str, Any]
 
+_SHORT = {"onnxruntime": "ort", "cuda": "cuda", "tensorrt": "trt"}  # libraries that hold a native form
+
 
 def list_registered(
     kind: Annotated[
@@ -30,7 +32,13 @@ def list_registered(
         print_json(rows)
         return
     for name, found in sorted(rows.items(), key=lambda item: len(item[1])):  # the long list last, not out of sight
-        print_table(name.capitalize(), list(found[0]), [list(row.values()) for row in found])
+        columns = [column for column in found[0] if column != "op type"]  # Trtc and the name; for programs
+        cells = [[_lines(row[column]) for column in columns] for row in found]
+        print_table(name.capitalize(), columns, cells)
+
+
+def _lines(value: object) -> object:
+    return ("\n".join(value) or None) if isinstance(value, list) else value
 
 
 def inspect(bundle: BundlePath, json: Json = False) -> None:
@@ -67,8 +75,17 @@ def doctor(json: Json = False) -> None:
 def _operators() -> list[Row]:
     with needs_extra("export"):
         from trt_compress.plugins.registry import specs
+    from trt_compress.plugins.library import installed_operators
+
+    built = installed_operators()
     return [
-        {"name": spec.name, "op type": spec.op_type, "version": spec.version, "summary": spec.summary}
+        {
+            "name": spec.name,
+            "op type": spec.op_type,
+            "version": spec.version,
+            "native": [_SHORT[kind] for kind, op_types in built.items() if spec.op_type in op_types],
+            "summary": spec.summary,
+        }
         for spec in specs().values()
     ]
 

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from trt_compress import __version__, plugins
+from trt_compress import __version__
+from trt_compress.errors import PluginError
+from trt_compress.plugins import library
 from trt_compress.tools import machine
 from trt_compress.tools.console import format_bytes
 
@@ -61,8 +62,23 @@ def _libraries() -> Iterator[Check]:
     yield _onnxruntime()
     for module in "tensorrt", "tensorrt_rtx":
         yield _tensorrt(module)
-    built = sorted(path.name for folder in plugins.__path__ for path in Path(folder).glob("_lib/*.so"))
-    yield Check(group="libraries", name="plugin libraries", found=", ".join(built) or "not built")
+    yield from _native()
+
+
+def _native() -> Iterator[Check]:
+    for kind in library.KINDS:
+        name = f"native operators ({kind})"
+        majors = (10, 11) if kind == "tensorrt" else (None,)
+        paths = [path for major in majors if (path := library.library_path(kind, tensorrt_major=major)).exists()]
+        if not paths:
+            advice = "trt-compress plugins build" if kind == "onnxruntime" else None
+            yield Check(group="libraries", name=name, found="not built", advice=advice)
+        for path in paths:
+            try:
+                found = library.check(path, kind)
+                yield Check(group="libraries", name=name, found=", ".join(found.operators))
+            except PluginError as error:
+                yield Check(group="libraries", name=name, found="unusable", advice=error.message, problem=True)
 
 
 def _onnxruntime() -> Check:

@@ -94,6 +94,7 @@ def test_a_warning_of_preflight_stops_nothing(exported: Exported, monkeypatch: p
         "file": "engines/rtx/model.engine",
         "batch": "1:4:8",
         "precision_asked": "fp32",
+        "plugins": None,
         "replaces": False,
     }
 

@@ -1,6 +1,7 @@
 """Engine builds: real ones with TensorRT-RTX, and every way in which a build must fail in one sentence."""
 
 import hashlib
+import importlib.metadata
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +11,11 @@ import onnx.parser
 import pytest
 from rtx_cases import CASES
 
-from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
+from trt_compress.errors import BuildError, ConfigError, GateError, PluginError, UnsupportedError
 from trt_compress.export import build
-from trt_compress.export.build import BatchRange, build_engine
+from trt_compress.export.build import BatchRange, build_engine, choose_plugins
 from trt_compress.export.targets import get_target
+from trt_compress.plugins.library import Library
 
 RTX = get_target("rtx")
 BATCH = BatchRange(min=1, opt=2, max=4)
@@ -128,8 +130,26 @@ def test_a_precision_that_cannot_be_checked_is_refused(target: str, precision: s
 
 
 def test_rtx_is_never_given_a_plugin_library() -> None:
-    with pytest.raises(UnsupportedError, match="TensorRT-RTX takes no plugins, and a registered one ends its process"):
-        build_engine(merge_model(), RTX, batch=BATCH, precision="fp32", plugin_library=Path("libops.so"))
+    for asked in (True, "libops.so"):
+        with pytest.raises(PluginError, match="TensorRT-RTX takes no plugins, and a plugin that matches"):
+            choose_plugins(RTX, asked)
+    assert choose_plugins(RTX, None) is None
+    library = Library(kind="tensorrt", path=Path("libops.so"), info={"source_hash": "0"})
+    with pytest.raises(PluginError, match="TensorRT-RTX takes no plugins"):
+        build_engine(merge_model(), RTX, batch=BATCH, precision="fp32", plugins=library)
+
+
+def test_plugins_are_needed_where_the_file_has_no_bodies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: {"tensorrt": "10.3.0.26"}[name])
+    with pytest.raises(PluginError, match="The TensorRT plugins are not built for this version of the sources; run"):
+        choose_plugins(get_target("jetson-orin-jp6"), None)
+    with pytest.raises(PluginError, match="The TensorRT plugins are not built"):
+        choose_plugins(get_target("x86-trt10"), True)
+    with pytest.raises(PluginError, match="'none.so' is not there; build the libraries with"):
+        choose_plugins(get_target("x86-trt10"), "none.so")
+    assert choose_plugins(get_target("x86-trt10"), None) is None
+    assert choose_plugins(get_target("x86-trt10"), False) is None
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="tensorrt is installed")

@@ -101,6 +101,7 @@ def full_json() -> dict[str, Any]:
                 "paths": {"TokenMerge": {"plugin": 0, "function": 12}},
                 "profile": {"pixels": {"min": [1, 3, 224, 224], "opt": [4, 3, 224, 224], "max": [8, 3, 224, 224]}},
                 "seconds": 4.5,
+                "plugins": "0123456789abcdef",
             }
         ],
         "verification": {"passed": True, "max_abs_error": 1e-6, "file": "verify.json"},

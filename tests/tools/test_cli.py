@@ -12,7 +12,7 @@ import pytest
 
 from trt_compress import __version__
 
-COMMANDS = ("list", "export", "verify", "preflight", "build", "bench", "inspect", "doctor")
+COMMANDS = ("list", "export", "verify", "preflight", "build", "bench", "inspect", "doctor", "plugins")
 HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -23,7 +23,10 @@ def run_python(program: str, *arguments: str) -> "subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=" ".join)
+HELPED = [(), *((name,) for name in COMMANDS), ("plugins", "build"), ("plugins", "list")]
+
+
+@pytest.mark.parametrize("command", HELPED, ids=" ".join)
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     program = """
 import json, sys

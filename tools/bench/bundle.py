@@ -1,5 +1,6 @@
 """Time a bundle, and its baseline beside it in the same process and run."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def bench_bundle(
     warmup: int = 5,
     inputs: str | Path | None = None,
     seed: int = 0,
+    native: bool | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> BenchResult:
     """Time a bundle; with a baseline, both in one interleaved run on the same inputs.
@@ -89,6 +91,7 @@ def bench_bundle(
         warmup: Runs of each side before them.
         inputs: An .npz file of arrays by input name, instead of random ones.
         seed: Of the random inputs.
+        native: As `Session.open` takes it; what ran is in the result.
         progress: Is told the name of each step.
 
     Raises:
@@ -103,7 +106,7 @@ def bench_bundle(
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
-    sessions = [Session.open(path, backend=backend, threads=threads, spin=spin) for path in paths]
+    sessions = [Session.open(path, backend=backend, threads=threads, spin=spin, native=native) for path in paths]
     first = sessions[0]
     _check_comparable(first.bundle.manifest, sessions[-1].bundle.manifest)
     if first.inputs != sessions[-1].inputs:
@@ -169,11 +172,18 @@ def identity(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def operators_run(session: Session) -> dict[str, Any]:
+    """How the operators of ours ran: how many in which form, and the native library's hash."""
+    paths = Counter(session.operator_paths().values()) if session.backend == "ort-cpu" else Counter[str]()
+    library = session.native.info["source_hash"] if session.native else None
+    return {"paths": dict(paths), "native_library": library}
+
+
 def _side(role: Role, session: Session, ns: tuple[int, ...], device: Device) -> Side:
     summary = summarize(ns)
     return Side(
         role=role,
-        identity=identity(session.bundle.manifest),
+        identity={**identity(session.bundle.manifest), "operators": operators_run(session)},
         latency=summary,
         verdict=verdict(ns, device=device),
     )
