@@ -1,6 +1,7 @@
 # make demo    install, then export, verify, build and time a compressed model
 # make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them)
 # make check   formatting, lint and types
+# make gpu-check  check every kernel on the GPU of this machine (GPU_CHECK_ARGS="--tensorrt DIR")
 # make format  rewrite the sources in the project's format
 # make clean   remove what the other targets made, the environment included
 PYTHON ?= python3
@@ -14,7 +15,7 @@ CPP_SOURCES := $(shell git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' 2>/dev/null)
 CLANG_FORMAT := $(shell command -v clang-format 2>/dev/null)
 
 .DEFAULT_GOAL := test
-.PHONY: install demo test check format clean
+.PHONY: install demo test check gpu-check format clean
 
 install: $(STAMP)
 
@@ -32,6 +33,9 @@ check: $(STAMP)
 ifneq ($(and $(CPP_SOURCES),$(CLANG_FORMAT)),)
 	@echo "clang-format" && $(CLANG_FORMAT) --dry-run --Werror $(CPP_SOURCES)
 endif
+
+gpu-check: $(STAMP)
+	@$(BIN)/python -m trt_compress.tools.gpu_check $(GPU_CHECK_ARGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff format --quiet .

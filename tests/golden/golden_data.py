@@ -2,20 +2,25 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from trt_compress.errors import PluginError
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
+from trt_compress.plugins.build import build
+from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
@@ -48,13 +53,39 @@ def run_body(operator: Operator, sample: Sample, inputs: tuple[Tensor, ...]) -> 
     return tuple(torch.from_numpy(value) for value in session(model.SerializeToString()).run(None, feeds))
 
 
+def run_native(operator: Operator, sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The custom operator of the native library in ONNX Runtime; the model has no body to fall back on."""
+    library = native_library()
+    if operator.spec.op_type not in library.operators:
+        pytest.skip(f"{operator.spec.name} has no native form for the CPU")
+    model = onnx_model(operator, sample, inputs, call_torch(operator, sample, inputs), body=False)
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
+    return tuple(torch.from_numpy(value) for value in session(model.SerializeToString(), library).run(None, feeds))
+
+
+@cache
+def native_library() -> Library:
+    """The CPU operators of these sources, built into the user's cache the first time."""
+    try:
+        (outcome,) = build(only=("onnxruntime",))
+    except PluginError as error:
+        if error.hint:  # a compiler's complaint
+            raise
+        pytest.skip(error.message)
+    if outcome.library is None:
+        pytest.skip(outcome.note)
+    return outcome.library
+
+
 Form = Callable[[Operator, Sample, tuple[Tensor, ...]], tuple[Tensor, ...]]
-FORMS: Mapping[str, Form] = {"torch": call_torch, "onnx": run_body}
+FORMS: Mapping[str, Form] = {"torch": call_torch, "onnx": run_body, "native": run_native}
 
 
-def session(model: bytes) -> onnxruntime.InferenceSession:
+def session(model: bytes, library: Library | None = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if library is not None:
+        options.register_custom_ops_library(str(library.path))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

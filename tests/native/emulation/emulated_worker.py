@@ -1,0 +1,22 @@
+"""The worker of gpu-check with the emulation in place of a GPU: `emulated_worker.py LIBRARY FOLDER NAMES [options]`.
+
+A case whose name begins with `fault<number>-` sets that fault of `faulty_kernels.cpp`.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from emulation.host_device import HostDevice
+
+from trt_compress.tools.gpu_check_kernels import Kernels
+from trt_compress.tools.gpu_check_worker import run_folder
+
+library, folder, names = map(Path, sys.argv[1:4])
+repeats = int(sys.argv[sys.argv.index("--repeats") + 1]) if "--repeats" in sys.argv else 0
+for name in names.read_text().split():
+    if name.startswith("fault"):
+        ctypes.CDLL(str(library)).trtcSetFault(int(name.removeprefix("fault").partition("-")[0]))
+    run_folder(Kernels(library), HostDevice(library), folder, [name], once="--once" in sys.argv, repeats=repeats)

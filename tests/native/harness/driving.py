@@ -1,0 +1,165 @@
+"""Ask the plugin harness about operators and their samples, and read what it says."""
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, PluginError, ShapeError
+from trt_compress.plugins.build import tensorrt_headers, tensorrt_version
+from trt_compress.plugins.library import cache_folder
+from trt_compress.plugins.operator import Operator
+from trt_compress.plugins.spec import DOMAIN, Sample
+from trt_compress.plugins.testing import call_torch, sample_inputs
+
+HEADERS = cache_folder() / "tensorrt"
+NO_HEADERS = (
+    "no TensorRT headers: they are looked for where TensorRT's packages put them (as `plugins build` does), and in "
+    f"{HEADERS}/<version>, which may be a link to the folder of NvInfer.h"
+)
+# Plugins have no UINT8; packed bytes go by INT8.
+PLUGIN_DTYPES: Mapping[str, str] = {"uint8": "int8"}
+
+
+def all_headers() -> dict[str, Path]:
+    """Folders of NvInfer.h by version: the one that is installed, and those in the cache folder."""
+    folders = [tensorrt_headers(), *(HEADERS.iterdir() if HEADERS.is_dir() else ())]
+    found: dict[str, Path] = {}
+    for folder in filter(None, folders):
+        try:
+            headers = tensorrt_headers(folder)
+        except PluginError:
+            continue
+        if headers is not None:
+            found.setdefault(tensorrt_version(headers), headers)
+    return dict(sorted(found.items()))
+
+
+def headers_params() -> list[Any]:
+    """One parameter for each version of TensorRT whose headers are here; skipped with the reason where none are."""
+    found = all_headers()
+    if not found:
+        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_HEADERS))]
+    return [pytest.param(headers, id=version) for version, headers in found.items()]
+
+
+def plugin_dtype(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return PLUGIN_DTYPES.get(dtype, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One sample of one operator in one dtype."""
+
+    operator: Operator
+    sample: Sample
+    dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        number = self.operator.samples.index(self.sample)
+        return f"{self.operator.spec.torch_name}-{number}-{self.dtype}"
+
+    @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return sample_inputs(self.operator, self.sample, dtype=self.dtype, seed=self.seed)
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return call_torch(self.operator, self.sample, self.inputs)
+
+    @cached_property
+    def others(self) -> list[tuple[list[list[int]], list[list[int]]]]:
+        """Shapes of inputs and outputs for other sizes that the same attributes allow: one more item, more tokens."""
+        found = []
+        for axis, more in (("B", 1), ("N", 3), ("T", 1)):
+            if axis not in self.sample.axes:
+                continue
+            changed = replace(self.sample, axes={**self.sample.axes, axis: self.sample.axes[axis] + more})
+            try:
+                inputs = sample_inputs(self.operator, changed, dtype=self.dtype)
+                outputs = call_torch(self.operator, changed, inputs)
+                found.append(([list(tensor.shape) for tensor in inputs], [list(tensor.shape) for tensor in outputs]))
+            except (ConfigError, ShapeError, RuntimeError, IndexError):
+                continue  # these attributes belong to the sample's sizes
+        return found
+
+    def lines(self, folder: Path | None) -> Iterable[str]:
+        """The question as the harness reads it; with a folder the inputs are written there."""
+        spec = self.operator.spec
+        yield f"case {self.label}"
+        yield f"plugin {spec.op_type} {spec.version} {DOMAIN}"
+        for attribute in spec.attributes:
+            value = self.sample.attributes[attribute.name]
+            values = value if isinstance(value, Sequence) else [value]
+            yield f"field {attribute.name} declared {' '.join(map(repr, values))}"
+        for described, tensor in zip(spec.inputs, self.inputs, strict=True):
+            # No two dimensions of a network are known to be the same one.
+            dims = [f"{described.name}.{axis}={size}" for axis, size in enumerate(tensor.shape)]
+            yield f"input {described.name} {plugin_dtype(tensor)} {' '.join(dims)}"
+            if folder is not None:
+                path = folder / f"{self.label}.{described.name}.in"
+                path.write_bytes(raw_bytes(tensor))
+                yield f"data {described.name} {path}"
+        for shapes, _ in self.others:
+            sizes = [
+                f"{described.name}.{axis}={size}"
+                for described, shape in zip(spec.inputs, shapes, strict=True)
+                for axis, size in enumerate(shape)
+            ]
+            yield f"bind {' '.join(sizes)}"
+        yield "run"
+
+
+def raw_bytes(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
+
+
+def tensor_from(path: Path, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """The tensor that the harness wrote, in the dtype of `like`."""
+    data = bytearray(path.read_bytes())
+    flat = torch.frombuffer(data, dtype=like.dtype) if data else torch.empty(0, dtype=like.dtype)
+    return flat.reshape(list(shape))
+
+
+def ask(
+    program: Path, library: Path, lines: Iterable[str], folder: Path, *, enqueue: bool, timeout_s: float | None = None
+) -> "Answers":
+    """Run the harness on a request; it must end well."""
+    request = folder / "request.txt"
+    request.write_text("\n".join([*lines, ""]))
+    command = [str(program), str(library), str(request), *(["--enqueue", str(folder)] if enqueue else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    last = answers[-1].get("case", "the library") if answers else "nothing"
+    assert done.returncode == 0, f"ended with {done.returncode} after {last}:\n{done.stderr[-3000:]}"
+    return Answers(library=answers[0], cases={answer["case"]: answer for answer in answers[1:]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    library: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+
+
+def input_types(operator: Operator) -> set[tuple[str, ...]]:
+    """Every combination of types that the contract allows for the inputs."""
+    spec = operator.spec
+    choices = [[PLUGIN_DTYPES.get(dtype, dtype) for dtype in tensor.dtypes] for tensor in spec.inputs]
+    names = [tensor.name for tensor in spec.inputs]
+    leaders = [names.index(tensor.same_dtype_as) if tensor.same_dtype_as else None for tensor in spec.inputs]
+    return {
+        types
+        for types in product(*choices)
+        if all(leader is None or types[leader] == types[i] for i, leader in enumerate(leaders))
+    }

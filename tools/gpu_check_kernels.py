@@ -1,0 +1,419 @@
+"""Run kernels through the C interface of libtrtc_cuda, between guard bytes, and say what they did wrong.
+
+Needs numpy and the library only, so that it can run under compute-sanitizer.
+"""
+
+import ctypes
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trt_compress.errors import PluginError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+ONNX_NUMBERS: Mapping[str, int] = {
+    "float32": 1,
+    "uint8": 2,
+    "int32": 6,
+    "int64": 7,
+    "float16": 10,
+    "bfloat16": 16,
+}
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "uint8": 1, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2}
+
+GUARD_BYTES = 256
+GUARD = 0xA5
+FILLS = (0xCC, 0x33, 0xCC)  # of outputs and scratch memory before each run: what is left of it shows
+_MESSAGE_BYTES = 1024
+
+
+class Device(Protocol):
+    """Memory and a stream: a GPU, or the emulation of the tests."""
+
+    stream: int | None
+    can_capture: bool
+
+    def allocate(self, num_bytes: int) -> int: ...
+    def free(self, pointer: int) -> None: ...
+    def write(self, pointer: int, data: Bytes) -> None: ...
+    def read(self, pointer: int, num_bytes: int) -> Bytes: ...
+    def fill(self, pointer: int, value: int, num_bytes: int) -> None: ...
+    def synchronize(self) -> None:
+        """Wait for the stream; a PluginError says what a kernel did wrong."""
+        ...
+
+    def before_run(self, number: int) -> None:
+        """Called before each run of a case; the emulation takes another order of threads."""
+        ...
+
+    def captured(self, call: Callable[[], None]) -> Callable[[], None]:
+        """`call` captured in a CUDA graph; what comes back launches it."""
+        ...
+
+    def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+        """Times of `call` on the stream alone, with cold caches."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """One input or output of a case.
+
+    `alias` is the input that an output is written into. `num_used` is how many values of an output are written, where
+    the data decide that; None: all.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    alias: int | None = None
+    num_used: int | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that a kernel must write."""
+        return self.num_bytes if self.num_used is None else self.num_used * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One call of one operator. Outputs have the largest size they may have.
+
+    With `must_report` the data is wrong: the kernel must report a fault and write nothing.
+    """
+
+    name: str
+    op_type: str
+    attributes: tuple[tuple[str, int | float | tuple[int, ...]], ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    data: tuple[Bytes, ...]
+    bytes_moved: int = 0
+    must_report: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write to `<folder>/<name>.npz`."""
+        described = {
+            "name": self.name,
+            "op_type": self.op_type,
+            "attributes": self.attributes,
+            "inputs": [_tensor_json(tensor) for tensor in self.inputs],
+            "outputs": [_tensor_json(tensor) for tensor in self.outputs],
+            "bytes_moved": self.bytes_moved,
+            "must_report": self.must_report,
+        }
+        arrays: dict[str, Any] = {f"input{i}": data for i, data in enumerate(self.data)}
+        np.savez(folder / f"{self.name}.npz", described=np.array(json.dumps(described)), **arrays)
+
+    @staticmethod
+    def load(path: Path) -> "Case":
+        """Read what `save` wrote."""
+        with np.load(path) as file:
+            described = json.loads(str(file["described"]))
+            data = tuple(file[f"input{i}"] for i in range(len(described["inputs"])))
+        attributes = ((name, tuple(v) if isinstance(v, list) else v) for name, v in described["attributes"])
+        return Case(
+            name=described["name"],
+            op_type=described["op_type"],
+            attributes=tuple(attributes),
+            inputs=tuple(_tensor_of(tensor) for tensor in described["inputs"]),
+            outputs=tuple(_tensor_of(tensor) for tensor in described["outputs"]),
+            data=data,
+            bytes_moved=described["bytes_moved"],
+            must_report=described["must_report"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of one case: raw outputs, and every rule that was broken."""
+
+    outputs: tuple[Bytes, ...]
+    problems: tuple[str, ...]
+    latencies_us: tuple[float, ...] = ()
+    was_captured: bool = False
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        """Without the outputs."""
+        times = sorted(self.latencies_us)
+        return {
+            "case": name,
+            "problems": list(self.problems),
+            "has_outputs": bool(self.outputs),
+            "was_captured": self.was_captured,
+            "repeats": len(times),
+            "median_us": round(statistics.median(times), 3) if times else None,
+            "min_us": round(times[0], 3) if times else None,
+            "p90_us": round(times[int(0.9 * (len(times) - 1))], 3) if times else None,
+        }
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = [("integers", ctypes.POINTER(ctypes.c_int64)), ("count", ctypes.c_int32), ("real", ctypes.c_float)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("rank", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("op_type", ctypes.c_char_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("inputs", ctypes.POINTER(_Tensor)),
+        ("outputs", ctypes.POINTER(_Tensor)),
+        ("num_attributes", ctypes.c_int32),
+        ("num_inputs", ctypes.c_int32),
+        ("num_outputs", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class Kernels:
+    """libtrtc_cuda."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise PluginError(f"'{path}' does not load: {error}.") from None
+        self._library.trtcDescribe.restype = ctypes.c_char_p
+
+    def op_types(self) -> tuple[str, ...]:
+        """The operators it holds."""
+        described = json.loads(self._library.trtcDescribe().decode())
+        return tuple(operator["op_type"] for operator in described["operators"])
+
+    def workspace_bytes(self, case: Case) -> int:
+        """Scratch memory that the case needs."""
+        found = ctypes.c_size_t()
+        nothing = [0] * (len(case.inputs) + len(case.outputs))
+        with _call(case, nothing) as call:
+            self._must(self._library.trtcWorkspaceBytes, ctypes.byref(call), ctypes.byref(found))
+        return found.value
+
+    def enqueue(self, case: Case, pointers: Sequence[int], workspace: int, stream: int | None) -> None:
+        """Launch on `stream`; pointers of the inputs, then of the outputs."""
+        with _call(case, pointers) as call:
+            arguments = (ctypes.byref(call), ctypes.c_void_p(workspace), ctypes.c_void_p(stream))
+            self._must(self._library.trtcEnqueue, *arguments)
+
+    def take_fault(self) -> str:
+        """What a kernel found wrong with its data since the last call, or nothing."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = self._library.trtcTakeFault(message, ctypes.c_size_t(_MESSAGE_BYTES))
+        return message.value.decode() or (f"status {status}" if status else "")
+
+    @staticmethod
+    def _must(function: Callable[..., int], *arguments: object) -> None:
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = function(*arguments, message, ctypes.c_size_t(_MESSAGE_BYTES))
+        if status:
+            raise PluginError(message.value.decode(errors="replace") or f"the library returned {status}.")
+
+
+def run_case(kernels: Kernels, device: Device, case: Case, *, once: bool = False, repeats: int = 0) -> Ran:
+    """Run one case under every rule.
+
+    Args:
+        kernels: The library.
+        device: Where it runs.
+        case: Inputs, and sizes of the outputs.
+        once: One run only, with guard bytes: for compute-sanitizer.
+        repeats: Also time this many runs.
+    """
+    problems: list[str] = []
+
+    def note(fine: bool, problem: str) -> None:
+        if not fine and problem not in problems:
+            problems.append(problem)
+
+    try:
+        first = _run(kernels, device, case, 0, note)
+        if case.must_report:
+            for tensor, found in zip(case.outputs, first, strict=True):
+                before = FILLS[0] if tensor.alias is None else case.data[tensor.alias]
+                note(bool((found == before).all()), f"wrong data, and yet output {tensor.name} was written")
+            return Ran(outputs=(), problems=tuple(problems))
+        is_aliased = any(tensor.alias is not None for tensor in case.outputs)
+        if not once:
+            for number in (1, 2):
+                again = _run(kernels, device, case, number, note)
+                note(_same(case, first, again), "a second run gives other bits, or an output is not written everywhere")
+            if is_aliased:
+                apart = _run(kernels, device, case, 1, note, in_place=False)
+                note(_same(case, first, apart), "in place and copied outputs differ")
+        captures = device.can_capture and not once
+        if captures:
+            replayed = _run(kernels, device, case, 1, note, capture=True)
+            note(_same(case, first, replayed), "a captured CUDA graph gives other bits")
+        times = _time(kernels, device, case, repeats) if repeats and not problems else []
+    except PluginError as error:
+        return Ran(outputs=(), problems=(*problems, str(error)))
+    return Ran(outputs=first, problems=tuple(problems), latencies_us=tuple(times), was_captured=captures)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """Buffers between guard bytes; everything is freed at the end."""
+
+    device: Device
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def make(self, num_bytes: int) -> int:
+        start = self.device.allocate(num_bytes + 2 * GUARD_BYTES)
+        self.device.fill(start, GUARD, num_bytes + 2 * GUARD_BYTES)
+        self.sizes[start + GUARD_BYTES] = num_bytes
+        return start + GUARD_BYTES
+
+    def is_whole(self, pointer: int) -> bool:
+        size = self.sizes[pointer]
+        after = self.device.read(pointer + size, GUARD_BYTES)
+        before = self.device.read(pointer - GUARD_BYTES, GUARD_BYTES)
+        return bool((before == GUARD).all() and (after == GUARD).all())
+
+    def close(self) -> None:
+        for pointer in self.sizes:
+            self.device.free(pointer - GUARD_BYTES)
+
+
+@contextmanager
+def _memory(device: Device) -> Iterator[_Memory]:
+    memory = _Memory(device)
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def _run(
+    kernels: Kernels,
+    device: Device,
+    case: Case,
+    number: int,
+    note: Callable[[bool, str], None],
+    *,
+    in_place: bool = True,
+    capture: bool = False,
+) -> tuple[Bytes, ...]:
+    """One run on fresh memory; the outputs."""
+    scratch_bytes = kernels.workspace_bytes(case)
+    with _memory(device) as memory:
+        inputs = [memory.make(tensor.num_bytes) for tensor in case.inputs]
+        owned = [memory.make(tensor.num_bytes) for tensor in case.outputs]
+        outputs = [
+            inputs[tensor.alias] if in_place and tensor.alias is not None else own
+            for tensor, own in zip(case.outputs, owned, strict=True)
+        ]
+        scratch = memory.make(scratch_bytes)
+
+        def refill() -> None:
+            for pointer, data in zip(inputs, case.data, strict=True):
+                device.write(pointer, data)
+            for pointer, tensor in zip(owned, case.outputs, strict=True):
+                device.fill(pointer, FILLS[number], tensor.num_bytes)
+            device.fill(scratch, FILLS[number], scratch_bytes)
+
+        def enqueue() -> None:
+            kernels.enqueue(case, [*inputs, *outputs], scratch, device.stream)
+
+        refill()
+        device.before_run(number)
+        if capture:
+            launch = device.captured(enqueue)
+            for _ in range(2):
+                refill()
+                launch()
+                device.synchronize()
+        else:
+            enqueue()
+            device.synchronize()
+        fault = kernels.take_fault()
+        if case.must_report:
+            note(bool(fault), "wrong data was not reported")
+        else:
+            note(not fault, f"a fault was reported: {fault}")
+        replaced = {tensor.alias for tensor in case.outputs} if in_place else set()
+        for i, (tensor, pointer) in enumerate(zip(case.inputs, inputs, strict=True)):
+            note(memory.is_whole(pointer), f"wrote beyond input {tensor.name}")
+            unchanged = np.array_equal(device.read(pointer, tensor.num_bytes), case.data[i])
+            note(i in replaced or unchanged, f"wrote into input {tensor.name}")
+        for tensor, pointer in zip(case.outputs, owned, strict=True):
+            note(memory.is_whole(pointer), f"wrote beyond output {tensor.name}")
+        note(memory.is_whole(scratch), "wrote beyond its workspace")
+        return tuple(
+            device.read(pointer, tensor.num_bytes) for tensor, pointer in zip(case.outputs, outputs, strict=True)
+        )
+
+
+def _time(kernels: Kernels, device: Device, case: Case, repeats: int) -> list[float]:
+    with _memory(device) as memory:
+        inputs = [memory.make(tensor.num_bytes) for tensor in case.inputs]
+        for pointer, data in zip(inputs, case.data, strict=True):
+            device.write(pointer, data)
+        owned = [memory.make(tensor.num_bytes) for tensor in case.outputs]
+        outputs = [
+            own if tensor.alias is None else inputs[tensor.alias]
+            for tensor, own in zip(case.outputs, owned, strict=True)
+        ]
+        scratch = memory.make(kernels.workspace_bytes(case))
+        pointers = [*inputs, *outputs]
+        return device.latencies_us(lambda: kernels.enqueue(case, pointers, scratch, device.stream), repeats)
+
+
+def _same(case: Case, first: Sequence[Bytes], second: Sequence[Bytes]) -> bool:
+    used = [tensor.used_bytes for tensor in case.outputs]
+    return all(np.array_equal(a[:n], b[:n]) for a, b, n in zip(first, second, used, strict=True))
+
+
+@contextmanager
+def _call(case: Case, pointers: Sequence[int]) -> Iterator[_Call]:
+    """The case as the library reads it; valid inside the `with` only."""
+    integers = [
+        (ctypes.c_int64 * max(len(values), 1))(*values)
+        for values in (
+            [int(v) for v in value] if isinstance(value, tuple) else [int(value)] for _, value in case.attributes
+        )
+    ]
+    lengths = [len(value) if isinstance(value, tuple) else 1 for _, value in case.attributes]
+    reals = [float(value) if isinstance(value, float) else 0.0 for _, value in case.attributes]
+    attributes = (_Attribute * max(len(integers), 1))(
+        *(_Attribute(i, n, r) for i, n, r in zip(integers, lengths, reals, strict=True))
+    )
+    described = [*case.inputs, *case.outputs]
+    shapes = [(ctypes.c_int64 * max(len(tensor.shape), 1))(*tensor.shape) for tensor in described]
+    tensors = [
+        _Tensor(pointer, shape, len(tensor.shape), ONNX_NUMBERS[tensor.dtype])
+        for tensor, shape, pointer in zip(described, shapes, pointers, strict=True)
+    ]
+    inputs = (_Tensor * len(case.inputs))(*tensors[: len(case.inputs)])
+    outputs = (_Tensor * len(case.outputs))(*tensors[len(case.inputs) :])
+    counts = (len(case.attributes), len(case.inputs), len(case.outputs), 0)
+    yield _Call(case.op_type.encode(), attributes, inputs, outputs, *counts)
+
+
+def _tensor_json(tensor: Tensor) -> list[Any]:
+    return [tensor.name, tensor.dtype, list(tensor.shape), tensor.alias, tensor.num_used]
+
+
+def _tensor_of(described: Sequence[Any]) -> Tensor:
+    name, dtype, shape, alias, num_used = described
+    return Tensor(name=name, dtype=dtype, shape=tuple(shape), alias=alias, num_used=num_used)
