@@ -223,7 +223,8 @@ def test_a_disk_that_fills_up_leaves_nothing(where: str, typed_alone: Typed, pla
 @pytest.mark.parametrize("step", ["tracing", "verifying", "writing the bundle"])
 def test_an_interrupted_export_leaves_nothing(step: str, place: Path) -> None:
     program = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from trt_compress.export import api
 from trt_compress.tools.cli import main
 whole = api.export
