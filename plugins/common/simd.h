@@ -34,7 +34,7 @@ inline void store(float* to, FloatVector const& vector)
 
 inline FloatVector broadcast(float value)
 {
-    return FloatVector{} + value;
+    return value - FloatVector{}; // not 0 + value: that is an instruction, as it turns -0 into +0
 }
 
 inline IntVector broadcast(int32_t value)

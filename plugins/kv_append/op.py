@@ -104,9 +104,18 @@ BODY = """
 """
 
 
+def _check_fits(layout: int, length: int, new: int, sinks: int) -> None:
+    if layout == 1 and new > length - sinks:
+        raise ConfigError(
+            f"kv_append: T={new} tokens at once do not fit into a ring of L={length} slots with sinks={sinks}; "
+            f"append at most {length - sinks} at a time."
+        )
+
+
 @torch.library.custom_op("trt_compress::kv_append", mutates_args=())
 def _kv_append(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks: int) -> Tensor:
     length, new = cache.shape[2], rows.shape[2]
+    _check_fits(layout, length, new, sinks)
     first, last = (int(value) for value in (position.amin(), position.amax())) if position.numel() else (0, 0)
     if first < 0:
         raise ShapeError(f"kv_append: position holds {first}; it counts the tokens written before and is 0 or more.")
@@ -157,13 +166,8 @@ def kv_append(
     check_choice("kv_append", "layout", layout, LAYOUTS)
     if layout == "linear" and sinks:
         raise ConfigError(f"kv_append: sinks={sinks!r} needs layout='ring'; a linear cache keeps all slots: give 0.")
-    new = rows.shape[2]
     check_count("kv_append", "sinks", sinks, length - 1, f"a ring of L={length} slots allows")
-    if layout == "ring" and new > length - sinks:
-        raise ConfigError(
-            f"kv_append: T={new} tokens at once do not fit into a ring of L={length} slots with sinks={sinks}; "
-            f"append at most {length - sinks} at a time."
-        )
+    _check_fits(LAYOUTS.index(layout), length, rows.shape[2], sinks)
     attributes = {"layout": LAYOUTS.index(layout), "sinks": sinks}
     return run_operator(SPEC, [cache, rows, position], attributes, [((b, g, length, width), cache.dtype)])[0]
 

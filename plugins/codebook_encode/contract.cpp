@@ -1,0 +1,41 @@
+#include "codebook_encode/contract.h"
+
+namespace trtc::codebook_encode
+{
+
+namespace
+{
+Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+{
+    Shape const& x = inputs[0];
+    Error const error = checkCodebook(attributes, inputs[1], x[2]);
+    if (!error.empty())
+    {
+        return error;
+    }
+    outputs[0] = {x[0], x[1], codesPerToken(kindOf(attributes), inputs[1][0], x[2], attributes.integer("group"))};
+    return {};
+}
+} // namespace
+
+Contract const& contract()
+{
+    static Contract const sContract{
+        "CodebookEncode",
+        1,
+        {{"x", 3, floats()}, {"codebook", 3, floats()}},
+        {{"code", 3, {DType::kINT64}}},
+        {{"kind", AttributeKind::kINT, 0, 3}, {"group", AttributeKind::kINT, 1, static_cast<double>(kMOST_BITS)}},
+        &shapes,
+    };
+    return sContract;
+}
+
+Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
+{
+    Shape const& x = inputs[0];
+    Shape const& codebook = inputs[1];
+    return {kindOf(attributes), x[0] * x[1], x[2], codebook[0], codebook[1], attributes.integer("group")};
+}
+
+} // namespace trtc::codebook_encode

@@ -1,0 +1,112 @@
+// Packed key-value caches as the KV operators share them, as kv_format.py has them: a value is code * scale + minimum,
+// codes are packed planar along D, and a group is consecutive tokens of one channel (axis 0) or consecutive channels of
+// one token (axis 1). Host code only.
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+#include <string>
+
+#include "common/contract.h"
+#include "common/packing.h"
+
+namespace trtc::kv
+{
+
+struct Format
+{
+    int32_t bits;
+    bool byToken;   //!< axis 1: groups are channels of one token
+    int64_t group;  //!< elements of a group; the whole axis is written out
+    int64_t length; //!< L
+    int64_t width;  //!< D
+
+    int32_t parts() const noexcept
+    {
+        return partsOf(bits);
+    }
+
+    //! Bytes of the codes of one token.
+    int64_t rowBytes() const noexcept
+    {
+        return width / parts();
+    }
+
+    //! Axes 2 and 3 of the scales.
+    int64_t scaleRows() const noexcept
+    {
+        return byToken ? length : (group == 0 ? 1 : std::max<int64_t>(length / group, 1));
+    }
+
+    int64_t scaleColumns() const noexcept
+    {
+        return !byToken ? width : (group == 0 ? 1 : std::max<int64_t>(width / group, 1));
+    }
+
+    //! Scales of one KV head.
+    int64_t numScales() const noexcept
+    {
+        return scaleRows() * scaleColumns();
+    }
+};
+
+//! The attributes are `<prefix>bits`, `<prefix>axis` and `<prefix>group`. Group 0, the whole axis, becomes its length.
+inline Format formatOf(Attributes const& attributes, std::string const& prefix, int64_t length, int64_t width)
+{
+    auto const bits = static_cast<int32_t>(attributes.integer((prefix + "bits").c_str()));
+    bool const byToken = attributes.integer((prefix + "axis").c_str()) == 1;
+    int64_t const group = attributes.integer((prefix + "group").c_str());
+    return {bits, byToken, group == 0 ? (byToken ? width : length) : group, length, width};
+}
+
+inline Error checkBits(Attributes const& attributes, std::string const& prefix)
+{
+    int64_t const bits = attributes.integer((prefix + "bits").c_str());
+    bool const isKnown = bits == 8 || bits == 4 || bits == 2;
+    return isKnown ? Error{} : prefix + "bits=" + std::to_string(bits) + " is not known; give one of 8, 4, 2.";
+}
+
+inline Error checkPacking(char const* name, int64_t width, int64_t bits)
+{
+    if (width % (8 / bits) == 0)
+    {
+        return {};
+    }
+    return std::string(name) + " has D=" + std::to_string(width) + ", which " + std::to_string(bits)
+        + "-bit codes do not pack into whole bytes; it must be a multiple of " + std::to_string(8 / bits) + ".";
+}
+
+inline Error checkGroup(Attributes const& attributes, std::string const& prefix, int64_t length, int64_t width)
+{
+    bool const byToken = attributes.integer((prefix + "axis").c_str()) == 1;
+    int64_t const group = attributes.integer((prefix + "group").c_str());
+    int64_t const size = byToken ? width : length;
+    if (group == 0 || size % group == 0)
+    {
+        return {};
+    }
+    return prefix + "group=" + std::to_string(group) + " does not divide " + (byToken ? "D=" : "L=")
+        + std::to_string(size) + "; give 0 (all of it) or a divisor.";
+}
+
+//! Whether code, scale and minimum fit together as a cache [B, G, L, D]; -1 in `wanted` is any size. The bits have been
+//! checked.
+inline Error checkPacked(Attributes const& attributes, std::string const& prefix, Shape const& code, Shape const& scale,
+    Shape const& minimum, Shape const& wanted)
+{
+    int64_t const bits = attributes.integer((prefix + "bits").c_str());
+    int64_t const bytes = wanted[3] == -1 ? -1 : wanted[3] * bits / 8;
+    Error error = checkShape((prefix + "code").c_str(), code, {wanted[0], wanted[1], wanted[2], bytes}, "BGLW");
+    int64_t const width = code[3] * 8 / bits;
+    error = error.empty() ? checkGroup(attributes, prefix, code[2], width) : error;
+    if (!error.empty())
+    {
+        return error;
+    }
+    Format const format = formatOf(attributes, prefix, code[2], width);
+    Shape const scales{code[0], code[1], format.scaleRows(), format.scaleColumns()};
+    error = checkShape((prefix + "scale").c_str(), scale, scales, "BGLD");
+    return error.empty() ? checkShape((prefix + "minimum").c_str(), minimum, scales, "BGLD") : error;
+}
+
+} // namespace trtc::kv
