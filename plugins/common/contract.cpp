@@ -50,6 +50,10 @@ std::string range(AttributeContract const& contract)
     {
         return number(contract.minimum) + " to " + number(contract.maximum);
     }
+    if (!hasMinimum && !hasMaximum)
+    {
+        return "a finite number";
+    }
     return hasMinimum ? "at least " + number(contract.minimum) : "at most " + number(contract.maximum);
 }
 

@@ -1,0 +1,103 @@
+// AttentionScore in C++: its contract, and the sizes that every form works with.
+#pragma once
+
+#include "common/contract.h"
+
+namespace trtc::attention_score
+{
+
+Contract const& contract();
+
+enum class Softmax : int32_t
+{
+    kNONE,
+    kALL,
+    kSPAN,
+};
+
+enum class Rows : int32_t
+{
+    kMEAN,
+    kSUM,
+    kMAXIMUM,
+    kLAST,
+};
+
+enum class Normalize : int32_t
+{
+    kNONE,
+    kPROBES,
+    kTOKENS,
+};
+
+enum class Reduce : int32_t
+{
+    kMEAN,
+    kSUM,
+    kMAXIMUM,
+};
+
+struct Sizes
+{
+    int64_t batch;
+    int64_t heads;
+    int64_t groups;
+    int64_t numRows; //!< all probe rows
+    int64_t width;
+    int64_t numKeys;
+    int64_t start; //!< the span of keys that get a score
+    int64_t stop;
+    float scale;
+    bool causal;
+    Softmax softmax;
+    Rows rows;
+    Normalize normalize;
+    Reduce reduce; //!< over the heads of a part
+    int64_t parts; //!< scores of an item: for each head, each KV head, or one
+    bool poolMaximum;
+    int64_t headKernel;
+    int64_t kernel;
+    Shape bias; //!< its shape
+
+    int64_t span() const noexcept
+    {
+        return stop - start;
+    }
+
+    //! The keys that are looked at, in which the span lies.
+    int64_t firstKey() const noexcept
+    {
+        return softmax == Softmax::kALL ? 0 : start;
+    }
+
+    int64_t usedKeys() const noexcept
+    {
+        return softmax == Softmax::kALL ? numKeys : span();
+    }
+
+    //! The rows that are looked at, up to the last.
+    int64_t firstRow() const noexcept
+    {
+        return rows == Rows::kLAST ? numRows - 1 : 0;
+    }
+
+    int64_t usedRows() const noexcept
+    {
+        return numRows - firstRow();
+    }
+
+    int64_t headsOfGroup() const noexcept
+    {
+        return heads / groups;
+    }
+
+    //! Whether the scores of the heads are the outputs.
+    bool isPlain() const noexcept
+    {
+        return parts == heads && headKernel == 1 && kernel == 1;
+    }
+};
+
+Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);
+
+} // namespace trtc::attention_score

@@ -1,0 +1,39 @@
+#include "common/half.h"
+#include "common/ort_adapter.h"
+#include "token_mix/contract.h"
+#include "token_mix/kernel_cpu.h"
+
+namespace trtc::token_mix
+{
+
+namespace
+{
+struct OrtForm
+{
+    static Contract const& contract()
+    {
+        return token_mix::contract();
+    }
+
+    static Error compute(OrtCall& call)
+    {
+        Sizes const sizes = sizesOf(call.attributes(), call.shapes());
+        void* const workspace = call.workspace(cpuWorkspaceBytes(sizes));
+        dispatchFloat(call.dtype(0),
+                      [&](auto tag)
+                      {
+                          using T = typename decltype(tag)::Type;
+                          mixTokens(sizes, call.input<T>(0), call.input<void>(1), call.dtype(1), call.output<T>(0),
+                                    workspace, call.parallelFor());
+                      });
+        return {};
+    }
+};
+} // namespace
+
+void registerOrt(OrtRegistry& registry)
+{
+    registry.add<OrtForm>();
+}
+
+} // namespace trtc::token_mix
