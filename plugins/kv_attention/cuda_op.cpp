@@ -1,0 +1,43 @@
+#include "common/cuda_op.h"
+#include "kv_attention/kernel.cuh"
+
+namespace trtc::kv_attention
+{
+
+namespace
+{
+size_t workspaceBytes(GpuShapes const& shapes)
+{
+    return kvAttentionWorkspaceBytes(sizesOf(shapes.attributes, shapes.inputs));
+}
+
+cudaError_t enqueue(GpuCall const& call)
+{
+    GpuShapes const& shapes = call.shapes;
+    GpuCache const keys{call.input<uint8_t>(1), call.inputs[2], call.inputs[3], shapes.inputTypes[2]};
+    GpuCache const values{call.input<uint8_t>(4), call.inputs[5], call.inputs[6], shapes.inputTypes[5]};
+    GpuTensors const tensors{call.inputs[0], shapes.inputTypes[0], keys, values, call.input<int64_t>(7),
+        call.inputs[8], shapes.inputTypes[8], call.outputs[0], call.output<float>(1)};
+    return launchKvAttention(sizesOf(shapes.attributes, shapes.inputs), tensors, call.workspace, call.stream);
+}
+
+Error limits(GpuShapes const& shapes)
+{
+    Sizes const sizes = sizesOf(shapes.attributes, shapes.inputs);
+    if (sizes.width > kMOST_WIDTH)
+    {
+        return "heads of D=" + std::to_string(sizes.width) + " are too wide for the GPU form; at most "
+            + std::to_string(kMOST_WIDTH) + " are allowed.";
+    }
+    return sizes.length <= kMOST_SLOTS ? Error{}
+                                       : "a cache of L=" + std::to_string(sizes.length)
+            + " slots is too long for the GPU form; at most " + std::to_string(kMOST_SLOTS) + " are allowed.";
+}
+} // namespace
+
+void registerCuda(CudaRegistry& registry)
+{
+    registry.add({&contract(), &workspaceBytes, &enqueue, &limits});
+}
+
+} // namespace trtc::kv_attention

@@ -1,0 +1,42 @@
+// KVAttention on the GPU.
+#pragma once
+
+#include "common/cuda_common.cuh"
+#include "kv_attention/contract.h"
+
+namespace trtc::kv_attention
+{
+
+//! Wider heads have no kernel.
+constexpr int64_t kMOST_WIDTH = 512;
+//! Slots and channels of one KV head are 32-bit numbers.
+constexpr int64_t kMOST_SLOTS = 2147483647 - 4096;
+
+//! One side of the cache.
+struct GpuCache
+{
+    uint8_t const* code;
+    void const* scale;
+    void const* minimum;
+    DType scaleType; //!< float32 or float16
+};
+
+struct GpuTensors
+{
+    void const* q;
+    DType type;
+    GpuCache keys;
+    GpuCache values;
+    int64_t const* length;
+    void const* bias;
+    DType biasType;
+    void* y;
+    float* lse;
+};
+
+//! Results of the splits, where a cache is cut; for any smaller sizes it is no more.
+size_t kvAttentionWorkspaceBytes(Sizes const& sizes);
+
+cudaError_t launchKvAttention(Sizes const& sizes, GpuTensors const& tensors, void* workspace, cudaStream_t stream);
+
+} // namespace trtc::kv_attention

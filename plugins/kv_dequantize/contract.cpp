@@ -1,0 +1,49 @@
+#include "kv_dequantize/contract.h"
+
+namespace trtc::kv_dequantize
+{
+
+namespace
+{
+Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+{
+    int64_t const to = attributes.integer("to");
+    Error error = kv::checkBits(attributes, "");
+    if (error.empty() && to != onnxNumber(DType::kFLOAT32) && to != onnxNumber(DType::kFLOAT16)
+        && to != onnxNumber(DType::kBFLOAT16))
+    {
+        error = "to=" + std::to_string(to) + " is not known; give 1 (float32), 10 (float16) or 16 (bfloat16).";
+    }
+    error = error.empty() ? kv::checkPacked(attributes, "", inputs[0], inputs[1], inputs[2], {-1, -1, -1, -1}) : error;
+    if (!error.empty())
+    {
+        return error;
+    }
+    Shape const& code = inputs[0];
+    outputs[0] = {code[0], code[1], code[2], sizesOf(attributes, inputs).width()};
+    return {};
+}
+} // namespace
+
+Contract const& contract()
+{
+    static Contract const sContract{
+        "KVDequantize",
+        1,
+        {{"code", 4, {DType::kUINT8}}, {"scale", 4, {DType::kFLOAT32, DType::kFLOAT16}}, {"minimum", 4, {}, "scale"}},
+        {{"x", 4, floats(), nullptr, "to"}},
+        {{"bits", AttributeKind::kINT, 2, 8}, {"axis", AttributeKind::kINT, 0, 1}, {"group", AttributeKind::kINT, 0},
+            {"to", AttributeKind::kINT, 1, 16}},
+        &shapes,
+    };
+    return sContract;
+}
+
+Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
+{
+    Shape const& code = inputs[0];
+    int64_t const width = code[3] * 8 / attributes.integer("bits");
+    return {code[0] * code[1], kv::formatOf(attributes, "", code[2], width)};
+}
+
+} // namespace trtc::kv_dequantize
