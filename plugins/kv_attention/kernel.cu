@@ -312,8 +312,10 @@ public:
         , mValueData(problem.values, head, problem.length)
         , mWarp(static_cast<int32_t>(threadIdx.x / kWARP_SIZE))
         , mLane(static_cast<int32_t>(threadIdx.x % kWARP_SIZE))
+        , mRun(mLane % kLANES)
+        , mFirstSlot(mLane / kLANES * S::kBATCH)
         , mEnd(end)
-        , mQueryGroup(kNO_QUERY)
+        , mQueryGroup(-1)
     {
 #pragma unroll
         for (int32_t i = 0; i < S::kMY_ROWS; ++i)
@@ -366,7 +368,7 @@ public:
                     }
                     if (mLane < kLANES)
                     {
-                        mShared.sums[mWarp][row][(firstRun() + j * kLANES) * kRUN + i] = sum;
+                        mShared.sums[mWarp][row][(mRun + j * kLANES) * kRUN + i] = sum;
                     }
                 }
             }
@@ -389,21 +391,6 @@ public:
     }
 
 private:
-    static constexpr int32_t kNO_QUERY = -2;
-    static constexpr int32_t kPLAIN_QUERY = -1;
-
-    //! The first run of this lane; the others follow in steps of kLANES.
-    __device__ int32_t firstRun() const
-    {
-        return mLane % kLANES;
-    }
-
-    //! Of the slots of this lane in a tile.
-    __device__ int32_t firstSlot() const
-    {
-        return mLane / kLANES * S::kBATCH;
-    }
-
     //! The query that product `index` of this lane is of.
     __device__ int32_t rowOf(int32_t index) const
     {
@@ -413,41 +400,36 @@ private:
     //! Slots of this lane in the tile; behind the last one it is taken again.
     __device__ int32_t slotOf(int32_t start, int32_t t) const
     {
-        return min(start + firstSlot() + t, mEnd - 1);
+        return min(start + mFirstSlot + t, mEnd - 1);
     }
 
-    //! Takes the queries at this lane's channels, with the scales of one group of tokens in them if there is one.
-    __device__ void wantQuery(int32_t group)
+    //! The queries at this lane's channels, from a place in shared memory: between tiles the registers are for others.
+    struct Query
     {
-        if (group == mQueryGroup)
+        float at[kRUNS][kROWS][kRUN];
+
+        __device__ Query(float const (&from)[kROWS][S::kWIDTH], int32_t run)
         {
-            return;
-        }
-        mQueryGroup = group;
-        bool const isScaled = group != kPLAIN_QUERY;
-        if (isScaled)
-        {
-            scaleQuery(group);
-        }
 #pragma unroll
-        for (int32_t row = 0; row < kROWS; ++row)
-        {
-            float const* const from = isScaled ? mShared.scaledQ[mWarp][row] : mShared.q[row];
-#pragma unroll
-            for (int32_t j = 0; j < kRUNS; ++j)
+            for (int32_t row = 0; row < kROWS; ++row)
             {
 #pragma unroll
-                for (int32_t i = 0; i < kRUN; ++i)
+                for (int32_t j = 0; j < kRUNS; ++j)
                 {
-                    mQuery[j][row][i] = from[(firstRun() + j * kLANES) * kRUN + i];
+#pragma unroll
+                    for (int32_t i = 0; i < kRUN; ++i)
+                    {
+                        at[j][row][i] = from[row][(run + j * kLANES) * kRUN + i];
+                    }
                 }
             }
         }
-    }
+    };
 
     //! Leaves the queries with the scales of one group in shared memory, and the products with its minima.
     __device__ void scaleQuery(int32_t group)
     {
+        mQueryGroup = group;
         float constants[kROWS] = {};
         uint32_t const base = static_cast<uint32_t>(group) * static_cast<uint32_t>(mProblem.keys.columns);
         __syncwarp();
@@ -484,9 +466,12 @@ private:
         int32_t const group = mProblem.keys.byToken ? 0 : start / mProblem.keys.group;
         bool const isFolded = !mProblem.keys.byToken && mProblem.keys.isWide
             && (min(start + S::kTILE, mEnd) - 1) / mProblem.keys.group == group;
-        wantQuery(isFolded ? group : kPLAIN_QUERY);
         if (isFolded)
         {
+            if (group != mQueryGroup)
+            {
+                scaleQuery(group);
+            }
             multiplySteps<false>(start);
         }
         else if (mProblem.keys.isUniform)
@@ -504,6 +489,7 @@ private:
     __device__ void multiplySteps(int32_t start)
     {
         constexpr int32_t kCOUNT = kSTEP * kROWS;
+        Query const query(kSCALED ? mShared.q : mShared.scaledQ[mWarp], mRun);
         uint2 raw[kRUNS][kSTEP];
         loadRuns(mProblem.keys, mKeyData, start, raw);
 #pragma unroll 1
@@ -527,7 +513,7 @@ private:
                     Scales<kRUN / 2> scales;
                     if constexpr (kSCALED)
                     {
-                        int32_t const* const groups = mShared.keyGroups + (firstRun() + j * kLANES) * (kRUN / 2);
+                        int32_t const* const groups = mShared.keyGroups + (mRun + j * kLANES) * (kRUN / 2);
                         scales = pairScalesOf(mProblem.keys, mKeyData, slotOf(start, first + t), groups);
                     }
 #pragma unroll
@@ -537,7 +523,7 @@ private:
 #pragma unroll
                         for (int32_t row = 0; row < kROWS; ++row)
                         {
-                            products[t * kROWS + row] = fmaf(value, mQuery[j][row][i], products[t * kROWS + row]);
+                            products[t * kROWS + row] = fmaf(value, query.at[j][row][i], products[t * kROWS + row]);
                         }
                     }
                     raw[j][t] = next[j][t];
@@ -546,11 +532,11 @@ private:
             exchange<kLANES>(products);
             constexpr int32_t kHELD = kCOUNT > kLANES ? kCOUNT / kLANES : 1;
             constexpr int32_t kHOLDERS = kCOUNT < kLANES ? kLANES / kCOUNT : 1; // lanes that hold the same
-            float* const to = mShared.weights[mWarp] + (firstSlot() + first) * kROWS + firstRun() / kHOLDERS * kHELD;
+            float* const to = mShared.weights[mWarp] + (mFirstSlot + first) * kROWS + mRun / kHOLDERS * kHELD;
 #pragma unroll
             for (int32_t i = 0; i < kHELD; ++i)
             {
-                if (firstRun() % kHOLDERS == 0)
+                if (mRun % kHOLDERS == 0)
                 {
                     to[i] = products[i];
                 }
@@ -562,6 +548,7 @@ private:
     __device__ void multiplySlowly(int32_t start)
     {
         float* const whole = mShared.weights[mWarp];
+        Query const query(mShared.q, mRun);
 #pragma unroll 1
         for (int32_t t = 0; t < S::kBATCH; ++t)
         {
@@ -570,7 +557,7 @@ private:
 #pragma unroll
             for (int32_t j = 0; j < kRUNS; ++j)
             {
-                int32_t const run = opaque(firstRun() + j * kLANES);
+                int32_t const run = opaque(mRun + j * kLANES);
                 uint2 const codes = unpacked(mProblem.keys.bits, loadBytes(mProblem.keys, mKeyData.code + rowAt(mProblem.keys, slot), run));
                 Scales<kRUN> const scales = scalesOf(mProblem.keys, mKeyData, slot, run);
 #pragma unroll
@@ -580,7 +567,7 @@ private:
 #pragma unroll
                     for (int32_t row = 0; row < kROWS; ++row)
                     {
-                        sums[row] = fmaf(value, mQuery[j][row][i], sums[row]);
+                        sums[row] = fmaf(value, query.at[j][row][i], sums[row]);
                     }
                 }
             }
@@ -592,9 +579,9 @@ private:
                 {
                     sums[row] += __shfl_xor_sync(kFULL_MASK, sums[row], offset);
                 }
-                if (firstRun() == 0)
+                if (mRun == 0)
                 {
-                    whole[(firstSlot() + t) * kROWS + row] = sums[row];
+                    whole[(mFirstSlot + t) * kROWS + row] = sums[row];
                 }
             }
         }
@@ -618,7 +605,7 @@ private:
 #pragma unroll
         for (int32_t j = 0; j < kRUNS; ++j)
         {
-            uint8_t const* const from = data.code + (thereOf(side, firstRun() + j * kLANES) << side.shift);
+            uint8_t const* const from = data.code + (thereOf(side, mRun + j * kLANES) << side.shift);
 #pragma unroll
             for (int32_t t = 0; t < kSTEP; ++t)
             {
@@ -723,7 +710,7 @@ private:
 #pragma unroll
                     for (int32_t t = 0; t < kSTEP; ++t)
                     {
-                        int32_t const* const groups = mShared.valueGroups + (firstRun() + j * kLANES) * (kRUN / 2);
+                        int32_t const* const groups = mShared.valueGroups + (mRun + j * kLANES) * (kRUN / 2);
                         Scales<kRUN / 2> const scales
                             = pairScalesOf(side, mValueData, slotOf(start, first + t), groups);
                         addRun(unpacked(side.bits, raw[j][t]), scales, first + t, mSums[j]);
@@ -741,7 +728,7 @@ private:
 #pragma unroll 1
             for (int32_t t = 0; t < S::kBATCH; ++t)
             {
-                int32_t const run = opaque(firstRun() + j * kLANES);
+                int32_t const run = opaque(mRun + j * kLANES);
                 int32_t const slot = slotOf(start, t);
                 if (slot >= last)
                 {
@@ -757,7 +744,7 @@ private:
     template <int32_t kCOUNT>
     __device__ void addRun(uint2 codes, Scales<kCOUNT> const& scales, int32_t t, float (&sums)[kROWS][kRUN]) const
     {
-        float const* const weights = mShared.weights[mWarp] + (firstSlot() + t) * kROWS;
+        float const* const weights = mShared.weights[mWarp] + (mFirstSlot + t) * kROWS;
 #pragma unroll
         for (int32_t i = 0; i < kRUN; ++i)
         {
@@ -776,9 +763,10 @@ private:
     HeadData mValueData;
     int32_t mWarp;
     int32_t mLane;
+    int32_t mRun;
+    int32_t mFirstSlot; //!< of this lane in a tile
     int32_t mEnd;
-    int32_t mQueryGroup; //!< whose scales are in mQuery
-    float mQuery[kRUNS][kROWS][kRUN];
+    int32_t mQueryGroup; //!< whose scales are in scaledQ
     float mHighest[S::kMY_ROWS];
     float mTotal[S::kMY_ROWS];
     float mSums[kRUNS][kROWS][kRUN];
