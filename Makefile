@@ -12,7 +12,6 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trt-compress-installed
 CPP_SOURCES := $(shell git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' 2>/dev/null)
-CLANG_FORMAT := $(shell command -v clang-format 2>/dev/null)
 
 .DEFAULT_GOAL := test
 .PHONY: install demo test check gpu-check format clean
@@ -30,9 +29,7 @@ check: $(STAMP)
 	@echo "ruff check" && $(BIN)/ruff check --quiet .
 	@echo "mypy" && $(BIN)/mypy
 	@echo "pyright" && $(BIN)/pyright --pythonpath $(BIN)/python
-ifneq ($(and $(CPP_SOURCES),$(CLANG_FORMAT)),)
-	@echo "clang-format" && $(CLANG_FORMAT) --dry-run --Werror $(CPP_SOURCES)
-endif
+	@echo "clang-format" && $(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 gpu-check: $(STAMP)
 	@$(BIN)/python -m trt_compress.tools.gpu_check $(GPU_CHECK_ARGS)
@@ -40,9 +37,7 @@ gpu-check: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
-ifneq ($(and $(CPP_SOURCES),$(CLANG_FORMAT)),)
-	@$(CLANG_FORMAT) -i $(CPP_SOURCES)
-endif
+	@$(BIN)/clang-format -i $(CPP_SOURCES)
 
 clean:
 	rm -rf $(VENV) dist out .pytest_cache .mypy_cache .ruff_cache

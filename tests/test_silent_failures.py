@@ -16,7 +16,15 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from trt_compress.errors import BuildError, BundleError, ConfigError, GateError, ShapeError, UnsupportedError
+from trt_compress.errors import (
+    BuildError,
+    BundleError,
+    ConfigError,
+    GateError,
+    PluginError,
+    ShapeError,
+    UnsupportedError,
+)
 from trt_compress.export import api
 from trt_compress.export import build as build_module
 from trt_compress.export import verify as verify_module
@@ -27,6 +35,7 @@ from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE
+from trt_compress.plugins.library import Library
 from trt_compress.runtime import Bundle, Manifest, Session
 from trt_compress.runtime.latency import summarize
 from trt_compress.tools.cli import app
@@ -164,14 +173,14 @@ def test_the_path_of_every_operator_is_on_record(built: Path) -> None:
     """
     (engine,) = Bundle.open(built).manifest.engines
     assert engine.paths == {"TrtcTokenMerge": {"plugin": 0, "function": 8}}
-    model = onnx.load(built / "model.onnx")
-    with pytest.raises(UnsupportedError, match="^TensorRT-RTX takes no plugins, .*; leave out plugin_library="):
+    library = Library(kind="tensorrt", path=Path("plugins.so"), info={"source_hash": "0"})
+    with pytest.raises(PluginError, match="^TensorRT-RTX takes no plugins, .*; build for the target 'rtx' without"):
         build_engine(
-            model,
+            onnx.load(built / "model.onnx"),
             get_target("rtx"),
             batch=BatchRange(min=1, opt=1, max=1),
             precision="fp32",
-            plugin_library=Path("plugins.so"),
+            plugins=library,
         )
 
 

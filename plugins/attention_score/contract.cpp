@@ -21,7 +21,7 @@ Error checkAttributeValues(Attributes const& attributes)
         && attributes.integer("rows") != static_cast<int64_t>(Rows::kSUM))
     {
         return "normalize=" + std::to_string(attributes.integer("normalize"))
-               + " divides a sum, and rows=" + std::to_string(attributes.integer("rows")) + "; give rows=1.";
+            + " divides a sum, and rows=" + std::to_string(attributes.integer("rows")) + "; give rows=1.";
     }
     for (char const* const name : {"head_kernel", "kernel"})
     {
@@ -49,7 +49,7 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     if (k[1] == 0 || q[1] % k[1] != 0)
     {
         return "q has H=" + std::to_string(q[1]) + " heads and k has G=" + std::to_string(k[1])
-               + "; H must be a multiple of G.";
+            + "; H must be a multiple of G.";
     }
     Shape const wanted{q[0], q[1], q[2], k[2]};
     for (size_t axis = 0; axis < wanted.size(); ++axis)
@@ -57,15 +57,15 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
         if (bias[axis] != 1 && bias[axis] != wanted[axis])
         {
             return "bias has shape " + textOf(bias) + "; axis " + std::string(1, "BHRN"[axis]) + " must be 1 or "
-                   + std::to_string(wanted[axis]) + " to broadcast to BHRN.";
+                + std::to_string(wanted[axis]) + " to broadcast to BHRN.";
         }
     }
     Sizes const sizes = sizesOf(attributes, inputs);
     if (!(sizes.start < sizes.stop && sizes.stop <= sizes.numKeys))
     {
         return "start=" + std::to_string(sizes.start) + " and stop=" + std::to_string(attributes.integer("stop"))
-               + " hold no span of N=" + std::to_string(sizes.numKeys)
-               + " keys; give 0 <= start < stop <= N, or a stop that is counted from the end.";
+            + " hold no span of N=" + std::to_string(sizes.numKeys)
+            + " keys; give 0 <= start < stop <= N, or a stop that is counted from the end.";
     }
     outputs[0] = {sizes.batch, sizes.parts, sizes.span()};
     return {};
@@ -79,17 +79,11 @@ Contract const& contract()
         1,
         {{"q", 4, floats()}, {"k", 4, floats()}, {"position", 1, {DType::kINT64}}, {"bias", 4, floats()}},
         {{"score", 3, {DType::kFLOAT32}}},
-        {{"scale", AttributeKind::kFLOAT},
-         {"causal", AttributeKind::kINT, 0, 1},
-         {"softmax", AttributeKind::kINT, 0, 2},
-         {"start", AttributeKind::kINT, 0},
-         {"stop", AttributeKind::kINT},
-         {"rows", AttributeKind::kINT, 0, 3},
-         {"heads", AttributeKind::kINT, 0, 6},
-         {"normalize", AttributeKind::kINT, 0, 2},
-         {"pool", AttributeKind::kINT, 0, 1},
-         {"head_kernel", AttributeKind::kINTS, 1},
-         {"kernel", AttributeKind::kINTS, 1}},
+        {{"scale", AttributeKind::kFLOAT}, {"causal", AttributeKind::kINT, 0, 1},
+            {"softmax", AttributeKind::kINT, 0, 2}, {"start", AttributeKind::kINT, 0}, {"stop", AttributeKind::kINT},
+            {"rows", AttributeKind::kINT, 0, 3}, {"heads", AttributeKind::kINT, 0, 6},
+            {"normalize", AttributeKind::kINT, 0, 2}, {"pool", AttributeKind::kINT, 0, 1},
+            {"head_kernel", AttributeKind::kINTS, 1}, {"kernel", AttributeKind::kINTS, 1}},
         &shapes,
     };
     return sContract;
@@ -101,27 +95,16 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
     Shape const& k = inputs[1];
     int64_t const stop = attributes.integer("stop");
     int64_t const heads = attributes.integer("heads"); // 0: each; 1..3 of each group, 4..6 of all: mean, sum, maximum
-    return {q[0],
-            q[1],
-            k[1],
-            q[2],
-            q[3],
-            k[2],
-            attributes.integer("start"),
-            stop > 0 ? stop : k[2] + stop,
-            attributes.real("scale"),
-            attributes.integer("causal") == 1,
-            static_cast<Softmax>(attributes.integer("softmax")),
-            static_cast<Rows>(attributes.integer("rows")),
-            static_cast<Normalize>(attributes.integer("normalize")),
-            heads == 0 ? Reduce::kSUM : static_cast<Reduce>((heads - 1) % 3),
-            heads == 0   ? q[1]
+    return {q[0], q[1], k[1], q[2], q[3], k[2], attributes.integer("start"), stop > 0 ? stop : k[2] + stop,
+        attributes.real("scale"), attributes.integer("causal") == 1,
+        static_cast<Softmax>(attributes.integer("softmax")), static_cast<Rows>(attributes.integer("rows")),
+        static_cast<Normalize>(attributes.integer("normalize")),
+        heads == 0 ? Reduce::kSUM : static_cast<Reduce>((heads - 1) % 3),
+        heads == 0       ? q[1]
             : heads <= 3 ? k[1]
                          : 1,
-            attributes.integer("pool") == 1,
-            attributes.integers("head_kernel").front(),
-            attributes.integers("kernel").front(),
-            inputs[3]};
+        attributes.integer("pool") == 1, attributes.integers("head_kernel").front(),
+        attributes.integers("kernel").front(), inputs[3]};
 }
 
 } // namespace trtc::attention_score

@@ -130,7 +130,7 @@ __device__ void loadValues(void const* data, DType dtype, int64_t index, bool is
 //! keys from `key` on, among all.
 template <int32_t kROWS>
 __device__ void computeLogits(Problem const& problem, Tiles<kROWS>& tiles, int64_t item, int32_t head, int32_t row,
-                              int32_t key, float (&logits)[kROWS][kKEYS])
+    int32_t key, float (&logits)[kROWS][kKEYS])
 {
     using RowPack = Pack<float, kROWS>;
     using KeyPack = Pack<float, kKEYS>;
@@ -161,7 +161,7 @@ __device__ void computeLogits(Problem const& problem, Tiles<kROWS>& tiles, int64
             int32_t const at = thread / kTILE_KEYS * kTOGETHER;
             int32_t const count = inTile < keysThere ? problem.width - depth - at : 0;
             loadValues(problem.k, problem.kType, kStart + static_cast<int64_t>(inTile) * problem.width + depth + at,
-                       problem.kIsWide, count, values);
+                problem.kIsWide, count, values);
 #pragma unroll
             for (int32_t i = 0; i < kTOGETHER; ++i)
             {
@@ -174,7 +174,7 @@ __device__ void computeLogits(Problem const& problem, Tiles<kROWS>& tiles, int64
             int32_t const at = thread / kTILE_ROWS * kTOGETHER;
             int32_t const count = inTile < rowsThere ? problem.width - depth - at : 0;
             loadValues(problem.q, problem.qType, qStart + static_cast<int64_t>(inTile) * problem.width + depth + at,
-                       problem.qIsWide, count, values);
+                problem.qIsWide, count, values);
 #pragma unroll
             for (int32_t i = 0; i < kTOGETHER; ++i)
             {
@@ -208,7 +208,7 @@ __device__ void computeLogits(Problem const& problem, Tiles<kROWS>& tiles, int64
             if (mine + i < rowsThere && own + j < keysThere)
             {
                 int64_t const at = biasStart + (problem.firstRow + row + mine + i) * problem.biasRow
-                                   + (key + own + j) * problem.biasKey;
+                    + (key + own + j) * problem.biasKey;
                 logits[i][j] += loadFloat(problem.bias, problem.biasType, at);
             }
         }
@@ -230,7 +230,7 @@ __device__ Sum together(Sum a, Sum b)
 {
     float const largest = fmaxf(a.largest, b.largest);
     float const sum = (a.sum > 0.0F ? a.sum * expf(a.largest - largest) : 0.0F)
-                      + (b.sum > 0.0F ? b.sum * expf(b.largest - largest) : 0.0F);
+        + (b.sum > 0.0F ? b.sum * expf(b.largest - largest) : 0.0F);
     return {largest, sum};
 }
 
@@ -288,8 +288,8 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) attentionScoreSumKern
     {
         for (int32_t offset = kSIDE / 2; offset > 0; offset /= 2)
         {
-            Sum const other{__shfl_xor_sync(kFULL_MASK, sum[i].largest, offset),
-                            __shfl_xor_sync(kFULL_MASK, sum[i].sum, offset)};
+            Sum const other{
+                __shfl_xor_sync(kFULL_MASK, sum[i].largest, offset), __shfl_xor_sync(kFULL_MASK, sum[i].sum, offset)};
             sum[i] = together(sum[i], other);
         }
         if (own == 0 && row + mine + i < problem.usedRows)
@@ -452,8 +452,8 @@ __global__ void __launch_bounds__(kPOOL_THREADS)
         {
             float const* const row = own + static_cast<int64_t>(head) * pooling.span;
             float const value = pooling.ofHead.reach == 0
-                                    ? row[j]
-                                    : poolAt(pooling, pooling.ofHead, j, [&](int32_t i) { return row[i]; });
+                ? row[j]
+                : poolAt(pooling, pooling.ofHead, j, [&](int32_t i) { return row[i]; });
             float const both = pooling.reduce == Reduce::kMAXIMUM ? fmaxf(all, value) : all + value;
             all = head == 0 ? value : both;
         }
@@ -503,8 +503,8 @@ int64_t sumBytes(Sizes const& sizes)
 }
 
 template <int32_t kROWS>
-cudaError_t launchTyped(Sizes const& sizes, Cut const& cut, Problem const& problem, Sum* sums, float* raw,
-                        cudaStream_t stream)
+cudaError_t launchTyped(
+    Sizes const& sizes, Cut const& cut, Problem const& problem, Sum* sums, float* raw, cudaStream_t stream)
 {
     int64_t const heads = sizes.batch * sizes.heads;
     cudaError_t status = cudaSuccess;
@@ -517,7 +517,7 @@ cudaError_t launchTyped(Sizes const& sizes, Cut const& cut, Problem const& probl
     {
         int64_t const keyTiles = divideUp(sizes.span(), kTILE_KEYS);
         status = launchKernel(attentionScoreKernel<kROWS>, dim3(static_cast<unsigned>(heads * keyTiles)),
-                              dim3(kTHREADS), 0, stream, problem, keyTiles, sums, raw);
+            dim3(kTHREADS), 0, stream, problem, keyTiles, sums, raw);
     }
     return status;
 }
@@ -530,8 +530,7 @@ size_t attentionScoreWorkspaceBytes(Sizes const& sizes)
 }
 
 cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void const* q, void const* k,
-                                 int64_t const* position, void const* bias, float* score, void* workspace,
-                                 cudaStream_t stream)
+    int64_t const* position, void const* bias, float* score, void* workspace, cudaStream_t stream)
 {
     Cut const cut = cutOf(sizes);
     auto const narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -585,16 +584,12 @@ cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void co
     }
     auto const window = [&](int64_t kernel)
     { return Window{narrow(std::min(kernel / 2, sizes.span())), static_cast<float>(kernel)}; };
-    Pooling const pooling{narrow(sizes.heads / sizes.parts),
-                          problem.span,
-                          narrow(divideUp(sizes.span(), kPOOL_THREADS)),
-                          window(sizes.headKernel),
-                          window(sizes.kernel),
-                          sizes.poolMaximum,
-                          sizes.reduce};
+    Pooling const pooling{narrow(sizes.heads / sizes.parts), problem.span,
+        narrow(divideUp(sizes.span(), kPOOL_THREADS)), window(sizes.headKernel), window(sizes.kernel),
+        sizes.poolMaximum, sizes.reduce};
     return launchKernel(attentionScorePoolKernel,
-                        dim3(static_cast<unsigned>(sizes.batch * sizes.parts * pooling.chunks)), dim3(kPOOL_THREADS), 0,
-                        stream, pooling, raw, score);
+        dim3(static_cast<unsigned>(sizes.batch * sizes.parts * pooling.chunks)), dim3(kPOOL_THREADS), 0, stream,
+        pooling, raw, score);
 }
 
 } // namespace trtc::attention_score

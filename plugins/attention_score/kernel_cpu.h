@@ -38,13 +38,17 @@ struct Layout
     int64_t ends;
 
     explicit Layout(Sizes const& sizes)
-        : isPacked(sizes.usedRows() > kFEW_ROWS), tileRows(tileRowsFor(sizes.usedRows())),
-          width(roundUp(sizes.width, kLANES)),
-          numPanels(isPacked ? (sizes.usedKeys() + kTILE_COLUMNS - 1) / kTILE_COLUMNS : 0),
-          panel(sizes.width * kTILE_COLUMNS), keys(roundUp(sizes.usedKeys(), kTILE_COLUMNS)),
-          head(roundUp(tileRows * (2 * width + keys) + kTOGETHER * width, 16)), raw(roundUp(sizes.span(), kLANES)),
-          heads(sizes.batch * sizes.groups * numPanels * panel), scores(heads + sizes.batch * sizes.heads * head),
-          ends(scores + sizes.batch * (sizes.heads + 2 * sizes.parts) * raw)
+        : isPacked(sizes.usedRows() > kFEW_ROWS)
+        , tileRows(tileRowsFor(sizes.usedRows()))
+        , width(roundUp(sizes.width, kLANES))
+        , numPanels(isPacked ? (sizes.usedKeys() + kTILE_COLUMNS - 1) / kTILE_COLUMNS : 0)
+        , panel(sizes.width * kTILE_COLUMNS)
+        , keys(roundUp(sizes.usedKeys(), kTILE_COLUMNS))
+        , head(roundUp(tileRows * (2 * width + keys) + kTOGETHER * width, 16))
+        , raw(roundUp(sizes.span(), kLANES))
+        , heads(sizes.batch * sizes.groups * numPanels * panel)
+        , scores(heads + sizes.batch * sizes.heads * head)
+        , ends(scores + sizes.batch * (sizes.heads + 2 * sizes.parts) * raw)
     {
     }
 };
@@ -116,8 +120,8 @@ void dotKeys(Sizes const& sizes, Layout const& layout, K const* k, float const* 
 
 //! From the logits of one row to its weights.
 template <typename Bias>
-void finishRow(Sizes const& sizes, Bias const* bias, int64_t item, int64_t head, int64_t row, int64_t position,
-               float* logits)
+void finishRow(
+    Sizes const& sizes, Bias const* bias, int64_t item, int64_t head, int64_t row, int64_t position, float* logits)
 {
     int64_t const used = sizes.usedKeys();
     Shape const& shape = sizes.bias;
@@ -177,7 +181,7 @@ inline void divideKeys(Sizes const& sizes, int64_t const* position, float* score
 //! The score of each key of the span, by one head.
 template <typename Q, typename K, typename Bias>
 void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k, int64_t const* position,
-               Bias const* bias, int64_t item, int64_t head, float* scratch)
+    Bias const* bias, int64_t item, int64_t head, float* scratch)
 {
     int64_t const group = item * sizes.groups + head / sizes.headsOfGroup();
     Q const* const rowsOfHead = q + (item * sizes.heads + head) * sizes.numRows * sizes.width;
@@ -214,7 +218,7 @@ void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k,
             for (int64_t panel = 0; panel < layout.numPanels; ++panel)
             {
                 multiplyTile(layout.tileRows, sizes.width, packed, panels + panel * layout.panel, kTILE_COLUMNS,
-                             logits + panel * kTILE_COLUMNS, layout.keys);
+                    logits + panel * kTILE_COLUMNS, layout.keys);
             }
         }
         for (int64_t i = 0; i < count; ++i)
@@ -262,8 +266,8 @@ inline void pool(bool isMaximum, int64_t width, int64_t count, float const* from
 }
 
 //! One part: pooling of each head, all heads of the part, pooling.
-inline void finishPart(Sizes const& sizes, Layout const& layout, float* scratch, int64_t item, int64_t part,
-                       float* score)
+inline void finishPart(
+    Sizes const& sizes, Layout const& layout, float* scratch, int64_t item, int64_t part, float* score)
 {
     int64_t const heads = sizes.heads / sizes.parts;
     int64_t const span = sizes.span();
@@ -312,40 +316,39 @@ inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 //! `q`, `k` and `bias` are of any floating type. Sizes have been checked.
 template <typename Q, typename K, typename Bias>
 void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* position, Bias const* bias, float* score,
-               void* workspace, ParallelFor const& parallelFor)
+    void* workspace, ParallelFor const& parallelFor)
 {
     cpu::Layout const layout(sizes);
     auto* const scratch = static_cast<float*>(workspace);
     parallelFor(sizes.batch * sizes.groups * layout.numPanels, cpu::kTASK_VALUES / (layout.panel + 1) + 1,
-                [&](int64_t begin, int64_t end)
-                {
-                    for (int64_t i = begin; i < end; ++i)
-                    {
-                        int64_t const group = i / layout.numPanels;
-                        int64_t const panel = i % layout.numPanels;
-                        cpu::packPanel(sizes, k + group * sizes.numKeys * sizes.width, panel * kTILE_COLUMNS,
-                                       scratch + i * layout.panel);
-                    }
-                });
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t i = begin; i < end; ++i)
+            {
+                int64_t const group = i / layout.numPanels;
+                int64_t const panel = i % layout.numPanels;
+                cpu::packPanel(
+                    sizes, k + group * sizes.numKeys * sizes.width, panel * kTILE_COLUMNS, scratch + i * layout.panel);
+            }
+        });
     int64_t const headFlops = 2 * sizes.usedRows() * sizes.usedKeys() * sizes.width;
     parallelFor(sizes.batch * sizes.heads, (1 << 20) / (headFlops + 1) + 1,
-                [&](int64_t begin, int64_t end)
-                {
-                    for (int64_t i = begin; i < end; ++i)
-                    {
-                        cpu::scoreHead(sizes, layout, q, k, position, bias, i / sizes.heads, i % sizes.heads, scratch);
-                    }
-                });
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t i = begin; i < end; ++i)
+            {
+                cpu::scoreHead(sizes, layout, q, k, position, bias, i / sizes.heads, i % sizes.heads, scratch);
+            }
+        });
     int64_t const partValues = sizes.heads / sizes.parts * sizes.span();
     parallelFor(sizes.batch * sizes.parts, cpu::kTASK_VALUES / (partValues + 1) + 1,
-                [&](int64_t begin, int64_t end)
-                {
-                    for (int64_t i = begin; i < end; ++i)
-                    {
-                        cpu::finishPart(sizes, layout, scratch, i / sizes.parts, i % sizes.parts,
-                                        score + i * sizes.span());
-                    }
-                });
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t i = begin; i < end; ++i)
+            {
+                cpu::finishPart(sizes, layout, scratch, i / sizes.parts, i % sizes.parts, score + i * sizes.span());
+            }
+        });
 }
 
 } // namespace trtc::attention_score

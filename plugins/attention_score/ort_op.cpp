@@ -20,24 +20,22 @@ struct OrtForm
         Sizes const sizes = sizesOf(call.attributes(), call.shapes());
         void* const workspace = call.workspace(cpuWorkspaceBytes(sizes));
         dispatchFloat(call.dtype(0),
-                      [&](auto ofQ)
-                      {
-                          dispatchFloat(call.dtype(1),
-                                        [&](auto ofK)
-                                        {
-                                            dispatchFloat(call.dtype(3),
-                                                          [&](auto ofBias)
-                                                          {
-                                                              using Q = typename decltype(ofQ)::Type;
-                                                              using K = typename decltype(ofK)::Type;
-                                                              using Bias = typename decltype(ofBias)::Type;
-                                                              scoreKeys(sizes, call.input<Q>(0), call.input<K>(1),
-                                                                        call.input<int64_t>(2), call.input<Bias>(3),
-                                                                        call.output<float>(0), workspace,
-                                                                        call.parallelFor());
-                                                          });
-                                        });
-                      });
+            [&](auto ofQ)
+            {
+                dispatchFloat(call.dtype(1),
+                    [&](auto ofK)
+                    {
+                        dispatchFloat(call.dtype(3),
+                            [&](auto ofBias)
+                            {
+                                using Q = typename decltype(ofQ)::Type;
+                                using K = typename decltype(ofK)::Type;
+                                using Bias = typename decltype(ofBias)::Type;
+                                scoreKeys(sizes, call.input<Q>(0), call.input<K>(1), call.input<int64_t>(2),
+                                    call.input<Bias>(3), call.output<float>(0), workspace, call.parallelFor());
+                            });
+                    });
+            });
         return {};
     }
 };

@@ -29,7 +29,7 @@ Contract const& contract()
         {{"code", 3, {DType::kINT64}}, {"codebook", 3, floats()}},
         {{"y", 3, {}, "codebook"}},
         {{"kind", AttributeKind::kINT, 0, 3},
-         {"group", AttributeKind::kINT, 1, static_cast<double>(codebook_encode::kMOST_BITS)}},
+            {"group", AttributeKind::kINT, 1, static_cast<double>(codebook_encode::kMOST_BITS)}},
         &shapes,
     };
     return sContract;
@@ -41,13 +41,8 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
     Shape const& codebook = inputs[1];
     Kind const kind = codebook_encode::kindOf(attributes);
     int64_t const group = attributes.integer("group");
-    return {kind,
-            code[0] * code[1],
-            codebook[2],
-            codebook[0],
-            codebook[1],
-            group,
-            codebook_encode::codesPerToken(kind, codebook[0], codebook[2], group)};
+    return {kind, code[0] * code[1], codebook[2], codebook[0], codebook[1], group,
+        codebook_encode::codesPerToken(kind, codebook[0], codebook[2], group)};
 }
 
 } // namespace trtc::codebook_decode

@@ -144,13 +144,13 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
 {
     int64_t const* const mine = code + static_cast<int64_t>(blockIdx.x) * problem.share * problem.width;
     writeValues<T, kPACK>(problem, problem.width, y, fault,
-                          [&](int32_t token, int32_t channel, T& value)
-                          {
-                              int64_t const number = mine[token * problem.width + channel];
-                              bool const isGood = isCode(number, problem.numCodes);
-                              value = table[(isGood ? number : 0) * problem.width + channel];
-                              return isGood;
-                          });
+        [&](int32_t token, int32_t channel, T& value)
+        {
+            int64_t const number = mine[token * problem.width + channel];
+            bool const isGood = isCode(number, problem.numCodes);
+            value = table[(isGood ? number : 0) * problem.width + channel];
+            return isGood;
+        });
 }
 
 //! Block (share of the tokens).
@@ -165,17 +165,16 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
     }
     int64_t const* const mine = code + static_cast<int64_t>(blockIdx.x) * problem.share;
     writeValues<T, kPACK>(problem, problem.width, y, fault,
-                          [&](int32_t token, int32_t channel, T& value)
-                          {
-                              int64_t const number = mine[token];
-                              auto const levels = static_cast<uint32_t>(digits.levels[channel]);
-                              auto const above =
-                                  static_cast<uint32_t>(number) / static_cast<uint32_t>(digits.base[channel]);
-                              auto const middle = static_cast<int32_t>(levels / 2U);
-                              auto const centred = static_cast<int32_t>(above % levels) - middle;
-                              value = fromFloat<T>(static_cast<float>(centred) / static_cast<float>(middle));
-                              return isCode(number, digits.numCodes);
-                          });
+        [&](int32_t token, int32_t channel, T& value)
+        {
+            int64_t const number = mine[token];
+            auto const levels = static_cast<uint32_t>(digits.levels[channel]);
+            auto const above = static_cast<uint32_t>(number) / static_cast<uint32_t>(digits.base[channel]);
+            auto const middle = static_cast<int32_t>(levels / 2U);
+            auto const centred = static_cast<int32_t>(above % levels) - middle;
+            value = fromFloat<T>(static_cast<float>(centred) / static_cast<float>(middle));
+            return isCode(number, digits.numCodes);
+        });
 }
 
 //! Block (share of the tokens).
@@ -187,17 +186,17 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
         code + static_cast<int64_t>(blockIdx.x) * problem.share * (problem.width / problem.group);
     int64_t const numCodes = int64_t{1} << problem.group;
     writeValues<T, kPACK>(problem, problem.group, y, fault,
-                          [&](int32_t row, int32_t bit, T& value)
-                          {
-                              int64_t const number = mine[row];
-                              value = fromFloat<T>((number >> bit & 1) != 0 ? 1.0F : -1.0F);
-                              return isCode(number, numCodes);
-                          });
+        [&](int32_t row, int32_t bit, T& value)
+        {
+            int64_t const number = mine[row];
+            value = fromFloat<T>((number >> bit & 1) != 0 ? 1.0F : -1.0F);
+            return isCode(number, numCodes);
+        });
 }
 
 template <typename T, int32_t kPACK>
 cudaError_t launchPacked(Sizes const& sizes, Problem problem, int64_t const* code, T const* codebook, DType type, T* y,
-                         FaultSlot fault, cudaStream_t stream)
+    FaultSlot fault, cudaStream_t stream)
 {
     int64_t tokensOfBlock = 0;
     if (sizes.kind == Kind::kVECTOR)
@@ -218,14 +217,14 @@ cudaError_t launchPacked(Sizes const& sizes, Problem problem, int64_t const* cod
     switch (sizes.kind)
     {
     case Kind::kVECTOR:
-        return launchKernel(sumStagesKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook, y,
-                            fault);
+        return launchKernel(
+            sumStagesKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook, y, fault);
     case Kind::kTABLE:
-        return launchKernel(decodeTableKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook, y,
-                            fault);
+        return launchKernel(
+            decodeTableKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook, y, fault);
     case Kind::kFSQ:
-        return launchKernel(decodeDigitsKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook,
-                            type, y, fault);
+        return launchKernel(
+            decodeDigitsKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, codebook, type, y, fault);
     case Kind::kSIGN:
         return launchKernel(decodeSignsKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, code, y, fault);
     }
@@ -234,16 +233,11 @@ cudaError_t launchPacked(Sizes const& sizes, Problem problem, int64_t const* cod
 } // namespace
 
 cudaError_t launchCodebookDecode(Sizes const& sizes, int64_t const* code, void const* codebook, DType type, void* y,
-                                 FaultSlot fault, cudaStream_t stream)
+    FaultSlot fault, cudaStream_t stream)
 {
-    Problem const problem{sizes.numTokens,
-                          static_cast<int32_t>(sizes.width),
-                          static_cast<int32_t>(sizes.stages),
-                          static_cast<int32_t>(sizes.numCodes),
-                          static_cast<int32_t>(sizes.group),
-                          1};
-    return dispatchDeviceFloat(
-        type,
+    Problem const problem{sizes.numTokens, static_cast<int32_t>(sizes.width), static_cast<int32_t>(sizes.stages),
+        static_cast<int32_t>(sizes.numCodes), static_cast<int32_t>(sizes.group), 1};
+    return dispatchDeviceFloat(type,
         [&](auto tag)
         {
             using T = typename decltype(tag)::Type;

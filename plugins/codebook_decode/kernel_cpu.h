@@ -127,79 +127,79 @@ inline Error checkCode(Sizes const& sizes, Digits const& digits, int64_t const* 
     constexpr int64_t kNONE = std::numeric_limits<int64_t>::max();
     std::atomic<int64_t> firstWrong{kNONE};
     parallelFor(sizes.numTokens * sizes.perToken, cpu::kTASK_VALUES,
-                [&](int64_t begin, int64_t end)
+        [&](int64_t begin, int64_t end)
+        {
+            bool isWrong = false;
+            for (int64_t i = begin; i < end; ++i)
+            {
+                isWrong |= static_cast<uint64_t>(code[i]) >= number; // a negative one becomes very large
+            }
+            if (isWrong)
+            {
+                int64_t const* const wrong = std::find_if(
+                    code + begin, code + end, [&](int64_t value) { return static_cast<uint64_t>(value) >= number; });
+                int64_t before = firstWrong.load();
+                while (wrong - code < before && !firstWrong.compare_exchange_weak(before, wrong - code))
                 {
-                    bool isWrong = false;
-                    for (int64_t i = begin; i < end; ++i)
-                    {
-                        isWrong |= static_cast<uint64_t>(code[i]) >= number; // a negative one becomes very large
-                    }
-                    if (isWrong)
-                    {
-                        int64_t const* const wrong = std::find_if(code + begin, code + end, [&](int64_t value)
-                                                                  { return static_cast<uint64_t>(value) >= number; });
-                        int64_t before = firstWrong.load();
-                        while (wrong - code < before && !firstWrong.compare_exchange_weak(before, wrong - code))
-                        {
-                        }
-                    }
-                });
+                }
+            }
+        });
     if (firstWrong == kNONE)
     {
         return {};
     }
     return "code holds " + std::to_string(code[firstWrong]) + ", and the codebook has the codes 0.."
-           + std::to_string(number - 1) + "; give codes that this codebook made.";
+        + std::to_string(number - 1) + "; give codes that this codebook made.";
 }
 
 //! The numbers have been checked, and for FSQ the digits.
 template <typename T>
 void decodeTokens(Sizes const& sizes, Digits const& digits, int64_t const* code, T const* codebook, T* y,
-                  ParallelFor const& parallelFor)
+    ParallelFor const& parallelFor)
 {
     int64_t const width = sizes.width;
     switch (sizes.kind)
     {
     case Kind::kVECTOR:
         parallelFor(sizes.numTokens, cpu::kTASK_VALUES / (width * sizes.stages + 1) + 1,
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t token = begin; token < end; ++token)
-                        {
-                            cpu::sumStages(sizes, code + token * sizes.stages, codebook, y + token * width);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t token = begin; token < end; ++token)
+                {
+                    cpu::sumStages(sizes, code + token * sizes.stages, codebook, y + token * width);
+                }
+            });
         break;
     case Kind::kTABLE:
         parallelFor(sizes.numTokens, cpu::kTASK_VALUES / (width + 1) + 1,
-                    [&](int64_t begin, int64_t end)
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t token = begin; token < end; ++token)
+                {
+                    for (int64_t d = 0; d < width; ++d)
                     {
-                        for (int64_t token = begin; token < end; ++token)
-                        {
-                            for (int64_t d = 0; d < width; ++d)
-                            {
-                                y[token * width + d] = codebook[code[token * width + d] * width + d];
-                            }
-                        }
-                    });
+                        y[token * width + d] = codebook[code[token * width + d] * width + d];
+                    }
+                }
+            });
         break;
     case Kind::kFSQ:
     {
         cpu::Pattern const pattern(digits);
         parallelFor(sizes.numTokens, roundUp(cpu::kTASK_VALUES / (width + 1) + 1, kLANES),
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t token = begin; token < end; token += kLANES)
-                        {
-                            int64_t const count = std::min<int64_t>(kLANES, end - token);
-                            cpu::decodeDigits(width, pattern, code + token, count, y + token * width);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t token = begin; token < end; token += kLANES)
+                {
+                    int64_t const count = std::min<int64_t>(kLANES, end - token);
+                    cpu::decodeDigits(width, pattern, code + token, count, y + token * width);
+                }
+            });
         break;
     }
     case Kind::kSIGN:
         parallelFor(sizes.numTokens * sizes.perToken, cpu::kTASK_VALUES / sizes.group + 1,
-                    [&](int64_t begin, int64_t end) { cpu::decodeSigns(sizes.group, code, begin, end, y); });
+            [&](int64_t begin, int64_t end) { cpu::decodeSigns(sizes.group, code, begin, end, y); });
         break;
     }
 }

@@ -21,18 +21,18 @@ struct OrtForm
         auto const* const codebook = call.input<void>(1);
         Digits digits{};
         Error error = sizes.kind == Kind::kFSQ
-                          ? codebook_encode::readDigits(codebook, call.dtype(1), sizes.width, digits)
-                          : Error{};
+            ? codebook_encode::readDigits(codebook, call.dtype(1), sizes.width, digits)
+            : Error{};
         error = error.empty() ? checkCode(sizes, digits, code, call.parallelFor()) : error;
         if (error.empty())
         {
             dispatchFloat(call.dtype(1),
-                          [&](auto tag)
-                          {
-                              using T = typename decltype(tag)::Type;
-                              decodeTokens(sizes, digits, code, static_cast<T const*>(codebook), call.output<T>(0),
-                                           call.parallelFor());
-                          });
+                [&](auto tag)
+                {
+                    using T = typename decltype(tag)::Type;
+                    decodeTokens(
+                        sizes, digits, code, static_cast<T const*>(codebook), call.output<T>(0), call.parallelFor());
+                });
         }
         return error;
     }

@@ -18,8 +18,8 @@ struct DeviceDigits
 
 //! Reads the levels of at most kMOST_FSQ_CHANNELS channels. Every thread must call it; barriers stand inside and at its
 //! end. False if they are not allowed; that was reported then.
-__device__ inline bool readDigits(void const* codebook, DType type, int32_t channels, DeviceDigits& digits,
-                                  FaultSlot fault)
+__device__ inline bool readDigits(
+    void const* codebook, DType type, int32_t channels, DeviceDigits& digits, FaultSlot fault)
 {
     auto const mine = static_cast<int32_t>(threadIdx.x);
     if (mine < channels)

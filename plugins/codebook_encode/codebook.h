@@ -68,12 +68,12 @@ inline Error checkCodebook(Attributes const& attributes, Shape const& codebook, 
     if (kind == Kind::kFSQ && codebook[2] > kMOST_FSQ_CHANNELS)
     {
         return given + "kind='fsq' takes at most " + std::to_string(kMOST_FSQ_CHANNELS)
-               + " channels, for at most 2**24 codes of a token.";
+            + " channels, for at most 2**24 codes of a token.";
     }
     if (kind == Kind::kSIGN && codebook[2] % group != 0)
     {
         return "group=" + std::to_string(group) + " does not divide D=" + std::to_string(codebook[2])
-               + " channels; give a divisor.";
+            + " channels; give a divisor.";
     }
     if (kind != Kind::kSIGN && group != 1)
     {

@@ -15,8 +15,7 @@ cudaError_t enqueue(GpuCall const& call)
 {
     GpuShapes const& shapes = call.shapes;
     return launchCodebookEncode(sizesOf(shapes.attributes, shapes.inputs), call.inputs[0], shapes.inputTypes[0],
-                                call.inputs[1], shapes.inputTypes[1], call.output<int64_t>(0), call.workspace,
-                                call.fault, call.stream);
+        call.inputs[1], shapes.inputTypes[1], call.output<int64_t>(0), call.workspace, call.fault, call.stream);
 }
 } // namespace
 

@@ -23,19 +23,19 @@ inline Error readDigits(void const* codebook, DType type, int64_t channels, Digi
 {
     digits = {channels, 1, {}, {}};
     dispatchFloat(type,
-                  [&](auto tag)
-                  {
-                      using T = typename decltype(tag)::Type;
-                      toFloats(digits.levels, static_cast<T const*>(codebook), channels);
-                  });
+        [&](auto tag)
+        {
+            using T = typename decltype(tag)::Type;
+            toFloats(digits.levels, static_cast<T const*>(codebook), channels);
+        });
     for (int64_t d = 0; d < channels; ++d)
     {
         float const number = digits.levels[d];
         if (!(number >= 2.0F && number <= static_cast<float>(kMOST_LEVELS) && number == std::floor(number)))
         {
             return "codebook holds " + std::to_string(number) + " as the number of levels of channel "
-                   + std::to_string(d) + "; it must be a whole number in 2.." + std::to_string(kMOST_LEVELS)
-                   + ", see fsq_codebook.";
+                + std::to_string(d) + "; it must be a whole number in 2.." + std::to_string(kMOST_LEVELS)
+                + ", see fsq_codebook.";
         }
         digits.base[d] = static_cast<float>(digits.numCodes);
         digits.numCodes *= static_cast<int64_t>(number);

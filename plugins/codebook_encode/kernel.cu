@@ -160,7 +160,8 @@ __global__ void __launch_bounds__(kTHREADS, kHEAVY_BLOCKS)
                     }
                 }
             }
-        } while (depth < width);
+        }
+        while (depth < width);
 #pragma unroll
         for (int32_t offset = 1; offset < kLOADERS_OF_ROW; offset *= 2)
         {
@@ -204,9 +205,8 @@ __global__ void __launch_bounds__(kTHREADS, kHEAVY_BLOCKS)
 
 //! One warp a token: the best of the ranges, and the token without it unless `rest` is null. `rest` may be `tokens`.
 template <typename T>
-__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS)
-    finishKernel(Problem problem, int32_t numRanges, Key const* keys, float const* tokens, T const* words,
-                 int64_t* code, int64_t stride, float* rest)
+__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS) finishKernel(Problem problem, int32_t numRanges,
+    Key const* keys, float const* tokens, T const* words, int64_t* code, int64_t stride, float* rest)
 {
     int64_t const token = static_cast<int64_t>(blockIdx.x) * kWARPS + threadIdx.x / kWARP_SIZE;
     if (token >= problem.numTokens)
@@ -321,9 +321,8 @@ TRTC_HOST_DEVICE constexpr int32_t pitchOf(int32_t channels)
 
 //! Block (kTHREADS tokens).
 template <typename T>
-__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS)
-    encodeDigitsKernel(Problem problem, T const* x, void const* codebook, DType codebookType, int64_t* code,
-                       FaultSlot fault)
+__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS) encodeDigitsKernel(
+    Problem problem, T const* x, void const* codebook, DType codebookType, int64_t* code, FaultSlot fault)
 {
     __shared__ DeviceDigits digits;
     __shared__ float reach[kMOST_FSQ_CHANNELS];
@@ -428,16 +427,16 @@ bool needsFloats(Sizes const& sizes, DType type)
 
 template <typename T, int32_t kROWS, bool kWIDE>
 cudaError_t launchNearest(Sizes const& sizes, Problem const& problem, int64_t numRanges, float const* tokens,
-                          T const* words, Key* keys, cudaStream_t stream)
+    T const* words, Key* keys, cudaStream_t stream)
 {
-    dim3 const grid(static_cast<unsigned>(blocksOf(sizes.numTokens, kLANES_OF_ROW * kROWS)),
-                    static_cast<unsigned>(numRanges));
+    dim3 const grid(
+        static_cast<unsigned>(blocksOf(sizes.numTokens, kLANES_OF_ROW * kROWS)), static_cast<unsigned>(numRanges));
     return launchKernel(nearestKernel<T, kROWS, kWIDE>, grid, dim3(kTHREADS), 0, stream, problem, tokens, words, keys);
 }
 
 template <typename T>
 cudaError_t launchVectors(Sizes const& sizes, void const* x, DType type, T const* codebook, int64_t* code,
-                          void* workspace, cudaStream_t stream)
+    void* workspace, cudaStream_t stream)
 {
     auto* const keys = static_cast<Key*>(workspace);
     auto* const floats = reinterpret_cast<float*>(keys + mostKeys(sizes));
@@ -448,14 +447,13 @@ cudaError_t launchVectors(Sizes const& sizes, void const* x, DType type, T const
         tokens = floats;
         int64_t const count = sizes.numTokens * sizes.width;
         status = dispatchDeviceFloat(type,
-                                     [&](auto tag)
-                                     {
-                                         using Token = typename decltype(tag)::Type;
-                                         auto const blocks =
-                                             static_cast<unsigned>(std::min(blocksOf(count, kTHREADS), int64_t{65535}));
-                                         return launchKernel(toFloatKernel<Token>, dim3(blocks), dim3(kTHREADS), 0,
-                                                             stream, count, static_cast<Token const*>(x), floats);
-                                     });
+            [&](auto tag)
+            {
+                using Token = typename decltype(tag)::Type;
+                auto const blocks = static_cast<unsigned>(std::min(blocksOf(count, kTHREADS), int64_t{65535}));
+                return launchKernel(toFloatKernel<Token>, dim3(blocks), dim3(kTHREADS), 0, stream, count,
+                    static_cast<Token const*>(x), floats);
+            });
     }
     int64_t const codeTiles = blocksOf(sizes.numCodes, kTILE);
     int64_t const tokenTiles = blocksOf(sizes.numTokens, tileOf(sizes));
@@ -463,13 +461,13 @@ cudaError_t launchVectors(Sizes const& sizes, void const* x, DType type, T const
     int64_t const tilesOfRange = blocksOf(codeTiles, wanted);
     int64_t const numRanges = blocksOf(codeTiles, tilesOfRange);
     Problem const problem{sizes.numTokens, static_cast<int32_t>(sizes.width), static_cast<int32_t>(sizes.numCodes),
-                          static_cast<int32_t>(tilesOfRange)};
+        static_cast<int32_t>(tilesOfRange)};
     bool const isFew = tileOf(sizes) != kTILE;
     for (int64_t stage = 0; status == cudaSuccess && stage < sizes.stages; ++stage)
     {
         T const* const words = codebook + stage * sizes.numCodes * sizes.width;
         bool const isWide = sizes.width % kLOADED == 0 && reinterpret_cast<uintptr_t>(tokens) % 16U == 0U
-                            && reinterpret_cast<uintptr_t>(words) % (kLOADED * sizeof(T)) == 0U;
+            && reinterpret_cast<uintptr_t>(words) % (kLOADED * sizeof(T)) == 0U;
         auto const launch = isFew ? (isWide ? launchNearest<T, 1, true> : launchNearest<T, 1, false>)
                                   : (isWide ? launchNearest<T, kSIDE, true> : launchNearest<T, kSIDE, false>);
         status = launch(sizes, problem, numRanges, tokens, words, keys, stream);
@@ -477,8 +475,8 @@ cudaError_t launchVectors(Sizes const& sizes, void const* x, DType type, T const
         {
             bool const isLast = stage + 1 == sizes.stages;
             status = launchKernel(finishKernel<T>, dim3(static_cast<unsigned>(blocksOf(sizes.numTokens, kWARPS))),
-                                  dim3(kTHREADS), 0, stream, problem, static_cast<int32_t>(numRanges), keys, tokens,
-                                  words, code + stage, sizes.stages, isLast ? nullptr : floats);
+                dim3(kTHREADS), 0, stream, problem, static_cast<int32_t>(numRanges), keys, tokens, words, code + stage,
+                sizes.stages, isLast ? nullptr : floats);
         }
         tokens = floats;
     }
@@ -487,27 +485,27 @@ cudaError_t launchVectors(Sizes const& sizes, void const* x, DType type, T const
 
 template <typename T>
 cudaError_t launchScalars(Sizes const& sizes, T const* x, void const* codebook, DType codebookType, int64_t* code,
-                          FaultSlot fault, cudaStream_t stream)
+    FaultSlot fault, cudaStream_t stream)
 {
     Problem const problem{sizes.numTokens, static_cast<int32_t>(sizes.width), static_cast<int32_t>(sizes.numCodes), 0};
     if (sizes.kind == Kind::kTABLE)
     {
         int64_t const chunks = blocksOf(sizes.width, kWARP_SIZE);
         int64_t const shares = std::min(blocksOf(sizes.numTokens, kWARPS * kTABLE_TOKENS),
-                                        std::max<int64_t>(kTABLE_BLOCKS / std::max<int64_t>(chunks, 1), 1));
+            std::max<int64_t>(kTABLE_BLOCKS / std::max<int64_t>(chunks, 1), 1));
         auto const bytes = static_cast<size_t>(std::min<int64_t>(sizes.numCodes, kLEVELS)) * kWARP_SIZE * sizeof(float);
         return launchKernel(encodeTableKernel<T>, dim3(static_cast<unsigned>(shares), static_cast<unsigned>(chunks)),
-                            dim3(kTHREADS), bytes, stream, problem, x, codebook, codebookType, code);
+            dim3(kTHREADS), bytes, stream, problem, x, codebook, codebookType, code);
     }
     if (sizes.kind == Kind::kFSQ)
     {
         auto const bytes = static_cast<size_t>(kTHREADS * pitchOf(problem.width)) * sizeof(int32_t);
         return launchKernel(encodeDigitsKernel<T>, dim3(static_cast<unsigned>(blocksOf(sizes.numTokens, kTHREADS))),
-                            dim3(kTHREADS), bytes, stream, problem, x, codebook, codebookType, code, fault);
+            dim3(kTHREADS), bytes, stream, problem, x, codebook, codebookType, code, fault);
     }
     int64_t const numCodes = sizes.numTokens * (sizes.width / sizes.group);
     return launchKernel(encodeSignsKernel<T>, dim3(static_cast<unsigned>(blocksOf(numCodes, kTHREADS))), dim3(kTHREADS),
-                        0, stream, numCodes, static_cast<int32_t>(sizes.group), x, code);
+        0, stream, numCodes, static_cast<int32_t>(sizes.group), x, code);
 }
 } // namespace
 
@@ -522,17 +520,15 @@ size_t codebookEncodeWorkspaceBytes(Sizes const& sizes, DType type)
 }
 
 cudaError_t launchCodebookEncode(Sizes const& sizes, void const* x, DType type, void const* codebook,
-                                 DType codebookType, int64_t* code, void* workspace, FaultSlot fault,
-                                 cudaStream_t stream)
+    DType codebookType, int64_t* code, void* workspace, FaultSlot fault, cudaStream_t stream)
 {
-    return dispatchDeviceFloat(
-        sizes.kind == Kind::kVECTOR ? codebookType : type,
+    return dispatchDeviceFloat(sizes.kind == Kind::kVECTOR ? codebookType : type,
         [&](auto tag)
         {
             using T = typename decltype(tag)::Type;
             return sizes.kind == Kind::kVECTOR
-                       ? launchVectors(sizes, x, type, static_cast<T const*>(codebook), code, workspace, stream)
-                       : launchScalars(sizes, static_cast<T const*>(x), codebook, codebookType, code, fault, stream);
+                ? launchVectors(sizes, x, type, static_cast<T const*>(codebook), code, workspace, stream)
+                : launchScalars(sizes, static_cast<T const*>(x), codebook, codebookType, code, fault, stream);
         });
 }
 

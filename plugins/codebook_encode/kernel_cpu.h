@@ -71,10 +71,11 @@ class Search
 {
 public:
     Search(Sizes const& sizes, void* workspace)
-        : mSizes(sizes), mValues(static_cast<float*>(workspace)),
-          mBest(mValues + numPanels(sizes) * panelValues(sizes)),
-          mCodes(reinterpret_cast<int32_t*>(mBest + numRanges(sizes) * numPanels(sizes) * kPANEL)),
-          mWords(reinterpret_cast<float*>(mCodes + numRanges(sizes) * numPanels(sizes) * kPANEL))
+        : mSizes(sizes)
+        , mValues(static_cast<float*>(workspace))
+        , mBest(mValues + numPanels(sizes) * panelValues(sizes))
+        , mCodes(reinterpret_cast<int32_t*>(mBest + numRanges(sizes) * numPanels(sizes) * kPANEL))
+        , mWords(reinterpret_cast<float*>(mCodes + numRanges(sizes) * numPanels(sizes) * kPANEL))
     {
     }
 
@@ -320,8 +321,8 @@ inline void searchPanel(int64_t width, Range const& range, Panel const& panel, f
 }
 
 //! From the ranges' best the best of all for one panel; then takes the codes off what is left of the tokens.
-inline void finishPanel(Sizes const& sizes, Search const& search, float const* words, int64_t stage, int64_t index,
-                        int64_t* code)
+inline void finishPanel(
+    Sizes const& sizes, Search const& search, float const* words, int64_t stage, int64_t index, int64_t* code)
 {
     int64_t const width = sizes.width;
     Panel const panel = search.panel(index);
@@ -358,20 +359,20 @@ inline void finishPanel(Sizes const& sizes, Search const& search, float const* w
 
 template <typename T>
 void encodeVectors(Sizes const& sizes, T const* x, void const* codebook, DType codebookType, int64_t* code,
-                   void* workspace, ParallelFor const& parallelFor)
+    void* workspace, ParallelFor const& parallelFor)
 {
     Search const search(sizes, workspace);
     int64_t const width = sizes.width;
     int64_t const panels = numPanels(sizes);
     int64_t const panelGrain = kTASK_VALUES / (kPANEL * (width + 1)) + 1;
     parallelFor(panels, panelGrain,
-                [&](int64_t begin, int64_t end)
-                {
-                    for (int64_t panel = begin; panel < end; ++panel)
-                    {
-                        packTokens(sizes, x, search.panel(panel));
-                    }
-                });
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t panel = begin; panel < end; ++panel)
+            {
+                packTokens(sizes, x, search.panel(panel));
+            }
+        });
     int64_t const groups = (panels + kPANELS - 1) / kPANELS;
     for (int64_t stage = 0; stage < sizes.stages; ++stage)
     {
@@ -381,47 +382,47 @@ void encodeVectors(Sizes const& sizes, T const* x, void const* codebook, DType c
         {
             words = search.words();
             parallelFor(sizes.numCodes * width, kTASK_VALUES,
-                        [&](int64_t begin, int64_t end)
+                [&](int64_t begin, int64_t end)
+                {
+                    dispatchFloat(codebookType,
+                        [&](auto tag)
                         {
-                            dispatchFloat(codebookType,
-                                          [&](auto tag)
-                                          {
-                                              using Word = typename decltype(tag)::Type;
-                                              auto const* const from = static_cast<Word const*>(codebook) + start;
-                                              toFloats(search.words() + begin, from + begin, end - begin);
-                                          });
+                            using Word = typename decltype(tag)::Type;
+                            auto const* const from = static_cast<Word const*>(codebook) + start;
+                            toFloats(search.words() + begin, from + begin, end - begin);
                         });
+                });
         }
         int64_t const work = kRANGE * (std::min(sizes.numTokens, kPANEL * kPANELS) + kLANES) * (width + 1);
         parallelFor(numRanges(sizes) * groups, kTASK_VALUES * kLANES * kLANES / work + 1,
-                    [&](int64_t begin, int64_t end)
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t task = begin; task < end; ++task)
+                {
+                    int64_t const index = task / groups;
+                    int64_t const first = index * kRANGE;
+                    int64_t const group = task % groups * kPANELS;
+                    float halfSquares[kRANGE];
+                    Range const range{words, halfSquares, first, std::min(first + kRANGE, sizes.numCodes)};
+                    for (int64_t i = first; i < range.end; ++i)
                     {
-                        for (int64_t task = begin; task < end; ++task)
-                        {
-                            int64_t const index = task / groups;
-                            int64_t const first = index * kRANGE;
-                            int64_t const group = task % groups * kPANELS;
-                            float halfSquares[kRANGE];
-                            Range const range{words, halfSquares, first, std::min(first + kRANGE, sizes.numCodes)};
-                            for (int64_t i = first; i < range.end; ++i)
-                            {
-                                halfSquares[i - first] = halfSquare(words + i * width, width);
-                            }
-                            for (int64_t panel = group; panel < std::min(group + kPANELS, panels); ++panel)
-                            {
-                                searchPanel(width, range, search.panel(panel), search.best(index, panel),
-                                            search.codes(index, panel));
-                            }
-                        }
-                    });
+                        halfSquares[i - first] = halfSquare(words + i * width, width);
+                    }
+                    for (int64_t panel = group; panel < std::min(group + kPANELS, panels); ++panel)
+                    {
+                        searchPanel(
+                            width, range, search.panel(panel), search.best(index, panel), search.codes(index, panel));
+                    }
+                }
+            });
         parallelFor(panels, panelGrain,
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t panel = begin; panel < end; ++panel)
-                        {
-                            finishPanel(sizes, search, words, stage, panel, code);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t panel = begin; panel < end; ++panel)
+                {
+                    finishPanel(sizes, search, words, stage, panel, code);
+                }
+            });
     }
 }
 
@@ -431,15 +432,14 @@ inline void readTable(Sizes const& sizes, void const* codebook, DType codebookTy
     int64_t const padded = tableWidth(sizes);
     std::fill(table, table + sizes.numCodes * padded, 0.0F);
     dispatchFloat(codebookType,
-                  [&](auto tag)
-                  {
-                      using Level = typename decltype(tag)::Type;
-                      for (int64_t k = 0; k < sizes.numCodes; ++k)
-                      {
-                          toFloats(table + k * padded, static_cast<Level const*>(codebook) + k * sizes.width,
-                                   sizes.width);
-                      }
-                  });
+        [&](auto tag)
+        {
+            using Level = typename decltype(tag)::Type;
+            for (int64_t k = 0; k < sizes.numCodes; ++k)
+            {
+                toFloats(table + k * padded, static_cast<Level const*>(codebook) + k * sizes.width, sizes.width);
+            }
+        });
 }
 
 template <typename T>
@@ -586,7 +586,7 @@ inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 //! Sizes have been checked, and for FSQ the digits.
 template <typename T>
 void encodeTokens(Sizes const& sizes, Digits const& digits, T const* x, void const* codebook, DType codebookType,
-                  int64_t* code, void* workspace, ParallelFor const& parallelFor)
+    int64_t* code, void* workspace, ParallelFor const& parallelFor)
 {
     int64_t const width = sizes.width;
     switch (sizes.kind)
@@ -598,27 +598,27 @@ void encodeTokens(Sizes const& sizes, Digits const& digits, T const* x, void con
         cpu::readTable(sizes, codebook, codebookType, table);
         int64_t const work = cpu::tableWidth(sizes) * sizes.numCodes / kLANES;
         parallelFor(sizes.numTokens, cpu::kTASK_VALUES / (work + 1) + 1,
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t token = begin; token < end; ++token)
-                        {
-                            cpu::encodeLevels(sizes, x + token * width, table, code + token * width);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t token = begin; token < end; ++token)
+                {
+                    cpu::encodeLevels(sizes, x + token * width, table, code + token * width);
+                }
+            });
         break;
     }
     case Kind::kFSQ:
     {
         cpu::Pattern const pattern(digits);
         parallelFor(sizes.numTokens, roundUp(cpu::kTASK_VALUES / (width + 1) + 1, kLANES),
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t token = begin; token < end; token += kLANES)
-                        {
-                            int64_t const count = std::min<int64_t>(kLANES, end - token);
-                            cpu::encodeDigits(digits, pattern, x + token * width, count, code + token);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t token = begin; token < end; token += kLANES)
+                {
+                    int64_t const count = std::min<int64_t>(kLANES, end - token);
+                    cpu::encodeDigits(digits, pattern, x + token * width, count, code + token);
+                }
+            });
         break;
     }
     case Kind::kSIGN:
@@ -629,14 +629,14 @@ void encodeTokens(Sizes const& sizes, Digits const& digits, T const* x, void con
             weights[i] = static_cast<int32_t>(1U << static_cast<uint32_t>(i % sizes.group));
         }
         parallelFor(sizes.numTokens * width / sizes.group, roundUp(4 * cpu::kTASK_VALUES / sizes.group + 1, kLANES),
-                    [&](int64_t begin, int64_t end)
-                    {
-                        for (int64_t q = begin; q < end; q += kLANES)
-                        {
-                            int64_t const count = std::min<int64_t>(kLANES, end - q);
-                            cpu::encodeSigns(sizes.group, weights, x + q * sizes.group, count, code + q);
-                        }
-                    });
+            [&](int64_t begin, int64_t end)
+            {
+                for (int64_t q = begin; q < end; q += kLANES)
+                {
+                    int64_t const count = std::min<int64_t>(kLANES, end - q);
+                    cpu::encodeSigns(sizes.group, weights, x + q * sizes.group, count, code + q);
+                }
+            });
         break;
     }
     }

@@ -25,12 +25,12 @@ struct OrtForm
         if (error.empty())
         {
             dispatchFloat(call.dtype(0),
-                          [&](auto tag)
-                          {
-                              using T = typename decltype(tag)::Type;
-                              encodeTokens(sizes, digits, call.input<T>(0), codebook, call.dtype(1),
-                                           call.output<int64_t>(0), workspace, call.parallelFor());
-                          });
+                [&](auto tag)
+                {
+                    using T = typename decltype(tag)::Type;
+                    encodeTokens(sizes, digits, call.input<T>(0), codebook, call.dtype(1), call.output<int64_t>(0),
+                        workspace, call.parallelFor());
+                });
         }
         return error;
     }

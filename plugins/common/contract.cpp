@@ -232,8 +232,8 @@ std::string describe(char const* kind, std::vector<Contract const*> const& contr
         operators += operators.empty() ? "" : ", ";
         operators += "{\"name\": " + json(contract->name) + ", \"op_type\": " + json(contract->opType().c_str())
             + ", \"version\": " + std::to_string(contract->version) + ", \"inputs\": " + jsonList(contract->inputs)
-            + ", \"outputs\": " + jsonList(contract->outputs) + ", \"attributes\": "
-            + jsonList(contract->attributes) + "}";
+            + ", \"outputs\": " + jsonList(contract->outputs) + ", \"attributes\": " + jsonList(contract->attributes)
+            + "}";
     }
     return "{\"kind\": " + json(kind) + ", \"domain\": " + json(kDOMAIN) + ", \"operators\": [" + operators + "]}";
 }

@@ -55,10 +55,10 @@ struct TensorContract
 {
     char const* name;
     int32_t rank;
-    DTypes dtypes{};                     //!< Allowed types; empty if it follows another tensor or an attribute.
-    char const* sameDtypeAs = nullptr;   //!< An input whose type it has.
+    DTypes dtypes{};                      //!< Allowed types; empty if it follows another tensor or an attribute.
+    char const* sameDtypeAs = nullptr;    //!< An input whose type it has.
     char const* dtypeAttribute = nullptr; //!< An attribute that holds its type as ONNX's number, one of `dtypes`.
-    char const* aliasOf = nullptr;       //!< An output: the input that it may be written into.
+    char const* aliasOf = nullptr;        //!< An output: the input that it may be written into.
 };
 
 enum class AttributeKind : int32_t

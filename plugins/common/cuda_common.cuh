@@ -63,10 +63,10 @@ namespace detail
 {
 template <typename Tuple, size_t... I>
 cudaError_t launchTuple(void const* kernel, dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t stream,
-                        Tuple& arguments, std::index_sequence<I...> /*indices*/) noexcept
+    Tuple& arguments, std::index_sequence<I...> /*indices*/) noexcept
 {
-    void* pointers[sizeof...(I) + 1] = {const_cast<void*>(static_cast<void const*>(&std::get<I>(arguments)))...,
-                                        nullptr};
+    void* pointers[sizeof...(I) + 1] = {
+        const_cast<void*>(static_cast<void const*>(&std::get<I>(arguments)))..., nullptr};
     return cudaLaunchKernel(kernel, grid, block, pointers, sharedBytes, stream);
 }
 } // namespace detail
@@ -76,7 +76,7 @@ cudaError_t launchTuple(void const* kernel, dim3 grid, dim3 block, size_t shared
 // Never synchronises; the error returned is this launch's own, and none is left behind for cudaGetLastError().
 template <typename... Parameters, typename... Arguments>
 cudaError_t launchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t stream,
-                         Arguments&&... arguments) noexcept
+    Arguments&&... arguments) noexcept
 {
     static_assert(sizeof...(Parameters) == sizeof...(Arguments), "one argument for each parameter of the kernel");
     if (grid.x == 0U || grid.y == 0U || grid.z == 0U)
@@ -92,15 +92,15 @@ cudaError_t launchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, s
     }
 #ifdef TRTC_EMULATED_CUDA
     return status != cudaSuccess
-               ? status
-               : emulation::launch(kernel, grid, block, sharedBytes, stream, std::forward<Arguments>(arguments)...);
+        ? status
+        : emulation::launch(kernel, grid, block, sharedBytes, stream, std::forward<Arguments>(arguments)...);
 #else
     if (status == cudaSuccess)
     {
         std::tuple<std::remove_cv_t<Parameters>...> converted{
             static_cast<std::remove_cv_t<Parameters>>(std::forward<Arguments>(arguments))...};
-        status = detail::launchTuple(function, grid, block, sharedBytes, stream, converted,
-                                     std::index_sequence_for<Parameters...>{});
+        status = detail::launchTuple(
+            function, grid, block, sharedBytes, stream, converted, std::index_sequence_for<Parameters...>{});
     }
     if (status != cudaSuccess)
     {

@@ -178,8 +178,7 @@ TRTC_EXPORT int32_t trtcWorkspaceBytes(TrtcCall const* call, size_t* bytes, char
         message, messageBytes);
 }
 
-TRTC_EXPORT int32_t trtcEnqueue(
-    TrtcCall const* call, void* workspace, void* stream, char* message, size_t messageBytes)
+TRTC_EXPORT int32_t trtcEnqueue(TrtcCall const* call, void* workspace, void* stream, char* message, size_t messageBytes)
 {
     return trtc::answer(
         [&]

@@ -5,8 +5,7 @@
 #include <stdint.h>
 
 #ifdef __cplusplus
-extern "C"
-{
+extern "C" {
 #endif
 
 /* Attributes in the order of the contract. `integers` for whole numbers (one, or a list), else `real`. */

@@ -11,12 +11,12 @@ namespace trtc
 enum class Fault : uint32_t
 {
     kNONE,
-    kINDEX_RANGE,     //!< an index is out of range
-    kINDEX_ORDER,     //!< indices are not strictly ascending
-    kINDEX_TWICE,     //!< an index that must be a permutation has a position twice
-    kPOSITION_RANGE,  //!< a position lies outside of the cache
-    kCODE_RANGE,      //!< a number is none of a codebook's codes
-    kLEVELS,          //!< a codebook's numbers of levels are not allowed
+    kINDEX_RANGE,    //!< an index is out of range
+    kINDEX_ORDER,    //!< indices are not strictly ascending
+    kINDEX_TWICE,    //!< an index that must be a permutation has a position twice
+    kPOSITION_RANGE, //!< a position lies outside of the cache
+    kCODE_RANGE,     //!< a number is none of a codebook's codes
+    kLEVELS,         //!< a codebook's numbers of levels are not allowed
 };
 
 //! Where the kernels of one operator report; passed to a kernel by value.

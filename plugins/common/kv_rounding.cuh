@@ -53,8 +53,8 @@ inline DeviceFormat deviceFormat(Format const& format, DType scaleType, bool rou
 {
     return {format.bits, format.parts(), static_cast<int32_t>(format.rowBytes()), static_cast<int32_t>(format.width),
         static_cast<int32_t>(format.length), static_cast<int32_t>(std::max<int64_t>(format.group, 1)),
-        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.byToken,
-        scaleType == DType::kFLOAT16, rounds};
+        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.byToken, scaleType == DType::kFLOAT16,
+        rounds};
 }
 
 } // namespace trtc::kv

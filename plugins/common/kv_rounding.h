@@ -12,8 +12,8 @@
 namespace trtc::kv
 {
 
-constexpr int64_t kBLOCK = 64;             //!< bytes of codes of one token that are made or read at a time
-constexpr int64_t kTASK_VALUES = 1 << 16;  //!< about what is worth a task of its own
+constexpr int64_t kBLOCK = 64;            //!< bytes of codes of one token that are made or read at a time
+constexpr int64_t kTASK_VALUES = 1 << 16; //!< about what is worth a task of its own
 constexpr float kLARGEST_HALF = 65504.0F;
 
 //! Rounds the first `count` of kBLOCK numbers to float16 where that does not overflow.

@@ -16,12 +16,12 @@ typedef uint8_t ByteVector __attribute__((vector_size(kLANES)));
 //! The bits of a vector as integers, and back.
 inline IntVector bitsOf(FloatVector const& vector)
 {
-    return (IntVector) vector;
+    return (IntVector)vector;
 }
 
 inline FloatVector floatsOf(IntVector const& vector)
 {
-    return (FloatVector) vector;
+    return (FloatVector)vector;
 }
 
 //! `yes` where the mask (a comparison of vectors) holds, else `no`.
@@ -88,8 +88,8 @@ inline FloatVector sumPairs(FloatVector const& a, FloatVector const& b, std::ind
 {
 #if defined(__clang__)
     FloatVector const own = __builtin_shufflevector(a, b, ((kLANE & kBIT) != 0 ? kLANES + kLANE : kLANE)...);
-    FloatVector const other
-        = __builtin_shufflevector(a, b, ((kLANE & kBIT) != 0 ? kLANES + (kLANE ^ kBIT) : (kLANE ^ kBIT))...);
+    FloatVector const other =
+        __builtin_shufflevector(a, b, ((kLANE & kBIT) != 0 ? kLANES + (kLANE ^ kBIT) : (kLANE ^ kBIT))...);
 #else
     IntVector const mine{static_cast<int32_t>((kLANE & kBIT) != 0 ? kLANES + kLANE : kLANE)...};
     IntVector const others{static_cast<int32_t>((kLANE & kBIT) != 0 ? kLANES + (kLANE ^ kBIT) : (kLANE ^ kBIT))...};
@@ -109,8 +109,8 @@ inline FloatVector sumTree(FloatVector const* vectors)
     else
     {
         // Of 2 * kBIT vectors: those of the first half end in lanes whose bit is unset.
-        return sumPairs<kBIT>(sumTree<kBIT / 2>(vectors), sumTree<kBIT / 2>(vectors + kBIT),
-            std::make_index_sequence<kLANES>{});
+        return sumPairs<kBIT>(
+            sumTree<kBIT / 2>(vectors), sumTree<kBIT / 2>(vectors + kBIT), std::make_index_sequence<kLANES>{});
     }
 }
 } // namespace detail
@@ -145,11 +145,11 @@ inline float largestOf(FloatVector const& vector)
 inline IntVector widened(ByteVector const& bytes)
 {
 #if defined(__AVX512F__)
-    return (IntVector) _mm512_maskz_cvtepu8_epi32(static_cast<__mmask16>(-1), (__m128i) bytes);
+    return (IntVector)_mm512_maskz_cvtepu8_epi32(static_cast<__mmask16>(-1), (__m128i)bytes);
 #elif defined(__AVX2__)
     __m128i packed = _mm_setzero_si128();
     std::memcpy(&packed, &bytes, sizeof(bytes));
-    return (IntVector) _mm256_cvtepu8_epi32(packed);
+    return (IntVector)_mm256_cvtepu8_epi32(packed);
 #else
     return __builtin_convertvector(bytes, IntVector);
 #endif

@@ -266,8 +266,8 @@ public:
         {
             return false;
         }
-        TensorContract const& tensor
-            = index < numInputs ? contract().inputs[index] : contract().outputs[index - numInputs];
+        TensorContract const& tensor =
+            index < numInputs ? contract().inputs[index] : contract().outputs[index - numInputs];
         if (tensor.sameDtypeAs != nullptr)
         {
             return typeAt(indexOfInput(contract(), tensor.sameDtypeAs)) == type;
@@ -275,8 +275,8 @@ public:
         bool allowed = false;
         for (DType const known : tensor.dtypes)
         {
-            bool const isChosen = tensor.dtypeAttribute == nullptr
-                || onnxNumber(known) == mAttributes.integer(tensor.dtypeAttribute);
+            bool const isChosen =
+                tensor.dtypeAttribute == nullptr || onnxNumber(known) == mAttributes.integer(tensor.dtypeAttribute);
             allowed = allowed || (known == dtype && isChosen);
         }
         return allowed;
@@ -379,8 +379,7 @@ public:
         {
             return mDefinition.opType + ": no mapped host memory could be had for reporting errors.";
         }
-        cudaError_t const status
-            = mDefinition.gpu->enqueue({shapes(), inputData, outputData, workspace, slot, stream});
+        cudaError_t const status = mDefinition.gpu->enqueue({shapes(), inputData, outputData, workspace, slot, stream});
         return status == cudaSuccess ? Error{}
                                      : mDefinition.opType + ": the launch failed: " + cudaGetErrorString(status) + ".";
     }
@@ -530,8 +529,8 @@ public:
             [&]
             {
                 State largest(mState);
-                Error error
-                    = largest.take([&](size_t i) { return at(inputs[i], &nvinfer1::DynamicPluginTensorDesc::max); });
+                Error error =
+                    largest.take([&](size_t i) { return at(inputs[i], &nvinfer1::DynamicPluginTensorDesc::max); });
                 bytes = error.empty() ? largest.workspaceBytes() : 0;
                 return error;
             });
@@ -574,7 +573,7 @@ protected:
 
 private:
     static nvinfer1::PluginTensorDesc at(
-        nvinfer1::DynamicPluginTensorDesc const& tensor, nvinfer1::Dims nvinfer1::DynamicPluginTensorDesc::*dims)
+        nvinfer1::DynamicPluginTensorDesc const& tensor, nvinfer1::Dims nvinfer1::DynamicPluginTensorDesc::* dims)
     {
         nvinfer1::PluginTensorDesc desc = tensor.desc;
         desc.dims = tensor.*dims;

@@ -49,8 +49,8 @@ void multiplyTileOf(int64_t depth, float const* block, float const* panel, int64
 }
 
 //! to[i, j] = sum over d of block[d, i] * panel[d, j], for `rows` (as tileRowsFor() says) by kTILE_COLUMNS.
-inline void multiplyTile(int64_t rows, int64_t depth, float const* block, float const* panel, int64_t stride, float* to,
-                         int64_t toStride)
+inline void multiplyTile(
+    int64_t rows, int64_t depth, float const* block, float const* panel, int64_t stride, float* to, int64_t toStride)
 {
     switch (rows)
     {

@@ -24,13 +24,12 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     if (sizes.sinks >= sizes.length)
     {
         return sinks + " is out of range; a ring of L=" + slots + " slots allows 0.." + std::to_string(sizes.length - 1)
-               + ".";
+            + ".";
     }
     if (sizes.isRing && sizes.tokens > sizes.length - sizes.sinks)
     {
         return "T=" + std::to_string(sizes.tokens) + " tokens at once do not fit into a ring of L=" + slots
-               + " slots with " + sinks + "; append at most " + std::to_string(sizes.length - sizes.sinks)
-               + " at a time.";
+            + " slots with " + sinks + "; append at most " + std::to_string(sizes.length - sizes.sinks) + " at a time.";
     }
     outputs[0] = cache;
     return {};
@@ -42,9 +41,8 @@ Contract const& contract()
     static Contract const sContract{
         "KVAppend",
         1,
-        {{"cache", 4, {DType::kFLOAT32, DType::kFLOAT16, DType::kBFLOAT16, DType::kUINT8}},
-         {"rows", 4, {}, "cache"},
-         {"position", 1, {DType::kINT64}}},
+        {{"cache", 4, {DType::kFLOAT32, DType::kFLOAT16, DType::kBFLOAT16, DType::kUINT8}}, {"rows", 4, {}, "cache"},
+            {"position", 1, {DType::kINT64}}},
         {{"cache_out", 4, {}, "cache", nullptr, "cache"}},
         {{"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0}},
         &shapes,
@@ -55,14 +53,8 @@ Contract const& contract()
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs, DType cacheType)
 {
     Shape const& cache = inputs[0];
-    return {cache[0],
-            cache[1],
-            cache[2],
-            inputs[1][2],
-            cache[3],
-            attributes.integer("layout") == 1,
-            attributes.integer("sinks"),
-            static_cast<int64_t>(sizeOf(cacheType))};
+    return {cache[0], cache[1], cache[2], inputs[1][2], cache[3], attributes.integer("layout") == 1,
+        attributes.integer("sinks"), static_cast<int64_t>(sizeOf(cacheType))};
 }
 
 } // namespace trtc::kv_append

@@ -14,7 +14,7 @@ Sizes sizesOfCall(GpuShapes const& shapes)
 cudaError_t enqueue(GpuCall const& call)
 {
     return launchKvAppend(sizesOfCall(call.shapes), call.inputs[0], call.inputs[1], call.input<int64_t>(2),
-                          call.outputs[0], call.fault, call.stream);
+        call.outputs[0], call.fault, call.stream);
 }
 
 Error limits(GpuShapes const& shapes)
@@ -23,8 +23,7 @@ Error limits(GpuShapes const& shapes)
     int64_t const bytes = sizes.length * sizes.rowBytes();
     return bytes <= kMOST_HEAD_BYTES ? Error{}
                                      : "the slots of one KV head take " + std::to_string(bytes)
-                                           + " bytes, too much for the GPU form; at most "
-                                           + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
+            + " bytes, too much for the GPU form; at most " + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
 }
 } // namespace
 

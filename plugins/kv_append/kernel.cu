@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
 
 template <typename T>
 cudaError_t launchWide(Sizes const& sizes, void const* cache, void const* rows, int64_t const* position, void* out,
-                       FaultSlot fault, cudaStream_t stream)
+    FaultSlot fault, cudaStream_t stream)
 {
     bool const inPlace = out == cache;
     auto const accesses = static_cast<uint32_t>(sizes.rowBytes() / static_cast<int64_t>(sizeof(T)));
@@ -121,29 +121,23 @@ cudaError_t launchWide(Sizes const& sizes, void const* cache, void const* rows, 
     {
         lanes *= 2;
     }
-    Problem const problem{sizes.batch,
-                          sizes.batch * sizes.heads,
-                          static_cast<uint32_t>(sizes.heads),
-                          static_cast<uint32_t>(sizes.length),
-                          static_cast<uint32_t>(sizes.tokens),
-                          static_cast<uint32_t>(sizes.sinks),
-                          accesses,
-                          lanes,
-                          sizes.isRing};
+    Problem const problem{sizes.batch, sizes.batch * sizes.heads, static_cast<uint32_t>(sizes.heads),
+        static_cast<uint32_t>(sizes.length), static_cast<uint32_t>(sizes.tokens), static_cast<uint32_t>(sizes.sinks),
+        accesses, lanes, sizes.isRing};
     uint32_t const perBlock = kTHREADS / lanes;
     dim3 const grid(static_cast<unsigned>((problem.numHeads + perBlock - 1) / perBlock),
-                    std::min(ofHead / (lanes * kACCESSES) + 1, kMOST_BLOCKS));
+        std::min(ofHead / (lanes * kACCESSES) + 1, kMOST_BLOCKS));
     auto const kernel = inPlace ? kvAppendKernel<T, true> : kvAppendKernel<T, false>;
     return launchKernel(kernel, grid, dim3(kTHREADS), 0, stream, problem, static_cast<T const*>(cache),
-                        static_cast<T const*>(rows), position, static_cast<T*>(out), fault);
+        static_cast<T const*>(rows), position, static_cast<T*>(out), fault);
 }
 } // namespace
 
 cudaError_t launchKvAppend(Sizes const& sizes, void const* cache, void const* rows, int64_t const* position, void* out,
-                           FaultSlot fault, cudaStream_t stream)
+    FaultSlot fault, cudaStream_t stream)
 {
     auto const bits = reinterpret_cast<uintptr_t>(cache) | reinterpret_cast<uintptr_t>(rows)
-                      | reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(sizes.rowBytes());
+        | reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(sizes.rowBytes());
     if (bits % sizeof(uint4) == 0U)
     {
         return launchWide<uint4>(sizes, cache, rows, position, out, fault, stream);

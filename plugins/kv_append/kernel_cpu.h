@@ -19,11 +19,11 @@ constexpr int64_t kTASK_BYTES = 1 << 17; //!< about what is worth a task of its 
 inline void copyAll(void* to, void const* from, int64_t bytes, ParallelFor const& parallelFor)
 {
     parallelFor(bytes, kTASK_BYTES,
-                [&](int64_t begin, int64_t end)
-                {
-                    std::memcpy(static_cast<char*>(to) + begin, static_cast<char const*>(from) + begin,
-                                static_cast<size_t>(end - begin));
-                });
+        [&](int64_t begin, int64_t end)
+        {
+            std::memcpy(static_cast<char*>(to) + begin, static_cast<char const*>(from) + begin,
+                static_cast<size_t>(end - begin));
+        });
 }
 } // namespace cpu
 
@@ -42,15 +42,15 @@ inline Error checkPosition(Sizes const& sizes, int64_t const* position)
     if (!sizes.allows(*highest))
     {
         return "position holds " + std::to_string(*highest) + ", and T=" + std::to_string(sizes.tokens)
-               + " more tokens exceed the cache of L=" + std::to_string(sizes.length)
-               + " slots; give a longer cache or use layout='ring'.";
+            + " more tokens exceed the cache of L=" + std::to_string(sizes.length)
+            + " slots; give a longer cache or use layout='ring'.";
     }
     return {};
 }
 
 //! The positions have been checked. `out` may be `cache`.
 inline void appendRows(Sizes const& sizes, void const* cache, void const* rows, int64_t const* position, void* out,
-                       ParallelFor const& parallelFor)
+    ParallelFor const& parallelFor)
 {
     int64_t const rowBytes = sizes.rowBytes();
     int64_t const cacheBytes = sizes.length * rowBytes;
@@ -60,23 +60,22 @@ inline void appendRows(Sizes const& sizes, void const* cache, void const* rows, 
         cpu::copyAll(out, cache, sizes.batch * sizes.heads * cacheBytes, parallelFor);
     }
     parallelFor(sizes.batch * sizes.heads, cpu::kTASK_BYTES / (newBytes + 1) + 1,
-                [&](int64_t begin, int64_t end)
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t head = begin; head < end; ++head)
+            {
+                auto const* const from = static_cast<char const*>(rows) + head * newBytes;
+                auto* const to = static_cast<char*>(out) + head * cacheBytes;
+                int64_t slot = sizes.firstSlot(position[head / sizes.heads]);
+                for (int64_t token = 0; token < sizes.tokens;)
                 {
-                    for (int64_t head = begin; head < end; ++head)
-                    {
-                        auto const* const from = static_cast<char const*>(rows) + head * newBytes;
-                        auto* const to = static_cast<char*>(out) + head * cacheBytes;
-                        int64_t slot = sizes.firstSlot(position[head / sizes.heads]);
-                        for (int64_t token = 0; token < sizes.tokens;)
-                        {
-                            int64_t const count = std::min(sizes.length - slot, sizes.tokens - token);
-                            std::memcpy(to + slot * rowBytes, from + token * rowBytes,
-                                        static_cast<size_t>(count * rowBytes));
-                            token += count;
-                            slot = sizes.sinks;
-                        }
-                    }
-                });
+                    int64_t const count = std::min(sizes.length - slot, sizes.tokens - token);
+                    std::memcpy(to + slot * rowBytes, from + token * rowBytes, static_cast<size_t>(count * rowBytes));
+                    token += count;
+                    slot = sizes.sinks;
+                }
+            }
+        });
 }
 
 } // namespace trtc::kv_append

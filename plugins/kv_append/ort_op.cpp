@@ -21,7 +21,7 @@ struct OrtForm
         if (error.empty())
         {
             appendRows(sizes, call.input<void>(0), call.input<void>(1), call.input<int64_t>(2), call.output<void>(0),
-                       call.parallelFor());
+                call.parallelFor());
         }
         return error;
     }

@@ -43,9 +43,8 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
         return error;
     }
     error = kv::checkPacking("q", q[3], std::min(attributes.integer("k_bits"), attributes.integer("v_bits")));
-    error = error.empty()
-        ? kv::checkPacked(attributes, "k_", inputs[1], inputs[2], inputs[3], {q[0], -1, -1, q[3]})
-        : error;
+    error = error.empty() ? kv::checkPacked(attributes, "k_", inputs[1], inputs[2], inputs[3], {q[0], -1, -1, q[3]})
+                          : error;
     Shape const& code = inputs[1];
     error = error.empty()
         ? kv::checkPacked(attributes, "v_", inputs[4], inputs[5], inputs[6], {q[0], code[1], code[2], q[3]})

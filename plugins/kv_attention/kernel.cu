@@ -25,11 +25,11 @@ namespace
 {
 constexpr int32_t kWARPS = 4;
 constexpr int32_t kTHREADS = kWARPS * static_cast<int32_t>(kWARP_SIZE);
-constexpr int32_t kRUN = 8;       // codes that a lane takes in one access
-constexpr int64_t kSPLIT = 256;   // slots that are worth a block
-constexpr int64_t kENOUGH = 512;  // blocks beyond which the cache is not cut further
+constexpr int32_t kRUN = 8;      // codes that a lane takes in one access
+constexpr int64_t kSPLIT = 256;  // slots that are worth a block
+constexpr int64_t kENOUGH = 512; // blocks beyond which the cache is not cut further
 constexpr int64_t kMOST_SPLITS = 256;
-constexpr int64_t kMOST_ROWS = 8; // queries of a block
+constexpr int64_t kMOST_ROWS = 8;   // queries of a block
 constexpr float kLOWEST = -3.0e38F; // stands for the maximum of nothing
 
 //! One side of the cache, as a kernel sees it.
@@ -83,7 +83,7 @@ struct HeadData
 
 struct Problem
 {
-    int64_t rows;     //!< queries of one KV head
+    int64_t rows; //!< queries of one KV head
     int64_t rowBlocks;
     int32_t width;
     int32_t length;
@@ -238,13 +238,13 @@ __device__ inline Scales<kRUN / 2> pairScalesOf(
 template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
 struct Shape
 {
-    static constexpr int32_t kBATCH = 32 / kROWS; // slots of a lane in a tile
+    static constexpr int32_t kBATCH = 32 / kROWS;                                          // slots of a lane in a tile
     static constexpr int32_t kTILE = kBATCH * (static_cast<int32_t>(kWARP_SIZE) / kLANES); // slots of a warp
-    static constexpr int32_t kSTEP = kROWS == 1 ? 8 : 4; // slots of a lane whose products are in registers
+    static constexpr int32_t kSTEP = kROWS == 1 ? 8 : 4;      // slots of a lane whose products are in registers
     static constexpr int32_t kMINE = kBATCH * kROWS / kLANES; // products that a lane turns into weights
-    static constexpr int32_t kMY_ROWS = kROWS < kMINE ? kROWS : kMINE; // queries that these are of
+    static constexpr int32_t kMY_ROWS = kROWS < kMINE ? kROWS : kMINE;       // queries that these are of
     static constexpr int32_t kROW_LANES = kROWS > kMINE ? kROWS / kMINE : 1; // lanes that have all queries
-    static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN;        // codes of a slot, with room for more than D
+    static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN; // codes of a slot, with room for more than D
 };
 
 template <typename S, int32_t kROWS, int32_t kRUNS>
@@ -260,7 +260,7 @@ struct Shared
     float factors[kWARPS][kROWS];
     float highest[kWARPS][kROWS];
     float totals[kWARPS][kROWS];
-    float constants[kWARPS][kROWS]; //!< what the minima of a group add
+    float constants[kWARPS][kROWS];   //!< what the minima of a group add
     int32_t keyGroups[S::kWIDTH / 2]; //!< of pairs of codes, where Side::isUniform
     int32_t valueGroups[S::kWIDTH / 2];
     int64_t bias[kROWS];
@@ -558,7 +558,8 @@ private:
             for (int32_t j = 0; j < kRUNS; ++j)
             {
                 int32_t const run = opaque(mRun + j * kLANES);
-                uint2 const codes = unpacked(mProblem.keys.bits, loadBytes(mProblem.keys, mKeyData.code + rowAt(mProblem.keys, slot), run));
+                uint2 const codes = unpacked(
+                    mProblem.keys.bits, loadBytes(mProblem.keys, mKeyData.code + rowAt(mProblem.keys, slot), run));
                 Scales<kRUN> const scales = scalesOf(mProblem.keys, mKeyData, slot, run);
 #pragma unroll
                 for (int32_t i = 0; i < kRUN; ++i)
@@ -711,8 +712,8 @@ private:
                     for (int32_t t = 0; t < kSTEP; ++t)
                     {
                         int32_t const* const groups = mShared.valueGroups + (mRun + j * kLANES) * (kRUN / 2);
-                        Scales<kRUN / 2> const scales
-                            = pairScalesOf(side, mValueData, slotOf(start, first + t), groups);
+                        Scales<kRUN / 2> const scales =
+                            pairScalesOf(side, mValueData, slotOf(start, first + t), groups);
                         addRun(unpacked(side.bits, raw[j][t]), scales, first + t, mSums[j]);
                         raw[j][t] = next[j][t];
                     }

@@ -21,15 +21,15 @@ namespace trtc::kv_attention
 
 namespace cpu
 {
-constexpr int64_t kCHUNK = 512;      //!< slots whose weights are there at a time
-constexpr int64_t kTILE = 64;        //!< slots whose values are summed before they join the sum of the split
-constexpr int64_t kBLOCK = 4;        //!< queries that share one pass over the codes
-constexpr int64_t kUNIT = 16;        //!< queries of one task
-constexpr int64_t kSPLIT = 1024;     //!< slots that are worth a task of their own
-constexpr int64_t kENOUGH = 128;     //!< tasks beyond which a cache is not cut further
-constexpr int64_t kPIECES = 64;      //!< pieces with scratch memory of their own
-constexpr float kLOWEST = -3.0e38F;  //!< stands for the maximum of nothing
-constexpr int32_t kPLAIN = 32;       //!< "bits" of rows that are floats already
+constexpr int64_t kCHUNK = 512;     //!< slots whose weights are there at a time
+constexpr int64_t kTILE = 64;       //!< slots whose values are summed before they join the sum of the split
+constexpr int64_t kBLOCK = 4;       //!< queries that share one pass over the codes
+constexpr int64_t kUNIT = 16;       //!< queries of one task
+constexpr int64_t kSPLIT = 1024;    //!< slots that are worth a task of their own
+constexpr int64_t kENOUGH = 128;    //!< tasks beyond which a cache is not cut further
+constexpr int64_t kPIECES = 64;     //!< pieces with scratch memory of their own
+constexpr float kLOWEST = -3.0e38F; //!< stands for the maximum of nothing
+constexpr int32_t kPLAIN = 32;      //!< "bits" of rows that are floats already
 
 //! One side of the cache.
 struct Cache
@@ -59,9 +59,9 @@ struct Side
     kv::Format format;
     bool isPlain; //!< groups of channels cut vectors: rows become floats first, a tile at a time
     int64_t parts;
-    int64_t width;   //!< elements of a part of a row
-    int64_t blocks;  //!< vectors of a part
-    int64_t padded;  //!< floats of a row
+    int64_t width;  //!< elements of a part of a row
+    int64_t blocks; //!< vectors of a part
+    int64_t padded; //!< floats of a row
 
     explicit Side(kv::Format const& given)
         : format(given)
@@ -103,11 +103,11 @@ struct Plan
     Sizes sizes;
     Side keys;
     Side values;
-    int64_t unitRows;  //!< queries of a task
-    int64_t rowUnits;  //!< tasks of one KV head, but for its splits
-    int64_t units;     //!< of all KV heads
+    int64_t unitRows; //!< queries of a task
+    int64_t rowUnits; //!< tasks of one KV head, but for its splits
+    int64_t units;    //!< of all KV heads
     int64_t splits;
-    int64_t grain;     //!< tasks of a piece
+    int64_t grain; //!< tasks of a piece
     int64_t pieces;
     int64_t partFloats; //!< what a split leaves: maxima, sums, and weighted sums of values
     int64_t scratchFloats;
@@ -134,17 +134,17 @@ struct Plan
     //! The memory of one piece.
     struct Scratch
     {
-        float* q;          //!< [unitRows, keys.padded]
-        float* scaledQ;    //!< the same
-        float* constants;  //!< [unitRows], what the minima of the keys add
-        float* logits;     //!< [unitRows, kCHUNK], then weights
-        float* bias;       //!< [kCHUNK]
-        float* scale;      //!< of a tile of tokens, or of a row of channels
-        float* minimum;    //!< the same
-        float* turned;     //!< of a tile of tokens, by group
-        float* weights;    //!< [groups, kBLOCK, kTILE], with the scales of the values in them
-        float* starts;     //!< [groups, kBLOCK], what the minima of the values add
-        float* rows;       //!< [kTILE, padded], of plain sides
+        float* q;             //!< [unitRows, keys.padded]
+        float* scaledQ;       //!< the same
+        float* constants;     //!< [unitRows], what the minima of the keys add
+        float* logits;        //!< [unitRows, kCHUNK], then weights
+        float* bias;          //!< [kCHUNK]
+        float* scale;         //!< of a tile of tokens, or of a row of channels
+        float* minimum;       //!< the same
+        float* turned;        //!< of a tile of tokens, by group
+        float* weights;       //!< [groups, kBLOCK, kTILE], with the scales of the values in them
+        float* starts;        //!< [groups, kBLOCK], what the minima of the values add
+        float* rows;          //!< [kTILE, padded], of plain sides
         int32_t* keyGroups;   //!< [parts, blocks]
         int32_t* valueGroups; //!< [parts, blocks]
         int64_t size;
@@ -341,7 +341,7 @@ struct Weights
     float const* starts;    //!< [groups, kROWS], where sums start; null: at 0
     float const* scale;     //!< of the channels, for the sums; null: 1
     float const* minimum;
-    float const* totals;    //!< [kROWS], sums of the weights, for the minima
+    float const* totals; //!< [kROWS], sums of the weights, for the minima
 };
 
 //! Adds the weighted rows of `count` tokens to `sums`, kROWS rows of side.padded floats.
@@ -370,8 +370,8 @@ void accumulate(Side const& side, typename Row<kBITS>::Element const* rows, int6
         }
         auto const addToken = [&](int64_t token, int32_t chain) __attribute__((always_inline))
         {
-            auto const codes = Row<kBITS>::template at<decltype(isWhole)::value>(
-                rows + token * step, block * kLANES, side.width);
+            auto const codes =
+                Row<kBITS>::template at<decltype(isWhole)::value>(rows + token * step, block * kLANES, side.width);
 #pragma GCC unroll 4
             for (int32_t part = 0; part < kPARTS; ++part)
             {
@@ -581,8 +581,7 @@ private:
     //! The scales of the group of tokens that `slot` is in, by channel; zero where vectors are padded.
     void loadChannelScales(Cache const& cache, Side const& side, int64_t slot)
     {
-        int64_t const offset
-            = mHead * side.format.numScales() + slot / side.format.group * side.format.scaleColumns();
+        int64_t const offset = mHead * side.format.numScales() + slot / side.format.group * side.format.scaleColumns();
         std::fill_n(mScratch.scale, side.padded, 0.0F);
         std::fill_n(mScratch.minimum, side.padded, 0.0F);
         loadRow(side, mScratch.scale, cache.scale, cache.scaleType, offset);
@@ -609,8 +608,8 @@ private:
                     for (int64_t channel = 0; channel < format.width; ++channel)
                     {
                         int64_t const part = channel / format.rowBytes();
-                        uint32_t const code = codeOf(
-                            row[channel % format.rowBytes()], static_cast<int32_t>(part), format.bits);
+                        uint32_t const code =
+                            codeOf(row[channel % format.rowBytes()], static_cast<int32_t>(part), format.bits);
                         int64_t const group = channel / format.group;
                         to[channel] = static_cast<float>(code) * toFloat(scale[group]) + toFloat(minimum[group]);
                     }
@@ -681,8 +680,8 @@ private:
                         [&](auto bits)
                         {
                             constexpr int32_t kBITS = decltype(bits)::value;
-                            auto const function
-                                = side.format.byToken ? &dot<kBITS, kROWS, true> : &dot<kBITS, kROWS, false>;
+                            auto const function =
+                                side.format.byToken ? &dot<kBITS, kROWS, true> : &dot<kBITS, kROWS, false>;
                             function(side, codes(cache, side, slot), rowBytes, length, scales, q, constants, to);
                         });
                 });
@@ -793,8 +792,7 @@ private:
                         [&](auto bits)
                         {
                             constexpr int32_t kBITS = decltype(bits)::value;
-                            accumulate<kBITS, kROWS>(
-                                side, codes(cache, side, slot), rowBytes, length, weights, sums);
+                            accumulate<kBITS, kROWS>(side, codes(cache, side, slot), rowBytes, length, weights, sums);
                         });
                 });
         }
@@ -847,8 +845,8 @@ private:
                 }
             }
         }
-        return {mScratch.weights, kROWS * kTILE, kTILE, mScratch.valueGroups, mScratch.starts, nullptr, nullptr,
-            nullptr};
+        return {
+            mScratch.weights, kROWS * kTILE, kTILE, mScratch.valueGroups, mScratch.starts, nullptr, nullptr, nullptr};
     }
 
     //! Every `step`-th number, then zeros.
@@ -877,8 +875,8 @@ private:
 
 //! Merges the splits of one query in order, and writes it.
 template <typename T>
-void writeRow(Plan const& plan, int64_t unit, int64_t row, int64_t outRow, float const* parts, float* sums, T* y,
-    float* lse)
+void writeRow(
+    Plan const& plan, int64_t unit, int64_t row, int64_t outRow, float const* parts, float* sums, T* y, float* lse)
 {
     Side const& side = plan.values;
     float const* const first = parts + unit * plan.splits * plan.partFloats;
@@ -938,7 +936,8 @@ inline void attendOverCache(
     parallelFor(plan.units, unitGrain,
         [&](int64_t begin, int64_t end)
         {
-            float* const sums = memory + plan.scratchStart() + begin / std::max<int64_t>(unitGrain, 1) * plan.scratchFloats;
+            float* const sums =
+                memory + plan.scratchStart() + begin / std::max<int64_t>(unitGrain, 1) * plan.scratchFloats;
             for (int64_t unit = begin; unit < end; ++unit)
             {
                 int64_t const firstRow = unit % plan.rowUnits * plan.unitRows;

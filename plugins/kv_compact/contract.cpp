@@ -16,7 +16,7 @@ Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& out
     if (inputs[1][2] > cache[2])
     {
         return "index names K=" + std::to_string(inputs[1][2])
-               + " slots of a cache that has L=" + std::to_string(cache[2]) + ".";
+            + " slots of a cache that has L=" + std::to_string(cache[2]) + ".";
     }
     outputs[0] = cache;
     return {};
@@ -29,7 +29,7 @@ Contract const& contract()
         "KVCompact",
         1,
         {{"cache", 4, {DType::kFLOAT32, DType::kFLOAT16, DType::kBFLOAT16, DType::kUINT8}},
-         {"index", 3, {DType::kINT64}}},
+            {"index", 3, {DType::kINT64}}},
         {{"cache_out", 4, {}, "cache", nullptr, "cache"}},
         {},
         &shapes,

@@ -9,7 +9,7 @@ namespace
 cudaError_t enqueue(GpuCall const& call)
 {
     return launchKvCompact(sizesOf(call.shapes.inputs, call.shapes.inputTypes[0]), call.inputs[0],
-                           call.input<int64_t>(1), call.outputs[0], call.fault, call.stream);
+        call.input<int64_t>(1), call.outputs[0], call.fault, call.stream);
 }
 
 Error limits(GpuShapes const& shapes)
@@ -18,8 +18,7 @@ Error limits(GpuShapes const& shapes)
     int64_t const bytes = sizes.length * sizes.rowBytes;
     return bytes <= kMOST_HEAD_BYTES ? Error{}
                                      : "the slots of one KV head take " + std::to_string(bytes)
-                                           + " bytes, too much for the GPU form; at most "
-                                           + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
+            + " bytes, too much for the GPU form; at most " + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
 }
 } // namespace
 

@@ -125,17 +125,17 @@ __global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS)
 }
 
 template <typename T>
-cudaError_t launchWide(Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault,
-                       cudaStream_t stream)
+cudaError_t launchWide(
+    Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault, cudaStream_t stream)
 {
     auto const heads = static_cast<unsigned>(sizes.numHeads);
     Problem problem{static_cast<uint32_t>(sizes.length), static_cast<uint32_t>(sizes.kept),
-                    static_cast<uint32_t>(sizes.rowBytes / static_cast<int64_t>(sizeof(T))), 1U};
+        static_cast<uint32_t>(sizes.rowBytes / static_cast<int64_t>(sizeof(T))), 1U};
     if (out != cache)
     {
         uint32_t const shares = problem.length * problem.rowAccesses / kSHARE_ACCESSES + 1U;
         return launchKernel(compactCopyKernel<T>, dim3(heads, std::min(shares, kMOST_BLOCKS)), dim3(kTHREADS), 0,
-                            stream, problem, static_cast<T const*>(cache), index, static_cast<T*>(out), fault);
+            stream, problem, static_cast<T const*>(cache), index, static_cast<T*>(out), fault);
     }
     if (sizes.kept == 0)
     {
@@ -155,12 +155,12 @@ cudaError_t launchWide(Sizes const& sizes, void const* cache, int64_t const* ind
     }
     uint32_t const blocksOfHead = blocks(problem.columns);
     return launchKernel(compactInPlaceKernel<T>, dim3(heads * blocksOfHead), dim3(kTHREADS), 0, stream, problem,
-                        blocksOfHead, index, static_cast<T*>(out), fault);
+        blocksOfHead, index, static_cast<T*>(out), fault);
 }
 } // namespace
 
-cudaError_t launchKvCompact(Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault,
-                            cudaStream_t stream)
+cudaError_t launchKvCompact(
+    Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault, cudaStream_t stream)
 {
     auto const bits =
         reinterpret_cast<uintptr_t>(cache) | reinterpret_cast<uintptr_t>(out) | static_cast<uintptr_t>(sizes.rowBytes);

@@ -12,7 +12,7 @@ constexpr int64_t kMOST_HEAD_BYTES = 2147483647;
 
 //! Rows are copied as bytes. If `out` is `cache`, slots behind the kept ones are not written. A head whose index is out
 //! of range or not strictly ascending is reported and none of its slots written.
-cudaError_t launchKvCompact(Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault,
-                            cudaStream_t stream);
+cudaError_t launchKvCompact(
+    Sizes const& sizes, void const* cache, int64_t const* index, void* out, FaultSlot fault, cudaStream_t stream);
 
 } // namespace trtc::kv_compact

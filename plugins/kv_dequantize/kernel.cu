@@ -13,7 +13,7 @@ namespace
 {
 constexpr int32_t kTHREADS = 256;
 constexpr int32_t kBLOCKS_OF_SM = 3; // said to the compiler: left alone it saves registers until it spills
-constexpr int32_t kSLOTS = 4; // of a thread
+constexpr int32_t kSLOTS = 4;        // of a thread
 
 //! Thread (KV head, slots, bytes).
 template <typename T, int32_t kPACK>

@@ -12,8 +12,8 @@ namespace cpu
 {
 //! Values of one part of up to kBLOCK bytes. kROUND: products are rounded to float16.
 template <bool kROUND, typename T>
-void decode(int32_t const* bytes, float const* scale, float const* minimum, int32_t bits, int32_t part, int32_t count,
-    T* to)
+void decode(
+    int32_t const* bytes, float const* scale, float const* minimum, int32_t bits, int32_t part, int32_t count, T* to)
 {
     float values[kv::kBLOCK];
     for (int32_t i = 0; i < count; i += kLANES)
@@ -67,9 +67,8 @@ void dequantize(
                 {
                     int64_t const slot = token % format.length;
                     bool const isNew = token == begin || format.byToken || slot % format.group == 0;
-                    int64_t const row = format.byToken
-                        ? token
-                        : token / format.length * format.scaleRows() + slot / format.group;
+                    int64_t const row =
+                        format.byToken ? token : token / format.length * format.scaleRows() + slot / format.group;
                     cpu::loadCodes(bytes, code + token * width + first, count);
                     for (int32_t part = 0; part < format.parts(); ++part)
                     {

@@ -25,7 +25,8 @@ struct OrtForm
         }
         else
         {
-            dequantize(sizes, call.input<uint8_t>(0), call.input<float>(1), call.input<float>(2), x, call.parallelFor());
+            dequantize(
+                sizes, call.input<uint8_t>(0), call.input<float>(1), call.input<float>(2), x, call.parallelFor());
         }
     }
 

@@ -1,7 +1,7 @@
-// Groups of tokens: a block has a group and some columns of bytes; its threads are columns times slots. Each part of the
-// channels is reduced to least and largest values in registers, then in shared memory; then the codes are made, and the
-// values, which are read a second time, come from the caches (32 tokens of 64 columns are 8 KiB of float16).
-// Groups of channels: a warp has a token; as many lanes as a group needs reduce it by shuffles, several groups at a time.
+// Groups of tokens: a block has a group and some columns of bytes; its threads are columns times slots. Each part of
+// the channels is reduced to least and largest values in registers, then in shared memory; then the codes are made, and
+// the values, which are read a second time, come from the caches (32 tokens of 64 columns are 8 KiB of float16). Groups
+// of channels: a warp has a token; as many lanes as a group needs reduce it by shuffles, several groups at a time.
 //
 // B * G * L * D values in, the codes and scales out; 4 values or 16 bytes of an access where sizes and addresses allow.
 #include "kv_quantize/kernel.cuh"
@@ -19,8 +19,8 @@ constexpr int32_t kTHREADS = 256;
 constexpr int32_t kWARPS = kTHREADS / static_cast<int32_t>(kWARP_SIZE);
 constexpr int32_t kBLOCKS_OF_SM = 4;
 constexpr int32_t kMOST_PARTS = 4;
-constexpr int32_t kWIDE = 4;          // bytes of codes that a thread makes at a time
-constexpr int32_t kLONG_GROUP = 512;  // tokens from which on a block has few columns and many slots
+constexpr int32_t kWIDE = 4;         // bytes of codes that a thread makes at a time
+constexpr int32_t kLONG_GROUP = 512; // tokens from which on a block has few columns and many slots
 constexpr int32_t kFEW_COLUMNS = 8;
 
 //! The code of one value, as SPEC rounds it.
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvQuantizeTokensKerne
 #pragma unroll
             for (int32_t i = 0; i < kPACK; ++i)
             {
-                uint32_t const one
-                    = encode(format, toFloat(values.values[i]), scales[part][lane][i], minima[part][lane][i]);
+                uint32_t const one =
+                    encode(format, toFloat(values.values[i]), scales[part][lane][i], minima[part][lane][i]);
                 bytes.values[i] = static_cast<uint8_t>(bytes.values[i] | placed(one, part, format.bits));
             }
         }
@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvQuantizeTokensKerne
 
 //! Warp (token). `lanes` of a warp, a power of two, reduce a group together.
 template <typename T, int32_t kPACK>
-__global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvQuantizeChannelsKernel(kv::DeviceFormat format,
-    int32_t lanes, int64_t tokens, T const* x, uint8_t* code, void* scale, void* minimum)
+__global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvQuantizeChannelsKernel(
+    kv::DeviceFormat format, int32_t lanes, int64_t tokens, T const* x, uint8_t* code, void* scale, void* minimum)
 {
     using Values = Pack<T, kPACK>;
     TRTC_DYNAMIC_SHARED(float, shared); // scales and minima of each warp's token
@@ -224,17 +224,16 @@ cudaError_t launch(Sizes const& sizes, kv::DeviceFormat const& format, T const* 
         auto const warps = std::min<int64_t>(static_cast<int64_t>(kPLAIN_SHARED_BYTES / bytesOfWarp), kWARPS);
         int32_t const lanes = powerBelow(format.group / 4, static_cast<int32_t>(kWARP_SIZE));
         return launchKernel(kvQuantizeChannelsKernel<T, kPACK>,
-            dim3(static_cast<unsigned>((tokens + warps - 1) / warps)),
-            dim3(static_cast<unsigned>(warps) * kWARP_SIZE), static_cast<size_t>(warps) * bytesOfWarp, stream, format,
-            lanes, tokens, x, code, scale, minimum);
+            dim3(static_cast<unsigned>((tokens + warps - 1) / warps)), dim3(static_cast<unsigned>(warps) * kWARP_SIZE),
+            static_cast<size_t>(warps) * bytesOfWarp, stream, format, lanes, tokens, x, code, scale, minimum);
     }
     int32_t const packs = format.rowBytes / kPACK;
     int32_t const most = format.group >= kLONG_GROUP ? kFEW_COLUMNS : static_cast<int32_t>(kWARP_SIZE);
     int32_t const lanes = powerBelow(packs, most);
     dim3 const grid(static_cast<unsigned>(sizes.heads * (sizes.length() / format.group)),
         static_cast<unsigned>((packs + lanes - 1) / lanes));
-    return launchKernel(kvQuantizeTokensKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, format, lanes, x, code,
-        scale, minimum);
+    return launchKernel(
+        kvQuantizeTokensKernel<T, kPACK>, grid, dim3(kTHREADS), 0, stream, format, lanes, x, code, scale, minimum);
 }
 } // namespace
 

@@ -12,7 +12,7 @@ namespace cpu
 {
 //! Whether steps are rounded to float16.
 template <typename T, typename S>
-constexpr bool kROUNDS = std::is_same_v<T, Half>&& std::is_same_v<S, Half>;
+constexpr bool kROUNDS = std::is_same_v<T, Half> && std::is_same_v<S, Half>;
 
 //! Scale and minimum of a group, as they are stored.
 template <typename T, typename S>
@@ -29,8 +29,8 @@ void writeScale(float low, float high, int32_t bits, S& scale, S& minimum)
 
 //! The codes of up to kBLOCK values of one part, put into their bytes.
 template <bool kROUND>
-void encode(float* values, float const* scale, float const* minimum, int32_t count, int32_t bits, int32_t part,
-    int32_t* bytes)
+void encode(
+    float* values, float const* scale, float const* minimum, int32_t count, int32_t bits, int32_t part, int32_t* bytes)
 {
     for (int32_t i = 0; i < count; i += kLANES)
     {
@@ -177,8 +177,8 @@ void quantize(Sizes const& sizes, T const* x, uint8_t* code, S* scale, S* minimu
                 for (int64_t token = begin; token < end; ++token)
                 {
                     int64_t const scales = token * format.scaleColumns();
-                    cpu::quantizeChannels(format, x + token * format.width, code + token * rowBytes, scale + scales,
-                        minimum + scales);
+                    cpu::quantizeChannels(
+                        format, x + token * format.width, code + token * rowBytes, scale + scales, minimum + scales);
                 }
             });
         return;

@@ -22,8 +22,8 @@ struct OrtForm
             [&](auto tag)
             {
                 using T = typename decltype(tag)::Type;
-                quantize(sizes, call.input<T>(0), call.output<uint8_t>(0), call.output<Scale>(1),
-                    call.output<Scale>(2), call.parallelFor());
+                quantize(sizes, call.input<T>(0), call.output<uint8_t>(0), call.output<Scale>(1), call.output<Scale>(2),
+                    call.parallelFor());
             });
     }
 

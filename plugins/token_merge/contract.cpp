@@ -18,8 +18,8 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     int64_t const numFree = sizes.numTokens - sizes.numProtected;
     if (numFree < 2)
     {
-        return "num_protected=" + std::to_string(sizes.numProtected) + " leaves " + std::to_string(numFree) + " of N="
-            + std::to_string(sizes.numTokens) + " tokens to merge; at least two must be free.";
+        return "num_protected=" + std::to_string(sizes.numProtected) + " leaves " + std::to_string(numFree)
+            + " of N=" + std::to_string(sizes.numTokens) + " tokens to merge; at least two must be free.";
     }
     if (sizes.numMerged > numFree / 2)
     {

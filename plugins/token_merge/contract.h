@@ -14,10 +14,10 @@ struct Sizes
     int64_t batch;
     int64_t numTokens;
     int64_t channels;
-    int64_t width;        //!< D, the width of a similarity feature
+    int64_t width; //!< D, the width of a similarity feature
     int64_t numMerged;
     int64_t numProtected;
-    bool bySimilarity;    //!< order of the unmerged rows of A
+    bool bySimilarity; //!< order of the unmerged rows of A
 
     int64_t firstA() const noexcept
     {

@@ -25,8 +25,8 @@ constexpr int32_t kLANES_OF_ROW = kTILE / kSIDE;
 // Blocks of an SM, said to the compiler: left alone it saves registers until it spills.
 constexpr int32_t kHEAVY_BLOCKS = 2;
 constexpr int32_t kLIGHT_BLOCKS = 4;
-constexpr float kTINY = 1e-30F;           // a shorter feature counts as zero
-constexpr float kNONE = -3.402823466e38F; // below every similarity
+constexpr float kTINY = 1e-30F;            // a shorter feature counts as zero
+constexpr float kNONE = -3.402823466e38F;  // below every similarity
 constexpr int64_t kSHARE_BYTES = 32 << 10; // of y, that are worth a block that finds the partners again
 constexpr int64_t kMOST_SHARES = 16;
 constexpr int64_t kENOUGH_BLOCKS = 128;
@@ -71,8 +71,8 @@ struct Tiles
 
 __host__ __device__ inline int64_t itemBytes(int32_t numA, int32_t outB)
 {
-    int64_t const bytes = numA * static_cast<int64_t>(sizeof(Key) + 2 * sizeof(int32_t))
-        + outB * static_cast<int64_t>(sizeof(int32_t));
+    int64_t const bytes =
+        numA * static_cast<int64_t>(sizeof(Key) + 2 * sizeof(int32_t)) + outB * static_cast<int64_t>(sizeof(int32_t));
     return (bytes + 15) / 16 * 16;
 }
 
@@ -269,8 +269,8 @@ __device__ uint32_t arrivals(Problem const& problem, Item const& item, int32_t r
 
 //! One output row by one warp. Arrivals are added by position.
 template <typename T, int32_t kPACK>
-__device__ void mergeRow(Problem const& problem, Item const& item, int32_t row, T const* x, float const* size, T* y,
-    float* ySize)
+__device__ void mergeRow(
+    Problem const& problem, Item const& item, int32_t row, T const* x, float const* size, T* y, float* ySize)
 {
     using Group = Pack<T, kPACK>;
     int32_t const channels = problem.channels;
@@ -350,15 +350,15 @@ __device__ void mergeRows(Problem const& problem, Item const& item, int64_t inde
     int64_t const to = index * problem.numOut;
     for (int32_t row = first; row < problem.numOut; row += stride)
     {
-        mergeRow<T, kPACK>(problem, item, row, x + from * problem.channels, size + from, y + to * problem.channels,
-            ySize + to);
+        mergeRow<T, kPACK>(
+            problem, item, row, x + from * problem.channels, size + from, y + to * problem.channels, ySize + to);
     }
 }
 
 //! Block (item, share): everything, for a share of the output rows.
 template <typename T, int32_t kPACK>
-__global__ void __launch_bounds__(kTHREADS, kHEAVY_BLOCKS) tokenMergeKernel(
-    Problem problem, T const* x, float const* size, T* y, float* ySize, int64_t* dest)
+__global__ void __launch_bounds__(kTHREADS, kHEAVY_BLOCKS)
+    tokenMergeKernel(Problem problem, T const* x, float const* size, T* y, float* ySize, int64_t* dest)
 {
     __shared__ Tiles tiles;
     __shared__ int32_t scratch[kWARPS];
@@ -410,8 +410,8 @@ __global__ void __launch_bounds__(kTHREADS) placeKernel(Problem problem, void* w
 
 //! Block (item, share of the output rows).
 template <typename T, int32_t kPACK>
-__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS) mergeKernel(
-    Problem problem, T const* x, float const* size, T* y, float* ySize, void* workspace)
+__global__ void __launch_bounds__(kTHREADS, kLIGHT_BLOCKS)
+    mergeKernel(Problem problem, T const* x, float const* size, T* y, float* ySize, void* workspace)
 {
     int64_t const index = blockIdx.x;
     int32_t const warp = static_cast<int32_t>(threadIdx.x / kWARP_SIZE);

@@ -17,7 +17,7 @@ Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& out
     if (weight[0] != 1 && weight[0] != x[0])
     {
         return "weight has shape " + textOf(weight) + "; its first axis must be 1, or B=" + std::to_string(x[0])
-               + " as that of x.";
+            + " as that of x.";
     }
     outputs[0] = {x[0], weight[1], x[2]};
     return {};

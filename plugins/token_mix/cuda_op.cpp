@@ -15,7 +15,7 @@ cudaError_t enqueue(GpuCall const& call)
 {
     GpuShapes const& shapes = call.shapes;
     return launchTokenMix(sizesOf(shapes.attributes, shapes.inputs), call.inputs[0], shapes.inputTypes[0],
-                          call.inputs[1], shapes.inputTypes[1], call.outputs[0], call.workspace, call.stream);
+        call.inputs[1], shapes.inputTypes[1], call.outputs[0], call.workspace, call.stream);
 }
 } // namespace
 

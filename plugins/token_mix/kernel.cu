@@ -110,8 +110,8 @@ struct Tiles
 
 //! Rows from `row` and tokens from `token` on of the matrix, zero beyond its ends; transposed.
 template <int32_t kROWS>
-__device__ void loadWeights(Tiles<kROWS>& tiles, Problem const& problem, int64_t matrix, int32_t row, int32_t token,
-                            int32_t end)
+__device__ void loadWeights(
+    Tiles<kROWS>& tiles, Problem const& problem, int64_t matrix, int32_t row, int32_t token, int32_t end)
 {
     int32_t const depth = static_cast<int32_t>(threadIdx.x) % kDEPTH;
 #pragma unroll
@@ -130,8 +130,8 @@ __device__ void loadWeights(Tiles<kROWS>& tiles, Problem const& problem, int64_t
 
 //! Tokens from `token` and channels from `channel` on of one item, zero beyond their ends.
 template <typename T, int32_t kROWS, int32_t kPACK>
-__device__ void loadTokens(Tiles<kROWS>& tiles, Problem const& problem, T const* x, int32_t token, int32_t end,
-                           int32_t channel)
+__device__ void loadTokens(
+    Tiles<kROWS>& tiles, Problem const& problem, T const* x, int32_t token, int32_t end, int32_t channel)
 {
     using Group = Pack<T, kPACK>;
     constexpr int32_t kGROUPS = kTILE_CHANNELS / kPACK; // of a token
@@ -272,11 +272,11 @@ int64_t matrixBytes(Sizes const& sizes)
 }
 
 template <typename T, int32_t kROWS, int32_t kPACK>
-cudaError_t launchTyped(Sizes const& sizes, Cut const& cut, Problem const& problem, T const* x, T* y, float* sums,
-                        cudaStream_t stream)
+cudaError_t launchTyped(
+    Sizes const& sizes, Cut const& cut, Problem const& problem, T const* x, T* y, float* sums, cudaStream_t stream)
 {
-    dim3 const grid(static_cast<unsigned>(sizes.batch * cut.rowTiles * cut.channelTiles),
-                    static_cast<unsigned>(cut.shares));
+    dim3 const grid(
+        static_cast<unsigned>(sizes.batch * cut.rowTiles * cut.channelTiles), static_cast<unsigned>(cut.shares));
     float* const parts = cut.shares > 1 ? sums : nullptr;
     cudaError_t status =
         launchKernel(tokenMixKernel<T, kROWS, kPACK>, grid, dim3(kTHREADS), 0, stream, problem, x, y, parts);
@@ -284,7 +284,7 @@ cudaError_t launchTyped(Sizes const& sizes, Cut const& cut, Problem const& probl
     {
         int64_t const outputs = sizes.batch * sizes.numOut * sizes.channels;
         status = launchKernel(tokenMixSumKernel<T>, dim3(static_cast<unsigned>(divideUp(outputs, kSUM_THREADS))),
-                              dim3(kSUM_THREADS), 0, stream, parts, cut.shares, outputs, y);
+            dim3(kSUM_THREADS), 0, stream, parts, cut.shares, outputs, y);
     }
     return status;
 }
@@ -301,26 +301,19 @@ size_t tokenMixWorkspaceBytes(Sizes const& sizes)
 }
 
 cudaError_t launchTokenMix(Sizes const& sizes, void const* x, DType type, void const* weight, DType weightType, void* y,
-                           void* workspace, cudaStream_t stream)
+    void* workspace, cudaStream_t stream)
 {
     Cut const cut = cutOf(sizes);
     auto* const matrix = static_cast<float*>(workspace);
     auto* const sums = reinterpret_cast<float*>(static_cast<char*>(workspace) + matrixBytes(sizes));
     auto const narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-    Problem problem{narrow(sizes.numTokens),
-                    narrow(sizes.channels),
-                    narrow(sizes.numOut),
-                    narrow(cut.rowTiles),
-                    narrow(cut.channelTiles),
-                    narrow(cut.shareTokens),
-                    sizes.numMatrices == 1,
-                    weightType,
-                    weight};
+    Problem problem{narrow(sizes.numTokens), narrow(sizes.channels), narrow(sizes.numOut), narrow(cut.rowTiles),
+        narrow(cut.channelTiles), narrow(cut.shareTokens), sizes.numMatrices == 1, weightType, weight};
     if (sizes.softmax)
     {
         cudaError_t const status =
             launchKernel(tokenMixSoftmaxKernel, dim3(static_cast<unsigned>(sizes.numMatrices * sizes.numOut)),
-                         dim3(kROW_THREADS), 0, stream, weight, weightType, problem.numTokens, matrix);
+                dim3(kROW_THREADS), 0, stream, weight, weightType, problem.numTokens, matrix);
         if (status != cudaSuccess)
         {
             return status;
@@ -328,8 +321,7 @@ cudaError_t launchTokenMix(Sizes const& sizes, void const* x, DType type, void c
         problem.weightType = DType::kFLOAT32;
         problem.weight = matrix;
     }
-    return dispatchDeviceFloat(
-        type,
+    return dispatchDeviceFloat(type,
         [&](auto tag)
         {
             using T = typename decltype(tag)::Type;

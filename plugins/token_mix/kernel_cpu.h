@@ -44,18 +44,20 @@ struct Layout
     int64_t end;
 
     explicit Layout(Sizes const& sizes)
-        : row(roundUp(sizes.numTokens, kLANES)), block(roundUp(sizes.numTokens * tileRowsFor(sizes.numOut), kLANES)),
-          panel(sizes.numTokens * kTILE_COLUMNS), blocks(sizes.numMatrices * sizes.numOut * row),
-          panels(blocks + sizes.numMatrices * numBlocks(sizes) * block),
-          end(panels + sizes.batch * numPanels(sizes) * panel)
+        : row(roundUp(sizes.numTokens, kLANES))
+        , block(roundUp(sizes.numTokens * tileRowsFor(sizes.numOut), kLANES))
+        , panel(sizes.numTokens * kTILE_COLUMNS)
+        , blocks(sizes.numMatrices * sizes.numOut * row)
+        , panels(blocks + sizes.numMatrices * numBlocks(sizes) * block)
+        , end(panels + sizes.batch * numPanels(sizes) * panel)
     {
     }
 };
 
 //! One block of rows of one matrix: float32, softmax if asked for, transposed. Rows beyond the last repeat it.
 template <typename Weight>
-void packBlock(Sizes const& sizes, Layout const& layout, float* scratch, Weight const* weight, int64_t matrix,
-               int64_t block)
+void packBlock(
+    Sizes const& sizes, Layout const& layout, float* scratch, Weight const* weight, int64_t matrix, int64_t block)
 {
     int64_t const numRows = tileRowsFor(sizes.numOut);
     float const* rows[kTILE_ROWS];
@@ -128,8 +130,8 @@ void packAndMultiplyOf(int64_t depth, float const* block, T const* x, int64_t st
 }
 
 template <typename T>
-void packAndMultiply(int64_t rows, int64_t depth, float const* block, T const* x, int64_t stride, float* panel,
-                     float* to)
+void packAndMultiply(
+    int64_t rows, int64_t depth, float const* block, T const* x, int64_t stride, float* panel, float* to)
 {
     switch (rows)
     {
@@ -165,8 +167,8 @@ void mixPanel(Sizes const& sizes, Layout const& layout, float* scratch, T const*
         }
         else
         {
-            multiplyTile(rows, sizes.numTokens, blocks + block * layout.block, packed, kTILE_COLUMNS, tile,
-                         kTILE_COLUMNS);
+            multiplyTile(
+                rows, sizes.numTokens, blocks + block * layout.block, packed, kTILE_COLUMNS, tile, kTILE_COLUMNS);
         }
         int64_t const used = std::min(rows, sizes.numOut - block * rows);
         T* const to = y + (item * sizes.numOut + block * rows) * sizes.channels + first;
@@ -186,7 +188,7 @@ inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 //! `weight` is of any floating type. Sizes have been checked.
 template <typename T>
 void mixTokens(Sizes const& sizes, T const* x, void const* weight, DType weightType, T* y, void* workspace,
-               ParallelFor const& parallelFor)
+    ParallelFor const& parallelFor)
 {
     cpu::Layout const layout(sizes);
     auto* const scratch = static_cast<float*>(workspace);
@@ -194,28 +196,28 @@ void mixTokens(Sizes const& sizes, T const* x, void const* weight, DType weightT
     int64_t const panels = cpu::numPanels(sizes);
     int64_t const blockValues = sizes.numTokens * tileRowsFor(sizes.numOut);
     parallelFor(sizes.numMatrices * blocks, cpu::kTASK_VALUES / (blockValues + 1) + 1,
-                [&](int64_t begin, int64_t end)
+        [&](int64_t begin, int64_t end)
+        {
+            dispatchFloat(weightType,
+                [&](auto tag)
                 {
-                    dispatchFloat(weightType,
-                                  [&](auto tag)
-                                  {
-                                      using Weight = typename decltype(tag)::Type;
-                                      for (int64_t i = begin; i < end; ++i)
-                                      {
-                                          cpu::packBlock(sizes, layout, scratch, static_cast<Weight const*>(weight),
-                                                         i / blocks, i % blocks);
-                                      }
-                                  });
-                });
-    int64_t const panelFlops = 2 * sizes.numOut * sizes.numTokens * kTILE_COLUMNS;
-    parallelFor(sizes.batch * panels, cpu::kTASK_FLOPS / (panelFlops + 1) + 1,
-                [&](int64_t begin, int64_t end)
-                {
+                    using Weight = typename decltype(tag)::Type;
                     for (int64_t i = begin; i < end; ++i)
                     {
-                        cpu::mixPanel(sizes, layout, scratch, x, y, i / panels, i % panels);
+                        cpu::packBlock(
+                            sizes, layout, scratch, static_cast<Weight const*>(weight), i / blocks, i % blocks);
                     }
                 });
+        });
+    int64_t const panelFlops = 2 * sizes.numOut * sizes.numTokens * kTILE_COLUMNS;
+    parallelFor(sizes.batch * panels, cpu::kTASK_FLOPS / (panelFlops + 1) + 1,
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t i = begin; i < end; ++i)
+            {
+                cpu::mixPanel(sizes, layout, scratch, x, y, i / panels, i % panels);
+            }
+        });
 }
 
 } // namespace trtc::token_mix

@@ -20,12 +20,12 @@ struct OrtForm
         Sizes const sizes = sizesOf(call.attributes(), call.shapes());
         void* const workspace = call.workspace(cpuWorkspaceBytes(sizes));
         dispatchFloat(call.dtype(0),
-                      [&](auto tag)
-                      {
-                          using T = typename decltype(tag)::Type;
-                          mixTokens(sizes, call.input<T>(0), call.input<void>(1), call.dtype(1), call.output<T>(0),
-                                    workspace, call.parallelFor());
-                      });
+            [&](auto tag)
+            {
+                using T = typename decltype(tag)::Type;
+                mixTokens(sizes, call.input<T>(0), call.input<void>(1), call.dtype(1), call.output<T>(0), workspace,
+                    call.parallelFor());
+            });
         return {};
     }
 };

@@ -8,8 +8,7 @@ namespace
 Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
 {
     Sizes const sizes = sizesOf(attributes, inputs);
-    Error const error
-        = checkShape("index", inputs[1], {sizes.batch, sizes.unpermute ? sizes.numRows : -1}, "BN");
+    Error const error = checkShape("index", inputs[1], {sizes.batch, sizes.unpermute ? sizes.numRows : -1}, "BN");
     outputs[0] = {sizes.batch, sizes.numTokens, sizes.channels};
     return error;
 }

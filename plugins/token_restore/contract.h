@@ -14,7 +14,7 @@ struct Sizes
     int64_t numTokens; //!< N, rows of the output
     int64_t numRows;   //!< M, rows of y
     int64_t channels;
-    bool unpermute;    //!< index holds the position of each row of y, not the row for each position
+    bool unpermute; //!< index holds the position of each row of y, not the row for each position
 };
 
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) tokenRestoreKernel(in
 {
     int64_t const item = blockIdx.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.y) * kWARPS + threadIdx.x / kWARP_SIZE; i < numTokens;
-         i += static_cast<int64_t>(gridDim.y) * kWARPS)
+        i += static_cast<int64_t>(gridDim.y) * kWARPS)
     {
         int64_t const other = index[item * numTokens + i];
         if (other < 0 || other >= numRows)
@@ -67,10 +67,9 @@ cudaError_t launchWide(Sizes const& sizes, void const* y, size_t rowBytes, int64
     FaultSlot fault, cudaStream_t stream)
 {
     int64_t const shares = std::min((sizes.numTokens + kWARPS - 1) / kWARPS, kMOST_BLOCKS);
-    return launchKernel(tokenRestoreKernel<T>,
-        dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(shares)), dim3(kTHREADS), 0, stream,
-        sizes.numTokens, sizes.numRows, static_cast<int64_t>(rowBytes / sizeof(T)), sizes.unpermute,
-        static_cast<T const*>(y), index, static_cast<T*>(x), fault);
+    return launchKernel(tokenRestoreKernel<T>, dim3(static_cast<unsigned>(sizes.batch), static_cast<unsigned>(shares)),
+        dim3(kTHREADS), 0, stream, sizes.numTokens, sizes.numRows, static_cast<int64_t>(rowBytes / sizeof(T)),
+        sizes.unpermute, static_cast<T const*>(y), index, static_cast<T*>(x), fault);
 }
 } // namespace
 

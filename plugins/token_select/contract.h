@@ -14,8 +14,8 @@ struct Sizes
     int64_t numTokens;
     int64_t channels;
     int64_t numKept;
-    bool byScore; //!< order of the kept tokens: by descending score, the forced ones first
-    bool fuse;    //!< one more token: the sum of score * x over the rest
+    bool byScore;                //!< order of the kept tokens: by descending score, the forced ones first
+    bool fuse;                   //!< one more token: the sum of score * x over the rest
     std::vector<int64_t> forced; //!< positions that are always kept
 
     int64_t numOut() const noexcept

@@ -20,7 +20,7 @@ constexpr int32_t kBINS = 256;
 constexpr int32_t kDIGIT_BITS = 8;
 constexpr int32_t kFUSED_CHANNELS = static_cast<int32_t>(kWARP_SIZE); // channels of a block that fuses
 constexpr int64_t kMOST_ROWS = 1024;                                  // rows of a block that copies
-constexpr int64_t kSHARE_BYTES = 32 << 10; // of y, that are worth a block that selects again
+constexpr int64_t kSHARE_BYTES = 32 << 10;                            // of y, that are worth a block that selects again
 constexpr int64_t kENOUGH_BLOCKS = 256;
 constexpr uint32_t kBEFORE_ALL = 0x007fffffU; // the key of +infinity
 
@@ -183,7 +183,7 @@ __device__ int32_t rankOf(Problem const& problem, uint32_t const* keys, int32_t 
     uint32_t const key = keys[token];
     int32_t rank = 0;
     for (int32_t i = static_cast<int32_t>(threadIdx.x % kWARP_SIZE); i < problem.numTokens;
-         i += static_cast<int32_t>(kWARP_SIZE))
+        i += static_cast<int32_t>(kWARP_SIZE))
     {
         rank += keys[i] < key || (keys[i] == key && i < token) ? 1 : 0;
     }
@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) tokenSelectKernel(
         return;
     }
     int64_t* const indexOfItem = index + item * problem.numKept;
-    int32_t const numMine = listTokens(problem, keys, cut, scratch, share, indexOfItem,
-        rest + item * (problem.numTokens - problem.numKept));
+    int32_t const numMine = listTokens(
+        problem, keys, cut, scratch, share, indexOfItem, rest + item * (problem.numTokens - problem.numKept));
     for (int32_t i = static_cast<int32_t>(threadIdx.x / kWARP_SIZE); i < numMine; i += kWARPS)
     {
         int32_t const token = scratch.tokens[i];
@@ -278,16 +278,15 @@ cudaError_t launchTyped(Sizes const& sizes, Problem problem, Forced const& force
 {
     auto const batch = static_cast<unsigned>(sizes.batch);
     int64_t const bytes = sizes.numKept * sizes.channels * static_cast<int64_t>(sizeof(T));
-    int64_t const useful
-        = std::min(bytes / kSHARE_BYTES, kENOUGH_BLOCKS / std::max<int64_t>(sizes.batch, 1));
+    int64_t const useful = std::min(bytes / kSHARE_BYTES, kENOUGH_BLOCKS / std::max<int64_t>(sizes.batch, 1));
     int64_t const needed = (sizes.numKept + kMOST_ROWS - 1) / kMOST_ROWS;
     problem.copyBlocks = static_cast<int32_t>(std::max<int64_t>({useful, needed, 1}));
     int64_t const fuseBlocks = sizes.fuse ? (sizes.channels + kFUSED_CHANNELS - 1) / kFUSED_CHANNELS : 0;
     bool const inShared = sizes.numTokens <= kONE_LAUNCH_TOKENS;
     if (!inShared)
     {
-        cudaError_t const status
-            = launchKernel(tokenSelectKeysKernel, dim3(batch), dim3(kTHREADS), 0, stream, problem, forced, keys);
+        cudaError_t const status =
+            launchKernel(tokenSelectKeysKernel, dim3(batch), dim3(kTHREADS), 0, stream, problem, forced, keys);
         if (status != cudaSuccess)
         {
             return status;

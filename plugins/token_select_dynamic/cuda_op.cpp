@@ -15,9 +15,8 @@ cudaError_t enqueue(GpuCall const& call)
 {
     GpuShapes const& shapes = call.shapes;
     return launchTokenSelectDynamic(sizesOf(shapes.attributes, shapes.inputs), call.inputs[0], shapes.inputTypes[0],
-                                    call.inputs[1], shapes.inputTypes[1], call.outputs[0], call.output<int64_t>(1),
-                                    call.outputs[2], call.output<int64_t>(3), call.output<int32_t>(4), call.workspace,
-                                    call.stream);
+        call.inputs[1], shapes.inputTypes[1], call.outputs[0], call.output<int64_t>(1), call.outputs[2],
+        call.output<int64_t>(3), call.output<int32_t>(4), call.workspace, call.stream);
 }
 
 Error limits(GpuShapes const& shapes)
@@ -28,7 +27,7 @@ Error limits(GpuShapes const& shapes)
         return {};
     }
     return std::to_string(numForced) + " forced positions are too many for the GPU; at most "
-           + std::to_string(kMOST_FORCED) + " are allowed.";
+        + std::to_string(kMOST_FORCED) + " are allowed.";
 }
 } // namespace
 

@@ -366,9 +366,8 @@ __device__ void warpZero(T* to, int32_t count)
 
 //! Block (item, share): every gridDim.y-th group of rows of the item.
 template <typename T, int32_t kPACK>
-__global__ void __launch_bounds__(kCOPY_THREADS, kCOPY_BLOCKS_OF_SM)
-    tokenSelectDynamicCopyKernel(Problem problem, T const* x, int64_t const* counts, int32_t const* kept, T* y,
-                                 int64_t* index, T* valid, int32_t* largest)
+__global__ void __launch_bounds__(kCOPY_THREADS, kCOPY_BLOCKS_OF_SM) tokenSelectDynamicCopyKernel(Problem problem,
+    T const* x, int64_t const* counts, int32_t const* kept, T* y, int64_t* index, T* valid, int32_t* largest)
 {
     int32_t const lane = thread() % kLANES;
     int64_t const item = blockIdx.x;
@@ -401,7 +400,7 @@ __global__ void __launch_bounds__(kCOPY_THREADS, kCOPY_BLOCKS_OF_SM)
         if (isToken)
         {
             warpCopy<T, kPACK>(y + place * problem.channels, x + (item * problem.numTokens + token) * problem.channels,
-                               problem.channels);
+                problem.channels);
         }
         else
         {
@@ -424,20 +423,11 @@ size_t tokenSelectDynamicWorkspaceBytes(Sizes const& sizes)
 }
 
 cudaError_t launchTokenSelectDynamic(Sizes const& sizes, void const* x, DType type, void const* score, DType scoreType,
-                                     void* y, int64_t* index, void* valid, int64_t* count, int32_t* largest,
-                                     void* workspace, cudaStream_t stream)
+    void* y, int64_t* index, void* valid, int64_t* count, int32_t* largest, void* workspace, cudaStream_t stream)
 {
     auto const narrow = [](int64_t value) { return static_cast<int32_t>(value); };
-    Problem const problem{narrow(sizes.batch),
-                          narrow(sizes.numTokens),
-                          narrow(sizes.channels),
-                          narrow(sizes.minKept),
-                          narrow(sizes.maxKept),
-                          sizes.byMass,
-                          sizes.trim,
-                          sizes.threshold,
-                          scoreType,
-                          score};
+    Problem const problem{narrow(sizes.batch), narrow(sizes.numTokens), narrow(sizes.channels), narrow(sizes.minKept),
+        narrow(sizes.maxKept), sizes.byMass, sizes.trim, sizes.threshold, scoreType, score};
     Forced forced{};
     if (static_cast<int64_t>(sizes.forced.size()) > kMOST_FORCED)
     {
@@ -452,16 +442,15 @@ cudaError_t launchTokenSelectDynamic(Sizes const& sizes, void const* x, DType ty
     auto* const keys = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + keptBytes(sizes));
     auto const batch = static_cast<unsigned>(sizes.batch);
     cudaError_t const status = launchKernel(tokenSelectDynamicKernel, dim3(batch), dim3(kTHREADS),
-                                            inShared ? static_cast<size_t>(sizes.numTokens) * sizeof(uint32_t) : 0,
-                                            stream, problem, forced, count, kept, inShared ? nullptr : keys);
+        inShared ? static_cast<size_t>(sizes.numTokens) * sizeof(uint32_t) : 0, stream, problem, forced, count, kept,
+        inShared ? nullptr : keys);
     if (status != cudaSuccess)
     {
         return status;
     }
     int64_t const useful = (sizes.maxKept + kCOPY_WARPS - 1) / kCOPY_WARPS;
     int64_t const shares = std::max<int64_t>(std::min(useful, kENOUGH_BLOCKS / std::max<int64_t>(sizes.batch, 1)), 1);
-    return dispatchDeviceFloat(
-        type,
+    return dispatchDeviceFloat(type,
         [&](auto tag)
         {
             using T = typename decltype(tag)::Type;
@@ -471,10 +460,10 @@ cudaError_t launchTokenSelectDynamic(Sizes const& sizes, void const* x, DType ty
             dim3 const grid(batch, static_cast<unsigned>(shares));
             constexpr int32_t kWIDE = static_cast<int32_t>(16U / sizeof(T));
             return packOf<T>(x, y, sizes.channels) == kWIDE
-                       ? launchKernel(tokenSelectDynamicCopyKernel<T, kWIDE>, grid, dim3(kCOPY_THREADS), 0, stream,
-                                      problem, from, count, kept, to, index, isValid, largest)
-                       : launchKernel(tokenSelectDynamicCopyKernel<T, 1>, grid, dim3(kCOPY_THREADS), 0, stream, problem,
-                                      from, count, kept, to, index, isValid, largest);
+                ? launchKernel(tokenSelectDynamicCopyKernel<T, kWIDE>, grid, dim3(kCOPY_THREADS), 0, stream, problem,
+                      from, count, kept, to, index, isValid, largest)
+                : launchKernel(tokenSelectDynamicCopyKernel<T, 1>, grid, dim3(kCOPY_THREADS), 0, stream, problem, from,
+                      count, kept, to, index, isValid, largest);
         });
 }
 

@@ -18,7 +18,6 @@ size_t tokenSelectDynamicWorkspaceBytes(Sizes const& sizes);
 //! `x`, `y` and `valid` are of type `type`, `score` of `scoreType`. Trimmed outputs have room for max_kept rows of each
 //! item, and are written as long as `largest`. Launches only.
 cudaError_t launchTokenSelectDynamic(Sizes const& sizes, void const* x, DType type, void const* score, DType scoreType,
-                                     void* y, int64_t* index, void* valid, int64_t* count, int32_t* largest,
-                                     void* workspace, cudaStream_t stream);
+    void* y, int64_t* index, void* valid, int64_t* count, int32_t* largest, void* workspace, cudaStream_t stream);
 
 } // namespace trtc::token_select_dynamic

@@ -144,23 +144,22 @@ inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 
 //! Fills `count`, and keeps the positions in the workspace; the largest count. Sizes have been checked.
 inline int64_t selectTokens(Sizes const& sizes, void const* score, DType scoreType, int64_t* count, void* workspace,
-                            ParallelFor const& parallelFor)
+    ParallelFor const& parallelFor)
 {
     parallelFor(sizes.batch, cpu::kTASK_TOKENS / (sizes.numTokens + 1) + 1,
-                [&](int64_t begin, int64_t end)
+        [&](int64_t begin, int64_t end)
+        {
+            dispatchFloat(scoreType,
+                [&](auto tag)
                 {
-                    dispatchFloat(scoreType,
-                                  [&](auto tag)
-                                  {
-                                      using Score = typename decltype(tag)::Type;
-                                      for (int64_t b = begin; b < end; ++b)
-                                      {
-                                          count[b] =
-                                              cpu::select(sizes, static_cast<Score const*>(score) + b * sizes.numTokens,
-                                                          cpu::itemOf(sizes, workspace, b));
-                                      }
-                                  });
+                    using Score = typename decltype(tag)::Type;
+                    for (int64_t b = begin; b < end; ++b)
+                    {
+                        count[b] = cpu::select(sizes, static_cast<Score const*>(score) + b * sizes.numTokens,
+                            cpu::itemOf(sizes, workspace, b));
+                    }
                 });
+        });
     int64_t largest = 0;
     for (int64_t b = 0; b < sizes.batch; ++b)
     {
@@ -172,31 +171,30 @@ inline int64_t selectTokens(Sizes const& sizes, void const* score, DType scoreTy
 //! What selectTokens() found, in outputs of `length` rows.
 template <typename T>
 void copyTokens(Sizes const& sizes, int64_t length, T const* x, int64_t const* count, T* y, int64_t* index, T* valid,
-                void* workspace, ParallelFor const& parallelFor)
+    void* workspace, ParallelFor const& parallelFor)
 {
     auto const rowBytes = static_cast<size_t>(sizes.channels) * sizeof(T);
     parallelFor(sizes.batch * length, cpu::kTASK_BYTES / static_cast<int64_t>(rowBytes + 1) + 1,
-                [&](int64_t begin, int64_t end)
+        [&](int64_t begin, int64_t end)
+        {
+            for (int64_t i = begin; i < end; ++i)
+            {
+                int64_t const b = i / length;
+                int64_t const slot = i % length;
+                bool const isToken = slot < count[b];
+                int64_t const token = isToken ? cpu::itemOf(sizes, workspace, b).kept[slot] : -1;
+                index[i] = token;
+                valid[i] = fromFloat<T>(isToken ? 1.0F : 0.0F);
+                if (isToken)
                 {
-                    for (int64_t i = begin; i < end; ++i)
-                    {
-                        int64_t const b = i / length;
-                        int64_t const slot = i % length;
-                        bool const isToken = slot < count[b];
-                        int64_t const token = isToken ? cpu::itemOf(sizes, workspace, b).kept[slot] : -1;
-                        index[i] = token;
-                        valid[i] = fromFloat<T>(isToken ? 1.0F : 0.0F);
-                        if (isToken)
-                        {
-                            std::memcpy(y + i * sizes.channels, x + (b * sizes.numTokens + token) * sizes.channels,
-                                        rowBytes);
-                        }
-                        else
-                        {
-                            std::memset(static_cast<void*>(y + i * sizes.channels), 0, rowBytes);
-                        }
-                    }
-                });
+                    std::memcpy(y + i * sizes.channels, x + (b * sizes.numTokens + token) * sizes.channels, rowBytes);
+                }
+                else
+                {
+                    std::memset(static_cast<void*>(y + i * sizes.channels), 0, rowBytes);
+                }
+            }
+        });
 }
 
 } // namespace trtc::token_select_dynamic

@@ -26,14 +26,13 @@ struct OrtForm
         int64_t const length = sizes.trim ? largest : sizes.maxKept;
         Shape const rows{sizes.batch, length};
         dispatchFloat(call.dtype(0),
-                      [&](auto tag)
-                      {
-                          using T = typename decltype(tag)::Type;
-                          copyTokens(sizes, length, call.input<T>(0), count,
-                                     call.output<T>(0, {sizes.batch, length, sizes.channels}),
-                                     call.output<int64_t>(1, rows), call.output<T>(2, rows), workspace,
-                                     call.parallelFor());
-                      });
+            [&](auto tag)
+            {
+                using T = typename decltype(tag)::Type;
+                copyTokens(sizes, length, call.input<T>(0), count,
+                    call.output<T>(0, {sizes.batch, length, sizes.channels}), call.output<int64_t>(1, rows),
+                    call.output<T>(2, rows), workspace, call.parallelFor());
+            });
         return {};
     }
 };

@@ -211,8 +211,8 @@ void prepareStack(Fiber& fiber)
     {
         // The lowest page stays closed: a kernel with too many locals faults instead of writing over a neighbour.
         size_t const page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-        void* memory = mmap(nullptr, kSTACK_BYTES + page, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory = mmap(
+            nullptr, kSTACK_BYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED)
         {
             throw std::bad_alloc();
@@ -265,9 +265,9 @@ std::string baseName(char const* file)
 
 std::string place(Fiber const& fiber)
 {
-    return fiber.state == State::kEXITED ? std::string{"ended"}
-                                         : "wait at " + std::string{fiber.name} + " (" + baseName(fiber.file) + ":"
-                                               + std::to_string(fiber.line) + ")";
+    return fiber.state == State::kEXITED
+        ? std::string{"ended"}
+        : "wait at " + std::string{fiber.name} + " (" + baseName(fiber.file) + ":" + std::to_string(fiber.line) + ")";
 }
 
 void noteFault(std::string const& why)
@@ -364,26 +364,18 @@ uint64_t shuffled(Fiber const* const* lanes, unsigned lane, unsigned mask)
     int source = own;
     switch (self.op)
     {
-    case WarpOp::kINDEX:
-        source = start + (self.operand & (width - 1));
-        break;
-    case WarpOp::kUP:
-        source = own - self.operand;
-        break;
-    case WarpOp::kDOWN:
-        source = own + self.operand;
-        break;
-    default:
-        source = own ^ self.operand;
-        break;
+    case WarpOp::kINDEX: source = start + (self.operand & (width - 1)); break;
+    case WarpOp::kUP: source = own - self.operand; break;
+    case WarpOp::kDOWN: source = own + self.operand; break;
+    default: source = own ^ self.operand; break;
     }
     bool const inside = self.op == WarpOp::kXOR ? source < start + width : source >= start && source < start + width;
     source = inside ? source : own;
     if (source < 0 || source >= static_cast<int>(kWARP) || ((mask >> source) & 1U) == 0U)
     {
         noteFault("thread " + number(self.number) + " reads lane " + std::to_string(source)
-                  + ", which is not in the mask, at " + self.name + " (" + baseName(self.file) + ":"
-                  + std::to_string(self.line) + ")");
+            + ", which is not in the mask, at " + self.name + " (" + baseName(self.file) + ":"
+            + std::to_string(self.line) + ")");
         return 0U;
     }
     return lanes[source]->bits;
@@ -408,44 +400,19 @@ uint64_t combined(Fiber const* const* lanes, unsigned lane, unsigned mask)
         uint64_t const bits = lanes[other]->bits;
         switch (self.op)
         {
-        case WarpOp::kBALLOT:
-            result |= (bits & 1U) << other;
-            break;
-        case WarpOp::kANY:
-            result |= bits & 1U;
-            break;
-        case WarpOp::kALL:
-            result = first ? bits & 1U : result & bits;
-            break;
-        case WarpOp::kMATCH_ANY:
-            result |= static_cast<uint64_t>(bits == self.bits ? 1U : 0U) << other;
-            break;
-        case WarpOp::kREDUCE_ADD:
-            result = (result + bits) & 0xffffffffU;
-            break;
-        case WarpOp::kREDUCE_MIN:
-            result = first ? bits : std::min(result, bits);
-            break;
-        case WarpOp::kREDUCE_MAX:
-            result = first ? bits : std::max(result, bits);
-            break;
-        case WarpOp::kREDUCE_MIN_SIGNED:
-            result = first || toSigned(bits) < toSigned(result) ? bits : result;
-            break;
-        case WarpOp::kREDUCE_MAX_SIGNED:
-            result = first || toSigned(bits) > toSigned(result) ? bits : result;
-            break;
-        case WarpOp::kREDUCE_AND:
-            result = first ? bits : result & bits;
-            break;
-        case WarpOp::kREDUCE_OR:
-            result |= bits;
-            break;
-        case WarpOp::kREDUCE_XOR:
-            result ^= bits;
-            break;
-        default:
-            break;
+        case WarpOp::kBALLOT: result |= (bits & 1U) << other; break;
+        case WarpOp::kANY: result |= bits & 1U; break;
+        case WarpOp::kALL: result = first ? bits & 1U : result & bits; break;
+        case WarpOp::kMATCH_ANY: result |= static_cast<uint64_t>(bits == self.bits ? 1U : 0U) << other; break;
+        case WarpOp::kREDUCE_ADD: result = (result + bits) & 0xffffffffU; break;
+        case WarpOp::kREDUCE_MIN: result = first ? bits : std::min(result, bits); break;
+        case WarpOp::kREDUCE_MAX: result = first ? bits : std::max(result, bits); break;
+        case WarpOp::kREDUCE_MIN_SIGNED: result = first || toSigned(bits) < toSigned(result) ? bits : result; break;
+        case WarpOp::kREDUCE_MAX_SIGNED: result = first || toSigned(bits) > toSigned(result) ? bits : result; break;
+        case WarpOp::kREDUCE_AND: result = first ? bits : result & bits; break;
+        case WarpOp::kREDUCE_OR: result |= bits; break;
+        case WarpOp::kREDUCE_XOR: result ^= bits; break;
+        default: break;
         }
         first = false;
     }
@@ -511,7 +478,9 @@ class SharedMemory
 {
 public:
     SharedMemory(size_t bytes, unsigned char fill)
-        : mBytes(bytes), mFill(fill), mAll(bytes + 2U * kGUARD_BYTES + kGUARD_BYTES)
+        : mBytes(bytes)
+        , mFill(fill)
+        , mAll(bytes + 2U * kGUARD_BYTES + kGUARD_BYTES)
     {
         auto const address = reinterpret_cast<uintptr_t>(mAll.data());
         mStart = mAll.data() + (kGUARD_BYTES - address % kGUARD_BYTES) % kGUARD_BYTES + kGUARD_BYTES;
@@ -550,7 +519,7 @@ public:
             if (mStart[mBytes + i] != kGUARD)
             {
                 noteFault("byte " + number(mBytes + i) + " of dynamic shared memory was written; the launch asked for "
-                          + number(mBytes));
+                    + number(mBytes));
                 return;
             }
             if (mStart[-1 - static_cast<ptrdiff_t>(i)] != kGUARD)
@@ -613,7 +582,7 @@ cudaError_t runGrid(dim3 grid, dim3 block, size_t sharedBytes)
     for (uint64_t b : blocks)
     {
         blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                    static_cast<unsigned>(b / (static_cast<uint64_t>(grid.x) * grid.y))};
+            static_cast<unsigned>(b / (static_cast<uint64_t>(grid.x) * grid.y))};
         shared.beginBlock();
         ++m.counters.blocks;
         bool const ended = runBlock(order, random);
@@ -678,19 +647,15 @@ int blockBarrier(Combine combine, int value, char const* name, char const* file,
     yieldToScheduler();
     switch (combine)
     {
-    case Combine::kOR:
-        return m.barrierOr;
-    case Combine::kAND:
-        return m.barrierAnd;
-    case Combine::kCOUNT:
-        return m.barrierCount;
-    default:
-        return 0;
+    case Combine::kOR: return m.barrierOr;
+    case Combine::kAND: return m.barrierAnd;
+    case Combine::kCOUNT: return m.barrierCount;
+    default: return 0;
     }
 }
 
-uint64_t warpOperation(WarpOp op, unsigned mask, uint64_t bits, int operand, int width, char const* name,
-                       char const* file, int line)
+uint64_t warpOperation(
+    WarpOp op, unsigned mask, uint64_t bits, int operand, int width, char const* name, char const* file, int line)
 {
     Machine& m = machine();
     Fiber& self = *m.current;
@@ -702,12 +667,12 @@ uint64_t warpOperation(WarpOp op, unsigned mask, uint64_t bits, int operand, int
     if (((mask >> lane) & 1U) == 0U)
     {
         fail(std::string{name} + " (" + baseName(file) + ":" + std::to_string(line)
-             + ") with a mask without its own lane " + number(lane));
+            + ") with a mask without its own lane " + number(lane));
     }
     if (width <= 0 || width > static_cast<int>(kWARP) || (width & (width - 1)) != 0)
     {
         fail(std::string{name} + " (" + baseName(file) + ":" + std::to_string(line) + ") with width "
-             + std::to_string(width) + ", which is not 1, 2, 4, 8, 16 or 32");
+            + std::to_string(width) + ", which is not 1, 2, 4, 8, 16 or 32");
     }
     self.op = op;
     self.mask = mask;
@@ -728,11 +693,11 @@ uint64_t warpOperation(WarpOp op, unsigned mask, uint64_t bits, int operand, int
         if (lanes[other] == nullptr)
         {
             fail(std::string{name} + " (" + baseName(file) + ":" + std::to_string(line) + ") with lane " + number(other)
-                 + " in the mask, beyond the " + number(m.numThreads) + " threads of the block");
+                + " in the mask, beyond the " + number(m.numThreads) + " threads of the block");
         }
         Fiber const& partner = *lanes[other];
         bool const here = partner.state == State::kWARP && partner.op == op && partner.mask == mask
-                          && partner.line == line && std::strcmp(partner.file, file) == 0;
+            && partner.line == line && std::strcmp(partner.file, file) == 0;
         complete = complete && here;
     }
     if (complete)
@@ -757,8 +722,8 @@ uint64_t warpOperation(WarpOp op, unsigned mask, uint64_t bits, int operand, int
     return self.result;
 }
 
-cudaError_t launchBlocks(void const* kernel, dim3 grid, dim3 block, size_t sharedBytes,
-                         std::function<void()> const& thread) noexcept
+cudaError_t launchBlocks(
+    void const* kernel, dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> const& thread) noexcept
 {
     Machine& m = machine();
     std::lock_guard<std::recursive_mutex> const lock{m.mutex};
@@ -769,11 +734,11 @@ cudaError_t launchBlocks(void const* kernel, dim3 grid, dim3 block, size_t share
     }
     uint64_t const threads = static_cast<uint64_t>(block.x) * block.y * block.z;
     bool const fits = threads >= 1U && threads <= kMAX_THREADS && block.z <= 64U && grid.x >= 1U && grid.y >= 1U
-                      && grid.z >= 1U && grid.x <= 0x7fffffffU && grid.y <= 65535U && grid.z <= 65535U;
+        && grid.z >= 1U && grid.x <= 0x7fffffffU && grid.y <= 65535U && grid.z <= 65535U;
     if (!fits)
     {
         m.fault = "a launch of " + number(grid.x) + " x " + number(grid.y) + " x " + number(grid.z) + " blocks of "
-                  + number(threads) + " threads";
+            + number(threads) + " threads";
         return cudaErrorInvalidConfiguration;
     }
     auto const opted = m.optedIn.find(kernel);
@@ -781,7 +746,7 @@ cudaError_t launchBlocks(void const* kernel, dim3 grid, dim3 block, size_t share
     if (sharedBytes > std::max(allowed, kPLAIN_SHARED))
     {
         m.fault = "a launch with " + number(sharedBytes) + " bytes of dynamic shared memory; the kernel opted in to "
-                  + number(allowed);
+            + number(allowed);
         return cudaErrorInvalidValue;
     }
     m.failed = false;
@@ -868,18 +833,12 @@ char const* cudaGetErrorName(cudaError_t status) noexcept
 {
     switch (status)
     {
-    case cudaSuccess:
-        return "cudaSuccess";
-    case cudaErrorInvalidValue:
-        return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-        return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration:
-        return "cudaErrorInvalidConfiguration";
-    case cudaErrorLaunchFailure:
-        return "cudaErrorLaunchFailure";
-    case cudaErrorNotSupported:
-        return "cudaErrorNotSupported";
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
     }
     return "unknown";
 }
@@ -910,24 +869,16 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*d
     auto const& settings = trtc::emulation::settings();
     switch (attribute)
     {
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-        *value = 48 * 1024;
-        return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = 48 * 1024; return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
         *value = static_cast<int>(settings.maxSharedBytes) + 1024;
         return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
         *value = static_cast<int>(settings.maxSharedBytes);
         return cudaSuccess;
-    case cudaDevAttrMultiProcessorCount:
-        *value = settings.multiProcessors;
-        return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-        *value = settings.computeCapability / 10;
-        return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-        *value = settings.computeCapability % 10;
-        return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount: *value = settings.multiProcessors; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: *value = settings.computeCapability / 10; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor: *value = settings.computeCapability % 10; return cudaSuccess;
     }
     return cudaErrorInvalidValue;
 }
@@ -1005,8 +956,8 @@ cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind 
     return cudaMemcpyAsync(to, from, bytes, kind);
 }
 
-cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind /*kind*/,
-                            cudaStream_t /*stream*/) noexcept
+cudaError_t cudaMemcpyAsync(
+    void* to, void const* from, size_t bytes, cudaMemcpyKind /*kind*/, cudaStream_t /*stream*/) noexcept
 {
     if (bytes > 0U)
     {
@@ -1016,7 +967,7 @@ cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpy
 }
 
 cudaError_t cudaMemcpy2DAsync(void* to, size_t toPitch, void const* from, size_t fromPitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream) noexcept
+    cudaMemcpyKind kind, cudaStream_t stream) noexcept
 {
     if (width > toPitch || width > fromPitch)
     {
@@ -1025,7 +976,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t toPitch, void const* from, size_t
     for (size_t row = 0; row < height; ++row)
     {
         cudaMemcpyAsync(static_cast<unsigned char*>(to) + row * toPitch,
-                        static_cast<unsigned char const*>(from) + row * fromPitch, width, kind, stream);
+            static_cast<unsigned char const*>(from) + row * fromPitch, width, kind, stream);
     }
     return cudaSuccess;
 }

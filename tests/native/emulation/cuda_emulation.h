@@ -45,11 +45,15 @@ struct dim3
 {
     unsigned x, y, z;
     constexpr dim3(unsigned xSize = 1U, unsigned ySize = 1U, unsigned zSize = 1U) // NOLINT: as in CUDA, implicit
-        : x(xSize), y(ySize), z(zSize)
+        : x(xSize)
+        , y(ySize)
+        , z(zSize)
     {
     }
     constexpr dim3(uint3 size) // NOLINT
-        : x(size.x), y(size.y), z(size.z)
+        : x(size.x)
+        , y(size.y)
+        , z(size.z)
     {
     }
 };
@@ -162,10 +166,10 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned flags) 
 cudaError_t cudaMemset(void* to, int value, size_t bytes) noexcept;
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream = nullptr) noexcept;
 cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind kind) noexcept;
-cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t stream = nullptr) noexcept;
+cudaError_t cudaMemcpyAsync(
+    void* to, void const* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream = nullptr) noexcept;
 cudaError_t cudaMemcpy2DAsync(void* to, size_t toPitch, void const* from, size_t fromPitch, size_t width, size_t height,
-                              cudaMemcpyKind kind, cudaStream_t stream = nullptr) noexcept;
+    cudaMemcpyKind kind, cudaStream_t stream = nullptr) noexcept;
 cudaError_t cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) noexcept;
 
 template <typename... P>
@@ -244,19 +248,19 @@ enum class WarpOp : int
     kREDUCE_OR,
     kREDUCE_XOR,
 };
-uint64_t warpOperation(WarpOp op, unsigned mask, uint64_t bits, int operand, int width, char const* name,
-                       char const* file, int line);
+uint64_t warpOperation(
+    WarpOp op, unsigned mask, uint64_t bits, int operand, int width, char const* name, char const* file, int line);
 
-cudaError_t launchBlocks(void const* kernel, dim3 grid, dim3 block, size_t sharedBytes,
-                         std::function<void()> const& thread) noexcept;
+cudaError_t launchBlocks(
+    void const* kernel, dim3 grid, dim3 block, size_t sharedBytes, std::function<void()> const& thread) noexcept;
 
 template <typename... P, typename... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t /*stream*/,
-                   A&&... arguments) noexcept
+cudaError_t launch(
+    void (*kernel)(P...), dim3 grid, dim3 block, size_t sharedBytes, cudaStream_t /*stream*/, A&&... arguments) noexcept
 {
     std::tuple<std::remove_cv_t<P>...> const converted{static_cast<std::remove_cv_t<P>>(std::forward<A>(arguments))...};
     return launchBlocks(reinterpret_cast<void const*>(kernel), grid, block, sharedBytes,
-                        [&converted, kernel] { std::apply(kernel, converted); });
+        [&converted, kernel] { std::apply(kernel, converted); });
 }
 
 template <typename T>
@@ -296,8 +300,8 @@ inline int __syncthreads_and(int predicate, TRTC_HERE)
 }
 inline int __syncthreads_count(int predicate, TRTC_HERE)
 {
-    return trtc::emulation::blockBarrier(trtc::emulation::Combine::kCOUNT, predicate, "__syncthreads_count", file,
-                                         line);
+    return trtc::emulation::blockBarrier(
+        trtc::emulation::Combine::kCOUNT, predicate, "__syncthreads_count", file, line);
 }
 
 inline void __syncwarp(unsigned mask = 0xffffffffU, TRTC_HERE)
@@ -357,9 +361,15 @@ TRTC_REDUCE(unsigned, __reduce_xor_sync, kREDUCE_XOR)
 #undef TRTC_REDUCE
 #undef TRTC_HERE
 
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __threadfence_system() {}
+inline void __threadfence()
+{
+}
+inline void __threadfence_block()
+{
+}
+inline void __threadfence_system()
+{
+}
 
 [[noreturn]] inline void __trap()
 {
@@ -503,7 +513,7 @@ inline int __dp4a(int a, int b, int c)
     for (unsigned i = 0; i < 4U; ++i)
     {
         c += static_cast<int8_t>(static_cast<unsigned>(a) >> (8U * i))
-             * static_cast<int8_t>(static_cast<unsigned>(b) >> (8U * i));
+            * static_cast<int8_t>(static_cast<unsigned>(b) >> (8U * i));
     }
     return c;
 }

@@ -299,24 +299,24 @@ void checkSums()
     std::vector<float> halfOut(out.size());
     auto const begin = std::chrono::steady_clock::now();
     bool ok = launchKernel(sumKernel<float>, dim3(100), dim3(kTHREADS), 0, nullptr, in.data(), out.data(), count)
-              == cudaSuccess;
+        == cudaSuccess;
     auto const end = std::chrono::steady_clock::now();
     ok = ok
-         && launchKernel(sumKernel<__half>, dim3(100), dim3(kTHREADS), 0, nullptr, halves.data(), halfOut.data(), count)
-                == cudaSuccess;
+        && launchKernel(sumKernel<__half>, dim3(100), dim3(kTHREADS), 0, nullptr, halves.data(), halfOut.data(), count)
+            == cudaSuccess;
     for (size_t row = 0; row < out.size(); ++row)
     {
         float const wanted = std::accumulate(in.begin() + static_cast<ptrdiff_t>(row) * count,
-                                             in.begin() + static_cast<ptrdiff_t>(row + 1U) * count, 0.0F);
+            in.begin() + static_cast<ptrdiff_t>(row + 1U) * count, 0.0F);
         ok = ok && out[row] == wanted && halfOut[row] == wanted;
     }
     report("sum", ok);
     double const ms = std::chrono::duration<double, std::milli>(end - begin).count();
     auto const& counters = trtc::emulation::counters();
     report("counters",
-           counters.blocks == 100U && counters.barriers == 100U && counters.warpOperations == 100U * 9U * 5U,
-           std::to_string(counters.blocks) + " blocks, " + std::to_string(counters.barriers) + " barriers, "
-               + std::to_string(counters.warpOperations) + " warp operations");
+        counters.blocks == 100U && counters.barriers == 100U && counters.warpOperations == 100U * 9U * 5U,
+        std::to_string(counters.blocks) + " blocks, " + std::to_string(counters.barriers) + " barriers, "
+            + std::to_string(counters.warpOperations) + " warp operations");
     report("fast", ms < 1000.0, "100 blocks of 256 threads in " + std::to_string(ms) + " ms");
 }
 
@@ -325,8 +325,8 @@ std::vector<unsigned> scan(bool gap)
     std::vector<unsigned> in(3U * kTHREADS);
     std::iota(in.begin(), in.end(), 1);
     std::vector<unsigned> out(in.size());
-    cudaError_t const status = launchKernel(scanKernel, dim3(3), dim3(kTHREADS), kTHREADS * sizeof(unsigned), nullptr,
-                                            in.data(), out.data(), gap);
+    cudaError_t const status = launchKernel(
+        scanKernel, dim3(3), dim3(kTHREADS), kTHREADS * sizeof(unsigned), nullptr, in.data(), out.data(), gap);
     return status == cudaSuccess ? out : std::vector<unsigned>{};
 }
 
@@ -358,30 +358,19 @@ void checkShuffles()
         int const part = lane / 8 * 8;
         bool const first = base == 0;
         int const xorFour = (lane ^ 5) / 4 > lane / 4 ? lane : lane ^ 5;
-        int const wanted[16] = {base + (lane + 5) % 32,
-                                base + (lane >= 3 ? lane - 3 : lane),
-                                base + (lane < 25 ? lane + 7 : lane),
-                                base + (lane ^ 9),
-                                base + part + 3,
-                                base + (lane - 3 >= part ? lane - 3 : lane),
-                                base + (lane + 3 < part + 8 ? lane + 3 : lane),
-                                base + xorFour,
-                                0x49249249,
-                                first ? 0 : 1,
-                                1,
-                                static_cast<int>(0xfU << (lane / 4 * 4)),
-                                -144,
-                                -20,
-                                11,
-                                base + (lane < 16 ? lane ^ 1 : lane ^ 2)};
+        int const wanted[16] = {base + (lane + 5) % 32, base + (lane >= 3 ? lane - 3 : lane),
+            base + (lane < 25 ? lane + 7 : lane), base + (lane ^ 9), base + part + 3,
+            base + (lane - 3 >= part ? lane - 3 : lane), base + (lane + 3 < part + 8 ? lane + 3 : lane), base + xorFour,
+            0x49249249, first ? 0 : 1, 1, static_cast<int>(0xfU << (lane / 4 * 4)), -144, -20, 11,
+            base + (lane < 16 ? lane ^ 1 : lane ^ 2)};
         for (int i = 0; i < 16; ++i)
         {
             if (out[static_cast<size_t>(id * 16 + i)] != wanted[i])
             {
                 ok = false;
                 wrong = "thread " + std::to_string(id) + ", operation " + std::to_string(i) + ": "
-                        + std::to_string(out[static_cast<size_t>(id * 16 + i)]) + " instead of "
-                        + std::to_string(wanted[i]);
+                    + std::to_string(out[static_cast<size_t>(id * 16 + i)]) + " instead of "
+                    + std::to_string(wanted[i]);
             }
         }
     }
@@ -454,8 +443,8 @@ void checkShared()
     // launchKernel opts in above 48 KiB, up to what the device has.
     ok = launchKernel(sharedBytesKernel, 1, 32, settings.maxSharedBytes, nullptr, seen, 0) == cudaSuccess;
     ok = ok
-         && launchKernel(sharedBytesKernel, 1, 32, settings.maxSharedBytes + 1U, nullptr, seen, 0)
-                == cudaErrorInvalidValue;
+        && launchKernel(sharedBytesKernel, 1, 32, settings.maxSharedBytes + 1U, nullptr, seen, 0)
+            == cudaErrorInvalidValue;
     report("shared memory that the device has", ok);
     cudaError_t const status =
         trtc::emulation::launch(indexKernel, dim3(1), dim3(32), 48U * 1024U + 1U, nullptr, nullptr);
@@ -466,9 +455,9 @@ void checkShared()
 #if !defined(__SANITIZE_ADDRESS__)
     // With the sanitizer the access itself ends the program.
     checkFault("write beyond shared memory", launchKernel(sharedBytesKernel, 1, 32, 64, nullptr, seen, 64),
-               {"byte 64 of dynamic shared memory was written; the launch asked for 64"});
-    checkFault("write before shared memory", launchKernel(sharedBytesKernel, 1, 32, 64, nullptr, seen, -1),
-               {"byte -1"});
+        {"byte 64 of dynamic shared memory was written; the launch asked for 64"});
+    checkFault(
+        "write before shared memory", launchKernel(sharedBytesKernel, 1, 32, 64, nullptr, seen, -1), {"byte -1"});
 #endif
 }
 
@@ -476,19 +465,19 @@ void checkBroken()
 {
     int out[256];
     checkFault("a thread returns before a barrier", launchKernel(returnsEarlyKernel, 2, 64, 0, nullptr),
-               {"block (", "thread 7 ended", "threads 0-6, 8-63 wait at __syncthreads (emulation_checks.cpp:"});
+        {"block (", "thread 7 ended", "threads 0-6, 8-63 wait at __syncthreads (emulation_checks.cpp:"});
     checkFault("two barriers", launchKernel(twoBarriersKernel, 1, 64, 0, nullptr),
-               {"wait at different barriers", "threads 0-15 wait", "threads 16-63 wait"});
+        {"wait at different barriers", "threads 0-15 wait", "threads 16-63 wait"});
     checkFault("a barrier against a shuffle", launchKernel(barrierAgainstShuffleKernel, 1, 64, 0, nullptr, out),
-               {"different barriers"});
+        {"different barriers"});
     checkFault("half a warp shuffles with all", launchKernel(halfWarpShufflesKernel, 1, 32, 0, nullptr, out),
-               {"not all threads reach", "threads 0-15 wait at __shfl_xor_sync", "threads 16-31 ended"});
+        {"not all threads reach", "threads 0-15 wait at __shfl_xor_sync", "threads 16-31 ended"});
     checkFault("a mask without its own lane", launchKernel(wrongMaskKernel, 1, 32, 0, nullptr, out),
-               {"mask without its own lane"});
-    checkFault("a mask beyond the block", launchKernel(shuffleKernel, 1, 16, 0, nullptr, out),
-               {"beyond the 16 threads"});
+        {"mask without its own lane"});
+    checkFault(
+        "a mask beyond the block", launchKernel(shuffleKernel, 1, 16, 0, nullptr, out), {"beyond the 16 threads"});
     checkFault("a shuffle from outside the mask", launchKernel(readsOutsideMaskKernel, 1, 32, 0, nullptr, out),
-               {"reads lane", "not in the mask"});
+        {"reads lane", "not in the mask"});
     checkFault("a trap", launchKernel(trapKernel, 1, 32, 0, nullptr), {"thread 3: __trap"});
     // Afterwards the machine is as good as new.
     checkScan();
@@ -500,7 +489,7 @@ void checkOrders()
     std::vector<std::vector<unsigned>> gap;
     std::vector<std::vector<int>> neighbour;
     for (auto const& [order, seed] : {std::pair{Order::kASCENDING, 0}, std::pair{Order::kDESCENDING, 0},
-                                      std::pair{Order::kRANDOM, 1}, std::pair{Order::kRANDOM, 2}})
+             std::pair{Order::kRANDOM, 1}, std::pair{Order::kRANDOM, 2}})
     {
         setOrder(order, static_cast<uint64_t>(seed));
         sound.push_back(scan(false));
@@ -511,7 +500,7 @@ void checkOrders()
     }
     setOrder(Order::kASCENDING);
     report("sound code gives the same in every order",
-           sound[0] == sound[1] && sound[0] == sound[2] && sound[0] == sound[3]);
+        sound[0] == sound[1] && sound[0] == sound[2] && sound[0] == sound[3]);
     report("a missing barrier in a scan shows", gap[0] != gap[1] && gap[0] != gap[2] && gap[2] != gap[3]);
     report("a missing barrier between neighbours shows", neighbour[0] != neighbour[1] && neighbour[0] != neighbour[2]);
     setOrder(Order::kRANDOM, 2);
@@ -567,9 +556,9 @@ void checkConversions()
     }
     report("rounding to half and bfloat16 is that of common/half.h", wrong.empty(), wrong);
     report("conversions to integers saturate",
-           __float2int_rn(2.5F) == 2 && __float2int_rn(3.5F) == 4 && __float2int_rn(-2.5F) == -2
-               && __float2int_rz(-2.9F) == -2 && __float2int_rn(1e20F) == INT_MAX && __float2int_rn(-1e20F) == INT_MIN
-               && __float2int_rn(NAN) == 0 && __float2uint_rn(-1.0F) == 0U && __float2uint_rn(1e20F) == UINT_MAX);
+        __float2int_rn(2.5F) == 2 && __float2int_rn(3.5F) == 4 && __float2int_rn(-2.5F) == -2
+            && __float2int_rz(-2.9F) == -2 && __float2int_rn(1e20F) == INT_MAX && __float2int_rn(-1e20F) == INT_MIN
+            && __float2int_rn(NAN) == 0 && __float2uint_rn(-1.0F) == 0U && __float2uint_rn(1e20F) == UINT_MAX);
 }
 
 void checkRuntime()
@@ -581,8 +570,8 @@ void checkRuntime()
     void* host = nullptr;
     void* device = nullptr;
     ok = ok && cudaHostAlloc(&host, 16, cudaHostAllocMapped) == cudaSuccess
-         && cudaHostGetDevicePointer(&device, host, 0) == cudaSuccess && device == host
-         && cudaFreeHost(host) == cudaSuccess;
+        && cudaHostGetDevicePointer(&device, host, 0) == cudaSuccess && device == host
+        && cudaFreeHost(host) == cudaSuccess;
     int major = 0;
     ok = ok && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess && major == 8;
     report("runtime calls", ok && cudaGetLastError() == cudaSuccess);

@@ -36,8 +36,8 @@ int gRuns = 0;
 int gReported = 0;
 
 // One block for each row; the row is staged in shared memory, each thread reads what its neighbour wrote.
-__global__ void restoreKernel(float const* y, int64_t const* index, float* x, int64_t rows, int64_t columns,
-                              int32_t fault, int* reported)
+__global__ void restoreKernel(
+    float const* y, int64_t const* index, float* x, int64_t rows, int64_t columns, int32_t fault, int* reported)
 {
     TRTC_DYNAMIC_SHARED(float, staged);
     int64_t const item = blockIdx.y;
@@ -111,31 +111,19 @@ TRTC_EXPORT int32_t trtcEnqueue(TrtcCall const* call, void* workspace, void*, ch
     auto const columns = static_cast<size_t>(x.shape[2]);
     auto const values = static_cast<size_t>(x.shape[0] * x.shape[1]) * columns;
     dim3 const grid(static_cast<unsigned>(x.shape[1]), static_cast<unsigned>(x.shape[0]));
-    cudaError_t const status = trtc::launchKernel(
-        restoreKernel, grid, dim3(64), columns * sizeof(float), nullptr, static_cast<float const*>(y.data),
-        static_cast<int64_t const*>(index.data), out, y.shape[1], y.shape[2], gFault, &gReported);
+    cudaError_t const status = trtc::launchKernel(restoreKernel, grid, dim3(64), columns * sizeof(float), nullptr,
+        static_cast<float const*>(y.data), static_cast<int64_t const*>(index.data), out, y.shape[1], y.shape[2], gFault,
+        &gReported);
     ++gRuns;
     switch (gFault)
     {
-    case kWRITES_BEYOND:
-        out[values] = 0.0F;
-        break;
-    case kWRITES_BEFORE:
-        out[-1] = 0.0F;
-        break;
-    case kWRITES_INPUT:
-        static_cast<int64_t*>(index.data)[0] += 1;
-        break;
-    case kWRITES_BEYOND_WORKSPACE:
-        static_cast<char*>(workspace)[8] = 0;
-        break;
-    case kOTHER_BITS:
-        out[0] += static_cast<float>(gRuns);
-        break;
-    case kENDS_PROCESS:
-        std::_Exit(77);
-    default:
-        break;
+    case kWRITES_BEYOND: out[values] = 0.0F; break;
+    case kWRITES_BEFORE: out[-1] = 0.0F; break;
+    case kWRITES_INPUT: static_cast<int64_t*>(index.data)[0] += 1; break;
+    case kWRITES_BEYOND_WORKSPACE: static_cast<char*>(workspace)[8] = 0; break;
+    case kOTHER_BITS: out[0] += static_cast<float>(gRuns); break;
+    case kENDS_PROCESS: std::_Exit(77);
+    default: break;
     }
     static_cast<void>(status);
     return say("", message, messageBytes);

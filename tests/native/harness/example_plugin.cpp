@@ -16,12 +16,11 @@ namespace
 
 using namespace nvinfer1;
 
-constexpr char const* kNAMES[] = {
-    "Sound",           "ReadsDimensions", "DividesByZero", "LooksAhead",   "TakesAnyFormat", "TooManyFormats",
-    "WrongShape",      "TakesTooFew",     "BoolOutput",    "LosesFields",  "ChangesFields",  "NoClone",
-    "ForgetfulClone",  "SharedContext",   "OneContext",    "ZeroTactic",   "WrongAlias",     "TakesAnything",
-    "RefusesSilently", "WrongName",       "WritesBeyond",  "WritesBefore", "WritesInput",    "WritesBeyondWorkspace",
-    "OtherBits",       "FailsToRun",      "LargeSize"};
+constexpr char const* kNAMES[] = {"Sound", "ReadsDimensions", "DividesByZero", "LooksAhead", "TakesAnyFormat",
+    "TooManyFormats", "WrongShape", "TakesTooFew", "BoolOutput", "LosesFields", "ChangesFields", "NoClone",
+    "ForgetfulClone", "SharedContext", "OneContext", "ZeroTactic", "WrongAlias", "TakesAnything", "RefusesSilently",
+    "WrongName", "WritesBeyond", "WritesBefore", "WritesInput", "WritesBeyondWorkspace", "OtherBits", "FailsToRun",
+    "LargeSize"};
 constexpr char const* kNAMESPACE = "example";
 
 ILoggerFinder* gFinder = nullptr;
@@ -54,7 +53,11 @@ struct Settings
 class Example final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuildV2, public IPluginV3OneRuntime
 {
 public:
-    Example(std::string const& name, Settings const& settings) : mName(name), mSettings(settings) {}
+    Example(std::string const& name, Settings const& settings)
+        : mName(name)
+        , mSettings(settings)
+    {
+    }
 
     bool is(char const* fault) const
     {
@@ -65,12 +68,9 @@ public:
     {
         switch (type)
         {
-        case PluginCapabilityType::kCORE:
-            return static_cast<IPluginV3OneCore*>(this);
-        case PluginCapabilityType::kBUILD:
-            return static_cast<IPluginV3OneBuild*>(this);
-        case PluginCapabilityType::kRUNTIME:
-            return static_cast<IPluginV3OneRuntime*>(this);
+        case PluginCapabilityType::kCORE: return static_cast<IPluginV3OneCore*>(this);
+        case PluginCapabilityType::kBUILD: return static_cast<IPluginV3OneBuild*>(this);
+        case PluginCapabilityType::kRUNTIME: return static_cast<IPluginV3OneRuntime*>(this);
         }
         return nullptr;
     }
@@ -100,8 +100,8 @@ public:
         return is("LargeSize") ? 2 : 1;
     }
 
-    int32_t getOutputDataTypes(DataType* outputs, int32_t nbOutputs, DataType const* inputs,
-                               int32_t nbInputs) const noexcept override
+    int32_t getOutputDataTypes(
+        DataType* outputs, int32_t nbOutputs, DataType const* inputs, int32_t nbInputs) const noexcept override
     {
         if ((nbInputs != 1 || nbOutputs != getNbOutputs()) && !is("TakesTooFew"))
         {
@@ -116,7 +116,7 @@ public:
     }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
-                            int32_t nbOutputs, IExprBuilder& builder) noexcept override
+        int32_t nbOutputs, IExprBuilder& builder) noexcept override
     {
         if (nbInputs != 1 || nbOutputs != getNbOutputs() || inputs[0].nbDims != 3)
         {
@@ -142,8 +142,8 @@ public:
         return 0;
     }
 
-    bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
-                                   int32_t nbOutputs) noexcept override
+    bool supportsFormatCombination(
+        int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept override
     {
         if (nbInputs != 1 || nbOutputs != getNbOutputs())
         {
@@ -168,14 +168,14 @@ public:
         return 20;
     }
 
-    int32_t configurePlugin(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
-                            int32_t) noexcept override
+    int32_t configurePlugin(
+        DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) noexcept override
     {
         return 0;
     }
 
-    size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
-                            int32_t) const noexcept override
+    size_t getWorkspaceSize(
+        DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept override
     {
         return 32U;
     }
@@ -202,7 +202,7 @@ public:
     }
 
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs,
-                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override
+        void* const* outputs, void* workspace, cudaStream_t stream) noexcept override
     {
         static int sCalls = 0;
         Dims const& from = in[0].dims;
@@ -211,7 +211,7 @@ public:
         auto* y = static_cast<float*>(outputs[0]);
         float const scale = mSettings.scale + (is("OtherBits") ? static_cast<float>(++sCalls) : 0.0F);
         cudaError_t status = trtc::launchKernel(scaleKernel, dim3(static_cast<unsigned>(to.d[0] * to.d[1])), dim3(32),
-                                                0, stream, x, y, from.d[1], to.d[1], to.d[2], scale);
+            0, stream, x, y, from.d[1], to.d[1], to.d[2], scale);
         int64_t const values = to.d[0] * to.d[1] * to.d[2];
         unsigned char const byte = 1U;
         if (is("WritesBeyond"))
@@ -259,8 +259,8 @@ public:
         {
             mFields.emplace_back("scale", &mSettings.scale, PluginFieldType::kFLOAT32, 1);
         }
-        mFields.emplace_back("list", mSettings.list.data(), PluginFieldType::kINT64,
-                             static_cast<int32_t>(mSettings.list.size()));
+        mFields.emplace_back(
+            "list", mSettings.list.data(), PluginFieldType::kINT64, static_cast<int32_t>(mSettings.list.size()));
         mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
         return &mCollection;
     }
@@ -276,11 +276,11 @@ private:
 class ExampleCreator final : public IPluginCreatorV3One
 {
 public:
-    explicit ExampleCreator(char const* name) : mName(name)
+    explicit ExampleCreator(char const* name)
+        : mName(name)
     {
         mFields = {{"num_dropped", nullptr, PluginFieldType::kINT64, 1},
-                   {"scale", nullptr, PluginFieldType::kFLOAT32, 1},
-                   {"list", nullptr, PluginFieldType::kINT64, 1}};
+            {"scale", nullptr, PluginFieldType::kFLOAT32, 1}, {"list", nullptr, PluginFieldType::kINT64, 1}};
         mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
     }
 
@@ -304,8 +304,8 @@ public:
         return &mCollection;
     }
 
-    IPluginV3* createPlugin(AsciiChar const*, PluginFieldCollection const* fields,
-                            TensorRTPhase phase) noexcept override
+    IPluginV3* createPlugin(
+        AsciiChar const*, PluginFieldCollection const* fields, TensorRTPhase phase) noexcept override
     {
         Settings settings;
         int found = 0;

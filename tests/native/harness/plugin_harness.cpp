@@ -62,7 +62,10 @@ public:
 class LoggerFinder final : public nvinfer1::ILoggerFinder
 {
 public:
-    explicit LoggerFinder(Logger& logger) : mLogger(logger) {}
+    explicit LoggerFinder(Logger& logger)
+        : mLogger(logger)
+    {
+    }
 
     nvinfer1::ILogger* findLogger() override
     {
@@ -101,11 +104,11 @@ struct FieldType
 
 FieldType const& fieldType(PluginFieldType type)
 {
-    static std::vector<FieldType> const sTypes{
-        {PluginFieldType::kFLOAT16, "float16", 2}, {PluginFieldType::kFLOAT32, "float32", 4},
-        {PluginFieldType::kFLOAT64, "float64", 8}, {PluginFieldType::kINT8, "int8", 1},
-        {PluginFieldType::kINT16, "int16", 2},     {PluginFieldType::kINT32, "int32", 4},
-        {PluginFieldType::kCHAR, "char", 1},       {PluginFieldType::kINT64, "int64", 8}};
+    static std::vector<FieldType> const sTypes{{PluginFieldType::kFLOAT16, "float16", 2},
+        {PluginFieldType::kFLOAT32, "float32", 4}, {PluginFieldType::kFLOAT64, "float64", 8},
+        {PluginFieldType::kINT8, "int8", 1}, {PluginFieldType::kINT16, "int16", 2},
+        {PluginFieldType::kINT32, "int32", 4}, {PluginFieldType::kCHAR, "char", 1},
+        {PluginFieldType::kINT64, "int64", 8}};
     static FieldType const sOther{PluginFieldType::kUNKNOWN, "unknown", 1};
     for (auto const& known : sTypes)
     {
@@ -208,24 +211,12 @@ private:
     {
         switch (field.type)
         {
-        case PluginFieldType::kFLOAT32:
-            json.real(at<float>(field, index));
-            break;
-        case PluginFieldType::kFLOAT64:
-            json.real(at<double>(field, index));
-            break;
-        case PluginFieldType::kINT32:
-            json.number(at<int32_t>(field, index));
-            break;
-        case PluginFieldType::kINT64:
-            json.number(at<int64_t>(field, index));
-            break;
-        case PluginFieldType::kINT16:
-            json.number(at<int16_t>(field, index));
-            break;
-        default:
-            json.number(at<int8_t>(field, index));
-            break;
+        case PluginFieldType::kFLOAT32: json.real(at<float>(field, index)); break;
+        case PluginFieldType::kFLOAT64: json.real(at<double>(field, index)); break;
+        case PluginFieldType::kINT32: json.number(at<int32_t>(field, index)); break;
+        case PluginFieldType::kINT64: json.number(at<int64_t>(field, index)); break;
+        case PluginFieldType::kINT16: json.number(at<int16_t>(field, index)); break;
+        default: json.number(at<int8_t>(field, index)); break;
         }
     }
 
@@ -240,8 +231,8 @@ std::vector<T> numbersOf(std::vector<std::string> const& words)
     std::vector<T> numbers;
     for (auto const& word : words)
     {
-        numbers.push_back(std::is_floating_point_v<T> ? static_cast<T>(std::stod(word))
-                                                      : static_cast<T>(std::stoll(word)));
+        numbers.push_back(
+            std::is_floating_point_v<T> ? static_cast<T>(std::stod(word)) : static_cast<T>(std::stoll(word)));
     }
     return numbers;
 }
@@ -305,7 +296,8 @@ void must(cudaError_t status, char const* what)
 class Guarded
 {
 public:
-    explicit Guarded(size_t bytes) : mBytes(bytes)
+    explicit Guarded(size_t bytes)
+        : mBytes(bytes)
     {
         must(cudaMalloc(&mAll, bytes + 2U * kGUARD_BYTES), "cudaMalloc");
         must(cudaMemset(mAll, kGUARD, bytes + 2U * kGUARD_BYTES), "cudaMemset");
@@ -356,7 +348,7 @@ public:
         must(cudaMemcpy(all.data(), mAll, all.size(), cudaMemcpyDeviceToHost), "cudaMemcpy");
         auto const isGuard = [](unsigned char byte) { return byte == kGUARD; };
         return std::all_of(all.begin(), all.begin() + kGUARD_BYTES, isGuard)
-               && std::all_of(all.end() - kGUARD_BYTES, all.end(), isGuard);
+            && std::all_of(all.end() - kGUARD_BYTES, all.end(), isGuard);
     }
 
 private:
@@ -404,7 +396,11 @@ class Life
 {
 public:
     Life(Case const& wanted, IPluginCreatorV3One& creator, Logger& logger, Json& json, Problems& problems)
-        : mCase(wanted), mCreator(creator), mLogger(logger), mJson(json), mProblems(problems)
+        : mCase(wanted)
+        , mCreator(creator)
+        , mLogger(logger)
+        , mJson(json)
+        , mProblems(problems)
     {
     }
 
@@ -523,9 +519,9 @@ private:
         {
             note(core->getPluginName() == mCase.type, std::string{"the plugin is called "} + core->getPluginName());
             note(core->getPluginVersion() == mCase.version,
-                 std::string{"the plugin has version "} + core->getPluginVersion());
+                std::string{"the plugin has version "} + core->getPluginVersion());
             note(core->getPluginNamespace() == mCase.space,
-                 std::string{"the plugin has namespace "} + core->getPluginNamespace());
+                std::string{"the plugin has namespace "} + core->getPluginNamespace());
         }
     }
 
@@ -588,7 +584,7 @@ private:
                 {
                     sizes.push_back(dim->evaluate(binding));
                     if (!note(sizes.back() >= 0 && sizes.back() <= INT32_MAX,
-                              "an output has a dimension of " + std::to_string(sizes.back())))
+                            "an output has a dimension of " + std::to_string(sizes.back())))
                     {
                         return {};
                     }
@@ -600,8 +596,8 @@ private:
         return found;
     }
 
-    DynamicPluginTensorDesc dynamicDesc(DataType type, std::vector<bool> const& isDynamic,
-                                        std::vector<std::vector<int64_t>> const& sizes) const
+    DynamicPluginTensorDesc dynamicDesc(
+        DataType type, std::vector<bool> const& isDynamic, std::vector<std::vector<int64_t>> const& sizes) const
     {
         std::vector<int64_t> known = sizes[0];
         std::vector<int64_t> low = sizes[0];
@@ -700,7 +696,7 @@ private:
         Expressions constants{mNbOutputs, mProblems};
         Shapes const fixed = evaluate(*build, constants, false);
         note(!fixed.shapes.empty() && fixed.shapes[0] == mShapes.shapes[0],
-             "shapes differ between known and unknown sizes");
+            "shapes differ between known and unknown sizes");
         mJson.key("output_shapes").begin('[');
         for (auto const& shapes : mShapes.shapes)
         {
@@ -716,7 +712,7 @@ private:
         {
             auto const o = static_cast<size_t>(index);
             note(mOutputTypes[o] == DataType::kINT32 && mShapes.expressions[o].empty(),
-                 "size tensor " + std::to_string(index) + " is not an INT32 without dimensions");
+                "size tensor " + std::to_string(index) + " is not an INT32 without dimensions");
         }
 
         checkFormats(*build);
@@ -727,7 +723,7 @@ private:
         for (int i = 0; i < 2; ++i)
         {
             note(build->configurePlugin(inputs.data(), nbInputs(), outputs.data(), mNbOutputs) == 0,
-                 "configurePlugin() failed");
+                "configurePlugin() failed");
         }
         checkTactics(*build);
         mWorkspaceBytes = build->getWorkspaceSize(inputs.data(), nbInputs(), outputs.data(), mNbOutputs);
@@ -753,7 +749,7 @@ private:
             {
                 auto const& input = mCase.inputs[static_cast<size_t>(alias)];
                 fits = input.type == mOutputTypes[static_cast<size_t>(o)]
-                       && sizesOf(input, mCase.bindings[0]) == mShapes.shapes[0][static_cast<size_t>(o)];
+                    && sizesOf(input, mCase.bindings[0]) == mShapes.shapes[0][static_cast<size_t>(o)];
             }
             note(fits, "output " + std::to_string(o) + " is aliased with something of another shape or type");
         }
@@ -808,8 +804,8 @@ private:
                         descs[pos].desc.type = type.type;
                         descs[pos].desc.format = static_cast<TensorFormat>(format);
                         ++queries;
-                        bool const answer = build.supportsFormatCombination(static_cast<int32_t>(pos), descs.data(),
-                                                                            nbInputs(), mNbOutputs);
+                        bool const answer = build.supportsFormatCombination(
+                            static_cast<int32_t>(pos), descs.data(), nbInputs(), mNbOutputs);
                         looksAhead = looksAhead || (salt > 0U && answer != isAccepted);
                         isAccepted = answer;
                     }
@@ -825,7 +821,7 @@ private:
         note(!looksAhead, "supportsFormatCombination() looks at tensors after pos");
         note(!otherFormats, "a format other than linear is accepted");
         note(static_cast<int64_t>(accepted.size()) <= build.getFormatCombinationLimit(),
-             "more format combinations are accepted than getFormatCombinationLimit() says");
+            "more format combinations are accepted than getFormatCombinationLimit() says");
         mJson.key("format_combinations").begin('[');
         for (auto const& names : accepted)
         {
@@ -840,7 +836,7 @@ private:
         std::vector<std::string> const before = mLogger.errors;
         std::vector<DataType> types(static_cast<size_t>(mNbOutputs));
         note(build.getOutputDataTypes(types.data(), mNbOutputs, inputTypes.data(), nbInputs() - 1) != 0,
-             "getOutputDataTypes() takes too few inputs");
+            "getOutputDataTypes() takes too few inputs");
         Expressions expressions{mNbOutputs, mProblems};
         std::vector<nvinfer1::DimsExprs> inputs(mCase.inputs.size());
         std::vector<nvinfer1::DimsExprs> outputs(static_cast<size_t>(mNbOutputs));
@@ -850,18 +846,18 @@ private:
             input.d[0] = expressions.constant(4);
         }
         note(build.getOutputShapes(inputs.data(), nbInputs() - 1, nullptr, 0, outputs.data(), mNbOutputs, expressions)
-                 != 0,
-             "getOutputShapes() takes too few inputs");
+                != 0,
+            "getOutputShapes() takes too few inputs");
         note(build.getOutputShapes(inputs.data(), nbInputs(), nullptr, 0, outputs.data(), mNbOutputs, expressions) != 0
-                 || takesVectors(),
-             "getOutputShapes() takes inputs of the wrong rank");
+                || takesVectors(),
+            "getOutputShapes() takes inputs of the wrong rank");
         mLogger.errors = before;
     }
 
     bool takesVectors() const
     {
-        return std::all_of(mCase.inputs.begin(), mCase.inputs.end(),
-                           [](Tensor const& t) { return t.dims.size() == 1U; });
+        return std::all_of(
+            mCase.inputs.begin(), mCase.inputs.end(), [](Tensor const& t) { return t.dims.size() == 1U; });
     }
 
     void checkTactics(IPluginV3OneBuild& build)
@@ -912,7 +908,7 @@ private:
                 auto const inputs = inputsAt(mCase.bindings[b]);
                 auto const outputs = outputsAt(b);
                 note(runtime->onShapeChange(inputs.data(), nbInputs(), outputs.data(), mNbOutputs) == 0,
-                     "onShapeChange() failed");
+                    "onShapeChange() failed");
             }
             if (!folder.empty())
             {
@@ -929,7 +925,7 @@ private:
 
     // One run on fresh memory. `alias`: outputs that may be are written into their inputs.
     Result runOnce(IPluginV3OneRuntime& runtime, std::vector<std::vector<unsigned char>> const& data, bool alias,
-                   bool inGraph, std::string const& name)
+        bool inGraph, std::string const& name)
     {
         auto const inputs = inputsAt(mCase.bindings[0]);
         auto const outputs = outputsAt(0U);
@@ -947,8 +943,8 @@ private:
             outputMemory.push_back(std::make_unique<Guarded>(
                 static_cast<size_t>(volumeOf(mShapes.shapes[0][o]) * bytesOf(mOutputTypes[o]))));
             bool const inPlace = alias && mAliases[o] >= 0;
-            outputPointers.push_back(inPlace ? inputMemory[static_cast<size_t>(mAliases[o])]->data()
-                                             : outputMemory.back()->data());
+            outputPointers.push_back(
+                inPlace ? inputMemory[static_cast<size_t>(mAliases[o])]->data() : outputMemory.back()->data());
         }
         Guarded workspace{mWorkspaceBytes};
         auto const refill = [&]
@@ -970,8 +966,8 @@ private:
         refill();
         auto const call = [&]
         {
-            return runtime.enqueue(inputs.data(), outputs.data(), inputPointers.data(), outputPointers.data(),
-                                   workspace.data(), stream);
+            return runtime.enqueue(
+                inputs.data(), outputs.data(), inputPointers.data(), outputPointers.data(), workspace.data(), stream);
         };
         if (inGraph)
         {
@@ -1112,7 +1108,8 @@ using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&);
 class Library
 {
 public:
-    Library(char const* path, LoggerFinder& finder) : mHandle(dlopen(path, RTLD_NOW | RTLD_LOCAL))
+    Library(char const* path, LoggerFinder& finder)
+        : mHandle(dlopen(path, RTLD_NOW | RTLD_LOCAL))
     {
         if (mHandle == nullptr)
         {
@@ -1189,26 +1186,26 @@ int runAll(char const* libraryPath, char const* requestPath, std::string const& 
     library.write(about);
     std::cout << about.str() << std::endl;
     readRequest(requestPath,
-                [&](Case const& wanted)
-                {
-                    Json json;
-                    Problems problems;
-                    json.begin('{').key("case").text(wanted.label);
-                    logger.errors.clear();
-                    IPluginCreatorV3One* const creator = library.find(wanted);
-                    if (creator == nullptr)
-                    {
-                        problems.push_back("no creator " + wanted.type + " " + wanted.version + " " + wanted.space);
-                    }
-                    else
-                    {
-                        Life life{wanted, *creator, logger, json, problems};
-                        wanted.refuse ? life.refuse() : life.run(folder);
-                    }
-                    json.key("errors").texts(logger.errors);
-                    json.key("problems").texts(std::set<std::string>{problems.begin(), problems.end()}).end('}');
-                    std::cout << json.str() << std::endl;
-                });
+        [&](Case const& wanted)
+        {
+            Json json;
+            Problems problems;
+            json.begin('{').key("case").text(wanted.label);
+            logger.errors.clear();
+            IPluginCreatorV3One* const creator = library.find(wanted);
+            if (creator == nullptr)
+            {
+                problems.push_back("no creator " + wanted.type + " " + wanted.version + " " + wanted.space);
+            }
+            else
+            {
+                Life life{wanted, *creator, logger, json, problems};
+                wanted.refuse ? life.refuse() : life.run(folder);
+            }
+            json.key("errors").texts(logger.errors);
+            json.key("problems").texts(std::set<std::string>{problems.begin(), problems.end()}).end('}');
+            std::cout << json.str() << std::endl;
+        });
     return 0;
 }
 

@@ -65,10 +65,10 @@ struct TypeName
 // Types of four bits are left out: no tensor of ours has one.
 inline std::vector<TypeName> const& typeNames()
 {
-    static std::vector<TypeName> const sNames{
-        {DataType::kFLOAT, "float32", 4}, {DataType::kHALF, "float16", 2},  {DataType::kINT8, "int8", 1},
-        {DataType::kINT32, "int32", 4},   {DataType::kBOOL, "bool", 1},     {DataType::kUINT8, "uint8", 1},
-        {DataType::kFP8, "float8", 1},    {DataType::kBF16, "bfloat16", 2}, {DataType::kINT64, "int64", 8}};
+    static std::vector<TypeName> const sNames{{DataType::kFLOAT, "float32", 4}, {DataType::kHALF, "float16", 2},
+        {DataType::kINT8, "int8", 1}, {DataType::kINT32, "int32", 4}, {DataType::kBOOL, "bool", 1},
+        {DataType::kUINT8, "uint8", 1}, {DataType::kFP8, "float8", 1}, {DataType::kBF16, "bfloat16", 2},
+        {DataType::kINT64, "int64", 8}};
     return sNames;
 }
 
@@ -112,8 +112,8 @@ inline std::pair<std::string, int64_t> axisAndNumber(std::string const& word)
 {
     size_t const equals = word.find('=');
     return equals == std::string::npos
-               ? std::pair{std::string{}, static_cast<int64_t>(std::stoll(word))}
-               : std::pair{word.substr(0, equals), static_cast<int64_t>(std::stoll(word.substr(equals + 1U)))};
+        ? std::pair{std::string{}, static_cast<int64_t>(std::stoll(word))}
+        : std::pair{word.substr(0, equals), static_cast<int64_t>(std::stoll(word.substr(equals + 1U)))};
 }
 
 // Calls `run` with each case.

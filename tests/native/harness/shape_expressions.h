@@ -32,7 +32,8 @@ enum class Kind
 class Expression final : public nvinfer1::IDimensionExpr, public nvinfer1::apiv::VDimensionExpr
 {
 public:
-    explicit Expression(Problems& problems) : mProblems(problems)
+    explicit Expression(Problems& problems)
+        : mProblems(problems)
     {
         IDimensionExpr::mImpl = this;
     }
@@ -85,14 +86,11 @@ inline int64_t Expression::evaluate(Sizes const& sizes, Measured const& measured
     using Operation = nvinfer1::DimensionOperation;
     switch (kind)
     {
-    case Kind::kCONSTANT:
-        return value;
-    case Kind::kSYMBOL:
-        return sizes.at(symbol);
+    case Kind::kCONSTANT: return value;
+    case Kind::kSYMBOL: return sizes.at(symbol);
     case Kind::kSIZE_TENSOR:
         return measured.count(outputIndex) != 0U ? measured.at(outputIndex) : second->evaluate(sizes);
-    case Kind::kOPERATION:
-        break;
+    case Kind::kOPERATION: break;
     }
     int64_t const a = first->evaluate(sizes, measured);
     int64_t const b = second->evaluate(sizes, measured);
@@ -104,24 +102,15 @@ inline int64_t Expression::evaluate(Sizes const& sizes, Measured const& measured
     }
     switch (operation)
     {
-    case Operation::kSUM:
-        return a + b;
-    case Operation::kPROD:
-        return a * b;
-    case Operation::kMAX:
-        return std::max(a, b);
-    case Operation::kMIN:
-        return std::min(a, b);
-    case Operation::kSUB:
-        return a - b;
-    case Operation::kEQUAL:
-        return a == b ? 1 : 0;
-    case Operation::kLESS:
-        return a < b ? 1 : 0;
-    case Operation::kFLOOR_DIV:
-        return floorDivision(a, b);
-    case Operation::kCEIL_DIV:
-        return -floorDivision(-a, b);
+    case Operation::kSUM: return a + b;
+    case Operation::kPROD: return a * b;
+    case Operation::kMAX: return std::max(a, b);
+    case Operation::kMIN: return std::min(a, b);
+    case Operation::kSUB: return a - b;
+    case Operation::kEQUAL: return a == b ? 1 : 0;
+    case Operation::kLESS: return a < b ? 1 : 0;
+    case Operation::kFLOOR_DIV: return floorDivision(a, b);
+    case Operation::kCEIL_DIV: return -floorDivision(-a, b);
     }
     return 0;
 }
@@ -129,13 +118,15 @@ inline int64_t Expression::evaluate(Sizes const& sizes, Measured const& measured
 inline bool Expression::holdsSizeTensor() const
 {
     return kind == Kind::kSIZE_TENSOR
-           || (kind == Kind::kOPERATION && (first->holdsSizeTensor() || second->holdsSizeTensor()));
+        || (kind == Kind::kOPERATION && (first->holdsSizeTensor() || second->holdsSizeTensor()));
 }
 
 class Expressions final : public nvinfer1::IExprBuilder, public nvinfer1::apiv::VExprBuilder
 {
 public:
-    Expressions(int32_t nbOutputs, Problems& problems) : mNbOutputs(nbOutputs), mProblems(problems)
+    Expressions(int32_t nbOutputs, Problems& problems)
+        : mNbOutputs(nbOutputs)
+        , mProblems(problems)
     {
         IExprBuilder::mImpl = this;
     }
@@ -157,7 +148,7 @@ public:
     }
 
     nvinfer1::IDimensionExpr const* operation(nvinfer1::DimensionOperation op, nvinfer1::IDimensionExpr const& first,
-                                              nvinfer1::IDimensionExpr const& second) override
+        nvinfer1::IDimensionExpr const& second) override
     {
         Expression const* const a = find(&first);
         Expression const* const b = find(&second);
@@ -181,8 +172,8 @@ public:
         return &made;
     }
 
-    nvinfer1::IDimensionExpr const* declareSizeTensor(int32_t outputIndex, nvinfer1::IDimensionExpr const& opt,
-                                                      nvinfer1::IDimensionExpr const& upper) override
+    nvinfer1::IDimensionExpr const* declareSizeTensor(
+        int32_t outputIndex, nvinfer1::IDimensionExpr const& opt, nvinfer1::IDimensionExpr const& upper) override
     {
         Expression const* const a = find(&opt);
         Expression const* const b = find(&upper);
