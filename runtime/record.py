@@ -77,12 +77,20 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _decode_union(arms, value, where)
     if origin is tuple and isinstance(value, list):
+        if set(map(type, value)) <= _plain_types(arms[0]):  # a long column of plain values, at once
+            return tuple(value)
         return tuple(_decode(arms[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
         return {name: _decode(arms[1], item, f"{where}['{name}']") for name, item in value.items()}
     if hint in _WORDS and (type(value) is hint or (hint is float and type(value) is int)):
         return value
     raise _wrong(where, _describe(hint), value)
+
+
+def _plain_types(hint: Any) -> set[type]:
+    """The exact types of JSON values that need no decoding for this hint; empty if it holds records or containers."""
+    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return set(arms) if all(arm in _WORDS for arm in arms) else set()
 
 
 def _decode_union(arms: tuple[Any, ...], value: Any, where: str) -> Any:
