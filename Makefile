@@ -1,5 +1,5 @@
 # make demo    install, then export, verify, build and time a compressed model
-# make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them)
+# make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them, JOBS=1 runs one at a time)
 # make check   formatting, lint and types
 # make gpu-check  check every kernel on the GPU of this machine (GPU_CHECK_ARGS="--tensorrt DIR")
 # make format  rewrite the sources in the project's format
@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= export,cpu,rtx,zoo,dev
 PYTEST_ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trt-compress-installed
@@ -22,7 +23,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m trt_compress.tools.demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP)
 	@echo "ruff format" && $(BIN)/ruff format --quiet --check .
