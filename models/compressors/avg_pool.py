@@ -127,6 +127,7 @@ class AvgPool(Compressor):
         "works on the patches of an encoder as well as on image spans of a decoder (pool_spans); a last window that is "
         "not full is averaged, not dropped; merged tokens count by their size."
     )
+    layer_option = "layer=…"
     Config = AvgPoolConfig
 
     @classmethod

@@ -79,6 +79,7 @@ class Compressor(nn.Module, ABC):
         differs: What is done otherwise than in the source, and why.
         site: Kind of site it acts at.
         signals: What it needs from the attention before the site.
+        layer_option: How a spec string says at which layers it acts.
         proportional_attention: Later attention adds log(size) to the logits of every key.
         tokens_out: Tokens that leave the site; set by `__init__`.
     """
@@ -89,6 +90,7 @@ class Compressor(nn.Module, ABC):
     differs: ClassVar[str]
     site: ClassVar[SiteKind] = "after_attention"
     signals: ClassVar[frozenset[Signal]] = frozenset()
+    layer_option: ClassVar[str] = "layers=[…]"
     Config: ClassVar[type[CompressorConfig]]
 
     tokens_out: int

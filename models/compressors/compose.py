@@ -56,7 +56,7 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
                     raise ConfigError(
                         f"{spec.name}: at blocks.{layer} {here[-1].name} has already changed the tokens that its "
                         f"{' and '.join(sorted(step.signals))} belong to.",
-                        hint=f"let them act at different layers ({spec.name}:layers=[…]){or_first}.",
+                        hint=f"let them act at different layers ({spec.name}:{step.layer_option}){or_first}.",
                     )
                 here.append(step)
                 plans.append(

@@ -72,6 +72,7 @@ class Tome(Compressor):
         "class tokens; a mean-pooled head weighs tokens by size."
     )
     signals = frozenset({"keys"})
+    layer_option = "num_merged=[…], 0 where it must not act"
     Config = TomeConfig
 
     @classmethod
