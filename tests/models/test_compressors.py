@@ -126,7 +126,7 @@ REFUSED = [
     (
         "evit:keep_ratio=0.7+tome:num_merged=4",
         r"tome: at blocks\.3 evit has already changed the tokens that its keys belong to\."
-        r"\nHint: let them act at different layers \(tome:num_merged=\[…\], 0 where it must not act\), or name tome first\.$",
+        r"\nHint: let them act at different layers \(tome:num_merged=\[…\], 0 where it must not act\)\.$",
     ),
     (
         "tome:num_merged=3+evit:layers=[3]",
