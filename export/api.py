@@ -20,24 +20,25 @@ from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.preflight import Finding
 from trt_compress.export.preflight import preflight as preflight_graph
+from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.records import (
-    MODEL_FILE,
     RECIPE_FILE,
     VERIFY_FILE,
     describe,
     engine_record,
+    graph_file,
     lowered_files,
     operator_records,
     verification_record,
 )
+from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.targets import get_target
-from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
-from trt_compress.export.verify import Array, VerifyReport, load_onnxruntime, make_inputs, read_inputs, verify_onnx
+from trt_compress.export.trace import onnx_from_graph, with_precision
+from trt_compress.export.verify import VerifyReport, load_onnxruntime, merge_reports, verify_onnx
 from trt_compress.models.compressors.registry import spec_string
-from trt_compress.models.hosts.base import LoadedHost
+from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.plugins.library import Library, choose
 from trt_compress.runtime import manifest as fields
 from trt_compress.runtime.bundle import Bundle
@@ -57,7 +58,6 @@ class ExportResult:
     def summary(self) -> dict[str, Any]:
         """The main facts as plain JSON values."""
         manifest = self.manifest
-        sites = manifest.compression
         flops = (manifest.flops or {}).get("total")
         verification = manifest.verification
         return {
@@ -69,7 +69,7 @@ class ExportResult:
             "opset": manifest.opset,
             "targets": list(manifest.targets),
             "batch": str(BatchRange(min=manifest.batch.min, opt=manifest.batch.opt, max=manifest.batch.max)),
-            "tokens": [sites[0].tokens_in, *(site.tokens_out for site in sites)] if sites else [],
+            "tokens": _tokens(manifest),
             "gflops": round(flops / 1e9, 3) if flops else None,
             "flops_reduction": round(manifest.baseline_flops / flops, 2) if flops and manifest.baseline_flops else None,
             "operators": {operator.name: operator.nodes for operator in manifest.operators},
@@ -99,11 +99,11 @@ class BuildPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """A host with its compressors in place."""
+    """A host, and its graphs with the compressors in place."""
 
     recipe: Recipe
     host: LoadedHost
-    module: CompressedViT
+    graphs: tuple[GraphSpec, ...]
 
 
 def export(
@@ -155,46 +155,47 @@ def export(
     step("loading the model")
     prepared = _prepare(recipe)
     recipe = prepared.recipe
-    inputs, label = _default_inputs(prepared)
+    inputs = {graph.name: _default_inputs(graph, recipe) for graph in prepared.graphs}
     step("counting operations")
-    manifest = describe(recipe, prepared.host, prepared.module)
+    manifest = describe(recipe, prepared.host, prepared.graphs, _with_lengths(prepared.host.attach(()), recipe))
     if dry_run:
         return ExportResult(path=None, manifest=manifest, warnings=_removes_nothing(prepared))
 
-    step("tracing")
-    module = with_precision(prepared.module, recipe.precision)
-    options = TraceOptions(
-        input_name=prepared.host.input_name,
-        output_name=prepared.host.output_name,
-        max_batch=recipe.batch.max,
-        opset=recipe.opset,
-    )
-    traced = onnx_from_module(module, prepared.host.input_shape, options)
-    bodied = add_bodies(traced)
-    step("checking the targets")
-    warnings = (*_removes_nothing(prepared), *_require_preflight(bodied, recipe.targets))
+    warnings = _removes_nothing(prepared)
     with _working_folder(Path(output)) as folder:
-        graph_files = save_onnx(bodied, folder / MODEL_FILE)
-        step("verifying")
-        report = _verify(prepared, module, graph_files[0], inputs, label)
-        _require_passed(report)
+        made = []
+        for graph in prepared.graphs:
+            step("tracing" + _of(graph, prepared))
+            module = with_precision(graph.module, recipe.precision)
+            bodied = add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset))
+            step("checking the targets" + _of(graph, prepared))
+            warnings += _require_preflight(bodied, recipe.targets)
+            files = save_onnx(bodied, folder / graph_file(graph))
+            step("verifying" + _of(graph, prepared))
+            report = _verify(graph, module, files[0], *inputs[graph.name], recipe.precision)
+            _require_passed(report)
+            lowered, more_files = lowered_files(bodied, graph, recipe, folder)
+            made.append((bodied, files, report, lowered, more_files))
         step("writing the bundle")
-        lowered, more_files = lowered_files(bodied, recipe, folder)
+        report = merge_reports([report for _, _, report, _, _ in made])
         manifest = replace(
             manifest,
-            graphs=(replace(manifest.graphs[0], external_data=tuple(file.name for file in graph_files[1:])),),
-            operators=operator_records(bodied),
-            lowered=lowered,
+            graphs=tuple(
+                replace(graph, external_data=tuple(file.name for file in files[1:]))
+                for graph, (_, files, _, _, _) in zip(manifest.graphs, made, strict=True)
+            ),
+            operators=operator_records([bodied for bodied, *_ in made]),
+            lowered=tuple(record for _, _, _, lowered, _ in made for record in lowered),
             verification=verification_record(report),
         )
         content: dict[str, bytes | Path] = {
-            **{file.name: file for file in graph_files},
-            **more_files,
+            **{file.name: file for _, files, _, _, _ in made for file in files},
+            **{name: file for *_, more_files in made for name, file in more_files.items()},
             RECIPE_FILE: recipe.to_toml().encode(),
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),
         }
         bundle = write_bundle(Path(output), manifest, content, force=force)
-    return ExportResult(path=bundle.path, manifest=bundle.manifest, warnings=warnings)
+    return ExportResult(path=bundle.path, manifest=bundle.manifest, warnings=tuple(dict.fromkeys(warnings)))
 
 
 def verify(
@@ -209,8 +210,9 @@ def verify(
 
     Args:
         bundle: The bundle's directory.
-        inputs: .npz file with an array for the input; default: the model's own examples or seeded ones, at the
-            smallest, usual and largest batch.
+        inputs: .npz file with an array for each input (with several graphs `graph.input`; with states, steps along one
+            more axis in front); default: the model's own examples or seeded ones, at the smallest, usual and largest
+            batch.
         weights: Where the file of weights is now, if it moved; it must be the same file.
         native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
         progress: Called with the name of each step.
@@ -231,14 +233,18 @@ def verify(
         recipe = replace(recipe, weights=str(weights))
     step("loading the model")
     prepared = _prepare(recipe)
-    module = with_precision(prepared.module, recipe.precision)
     if inputs is None:
-        arrays, label = _default_inputs(prepared)
+        chosen = {graph.name: _default_inputs(graph, prepared.recipe) for graph in prepared.graphs}
     else:
-        arrays, label = read_inputs(Path(inputs), prepared.host.input_name, prepared.host.input_shape), str(inputs)
+        found = read_inputs(Path(inputs), prepared.graphs)
+        chosen = {name: (sequences, str(inputs)) for name, sequences in found.items()}
     step("comparing")
-    graph = opened.manifest.graphs[0]
-    report = _verify(prepared, module, opened.file(graph.file), arrays, label, library)
+    reports = []
+    for graph in prepared.graphs:
+        module = with_precision(graph.module, recipe.precision)
+        file = opened.file(opened.manifest.graph(graph.name).file)
+        reports.append(_verify(graph, module, file, *chosen[graph.name], recipe.precision, library))
+    report = merge_reports(reports)
     _require_passed(report)
     return report
 
@@ -268,7 +274,31 @@ def build(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> fields.Engine | BuildPlan:
-    """Build an engine for a target and add it to the bundle.
+    """Build the engine of a bundle with one graph; see `build_engines`.
+
+    Raises:
+        ConfigError: the bundle has several graphs; `build_engines` builds them all.
+    """
+    graphs = Bundle.open(bundle, check_hashes=False).manifest.graphs
+    if len(graphs) > 1:
+        raise ConfigError(
+            f"{bundle} has the graphs {', '.join(graph.name for graph in graphs)}, and build makes one engine; call "
+            "build_engines, which builds them all."
+        )
+    (made,) = build_engines(bundle, target=target, plugins=plugins, force=force, dry_run=dry_run, progress=progress)
+    return made
+
+
+def build_engines(
+    bundle: str | Path,
+    *,
+    target: str,
+    plugins: bool | str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> tuple[fields.Engine | BuildPlan, ...]:
+    """Build an engine of every graph for a target and add them to the bundle, all or none.
 
     Args:
         bundle: The bundle's directory.
@@ -276,8 +306,8 @@ def build(
         plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
             take; None takes what `trt-compress plugins build` made for this TensorRT, if it did, and needs it where the
             target's file has no bodies. The record says which operators became plugins.
-        force: Replace the engine that the bundle has for this target.
-        dry_run: Check what can be checked and return the plan.
+        force: Replace the engines that the bundle has for this target.
+        dry_run: Check what can be checked and return the plans.
         progress: Called with the name of each step.
 
     Raises:
@@ -290,8 +320,6 @@ def build(
     chosen = get_target(target)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    graph = manifest.graphs[0]
-    file = f"engines/{target}/{graph.name}.engine"
     existing = [engine for engine in manifest.engines if engine.target == target]
     if existing and not force:
         raise BundleError(f"{opened.path} already has an engine for '{target}'.", hint="--force replaces it.")
@@ -299,26 +327,35 @@ def build(
     check_request(chosen, manifest.precision)
     library = choose_plugins(chosen, plugins)
     step("checking the graph")
-    structure = load_structure(opened.file(graph.file))
-    _require_preflight(structure, [target])
+    for graph in manifest.graphs:
+        _require_preflight(load_structure(opened.file(graph.file)), [target])
+    files = {graph.name: f"engines/{target}/{graph.name}.engine" for graph in manifest.graphs}
     if dry_run:
-        return BuildPlan(
-            target=target,
-            library=chosen.backend,
-            file=file,
-            batch=str(batch),
-            precision_asked=manifest.precision,
-            plugins=str(library.path) if library else None,
-            replaces=bool(existing),
+        return tuple(
+            BuildPlan(
+                target=target,
+                library=chosen.backend,
+                file=file,
+                batch=str(batch),
+                precision_asked=manifest.precision,
+                plugins=str(library.path) if library else None,
+                replaces=bool(existing),
+            )
+            for file in files.values()
         )
-    step("building")
-    model = onnx.load(opened.file(graph.file))
-    built = build_engine(model, chosen, batch=batch, precision=manifest.precision, plugins=library)
-    record = engine_record(built, file, manifest.files[graph.file].sha256)
+    lengths = recipe_from_json(manifest.recipe, where="the bundle's recipe").lengths
+    records, engines = [], {}
+    for graph in manifest.graphs:
+        step("building" if len(files) == 1 else f"building {graph.name}")
+        model = onnx.load(opened.file(graph.file))
+        built = build_engine(model, chosen, batch=batch, precision=manifest.precision, lengths=lengths, plugins=library)
+        file = files[graph.name]
+        records.append(engine_record(built, file, manifest.files[graph.file].sha256, graph.name))
+        engines[file] = built.data
     kept = tuple(engine for engine in manifest.engines if engine.target != target)
-    step("adding the engine")
-    update_bundle(opened, replace(manifest, engines=(*kept, record)), {file: built.data})
-    return record
+    step("adding the engine" + "s"[: len(files) > 1])
+    update_bundle(opened, replace(manifest, engines=(*kept, *records)), engines)
+    return tuple(records)
 
 
 @contextlib.contextmanager
@@ -348,36 +385,63 @@ def _prepare(recipe: Recipe) -> _Prepared:
             f"{str(recipe.weights_sha256)[:12]}…; give those weights as --weights FILE, or take weights_sha256 out of "
             "the recipe to export with other ones."
         )
-    module = attach(host.module, recipe.compressors, name=recipe.model).eval()
-    return _Prepared(recipe=replace(recipe, weights_sha256=host.weights.sha256), host=host, module=module)
+    recipe = replace(recipe, weights_sha256=host.weights.sha256)
+    graphs = host.attach(recipe.compressors)
+    own = {symbol: LengthRange(min=a, opt=b, max=c) for graph in graphs for symbol, (a, b, c) in graph.lengths.items()}
+    for symbol in recipe.lengths:
+        if symbol not in own:
+            raise ConfigError(
+                f"lengths: '{symbol}' is no symbol of {recipe.model}; it has {', '.join(own) or 'none but the batch'}."
+            )
+    recipe = replace(recipe, lengths={**own, **recipe.lengths})
+    return _Prepared(recipe=recipe, host=host, graphs=_with_lengths(graphs, recipe))
 
 
-def _default_inputs(prepared: _Prepared) -> tuple[list[Array], str]:
-    batch = prepared.recipe.batch
-    sizes = sorted({batch.min, batch.opt, batch.max})
-    if prepared.host.examples is not None:
-        return [prepared.host.examples(size) for size in sizes], "held-out examples of the model"
-    return make_inputs(prepared.host.input_shape, sizes), "seeded standard-normal numbers"
+def _with_lengths(graphs: Sequence[GraphSpec], recipe: Recipe) -> tuple[GraphSpec, ...]:
+    """The graphs with the lengths that the recipe gives to their symbols."""
+    chosen = {symbol: (length.min, length.opt, length.max) for symbol, length in recipe.lengths.items()}
+    return tuple(
+        replace(graph, lengths={symbol: chosen.get(symbol, own) for symbol, own in graph.lengths.items()})
+        for graph in graphs
+    )
+
+
+def _default_inputs(graph: GraphSpec, recipe: Recipe) -> tuple[list[Steps], str]:
+    batch = recipe.batch
+    if graph.examples is not None:
+        sizes = sorted({batch.min, batch.opt, batch.max})
+        return [graph.examples(size) for size in sizes], "held-out examples of the model"
+    ends = [
+        {BATCH_SYMBOL: getattr(batch, end), **{name: getattr(recipe.lengths[name], end) for name in graph.lengths}}
+        for end in ("min", "opt", "max")
+    ]
+    different = [lengths for place, lengths in enumerate(ends) if lengths not in ends[:place]]
+    return make_inputs(graph, different), "seeded standard-normal numbers"
+
+
+def _of(graph: GraphSpec, prepared: _Prepared) -> str:
+    return f" {graph.name}" if len(prepared.graphs) > 1 else ""
+
+
+def _tokens(manifest: Manifest) -> list[Any] | dict[str, list[Any]]:
+    """Tokens before the first site and after each; of several graphs by their names."""
+    chains: dict[str, list[Any]] = {}
+    for site in manifest.compression:
+        graph = site.site.partition("/")[0] if len(manifest.graphs) > 1 else ""
+        chains.setdefault(graph, [site.tokens_in]).append(site.tokens_out)
+    return chains.get("", []) if len(manifest.graphs) == 1 else chains
 
 
 def _verify(
-    prepared: _Prepared,
+    graph: GraphSpec,
     module: nn.Module,
     path: Path,
-    inputs: Sequence[Array],
+    inputs: Sequence[Steps],
     label: str,
+    precision: str,
     native: Library | None = None,
 ) -> VerifyReport:
-    return verify_onnx(
-        path,
-        module,
-        plan=prepared.module.plan,
-        input_name=prepared.host.input_name,
-        inputs=inputs,
-        inputs_label=label,
-        precision=prepared.recipe.precision,
-        native=native,
-    )
+    return verify_onnx(path, module, graph=graph, inputs=inputs, inputs_label=label, precision=precision, native=native)
 
 
 def _require_passed(report: VerifyReport) -> None:
@@ -392,7 +456,7 @@ def _require_passed(report: VerifyReport) -> None:
 
 def _removes_nothing(prepared: _Prepared) -> tuple[str, ...]:
     """A sentence for each compressor that has no site, because it would keep every token everywhere."""
-    acting = {site.config for site in prepared.module.plan}
+    acting = {site.config for graph in prepared.graphs for site in graph.module.plan}
     idle = [spec for spec in prepared.recipe.compressors if spec.config not in acting]
     return tuple(
         f"{spec_string([spec])} removes no token of {prepared.recipe.model}; the graph is without it" for spec in idle

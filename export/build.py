@@ -22,6 +22,7 @@ import trt_compress
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.lower import lower_for_target
 from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import TARGETS, Target
 from trt_compress.plugins.library import Library, choose, refuse_on
 from trt_compress.plugins.spec import DOMAIN
@@ -119,6 +120,7 @@ def build_engine(
     *,
     batch: BatchRange,
     precision: str,
+    lengths: Mapping[str, LengthRange] | None = None,
     plugins: Library | None = None,
 ) -> BuiltEngine:
     """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
@@ -126,8 +128,9 @@ def build_engine(
     Args:
         model: The exported graph with its weights, operators as single nodes.
         target: A target with an engine.
-        batch: Range of the batch axis, axis 0 of every input.
+        batch: Range of the batch, the dynamic axis 0 of the inputs.
         precision: What the compute layers must be in: fp32, fp16 or bf16. It is in the graph already; this checks it.
+        lengths: Range of every other dynamic axis, by its symbol.
         plugins: The native operators for plain TensorRT, as `choose_plugins` gives them.
 
     Raises:
@@ -141,7 +144,7 @@ def build_engine(
         refuse_on(target.backend)
     operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
     lowered = lower_for_target(model, target)
-    profile = _profile(lowered, batch)
+    profile = _profile(lowered, batch, lengths or {})
     request = {
         "target": target.name,
         "profile": profile,
@@ -214,29 +217,50 @@ def check_request(target: Target, precision: str) -> None:
         )
 
 
-def _profile(model: onnx.ModelProto, batch: BatchRange) -> dict[str, dict[str, list[int]]]:
-    """Smallest, best and largest shape of each input that has a dynamic batch axis."""
+def _profile(
+    model: onnx.ModelProto, batch: BatchRange, lengths: Mapping[str, LengthRange]
+) -> dict[str, dict[str, list[int]]]:
+    """Smallest, best and largest shape of each input that has a dynamic axis."""
     weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    dynamic_batch = any(_is_dynamic(value, 0) and _symbol(value, 0) not in lengths for value in inputs)
     shapes = {}
-    for value in model.graph.input:
+    for value in inputs:
         dims = list(value.type.tensor_type.shape.dim)
-        if value.name in weights or not dims:
-            continue
-        for axis, dim in enumerate(dims[1:], start=1):
-            if not dim.HasField("dim_value"):
+        ranges: list[BatchRange | LengthRange | int] = []
+        for axis, dim in enumerate(dims):
+            if not _is_dynamic(value, axis):
+                ranges.append(dim.dim_value)
+            elif dim.dim_param in lengths:
+                ranges.append(lengths[dim.dim_param])
+            elif axis == 0:
+                ranges.append(batch)
+            else:
                 raise ConfigError(
                     f"input '{value.name}' is dynamic on axis {axis} ({dim.dim_param or 'unnamed'}); only axis 0, the "
-                    "batch, may be. Export that axis with a fixed size."
+                    "batch, may be so without a range in the recipe's lengths. Name its range there, or export that "
+                    "axis with a fixed size."
                 )
-        if not dims[0].HasField("dim_value"):
-            rest = [dim.dim_value for dim in dims[1:]]
-            shapes[value.name] = {end: [getattr(batch, end), *rest] for end in ("min", "opt", "max")}
-        elif (dims[0].dim_value,) * 3 != (batch.min, batch.opt, batch.max):
+        if any(not isinstance(item, int) for item in ranges):
+            shapes[value.name] = {
+                end: [item if isinstance(item, int) else getattr(item, end) for item in ranges]
+                for end in ("min", "opt", "max")
+            }
+        elif ranges and not dynamic_batch and (ranges[0],) * 3 != (batch.min, batch.opt, batch.max):
             raise ConfigError(
-                f"input '{value.name}' has a fixed batch of {dims[0].dim_value}, and batch={batch} was given; give "
-                f"batch={dims[0].dim_value}, or export with a dynamic batch."
+                f"input '{value.name}' has a fixed batch of {ranges[0]}, and batch={batch} was given; give "
+                f"batch={ranges[0]}, or export with a dynamic batch."
             )
     return shapes
+
+
+def _is_dynamic(value: onnx.ValueInfoProto, axis: int) -> bool:
+    dims = value.type.tensor_type.shape.dim
+    return axis < len(dims) and not dims[axis].HasField("dim_value")
+
+
+def _symbol(value: onnx.ValueInfoProto, axis: int) -> str:
+    return str(value.type.tensor_type.shape.dim[axis].dim_param)
 
 
 def _worker_command(folder: Path) -> list[str]:

@@ -1,10 +1,10 @@
-"""Floating-point operations of one input, counted while the model runs in torch."""
+"""Floating-point operations of one run, counted while the model runs in torch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trt_compress.plugins.operator import Operator
@@ -13,11 +13,16 @@ from trt_compress.plugins.spec import DOMAIN
 
 
 def count_flops(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
-    """FLOPs of one input, two for each multiply-add.
+    """FLOPs of one fp32 input of this shape, given without the batch axis; see `flops_of_call`."""
+    return flops_of_call(module, (torch.zeros(1, *input_shape),))
+
+
+def flops_of_call(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, int]:
+    """FLOPs of one call, two for each multiply-add.
 
     Args:
         module: In eval mode, fp32.
-        input_shape: Shape of one input without the batch axis.
+        tensors: Inputs and states.
 
     Returns:
         `total`, and of it `operators`: what the compressors' own operators cost. Element-wise work and softmax are not
@@ -26,7 +31,7 @@ def count_flops(module: nn.Module, input_shape: Sequence[int]) -> dict[str, int]
     custom = {_packet(operator): _formula(operator) for operator in operators().values()}
     counter = FlopCounterMode(display=False, custom_mapping=custom)
     with torch.no_grad(), counter:
-        module(torch.zeros(1, *input_shape))
+        module(*tensors)
     counts = counter.get_flop_counts().get("Global", {})
     own = sum(count for packet, count in counts.items() if packet in custom)
     return {"total": int(counter.get_total_flops()), "operators": int(own)}

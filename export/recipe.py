@@ -3,12 +3,13 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.build import BatchRange
+from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import get_target, newest_common_opset
 from trt_compress.export.trace import PRECISIONS
 from trt_compress.models.compressors.registry import CompressorSpec, parse_spec, spec_from_table, spec_string
@@ -25,6 +26,7 @@ _KEYS: dict[str, tuple[type, bool, str]] = {  # of a recipe: the type of its val
     "weights_sha256": (str, False, "a text"),
     "targets": (str, True, "a list of names"),
     "batch": (str, False, "a text like 1:4:8"),
+    "lengths": (dict, False, 'a table like time = "1:100:400"'),
     "precision": (str, False, "a text"),
     "opset": (int, False, "a whole number"),
     "compressors": (dict, True, "a list of tables"),
@@ -43,6 +45,7 @@ class Recipe:
         compressors: In the order in which they share sites.
         targets: Names of targets.
         batch: Smallest, usual and largest batch.
+        lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
         precision: fp32 or fp16.
         opset: ONNX opset.
     """
@@ -53,6 +56,7 @@ class Recipe:
     compressors: tuple[CompressorSpec, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
     batch: BatchRange = BatchRange(min=1, opt=4, max=8)
+    lengths: Mapping[str, LengthRange] = field(default_factory=dict)
     precision: str = "fp32"
     opset: int = newest_common_opset()
 
@@ -91,6 +95,7 @@ class Recipe:
             **weights,
             "targets": list(self.targets),
             "batch": str(self.batch),
+            **({"lengths": {name: str(length) for name, length in self.lengths.items()}} if self.lengths else {}),
             "precision": self.precision,
             "opset": self.opset,
             "compressors": compressors,
@@ -162,6 +167,8 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
         values["targets"] = tuple(dict.fromkeys(values["targets"]))
     if "batch" in values:
         values["batch"] = BatchRange.parse(values["batch"])
+    if "lengths" in values:
+        values["lengths"] = {name: LengthRange.parse(name, text) for name, text in values["lengths"].items()}
     weights = values.get("weights")
     if weights and weights != "pretrained" and base is not None:
         values["weights"] = str((base / weights).resolve())

@@ -1,40 +1,35 @@
 """What the manifest says of an export: model, sites, operators, lowered files, verification, engines."""
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from trt_compress import __version__
 from trt_compress.export.build import BuiltEngine, sha256_of
-from trt_compress.export.flops import count_flops
+from trt_compress.export.flops import flops_of_call
 from trt_compress.export.lower import lower_for_target, operator_nodes
 from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
-from trt_compress.export.trace import BATCH_SYMBOL
+from trt_compress.export.trace import example_tensors
 from trt_compress.export.verify import VerifyReport
-from trt_compress.models.hosts.base import LoadedHost
-from trt_compress.models.hosts.timm_vit import CompressedViT, attach
+from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, TensorSpec
 from trt_compress.plugins.registry import operators
 from trt_compress.runtime import manifest as fields
 from trt_compress.runtime.manifest import Manifest
 
-MODEL_FILE, RECIPE_FILE, VERIFY_FILE = "model.onnx", "recipe.toml", "verify.json"
+RECIPE_FILE, VERIFY_FILE = "recipe.toml", "verify.json"
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-def describe(recipe: Recipe, host: LoadedHost, module: CompressedViT) -> Manifest:
-    """The manifest as far as it is known before tracing."""
+def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dense: Sequence[GraphSpec]) -> Manifest:
+    """The manifest as far as it is known before tracing; `dense` are the graphs without compressors."""
     weights = host.weights
-    shape: tuple[int | str, ...] = (BATCH_SYMBOL, *host.input_shape)
-    classes = host.postprocess["classes"]
-    graph = fields.Graph(
-        name="model",
-        file=MODEL_FILE,
-        inputs=(fields.TensorInfo(name=host.input_name, dtype="float32", shape=shape),),
-        outputs=(fields.TensorInfo(name=host.output_name, dtype="float32", shape=(BATCH_SYMBOL, classes)),),
-    )
+    prefixes = {graph.name: f"{graph.name}/" if len(graphs) > 1 else "" for graph in graphs}
     return Manifest(
         name=f"{recipe.model} {recipe.spec}",
         created_with={"trt-compress": __version__, **_tool_versions()},
@@ -52,23 +47,67 @@ def describe(recipe: Recipe, host: LoadedHost, module: CompressedViT) -> Manifes
         precision=recipe.precision,
         opset=recipe.opset,
         batch=fields.Batch(min=recipe.batch.min, opt=recipe.batch.opt, max=recipe.batch.max),
-        graphs=(graph,),
-        preprocess={"input": host.input_name, **host.preprocess},
-        postprocess={"output": host.output_name, **host.postprocess},
+        graphs=tuple(
+            fields.Graph(
+                name=graph.name,
+                file=graph_file(graph),
+                inputs=_tensors(graph.all_inputs),
+                outputs=_tensors(graph.all_outputs),
+            )
+            for graph in graphs
+        ),
+        links=tuple(fields.Link(source=source, to=to) for source, to in host.links),
+        states=tuple(
+            fields.State(
+                graph=graph.name,
+                input=state.input,
+                output=state.output,
+                shape=state.shape,
+                dtype=state.dtype,
+                initial=state.initial if isinstance(state.initial, str) else dict(state.initial),
+                capacity=state.capacity,
+                name=state.name,
+            )
+            for graph in graphs
+            for state in graph.states
+        ),
+        preprocess={"input": graphs[0].inputs[0].name, **host.preprocess},
+        postprocess={"output": graphs[-1].outputs[0].name, **host.postprocess},
         compression=tuple(
             fields.Compression(
-                site=site.name,
+                site=prefixes[graph.name] + site.name,
                 compressor=site.compressor,
                 config=site.config.to_json(),
                 tokens_in=site.tokens_in,
                 tokens_out=site.tokens_out,
             )
-            for site in module.plan
+            for graph in graphs
+            for site in graph.module.plan
         ),
-        flops={**count_flops(module, host.input_shape), "convention": "two for each multiply-add, one input"},
-        baseline_flops=count_flops(attach(host.module, (), name=recipe.model), host.input_shape)["total"],
+        flops={**_flops(graphs), "convention": "two for each multiply-add, one input"},
+        baseline_flops=_flops(dense).get("total"),
         targets=recipe.targets,
     )
+
+
+def graph_file(graph: GraphSpec) -> str:
+    """Name of the ONNX file of a graph."""
+    return f"{graph.name}.onnx"
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> tuple[fields.TensorInfo, ...]:
+    return tuple(fields.TensorInfo(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs)
+
+
+def _flops(graphs: Sequence[GraphSpec]) -> dict[str, Any]:
+    """FLOPs of one run at the usual lengths; of several graphs one by one, as they need not all run."""
+    counts = {}
+    for graph in graphs:
+        usual = {name: opt for name, (_, opt, _) in graph.lengths.items()}
+        symbols = {dim: 0 for spec in graph.all_inputs for dim in spec.shape if isinstance(dim, str)}
+        tensors = example_tensors(graph.all_inputs, {**symbols, BATCH_SYMBOL: 1, **usual})
+        counts[graph.name] = flops_of_call(graph.module, tensors)
+    return dict(counts[graphs[0].name]) if len(graphs) == 1 else {"graphs": counts}
 
 
 def _tool_versions() -> dict[str, str]:
@@ -82,30 +121,32 @@ def _tool_versions() -> dict[str, str]:
 
 
 def lowered_files(
-    model: onnx.ModelProto, recipe: Recipe, folder: Path
+    model: onnx.ModelProto, graph: GraphSpec, recipe: Recipe, folder: Path
 ) -> tuple[tuple[fields.Lowered, ...], dict[str, Path]]:
-    """Files for targets that need another form than the bundle's graph and build on the device."""
+    """Files of one graph for targets that need another form than the bundle's and build on the device."""
     records, files = [], {}
     for name in recipe.targets:
         target = get_target(name)
         if target.lowering != "plugin":
             continue
-        (folder / name).mkdir()
-        for file in save_onnx(lower_for_target(model, target), folder / name / MODEL_FILE):
+        (folder / name).mkdir(exist_ok=True)
+        for file in save_onnx(lower_for_target(model, target), folder / name / graph_file(graph)):
             files[f"engines/{name}/{file.name}"] = file
         records.append(
             fields.Lowered(
                 target=name,
-                file=f"engines/{name}/{MODEL_FILE}",
+                file=f"engines/{name}/{graph_file(graph)}",
                 lowering=target.lowering,
-                sha256=sha256_of(folder / name / MODEL_FILE),
+                sha256=sha256_of(folder / name / graph_file(graph)),
+                graph=graph.name,
             )
         )
     return tuple(records), files
 
 
-def operator_records(model: onnx.ModelProto) -> tuple[fields.Operator, ...]:
-    """The operators of a graph and how many nodes each has."""
+def operator_records(models: Sequence[onnx.ModelProto]) -> tuple[fields.Operator, ...]:
+    """The operators of all graphs and how many nodes each has."""
+    counts: Counter[str] = sum((operator_nodes(model) for model in models), Counter())
     return tuple(
         fields.Operator(
             name=spec.name,
@@ -115,7 +156,7 @@ def operator_records(model: onnx.ModelProto) -> tuple[fields.Operator, ...]:
             nodes=count,
             lowering="function",
         )
-        for op_type, count in sorted(operator_nodes(model).items())
+        for op_type, count in sorted(counts.items())
         for spec in [operators()[op_type].spec]
     )
 
@@ -125,7 +166,7 @@ def verification_record(report: VerifyReport) -> fields.Verification:
     return fields.Verification(passed=report.passed, max_abs_error=report.max_abs_error, file=VERIFY_FILE)
 
 
-def engine_record(built: BuiltEngine, file: str, onnx_sha256: str) -> fields.Engine:
+def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -> fields.Engine:
     """What the manifest says of an engine."""
     record = built.record
     return fields.Engine(
@@ -141,5 +182,6 @@ def engine_record(built: BuiltEngine, file: str, onnx_sha256: str) -> fields.Eng
         paths=record.paths,
         profile=record.profile,
         seconds=round(record.seconds, 3),
+        graph=graph,
         plugins=record.plugins,
     )

@@ -2,29 +2,32 @@
 
 import contextlib
 import gc
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ExportError
+from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, TensorSpec
 from trt_compress.plugins.operator import MARKER, SITE_KEY, unique_name
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 
 PRECISIONS = ("fp32", "fp16")
-BATCH_SYMBOL = "batch"
 _TRACED_BATCH = 2  # 0 and 1 would be taken for constants
+_UNBOUNDED = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceOptions:
-    """How to trace: names of the graph's input and output, the largest batch, the ONNX opset."""
+    """How to trace one input [batch, …] to one output: their names, the largest batch, the ONNX opset."""
 
     input_name: str
     output_name: str
@@ -33,20 +36,22 @@ class TraceOptions:
 
 
 class HalfPrecision(nn.Module):
-    """A module in fp16 between an fp32 input and an fp32 output; the precision is part of the graph."""
+    """A module in fp16 between fp32 inputs and outputs; the precision is part of the graph. Integers stay."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The module's output for x, computed in fp16."""
-        out: Tensor = self.module(x.half())
-        return out.float()
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The module's outputs, computed in fp16."""
+        results = self.module(*(x.half() if x.is_floating_point() else x for x in tensors))
+        if isinstance(results, Tensor):
+            return results.float() if results.is_floating_point() else results
+        return tuple(x.float() if x.is_floating_point() else x for x in results)
 
 
 def with_precision(module: nn.Module, precision: str) -> nn.Module:
-    """`module` in `precision`, with fp32 inputs and outputs. fp16 converts the module in place.
+    """`module` in `precision`, with fp32 inputs, states and outputs. fp16 converts the module in place.
 
     Raises:
         ConfigError: an unknown precision, or a weight beyond the range of fp16 (named).
@@ -62,32 +67,75 @@ def with_precision(module: nn.Module, precision: str) -> nn.Module:
 
 
 def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: TraceOptions) -> onnx.ModelProto:
-    """Export `module` with a dynamic batch; operators are single nodes without bodies.
+    """Export a module of one fp32 input [batch, *input_shape] and one output; see `onnx_from_graph`."""
+    return _traced(
+        module,
+        inputs=[TensorSpec(name=options.input_name, shape=(BATCH_SYMBOL, *input_shape))],
+        outputs=[options.output_name],
+        lengths={BATCH_SYMBOL: (1, _TRACED_BATCH, options.max_batch)},
+        opset=options.opset,
+    )
+
+
+def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opset: int) -> onnx.ModelProto:
+    """Export a graph with every symbol of its inputs and states as a dynamic axis; operators are nodes without bodies.
 
     Args:
-        module: In eval mode; one fp32 input [B, *input_shape], one output.
-        input_shape: Shape of one item.
-        options: Names, batch, opset.
+        graph: Names, shapes, states, and the lengths of symbols.
+        module: `graph.module`, or the same in half precision; in eval mode.
+        max_batch: The largest batch.
+        opset: ONNX opset.
 
     Returns:
-        The model. Nodes and outputs of operators are called `<site>/<operator>[/<output>]`, the tokens that leave a
-        site `<site>/tokens`.
+        The model: inputs and then states, outputs and then new states. Nodes and outputs of operators are called
+        `<site>/<operator>[/<output>]`, the tokens that leave a site `<site>/tokens`.
 
     Raises:
         ExportError: torch cannot export the module; the message ends with torch's reason.
     """
-    batch = torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, _TRACED_BATCH))
-    example = torch.zeros(_TRACED_BATCH, *input_shape)
+    growing = {
+        dim: (0, _TRACED_BATCH, state.capacity or _UNBOUNDED)
+        for state in graph.states
+        for dim in state.shape
+        if isinstance(dim, str) and dim not in graph.input_symbols
+    }
+    return _traced(
+        module,
+        inputs=graph.all_inputs,
+        outputs=[spec.name for spec in graph.all_outputs],
+        lengths={**growing, BATCH_SYMBOL: (1, _TRACED_BATCH, max_batch), **graph.lengths},
+        opset=opset,
+    )
+
+
+def _traced(
+    module: nn.Module,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[str],
+    lengths: Mapping[str, tuple[int, int, int]],
+    opset: int,
+) -> onnx.ModelProto:
+    symbols = {dim: lengths[dim] for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    # Each symbol is traced at a length of its own, so that torch takes no two for one.
+    traced = {name: max(usual, _TRACED_BATCH) for name, (_, usual, _) in symbols.items()}
+    for place, name in enumerate(traced):
+        while traced[name] in [traced[other] for other in [*traced][:place]]:
+            traced[name] += 1
+    axes = {
+        name: torch.export.Dim(name, min=low, max=max(high, traced[name])) for name, (low, _, high) in symbols.items()
+    }
+    shapes = tuple({axis: axes[dim] for axis, dim in enumerate(s.shape) if isinstance(dim, str)} for s in inputs)
     try:
         with _quiet_torch(), _no_garbage_collection(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (example,),
+                example_tensors(inputs, traced),
                 dynamo=True,
-                dynamic_shapes=({0: batch},),
-                input_names=[options.input_name],
-                output_names=[options.output_name],
-                opset_version=options.opset,
+                dynamic_shapes=_as_signature(module, shapes),
+                input_names=[spec.name for spec in inputs],
+                output_names=list(outputs),
+                opset_version=opset,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -98,6 +146,25 @@ def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: Tra
     _name_sites(model)
     _clean(model)
     return model
+
+
+def example_tensors(specs: Sequence[TensorSpec], lengths: Mapping[str, int]) -> tuple[Tensor, ...]:
+    """Zeros of the shapes of `specs`, a symbol being as long as `lengths` says."""
+    return tuple(
+        torch.zeros(
+            [lengths[dim] if isinstance(dim, str) else dim for dim in spec.shape], dtype=getattr(torch, spec.dtype)
+        )
+        for spec in specs
+    )
+
+
+def _as_signature(module: nn.Module, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
+    """Dynamic axes in the form of the arguments of `forward`: one entry each, and one tuple for a starred one."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    star = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:star], shapes[star:])
 
 
 @contextlib.contextmanager

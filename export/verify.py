@@ -2,8 +2,6 @@
 
 import contextlib
 import importlib
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +13,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import GateError, ShapeError, UnsupportedError
+from trt_compress.errors import GateError, UnsupportedError
 from trt_compress.export.lower import operator_nodes
+from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, StateSpec, Steps, TensorSpec
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators
@@ -30,15 +30,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 # Two scores that are closer than this (cosine, or a share of the largest score) are a tie that rounding may turn.
 TIE = {"fp32": 1e-4, "fp16": 1e-2}
-SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCheck:
-    """One output at one batch size. Items that met a near tie at a site are counted in `ties` and not compared."""
+    """One output or new state in one run. Items that met a near tie at a site are counted in `ties` and not compared.
 
+    `step` counts the consecutive runs of a graph with states from 1; it is 0 for a graph without. Integers must be
+    equal.
+    """
+
+    graph: str
     name: str
     batch: int
+    step: int
     max_abs_error: float
     relative_error: float
     cosine: float
@@ -49,13 +54,15 @@ class OutputCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCheck:
-    """One compressor site at one batch size: tokens left, indices kept, and the tokens themselves."""
+    """One compressor site in one run: tokens left, indices kept, and the tokens themselves; `step` as in outputs."""
 
+    graph: str
     site: str
     compressor: str
     batch: int
-    tokens_in: int
-    tokens_out: int
+    step: int
+    tokens_in: int | str
+    tokens_out: int | str
     tokens_out_onnx: int
     indices_equal: bool
     ties: int
@@ -97,10 +104,35 @@ class VerifyReport:
         return {key: _json_safe(value) for key, value in report.items()}
 
 
+def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
+    """One report of several graphs."""
+    if len(reports) == 1:
+        return reports[0]
+    paths: dict[str, dict[str, int]] = {}
+    for report in reports:
+        for operator, forms in report.paths.items():
+            counts = paths.setdefault(operator, dict.fromkeys(forms, 0))
+            counts.update({form: counts[form] + count for form, count in forms.items()})
+    failing = next((report for report in reports if not report.passed), None)
+    graph = failing.outputs[0].graph if failing and failing.outputs else None
+    return VerifyReport(
+        precision=reports[0].precision,
+        inputs=", ".join(dict.fromkeys(report.inputs for report in reports)),
+        outputs=tuple(check for report in reports for check in report.outputs),
+        sites=tuple(check for report in reports for check in report.sites),
+        paths=paths,
+        first_divergence=f"graph {graph}, {failing.first_divergence}" if failing else None,
+        failure=failing.failure if failing else None,
+    )
+
+
 @dataclass(slots=True)
 class _Run:
-    """One batch while it is compared: what torch and ONNX Runtime had, and which items are still comparable."""
+    """One run while it is compared: what torch and ONNX Runtime had, and which items are still comparable."""
 
+    graph: str
+    batch: int
+    step: int
     reference: Mapping[str, Tensor]
     got: Mapping[str, Tensor]
     comparable: Tensor
@@ -108,59 +140,38 @@ class _Run:
     equal_here: bool = True
     wrong_here: bool = False
 
+    def rows(self, count: int) -> Tensor:
+        """Which of `count` rows are comparable: an item may have several, as an image of several cameras has."""
+        if count % self.batch:
+            return self.comparable.all().expand(count)
+        return self.comparable.repeat_interleave(count // self.batch)
 
-def make_inputs(shape: Sequence[int], batches: Sequence[int]) -> list[Array]:
-    """Seeded standard-normal inputs, one array for each batch size."""
-    generator = np.random.default_rng(SEED)
-    return [generator.standard_normal((batch, *shape), dtype=np.float32) for batch in batches]
-
-
-def read_inputs(path: Path, name: str, shape: Sequence[int]) -> list[Array]:
-    """Inputs from a .npz file: the array called `name`, or the only one.
-
-    Raises:
-        ShapeError: it cannot be read, has another shape or dtype, or is not finite.
-    """
-    wanted = f"float32 [batch, {', '.join(map(str, shape))}]"
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            arrays: dict[str, Array] = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except FileNotFoundError as error:
-        raise ShapeError(f"inputs: {path} is not there; give a .npz file.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ShapeError(
-            f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
-        ) from error
-    if name not in arrays and len(arrays) != 1:
-        raise ShapeError(f"inputs: {path} has {', '.join(arrays) or 'nothing'}; it must hold '{name}', {wanted}.")
-    array = arrays[name] if name in arrays else next(iter(arrays.values()))
-    if array.dtype != np.float32 or array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape) or not len(array):
-        raise ShapeError(f"inputs: '{name}' in {path} is {array.dtype} {list(array.shape)}; it must be {wanted}.")
-    if not np.isfinite(array).all():
-        raise ShapeError(f"inputs: '{name}' in {path} holds NaN or infinity; verification needs finite numbers.")
-    return [array]
+    def set_aside(self, tied: Tensor) -> None:
+        """Compare the items that these rows belong to no further."""
+        items = tied.any().expand(self.batch) if len(tied) % self.batch else tied.reshape(self.batch, -1).any(dim=1)
+        self.tied_here += int(items.sum())
+        self.comparable = self.comparable & ~items
 
 
 def verify_onnx(
     path: Path,
     module: nn.Module,
     *,
-    plan: Sequence[SitePlan],
-    input_name: str,
-    inputs: Sequence[Array],
+    graph: GraphSpec,
+    inputs: Sequence[Steps],
     inputs_label: str,
     precision: str,
     native: Library | None = None,
 ) -> VerifyReport:
     """Run the same inputs through torch and through ONNX Runtime on the CPU and compare.
 
+    Each side carries its own states from step to step, so that a difference that grows shows.
+
     Args:
         path: The ONNX file, with function bodies.
         module: The torch model in the same precision, in eval mode.
-        plan: The compressor sites in order.
-        input_name: The graph's input.
-        inputs: Arrays [B, …]; one run each.
+        graph: Names, states, and the plan of the compressor sites.
+        inputs: Sequences of consecutive runs; each starts from the initial states.
         inputs_label: Where they come from, for the report.
         precision: fp32 or fp16.
         native: The native operators to run in place of the bodies; None: the bodies.
@@ -172,7 +183,6 @@ def verify_onnx(
         GateError: ONNX Runtime cannot load the file, and there is no site that could show from where on.
     """
     model = onnx.load(path, load_external_data=False)
-    output_name = model.graph.output[0].name
     _expose_sites(model)
     failure: str | None = None
     runners: tuple[_Runner, ...] = ()
@@ -180,34 +190,66 @@ def verify_onnx(
         runners = (_Runner(path, path.parent, native), _Runner(model, path.parent, native))
     except _OrtError as error:
         failure = f"ONNX Runtime cannot load {path.name}: {error}"
-        if not plan:
+        if not graph.module.plan:
             raise GateError(f"verification failed: {failure}") from error
 
-    outputs: list[OutputCheck] = []
-    sites: list[SiteCheck] = []
-    for array in inputs:
-        with torch.no_grad(), recording() as reference:
-            expected = module(torch.from_numpy(array))
-        feed = {input_name: array}
-        try:
-            ran = [runner(feed) for runner in runners]
-        except _OrtError as error:
-            failure, ran = failure or str(error), []
-        actual, got = ran or ({}, _before_failure(model, path.parent, feed, native))
-        run = _Run(reference=reference, got=got, comparable=torch.ones(len(array), dtype=torch.bool))
-        sites += _compare_sites(run, plan, model, precision)
-        output = actual.get(output_name, torch.empty(0))
-        outputs.append(_compare_output(output_name, expected, output, run.comparable, precision))
-    paths = {} if failure else _paths(path, model, native)
+    checks: list[SiteCheck | OutputCheck] = []
+    for steps in inputs:
+        lengths = lengths_of(graph, steps)
+        initial = {state.input: initial_state(state, lengths) for state in graph.states}
+        carried = {name: torch.from_numpy(value) for name, value in initial.items()}
+        carried_onnx = dict(initial)
+        comparable = torch.ones(lengths[BATCH_SYMBOL], dtype=torch.bool)
+        for step, arrays in enumerate(steps, start=1):
+            given = [torch.from_numpy(np.ascontiguousarray(arrays[spec.name])) for spec in graph.inputs]
+            with torch.no_grad(), recording() as reference:
+                expected = call(module, (*given, *carried.values()), graph)
+            feed = {**arrays, **carried_onnx}
+            try:
+                ran = [runner(feed) for runner in runners]
+            except _OrtError as error:
+                failure, ran = failure or str(error), []
+            actual, got = ran or ({}, _before_failure(model, path.parent, feed, native))
+            run = _Run(
+                graph=graph.name,
+                batch=lengths[BATCH_SYMBOL],
+                step=step if graph.states else 0,
+                reference=reference,
+                got=got,
+                comparable=comparable,
+            )
+            checks += _compare_sites(run, graph.module.plan, model, precision)
+            for spec in graph.all_outputs:
+                output = actual.get(spec.name, torch.empty(0))
+                checks.append(_compare_output(run, spec, expected[spec.name], output, precision))
+            if not ran:
+                break
+            comparable = run.comparable
+            carried = {state.input: expected[state.output] for state in graph.states}
+            carried_onnx = {state.input: actual[state.output].numpy() for state in graph.states}
     return VerifyReport(
         precision=precision,
         inputs=inputs_label,
-        outputs=tuple(outputs),
-        sites=tuple(sites),
-        paths=paths,
-        first_divergence=_first_divergence(outputs, sites),
+        outputs=tuple(check for check in checks if isinstance(check, OutputCheck)),
+        sites=tuple(check for check in checks if isinstance(check, SiteCheck)),
+        paths={} if failure else _paths(path, model, native),
+        first_divergence=_first_divergence(checks),
         failure=failure,
     )
+
+
+def call(module: nn.Module, tensors: Sequence[Tensor], graph: GraphSpec) -> dict[str, Tensor]:
+    """The outputs and new states of one run in torch, by name."""
+    results = module(*tensors)
+    found = (results,) if isinstance(results, Tensor) else tuple(results)
+    return {spec.name: tensor for spec, tensor in zip(graph.all_outputs, found, strict=True)}
+
+
+def initial_state(state: StateSpec, lengths: Mapping[str, int]) -> Array:
+    """What a state holds before the first run; an axis that no input knows is empty."""
+    shape = [lengths.get(dim, 0) if isinstance(dim, str) else dim for dim in state.shape]
+    value = 0 if isinstance(state.initial, str) else state.initial["fill"]
+    return np.full(shape, value, np.dtype(state.dtype))
 
 
 def load_onnxruntime() -> ModuleType:
@@ -296,14 +338,16 @@ def _json_safe(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _first_divergence(outputs: Sequence[OutputCheck], sites: Sequence[SiteCheck]) -> str | None:
-    """The first failing site of the smallest failing batch, else the first failing output."""
-    for site in sites:
-        if not site.passed:
-            return f"{site.site} ({site.compressor}, batch {site.batch})"
-    for output in outputs:
-        if not output.passed:
-            return f"output {output.name} (batch {output.batch})"
+def _first_divergence(checks: Sequence[SiteCheck | OutputCheck]) -> str | None:
+    """The first site, output or state that fails, in order of time."""
+    for check in checks:
+        if check.passed:
+            continue
+        when = f"batch {check.batch}" + (f", step {check.step}" if check.step else "")
+        if isinstance(check, SiteCheck):
+            return f"{check.site} ({check.compressor}, {when})"
+        return f"output {check.name} ({when})"
+    outputs = [check for check in checks if isinstance(check, OutputCheck)]
     if all(output.ties == output.batch for output in outputs):
         return f"output {outputs[0].name}, which was never compared, for every input met a near tie; give other inputs"
     return None
@@ -357,7 +401,7 @@ def _compare_decision(run: _Run, node: onnx.NodeProto, output: str, precision: s
     if expected.shape != got.shape or attributes != in_file:
         run.equal_here, run.wrong_here = False, True
         return
-    differs = (expected != got).flatten(1).any(dim=1) & run.comparable
+    differs = (expected != got).flatten(1).any(dim=1) & run.rows(len(got))
     if not differs.any():
         return
     run.equal_here = False
@@ -369,18 +413,20 @@ def _compare_decision(run: _Run, node: onnx.NodeProto, output: str, precision: s
     )  # fmt: skip
     tied = differs & (regret <= TIE[precision])
     run.wrong_here = run.wrong_here or bool((differs & ~tied).any())
-    run.tied_here += int(tied.sum())
-    run.comparable &= ~tied
+    run.set_aside(tied)
 
 
 def _compare_tokens(run: _Run, site: SitePlan, name: str, expected: Tensor, precision: str) -> SiteCheck:
     got = run.got.get(name, torch.empty(0, 0))
-    fits = got.shape == expected.shape and got.shape[1] == site.tokens_out
-    error = _relative_error(expected[run.comparable], got[run.comparable])[1] if fits else float("inf")
+    fits = got.shape == expected.shape and (isinstance(site.tokens_out, str) or got.shape[1] == site.tokens_out)
+    rows = run.rows(len(expected))
+    error = _relative_error(expected[rows], got[rows])[1] if fits else float("inf")
     return SiteCheck(
+        graph=run.graph,
         site=site.name,
         compressor=site.compressor,
-        batch=len(expected),
+        batch=run.batch,
+        step=run.step,
         tokens_in=site.tokens_in,
         tokens_out=site.tokens_out,
         tokens_out_onnx=got.shape[1],
@@ -392,22 +438,28 @@ def _compare_tokens(run: _Run, site: SitePlan, name: str, expected: Tensor, prec
     )
 
 
-def _compare_output(name: str, expected: Tensor, got: Tensor, comparable: Tensor, precision: str) -> OutputCheck:
-    if got.shape != expected.shape:
-        got = torch.full_like(expected, torch.nan)
-    absolute, relative = _relative_error(expected[comparable], got[comparable])
-    cosine = torch.nn.functional.cosine_similarity(
-        expected[comparable].double().flatten(), got[comparable].double().flatten(), dim=0
-    )
+def _compare_output(run: _Run, spec: TensorSpec, expected: Tensor, got: Tensor, precision: str) -> OutputCheck:
+    exact = not expected.is_floating_point()
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        got, expected = torch.full(expected.shape, torch.nan), expected.float()
+    if spec.shape[:1] == (BATCH_SYMBOL,):
+        expected, got = expected[run.comparable], got[run.comparable]
+    elif not run.comparable.all():  # it mixes the items, so that one tie may show anywhere in it
+        expected, got = expected[:0], got[:0]
+    absolute, relative = _relative_error(expected, got)
+    cosine = torch.nn.functional.cosine_similarity(expected.double().flatten(), got.double().flatten(), dim=0)
+    tolerance = 0.0 if exact else TOLERANCE[precision]
     return OutputCheck(
-        name=name,
-        batch=len(expected),
+        graph=run.graph,
+        name=spec.name,
+        batch=run.batch,
+        step=run.step,
         max_abs_error=absolute,
         relative_error=relative,
         cosine=float(cosine),
-        tolerance=TOLERANCE[precision],
-        ties=int((~comparable).sum()),
-        passed=relative <= TOLERANCE[precision],
+        tolerance=tolerance,
+        ties=int((~run.comparable).sum()),
+        passed=relative <= tolerance,
     )
 
 

@@ -36,7 +36,7 @@ class TensorInfo(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph(Record):
-    """One ONNX file. Graphs run in the order in which the manifest lists them."""
+    """One ONNX file. Graphs run in the order in which the manifest lists them, or one at a time."""
 
     name: str
     file: str
@@ -59,8 +59,9 @@ class State(Record):
 
     Attributes:
         initial: "zeros", {"fill": number} or {"file": "name.npy"}.
-        shape: A symbol that no public input has marks an axis that grows, from 0 in the first run.
+        shape: A symbol that no input of the run has marks an axis that grows, from 0 in the first run.
         capacity: The longest that a growing axis may get.
+        name: Graphs that name a state alike carry on the same tensor; None: it belongs to its graph alone.
     """
 
     graph: str
@@ -70,6 +71,12 @@ class State(Record):
     dtype: str
     initial: str | dict[str, Any] = "zeros"
     capacity: int | None = None
+    name: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What identifies the tensor: the shared name, or `graph.input`, which no name can be."""
+        return self.name or f"{self.graph}.{self.input}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,6 +307,19 @@ class Manifest(Record):
         for to, count in Counter(to for _, to in ends).items():
             if count > 1:
                 yield f"input '{to}' is fed {count} times"
+        yield from self._shared_state_problems()
+
+    def _shared_state_problems(self) -> Iterator[str]:
+        first: dict[str, State] = {}
+        for state in self.states:
+            same = first.setdefault(state.key, state)
+            if state is same:
+                if state.name is not None and "." in state.name:
+                    yield f"the state name '{state.name}' has a dot"
+            elif state.graph == same.graph:
+                yield f"graph '{state.graph}' has two states named '{state.name}'"
+            elif any(getattr(state, part) != getattr(same, part) for part in ("shape", "dtype", "initial", "capacity")):
+                yield f"the graphs '{same.graph}' and '{state.graph}' share the state '{state.name}' and differ in it"
 
 
 def path_problem(name: str) -> str | None:

@@ -1,6 +1,7 @@
 """Run a bundle: check what comes in, feed the graphs in order, carry the state from one run to the next."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Graph, Manifest, TensorInfo
+from trt_compress.runtime.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.state import StateTensor
 from trt_compress.suggest import did_you_mean
@@ -32,13 +33,14 @@ class GraphRunner(Protocol):
 class Session:
     """A loaded bundle.
 
-    With one graph, inputs and outputs go by their own names; with several, by `graph.tensor`, and what a link or a
-    state feeds or takes is not among them.
+    `run` runs all opened graphs in order, `run_graph` one of them. With one graph, inputs and outputs go by their own
+    names; with several, by `graph.tensor`, and what a link or a state feeds or takes is not among them.
 
     Attributes:
         bundle: What was opened.
         backend: What runs it.
         native: The library whose operators run in place of their ONNX bodies, or None.
+        graphs: Names of the graphs that are loaded, in order.
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
     """
@@ -51,17 +53,27 @@ class Session:
         self.backend = backend
         self.native = native
         self._runners = dict(runners)
-        self._links = {link.to: link.source for link in manifest.links}
-        state_inputs = {f"{state.graph}.{state.input}" for state in manifest.states}
-        state_outputs = {f"{state.graph}.{state.output}" for state in manifest.states}
-        self._public_inputs = _named(manifest.graphs, "inputs", hidden={*self._links, *state_inputs})
-        self._public_outputs = _named(manifest.graphs, "outputs", hidden={*self._links.values(), *state_outputs})
+        self._graphs = {graph.name: graph for graph in manifest.graphs if graph.name in runners}
+        self.graphs = tuple(self._graphs)
+        self._states = {state.key: StateTensor(state, bundle) for state in manifest.states if state.graph in runners}
+        self._states_of = {
+            name: tuple(state for state in manifest.states if state.graph == name) for name in self._graphs
+        }
+        self._links = {
+            link.to: link.source
+            for link in manifest.links
+            if {link.to.partition(".")[0], link.source.partition(".")[0]} <= self._graphs.keys()
+        }
+        graphs = tuple(self._graphs.values())
+        states = [state for mine in self._states_of.values() for state in mine]
+        state_inputs = {f"{state.graph}.{state.input}" for state in states}
+        state_outputs = {f"{state.graph}.{state.output}" for state in states}
+        self._public_inputs = _named(graphs, "inputs", hidden={*self._links, *state_inputs})
+        self._public_outputs = _named(graphs, "outputs", hidden={*self._links.values(), *state_outputs})
         self.inputs = {self._public_name(name): info for name, info in self._public_inputs.items()}
         self.outputs = {self._public_name(name): info for name, info in self._public_outputs.items()}
         _refuse_foreign_dtypes({name: info.dtype for name, info in {**self.inputs, **self.outputs}.items()})
-        _refuse_foreign_dtypes({f"{state.graph}.{state.input}": state.dtype for state in manifest.states})
-        symbols = {dim for info in self.inputs.values() for dim in info.shape if isinstance(dim, str)}
-        self._states = [StateTensor(state, bundle, symbols) for state in manifest.states]
+        _refuse_foreign_dtypes({f"{state.graph}.{state.input}": state.dtype for state in states})
 
     @classmethod
     def open(
@@ -73,6 +85,7 @@ class Session:
         spin: bool = True,
         check_hashes: bool = True,
         native: bool | str | Path | None = None,
+        graphs: Sequence[str] | None = None,
     ) -> "Session":
         """Load a bundle.
 
@@ -86,9 +99,11 @@ class Session:
             native: The native operators for the CPU: True needs them, False runs the ONNX bodies, a path is the library
                 to take; None takes them if `trt-compress plugins build` made them from these sources. `session.native`
                 and `session.operator_paths()` say what was taken.
+            graphs: Names of the graphs to load; None loads all. An input that a graph left out would feed has to be
+                given to `run`, and an output for it is returned.
 
         Raises:
-            BundleError: The bundle cannot be read, or a graph is not what the manifest says.
+            BundleError: The bundle cannot be read, has no such graph, or a graph is not what the manifest says.
             ConfigError: An unknown backend, or `threads` below 1.
             PluginError: The native library is not there, or is not one that may be loaded here.
             UnsupportedError: The backend is not installed, or this machine cannot run it.
@@ -99,16 +114,17 @@ class Session:
             )
         if threads is not None and threads < 1:
             raise ConfigError(f"threads={threads}; give at least 1, or nothing for the backend's own choice.")
+        if graphs is not None and (isinstance(graphs, str) or not graphs):
+            raise ConfigError(f"graphs={graphs!r}; give a list of at least one name, or nothing for all graphs.")
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, check_hashes=check_hashes)
         library = _native_library(native, backend, bundle.manifest)
-        graphs = {
-            graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in bundle.manifest.graphs
-        }
-        return cls(bundle, backend, graphs, library)
+        wanted = bundle.manifest.graphs if graphs is None else [bundle.manifest.graph(name) for name in graphs]
+        runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
+        return cls(bundle, backend, runners, library)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run all graphs once.
+        """Run all opened graphs once.
 
         Args:
             inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast.
@@ -117,26 +133,56 @@ class Session:
             Array by name, as `self.outputs` lists them.
 
         Raises:
-            ConfigError: An input is missing or unknown, or the session was closed.
+            ConfigError: An input is missing or unknown, the session was closed, or several graphs carry on the same
+                state, so that one of them has to be chosen.
             ShapeError: An input has another dtype or shape, axes with the same symbol differ, or a state would not fit.
                 The states stay as they were.
             UnsupportedError: The backend failed.
         """
-        if not self._runners:
-            raise ConfigError("The session is closed; open the bundle again.")
+        self._require_open()
+        self._refuse_alternatives()
         symbols = _check_inputs(inputs, self.inputs)
-        values: dict[str, Array] = {name: inputs[self._public_name(name)] for name in self._public_inputs}
-        for state in self._states:
-            values[state.input] = state.value(symbols)
-        for graph in self.bundle.manifest.graphs:
-            feed = {info.name: self._value(values, f"{graph.name}.{info.name}") for info in graph.inputs}
-            results = self._runners[graph.name].run(feed)
-            values |= {f"{graph.name}.{name}": value for name, value in results.items()}
-        for state in self._states:
-            state.check(values[state.output], symbols)
-        for state in self._states:
-            state.keep(values[state.output])
+        given = {name: inputs[self._public_name(name)] for name in self._public_inputs}
+        values = self._run(self._graphs, given, symbols)
         return {self._public_name(name): values[name] for name in self._public_outputs}
+
+    def run_graph(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one of the opened graphs, with its states.
+
+        Args:
+            name: The graph.
+            inputs: Array by the graph's own names, as `inputs_of` gives them; linked inputs too.
+
+        Returns:
+            Array by the graph's own names, as `outputs_of` lists them.
+
+        Raises:
+            ConfigError: A graph that is not loaded, and as `run`.
+            ShapeError: As `run`.
+            UnsupportedError: As `run`.
+        """
+        self._require_open()
+        symbols = _check_inputs(inputs, self.inputs_of(name))
+        values = self._run([name], {f"{name}.{key}": value for key, value in inputs.items()}, symbols)
+        return {key: values[f"{name}.{key}"] for key in self.outputs_of(name)}
+
+    def inputs_of(self, name: str) -> dict[str, TensorInfo]:
+        """What `run_graph` takes for this graph: all inputs but the states.
+
+        Raises:
+            ConfigError: The graph is not loaded.
+        """
+        states = {state.input for state in self._of(name)}
+        return {info.name: info for info in self._graphs[name].inputs if info.name not in states}
+
+    def outputs_of(self, name: str) -> dict[str, TensorInfo]:
+        """What `run_graph` returns for this graph: all outputs but the new states.
+
+        Raises:
+            ConfigError: The graph is not loaded.
+        """
+        states = {state.output for state in self._of(name)}
+        return {info.name: info for info in self._graphs[name].outputs if info.name not in states}
 
     def operator_paths(self) -> dict[str, OperatorPath]:
         """How each operator of ours runs, by `graph/node`: "native", or "function" for its ONNX body.
@@ -145,13 +191,13 @@ class Session:
         """
         return {
             f"{graph.name}/{node}": path
-            for graph in self.bundle.manifest.graphs
+            for graph in self._graphs.values()
             for node, path in operator_paths(self.bundle.file(graph.file), self.native).items()
         }
 
     def reset(self) -> None:
         """Forget the states: the next run starts from their initial values."""
-        for state in self._states:
+        for state in self._states.values():
             state.reset()
 
     def close(self) -> None:
@@ -167,11 +213,48 @@ class Session:
     ) -> None:
         self.close()
 
+    def _run(self, graphs: Collection[str], given: Mapping[str, Array], symbols: Mapping[str, int]) -> dict[str, Array]:
+        """Run graphs in order and keep their new states; returns every value, as `graph.tensor`."""
+        values = dict(given)
+        states = [state for name in graphs for state in self._states_of[name]]
+        for state in states:
+            values[f"{state.graph}.{state.input}"] = self._states[state.key].value(symbols)
+        for name in graphs:
+            feed = {info.name: self._value(values, f"{name}.{info.name}") for info in self._graphs[name].inputs}
+            values |= {f"{name}.{key}": value for key, value in self._runners[name].run(feed).items()}
+        for state in states:
+            self._states[state.key].check(values[f"{state.graph}.{state.output}"], symbols)
+        for state in states:
+            self._states[state.key].keep(values[f"{state.graph}.{state.output}"])
+        return values
+
+    def _of(self, name: str) -> tuple[State, ...]:
+        if name not in self._graphs:
+            raise ConfigError(
+                f"The graph '{name}' is not loaded; there are {', '.join(self._graphs)}."
+                f"{did_you_mean(name, self._graphs)}"
+            )
+        return self._states_of[name]
+
+    def _require_open(self) -> None:
+        if not self._runners:
+            raise ConfigError("The session is closed; open the bundle again.")
+
+    def _refuse_alternatives(self) -> None:
+        carried = Counter(state.key for states in self._states_of.values() for state in states)
+        for key, count in carried.items():
+            if count > 1:
+                raise ConfigError(
+                    f"The graphs {', '.join(self._graphs)} carry on the same state '{key}', so one run takes one of "
+                    "them; call run_graph(NAME, inputs), or open the bundle with graphs=[NAME]."
+                )
+
     def _public_name(self, name: str) -> str:
-        return name if len(self.bundle.manifest.graphs) > 1 else name.partition(".")[2]
+        return name if len(self._graphs) > 1 else name.partition(".")[2]
 
     def _value(self, values: Mapping[str, Array], name: str) -> Array:
-        return values[self._links.get(name, name)]
+        given = values.get(name)
+        return values[self._links[name]] if given is None else given
 
 
 def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | None:

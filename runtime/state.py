@@ -1,5 +1,6 @@
 """A tensor that one run hands to the next."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,38 +13,36 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class StateTensor:
-    """The value of one state.
+    """The value of one state, which several graphs may carry on.
 
-    An axis whose symbol no public input has grows: it starts at 0 and may reach `capacity`. All other axes keep the
+    An axis whose symbol no input of the run has grows: it starts at 0 and may reach `capacity`. All other axes keep the
     length of the first run until `reset`.
     """
 
-    def __init__(self, state: State, bundle: Bundle, input_symbols: set[str]) -> None:
-        self.input = f"{state.graph}.{state.input}"
-        self.output = f"{state.graph}.{state.output}"
+    def __init__(self, state: State, bundle: Bundle) -> None:
+        self._name = f"{state.graph}.{state.input}"
         self._state = state
         self._bundle = bundle
-        self._growing = [isinstance(dim, str) and dim not in input_symbols for dim in state.shape]
         self._value: Array | None = None
 
     def reset(self) -> None:
         """Forget the value."""
         self._value = None
 
-    def value(self, symbols: dict[str, int]) -> Array:
+    def value(self, symbols: Mapping[str, int]) -> Array:
         """Give the value for a run in which the symbols have these lengths."""
         expected = tuple(symbols.get(dim, 0) if isinstance(dim, str) else dim for dim in self._state.shape)
         if self._value is None:
             return self._initial(expected)
-        for dim, length, held, grows in zip(self._state.shape, expected, self._value.shape, self._growing, strict=True):
-            if length != held and not grows:
+        for dim, length, held in zip(self._state.shape, expected, self._value.shape, strict=True):
+            if length != held and not self._grows(dim, symbols):
                 raise ShapeError(
-                    f"This run has '{dim}' = {length}, and the state '{self.input}' holds {held} from the run before; "
+                    f"This run has '{dim}' = {length}, and the state '{self._name}' holds {held} from the run before; "
                     "call reset() to start anew."
                 )
         return self._value
 
-    def check(self, value: Array, symbols: dict[str, int]) -> None:
+    def check(self, value: Array, symbols: Mapping[str, int]) -> None:
         """Refuse a new value that does not fit.
 
         Raises:
@@ -51,23 +50,28 @@ class StateTensor:
         """
         state = self._state
         fits = value.dtype == np.dtype(state.dtype) and value.ndim == len(state.shape)
-        for dim, length, grows in zip(state.shape, value.shape, self._growing, strict=False):
+        for dim, length in zip(state.shape, value.shape, strict=False):
+            grows = self._grows(dim, symbols)
             expected = symbols.get(dim, 0) if isinstance(dim, str) else dim
             fits = fits and (grows or length == expected)
             if grows and state.capacity is not None and length > state.capacity:
                 raise ShapeError(
-                    f"This run would make the state '{self.input}' {length} long on '{dim}'; its capacity is "
+                    f"This run would make the state '{self._name}' {length} long on '{dim}'; its capacity is "
                     f"{state.capacity}. Call reset(), or export with a larger capacity."
                 )
         if not fits:
             raise ShapeError(
-                f"The graph gave {value.dtype} of shape {list(value.shape)} for the state '{self.input}', which the "
+                f"The graph gave {value.dtype} of shape {list(value.shape)} for the state '{self._name}', which the "
                 f"manifest has as {state.dtype} of shape {list(state.shape)}; export the bundle again."
             )
 
     def keep(self, value: Array) -> None:
         """Keep the value for the next run."""
         self._value = value
+
+    @staticmethod
+    def _grows(dim: int | str, symbols: Mapping[str, int]) -> bool:
+        return isinstance(dim, str) and dim not in symbols
 
     def _initial(self, shape: tuple[int, ...]) -> Array:
         initial, dtype = self._state.initial, np.dtype(self._state.dtype)
@@ -79,7 +83,7 @@ class StateTensor:
             case {"file": str() as name}:
                 return self._from_file(name, shape, dtype)
         raise BundleError(
-            f"The state '{self.input}' starts from {initial!r}; this trt-compress knows \"zeros\", "
+            f"The state '{self._name}' starts from {initial!r}; this trt-compress knows \"zeros\", "
             '{"fill": number} and {"file": "name.npy"}.'
         )
 
@@ -90,4 +94,4 @@ class StateTensor:
                 raise ValueError(f"it holds {stored.dtype}, not {dtype}")
             return np.broadcast_to(stored, shape).copy()
         except ValueError as error:
-            raise BundleError(f"The state '{self.input}' cannot start from '{name}': {error}.") from None
+            raise BundleError(f"The state '{self._name}' cannot start from '{name}': {error}.") from None

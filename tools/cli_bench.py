@@ -20,6 +20,15 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Uncompressed bundle to run interleaved with it.")
     ] = None,
+    graph: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Graph of the bundle to run (default: all of them).")
+    ] = None,
+    baseline_graph: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Graph of the baseline; without --baseline another graph of the same bundle."
+        ),
+    ] = None,
     backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
     batch: Annotated[
         int | None, typer.Option(metavar="N", help="Default: the batch that the bundle was exported for.")
@@ -47,6 +56,8 @@ def bench(
         result = bench_bundle(
             bundle,
             baseline=baseline,
+            graph=graph,
+            baseline_graph=baseline_graph,
             backend=backend,
             batch=batch,
             threads=threads,
@@ -66,10 +77,11 @@ def bench(
 
 
 def _show(result: "BenchResult") -> None:
+    chosen = len({tuple(side.identity["graphs"]) for side in result.sides} | {("model",)}) > 1
     rows = [
         (
             side.role,
-            side.identity["name"],
+            side.identity["name"] + (f", {side.identity['graphs'][0]}" if chosen else ""),
             side.latency.n,
             _milliseconds(side.latency.median_ns),
             _milliseconds(side.latency.p90_ns),

@@ -139,21 +139,23 @@ def build(
         with needs_extra("export"):
             from trt_compress.export import api
         asked = {"yes": True, "no": False}.get(plugins or "", plugins)
-        record = api.build(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
-    data = record.to_json()
+        made = api.build_engines(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
+    records = [record.to_json() for record in made]
     if json:
-        print_json(data)
+        print_json(records[0] if len(records) == 1 else records)
         return
-    print_pairs("Would build" if dry_run else "Built", [(name, _flat(value)) for name, value in data.items()])
+    for data in records:
+        print_pairs("Would build" if dry_run else "Built", [(name, _flat(value)) for name, value in data.items()])
 
 
 def _show_verification(report: "VerifyReport", json: bool) -> None:
     if json:
         print_json(report.to_json())
         return
+    several = len({output.graph for output in report.outputs}) > 1
     outputs = [
         (
-            output.name,
+            _place(output.name, output.graph if several else "", output.step),
             output.batch,
             f"{output.max_abs_error:.2e}",
             f"{output.relative_error:.2e}",
@@ -167,7 +169,7 @@ def _show_verification(report: "VerifyReport", json: bool) -> None:
     print_table("Outputs", ("output", "batch", "max abs error", "relative", "allowed", "cosine", "ties", ""), outputs)
     sites = [
         (
-            site.site,
+            _place(site.site, site.graph if several else "", site.step),
             site.batch,
             f"{site.tokens_in} → {site.tokens_out}",
             "yes" if site.indices_equal else "no",
@@ -190,6 +192,11 @@ def _show_findings(findings: "tuple[Finding, ...]", target: str) -> None:
         return
     rows = [(finding.severity, finding.rule, finding.node, finding.message, finding.fix) for finding in findings]
     print_table(f"Preflight for {target}", ("severity", "rule", "node", "finding", "fix"), rows)
+
+
+def _place(name: str, graph: str, step: int) -> str:
+    """A name with its graph, if there are several, and its step, if there are states."""
+    return (f"{graph}: " if graph else "") + name + (f", step {step}" if step else "")
 
 
 def _verdict(passed: bool) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Engine, Graph, Manifest, TensorInfo
+from trt_compress.runtime.manifest import Engine, Graph, Manifest, State, TensorInfo
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
 
 
@@ -13,6 +13,11 @@ def print_bundle(bundle: Bundle) -> None:
     print_pairs(str(bundle.path), _overview(manifest))
     graphs = [_graph(graph, manifest) for graph in manifest.graphs]
     _print_if_any("Graphs", ("graph", "file", "size", "inputs", "outputs"), graphs)
+    states = [
+        (state.name or f"{state.graph}.{state.input}", state.graph, f"{state.output} → {state.input}", _tensor(state))
+        for state in manifest.states
+    ]
+    _print_if_any("States", ("state", "graph", "from run to run", "tensor"), states)
     sites = [(part.site, part.compressor, f"{part.tokens_in} → {part.tokens_out}") for part in manifest.compression]
     _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
     operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
@@ -73,7 +78,11 @@ def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> str:
-    return "\n".join(f"{info.name} {info.dtype} [{', '.join(map(str, info.shape))}]" for info in tensors)
+    return "\n".join(f"{info.name} {_tensor(info)}" for info in tensors)
+
+
+def _tensor(info: TensorInfo | State) -> str:
+    return f"{info.dtype} [{', '.join(map(str, info.shape))}]"
 
 
 def _engine(engine: Engine) -> tuple[object, ...]:

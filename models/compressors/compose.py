@@ -12,14 +12,17 @@ from trt_compress.models.compressors.registry import CompressorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SitePlan:
-    """What happens at one site: `name` is `blocks.3`; counts include the prefix; `config` is the compressor's own."""
+    """What happens at one site: `name` is `blocks.3`; `config` is the compressor's own.
+
+    Counts include the prefix; one that varies with the inputs is a symbol.
+    """
 
     name: str
     layer: int
     compressor: str
     config: CompressorConfig
-    tokens_in: int
-    tokens_out: int
+    tokens_in: int | str
+    tokens_out: int | str
 
 
 def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:

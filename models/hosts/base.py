@@ -1,11 +1,26 @@
-"""What the steps after a host need to know: the module to trace, its inputs, its sites."""
+"""The contract of a host: a model with weights becomes one or several graphs, with compressors in place.
 
-from collections.abc import Callable, Mapping
+A host is one file that builds a `LoadedHost`. Its `attach` puts compressors in and returns the graphs: for most models
+one, called `model`; for a codec `encode` and `decode`; for a model with several levels `k25`, `k50` and `dense`. Every
+step after the host reads the graphs and nothing else, so any number of inputs, outputs and states is possible.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import nn
+
+from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.models.compressors.registry import CompressorSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Dim = int | str
+Steps = Sequence[Mapping[str, Array]]
+"""Consecutive runs: the inputs of each by name. A graph without states has one."""
+
+BATCH_SYMBOL = "batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +36,98 @@ class WeightsInfo:
     provenance: str | None = None
 
 
+class CompressedModule(nn.Module):
+    """What is traced as one graph.
+
+    `forward` takes the graph's inputs and then its states, in order, and returns its outputs and then the new states: a
+    tensor if that is one, a tuple otherwise. It enters `at_site` where a compressor acts and calls
+    `mark_tensor("tokens", …)` on what leaves the site, once for each entry of `plan` and in its order: verification
+    compares there.
+
+    Attributes:
+        plan: What happens at each site, in order of execution.
+    """
+
+    plan: tuple[SitePlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """An input or output; `dtype` is numpy's name for it.
+
+    `shape` holds lengths and symbols: "batch", or another such as "time", that means one number in the whole graph.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec:
+    """A tensor that a run hands to the next one: what leaves as `output` comes back as `input`.
+
+    Attributes:
+        shape: A symbol that no input has marks an axis that grows, from 0 in the first run.
+        initial: "zeros" or {"fill": number}.
+        capacity: The longest that a growing axis may get.
+        name: Graphs that name a state alike carry on the same tensor; None: it belongs to its graph alone.
+    """
+
+    input: str
+    output: str
+    shape: tuple[Dim, ...]
+    dtype: str = "float32"
+    initial: str | Mapping[str, float] = "zeros"
+    capacity: int | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """One graph of a model, with its compressors.
+
+    Attributes:
+        module: What is traced.
+        inputs: In the order of `module.forward`; the states follow them.
+        outputs: In the order in which `module.forward` returns them; the new states follow them.
+        states: What is handed from run to run.
+        name: Also the name of its file.
+        lengths: Smallest, usual and largest length of each symbol but "batch".
+        examples: Real inputs that the model was not trained on, by name, for a given batch: one run, or consecutive
+            ones (3 or more) of a graph with states. None: there are none at hand, and seeded random numbers are taken.
+    """
+
+    module: CompressedModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...] = ()
+    name: str = "model"
+    lengths: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    examples: Callable[[int], Steps] | None = None
+
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs and states, as the graph takes them."""
+        states = (TensorSpec(name=state.input, shape=state.shape, dtype=state.dtype) for state in self.states)
+        return (*self.inputs, *states)
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs and new states, as the graph returns them; a growing axis has another length than before."""
+        return (*self.outputs, *(self._new_state(state) for state in self.states))
+
+    @property
+    def input_symbols(self) -> frozenset[str]:
+        """Symbols whose length the inputs of a run decide."""
+        return frozenset(dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str))
+
+    def _new_state(self, state: StateSpec) -> TensorSpec:
+        known = self.input_symbols
+        shape = tuple(f"{dim}_after" if isinstance(dim, str) and dim not in known else dim for dim in state.shape)
+        return TensorSpec(name=state.output, shape=shape, dtype=state.dtype)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHost:
     """A model with weights, ready to be compressed.
@@ -29,25 +136,22 @@ class LoadedHost:
         source: As the user wrote it, `timm:vit_small_patch16_224`.
         family: The file in `models/hosts` that drives it.
         module: The model, in eval mode.
-        input_shape: Shape of one input without the batch axis, [channels, height, width].
-        input_name: Name of the graph input.
-        output_name: Name of the graph output.
         weights: Where the weights come from.
-        preprocess: How an image becomes the input; for the manifest.
-        postprocess: What the output means; for the manifest.
-        examples: A given number of real inputs [B, …] that the model was not trained on, if there are any at hand.
+        attach: The model's graphs with these compressors in place, in the order in which they run; with none, the model
+            as it is.
+        links: Outputs that feed an input of a later graph, both as `graph.tensor`.
+        preprocess: How real data becomes the inputs; for the manifest.
+        postprocess: What the outputs mean; for the manifest.
     """
 
     source: str
     family: str
     module: nn.Module
-    input_shape: tuple[int, ...]
     weights: WeightsInfo
-    input_name: str = "image"
-    output_name: str = "logits"
+    attach: Callable[[Sequence[CompressorSpec]], tuple[GraphSpec, ...]]
+    links: tuple[tuple[str, str], ...] = ()
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
-    examples: Callable[[int], np.ndarray[Any, np.dtype[np.float32]]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

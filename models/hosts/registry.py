@@ -1,11 +1,14 @@
-"""Models by name: `timm:NAME` and `zoo:NAME`."""
+"""Models by name: `timm:NAME` and `zoo:NAME`.
 
+A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`.
+"""
+
+import importlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trt_compress.errors import ConfigError, UnsupportedError
@@ -16,10 +19,14 @@ from trt_compress.suggest import did_you_mean
 
 RANDOM_SEED = 0
 
+_ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
+    "digits_vit": "hosts.digits_vit",
+}
+
 
 def list_models() -> list[ModelInfo]:
     """Models that can be named, the zoo first; timm's Vision Transformers, of which some forms are refused by name."""
-    return [*_zoo_infos().values(), *(_timm_info(name) for name in _timm_names())]
+    return [*(_zoo_module(name).INFO for name in _ZOO), *(_timm_info(name) for name in _timm_names())]
 
 
 def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
@@ -54,16 +61,6 @@ def _timm_info(name: str) -> ModelInfo:
     return ModelInfo(
         name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm, if its form is driven"
     )
-
-
-def _zoo_infos() -> dict[str, ModelInfo]:
-    return {
-        "digits_vit": ModelInfo(
-            name="zoo:digits_vit",
-            family=timm_vit.FAMILY,
-            description="8 blocks, 65 tokens, trained here on scikit-learn's digits",
-        )
-    }
 
 
 def _load_timm(name: str, weights: str | None) -> LoadedHost:
@@ -103,12 +100,13 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
         "interpolation": config.get("interpolation", "bicubic"),
         "crop": config.get("crop_pct"),
     }
+    input_shape = (module.patch_embed.proj.in_channels, *(grid or (height, width)))
     return LoadedHost(
         source=f"timm:{name}",
         family=timm_vit.FAMILY,
         module=module,
-        input_shape=(module.patch_embed.proj.in_channels, *(grid or (height, width))),
         weights=info,
+        attach=lambda specs: (timm_vit.classifier_graph(module, specs, name=f"timm:{name}", input_shape=input_shape),),
         preprocess=preprocess,
         postprocess={"kind": "classification", "classes": module.num_classes},
     )
@@ -129,30 +127,15 @@ def _create_timm(name: str, *, pretrained: bool) -> Any:
     return module
 
 
-def _load_zoo(name: str, weights: str | None) -> LoadedHost:
-    infos = _zoo_infos()
-    if name not in infos:
-        raise ConfigError(
-            f"model 'zoo:{name}' is not known; there are {', '.join(f'zoo:{n}' for n in infos)}."
-            f"{did_you_mean(name, infos)}"
-        )
-    from trt_compress.models.pretrained import digits_vit
+def _zoo_module(name: str) -> Any:
+    return importlib.import_module(f"trt_compress.models.{_ZOO[name]}")
 
-    module = digits_vit.build_digits_vit(weights=weights is None)
-    card = digits_vit.digits_vit_card()
-    info = WeightsInfo(
-        source=digits_vit.WEIGHTS_FILE.name,
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']} ({card['data']['license']}): {card['command']}",
-    )
-    return LoadedHost(
-        source=f"zoo:{name}",
-        family=timm_vit.FAMILY,
-        module=module,
-        input_shape=(1, 8, 8),
-        weights=info if weights is None else load_weights(module, Path(weights)),
-        preprocess={"kind": "image", "layout": "NCHW", **card["preprocess"]},
-        postprocess={"kind": "classification", "classes": 10},
-        examples=lambda count: np.resize(digits_vit.digits_split().test_images, (count, 1, 8, 8)),
-    )
+
+def _load_zoo(name: str, weights: str | None) -> LoadedHost:
+    if name not in _ZOO:
+        raise ConfigError(
+            f"model 'zoo:{name}' is not known; there are {', '.join(f'zoo:{n}' for n in _ZOO)}."
+            f"{did_you_mean(name, _ZOO)}"
+        )
+    host: LoadedHost = _zoo_module(name).load(weights)
+    return host

@@ -7,7 +7,7 @@ bias and a dynamic batch, and so that a row of it can be read.
 """
 
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from timm.layers.attention import Attention
@@ -19,6 +19,7 @@ from trt_compress.errors import UnsupportedError
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import place_compressors
 from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
 FAMILY = "timm_vit"
@@ -79,7 +80,25 @@ def host_info(module: VisionTransformer, name: str) -> HostInfo:
     )
 
 
-class CompressedViT(nn.Module):
+def classifier_graph(
+    module: nn.Module,
+    specs: Sequence[CompressorSpec],
+    *,
+    name: str,
+    input_shape: Sequence[int],
+    examples: Callable[[int], Steps] | None = None,
+) -> GraphSpec:
+    """The one graph of an image classifier, `image` to `logits`; `input_shape` is [channels, height, width]."""
+    compressed = attach(module, specs, name=name).eval()
+    return GraphSpec(
+        module=compressed,
+        inputs=(TensorSpec(name="image", shape=(BATCH_SYMBOL, *input_shape)),),
+        outputs=(TensorSpec(name="logits", shape=(BATCH_SYMBOL, compressed.vit.num_classes)),),
+        examples=examples,
+    )
+
+
+class CompressedViT(CompressedModule):
     """A timm Vision Transformer with compressors after the attention of its blocks.
 
     Args:

@@ -126,11 +126,11 @@ def test_verify_builds_the_very_model_of_the_bundle(exported: Exported) -> None:
 
 
 def test_more_examples_than_there_are_begin_again() -> None:
-    examples = load_host("zoo:digits_vit").examples
-    assert examples is not None
-    many = examples(5000)
-    assert many.shape == (5000, 1, 8, 8) and many.dtype == np.float32
-    np.testing.assert_array_equal(many[:100], examples(100))
+    (graph,) = load_host("zoo:digits_vit").attach(())
+    assert graph.examples is not None
+    (many,), (few,) = graph.examples(5000), graph.examples(100)
+    assert many["image"].shape == (5000, 1, 8, 8) and many["image"].dtype == np.float32
+    np.testing.assert_array_equal(many["image"][:100], few["image"])
 
 
 def test_loading_a_model_leaves_the_callers_random_numbers_alone() -> None:

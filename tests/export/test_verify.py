@@ -20,9 +20,11 @@ from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.recipe import read_recipe
+from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
-from trt_compress.export.verify import TOLERANCE, VerifyReport, make_inputs, read_inputs, verify_onnx
+from trt_compress.export.verify import TOLERANCE, VerifyReport, verify_onnx
 from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE, digits_split
@@ -39,6 +41,19 @@ def digits(spec: str, precision: str = "fp32") -> CompressedViT:
     return attach(load_host("zoo:digits_vit").module, parse_spec(spec)).eval()
 
 
+def digits_graph(module: CompressedViT) -> GraphSpec:
+    return GraphSpec(
+        module=module,
+        inputs=(TensorSpec(name="image", shape=("batch", 1, 8, 8)),),
+        outputs=(TensorSpec(name="logits", shape=("batch", 10)),),
+    )
+
+
+def random_images(count: int) -> np.ndarray[Any, Any]:
+    ((step,),) = make_inputs(digits_graph(digits(TOME)), [{"batch": count}])
+    return step["image"]
+
+
 def compare(
     model: onnx.ModelProto,
     folder: Path,
@@ -53,9 +68,11 @@ def compare(
     return verify_onnx(
         save_onnx(model, folder / "model.onnx")[0],
         with_precision(module, precision),
-        plan=module.plan,
-        input_name="image",
-        inputs=[digits_split().test_images[:count] for count in (1, 3)] if inputs is None else inputs,
+        graph=digits_graph(module),
+        inputs=[
+            [{"image": array}]
+            for array in ([digits_split().test_images[:count] for count in (1, 3)] if inputs is None else inputs)
+        ],
         inputs_label="test",
         precision=precision,
     )
@@ -239,7 +256,7 @@ def twins() -> tuple[CompressedViT, onnx.ModelProto]:
 
 
 def grey_between_others() -> np.ndarray[Any, Any]:
-    others = make_inputs((1, 8, 8), [2])[0]
+    others = random_images(2)
     return np.stack([others[0], np.full((1, 8, 8), 0.5, np.float32), others[1]])
 
 
@@ -423,13 +440,12 @@ def images(count: int = 2, dtype: Any = np.float32) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", ["image", "anything"])
 def test_inputs_may_be_the_named_or_the_only_array(name: str, tmp_path: Path) -> None:
-    assert [array.shape for array in read_inputs(npz(tmp_path, **{name: images()}), "image", (1, 8, 8))] == [
-        (2, 1, 8, 8)
-    ]
+    ((step,),) = read_inputs(npz(tmp_path, **{name: images()}), [digits_graph(digits(TOME))])["model"]
+    assert list(step) == ["image"] and step["image"].shape == (2, 1, 8, 8)
 
 
 def test_inputs_of_any_batch_size_are_compared(exported: Exported, tmp_path: Path) -> None:
-    given = npz(tmp_path, image=make_inputs((1, 8, 8), [5])[0], labels=np.arange(5))
+    given = npz(tmp_path, image=random_images(5), labels=np.arange(5))
     report = verify(exported(TOME), inputs=given)
     assert report.passed and report.inputs == str(given)
     assert [check.batch for check in report.outputs] == [5]
@@ -458,7 +474,7 @@ def nan_images() -> np.ndarray[Any, Any]:
 def test_inputs_that_do_not_fit_are_refused(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     given = npz(tmp_path, **arrays)
     with pytest.raises(ShapeError) as caught:
-        read_inputs(given, "image", (1, 8, 8))
+        read_inputs(given, [digits_graph(digits(TOME))])
     assert (
         str(caught.value).startswith("inputs: ")
         and str(caught.value).endswith(message)
@@ -488,7 +504,7 @@ def write_damaged(path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match=r"^inputs: .*none.npz is not there; give a .npz file\.$"):
-        read_inputs(tmp_path / "none.npz", "image", (1, 8, 8))
+        read_inputs(tmp_path / "none.npz", [digits_graph(digits(TOME))])
 
 
 @pytest.mark.parametrize(
@@ -499,14 +515,22 @@ def test_a_file_that_is_no_npz_is_refused(write: Callable[[Path], None], tmp_pat
     path = tmp_path / "given.npz"
     write(path)
     with pytest.raises(ShapeError, match=r"^inputs: .*given.npz is not a .npz file of arrays .*; save one with"):
-        read_inputs(path, "image", (1, 8, 8))
+        read_inputs(path, [digits_graph(digits(TOME))])
 
 
 def test_seeded_inputs_are_the_same_every_time() -> None:
-    first, again = (make_inputs((3, 4), [1, 2]) for _ in range(2))
-    assert [array.shape for array in first] == [(1, 3, 4), (2, 3, 4)]
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert first[0].dtype == np.float32
+    graph = GraphSpec(
+        module=digits(TOME),
+        inputs=(
+            TensorSpec(name="x", shape=("batch", 3, "time")),
+            TensorSpec(name="ids", shape=("batch",), dtype="int64"),
+        ),
+        outputs=(),
+    )
+    first, again = (make_inputs(graph, [{"batch": 1, "time": 4}, {"batch": 2, "time": 5}]) for _ in range(2))
+    assert [steps[0]["x"].shape for steps in first] == [(1, 3, 4), (2, 3, 5)]
+    assert all(np.array_equal(a[0][name], b[0][name]) for a, b in zip(first, again, strict=True) for name in a[0])
+    assert (first[0][0]["x"].dtype, first[0][0]["ids"].dtype) == (np.float32, np.int64)
 
 
 def test_a_report_without_a_divergence_is_passed() -> None:

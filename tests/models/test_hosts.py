@@ -55,7 +55,7 @@ def test_random_weights_are_the_same_each_time_and_said_to_be_random() -> None:
     first, second = (load_host("timm:vit_tiny_patch16_224") for _ in range(2))
     assert first.weights.source == "random (seed 0)"
     assert first.weights.sha256 == second.weights.sha256
-    assert first.input_shape == (3, 224, 224)
+    assert first.attach(())[0].inputs[0].shape == ("batch", 3, 224, 224)
     tensors = second.module.state_dict()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in first.module.state_dict().items())
 
@@ -69,8 +69,9 @@ def test_preprocessing_is_that_of_the_model() -> None:
 
 def test_the_zoo_brings_weights_and_real_inputs() -> None:
     host = load_host("zoo:digits_vit")
-    assert host.examples is not None
-    images = host.examples(5)
-    assert images.shape == (5, *host.input_shape)
+    (graph,) = host.attach(())
+    assert graph.examples is not None
+    images = graph.examples(5)[0]["image"]
+    assert images.shape == (5, *graph.inputs[0].shape[1:])
     assert host.weights.license and host.weights.provenance and host.weights.sha256
     assert run(host.module, torch.from_numpy(images)).shape == (5, 10)

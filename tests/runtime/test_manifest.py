@@ -58,6 +58,7 @@ def full_json() -> dict[str, Any]:
                 "shape": ["batch", 4, "cache", 64],
                 "dtype": "uint8",
                 "capacity": 1024,
+                "name": "cache",
             }
         ],
         "preprocess": {"input": "pixels", "layout": "NCHW", "mean": [0.5, 0.5, 0.5], "audio": {"rate_hz": 16000}},

@@ -69,6 +69,8 @@ def bench_bundle(
     bundle: str | Path,
     *,
     baseline: str | Path | None = None,
+    graph: str | None = None,
+    baseline_graph: str | None = None,
     backend: str = "ort-cpu",
     batch: int | None = None,
     threads: int | None = None,
@@ -83,7 +85,9 @@ def bench_bundle(
 
     Args:
         bundle: What is measured.
-        baseline: The uncompressed bundle of the same model.
+        baseline: The uncompressed bundle of the same model, or the same bundle with another graph.
+        graph: The graph of the bundle that is measured; None: all of them, one after the other.
+        baseline_graph: The same of the baseline.
         backend: As `Session.open` takes it.
         batch: Batch size of the random inputs; None is the bundle's own.
         threads: As `Session.open` takes it; beside a baseline None means one for each core.
@@ -102,11 +106,17 @@ def bench_bundle(
         what = "give at least 1" if batch < 1 else "the arrays of --inputs have their own; leave one of the two out"
         raise ConfigError(f"batch={batch}; {what}.")
     progress("opening")
+    if baseline is None and baseline_graph is not None:
+        baseline = bundle
     paths = [path for path in (bundle, baseline) if path is not None]
+    chosen = [None if name is None else [name] for name in (graph, baseline_graph)]
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
-    sessions = [Session.open(path, backend=backend, threads=threads, spin=spin, native=native) for path in paths]
+    sessions = [
+        Session.open(path, backend=backend, threads=threads, spin=spin, native=native, graphs=graphs)
+        for path, graphs in zip(paths, chosen, strict=False)
+    ]
     first = sessions[0]
     _check_comparable(first.bundle.manifest, sessions[-1].bundle.manifest)
     if first.inputs != sessions[-1].inputs:
@@ -115,7 +125,7 @@ def bench_bundle(
             "compare bundles of the same model and precision."
         )
     size = batch or first.bundle.manifest.batch.opt
-    feed = _load(Path(inputs)) if inputs is not None else _random(first.inputs, size, seed)
+    feed = _load(Path(inputs)) if inputs is not None else _random(first, size, seed)
     calls = [_call(session, feed) for session in sessions]
     progress("checking the outputs")
     for session in sessions:
@@ -183,15 +193,25 @@ def _side(role: Role, session: Session, ns: tuple[int, ...], device: Device) -> 
     summary = summarize(ns)
     return Side(
         role=role,
-        identity={**identity(session.bundle.manifest), "operators": operators_run(session)},
+        identity={
+            **identity(session.bundle.manifest),
+            "graphs": list(session.graphs),
+            "operators": operators_run(session),
+        },
         latency=summary,
         verdict=verdict(ns, device=device),
     )
 
 
 def _call(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
+    """One run. States go on from run to run, as they do in a stream, unless they grow: those start anew."""
+    known = {dim for info in session.inputs.values() for dim in info.shape}
+    states = [state for state in session.bundle.manifest.states if state.graph in session.graphs]
+    grows = any(isinstance(dim, str) and dim not in known for state in states for dim in state.shape)
+
     def run() -> None:
-        session.reset()
+        if grows:
+            session.reset()
         session.run(feed)
 
     return run
@@ -206,21 +226,28 @@ def _check_finite(session: Session, feed: Mapping[str, Array]) -> None:
             )
 
 
-def _random(inputs: Mapping[str, TensorInfo], batch: int, seed: int) -> dict[str, Array]:
+def _random(session: Session, batch: int, seed: int) -> dict[str, Array]:
     generator = np.random.default_rng(seed)
+    lengths = {"batch": batch, **_usual_lengths(session.bundle.manifest)}
     arrays: dict[str, Array] = {}
-    for name, info in inputs.items():
-        symbols = {dim for dim in info.shape if isinstance(dim, str)} - {"batch"}
-        if symbols:
+    for name, info in session.inputs.items():
+        unknown = {dim for dim in info.shape if isinstance(dim, str)} - lengths.keys()
+        if unknown:
             raise ConfigError(
-                f"Input '{name}' has the axis '{min(symbols)}', whose length a random input cannot know; "
+                f"Input '{name}' has the axis '{min(unknown)}', whose length a random input cannot know; "
                 "give arrays with --inputs FILE.npz."
             )
-        shape = [batch if isinstance(dim, str) else dim for dim in info.shape]
+        shape = [lengths[dim] if isinstance(dim, str) else dim for dim in info.shape]
         dtype = np.dtype(info.dtype)
         values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
         arrays[name] = values.astype(dtype)
     return arrays
+
+
+def _usual_lengths(manifest: Manifest) -> dict[str, int]:
+    """The usual length of each symbol but the batch, as the recipe says it: "1:100:400"."""
+    lengths: dict[str, str] = manifest.recipe.get("lengths", {})
+    return {name: int((text.split(":") * 2)[1]) for name, text in lengths.items()}
 
 
 def _load(path: Path) -> dict[str, Array]:

@@ -40,6 +40,7 @@ from trt_compress.tools.console import print_table, progress
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 
 MODEL, NUM_MERGED, BATCH, OPSET = "timm:deit_small_patch16_224", 13, 4, 20
+_IMAGE = (3, 224, 224)
 SPEC = f"tome:num_merged={NUM_MERGED}"
 RESULTS = Path(__file__).parent / "results" / "deit_small.jsonl"
 # What ONNX Runtime's optimized graph calls matrix products (convolution included) and the softmax between them.
@@ -76,13 +77,13 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     engine = build(folder / "compressed", target="rtx")
     step("exporting the textbook")
     host = load_host(MODEL)
-    onnx.save(_trace(TextbookTome(host.module, NUM_MERGED).eval(), host), folder / "textbook.onnx")
+    onnx.save(_trace(TextbookTome(host.module, NUM_MERGED).eval()), folder / "textbook.onnx")
 
     files = {name: folder / name / "model.onnx" for name in bundles} | {"textbook": folder / "textbook.onnx"}
     step("building the native operators")
     build_native(only=("onnxruntime",))
     library = require("onnxruntime")
-    feed = {"image": np.random.default_rng(0).standard_normal((BATCH, *host.input_shape), dtype=np.float32)}
+    feed = {"image": np.random.default_rng(0).standard_normal((BATCH, *_IMAGE), dtype=np.float32)}
     step("profiling")
     spent = {name: _kernel_times(file, feed, folder) for name, file in files.items()}
     spent["native"] = _kernel_times(files["compressed"], feed, folder, library)
@@ -142,9 +143,9 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     }
 
 
-def _trace(module: nn.Module, host: LoadedHost) -> onnx.ModelProto:
+def _trace(module: nn.Module) -> onnx.ModelProto:
     options = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=OPSET)
-    return onnx_from_module(module, host.input_shape, options)
+    return onnx_from_module(module, _IMAGE, options)
 
 
 def _session(file: Path, threads: int, native: Library | None = None) -> Any:
@@ -188,7 +189,7 @@ def _export_ratios(host: LoadedHost, folder: Path, exports: int) -> tuple[float,
         export(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / "timed", force=True)
 
     ratios = []
-    for work in (whole, lambda spec: _trace(modules[spec], host)):
+    for work in (whole, lambda spec: _trace(modules[spec])):
         samples = interleave(partial(work, SPEC), partial(work, "none"), warmup=1, pairs=exports)
         ratios.append(float(np.median(np.divide(samples.a_ns, samples.b_ns))))
     return ratios[0], ratios[1]

@@ -1,0 +1,34 @@
+"""Lengths that an axis may have."""
+
+from dataclasses import dataclass
+
+from trt_compress.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthRange:
+    """Smallest, usual and largest length of a symbol such as "time"; 0 is allowed, as a cache may be empty."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, name: str, text: object) -> "LengthRange":
+        """Read `100` or `1:100:400`, the length of symbol `name`.
+
+        Raises:
+            ConfigError: It is neither one number nor three in ascending order.
+        """
+        parts = text.split(":") if isinstance(text, str) else []
+        if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() for part in parts):
+            low, usual, high = map(int, parts * 3 if len(parts) == 1 else parts)
+            if low <= usual <= high and high > 0:
+                return cls(min=low, opt=usual, max=high)
+        raise ConfigError(
+            f"{name}={text!r} is not a range of lengths; give one number or MIN:OPT:MAX in ascending order, such as "
+            "1:100:400."
+        )

@@ -1,0 +1,102 @@
+"""Inputs for a comparison: the model's own examples, seeded random numbers, or arrays from a file."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_compress.errors import ShapeError
+from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, Steps, TensorSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SEED = 0
+RANDOM_STEPS = 3
+"""Consecutive runs of a graph with states: the first, one on a state that the first left, and one on a later state."""
+
+
+def make_inputs(graph: GraphSpec, lengths: Sequence[Mapping[str, int]]) -> list[Steps]:
+    """Seeded inputs: standard-normal numbers, or 0 and 1 for integers; one sequence for each set of lengths.
+
+    Args:
+        graph: Whose inputs they are.
+        lengths: What each symbol stands for, "batch" among them.
+    """
+    generator = np.random.default_rng(SEED)
+    steps = RANDOM_STEPS if graph.states else 1
+    return [
+        [{spec.name: _random(spec, symbols, generator) for spec in graph.inputs} for _ in range(steps)]
+        for symbols in lengths
+    ]
+
+
+def read_inputs(path: Path, graphs: Sequence[GraphSpec]) -> dict[str, list[Steps]]:
+    """Inputs from a .npz file, by name of the graph.
+
+    An array is found by the name of its input, with several graphs as `graph.input`; a single input takes the only
+    array whatever its name. A graph with states runs along one more axis in front, the steps.
+
+    Raises:
+        ShapeError: it cannot be read, has another shape or dtype, or is not finite.
+    """
+    arrays = _read(path, next(spec.name for graph in graphs for spec in graph.inputs))
+    if len(graphs) == len(graphs[0].inputs) == len(arrays) == 1:
+        arrays = {graphs[0].inputs[0].name: next(iter(arrays.values()))}
+    found: dict[str, list[Steps]] = {}
+    for graph in graphs:
+        prefix = f"{graph.name}." if len(graphs) > 1 else ""
+        given = {spec.name: _checked(arrays, prefix, spec, graph, path) for spec in graph.inputs}
+        steps = range(min(map(len, given.values()))) if graph.states else range(1)
+        found[graph.name] = [[{name: x[step] if graph.states else x for name, x in given.items()} for step in steps]]
+    return found
+
+
+def _random(spec: TensorSpec, symbols: Mapping[str, int], generator: np.random.Generator) -> Array:
+    shape = [symbols[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _read(path: Path, name: str) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except FileNotFoundError as error:
+        raise ShapeError(f"inputs: {path} is not there; give a .npz file.") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ShapeError(
+            f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
+        ) from error
+
+
+def _checked(arrays: Mapping[str, Array], prefix: str, spec: TensorSpec, graph: GraphSpec, path: Path) -> Array:
+    shape = ("steps", *spec.shape) if graph.states else spec.shape
+    wanted, name = f"{spec.dtype} [{', '.join(map(str, shape))}]", prefix + spec.name
+    if name not in arrays:
+        raise ShapeError(f"inputs: {path} has {', '.join(arrays) or 'nothing'}; it must hold '{name}', {wanted}.")
+    array = arrays[name]
+    fits = array.ndim == len(shape) and all(
+        length == dim if isinstance(dim, int) else length > 0 for length, dim in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype != np.dtype(spec.dtype) or not fits:
+        raise ShapeError(f"inputs: '{name}' in {path} is {array.dtype} {list(array.shape)}; it must be {wanted}.")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ShapeError(f"inputs: '{name}' in {path} holds NaN or infinity; verification needs finite numbers.")
+    return array
+
+
+def lengths_of(graph: GraphSpec, steps: Steps) -> dict[str, int]:
+    """What each symbol stands for in these inputs; the batch of a graph without one is 1."""
+    found = {
+        dim: length
+        for spec in graph.inputs
+        for dim, length in zip(spec.shape, steps[0][spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return {BATCH_SYMBOL: 1, **found}
