@@ -45,7 +45,7 @@ TOME = "tome:num_merged=4"
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
 
-def planned_tokens(model: str, compress: str) -> list[int]:
+def planned_tokens(model: str, compress: str) -> list[int | str]:
     """Tokens before the first site and after every site."""
     plan = attach(load_host(model).module, parse_spec(compress), name=model).plan
     return [plan[0].tokens_in, *(site.tokens_out for site in plan)]

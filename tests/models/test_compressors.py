@@ -19,12 +19,12 @@ def host(depth: int = 12, num_tokens: int = 197, num_prefix: int = 1, **more: ob
     return HostInfo(depth=depth, num_tokens=num_tokens, num_prefix=num_prefix, **keywords)  # type: ignore[arg-type]
 
 
-def plan(spec: str, info: HostInfo) -> list[tuple[str, str, int, int]]:
+def plan(spec: str, info: HostInfo) -> list[tuple[str, str, int | str, int | str]]:
     _, sites = place_compressors(parse_spec(spec), info)
     return [(site.name, site.compressor, site.tokens_in, site.tokens_out) for site in sites]
 
 
-def left(spec: str, info: HostInfo) -> list[int]:
+def left(spec: str, info: HostInfo) -> list[int | str]:
     return [tokens_out for *_, tokens_out in plan(spec, info)]
 
 
