@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx.helper
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +92,8 @@ def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opse
         `<site>/<operator>[/<output>]`, the tokens that leave a site `<site>/tokens`.
 
     Raises:
-        ExportError: torch cannot export the module; the message ends with torch's reason.
+        ExportError: torch cannot export the module (the message ends with torch's reason), or an output is not what
+            the graph says.
     """
     growing = {
         dim: (0, _TRACED_BATCH, state.capacity or _UNBOUNDED)
@@ -99,12 +101,29 @@ def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opse
         for dim in state.shape
         if isinstance(dim, str) and dim not in graph.input_symbols
     }
-    return _traced(
+    model = _traced(
         module,
         inputs=graph.all_inputs,
         outputs=[spec.name for spec in graph.all_outputs],
         lengths={**growing, BATCH_SYMBOL: (1, _TRACED_BATCH, max_batch), **graph.lengths},
         opset=opset,
+    )
+    for spec, output in zip(graph.all_outputs, model.graph.output, strict=True):
+        _check_output(graph.name, spec, output)
+    return model
+
+
+def _check_output(graph: str, spec: TensorSpec, output: onnx.ValueInfoProto) -> None:
+    """Raise ExportError if the graph has another output than the host says, which the manifest would repeat."""
+    tensor = output.type.tensor_type
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in tensor.shape.dim]
+    lengths = [(given, dim) for given, dim in zip(shape, spec.shape, strict=False) if isinstance(dim, int)]
+    if dtype == spec.dtype and len(shape) == len(spec.shape) and all(given == dim for given, dim in lengths):
+        return
+    raise ExportError(
+        f"graph '{graph}': output '{spec.name}' is {dtype} {shape} in ONNX, and its host says {spec.dtype} "
+        f"{list(spec.shape)}; correct the host's outputs."
     )
 
 

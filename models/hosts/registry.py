@@ -108,7 +108,9 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
         weights=info,
         attach=lambda specs: (timm_vit.classifier_graph(module, specs, name=f"timm:{name}", input_shape=input_shape),),
         preprocess=preprocess,
-        postprocess={"kind": "classification", "classes": module.num_classes},
+        postprocess={"kind": "classification", "classes": module.num_classes}
+        if module.num_classes
+        else {"kind": "raw"},
     )
 
 

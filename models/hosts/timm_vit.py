@@ -88,12 +88,17 @@ def classifier_graph(
     input_shape: Sequence[int],
     examples: Callable[[int], Steps] | None = None,
 ) -> GraphSpec:
-    """The one graph of an image classifier, `image` to `logits`; `input_shape` is [channels, height, width]."""
+    """The one graph of an image model; `input_shape` is [channels, height, width].
+
+    It takes `image` and gives `logits`, or `features` if the model has no classifier.
+    """
     compressed = attach(module, specs, name=name).eval()
+    classes = compressed.vit.num_classes
+    width = classes or compressed.vit.num_features
     return GraphSpec(
         module=compressed,
         inputs=(TensorSpec(name="image", shape=(BATCH_SYMBOL, *input_shape)),),
-        outputs=(TensorSpec(name="logits", shape=(BATCH_SYMBOL, compressed.vit.num_classes)),),
+        outputs=(TensorSpec(name="logits" if classes else "features", shape=(BATCH_SYMBOL, width)),),
         examples=examples,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from onnx import numpy_helper
 from toy_hosts import HOSTS
 
-from trt_compress.errors import ConfigError, GateError, ShapeError
+from trt_compress.errors import ConfigError, ExportError, GateError, ShapeError
 from trt_compress.export import api
 from trt_compress.export.bundle import write_bundle
+from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify import initial_state
-from trt_compress.models.hosts.base import GraphSpec
+from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.runtime import Bundle, Session
 
 Export = Callable[..., Path]
@@ -276,3 +278,19 @@ def test_targets_that_need_another_form_get_it_of_every_graph(toy: Export) -> No
     assert [(item.graph, item.file) for item in lowered] == [
         (name, f"engines/jetson-orin-jp6/{name}.onnx") for name in ("k4", "k9")
     ]
+
+
+@pytest.mark.parametrize(
+    ("untrue", "says"),
+    [
+        (TensorSpec(name="score", shape=("batch", 7)), r"float32 \['batch', 7\]"),
+        (TensorSpec(name="score", shape=("batch", 5), dtype="int64"), r"int64 \['batch', 5\]"),
+        (TensorSpec(name="score", shape=("batch", 5, 1)), r"float32 \['batch', 5, 1\]"),
+    ],
+)
+def test_outputs_are_what_the_host_says(untrue: TensorSpec, says: str) -> None:
+    (graph,) = HOSTS["level"]().attach(())
+    told = replace(graph, outputs=(untrue, *graph.outputs[1:]))
+    fact = r"graph 'model': output 'score' is float32 \['batch', 5\] in ONNX"
+    with pytest.raises(ExportError, match=f"{fact}, and its host says {says}; correct the host"):
+        onnx_from_graph(told, told.module.eval(), max_batch=3, opset=20)

@@ -1,11 +1,13 @@
 """Models by name: what is listed, what is loaded, and what an unknown name is told."""
 
 import pytest
+import timm
 import torch
 from vits import run
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.registry import list_models, load_host
+from trt_compress.models.hosts.timm_vit import classifier_graph
 
 
 def test_the_zoo_and_timm_are_listed() -> None:
@@ -65,6 +67,17 @@ def test_preprocessing_is_that_of_the_model() -> None:
     assert host.preprocess["mean"] == [0.5, 0.5, 0.5]
     assert host.preprocess["layout"] == "NCHW"
     assert host.postprocess == {"kind": "classification", "classes": 1000}
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_gap_224"])
+def test_a_model_without_a_classifier_gives_its_features(name: str) -> None:
+    with torch.device("meta"):
+        module = timm.create_model(name).eval()
+    size = module.patch_embed.img_size
+    graph = classifier_graph(module, (), name=name, input_shape=(3, *size))
+    (features,) = graph.outputs
+    assert features.name == "features"
+    assert tuple(graph.module(torch.empty(2, 3, *size, device="meta")).shape) == (2, features.shape[1])
 
 
 def test_the_zoo_brings_weights_and_real_inputs() -> None:
