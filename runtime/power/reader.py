@@ -1,0 +1,95 @@
+"""The interface of all power readers, and how one is chosen."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
+from trt_compress.suggest import did_you_mean
+
+Quantity = Literal["power_mw", "energy_uj"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RailSamples:
+    """One raw sample of every rail: power in mW, or the reading of an energy counter in µJ."""
+
+    time_ns: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a reader reads.
+
+    Attributes:
+        name: "tegrastats", "ina", "nvidia-smi" or "rapl".
+        quantity: What its values are.
+        smoothing: What the hardware or driver does to a value before it is read.
+        wrap_uj: For an energy counter, by rail: the value at which it starts again from 0.
+    """
+
+    name: str
+    quantity: Quantity
+    smoothing: str = "none: instantaneous"
+    wrap_uj: Mapping[str, int] = field(default_factory=dict)
+
+
+class PowerReader(Protocol):
+    """Reads raw samples of power rails.
+
+    Attributes:
+        source: What is read.
+        paced: `read` waits for the next sample by itself; otherwise the caller waits between samples.
+        faults: What could not be read so far, one sentence each.
+    """
+
+    source: Source
+    paced: bool
+    faults: list[str]
+
+    def read(self) -> RailSamples | None:
+        """Read the next sample; None when there will be none because the reader was closed.
+
+        Raises:
+            UnsupportedError: The source went away, or can no longer be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the source; a `read` that waits returns."""
+        ...
+
+
+def open_reader(kind: str = "auto") -> PowerReader:
+    """Open a power reader.
+
+    Args:
+        kind: "ina", "tegrastats", "nvidia-smi" or "rapl"; "auto" takes the first of these that this machine has. What
+            was taken is `source.name`, and is part of every result.
+
+    Raises:
+        ConfigError: An unknown kind.
+        UnsupportedError: This machine has no such source, or may not read it.
+    """
+    openers = _openers()
+    if kind in openers:
+        return openers[kind]()
+    if kind != "auto":
+        names = ["auto", *openers]
+        raise ConfigError(f"Unknown power reader '{kind}'; allowed are {', '.join(names)}.{did_you_mean(kind, names)}")
+    reasons = []
+    for name, opener in openers.items():
+        try:
+            return opener()
+        except TrtCompressError as error:
+            reasons.append(f"{name}: {error.message}")
+    raise UnsupportedError("No power rail can be read on this machine.", hint=" ".join(reasons))
+
+
+def _openers() -> dict[str, Callable[[], PowerReader]]:
+    from trt_compress.runtime.power.ina import InaReader
+    from trt_compress.runtime.power.lines import nvidia_smi_reader, tegrastats_reader
+    from trt_compress.runtime.power.rapl import RaplReader
+
+    return {"ina": InaReader, "tegrastats": tegrastats_reader, "nvidia-smi": nvidia_smi_reader, "rapl": RaplReader}

@@ -1,0 +1,380 @@
+"""What a report says. The published schema is `schema/report-1.schema.json`.
+
+A number that was not measured, or that its samples do not support, is null, and `reasons` of the same section says why
+under the name of the field; null is never 0. Words and rules are those of `runtime/latency.py`. A newer minor version is
+read and what it added is kept; a newer major version is refused.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from trt_compress import __version__
+from trt_compress.errors import BundleError, ConfigError
+from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
+from trt_compress.runtime.manifest import Compression as SiteCompression
+from trt_compress.runtime.power.session import PowerResult
+from trt_compress.runtime.record import Record
+
+SCHEMA_VERSION = "1.0"
+DOCUMENT = "trt-compress report"
+
+NOT_HERE = "not measured here"
+
+Reasons = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution(Record):
+    """Latencies summarized; a percentile that n does not support is None, and `reasons` says so."""
+
+    n: int
+    min_ns: float
+    mean_ns: float
+    median_ns: float
+    p90_ns: float | None
+    p95_ns: float | None
+    p99_ns: float | None
+    p99_9_ns: float | None
+    max_ns: float
+    std_ns: float
+    cv: float | None
+    reasons: Reasons
+
+    @classmethod
+    def of(cls, ns: "list[int] | tuple[int, ...]") -> "Distribution | None":
+        """Summarize latencies; None if there are none."""
+        return cls.from_summary(summarize(ns)) if ns else None
+
+    @classmethod
+    def from_summary(cls, summary: LatencySummary) -> "Distribution":
+        """Take over a summary."""
+        values, reasons = summary.to_json(), dict(summary.reasons)
+        if not summary.mean_ns:
+            values["cv"], reasons["cv"] = None, "the mean is 0"
+        return cls(**{**values, "reasons": reasons})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity(Record):
+    """What was measured.
+
+    Attributes:
+        graphs: ONNX file → sha256.
+        engines: Engine file → sha256; empty if the backend ran the ONNX files.
+        plugins: Hash of the native or plugin library whose operators ran, or None.
+        operator_paths: Form ("native", "function", "plugin") → nodes that ran so; None if unknown.
+        precision_achieved: Layers by precision, of an engine.
+    """
+
+    name: str
+    model: str
+    weights: str
+    compression: str
+    precision: str
+    opset: int
+    backend: str
+    graphs: dict[str, str]
+    engines: dict[str, str]
+    plugins: str | None
+    operator_paths: dict[str, int] | None
+    precision_achieved: dict[str, int] | None
+    reasons: Reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine(Record):
+    """Where it was measured."""
+
+    device: dict[str, Any]
+    versions: dict[str, str]
+    power_mode: str | None
+    reasons: Reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol(Record):
+    """How it was measured; what does not apply is None.
+
+    Attributes:
+        kind: "closed loop", "closed loop, interleaved ABAB", "fixed rate", "bursts" or "live".
+        warmup: Runs before the measured ones, which no number includes.
+        settings: The rest, by name, for the reader.
+    """
+
+    kind: str
+    fps: float | None
+    policy: str | None
+    deadline_ns: int | None
+    warmup: int
+    threads: int | None
+    streams: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounting(Record):
+    """What became of the frames: `frames_in = delivered + dropped + failed`.
+
+    Attributes:
+        rows: Frames that the distributions of the report were computed from; fewer than `frames_in` if a long stream
+            kept only its last rows.
+        causes: Why frames were dropped or failed → how many.
+    """
+
+    frames_in: int
+    delivered: int
+    dropped: int
+    failed: int
+    rows: int
+    causes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency(Record):
+    """Section latency.
+
+    Attributes:
+        inference: Host-to-device + compute + device-to-host of one inference.
+        end_to_end: From a frame's arrival to its result's delivery, queueing included.
+        throughput_per_s: Completed / wall time.
+        inter_result_std_ns: Standard deviation of the times between results.
+        inter_result_max_minus_median_ns: Largest of the times between results, less their median.
+        max_minus_median_ns: Largest end-to-end time (of a benchmark: inference) less the median.
+        deadline_missed: Delivered frames whose end-to-end time was above the deadline.
+        first_inference_ns: The very first one, before warm-up.
+        after_idle: End-to-end times of the frames that came first after a pause.
+    """
+
+    inference: Distribution | None
+    end_to_end: Distribution | None
+    throughput_per_s: float | None
+    inter_result_std_ns: float | None
+    inter_result_max_minus_median_ns: float | None
+    max_minus_median_ns: float | None
+    deadline_missed: int | None
+    first_inference_ns: int | None
+    after_idle: Distribution | None
+    reasons: Reasons
+
+    @property
+    def headline(self) -> tuple[str, Distribution | None]:
+        """The latency that a reader asks for first: end-to-end if frames arrived, else that of one inference."""
+        return ("end-to-end", self.end_to_end) if self.end_to_end else ("inference", self.inference)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(Record):
+    """One part of the way of a frame; `latency` is None where it was not measured, and `reason` says why.
+
+    Attributes:
+        name: As the reports call it: "capture and decode", "preprocess", "compute", "queue wait: session", …
+        stage: As the result calls it: "decode", "session", "wait.session", …
+        kind: "work" or "wait".
+    """
+
+    name: str
+    stage: str
+    kind: str
+    latency: Distribution | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level(Record):
+    """One keep level and the delivered frames that it ran."""
+
+    name: str
+    frames: int
+    flops: float | None
+    compression: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression(Record):
+    """Section compression.
+
+    Attributes:
+        sites: Tokens in and out of every site, of the first level.
+        tokens_in, tokens_out: Median over the delivered frames, or what the manifest says.
+        selector_ns: What choosing the tokens cost per inference.
+        switches: Changes of the level by the controller.
+    """
+
+    sites: tuple[SiteCompression, ...]
+    levels: tuple[Level, ...]
+    tokens_in: float | None
+    tokens_out: float | None
+    kv_bytes_before: int | None
+    kv_bytes_after: int | None
+    flops: float | None
+    baseline_flops: float | None
+    selector_ns: float | None
+    switches: int
+    reasons: Reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityMetric(Record):
+    """One number about the results themselves, over n of them; `against` says what they were compared with."""
+
+    name: str
+    value: float
+    n: int
+    against: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources(Record):
+    """Section resources.
+
+    Attributes:
+        device_memory_bytes: As the device reports it; the process's memory does not hold it.
+        peak_rss_bytes: Largest resident memory of the process, on the host.
+        model_bytes: Size of the ONNX or engine files that ran.
+        power: Raw rail samples and what they integrate to.
+    """
+
+    device_memory_bytes: int | None
+    peak_rss_bytes: int | None
+    model_bytes: int | None
+    power: PowerResult | None
+    reasons: Reasons
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Record):
+    """Section verdict: "stable", "unstable" or "invalid", with reasons; the bounds are those that were applied."""
+
+    status: str
+    reasons: tuple[str, ...]
+    cv: float | None
+    cv_bound: float
+    window_tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step(Record):
+    """One bar of a waterfall."""
+
+    name: str
+    kind: str
+    start_ms: float
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waterfall(Record):
+    """The way of one frame that there was."""
+
+    title: str
+    frame: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plots(Record):
+    """What the plots show, thinned out: of many points those that are the largest and smallest of their neighbours.
+
+    Attributes:
+        x: What the axis of the series is: "time in s" or "run".
+        latency_x, latency_ms: Latency over time.
+        ecdf_ms, ecdf_share: Share of all latencies that a latency is not exceeded by.
+        tokens_x, tokens_out: Tokens of the frames.
+        lost_x, lost_count, lost_outcome: Frames that were dropped or failed, gathered by time.
+    """
+
+    x: str
+    latency_x: tuple[float, ...] = ()
+    latency_ms: tuple[float, ...] = ()
+    ecdf_ms: tuple[float, ...] = ()
+    ecdf_share: tuple[float, ...] = ()
+    tokens_x: tuple[float, ...] = ()
+    tokens_out: tuple[float, ...] = ()
+    lost_x: tuple[float, ...] = ()
+    lost_count: tuple[int, ...] = ()
+    lost_outcome: tuple[str, ...] = ()
+    waterfalls: tuple[Waterfall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side(Record):
+    """Everything about one of the things measured in a run; `role` is "stream", "bundle" or "baseline"."""
+
+    role: str
+    identity: Identity
+    accounting: Accounting | None
+    latency: Latency
+    split: tuple[Part, ...]
+    compression: Compression
+    quality: tuple[QualityMetric, ...]
+    quality_reason: str | None
+    resources: Resources
+    verdict: Verdict
+    plots: Plots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio(Record):
+    """How many times faster the bundle is than its baseline: median of pairwise ratios, with its 95 % interval."""
+
+    median: float
+    low: float | None
+    high: float | None
+    n: int
+    reason: str | None
+
+    @classmethod
+    def of(cls, speedup: Speedup) -> "Ratio":
+        """Take over a speed-up."""
+        return cls(**speedup.to_json())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Record):
+    """One run. With a baseline it has two sides, measured in turns; then `speedup` compares their pairs.
+
+    Attributes:
+        source: What it was made from: "trt-compress stream" or "trt-compress bench".
+        started_at: Wall-clock time, ISO 8601, or None.
+    """
+
+    schema_version: str = SCHEMA_VERSION
+    document: str = DOCUMENT
+    made_with: str = field(default_factory=lambda: f"trt-compress {__version__}")
+    title: str
+    source: str
+    started_at: str | None
+    machine: Machine
+    protocol: Protocol
+    sides: tuple[Side, ...]
+    speedup: Ratio | None
+
+    def to_text(self) -> str:
+        """Write the JSON document."""
+        return json.dumps(self.to_json(), allow_nan=False, ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any], where: str) -> "Report":
+        """Read a report from parsed JSON.
+
+        Raises:
+            ConfigError: It has a newer schema, or does not fit the schema.
+        """
+        version = data.get("schema_version")
+        if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+", version):
+            raise ConfigError(f"{where} has no 'schema_version' such as \"{SCHEMA_VERSION}\"; make the report again.")
+        ours = SCHEMA_VERSION.split(".")[0]
+        if version.split(".")[0] != ours:
+            raise ConfigError(
+                f"{where} has schema version {version}, and this trt-compress reads {ours}.x; install the trt-compress "
+                "that wrote it, or make the report again."
+            )
+        try:
+            report = cls.from_json(data, where)
+        except BundleError as error:  # a record says so of a bundle's files; this is none
+            raise ConfigError(error.message) from None
+        if not report.sides:
+            raise ConfigError(f"{where} has no side, so it reports nothing; make the report again.")
+        return report
