@@ -228,5 +228,13 @@ def verdict(ns: Sequence[int], *, device: Literal["cpu", "gpu"]) -> Verdict:
     return Verdict(status="stable", reason=reason, cv=cv, cv_bound=bound)
 
 
+def window_spread(values: Sequence[float]) -> float | None:
+    """By how much the medians of the windows differ, largest over smallest less 1; None if too few to fill them."""
+    if len(values) < WINDOWS * WINDOW_SAMPLES:
+        return None
+    medians = [float(np.median(window)) for window in np.array_split(np.asarray(values, dtype=np.float64), WINDOWS)]
+    return _spread(medians) if min(medians) > 0 else math.inf
+
+
 def _spread(values: list[float]) -> float:
     return max(values) / min(values) - 1

@@ -16,12 +16,13 @@ from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
+from trt_compress.tools.cli_report import compare, report
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
 app = typer.Typer(
     name="trt-compress",
     help="Put token compression into a model, export it to ONNX, prove it, build engines and time them.",
-    epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, achieved precision), 1 internal.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), 1 internal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +36,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "preflight": preflight,
     "build": build,
     "bench": bench,
+    "report": report,
+    "compare": compare,
     "inspect": inspect,
     "doctor": doctor,
 }

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Engine, Graph, Manifest, State, TensorInfo
+from trt_compress.runtime.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
 
 
@@ -34,8 +34,13 @@ def bundle_bytes(manifest: Manifest) -> int:
 
 
 def compression_text(manifest: Manifest) -> str:
-    """Write what compresses the model, each compressor with its settings once: `tome:num_merged=13`, or `none`."""
-    parts = (f"{part.compressor}:{_settings(part.config, ',')}".rstrip(":") for part in manifest.compression)
+    """Write what compresses a model, each compressor with its settings once: `tome:num_merged=13`, or `none`."""
+    return sites_text(manifest.compression)
+
+
+def sites_text(sites: Sequence[Compression]) -> str:
+    """As `compression_text`, of the sites themselves."""
+    parts = (f"{part.compressor}:{_settings(part.config, ',')}".rstrip(":") for part in sites)
     return "+".join(dict.fromkeys(parts)) or "none"
 
 

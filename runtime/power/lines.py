@@ -39,16 +39,19 @@ def rails_from_tegrastats(line: str) -> dict[str, float]:
     words = line.split()
     rails: dict[str, float] = {}
     forms: set[str] = set()
-    for name, value in zip(words, [*words[1:], ""], strict=True):
+    for name, value in zip(words, [*words[1:], ""], strict=False):
         is_rail = name.startswith(_RAIL_PREFIXES) and "@" not in name
         if not is_rail and not ("mW" in value and name.isidentifier()):
             continue
         power = _POWER.fullmatch(value)
         if power is not None:
             rails[name] = float(power.group(1))
-        forms.add(re.sub(r"-?\d+", "n", value))
-        if power is None or len(forms) > 1:  # every rail of a line is written alike, unless the line was cut
-            raise ConfigError(f"The line of tegrastats ends in the middle of the rail '{name}': …{line.strip()[-40:]!r}.")
+        form = re.sub(r"-?\d+", "n", value)
+        forms.add(form)
+        if power is None or forms != {form} or form == "n":  # every rail of a line is written alike, unless the line was cut
+            raise ConfigError(
+                f"The line of tegrastats ends in the middle of the rail '{name}': …{line.strip()[-40:]!r}."
+            )
     if not rails:
         raise ConfigError(f"The line of tegrastats names no power rail: {line.strip()[:80]!r}.")
     return rails

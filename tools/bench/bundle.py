@@ -1,5 +1,6 @@
 """Time a bundle, and its baseline beside it in the same process and run."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,15 +22,22 @@ Device = Literal["cpu", "gpu"]
 Role = Literal["bundle", "baseline"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
-RESULT_VERSION = "1.0"
+RESULT_VERSION = "1.1"
+DOCUMENT = "trt-compress bench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One bundle of a run: what it is and how long it took."""
+    """One bundle of a run: what it is and how long it took.
+
+    `latencies_ns` are the timed runs in order; run i of both sides is one pair. `first_inference_ns` is the very first
+    run, before warm-up.
+    """
 
     role: Role
     identity: dict[str, Any]
+    first_inference_ns: int
+    latencies_ns: tuple[int, ...]
     latency: LatencySummary
     verdict: Verdict
 
@@ -38,6 +46,8 @@ class Side:
         return {
             "role": self.role,
             "identity": self.identity,
+            "first_inference_ns": self.first_inference_ns,
+            "latencies_ns": list(self.latencies_ns),
             "latency": self.latency.to_json(),
             "verdict": self.verdict.to_json(),
         }
@@ -45,21 +55,27 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """One measurement, with all that is needed to repeat or to doubt it."""
+    """One measurement, with all that is needed to repeat or to doubt it.
+
+    `quality` compares the outputs of the bundle with its baseline's on the inputs that were timed; None without one.
+    """
 
     protocol: dict[str, Any]
     sides: tuple[Side, ...]
     speedup: Speedup | None
+    quality: dict[str, dict[str, float | int]] | None
     device: dict[str, Any]
     versions: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""
         return {
+            "document": DOCUMENT,
             "result_version": RESULT_VERSION,
             "protocol": self.protocol,
             "sides": [side.to_json() for side in self.sides],
             "speedup": self.speedup.to_json() if self.speedup else None,
+            "quality": self.quality,
             "device": self.device,
             "versions": self.versions,
         }
@@ -128,15 +144,14 @@ def bench_bundle(
     feed = _load(Path(inputs)) if inputs is not None else _random(first, size, seed)
     calls = [_call(session, feed) for session in sessions]
     progress("checking the outputs")
-    for session in sessions:
-        _check_finite(session, feed)
+    firsts = [_first_run(session, feed) for session in sessions]
     if _batch(first.inputs, feed) == 0:
         raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     progress(f"{pairs} pairs" if baseline is not None else f"{pairs} runs")
     samples = interleave(calls[0], calls[1] if baseline is not None else None, warmup=warmup, pairs=pairs)
     device: Device = "gpu" if backend == "ort-cuda" else "cpu"
     roles: tuple[Role, Role] = ("bundle", "baseline")
-    timed = zip(roles, sessions, (samples.a_ns, samples.b_ns), strict=False)
+    timed = zip(roles, sessions, firsts, (samples.a_ns, samples.b_ns), strict=False)
     return BenchResult(
         protocol={
             "kind": "closed loop, interleaved ABAB" if baseline is not None else "closed loop",
@@ -148,8 +163,9 @@ def bench_bundle(
             "warmup": warmup,
             "inputs": "file" if inputs is not None else f"random, seed {seed}",
         },
-        sides=tuple(_side(role, session, ns, device) for role, session, ns in timed),
+        sides=tuple(_side(role, session, first.ns, ns, device) for role, session, first, ns in timed),
         speedup=speedup(samples.a_ns, samples.b_ns) if baseline is not None else None,
+        quality=compare_outputs(firsts[0].outputs, firsts[1].outputs) if baseline is not None else None,
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
     )
@@ -178,6 +194,11 @@ def identity(manifest: Manifest) -> dict[str, Any]:
         "precision": manifest.precision,
         "opset": manifest.opset,
         "flops": manifest.flops,
+        "baseline_flops": manifest.baseline_flops,
+        "sites": [part.to_json(with_extra=False) for part in manifest.compression],
+        "graph_bytes": sum(
+            manifest.files[name].bytes for graph in manifest.graphs for name in (graph.file, *graph.external_data)
+        ),
         "sha256": {graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs},
     }
 
@@ -189,7 +210,31 @@ def operators_run(session: Session) -> dict[str, Any]:
     return {"paths": dict(paths), "native_library": library}
 
 
-def _side(role: Role, session: Session, ns: tuple[int, ...], device: Device) -> Side:
+def compare_outputs(ours: Mapping[str, Array], baseline: Mapping[str, Array]) -> dict[str, dict[str, float | int]]:
+    """Compare floating-point outputs of equal shape, by name.
+
+    Returns:
+        For each: `max_abs`; `cosine`, the least over the items of the batch; for scores [B, C] also `top1_agreement`,
+        the share of the n items whose largest score has the same index.
+    """
+    compared: dict[str, dict[str, float | int]] = {}
+    for name, theirs in baseline.items():
+        if name not in ours or ours[name].shape != theirs.shape or theirs.dtype.kind != "f" or theirs.ndim < 1:
+            continue
+        mine, other = (np.asarray(value, np.float64).reshape(len(theirs), -1) for value in (ours[name], theirs))
+        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(other, axis=1)
+        cosines = np.divide((mine * other).sum(axis=1), norms, out=np.ones_like(norms), where=norms > 0)
+        compared[name] = {
+            "n": len(theirs),
+            "max_abs": float(np.abs(mine - other).max()),
+            "cosine": float(cosines.min()),
+        }
+        if theirs.ndim == 2 and theirs.shape[1] > 1:
+            compared[name]["top1_agreement"] = float((mine.argmax(axis=1) == other.argmax(axis=1)).mean())
+    return compared
+
+
+def _side(role: Role, session: Session, first_ns: int, ns: tuple[int, ...], device: Device) -> Side:
     summary = summarize(ns)
     return Side(
         role=role,
@@ -198,6 +243,8 @@ def _side(role: Role, session: Session, ns: tuple[int, ...], device: Device) -> 
             "graphs": list(session.graphs),
             "operators": operators_run(session),
         },
+        first_inference_ns=first_ns,
+        latencies_ns=ns,
         latency=summary,
         verdict=verdict(ns, device=device),
     )
@@ -217,13 +264,23 @@ def _call(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
     return run
 
 
-def _check_finite(session: Session, feed: Mapping[str, Array]) -> None:
-    for name, value in session.run(feed).items():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FirstRun:
+    ns: int
+    outputs: dict[str, Array]
+
+
+def _first_run(session: Session, feed: Mapping[str, Array]) -> _FirstRun:
+    start = time.perf_counter_ns()
+    outputs = session.run(feed)
+    ns = time.perf_counter_ns() - start
+    for name, value in outputs.items():
         if not np.isfinite(value).all():
             raise GateError(
                 f"Output '{name}' of '{session.bundle.path}' is not finite, so its latency means nothing; "
                 "run `trt-compress verify` on the bundle, and check the inputs."
             )
+    return _FirstRun(ns=ns, outputs=outputs)
 
 
 def _random(session: Session, batch: int, seed: int) -> dict[str, Array]:

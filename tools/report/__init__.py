@@ -1,1 +1,1 @@
-"""Reports of a measurement: one record from any result, shown as tables, JSON, an HTML page and a trace; and compared."""
+"""Reports of a measurement: one record from any result, shown as tables, JSON, HTML page and trace, and compared."""

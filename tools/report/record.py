@@ -1,8 +1,8 @@
 """What a report says. The published schema is `schema/report-1.schema.json`.
 
 A number that was not measured, or that its samples do not support, is null, and `reasons` of the same section says why
-under the name of the field; null is never 0. Words and rules are those of `runtime/latency.py`. A newer minor version is
-read and what it added is kept; a newer major version is refused.
+under the name of the field; null is never 0. Words and rules are those of `runtime/latency.py`. A newer minor version
+is read and what it added is kept; a newer major version is refused.
 """
 
 import json
@@ -138,7 +138,7 @@ class Latency(Record):
     Attributes:
         inference: Host-to-device + compute + device-to-host of one inference.
         end_to_end: From a frame's arrival to its result's delivery, queueing included.
-        throughput_per_s: Completed / wall time.
+        throughput_per_s: Completed / wall time; a batch, or a query of several cameras, counts once.
         inter_result_std_ns: Standard deviation of the times between results.
         inter_result_max_minus_median_ns: Largest of the times between results, less their median.
         max_minus_median_ns: Largest end-to-end time (of a benchmark: inference) less the median.

@@ -1,0 +1,183 @@
+"""Energy against closed forms, and a session around a load."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.runtime.power import PowerResult, PowerSession, RailSamples
+from trt_compress.runtime.power.rails import total_of, unknown_rails
+from trt_compress.runtime.power.reader import Source
+from trt_compress.runtime.power.session import power_result
+
+S = 1_000_000_000
+MILLIWATTS = Source(name="ina", quantity="power_mw")
+
+
+def samples(times_s: Sequence[float], **rails: Sequence[float]) -> list[RailSamples]:
+    columns = [{name: float(curve[index]) for name, curve in rails.items()} for index in range(len(times_s))]
+    return [RailSamples(time_ns=round(t * S), values=row) for t, row in zip(times_s, columns, strict=True)]
+
+
+def test_a_ramp_is_integrated_exactly() -> None:
+    times = [index * 0.25 for index in range(201)]
+    taken = samples(times, VDD_IN=[100 * t for t in times])
+    result = power_result(MILLIWATTS, taken, window_ns=(5 * S, 45 * S), num_inferences=800)
+    joules = 0.1 * (45**2 - 5**2) / 2  # the integral of 0.1 W/s · t
+    assert result.energy_j == pytest.approx(joules)
+    assert result.energy_per_inference_j == pytest.approx(joules / 800)
+    assert result.mean_mw == pytest.approx(joules / 40 * 1000)
+    assert (result.num_samples, result.longest_gap_s, result.seconds) == (161, 0.25, 40)
+
+
+def test_uneven_samples_weigh_by_their_time() -> None:
+    taken = samples([0, 10, 11, 40], VDD_IN=[1000, 1000, 5000, 5000])
+    result = power_result(MILLIWATTS, taken, window_ns=(0, 40 * S), num_inferences=1)
+    assert result.energy_j == pytest.approx(10 * 1 + 1 * 3 + 29 * 5)
+    assert result.longest_gap_s == 29
+
+
+def test_idle_is_taken_off_over_the_same_time() -> None:
+    times = list(range(61))
+    taken = samples(times, VDD_IN=[2000 if t < 20 else 7000 for t in times])
+    result = power_result(MILLIWATTS, taken, idle_ns=(0, 19 * S), window_ns=(20 * S, 60 * S), num_inferences=100)
+    assert result.idle_mw == pytest.approx(2000)
+    assert result.energy_j == pytest.approx(40 * 7)
+    assert result.net_energy_j == pytest.approx(40 * 5)
+    assert result.net_energy_per_inference_j == pytest.approx(2)
+
+
+def test_an_energy_counter_that_starts_again_loses_nothing() -> None:
+    span, step = 1_000_000, 300_000  # wraps about every fourth sample
+    times = list(range(41))
+    counter = [(900_000 + step * t) % span for t in times]
+    source = Source(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span})
+    taken = [RailSamples(time_ns=t * S, values={"package-0": float(c)}) for t, c in zip(times, counter, strict=True)]
+    result = power_result(source, taken, window_ns=(0, 40 * S), num_inferences=40)
+    assert result.energy_j == pytest.approx(40 * 0.3)
+    assert result.power_mw["package-0"] == pytest.approx([300] * 41)
+    assert result.total_covers == "processor packages, without memory"
+
+
+def test_under_thirty_seconds_no_energy_is_stated() -> None:
+    taken = samples(range(31), VDD_IN=[1000] * 31)
+    short = power_result(MILLIWATTS, taken, window_ns=(0, 29 * S), num_inferences=10)
+    assert short.energy_j is short.energy_per_inference_j is short.rails[0].energy_j is None
+    assert short.reasons["energy_j"] == "n too small: 29.0 of 30 s"
+    assert short.mean_mw == pytest.approx(1000)
+    assert power_result(MILLIWATTS, taken, window_ns=(0, 30 * S), num_inferences=10).energy_j == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("rails", "total"),
+    [
+        (("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"), ("VDD_IN",)),
+        (
+            ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"),
+            ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+        ),
+        (("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN"), ("VIN",)),
+        (("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0")),
+        (("package-0", "package-0/core", "package-0/dram", "psys"), ("package-0", "package-0/dram")),
+        (("package-0", "package-1"), ("package-0", "package-1")),
+        (("gpu0", "gpu1"), ("gpu0", "gpu1")),
+    ],
+)
+def test_the_total_counts_nothing_twice(rails: tuple[str, ...], total: tuple[str, ...]) -> None:
+    found = total_of(rails)
+    assert found is not None and found.rails == total
+    assert unknown_rails(rails) == ()
+
+
+def test_an_unknown_rail_is_shown_and_in_no_total() -> None:
+    times = list(range(41))
+    result = power_result(
+        MILLIWATTS, samples(times, VDD_IN=[5000] * 41, VDD_NEW=[900] * 41), window_ns=(0, 40 * S), num_inferences=1
+    )
+    new = result.rails[1]
+    assert (new.name, new.known, new.in_total, new.energy_j) == ("VDD_NEW", False, False, pytest.approx(36))
+    assert result.energy_j == pytest.approx(200)
+    alone = power_result(MILLIWATTS, samples(times, VDD_NEW=[900] * 41), window_ns=(0, 40 * S), num_inferences=1)
+    assert alone.energy_j is alone.mean_mw is None
+    assert alone.reasons["total"] == "no known set of rails is this machine's total; it has VDD_NEW"
+
+
+def test_samples_that_do_not_cover_the_window_state_nothing() -> None:
+    taken = samples(range(20), VDD_IN=[1000] * 20)
+    result = power_result(MILLIWATTS, taken, window_ns=(0, 40 * S), num_inferences=1, idle_ns=(-60 * S, -30 * S))
+    assert result.reasons == {
+        "energy_j": "the samples do not cover the window",
+        "idle_mw": "the samples do not cover the idle time",
+    }
+    assert power_result(MILLIWATTS, [], window_ns=(0, 40 * S), num_inferences=1).energy_j is None
+
+
+def test_the_result_survives_json() -> None:
+    times = [index / 2 for index in range(100)]
+    result = power_result(
+        MILLIWATTS,
+        samples(times, VDD_IN=[3000 + 100 * math.sin(t) for t in times]),
+        idle_ns=(0, 10 * S),
+        window_ns=(12 * S, 49 * S),
+        num_inferences=7,
+    )
+    text = json.dumps(result.to_json(), allow_nan=False)
+    assert PowerResult.from_json(json.loads(text), "power") == result
+
+
+class Scripted:
+    """A reader of constant power that may fail after some samples."""
+
+    paced = False
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.source = MILLIWATTS
+        self.faults: list[str] = []
+        self.closed = threading.Event()
+        self._left = fail_after
+
+    def read(self) -> RailSamples:
+        if self._left == 0:
+            raise UnsupportedError("The sensor went away.")
+        if self._left is not None:
+            self._left -= 1
+        return RailSamples(time_ns=time.perf_counter_ns(), values={"VDD_IN": 2500.0})
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_a_session_samples_while_the_block_runs() -> None:
+    reader = Scripted()
+    with PowerSession(reader, idle_seconds=0.1, interval_s=0.01) as power:
+        start = time.perf_counter_ns()
+        time.sleep(0.2)
+        end = time.perf_counter_ns()
+    assert reader.closed.is_set()
+    result = power.result(start, end, num_inferences=4)
+    assert result.mean_mw == pytest.approx(2500) and result.idle_mw == pytest.approx(2500)
+    assert 5 <= result.num_samples <= 21 and result.idle_seconds == pytest.approx(0.1)
+    assert result.reasons == {"energy_j": f"n too small: {result.seconds:.1f} of 30 s"}
+
+
+def test_a_sensor_that_goes_away_never_stops_the_load() -> None:
+    with PowerSession(Scripted(fail_after=2), interval_s=0.01) as power:
+        start = time.perf_counter_ns()
+        time.sleep(0.1)
+        end = time.perf_counter_ns()
+    result = power.result(start, end, num_inferences=4)
+    assert result.energy_j is None
+    assert result.reasons["energy_j"] == "the reader stopped early: The sensor went away"
+
+
+def test_windows_and_settings_that_cannot_be() -> None:
+    with PowerSession(Scripted(), interval_s=0.01) as power:
+        now = time.perf_counter_ns()
+    with pytest.raises(ConfigError, match="is empty or begins before the load"):
+        power.result(now - 60 * S, now, num_inferences=1)
+    with pytest.raises(ConfigError, match="interval_s=0, idle_seconds=0.0; give interval_s > 0"):
+        PowerSession(Scripted(), interval_s=0)

@@ -1,0 +1,172 @@
+"""Streams that were never run: every number of them is known before the report is made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trt_compress.runtime.manifest import Compression
+from trt_compress.runtime.stream.result import (
+    Counts,
+    Frames,
+    Identity,
+    LevelInfo,
+    Protocol,
+    Quality,
+    Resources,
+    StreamResult,
+)
+
+MS = 1_000_000
+STAGES = ("decode", "preprocess", "session", "postprocess", "sink")
+STAGE_MS = {"decode": 1.8, "preprocess": 0.7, "session": 12.0, "postprocess": 0.3, "sink": 0.2}
+
+MakeStream = Callable[..., StreamResult]
+
+
+def scripted_stream(
+    n: int = 900,
+    *,
+    fps: float = 30.0,
+    deadline_ms: float | None = 33.0,
+    seed: int = 0,
+    drop_every: int = 0,
+    fail_at: tuple[int, ...] = (),
+    spikes: int = 0,
+    noise: float = 0.03,
+    name: str = "zoo:digits_vit tome:num_merged=5",
+    **resources: Any,
+) -> StreamResult:
+    """A fixed-rate stream of n frames: stages of known length with noise, some spikes, drops and failures.
+
+    Every `drop_every`-th frame is dropped, those of `fail_at` fail, and `spikes` frames, evenly spread, take four times
+    as long.
+    """
+    generator = np.random.default_rng(seed)
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in ("arrival_ns", "start_ns", "end_ns", "deadline_missed", "outcome", "reason", "level", "tokens_out")
+    }
+    stages: dict[str, list[int | None]] = {stage: [] for stage in STAGES}
+    waits: dict[str, list[int | None]] = {queue: [] for queue in ("source", "preprocess", "session", "postprocess")}
+    slow = set(np.linspace(0, n - 1, spikes + 2).astype(int)[1:-1].tolist()) if spikes else set()
+    for frame in range(n):
+        arrival = round(frame * 1e9 / fps)
+        wait = {queue: int(generator.integers(5_000, 60_000)) for queue in waits}
+        factor = 4.0 if frame in slow else 1.0
+        spent = {
+            stage: round(ms * MS * (factor if stage == "session" else 1) * (1 + noise * generator.standard_normal()))
+            for stage, ms in STAGE_MS.items()
+        }
+        outcome = "delivered"
+        if drop_every and frame % drop_every == drop_every - 1:
+            outcome = "dropped"
+        if frame in fail_at:
+            outcome = "failed"
+        done = STAGES if outcome == "delivered" else ("decode",) if outcome == "failed" else ()
+        for stage in STAGES:
+            stages[stage].append(spent[stage] if stage in done else None)
+        taken = {queue: queue == "source" or queue in done for queue in waits}
+        for queue in waits:
+            waits[queue].append(wait[queue] if taken[queue] and outcome != "dropped" else None)
+        start = arrival + wait["source"]
+        total = sum(spent[stage] for stage in done) + sum(wait[queue] for queue in waits if taken[queue])
+        end = arrival + (total if outcome != "dropped" else 40 * MS)
+        columns["arrival_ns"].append(arrival)
+        columns["start_ns"].append(None if outcome == "dropped" else start)
+        columns["end_ns"].append(end)
+        missed = deadline_ms is not None and end - arrival > deadline_ms * MS
+        columns["deadline_missed"].append(missed if outcome == "delivered" and deadline_ms is not None else None)
+        columns["outcome"].append(outcome)
+        reasons = {"dropped": "a newer frame came", "failed": "the image is corrupt"}
+        columns["reason"].append(reasons.get(outcome))
+        columns["level"].append("tome:num_merged=5" if outcome == "delivered" else None)
+        columns["tokens_out"].append(int(25 + 8 * np.sin(frame / 40) ** 2) if outcome == "delivered" else None)
+    outcomes = columns["outcome"]
+    counts = {outcome: outcomes.count(outcome) for outcome in ("delivered", "dropped", "failed")}
+    causes = {reason: columns["reason"].count(reason) for reason in dict.fromkeys(columns["reason"]) if reason}
+    sites = tuple(
+        Compression(
+            site=f"blocks.{layer}",
+            compressor="tome",
+            config={"num_merged": 5},
+            tokens_in=65 - 5 * layer,
+            tokens_out=60 - 5 * layer,
+        )
+        for layer in range(8)
+    )
+    level = LevelInfo(
+        name="tome:num_merged=5",
+        bundle=name,
+        digest="ab" * 32,
+        graphs={"model.onnx": "cd" * 32},
+        compression=sites,
+        flops=85.7e6,
+        baseline_flops=128e6,
+    )
+    return StreamResult(
+        identity=Identity(
+            bundle=name,
+            model="zoo:digits_vit",
+            weights="digits_vit.safetensors",
+            precision="fp32",
+            opset=20,
+            backend="ort-cpu",
+            levels=(level,),
+            native_library=None,
+            versions={"trt-compress": "0.1.0", "numpy": "2.4.6"},
+            device={"cpu": "AMD EPYC", "cores": 2, "gpus": []},
+            sources=("frames/*.png",),
+        ),
+        protocol=Protocol(
+            kind="fixed rate",
+            fps=fps,
+            policy="latest",
+            queue_depth=2,
+            deadline_ns=None if deadline_ms is None else round(deadline_ms * MS),
+            warmup=5,
+            threads=1,
+        ),
+        started_at="2026-11-24T10:00:00+00:00",
+        wall_ns=round(n * 1e9 / fps),
+        ended="end of source",
+        counts=Counts(
+            frames_in=n,
+            deadline_missed=None if deadline_ms is None else sum(map(bool, columns["deadline_missed"])),
+            reasons=causes,
+            **counts,
+        ),
+        first_inference_ns=31 * MS,
+        quality={"accuracy": Quality(value=0.9917, n=counts["delivered"])} if counts["delivered"] else {},
+        resources=Resources(peak_rss_bytes=180 * 2**20, **resources),
+        frames=Frames(
+            id=tuple(range(n)),
+            capture_ns=(None,) * n,
+            tokens_in=tuple(65 if outcome == "delivered" else None for outcome in outcomes),
+            first_after_idle=(False,) * n,
+            stage_ns={stage: tuple(column) for stage, column in stages.items()},
+            queue_wait_ns={queue: tuple(column) for queue, column in waits.items()},
+            **{name: tuple(column) for name, column in columns.items()},
+        ),
+    )
+
+
+@pytest.fixture
+def make_stream() -> MakeStream:
+    """Make a scripted stream."""
+    return scripted_stream
+
+
+@pytest.fixture
+def stream_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write the result of a scripted stream; its options are those of `make_stream`."""
+
+    def write(file: str, **options: Any) -> Path:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(scripted_stream(**options).to_text(), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,88 @@
+"""The commands report and compare."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trt_compress.errors import ConfigError, GateError
+from trt_compress.tools.cli_habits import Json
+from trt_compress.tools.console import print_json
+
+
+def report(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULT…", help="What run, bench --json or report wrote; a run's directory.")
+    ],
+    html: Annotated[bool, typer.Option("--html", help="Write NAME.report.html: one file, with plots.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Write NAME.trace.json, for Perfetto; of a stream.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write JSON, page and trace there (default: nothing)."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Report a measurement: tables, and as files JSON, an HTML page and a trace."""
+    from trt_compress.tools.report.read import load
+    from trt_compress.tools.report.tables import print_report
+    from trt_compress.tools.report.write import write_all, write_page, write_trace
+
+    loaded = [load(path) for path in results]
+    names = [_stem(item.path) for item in loaded]
+    places = [(str(output or item.path.parent), name) for item, name in zip(loaded, names, strict=True)]
+    if twice := [name for place, name in places if places.count((place, name)) > 1]:
+        raise ConfigError(f"Two results would both be written as '{twice[0]}'; report them one by one.")
+    for item in loaded:
+        if trace and item.stream is None:
+            raise ConfigError(f"'{item.path}' is no stream, so it has no trace; leave out --trace.")
+    for item, name in zip(loaded, names, strict=True):
+        written = []
+        if output is not None:
+            written += write_all(item.report, item.stream, output, name)
+        else:
+            written += [write_page(item.report, item.path.parent, name)] if html else []
+            written += [write_trace(item.stream, item.path.parent, name)] if trace and item.stream else []
+        for path in written:
+            print(f"Wrote {path}", file=sys.stderr)
+    if json:
+        reports = [item.report.to_json() for item in loaded]
+        print_json(reports[0] if len(reports) == 1 else {"reports": reports})
+        return
+    for item in loaded:
+        print_report(item.report)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A result or report: the one before.")],
+    b: Annotated[
+        Path | None,
+        typer.Argument(metavar="[B.json]", help="The one after. Without it A's baseline is compared with A's bundle."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="LIMITS", help="Limits for B, such as p99_ms<=33,accuracy>=0.98; exit 3 if one breaks."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare two measurements, and hold the second to a budget."""
+    from trt_compress.tools.report.budget import parse_budget
+    from trt_compress.tools.report.compare import compare_reports, compare_sides
+    from trt_compress.tools.report.read import load
+    from trt_compress.tools.report.tables import print_comparison
+
+    limits = parse_budget(budget) if budget is not None else []
+    first = load(a).report
+    comparison = compare_sides(first, limits) if b is None else compare_reports(first, load(b).report, limits)
+    if json:
+        print_json(comparison.to_json())
+    else:
+        print_comparison(comparison)
+    if broken := comparison.broken():
+        sentences = "; ".join(held.sentence() for held in broken)
+        raise GateError(f"{len(broken)} of {len(comparison.budget)} limits are broken: {sentences}.", report=comparison)
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".json").removesuffix(".report")
+    return path.resolve().parent.name if name == "result" else name

@@ -1,0 +1,270 @@
+"""The report of `trt-compress bench --json`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trt_compress.errors import BundleError, ConfigError
+from trt_compress.runtime.latency import speedup, summarize, verdict
+from trt_compress.runtime.manifest import Compression as Site
+from trt_compress.runtime.record import Record
+from trt_compress.tools.bench.bundle import DOCUMENT, RESULT_VERSION
+from trt_compress.tools.report.from_stream import DEVICE_PARTS, machine
+from trt_compress.tools.report.record import (
+    NOT_HERE,
+    Compression,
+    Distribution,
+    Identity,
+    Latency,
+    Part,
+    Plots,
+    Protocol,
+    QualityMetric,
+    Ratio,
+    Report,
+    Resources,
+    Side,
+    Verdict,
+)
+from trt_compress.tools.report.series import ecdf, thin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Operators(Record):
+    paths: dict[str, int]
+    native_library: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Identity(Record):
+    name: str
+    model: str
+    weights: str
+    compression: str
+    precision: str
+    opset: int
+    flops: dict[str, Any] | None
+    baseline_flops: float | None
+    sites: tuple[Site, ...]
+    graph_bytes: int
+    sha256: dict[str, str]
+    operators: _Operators
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side(Record):
+    role: str
+    identity: _Identity
+    first_inference_ns: int
+    latencies_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Protocol(Record):
+    kind: str
+    backend: str
+    threads: int | None
+    spinning: bool
+    batch: int | None
+    warmup: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bench(Record):
+    result_version: str
+    protocol: _Protocol
+    sides: tuple[_Side, ...]
+    quality: dict[str, dict[str, Any]] | None
+    device: dict[str, Any]
+    versions: dict[str, str]
+
+
+def report_from_bench(data: dict[str, Any], where: str) -> Report:
+    """Make the report of a benchmark from the JSON it wrote; all numbers are computed from its raw latencies.
+
+    Raises:
+        ConfigError: It is of another version, or does not fit.
+    """
+    version = data.get("result_version")
+    if not isinstance(version, str) or version.split(".")[0] != RESULT_VERSION.split(".")[0] or version == "1.0":
+        raise ConfigError(
+            f"{where} has result version {version!r}, and this trt-compress reads 1.1 and later 1.x; run "
+            "`trt-compress bench --json` again."
+        )
+    try:
+        bench = _Bench.from_json(data, where)
+    except BundleError as error:  # a record says so of a bundle's files; this is none
+        raise ConfigError(error.message) from None
+    if not bench.sides or not all(side.latencies_ns for side in bench.sides):
+        raise ConfigError(f"{where} holds no timed run; run `trt-compress bench --json` again.")
+    device: Literal["cpu", "gpu"] = "cpu" if bench.protocol.backend.endswith("cpu") else "gpu"
+    sides = tuple(_side(side, bench, device) for side in bench.sides)
+    ratio = None
+    if len(bench.sides) > 1:
+        ratio = Ratio.of(speedup(bench.sides[0].latencies_ns, bench.sides[1].latencies_ns))
+    protocol = bench.protocol
+    return Report(
+        title=bench.sides[0].identity.name,
+        source=DOCUMENT,
+        started_at=None,
+        machine=machine(bench.device, bench.versions),
+        protocol=Protocol(
+            kind=protocol.kind,
+            fps=None,
+            policy=None,
+            deadline_ns=None,
+            warmup=protocol.warmup,
+            threads=protocol.threads,
+            streams=1,
+            settings={"batch": protocol.batch, "spinning": protocol.spinning, "inputs": protocol.inputs},
+        ),
+        sides=sides,
+        speedup=ratio,
+    )
+
+
+def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> Side:
+    identity, ns = side.identity, side.latencies_ns
+    base = verdict(ns, device=device)
+    x, ms = thin(list(range(len(ns))), [value / 1e6 for value in ns])
+    ecdf_ms, ecdf_share = ecdf([value / 1e6 for value in ns])
+    quality = _quality(bench) if side.role == "bundle" else ()
+    why = "it is the baseline" if side.role == "baseline" else "no baseline ran beside it, and bench has no labels"
+    return Side(
+        role=side.role,
+        identity=Identity(
+            name=identity.name,
+            model=identity.model,
+            weights=identity.weights,
+            compression=identity.compression,
+            precision=identity.precision,
+            opset=identity.opset,
+            backend=bench.protocol.backend,
+            graphs=identity.sha256,
+            engines={},
+            plugins=identity.operators.native_library,
+            operator_paths=identity.operators.paths,
+            precision_achieved=None,
+            reasons={"precision_achieved": f"{NOT_HERE}: only an engine reports it"},
+        ),
+        accounting=None,
+        latency=_latency(side, bench),
+        split=_split(ns, device),
+        compression=_compression(identity),
+        quality=quality,
+        quality_reason=None if quality else why,
+        resources=Resources(
+            device_memory_bytes=None,
+            peak_rss_bytes=None,
+            model_bytes=identity.graph_bytes,
+            power=None,
+            reasons={
+                "device_memory_bytes": f"{NOT_HERE}: the run was on a CPU"
+                if device == "cpu"
+                else f"{NOT_HERE}: bench does not ask the device",
+                "peak_rss_bytes": f"{NOT_HERE}: both sides share one process"
+                if len(bench.sides) > 1
+                else f"{NOT_HERE}: bench does not record it",
+                "power": f"{NOT_HERE}: bench has no power reader",
+            },
+        ),
+        verdict=Verdict(
+            status=base.status,
+            reasons=(f"inference: {base.reason}",),
+            cv=base.cv,
+            cv_bound=base.cv_bound,
+            window_tolerance=base.window_tolerance,
+        ),
+        plots=Plots(x="run", latency_x=x, latency_ms=ms, ecdf_ms=ecdf_ms, ecdf_share=ecdf_share),
+    )
+
+
+def _latency(side: _Side, bench: _Bench) -> Latency:
+    ns = side.latencies_ns
+    alone, total_ns = len(bench.sides) == 1, sum(side.latencies_ns)
+    gaps = "the runs of the other side lie between the results" if not alone else "bench records no time of results"
+    return Latency(
+        inference=Distribution.from_summary(summarize(ns)),
+        end_to_end=None,
+        throughput_per_s=len(ns) / (total_ns / 1e9) if alone and total_ns else None,
+        inter_result_std_ns=None,
+        inter_result_max_minus_median_ns=None,
+        max_minus_median_ns=float(max(ns) - np.median(ns)),
+        deadline_missed=None,
+        first_inference_ns=side.first_inference_ns,
+        after_idle=None,
+        reasons={
+            "end_to_end": "no frames arrive in a closed loop; a run begins when it is asked for",
+            "inter_result_std_ns": gaps,
+            "inter_result_max_minus_median_ns": gaps,
+            "deadline_missed": "there was no deadline",
+            "after_idle": "a closed loop never pauses; only a stream meets this latency",
+            **({} if alone else {"throughput_per_s": "two sides took turns, so neither had the wall time to itself"}),
+        },
+    )
+
+
+def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ...]:
+    not_here = f"{NOT_HERE}: the run was on a CPU"
+    if device == "gpu":
+        not_here = f"{NOT_HERE}: the session times one inference whole, which holds it"
+    no_stream = f"{NOT_HERE}: bench feeds arrays that are ready"
+    parts = [Part(name="compute", stage="session", kind="work", latency=Distribution.from_summary(summarize(ns)))]
+    parts += [
+        Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=not_here)
+        for key in ("h2d", "plugins", "d2h")
+    ]
+    parts += [
+        Part(name=name, stage=stage, kind=kind, latency=None, reason=no_stream)
+        for name, stage, kind in (
+            ("capture and decode", "decode", "work"),
+            ("preprocess", "preprocess", "work"),
+            ("postprocess", "postprocess", "work"),
+            ("queue wait: session", "wait.session", "wait"),
+        )
+    ]
+    return tuple(parts)
+
+
+def _compression(identity: _Identity) -> Compression:
+    sites = identity.sites
+    flops = (identity.flops or {}).get("total")
+    tokens = [site.tokens_in for site in sites[:1]] + [site.tokens_out for site in sites[-1:]]
+    counted = [float(value) if isinstance(value, int) else None for value in tokens] or [None, None]
+    reasons = {
+        "kv_bytes_before": "the model keeps no key-value cache",
+        "kv_bytes_after": "the model keeps no key-value cache",
+        "selector_ns": f"{NOT_HERE}: it takes a profiler, and none is attached to a timed run",
+    }
+    why = "nothing compresses it" if not sites else "the number varies with the input"
+    for name, value in (("tokens_in", counted[0]), ("tokens_out", counted[1])):
+        if value is None:
+            reasons[name] = why
+    for name, value in (("flops", flops), ("baseline_flops", identity.baseline_flops)):
+        if value is None:
+            reasons[name] = "the bundle does not say"
+    return Compression(
+        sites=sites,
+        levels=(),
+        tokens_in=counted[0],
+        tokens_out=counted[1],
+        kv_bytes_before=None,
+        kv_bytes_after=None,
+        flops=flops,
+        baseline_flops=identity.baseline_flops,
+        selector_ns=None,
+        switches=0,
+        reasons=reasons,
+    )
+
+
+def _quality(bench: _Bench) -> tuple[QualityMetric, ...]:
+    against = f"baseline, on {'the given arrays' if bench.protocol.inputs == 'file' else 'random inputs'}"
+    return tuple(
+        QualityMetric(name=f"{output} {name}", value=float(value), n=int(metrics.get("n", 0)), against=against)
+        for output, metrics in (bench.quality or {}).items()
+        for name, value in metrics.items()
+        if name != "n"
+    )

@@ -1,0 +1,434 @@
+"""The plots of a report's page."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trt_compress.tools.report.numbers import number
+from trt_compress.tools.report.record import Distribution, Plots, Side, Waterfall
+from trt_compress.tools.report.svg import (
+    SIZES,
+    Board,
+    Scale,
+    Size,
+    decade_ticks,
+    linear,
+    logarithmic,
+    nice_ticks,
+    tick_text,
+)
+
+Rows = list[tuple[str, ...]]
+
+_LOG_FROM = 12  # a largest value this many times the smallest is drawn on a logarithmic axis
+_SLICES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A plot in every size, its caption, and its numbers as a table."""
+
+    title: str
+    caption: str
+    svgs: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def figures_of(sides: Sequence[Side], deadline_ms: float | None) -> list[Figure]:
+    """All plots that the numbers of these sides allow."""
+    figures = [_latency(sides, deadline_ms), _ecdf(sides)]
+    for index, side in enumerate(sides):
+        name = f"-{side.role}" if len(sides) > 1 else ""
+        figures += [
+            _waterfall(fall, f"waterfall{name}-{index}-{place}") for place, fall in enumerate(side.plots.waterfalls)
+        ]
+        if side.plots.tokens_x:
+            figures.append(_tokens(side, f"tokens{name}"))
+        if side.accounting is not None:
+            figures.append(_lost(side, f"lost{name}"))
+        if side.resources.power is not None and side.resources.power.times_s:
+            figures.append(_power(side, f"power{name}"))
+    return [figure for figure in figures if figure is not None]
+
+
+def _drawn(draw: Callable[[Board], None], identifier: str, title: str, caption: str, **changes: int) -> tuple[str, ...]:
+    svgs = []
+    for base in SIZES:
+        values = {"left": base.left, "right": base.right, "height": base.height} | changes
+        size = Size(name=base.name, width=base.width, top=base.top, bottom=base.bottom, **values)
+        board = Board(size)
+        draw(board)
+        svgs.append(board.svg(identifier, title, caption))
+    return tuple(svgs)
+
+
+def _series_kind(index: int) -> str:
+    return f"series{index}"
+
+
+def _value_scale(low: float, high: float, start: float, end: float) -> tuple[Scale, list[float], bool]:
+    """A scale for latencies: from 0, or logarithmic where they differ by much."""
+    if low > 0 and high / low > _LOG_FROM:
+        bottom, top = low / 1.2, high * 1.2
+        return logarithmic(bottom, top, start, end), decade_ticks(bottom, top), True
+    top = high * 1.08 or 1.0
+    return linear(0, top, start, end), nice_ticks(0, top, 5), False
+
+
+def _time_ticks(scale: Scale, low: float, high: float, size: Size) -> list[tuple[float, str]]:
+    return [(scale(value), tick_text(value)) for value in nice_ticks(low, high, size.inner_width // 90)]
+
+
+def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
+    plots = [side.plots for side in sides if side.plots.latency_ms]
+    if not plots:
+        return None
+    kind = "End-to-end latency" if plots[0].x != "run" else "Latency of one inference"
+    title = f"{kind} over {'time' if plots[0].x != 'run' else 'the run'}"
+    values = [value for part in plots for value in part.latency_ms]
+    values += [deadline_ms] if deadline_ms is not None else []
+    low, high = min(values), max(values)
+    ends = [x for part in plots for x in (*part.latency_x, *part.lost_x)]
+    first, last = min(0.0, min(ends)), max(ends)
+
+    def draw(board: Board) -> None:
+        size = board.size
+        floor = size.top + size.inner_height
+        rug = 16 if any(part.lost_x for part in plots) else 0
+        to_x = linear(first, last, size.left + 6, size.left + size.inner_width - 6)
+        to_y, ticks, log = _value_scale(low, high, floor - rug, size.top)
+        y_title = f"{kind.lower()}, ms{', logarithmic' if log else ''}"
+        board.axes(
+            _time_ticks(to_x, first, last, size),
+            [(to_y(value), tick_text(value)) for value in ticks],
+            plots[0].x if plots[0].x != "run" else "run, in order of time",
+            y_title,
+        )
+        limit = math.inf if deadline_ms is None else deadline_ms
+        for index, part in enumerate(plots):
+            for kind_of, late in ((_series_kind(index), False), ("late", True)):
+                points = [p for p in zip(part.latency_x, part.latency_ms, strict=True) if (p[1] > limit) == late]
+                board.dots([to_x(x) for x, _ in points], [to_y(y) for _, y in points], kind_of)
+        if deadline_ms is not None:
+            board.line(size.left, to_y(deadline_ms), size.left + size.inner_width, to_y(deadline_ms), "deadline")
+            words = f"deadline {number(deadline_ms)} ms"
+            board.text(size.left + size.inner_width, to_y(deadline_ms) - 5, words, anchor="end", kind="label deadline")
+        for part in plots:
+            for x, count, outcome in zip(part.lost_x, part.lost_count, part.lost_outcome, strict=True):
+                at = f"{tick_text(round(x, 3))} s: {count} {outcome}"
+                board.mark(to_x(x), floor - 7, outcome, at)
+
+    caption = "Each dot is a result; of many neighbours the smallest and the largest are drawn."
+    if deadline_ms is not None:
+        caption += " The dashed line is the deadline."
+    legend = _legend(sides)
+    if deadline_ms is not None and high > deadline_ms:
+        legend += [("late", "result after the deadline")]
+    outcomes = sorted({outcome for part in plots for outcome in part.lost_outcome})
+    if outcomes:
+        caption += " Marks above the axis are frames without a result, at their arrival."
+        legend += [(outcome, f"{outcome} frame") for outcome in outcomes]
+    rows: Rows = []
+    for side, part in zip(sides, plots, strict=False):
+        rows += [(*([side.role] if len(sides) > 1 else []), *row) for row in _slices(part.latency_x, part.latency_ms)]
+    columns = ("from", "to", "smallest ms", "largest ms")
+    return Figure(
+        title=title,
+        caption=caption,
+        svgs=_drawn(draw, "latency", title, _range_text(kind, low, max(max(p.latency_ms) for p in plots), deadline_ms)),
+        columns=(("side", *columns) if len(sides) > 1 else columns),
+        rows=tuple(rows),
+        legend=tuple(legend),
+    )
+
+
+def _range_text(kind: str, low: float, high: float, deadline_ms: float | None) -> str:
+    words = f"{kind} lies between {number(low)} and {number(high)} ms."
+    return words if deadline_ms is None else f"{words} The deadline is {number(deadline_ms)} ms."
+
+
+def _legend(sides: Sequence[Side]) -> list[tuple[str, str]]:
+    if len(sides) < 2:
+        return []
+    return [
+        (_series_kind(index), f"{side.role}: {side.identity.name}" if side.role != side.identity.name else side.role)
+        for index, side in enumerate(sides)
+    ]
+
+
+def _slices(x: Sequence[float], y: Sequence[float]) -> Rows:
+    """Smallest and largest value of equal slices of x: exact even where a plot is thinned out."""
+    first, last = x[0], x[-1]
+    if first == last:
+        return [(tick_text(first), tick_text(last), number(min(y)), number(max(y)))]
+    rows: Rows = []
+    width = (last - first) / _SLICES
+    for index in range(_SLICES):
+        low, high = first + index * width, first + (index + 1) * width
+        inside = [b for a, b in zip(x, y, strict=True) if low <= a < high or (index == _SLICES - 1 and a == last)]
+        if inside:
+            rows.append((f"{low:.4g}", f"{high:.4g}", number(min(inside)), number(max(inside))))
+    return rows
+
+
+def _nines(share: float, n: int) -> float:
+    """Position of a share on an axis on which 90 %, 99 % and 99.9 % are evenly spread; all lies above n - 1 of n."""
+    return -math.log10(max(1 - share, 0.5 / n))
+
+
+def _percentiles(part: Distribution) -> list[tuple[str, float, float]]:
+    tails = (("p90", 0.9, part.p90_ns), ("p95", 0.95, part.p95_ns), ("p99", 0.99, part.p99_ns))
+    named = [("p50", 0.5, part.median_ns), *tails, ("p99.9", 0.999, part.p99_9_ns)]
+    return [(name, share, ns / 1e6) for name, share, ns in named if ns is not None]
+
+
+def _ecdf(sides: Sequence[Side]) -> Figure | None:
+    shown = [
+        (index, side.plots, part)
+        for index, side in enumerate(sides)
+        if (part := side.latency.headline[1]) is not None and side.plots.ecdf_ms
+    ]
+    if not shown:
+        return None
+    kind = sides[0].latency.headline[0]
+    title = f"Distribution of the {kind} latency"
+    low = min(plots.ecdf_ms[0] for _, plots, _ in shown)
+    high = max(plots.ecdf_ms[-1] for _, plots, _ in shown)
+    most = max(part.n for _, _, part in shown)
+    top = _nines(1, most)
+
+    def draw(board: Board) -> None:
+        size = board.size
+        floor, right = size.top + size.inner_height, size.left + size.inner_width
+        to_y = linear(0, top, floor, size.top + 6)
+        log = low > 0 and high / low > _LOG_FROM
+        margin = 0.06 * (high - low) or high * 0.1 or 1.0
+        start, end = (low / 1.15, high * 1.15) if log else (max(0.0, low - margin), high + margin)
+        to_x = (logarithmic if log else linear)(start, end, size.left, right)
+        ticks = decade_ticks(start, end) if log else nice_ticks(start, end, size.inner_width // 80)
+        shares = [share for share in (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999) if _nines(share, most) < top]
+        board.axes(
+            [(to_x(value), tick_text(value)) for value in ticks],
+            [(floor, "0%"), *((to_y(_nines(share, most)), f"{share * 100:g}%") for share in shares)],
+            f"{kind} latency, ms{', logarithmic' if log else ''}",
+            "share of results at or below",
+        )
+        for index, plots, part in shown:
+            heights = [to_y(_nines(share, part.n)) for share in plots.ecdf_share]
+            board.steps([to_x(value) for value in plots.ecdf_ms], heights, _series_kind(index))
+            for name, share, value in _percentiles(part):
+                x, y = to_x(value), to_y(_nines(share, part.n))
+                board.mark(x, y, _series_kind(index), f"{name}: {number(value)} ms")
+                left = x > size.left + size.inner_width * 0.6
+                words = f"{name} {number(value)}" if len(shown) == 1 else name
+                board.text(x - 9 if left else x + 9, y + 4, words, anchor="end" if left else "start", kind="label halo")
+
+    caption = (
+        "How large a share of all results was at least this fast. The upward axis spreads the tail: 90%, 99% and "
+        "99.9% are evenly apart. Marked are the percentiles that n supports."
+    )
+    rows: Rows = []
+    for index, _, part in shown:
+        lead = (sides[index].role,) if len(sides) > 1 else ()
+        rows += [(*lead, name, f"{number(value)} ms", str(part.n)) for name, _, value in _percentiles(part)]
+        missing = {"p90_ns": "p90", "p95_ns": "p95", "p99_ns": "p99", "p99_9_ns": "p99.9"}
+        rows += [(*lead, missing[key], why, str(part.n)) for key, why in part.reasons.items() if key in missing]
+        rows.append((*lead, "max", f"{number(part.max_ns / 1e6)} ms", str(part.n)))
+    columns = ("percentile", "latency", "n")
+    description = "; ".join(
+        f"{sides[i].role}: n {part.n}, median {number(part.median_ns / 1e6)} ms" for i, _, part in shown
+    )
+    return Figure(
+        title=title,
+        caption=caption,
+        svgs=_drawn(draw, "ecdf", title, description),
+        columns=(("side", *columns) if len(sides) > 1 else columns),
+        rows=tuple(rows),
+        legend=tuple(_legend(sides)),
+    )
+
+
+def _waterfall(fall: Waterfall, identifier: str) -> Figure:
+    title = f"Where the time goes: {fall.title.partition(':')[0].lower()} ({fall.frame})"
+    total = max((step.start_ms + step.ms for step in fall.steps), default=0.0) or 1.0
+    row_height = 24
+
+    def draw(board: Board) -> None:
+        size = board.size
+        narrow = size.name == "narrow"
+        right = size.left + size.inner_width
+        to_x = linear(0, total, size.left, right - 58)
+        ticks = nice_ticks(0, total, max(2, size.inner_width // 110))
+        for value in ticks:
+            board.line(to_x(value), size.top, to_x(value), size.height - size.bottom, "grid")
+            board.text(to_x(value), size.height - size.bottom + 16, tick_text(value), anchor="middle", kind="tick")
+        for index, step in enumerate(fall.steps):
+            y = size.top + index * row_height
+            name = step.name.removeprefix("queue ") if narrow else step.name
+            board.text(size.left - 8, y + 15, name, anchor="end", kind="label")
+            words = f"{number(step.ms)} ms"
+            board.bar(
+                to_x(step.start_ms),
+                y + 4,
+                to_x(step.start_ms + step.ms) - to_x(step.start_ms),
+                15,
+                step.kind,
+                f"{step.name}: {words}",
+            )
+            board.text(max(to_x(step.start_ms + step.ms), to_x(step.start_ms) + 1) + 5, y + 15, words, kind="label")
+        board.text(right, size.height - 6, "ms since the frame's arrival", anchor="end", kind="title")
+
+    svgs = []
+    for base in SIZES:
+        left = 172 if base.name == "wide" else 134
+        height = base.top + row_height * max(1, len(fall.steps)) + base.bottom
+        board = Board(Size(name=base.name, width=base.width, height=height, left=left, right=base.right))
+        draw(board)
+        words = ", ".join(f"{step.name} {number(step.ms)} ms" for step in fall.steps)
+        svgs.append(board.svg(identifier, title, f"{fall.title}. {words}."))
+    rows = [
+        (step.name, step.kind, number(step.start_ms), number(step.ms), f"{step.ms / total:.1%}") for step in fall.steps
+    ]
+    return Figure(
+        title=title,
+        caption=f"{fall.title}, {number(total)} ms. Blue bars are work, grey ones are waiting.",
+        svgs=tuple(svgs),
+        columns=("part", "kind", "from ms", "ms", "share"),
+        rows=tuple(rows),
+        legend=(("work", "work"), ("wait", "waiting")),
+    )
+
+
+def _tokens(side: Side, identifier: str) -> Figure:
+    plots = side.plots
+    title = "Tokens per frame after the last compressor"
+    high = max(plots.tokens_out)
+    top = max(high, side.compression.tokens_in or 0) * 1.08 or 1.0
+    first, last = min(0.0, plots.tokens_x[0]), plots.tokens_x[-1]
+
+    def draw(board: Board) -> None:
+        size = board.size
+        floor, right = size.top + size.inner_height, size.left + size.inner_width
+        to_x = linear(first, last, size.left + 6, right - 6)
+        to_y = linear(0, top, floor, size.top)
+        board.axes(
+            _time_ticks(to_x, first, last, size),
+            [(to_y(value), tick_text(value)) for value in nice_ticks(0, top, 4)],
+            plots.x,
+            "tokens",
+        )
+        if side.compression.tokens_in is not None:
+            y = to_y(side.compression.tokens_in)
+            board.line(size.left, y, right, y, "reference")
+            words = f"tokens in: {tick_text(side.compression.tokens_in)}"
+            board.text(right, y - 5, words, anchor="end", kind="label")
+        board.steps([to_x(x) for x in plots.tokens_x], [to_y(y) for y in plots.tokens_out], _series_kind(0))
+
+    rows = [(a, b, low, high_) for a, b, low, high_ in _slices(plots.tokens_x, plots.tokens_out)]
+    description = f"Between {tick_text(min(plots.tokens_out))} and {tick_text(high)} tokens a frame."
+    return Figure(
+        title=title,
+        caption=f"{description} The line goes from frame to frame; the reference is what the model gets uncompressed.",
+        svgs=_drawn(draw, identifier, title, description, height=200),
+        columns=("from", "to", "fewest", "most"),
+        rows=tuple(rows),
+    )
+
+
+def _lost(side: Side, identifier: str) -> Figure | None:
+    plots, accounting = side.plots, side.accounting
+    if accounting is None or not plots.lost_x:
+        return None
+    title = "Frames without a result"
+    ends = [*plots.lost_x, *plots.latency_x]
+    first, last = min(0.0, min(ends)), max(ends) or 1.0
+    outcomes = sorted(set(plots.lost_outcome))
+    bins = {outcome: _binned(plots, outcome, first, last) for outcome in outcomes}
+    most = max(sum(counts) for counts in zip(*bins.values(), strict=True))
+
+    def draw(board: Board) -> None:
+        size = board.size
+        floor, right = size.top + size.inner_height, size.left + size.inner_width
+        to_x = linear(first, last, size.left + 6, right - 6)
+        to_y = linear(0, most * 1.08, floor, size.top)
+        ticks = [value for value in nice_ticks(0, most, 4) if value == round(value)]
+        board.axes(_time_ticks(to_x, first, last, size), [(to_y(v), tick_text(v)) for v in ticks], plots.x, "frames")
+        width = (to_x(last) - to_x(first)) / _BINS
+        for place in range(_BINS):
+            base = 0
+            for outcome in outcomes:
+                number_lost = bins[outcome][place]
+                if number_lost:
+                    x, y = to_x(first) + place * width, to_y(base + number_lost)
+                    board.bar(
+                        x + 0.5, y, width - 1, to_y(base) - y, f"bar {outcome}", f"{number_lost} {outcome} frames"
+                    )
+                    base += number_lost
+
+    caption = (
+        f"{accounting.dropped} dropped and {accounting.failed} failed of {accounting.frames_in}, by their arrival."
+    )
+    rows = [(cause, str(lost)) for cause, lost in accounting.causes.items()]
+    return Figure(
+        title=title,
+        caption=caption,
+        svgs=_drawn(draw, identifier, title, caption, height=180),
+        columns=("cause", "frames"),
+        rows=tuple(rows),
+        legend=tuple((outcome, outcome) for outcome in outcomes),
+    )
+
+
+_BINS = 60
+
+
+def _binned(plots: Plots, outcome: str, first: float, last: float) -> list[int]:
+    counts = [0] * _BINS
+    width = (last - first) / _BINS or 1.0
+    for x, lost, kind in zip(plots.lost_x, plots.lost_count, plots.lost_outcome, strict=True):
+        if kind == outcome:
+            counts[min(int((x - first) / width), _BINS - 1)] += lost
+    return counts
+
+
+def _power(side: Side, identifier: str) -> Figure | None:
+    power = side.resources.power
+    if power is None:
+        return None
+    title = "Power of the rails"
+    times = power.times_s
+    high = max((value for curve in power.power_mw.values() for value in curve), default=0.0) / 1000
+
+    def draw(board: Board) -> None:
+        size = board.size
+        floor, right = size.top + size.inner_height, size.left + size.inner_width
+        to_x = linear(0, power.seconds, size.left, right)
+        to_y = linear(0, high * 1.08 or 1.0, floor, size.top)
+        board.axes(
+            _time_ticks(to_x, 0, power.seconds, size),
+            [(to_y(value), tick_text(value)) for value in nice_ticks(0, high * 1.08 or 1.0, 5)],
+            "time in s",
+            "W",
+        )
+        for index, curve in enumerate(power.power_mw.values()):
+            board.polyline([to_x(t) for t in times], [to_y(max(p, 0) / 1000) for p in curve], _series_kind(index % 4))
+
+    rows = [
+        (
+            rail.name,
+            "-" if rail.mean_mw is None else f"{number(rail.mean_mw / 1000)} W",
+            "yes" if rail.in_total else "no",
+        )
+        for rail in power.rails
+    ]
+    caption = f"{power.num_samples} raw samples of {power.reader}; smoothing: {power.smoothing}."
+    return Figure(
+        title=title,
+        caption=caption,
+        svgs=_drawn(draw, identifier, title, caption, height=220),
+        columns=("rail", "mean", "in the total"),
+        rows=tuple(rows),
+        legend=tuple((_series_kind(index % 4), name) for index, name in enumerate(power.power_mw)),
+    )

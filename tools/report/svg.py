@@ -1,0 +1,149 @@
+"""The drawing board of the plots: scales, axes and marks as SVG text. Colours are classes of `page.css`."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from trt_compress.tools.report.numbers import number
+
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Outer size of a plot and the room that its labels take, in CSS pixels at a width of 100 %."""
+
+    name: str
+    width: int
+    height: int
+    left: int = 52
+    right: int = 16
+    top: int = 14
+    bottom: int = 40
+
+    @property
+    def inner_width(self) -> int:
+        """Width of the area that is drawn on."""
+        return self.width - self.left - self.right
+
+    @property
+    def inner_height(self) -> int:
+        """Height of the area that is drawn on."""
+        return self.height - self.top - self.bottom
+
+
+SIZES = (Size(name="wide", width=880, height=300), Size(name="narrow", width=358, height=260, left=54, right=10))
+"""Every plot is drawn twice, for a desk or paper and for a phone, so that its letters are never shrunk."""
+
+
+@dataclass(slots=True)
+class Board:
+    """One SVG that is being drawn."""
+
+    size: Size
+    parts: list[str] = field(default_factory=list)
+
+    def text(self, x: float, y: float, words: str, *, anchor: str = "start", kind: str = "label") -> None:
+        """Write words at a point."""
+        self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        """Draw a straight line."""
+        self.parts.append(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+
+    def dots(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
+        """Draw a dot at every point, as one path."""
+        if not x:
+            return
+        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
+        self.parts.append(f'<path class="dots {kind}" d="{path}"/>')
+
+    def steps(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
+        """Draw a line that goes right first and then up."""
+        if not x:
+            return
+        path = f"M{x[0]:.1f} {y[0]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x[1:], y[1:], strict=True))
+        self.parts.append(f'<path class="line {kind}" d="{path}"/>')
+
+    def polyline(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
+        """Draw a line from point to point."""
+        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+        self.parts.append(f'<path class="line {kind}" d="M{path}"/>')
+
+    def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
+        """Draw a bar; it is never thinner than one pixel. The title shows when it is pointed at."""
+        self.parts.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{max(height, 1):.1f}">'
+            f"<title>{escape(title)}</title></rect>"
+        )
+
+    def mark(self, x: float, y: float, kind: str, title: str) -> None:
+        """Draw a mark for one point: a circle with a title; of a lost frame a triangle or a cross."""
+        shapes = {
+            "dropped": f"M{x - 4:.1f} {y - 3.5:.1f}h8l-4 7z",
+            "failed": f"M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8",
+        }
+        default = f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"
+        path = shapes.get(kind, default)
+        self.parts.append(f'<path class="mark {kind}" d="{path}"><title>{escape(title)}</title></path>')
+
+    def axes(
+        self, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_title: str, y_title: str
+    ) -> None:
+        """Draw grid, ticks (position and words) and the titles of both axes."""
+        size = self.size
+        floor, right = size.top + size.inner_height, size.left + size.inner_width
+        for y, words in y_ticks:
+            self.line(size.left, y, right, y, "grid")
+            self.text(size.left - 6, y + 4, words, anchor="end", kind="tick")
+        for x, words in x_ticks:
+            self.line(x, floor, x, floor + 4, "axis")
+            self.text(x, floor + 16, words, anchor="middle", kind="tick")
+        self.line(size.left, floor, right, floor, "axis")
+        self.text(right, size.height - 6, x_title, anchor="end", kind="title")
+        self.text(4, 10, y_title, kind="title")
+
+    def svg(self, identifier: str, title: str, description: str) -> str:
+        """Give the finished drawing; identifiers of a page must differ."""
+        key = f"{identifier}-{self.size.name}"
+        return (
+            f'<svg class="{self.size.name}" viewBox="0 0 {self.size.width} {self.size.height}" role="img" '
+            f'aria-labelledby="{key}-t {key}-d" xmlns="http://www.w3.org/2000/svg">'
+            f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>'
+            f"{''.join(self.parts)}</svg>"
+        )
+
+
+def linear(low: float, high: float, start: float, end: float) -> Scale:
+    """Map low…high to start…end."""
+    span = (high - low) or 1.0
+    return lambda value: start + (value - low) / span * (end - start)
+
+
+def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
+    """Map low…high to start…end, equal ratios to equal lengths."""
+    inner = linear(math.log10(low), math.log10(high), start, end)
+    return lambda value: inner(math.log10(max(value, low)))
+
+
+def nice_ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers between low and high, at most about `most`: multiples of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / max(most, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def decade_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between low and high; only powers of ten if those are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
+    return [value for power in powers for f in factors if low * 0.999 <= (value := f * 10.0**power) <= high * 1.001]
+
+
+def tick_text(value: float) -> str:
+    """A tick's number without needless zeros."""
+    return f"{value:g}" if abs(value) >= 1e-4 or value == 0 else number(value)

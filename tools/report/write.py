@@ -1,0 +1,53 @@
+"""Write a report's files: JSON, page and trace."""
+
+import json
+import os
+from pathlib import Path
+
+from trt_compress.errors import ConfigError
+from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.tools.report.html import page_from_report
+from trt_compress.tools.report.record import Report
+from trt_compress.tools.report.trace import trace_from_stream
+
+
+def write_all(report: Report, stream: StreamResult | None, directory: Path, name: str) -> list[Path]:
+    """Write `name.report.json`, `name.report.html` and, of a stream, `name.trace.json`; the directory is made.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"'{directory}' cannot be made ({error.strerror}); give another directory.") from None
+    paths = [write_json(report, directory, name), write_page(report, directory, name)]
+    return paths if stream is None else [*paths, write_trace(stream, directory, name)]
+
+
+def write_json(report: Report, directory: Path, name: str) -> Path:
+    """Write the report's JSON document."""
+    return _write(directory / f"{name}.report.json", report.to_text())
+
+
+def write_page(report: Report, directory: Path, name: str) -> Path:
+    """Write the report's HTML page, one file that needs nothing else."""
+    return _write(directory / f"{name}.report.html", page_from_report(report))
+
+
+def write_trace(stream: StreamResult, directory: Path, name: str) -> Path:
+    """Write the stream's trace."""
+    text = json.dumps(trace_from_stream(stream), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _write(directory / f"{name}.trace.json", text + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another directory with -o.") from None
+    return path
