@@ -48,7 +48,9 @@ def rails_from_tegrastats(line: str) -> dict[str, float]:
             rails[name] = float(power.group(1))
         form = re.sub(r"-?\d+", "n", value)
         forms.add(form)
-        if power is None or forms != {form} or form == "n":  # every rail of a line is written alike, unless the line was cut
+        if (
+            power is None or forms != {form} or form == "n"
+        ):  # every rail of a line is written alike, unless the line was cut
             raise ConfigError(
                 f"The line of tegrastats ends in the middle of the rail '{name}': …{line.strip()[-40:]!r}."
             )

@@ -21,6 +21,8 @@ from trt_compress.runtime.record import Record
 SECONDS_NEEDED = 30.0
 """Shortest time over which an energy is stated."""
 
+_PATIENCE_S = 10.0  # how long a sample is waited for at either end
+
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -112,10 +114,15 @@ class PowerSession:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
         self._failure: str | None = None
+        self._sampled = threading.Event()
+        self._ended = False
+        self._idle_ns = 0
         self._load_ns = 0
 
     def __enter__(self) -> "PowerSession":
         self._thread.start()
+        self._sampled.wait(_PATIENCE_S)
+        self._idle_ns = self._clock()
         if self._idle_seconds:
             self._stop.wait(self._idle_seconds)
         self._load_ns = self._clock()
@@ -124,11 +131,12 @@ class PowerSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._reader.paced:
-            self._stop.wait(self._interval_s)  # one more sample, so that the end of the load lies between two
+        self._sampled.clear()
+        if not self._ended:
+            self._sampled.wait(_PATIENCE_S)  # one more, so that the end of the load lies between two samples
         self._stop.set()
         self._reader.close()
-        self._thread.join(timeout=10)
+        self._thread.join(_PATIENCE_S)
 
     def result(self, start_ns: int, end_ns: int, *, num_inferences: int) -> PowerResult:
         """Integrate what was sampled.
@@ -149,7 +157,7 @@ class PowerSession:
         return power_result(
             self._reader.source,
             self._samples,
-            idle_ns=(self._load_ns - int(self._idle_seconds * 1e9), self._load_ns),
+            idle_ns=(self._idle_ns, self._load_ns) if self._idle_seconds else None,
             window_ns=(start_ns, end_ns),
             num_inferences=num_inferences,
             faults=len(self._reader.faults),
@@ -160,12 +168,16 @@ class PowerSession:
         try:
             while not self._stop.is_set() and (sample := self._reader.read()) is not None:
                 self._samples.append(sample)
+                self._sampled.set()
                 if not self._reader.paced:
                     self._stop.wait(self._interval_s)
         except TrtCompressError as error:
             self._failure = error.message
         except Exception as error:
             self._failure = f"the reader failed on {type(error).__name__}: {error}"
+        finally:
+            self._ended = True
+            self._sampled.set()
 
 
 def power_result(
@@ -200,9 +212,9 @@ def power_result(
     for name in names:
         values = np.array([sample.values[name] for sample in samples], dtype=np.float64)
         energy, curves[name] = _energy_curve(times, values, source, name)
-        joules[name] = _advance(times, energy, window_ns)
-        idle = _advance(times, energy, idle_ns) if idle_ns is not None and idle_seconds > 0 else None
-        idle_watts[name] = None if idle is None else idle / idle_seconds
+        watts = _mean_watts(times, energy, window_ns)
+        joules[name] = None if watts is None else watts * seconds
+        idle_watts[name] = _mean_watts(times, energy, idle_ns) if idle_ns is not None and idle_seconds > 0 else None
     inside = (times >= window_ns[0]) & (times <= window_ns[1])
     reasons = _reasons(seconds, idle_seconds, joules, idle_watts, total is not None, failure)
     stated = "energy_j" not in reasons
@@ -262,12 +274,18 @@ def _energy_curve(times: Floats, values: Floats, source: Source, name: str) -> t
     return np.concatenate([[0.0], np.cumsum(steps)]), power
 
 
-def _advance(times: Floats, energy: Floats, window_ns: tuple[int, int]) -> float | None:
-    """Energy between two times, between samples by interpolation; None if the samples do not cover them."""
+def _mean_watts(times: Floats, energy: Floats, window_ns: tuple[int, int]) -> float | None:
+    """Mean power between two times, between samples by interpolation; None if the samples do not cover them.
+
+    At either end the nearest sample may lie inside the window by at most the longest time between two samples.
+    """
     slack = np.diff(times).max(initial=0.0)
     if len(times) < 2 or times[0] > window_ns[0] + slack or times[-1] < window_ns[1] - slack:
         return None
-    return float(np.interp(window_ns[1], times, energy) - np.interp(window_ns[0], times, energy))
+    start, end = max(float(window_ns[0]), float(times[0])), min(float(window_ns[1]), float(times[-1]))
+    if end <= start:
+        return None
+    return float(np.interp(end, times, energy) - np.interp(start, times, energy)) / ((end - start) / 1e9)
 
 
 def _sum(rails: Sequence[RailPower], field: str) -> float | None:

@@ -12,7 +12,19 @@ import pytest
 
 from trt_compress import __version__
 
-COMMANDS = ("list", "export", "verify", "preflight", "build", "bench", "inspect", "doctor", "plugins")
+COMMANDS = (
+    "list",
+    "export",
+    "verify",
+    "preflight",
+    "build",
+    "bench",
+    "report",
+    "compare",
+    "inspect",
+    "doctor",
+    "plugins",
+)
 HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

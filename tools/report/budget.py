@@ -78,7 +78,7 @@ def hold(limits: Sequence[Limit], metrics: Mapping[str, Metric]) -> list[Held]:
     for limit in limits:
         metric = metrics.get(limit.metric)
         if metric is None:
-            hint = did_you_mean(limit.metric, metrics) or f" Known are {', '.join(sorted(metrics))}."
+            hint = did_you_mean(limit.metric, metrics) or " `trt-compress compare --json` lists what it has."
             raise ConfigError(f"The budget names '{limit.metric}', which this report does not have.{hint}")
         if metric.value is None:
             held.append(Held(limit=limit, value=None, passed=False, reason=metric.reason))

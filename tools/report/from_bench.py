@@ -101,12 +101,11 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
         raise ConfigError(f"{where} holds no timed run; run `trt-compress bench --json` again.")
     device: Literal["cpu", "gpu"] = "cpu" if bench.protocol.backend.endswith("cpu") else "gpu"
     sides = tuple(_side(side, bench, device) for side in bench.sides)
-    ratio = None
-    if len(bench.sides) > 1:
-        ratio = Ratio.of(speedup(bench.sides[0].latencies_ns, bench.sides[1].latencies_ns))
+    latencies = [side.latencies_ns for side in bench.sides]
+    ratio = Ratio.of(speedup(latencies[0], latencies[1])) if len(latencies) > 1 else None
     protocol = bench.protocol
     return Report(
-        title=bench.sides[0].identity.name,
+        title=sides[0].identity.name,
         source=DOCUMENT,
         started_at=None,
         machine=machine(bench.device, bench.versions),

@@ -138,9 +138,9 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def decade_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between low and high; only powers of ten if those are many."""
+    """1, 2 and 5 times powers of ten between low and high; only powers of ten from 200 times low on."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
+    factors = (1, 2, 5) if high <= 200 * low else (1,)
     return [value for power in powers for f in factors if low * 0.999 <= (value := f * 10.0**power) <= high * 1.001]
 
 

@@ -32,9 +32,9 @@ class _Tracks:
     def take(self, stage: str, start_ns: int, end_ns: int) -> int:
         """The first track of this stage that is free at this time."""
         first = (self.order.index(stage) + 1) * _LANES
-        for tid in range(first, first + _LANES - 1):
-            if self.free_ns.get(tid, start_ns) <= start_ns:
-                break
+        tid = first
+        while self.free_ns.get(tid, start_ns) > start_ns and tid < first + _LANES - 1:
+            tid += 1
         self.free_ns[tid] = max(end_ns, self.free_ns.get(tid, 0))
         return tid
 

@@ -5,6 +5,8 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,43 @@ from trt_compress.runtime.power import PowerResult, PowerSession, RailSamples
 from trt_compress.runtime.power.rails import total_of, unknown_rails
 from trt_compress.runtime.power.reader import Source
 from trt_compress.runtime.power.session import power_result
+from trt_compress.runtime.power.stream import run_with_power
+from trt_compress.runtime.stream.result import Counts, Frames, Identity, Protocol, StreamResult
 
 S = 1_000_000_000
 MILLIWATTS = Source(name="ina", quantity="power_mw")
+
+
+@pytest.fixture
+def stream() -> StreamResult:
+    """A stream of which only the counts matter."""
+    columns: dict[str, Any] = {
+        name: () for name in Frames.__slots__ if name not in ("extra", "stage_ns", "queue_wait_ns")
+    }
+    return StreamResult(
+        identity=Identity(
+            bundle="digits",
+            model="zoo:digits_vit",
+            weights="none",
+            precision="fp32",
+            opset=20,
+            backend="ort-cpu",
+            levels=(),
+            native_library=None,
+            versions={},
+            device={},
+            sources=("frames/*.png",),
+        ),
+        protocol=Protocol(
+            kind="closed loop", fps=None, policy="block", queue_depth=2, deadline_ns=None, warmup=1, threads=1
+        ),
+        started_at="2026-11-24T10:00:00+00:00",
+        wall_ns=1,
+        ended="end of source",
+        counts=Counts(frames_in=4, delivered=4, dropped=0, failed=0, deadline_missed=None),
+        first_inference_ns=None,
+        frames=Frames(stage_ns={}, queue_wait_ns={}, **columns),
+    )
 
 
 def samples(times_s: Sequence[float], **rails: Sequence[float]) -> list[RailSamples]:
@@ -160,7 +196,7 @@ def test_a_session_samples_while_the_block_runs() -> None:
     assert reader.closed.is_set()
     result = power.result(start, end, num_inferences=4)
     assert result.mean_mw == pytest.approx(2500) and result.idle_mw == pytest.approx(2500)
-    assert 5 <= result.num_samples <= 21 and result.idle_seconds == pytest.approx(0.1)
+    assert 2 <= result.num_samples <= 21 and 0.1 <= result.idle_seconds < 5
     assert result.reasons == {"energy_j": f"n too small: {result.seconds:.1f} of 30 s"}
 
 
@@ -181,3 +217,41 @@ def test_windows_and_settings_that_cannot_be() -> None:
         power.result(now - 60 * S, now, num_inferences=1)
     with pytest.raises(ConfigError, match="interval_s=0, idle_seconds=0.0; give interval_s > 0"):
         PowerSession(Scripted(), interval_s=0)
+
+
+def test_a_stream_is_completed_by_its_power(stream: StreamResult) -> None:
+    reader = Scripted()
+
+    def run() -> StreamResult:
+        time.sleep(0.25)
+        return replace(stream, wall_ns=200_000_000)
+
+    result = run_with_power(run, reader, idle_seconds=0.05, interval_s=0.01)
+    power = PowerResult.from_json(result.resources.power, "power")
+    assert reader.closed.is_set()
+    assert power.seconds == pytest.approx(0.2) and power.num_inferences == stream.counts.delivered
+    assert power.mean_mw == pytest.approx(2500)
+    assert result.resources.idle_watt == pytest.approx(2.5) and result.resources.energy_joule is None
+    assert StreamResult.from_text(result.to_text()) == result
+    assert run_with_power(lambda: replace(stream, wall_ns=0), Scripted(), idle_seconds=0).resources.power is None
+
+
+def test_only_the_stream_itself_is_in_the_window(stream: StreamResult) -> None:
+    """Warm-up draws ten times the power; a scripted clock runs through both."""
+    now = [0]
+    lock = threading.Lock()
+
+    class Ramp(Scripted):
+        def read(self) -> RailSamples:
+            with lock:
+                return RailSamples(time_ns=now[0], values={"VDD_IN": 30_000.0 if now[0] < 10 * S else 3000.0})
+
+    def run() -> StreamResult:
+        for step in range(500):
+            with lock:
+                now[0] = (step + 1) * S // 10
+            time.sleep(0.001)
+        return replace(stream, wall_ns=35 * S)
+
+    result = run_with_power(run, Ramp(), idle_seconds=0, interval_s=0.0002, clock=lambda: now[0])
+    assert result.resources.energy_joule == pytest.approx(35 * 3)

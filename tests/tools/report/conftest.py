@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from trt_compress.runtime.manifest import Compression
+from trt_compress.runtime.power import PowerResult, RailSamples
+from trt_compress.runtime.power.reader import Source
+from trt_compress.runtime.power.session import power_result
 from trt_compress.runtime.stream.result import (
     Counts,
     Frames,
@@ -85,8 +88,9 @@ def scripted_stream(
         columns["level"].append("tome:num_merged=5" if outcome == "delivered" else None)
         columns["tokens_out"].append(int(25 + 8 * np.sin(frame / 40) ** 2) if outcome == "delivered" else None)
     outcomes = columns["outcome"]
-    counts = {outcome: outcomes.count(outcome) for outcome in ("delivered", "dropped", "failed")}
+    counts: dict[str, Any] = {outcome: outcomes.count(outcome) for outcome in ("delivered", "dropped", "failed")}
     causes = {reason: columns["reason"].count(reason) for reason in dict.fromkeys(columns["reason"]) if reason}
+    rows: dict[str, Any] = {name: tuple(column) for name, column in columns.items()}
     sites = tuple(
         Compression(
             site=f"blocks.{layer}",
@@ -148,7 +152,7 @@ def scripted_stream(
             first_after_idle=(False,) * n,
             stage_ns={stage: tuple(column) for stage, column in stages.items()},
             queue_wait_ns={queue: tuple(column) for queue, column in waits.items()},
-            **{name: tuple(column) for name, column in columns.items()},
+            **rows,
         ),
     )
 
@@ -170,3 +174,19 @@ def stream_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def power() -> PowerResult:
+    """40 s of an AGX Orin under load after 10 s of idle: 20 W in all, 8 W of it idle, and a rail that nobody knows."""
+    idle = {"VDD_GPU_SOC": 3000.0, "VDD_CPU_CV": 1000.0, "VIN_SYS_5V0": 4000.0, "VDD_NEW": 100.0}
+    load = {"VDD_GPU_SOC": 11000.0, "VDD_CPU_CV": 4000.0, "VIN_SYS_5V0": 5000.0, "VDD_NEW": 300.0}
+    taken = [RailSamples(time_ns=t * 100 * MS, values=idle if t < 100 else load) for t in range(501)]
+    second = 1000 * MS
+    return power_result(
+        Source(name="ina", quantity="power_mw"),
+        taken,
+        idle_ns=(0, 9 * second),
+        window_ns=(10 * second, 50 * second),
+        num_inferences=1000,
+    )

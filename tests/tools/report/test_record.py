@@ -1,0 +1,226 @@
+"""What a report says of a stream whose every number is known, and the schema that it keeps."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from trt_compress.errors import ConfigError
+from trt_compress.runtime.manifest import Compression as SiteCompression
+from trt_compress.runtime.power import PowerResult
+from trt_compress.runtime.power.session import RailPower
+from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.result import ControllerLog, StreamResult, Switch
+from trt_compress.tools.report import record as record_module
+from trt_compress.tools.report.from_stream import report_from_stream
+from trt_compress.tools.report.record import Report
+from trt_compress.tools.report.sections import run_sections, side_sections
+
+SCHEMA = json.loads((Path(record_module.__file__).parent / "schema/report-1.schema.json").read_text())
+MakeStream = Callable[..., StreamResult]
+
+
+def restated(ns: list[int], percent: float) -> int:
+    """The smallest sample that at least this share of all does not exceed."""
+    ordered = sorted(ns)
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1]
+
+
+def test_latencies_are_those_of_delivered_frames(make_stream: MakeStream) -> None:
+    stream = make_stream(900, drop_every=50, fail_at=(7, 8), spikes=3)
+    frames = stream.frames
+    delivered = [row for row, outcome in enumerate(frames.outcome) if outcome == "delivered"]
+    whole = [frames.end_ns[row] - frames.arrival_ns[row] for row in delivered]
+    compute = [frames.stage_ns["session"][row] or 0 for row in delivered]
+    latency = report_from_stream(stream).sides[0].latency
+    assert latency.end_to_end is not None and latency.inference is not None
+    for part, ns in ((latency.end_to_end, whole), (latency.inference, compute)):
+        assert (part.n, part.min_ns, part.max_ns) == (len(delivered), min(ns), max(ns))
+        assert part.median_ns == statistics.median(ns) and part.mean_ns == pytest.approx(statistics.fmean(ns))
+        assert part.std_ns == pytest.approx(statistics.stdev(ns))
+        assert (part.p90_ns, part.p95_ns, part.p99_ns) == tuple(restated(ns, percent) for percent in (90, 95, 99))
+        assert part.p99_9_ns is None and part.reasons == {"p99_9_ns": f"n too small: {len(ns)} of 6636"}
+    ends = sorted(frames.end_ns[row] for row in delivered)
+    gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    assert latency.inter_result_std_ns == pytest.approx(statistics.stdev(gaps))
+    assert latency.inter_result_max_minus_median_ns == max(gaps) - statistics.median(gaps)
+    assert latency.max_minus_median_ns == max(whole) - statistics.median(whole)
+    assert latency.deadline_missed == sum(ns > 33_000_000 for ns in whole) > 0
+    assert latency.throughput_per_s == pytest.approx(len(delivered) / 30)
+    assert latency.first_inference_ns == 31_000_000
+
+
+def test_every_frame_is_accounted_for(make_stream: MakeStream) -> None:
+    part = report_from_stream(make_stream(200, drop_every=20, fail_at=(1, 2, 3))).sides[0].accounting
+    assert part is not None
+    assert (part.frames_in, part.delivered, part.dropped, part.failed, part.rows) == (200, 187, 10, 3, 200)
+    assert part.causes == {"a newer frame came": 10, "the image is corrupt": 3}
+
+
+def test_the_split_follows_the_way_of_a_frame(make_stream: MakeStream) -> None:
+    stream = make_stream(100)
+    split = report_from_stream(stream).sides[0].split
+    assert [part.stage for part in split] == [
+        *("wait.source", "decode", "wait.preprocess", "preprocess", "wait.session"),
+        *("h2d", "session", "plugins", "d2h", "wait.postprocess", "postprocess", "sink"),
+    ]
+    timed = {part.stage: part.latency for part in split if part.latency is not None}
+    for stage, column in stream.frames.stage_ns.items():
+        assert timed[stage].median_ns == statistics.median(ns for ns in column if ns is not None)
+    missing = [part for part in split if part.latency is None]
+    assert [part.stage for part in missing] == ["h2d", "plugins", "d2h"]
+    assert all(part.reason == "not measured here: the run was on a CPU" for part in missing)
+
+
+def test_waterfalls_are_frames_that_there_were(make_stream: MakeStream) -> None:
+    stream = make_stream(101, spikes=1)
+    frames = stream.frames
+    whole = {frames.id[row]: frames.end_ns[row] - frames.arrival_ns[row] for row in range(101)}
+    typical, slowest = report_from_stream(stream).sides[0].plots.waterfalls
+    assert whole[typical.frame] == statistics.median_low(whole.values())
+    assert slowest.frame == max(whole, key=lambda frame: whole[frame])
+    for fall in (typical, slowest):
+        assert sum(step.ms for step in fall.steps) == pytest.approx(whole[fall.frame] / 1e6)
+        for before, after in zip(fall.steps, fall.steps[1:], strict=False):
+            assert after.start_ms == pytest.approx(before.start_ms + before.ms)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({}, "stable", "inference: median latency within"),
+        ({"noise": 0.3}, "unstable", "the coefficient of variation is"),
+        ({"n": 9}, "invalid", "9 samples do not fill 3 windows"),
+    ],
+)
+def test_the_verdict_is_that_of_the_inferences(
+    make_stream: MakeStream, change: dict[str, Any], status: str, reason: str
+) -> None:
+    verdict = report_from_stream(make_stream(**{"n": 300, **change})).sides[0].verdict
+    assert verdict.status == status and reason in "; ".join(verdict.reasons)
+    assert verdict.cv_bound == 0.10
+
+
+def test_a_backlog_that_grows_is_unstable(make_stream: MakeStream) -> None:
+    stream = make_stream(300)
+    late = tuple(end + row * 200_000 for row, end in enumerate(stream.frames.end_ns))
+    verdict = report_from_stream(replace(stream, frames=replace(stream.frames, end_ns=late))).sides[0].verdict
+    assert verdict.status == "unstable"
+    assert any(reason.startswith("end-to-end: median latency differs by") for reason in verdict.reasons)
+
+
+def test_a_stream_that_broke_is_invalid(make_stream: MakeStream) -> None:
+    broken = replace(make_stream(300), ended="error", error="Frame 12 of 'cam' is not finite.")
+    verdict = report_from_stream(broken).sides[0].verdict
+    assert verdict.status == "invalid"
+    assert verdict.reasons == ("the stream ended on an error: Frame 12 of 'cam' is not finite.",)
+
+
+def test_a_controller_is_told_when_the_run_is_unstable(make_stream: MakeStream) -> None:
+    log = ControllerLog(
+        settings={"percentile": 95.0}, switches=(Switch(frame=5, from_level="a", to_level="b", reason="p95"),)
+    )
+    report = report_from_stream(replace(make_stream(300, noise=0.3), controller=log))
+    assert report.sides[0].verdict.reasons[-1] == "the controller changed the keep level 1 times"
+    assert report.sides[0].compression.switches == 1
+
+
+def test_a_stream_that_delivered_nothing_says_so(make_stream: MakeStream) -> None:
+    report = report_from_stream(make_stream(40, drop_every=1))
+    side = report.sides[0]
+    assert side.latency.end_to_end is None and side.latency.reasons["end_to_end"] == "no frame was delivered"
+    assert side.verdict.status == "invalid"
+    assert all(section.rows for section in side_sections(side))
+
+
+def numbers_without_reason(data: Any, where: str = "") -> Iterator[str]:
+    """Fields that are null in an object that has reasons, and have none."""
+    if isinstance(data, dict):
+        if isinstance(reasons := data.get("reasons"), dict):
+            yield from (f"{where}.{name}" for name, value in data.items() if value is None and name not in reasons)
+        for name, value in data.items():
+            yield from numbers_without_reason(value, f"{where}.{name}")
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from numbers_without_reason(value, f"{where}[{index}]")
+
+
+def test_whatever_is_missing_says_why(make_stream: MakeStream) -> None:
+    for options in ({"n": 20}, {"n": 700, "deadline_ms": None}, {"n": 5, "drop_every": 1}):
+        data = report_from_stream(make_stream(**options)).to_json()
+        assert set(numbers_without_reason(data)) <= {".sides[0].identity.plugins"}, options
+
+
+def test_no_section_shows_a_bare_none(make_stream: MakeStream) -> None:
+    report = report_from_stream(make_stream(20))
+    cells = [
+        cell
+        for section in [*run_sections(report), *side_sections(report.sides[0])]
+        for row in section.rows
+        for cell in row
+    ]
+    assert "None" not in " ".join(cell for cell in cells if cell)
+
+
+def test_a_report_survives_json_and_keeps_what_a_later_version_adds(make_stream: MakeStream) -> None:
+    report = report_from_stream(make_stream(300, drop_every=30))
+    data = json.loads(report.to_text())
+    assert Report.from_data(data, "the report") == report
+    data |= {"schema_version": "1.7", "weather": {"celsius": 21}}
+    assert json.loads(Report.from_data(data, "the report").to_text()) == data
+    data["schema_version"] = "2.0"
+    with pytest.raises(ConfigError, match=r"the report has schema version 2\.0, and this trt-compress reads 1\.x"):
+        Report.from_data(data, "the report")
+
+
+def test_the_schema_accepts_reports(make_stream: MakeStream, power: PowerResult) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for stream in (make_stream(300, drop_every=30), make_stream(20, power=power.to_json())):
+        jsonschema.validate(json.loads(report_from_stream(stream).to_text()) | {"weather": 1}, SCHEMA)
+
+
+def test_the_schema_and_the_records_have_the_same_fields() -> None:
+    classes = [item for item in vars(record_module).values() if isinstance(item, type) and issubclass(item, Record)]
+    records: dict[str, type[Record]] = {cls.__name__: cls for cls in classes if cls not in (Record, SiteCompression)}
+    records |= {"SiteCompression": SiteCompression, "PowerResult": PowerResult, "RailPower": RailPower}
+    schemas = {**SCHEMA["$defs"], "Report": SCHEMA}
+    assert set(schemas) == set(records)
+    for name, schema in schemas.items():
+        fields = [item.metadata.get("json", item.name) for item in dataclasses.fields(records[name])]
+        assert set(schema["properties"]) == set(schema["required"]) == set(fields) - {"extra"}, name
+        assert schema["additionalProperties"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("document",), "trt-compress stream"),
+        (("schema_version",), "2.0"),
+        (("sides",), []),
+        (("sides", 0, "verdict", "status"), "fine"),
+        (("sides", 0, "latency", "end_to_end", "p99_ns"), "n too small"),
+        (("sides", 0, "split", 0, "kind"), "queue"),
+    ],
+)
+def test_the_schema_refuses_what_is_none(make_stream: MakeStream, path: tuple[Any, ...], value: Any) -> None:
+    data = json.loads(report_from_stream(make_stream(50)).to_text())
+    holder = data
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, SCHEMA)
+
+
+def test_power_is_part_of_the_resources(make_stream: MakeStream, power: PowerResult) -> None:
+    resources = report_from_stream(make_stream(50, power=power.to_json())).sides[0].resources
+    assert resources.power == power and "power" not in resources.reasons
+    with pytest.raises(ConfigError, match="The result's power readings do not fit: resources.power has no field"):
+        report_from_stream(make_stream(50, power={"reader": "ina"}))
