@@ -29,7 +29,7 @@ def report(
     from trt_compress.tools.report.write import write_all, write_page, write_trace
 
     loaded = [load(path) for path in results]
-    names = [_stem(item.path) for item in loaded]
+    names = [_name(path) for path in results]
     places = [(str(output or item.path.parent), name) for item, name in zip(loaded, names, strict=True)]
     if twice := [name for place, name in places if places.count((place, name)) > 1]:
         raise ConfigError(f"Two results would both be written as '{twice[0]}'; report them one by one.")
@@ -83,6 +83,6 @@ def compare(
         raise GateError(f"{len(broken)} of {len(comparison.budget)} limits are broken: {sentences}.", report=comparison)
 
 
-def _stem(path: Path) -> str:
-    name = path.name.removesuffix(".json").removesuffix(".report")
-    return path.resolve().parent.name if name == "result" else name
+def _name(given: Path) -> str:
+    """What the files of a result are called: as its file, or as its run's directory."""
+    return given.resolve().name if given.is_dir() else given.name.removesuffix(".json").removesuffix(".report")

@@ -12,6 +12,8 @@ import pytest
 
 from trt_compress.export.bundle import update_bundle
 from trt_compress.runtime import Bundle
+from trt_compress.runtime.latency import summarize
+from trt_compress.tools.bench.bundle import compare_outputs
 from trt_compress.tools.machine import cpu_cores
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -37,10 +39,40 @@ def test_a_bundle_beside_its_baseline(cli: Cli, make_bundle: Maker, tmp_path: Pa
     measured, dense = result["sides"]
     assert (measured["role"], dense["role"]) == ("bundle", "baseline")
     assert (measured["identity"]["compression"], dense["identity"]["compression"]) == ("tome:num_merged=13", "none")
-    assert measured["latency"]["n"] == 64
+    assert measured["latency"]["n"] == len(measured["latencies_ns"]) == 64
+    assert measured["first_inference_ns"] > 0 and measured["identity"]["graph_bytes"] > 0
+    alike = {"n": 4, "max_abs": 0.0, "cosine": pytest.approx(1.0), "top1_agreement": 1.0}
+    assert result["quality"] == {"scores": alike}
+    for side in result["sides"]:
+        assert (
+            min(side["latencies_ns"]) == side["latency"]["min_ns"]
+            and summarize(side["latencies_ns"]).median_ns == (side["latency"]["median_ns"])
+        )
     assert measured["latency"]["min_ns"] <= measured["latency"]["median_ns"] <= measured["latency"]["p90_ns"]
     assert result["speedup"]["low"] <= result["speedup"]["median"] <= result["speedup"]["high"]
     assert result["device"]["cores"] == cpu_cores() and result["versions"]["onnxruntime"]
+
+
+def test_outputs_are_compared_item_by_item() -> None:
+    ours = {"a": np.array([[1.0, 0.0], [3.0, 4.0]]), "b": np.array([1.0, 2.0]), "n": np.array([1, 2])}
+    theirs = {"a": np.array([[0.0, 1.0], [3.0, 4.5]]), "b": np.array([1.0, 2.0]), "n": np.array([1, 2])}
+    compared = compare_outputs(ours, theirs)
+    assert set(compared) == {"a", "b"}  # whole numbers are no scores
+    assert compared["a"] == {"n": 2, "max_abs": 1.0, "cosine": 0.0, "top1_agreement": 0.5}
+    assert compared["b"] == {"n": 2, "max_abs": 0.0, "cosine": 1.0}
+
+
+def test_a_benchmark_can_be_reported_and_held_to_a_budget(cli: Cli, make_bundle: Maker, tmp_path: Path) -> None:
+    bundle, baseline = make_bundle("merged", compressor="tome"), make_bundle("dense")
+    cli("bench", bundle, "--baseline", baseline, "--pairs", 70, "--threads", 1, "--json", "result.json")
+    finished = cli("report", "result.json", "-o", "out", "--json")
+    assert finished.returncode == 0, finished.stderr
+    report, result = json.loads(finished.stdout), json.loads((tmp_path / "result.json").read_text())
+    assert report["speedup"]["median"] == result["speedup"]["median"]
+    assert [side["verdict"]["status"] for side in report["sides"]] == [s["verdict"]["status"] for s in result["sides"]]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.report.json", "result.report.html"}
+    gate = cli("compare", "result.json", "--budget", "speedup>=1000,scores_cosine>=0.99")
+    assert gate.returncode == 3 and "1 of 2 limits are broken: speedup is" in gate.stderr
 
 
 def test_json_to_stdout_is_one_document(cli: Cli, make_bundle: Maker) -> None:
