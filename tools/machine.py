@@ -83,6 +83,12 @@ def jetpack_release() -> str | None:
         return None
 
 
+def power_mode() -> str | None:
+    """Power mode of a Jetson, as `nvpmodel -q` names it, or None on other machines."""
+    found = re.search(r"^NV Power Mode:\s*(\S.*)$", command_output("nvpmodel", "-q") or "", re.MULTILINE)
+    return found.group(1).strip() if found else None
+
+
 def command_output(*command: str) -> str | None:
     """What a command prints, or None if it is missing or fails."""
     if shutil.which(command[0]) is None:
@@ -101,6 +107,7 @@ def describe_device() -> dict[str, object]:
         "cores": cpu_cores(),
         "gpus": gpus(),
         "jetpack": jetpack_release(),
+        "power_mode": power_mode(),
         "platform": platform.platform(),
         "python": platform.python_version(),
     }

@@ -84,7 +84,8 @@ def hold(limits: Sequence[Limit], metrics: Mapping[str, Metric]) -> list[Held]:
             held.append(Held(limit=limit, value=None, passed=False, reason=metric.reason))
             continue
         passed = metric.value <= limit.value if limit.relation == "<=" else metric.value >= limit.value
-        held.append(Held(limit=limit, value=metric.value, passed=passed, reason=metric.of or None))
+        seen_in = ", ".join(filter(None, [metric.of, f"n {metric.n}" if metric.n is not None else ""]))
+        held.append(Held(limit=limit, value=metric.value, passed=passed, reason=seen_in or None))
     return held
 
 

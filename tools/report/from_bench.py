@@ -114,6 +114,7 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
             fps=None,
             policy=None,
             deadline_ns=None,
+            deadline_is_period=False,
             warmup=protocol.warmup,
             threads=protocol.threads,
             streams=1,
@@ -212,8 +213,7 @@ def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ..
     no_stream = f"{NOT_HERE}: bench feeds arrays that are ready"
     parts = [Part(name="compute", stage="session", kind="work", latency=Distribution.from_summary(summarize(ns)))]
     parts += [
-        Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=not_here)
-        for key in ("h2d", "plugins", "d2h")
+        Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=not_here) for key in DEVICE_PARTS
     ]
     parts += [
         Part(name=name, stage=stage, kind=kind, latency=None, reason=no_stream)

@@ -42,7 +42,7 @@ PART_NAMES = {
 }
 """The stages of a stream, by the names that reports use."""
 
-DEVICE_PARTS = {"h2d": "host to device", "plugins": "plugin time", "d2h": "device to host"}
+DEVICE_PARTS = {"enqueue": "enqueue time", "h2d": "host to device", "plugins": "plugin time", "d2h": "device to host"}
 """What only a device can time."""
 
 
@@ -119,7 +119,8 @@ def report_from_stream(result: StreamResult) -> Report:
             kind=protocol.kind,
             fps=protocol.fps,
             policy=protocol.policy,
-            deadline_ns=protocol.deadline_ns,
+            deadline_ns=_deadline_ns(result),
+            deadline_is_period=protocol.deadline_ns is None and protocol.fps is not None,
             warmup=protocol.warmup,
             threads=protocol.threads,
             streams=protocol.streams,
@@ -137,6 +138,27 @@ def machine(device: dict[str, Any], versions: dict[str, str]) -> Machine:
     return Machine(device=device, versions=versions, power_mode=mode, reasons=reasons)
 
 
+def _deadline_ns(result: StreamResult) -> int | None:
+    """The frame budget: what was set, else 1/fps."""
+    protocol = result.protocol
+    if protocol.deadline_ns is not None or not protocol.fps:
+        return protocol.deadline_ns
+    return round(1e9 / protocol.fps)
+
+
+def _missed(result: StreamResult) -> tuple[int | None, str]:
+    """Delivered frames over the budget; None comes with the reason."""
+    budget = _deadline_ns(result)
+    if budget is None:
+        return None, "there was no deadline, and no frame rate to take one from"
+    if result.counts.deadline_missed is not None:
+        return result.counts.deadline_missed, ""
+    end_to_end = result.frames.end_to_end_ns()
+    if len(end_to_end) < result.counts.delivered:
+        return None, "no deadline was set, and the result did not keep every frame to count those over 1/fps"
+    return sum(ns > budget for ns in end_to_end), ""
+
+
 def _delivered(result: StreamResult) -> list[int]:
     return [row for row, outcome in enumerate(result.frames.outcome) if outcome == "delivered"]
 
@@ -151,6 +173,7 @@ def _latency(result: StreamResult) -> Latency:
     end_to_end = result.frames.end_to_end_ns()
     gaps = np.diff(np.sort([result.frames.end_ns[row] for row in rows])).astype(np.float64)
     delivered = result.counts.delivered
+    missed, why_not = _missed(result)
     reasons = {}
     for name, missing, why in (
         ("inference", not inference, "no frame was delivered"),
@@ -159,7 +182,7 @@ def _latency(result: StreamResult) -> Latency:
         ("throughput_per_s", not result.wall_ns, "the stream took no time"),
         ("inter_result_std_ns", len(gaps) < 2, f"n too small: {len(gaps)} of 2 times between results"),
         ("inter_result_max_minus_median_ns", len(gaps) < 1, f"n too small: {len(gaps)} of 1 times between results"),
-        ("deadline_missed", result.counts.deadline_missed is None, "there was no deadline"),
+        ("deadline_missed", missed is None, why_not),
         ("first_inference_ns", result.first_inference_ns is None, "the first inference was not timed"),
         ("after_idle", not result.after_idle_ns, "no frame came after a pause"),
     ):
@@ -172,7 +195,7 @@ def _latency(result: StreamResult) -> Latency:
         inter_result_std_ns=float(gaps.std(ddof=1)) if len(gaps) > 1 else None,
         inter_result_max_minus_median_ns=float(gaps.max() - np.median(gaps)) if len(gaps) else None,
         max_minus_median_ns=float(max(end_to_end) - np.median(end_to_end)) if end_to_end else None,
-        deadline_missed=result.counts.deadline_missed,
+        deadline_missed=missed,
         first_inference_ns=result.first_inference_ns,
         after_idle=Distribution.of(result.after_idle_ns),
         reasons=reasons,
@@ -192,7 +215,8 @@ def _split(result: StreamResult, device: Literal["cpu", "gpu"]) -> tuple[Part, .
         if stage in waits:
             parts.append(_part(f"queue wait: {stage}", f"wait.{stage}", _present(waits.pop(stage), rows)))
         if stage == "session":
-            parts.append(Part(name=DEVICE_PARTS["h2d"], stage="h2d", kind="work", latency=None, reason=why))
+            for key in ("enqueue", "h2d"):
+                parts.append(Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=why))
         timed = _present(frames.stage_ns[stage], rows) if stage in frames.stage_ns else []
         parts.append(_part(PART_NAMES.get(stage, stage), stage, timed))
         if stage == "session":

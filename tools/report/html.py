@@ -121,7 +121,7 @@ def _tail_tile(name: str, part: Distribution) -> Tile:
     """The highest percentile that n supports, or what is missing for any."""
     for label, ns in (("p99", part.p99_ns), ("p95", part.p95_ns), ("p90", part.p90_ns)):
         if ns is not None:
-            return (f"{name}{label}", ms(ns), f"max {ms(part.max_ns)}")
+            return (f"{name}{label}", ms(ns), f"n {part.n}, max {ms(part.max_ns)}")
     return (f"{name}p90", None, reason(part.reasons, "p90_ns"))
 
 

@@ -31,6 +31,7 @@ class Metric:
     unit: str
     better: Better
     of: str = ""
+    n: int | None = None
 
 
 def metrics_of(report: Report, side: Side) -> dict[str, Metric]:
@@ -76,8 +77,13 @@ def _statistics(prefix: str, part: Distribution | None, why: str | None, *, of: 
                 unit="ms",
                 better="lower",
                 of=of,
+                n=part.n if part is not None else None,
             )
         )
+    count = None if part is None else float(part.n)
+    found.append(
+        Metric(name=f"{prefix}n", value=count, reason=why or "not known", unit="results", better="neither", of=of)
+    )
     cv = part.cv if part is not None else None
     no_cv = None if cv is not None else (part.reasons.get("cv") if part is not None else why) or "not known"
     found.append(Metric(name=f"{prefix}cv", value=cv, reason=no_cv, unit="", better="lower", of=of))

@@ -99,6 +99,8 @@ class Protocol(Record):
 
     Attributes:
         kind: "closed loop", "closed loop, interleaved ABAB", "fixed rate", "bursts" or "live".
+        deadline_ns: Frame budget: what was set, else the time between two frames of a fixed rate.
+        deadline_is_period: Whether it is that time, because none was set.
         warmup: Runs before the measured ones, which no number includes.
         settings: The rest, by name, for the reader.
     """
@@ -107,6 +109,7 @@ class Protocol(Record):
     fps: float | None
     policy: str | None
     deadline_ns: int | None
+    deadline_is_period: bool
     warmup: int
     threads: int | None
     streams: int

@@ -29,9 +29,10 @@ def run_sections(report: Report) -> list[Section]:
         ("protocol", protocol.kind),
         ("started", report.started_at),
         ("frame rate", None if protocol.fps is None else f"{number(protocol.fps)} per s"),
-        ("deadline", deadline or "none"),
+        ("deadline", f"{deadline}{', 1/fps' if protocol.deadline_is_period else ''}" if deadline else "none"),
         ("policy of full queues", protocol.policy),
         ("warm-up", f"{protocol.warmup} runs, in no number"),
+        ("streams of one query", str(protocol.streams) if protocol.streams > 1 else None),
         ("threads", "the backend's own choice" if protocol.threads is None else str(protocol.threads)),
         *((name, _text(value)) for name, value in protocol.settings.items()),
     ]
@@ -172,13 +173,14 @@ def _split(side: Side) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for part in side.split:
         if part.latency is None:
-            rows.append((part.name, None, None, None, None, part.reason))
+            rows.append((part.name, None, None, None, None, None, part.reason))
             continue
         latency = part.latency
         tail = "n too small" if latency.p99_ns is None else number(latency.p99_ns / 1e6)
         rows.append(
             (
                 part.name,
+                str(latency.n),
                 number(latency.median_ns / 1e6),
                 number(latency.mean_ns / 1e6),
                 tail,
@@ -186,7 +188,7 @@ def _split(side: Side) -> Section:
                 "",
             )
         )
-    return Section(title="Split in ms", columns=("part", "median", "mean", "p99", "max", ""), rows=tuple(rows))
+    return Section(title="Split in ms", columns=("part", "n", "median", "mean", "p99", "max", ""), rows=tuple(rows))
 
 
 def _compression(side: Side) -> list[Section]:

@@ -12,6 +12,7 @@ _COMPARED = (
         for kind in ("end_to_end", "inference")
         for statistic in ("p50", "p95", "p99", "p99_9", "max")
     ),
+    *("end_to_end_n", "inference_n"),
     *("fps", "speedup", "jitter_ms", "missed_percent", "dropped_percent", "failed", "first_inference_ms"),
     *("after_idle_p50_ms", "tokens_out", "flops", "peak_rss_mib", "power_w", "energy_per_inference_j"),
     "net_energy_per_inference_j",
@@ -63,10 +64,10 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.budget:
         print_text("")
         held = [
-            (str(item.limit), _value(item.value) or item.reason, "held" if item.passed else "BROKEN")
+            (str(item.limit), _value(item.value), item.reason, "held" if item.passed else "BROKEN")
             for item in comparison.budget
         ]
-        print_table("Budget of B", ("limit", "seen", ""), held)
+        print_table("Budget of B", ("limit", "seen", "of", ""), held)
 
 
 def _print(section: Section, title: str) -> None:

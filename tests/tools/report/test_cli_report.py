@@ -238,7 +238,7 @@ def test_a_broken_budget_exits_3_and_names_every_limit(cli: Cli, stream_file: Wr
     )
     assert finished.returncode == 3
     text = seen(finished)
-    assert re.search(r"4 of 5 limits are broken: p95_ms \(end-to-end\) is 15\.\d, allowed <= 10; ", text)
+    assert re.search(r"4 of 5 limits are broken: p95_ms \(end-to-end, n 270\) is 15\.\d, allowed <= 10; ", text)
     assert "p99_ms is not known (n too small: 270 of 662), allowed <= 33; dropped is 30.0, allowed <= 5; " in text
     assert "energy_per_inference_j is not known (not measured here: the run had no power reader), allowed <= 1." in text
     as_json = cli("compare", "a.json", "b.json", "--budget", "dropped<=5,fps>=1", "--json")

@@ -69,13 +69,13 @@ def test_the_split_follows_the_way_of_a_frame(make_stream: MakeStream) -> None:
     split = report_from_stream(stream).sides[0].split
     assert [part.stage for part in split] == [
         *("wait.source", "decode", "wait.preprocess", "preprocess", "wait.session"),
-        *("h2d", "session", "plugins", "d2h", "wait.postprocess", "postprocess", "sink"),
+        *("enqueue", "h2d", "session", "plugins", "d2h", "wait.postprocess", "postprocess", "sink"),
     ]
     timed = {part.stage: part.latency for part in split if part.latency is not None}
     for stage, column in stream.frames.stage_ns.items():
         assert timed[stage].median_ns == statistics.median(ns for ns in column if ns is not None)
     missing = [part for part in split if part.latency is None]
-    assert [part.stage for part in missing] == ["h2d", "plugins", "d2h"]
+    assert [part.stage for part in missing] == ["enqueue", "h2d", "plugins", "d2h"]
     assert all(part.reason == "not measured here: the run was on a CPU" for part in missing)
 
 
@@ -90,6 +90,19 @@ def test_waterfalls_are_frames_that_there_were(make_stream: MakeStream) -> None:
         assert sum(step.ms for step in fall.steps) == pytest.approx(whole[fall.frame] / 1e6)
         for before, after in zip(fall.steps, fall.steps[1:], strict=False):
             assert after.start_ms == pytest.approx(before.start_ms + before.ms)
+
+
+def test_without_a_deadline_the_budget_is_one_over_fps(make_stream: MakeStream) -> None:
+    stream = make_stream(300, deadline_ms=None, spikes=4, fps=20.0)
+    report = report_from_stream(stream)
+    whole = stream.frames.end_to_end_ns()
+    assert report.protocol.deadline_ns == 50_000_000 and report.protocol.deadline_is_period
+    assert report.sides[0].latency.deadline_missed == sum(ns > 50_000_000 for ns in whole) > 0
+    kept = replace(stream.frames, outcome=("dropped",) * 200 + stream.frames.outcome[200:])
+    latency = report_from_stream(replace(stream, frames=kept)).sides[0].latency
+    assert latency.deadline_missed is None and "did not keep every frame" in latency.reasons["deadline_missed"]
+    unpaced = report_from_stream(replace(stream, protocol=replace(stream.protocol, kind="closed loop", fps=None)))
+    assert unpaced.protocol.deadline_ns is None and unpaced.sides[0].latency.deadline_missed is None
 
 
 @pytest.mark.parametrize(
