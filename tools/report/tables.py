@@ -2,7 +2,7 @@
 
 from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.compare import Comparison
-from trt_compress.tools.report.numbers import number
+from trt_compress.tools.report.numbers import count, number
 from trt_compress.tools.report.record import Ratio, Report
 from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text
 
@@ -86,4 +86,4 @@ def _ratio(ratio: Ratio) -> str:
 
 
 def _value(value: float | None) -> str | None:
-    return None if value is None else number(value)
+    return count(value) if value is None or value.is_integer() else number(value)
