@@ -233,8 +233,8 @@ def _compression(identity: _Identity) -> Compression:
     tokens = [site.tokens_in for site in sites[:1]] + [site.tokens_out for site in sites[-1:]]
     counted = [float(value) if isinstance(value, int) else None for value in tokens] or [None, None]
     reasons = {
-        "kv_bytes_before": "the model keeps no key-value cache",
-        "kv_bytes_after": "the model keeps no key-value cache",
+        "kv_bytes_before": f"{NOT_HERE}: the result does not record a key-value cache",
+        "kv_bytes_after": f"{NOT_HERE}: the result does not record a key-value cache",
         "selector_ns": f"{NOT_HERE}: it takes a profiler, and none is attached to a timed run",
     }
     why = "nothing compresses it" if not sites else "the number varies with the input"

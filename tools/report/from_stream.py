@@ -237,8 +237,8 @@ def _compression(result: StreamResult) -> Compression:
     tokens_in, tokens_out = _present(frames.tokens_in, rows), _present(frames.tokens_out, rows)
     first = levels[0]
     reasons = {
-        "kv_bytes_before": "the model keeps no key-value cache",
-        "kv_bytes_after": "the model keeps no key-value cache",
+        "kv_bytes_before": f"{NOT_HERE}: the result does not record a key-value cache",
+        "kv_bytes_after": f"{NOT_HERE}: the result does not record a key-value cache",
         "selector_ns": f"{NOT_HERE}: it takes a profiler, and none is attached to a timed run",
     }
     for name, missing in (("tokens_in", not tokens_in), ("tokens_out", not tokens_out)):
