@@ -196,7 +196,7 @@ def test_two_runs_are_compared_without_a_claim(cli: Cli, stream_file: Write) -> 
     text = seen(finished)
     assert "two runs, no speed-up claimed" in text and "Verdicts: A stable, B stable." in text
     assert "deadline 33.0 ms 20.0 ms" in text and "bundle dense merged" in text
-    assert "fps 30 27 per s -10.0%" in text
+    assert "fps 30.0 27.0 per s -10.0%" in text
     data = json.loads(cli("compare", "a.json", "b.json", "--json").stdout)
     assert data["ratio"] is None and data["claim"].startswith("two runs, no speed-up claimed")
 
