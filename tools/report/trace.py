@@ -103,7 +103,7 @@ def _frame_events(result: StreamResult, row: int, tracks: _Tracks) -> list[Event
             continue
         tid = tracks.take(step.name, start_ns, step_end_ns)
         duration = (step_end_ns - start_ns) / 1000
-        spans.append(event("X", f"{step.name} {number}", start_ns, tid, dur=duration, args={"frame": number}))
+        spans.append(event("X", step.name, start_ns, tid, dur=duration, args={"frame": number}))
         work.append((start_ns, tid))
     flow = []
     if len(work) > 1:

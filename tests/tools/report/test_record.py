@@ -145,6 +145,21 @@ def test_a_controller_is_told_when_the_run_is_unstable(make_stream: MakeStream) 
     assert report.sides[0].compression.switches == 1
 
 
+def test_every_level_is_shown_with_its_frames(make_stream: MakeStream) -> None:
+    stream = make_stream(300)
+    light = replace(stream.identity.levels[0], name="light", flops=40e6, compression=())
+    levels = tuple("light" if row % 3 == 0 else name for row, name in enumerate(stream.frames.level))
+    identity = replace(stream.identity, levels=(stream.identity.levels[0], light))
+    both = replace(stream, identity=identity, frames=replace(stream.frames, level=levels))
+    report = report_from_stream(both)
+    shown = {level.name: level.frames for level in report.sides[0].compression.levels}
+    assert shown == {"tome:num_merged=5": 200, "light": 100}
+    assert report.sides[0].identity.compression == "tome:num_merged=5 | none"
+    assert set(report.sides[0].identity.graphs) == {"tome:num_merged=5/model.onnx", "light/model.onnx"}
+    tables = {section.title: section for section in side_sections(report.sides[0])}
+    assert [row[:2] for row in tables["Keep levels"].rows] == [("tome:num_merged=5", "200"), ("light", "100")]
+
+
 def test_a_stream_that_delivered_nothing_says_so(make_stream: MakeStream) -> None:
     report = report_from_stream(make_stream(40, drop_every=1))
     side = report.sides[0]
