@@ -114,7 +114,9 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
         if deadline_ms is not None:
             board.line(size.left, to_y(deadline_ms), size.left + size.inner_width, to_y(deadline_ms), "deadline")
             words = f"deadline {number(deadline_ms)} ms"
-            board.text(size.left + size.inner_width, to_y(deadline_ms) - 5, words, anchor="end", kind="label deadline")
+            board.text(
+                size.left + size.inner_width, to_y(deadline_ms) - 5, words, anchor="end", kind="label deadline halo"
+            )
         for part in plots:
             for x, count, outcome in zip(part.lost_x, part.lost_count, part.lost_outcome, strict=True):
                 at = f"{tick_text(round(x, 3))} s: {count} {outcome}"
@@ -326,8 +328,10 @@ def _tokens(side: Side, identifier: str) -> Figure:
             board.text(right, y - 5, words, anchor="end", kind="label")
         board.steps([to_x(x) for x in plots.tokens_x], [to_y(y) for y in plots.tokens_out], _series_kind(0))
 
-    rows = [(a, b, low, high_) for a, b, low, high_ in _slices(plots.tokens_x, plots.tokens_out)]
-    description = f"Between {tick_text(min(plots.tokens_out))} and {tick_text(high)} tokens a frame."
+    rows = _slices(plots.tokens_x, plots.tokens_out)
+    low = min(plots.tokens_out)
+    span = f"{tick_text(high)}" if low == high else f"Between {tick_text(low)} and {tick_text(high)}"
+    description = f"{span} tokens a frame."
     return Figure(
         title=title,
         caption=f"{description} The line goes from frame to frame; the reference is what the model gets uncompressed.",
