@@ -1,6 +1,7 @@
 """The drawing board of the plots: scales, axes and marks as SVG text. Colours are classes of `page.css`."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -46,37 +47,37 @@ class Board:
 
     def text(self, x: float, y: float, words: str, *, anchor: str = "start", kind: str = "label") -> None:
         """Write words at a point."""
-        self.parts.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
+        self.parts.append(
+            f'<text class="{escape(kind)}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+        )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """Draw a straight line."""
-        self.parts.append(f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+        self.parts.append(f'<line class="{escape(kind)}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 
     def dots(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
         """Draw a dot at every point, as one path."""
         if not x:
             return
         path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
-        self.parts.append(f'<path class="dots {kind}" d="{path}"/>')
+        self.parts.append(f'<path class="dots {escape(kind)}" d="{path}"/>')
 
     def steps(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
         """Draw a line that goes right first and then up."""
         if not x:
             return
         path = f"M{x[0]:.1f} {y[0]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x[1:], y[1:], strict=True))
-        self.parts.append(f'<path class="line {kind}" d="{path}"/>')
+        self.parts.append(f'<path class="line {escape(kind)}" d="{path}"/>')
 
     def polyline(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
         """Draw a line from point to point."""
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
-        self.parts.append(f'<path class="line {kind}" d="M{path}"/>')
+        self.parts.append(f'<path class="line {escape(kind)}" d="M{path}"/>')
 
     def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
         """Draw a bar; it is never thinner than one pixel. The title shows when it is pointed at."""
-        self.parts.append(
-            f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{max(height, 1):.1f}">'
-            f"<title>{escape(title)}</title></rect>"
-        )
+        place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{max(height, 1):.1f}"'
+        self.parts.append(f'<rect class="{escape(kind)}" {place}><title>{escape(title)}</title></rect>')
 
     def mark(self, x: float, y: float, kind: str, title: str) -> None:
         """Draw a mark for one point: a circle with a title; of a lost frame a triangle or a cross."""
@@ -86,7 +87,7 @@ class Board:
         }
         default = f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"
         path = shapes.get(kind, default)
-        self.parts.append(f'<path class="mark {kind}" d="{path}"><title>{escape(title)}</title></path>')
+        self.parts.append(f'<path class="mark {escape(kind)}" d="{path}"><title>{escape(title)}</title></path>')
 
     def axes(
         self, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_title: str, y_title: str
@@ -106,7 +107,7 @@ class Board:
 
     def svg(self, identifier: str, title: str, description: str) -> str:
         """Give the finished drawing; identifiers of a page must differ."""
-        key = f"{identifier}-{self.size.name}"
+        key = re.sub(r"\W+", "-", f"{identifier}-{self.size.name}")
         return (
             f'<svg class="{self.size.name}" viewBox="0 0 {self.size.width} {self.size.height}" role="img" '
             f'aria-labelledby="{key}-t {key}-d" xmlns="http://www.w3.org/2000/svg">'

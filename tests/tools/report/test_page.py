@@ -1,22 +1,28 @@
 """The page: self-contained, escaped, accessible, and drawn from the numbers that the report has."""
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from trt_compress.runtime.power import PowerResult
 from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.tools.report import record as record_module
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.html import page_from_report
+from trt_compress.tools.report.record import Report
 from trt_compress.tools.report.series import ecdf, gather, thin
 from trt_compress.tools.report.svg import decade_ticks, linear, logarithmic, nice_ticks
 
 MakeStream = Callable[..., StreamResult]
 Attributes = dict[str, str | None]
 
+SCHEMA = json.loads((Path(record_module.__file__).parent / "schema/report-1.schema.json").read_text())
 VOID = {"meta"}
 EVIL = "<script>alert('1')</script>\"&<img src=x onerror=alert(2)>"
 
@@ -84,6 +90,25 @@ def test_whatever_comes_from_a_result_is_escaped(make_stream: MakeStream) -> Non
     assert not page.of("script") and not page.of("img") and not page.of("b") and "<svg onload" not in page_text
     assert EVIL in "".join(page.words)
     assert "<b>&amp;</b>" in "".join(page.words)
+
+
+def test_a_report_that_was_tampered_with_cannot_leave_its_text(stream: StreamResult) -> None:
+    """A report file may come from anywhere: every string of it, names of kinds and roles too, is made evil."""
+
+    def poison(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {poison(name) if name not in known else name: poison(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [poison(item) for item in value]
+        return EVIL if isinstance(value, str) else value
+
+    data = json.loads(report_from_stream(stream).to_text())
+    known = {name for schema in (SCHEMA, *SCHEMA["$defs"].values()) for name in schema["properties"]}
+    evil = poison(data) | {"schema_version": "1.0"}
+    page = Page(page_from_report(Report.from_data(evil, "the report")))
+    assert not page.of("script") and not page.of("img")
+    assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "".join(page.words).count(EVIL) > 50
 
 
 def test_every_plot_has_a_title_words_and_a_table(page: Page) -> None:
