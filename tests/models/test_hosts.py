@@ -1,5 +1,7 @@
 """Models by name: what is listed, what is loaded, and what an unknown name is told."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -72,8 +74,8 @@ def test_preprocessing_is_that_of_the_model() -> None:
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_base_patch16_siglip_gap_224"])
 def test_a_model_without_a_classifier_gives_its_features(name: str) -> None:
     with torch.device("meta"):
-        module = timm.create_model(name).eval()
-    size = module.patch_embed.img_size
+        module: Any = timm.create_model(name).eval()
+    size: tuple[int, int] = module.patch_embed.img_size
     graph = classifier_graph(module, (), name=name, input_shape=(3, *size))
     (features,) = graph.outputs
     assert features.name == "features"
