@@ -74,6 +74,24 @@ def _(x: Tensor, weight: Tensor, normalize: int) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1], x.shape[2])
 
 
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.normalize = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weight = ctx.saved_tensors
+    matrix = weight.float().softmax(dim=-1) if ctx.normalize == 1 else weight.float()
+    grad_x = matrix.transpose(1, 2) @ grad.float()
+    grad_matrix = grad.float() @ x.float().transpose(1, 2)
+    if ctx.normalize == 1:
+        grad_matrix = matrix * (grad_matrix - (grad_matrix * matrix).sum(dim=-1, keepdim=True))
+    return grad_x.to(x.dtype), grad_matrix.sum_to_size(weight.shape).to(weight.dtype), None
+
+
+_token_mix.register_autograd(_backward, setup_context=_save_for_backward)
+
+
 def token_mix(x: Tensor, weight: Tensor, *, normalize: str = "none") -> Tensor:
     """Mix the tokens of each sequence by a matrix.
 

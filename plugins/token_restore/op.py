@@ -77,6 +77,23 @@ def _(y: Tensor, index: Tensor, mode: int) -> Tensor:
     return y.new_empty(y.shape[0], index.shape[1], y.shape[2])
 
 
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    y, index, ctx.mode = inputs
+    ctx.rows = y.shape[1]
+    ctx.save_for_backward(index)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (index,) = ctx.saved_tensors
+    places = index[..., None].expand(-1, -1, grad.shape[2])
+    if ctx.mode == MODES.index("unpermute"):
+        return grad.gather(1, places), None, None
+    return grad.new_zeros(grad.shape[0], ctx.rows, grad.shape[2]).scatter_add(1, places, grad), None, None
+
+
+_token_restore.register_autograd(_backward, setup_context=_save_for_backward)
+
+
 def token_restore(y: Tensor, index: Tensor, *, mode: str = "unmerge") -> Tensor:
     """Bring compressed tokens back to all positions.
 

@@ -153,6 +153,28 @@ def _(
     )
 
 
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, score, *_, remainder = inputs
+    ctx.remainder = remainder
+    ctx.save_for_backward(x, score, *output[1:])
+
+
+def _backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x and, through a fused token, of the score; which tokens are kept has none."""
+    x, score, index, rest = ctx.saved_tensors
+    num_kept, channels = index.shape[1], x.shape[2]
+    grad_x = torch.zeros_like(x).scatter(1, index[..., None].expand(-1, -1, channels), grad_y[:, :num_kept])
+    grad_score = torch.zeros_like(score)
+    if ctx.remainder == 1:
+        fused, places = grad_y[:, num_kept:], rest[..., None].expand(-1, -1, channels)
+        grad_x.scatter_(1, places, score.gather(1, rest)[..., None].to(x.dtype) * fused)
+        grad_score.scatter_(1, rest, (x.gather(1, places) * fused).sum(dim=2).to(score.dtype))
+    return grad_x, grad_score, None, None, None, None
+
+
+_token_select.register_autograd(_backward, setup_context=_save_for_backward)
+
+
 def token_select(
     x: Tensor,
     score: Tensor,
