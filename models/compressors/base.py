@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError
 
 SiteKind = Literal[
-    "patch_embed", "after_attention", "encoder_output", "before_decoder_layer", "kv_cache", "output_head", "codec"
+    "patch_embed",
+    "after_attention",
+    "block_routing",
+    "encoder_output",
+    "before_decoder_layer",
+    "kv_cache",
+    "output_head",
+    "codec",
 ]
-Signal = Literal["keys", "class_attention"]
+Signal = Literal["keys", "class_attention", "history_queries"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +36,9 @@ class HostInfo:
         num_tokens: Tokens that enter layer 0, the prefix included.
         num_prefix: Leading tokens that are no patches: class, distillation and register tokens.
         has_class_token: Token 0 is a class token, so there is a class-attention row.
+        scored_layers: Layers before which the model can score its tokens by object queries.
+        whole_layers: Layers that attend to a whole image where the others attend to windows of `num_tokens`.
+        num_patches: Tokens of a whole image, where there are windows.
     """
 
     name: str
@@ -37,14 +47,36 @@ class HostInfo:
     num_tokens: int
     num_prefix: int
     has_class_token: bool
+    scored_layers: tuple[int, ...] = ()
+    whole_layers: tuple[int, ...] = ()
+    num_patches: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Which tokens of each of R windows pass a block, and how its updates come back to all of them.
+
+    Attributes:
+        index: Positions of the K tokens that pass by themselves, [R, K].
+        dest: Row of the update for every token, [R, N]: its place in `index`, or K.
+        weight: What makes the representative of the others, [R, 1, N]; None: there is none.
+    """
+
+    index: Tensor
+    dest: Tensor
+    weight: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenState:
-    """Tokens [B, N, C], and how many original tokens each stands for [B, N, 1] in fp32 (None: one each)."""
+    """Tokens [B, N, C], and how many original tokens each stands for [B, N, 1] in fp32 (None: one each).
+
+    `route` is set where tokens only go around a block: all of them are still there.
+    """
 
     x: Tensor
     size: Tensor | None = None
+    route: Route | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +86,12 @@ class Signals:
     Attributes:
         keys: Keys averaged over the heads, [B, N, D].
         class_attention: Attention of the class token to every token, averaged over the heads, [B, N].
+        scores: How much the object queries of the last frame need each token, [B, N].
     """
 
     keys: Tensor | None = None
     class_attention: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
