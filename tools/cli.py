@@ -17,6 +17,7 @@ from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
 from trt_compress.tools.cli_report import compare, report
+from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "report": report,
     "compare": compare,
+    "scene": scene,
     "inspect": inspect,
     "doctor": doctor,
 }
