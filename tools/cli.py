@@ -17,12 +17,13 @@ from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
 from trt_compress.tools.cli_report import compare, report
+from trt_compress.tools.cli_run import run
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
 app = typer.Typer(
     name="trt-compress",
-    help="Put token compression into a model, export it to ONNX, prove it, build engines and time them.",
+    help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
     epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), 1 internal.",
     no_args_is_help=True,
     add_completion=False,
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "preflight": preflight,
     "build": build,
     "bench": bench,
+    "run": run,
     "report": report,
     "compare": compare,
     "scene": scene,

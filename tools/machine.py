@@ -24,6 +24,9 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "gpu": ("onnxruntime-gpu", "tensorrt"),
     "rtx": ("tensorrt-rtx",),
     "zoo": ("scikit-learn",),
+    "video": ("av", "pillow"),
+    "audio": ("soundfile",),
+    "mic": ("sounddevice",),
 }
 """The libraries that each extra of pyproject.toml brings."""
 

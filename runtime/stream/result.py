@@ -20,8 +20,8 @@ DOCUMENT = "trt-compress stream"
 STAGES = ("decode", "preprocess", "session", "postprocess", "sink")
 """What is done to a frame, in order. Waiting is no part of a stage."""
 
-QUEUES = ("source", "preprocess", "session", "postprocess")
-"""Where a frame waits: for the source to take it up, and before the three stages that have a queue."""
+QUEUES = ("source", "preprocess", "postprocess")
+"""Where a frame waits: for the source to take it up, and before the two stages that have a queue."""
 
 OUTCOMES = ("delivered", "dropped", "failed")
 """What becomes of a frame: exactly one of these."""

@@ -5,6 +5,7 @@ TrtCompressError
 ├── ShapeError(ValueError)         a tensor does not fit the spec                           exit 2
 ├── UnsupportedError               legal, but not on this GPU / TensorRT / opset            exit 2
 ├── BundleError                    a bundle that cannot be read or written                  exit 2
+├── StreamError                    a stream cannot go on; a stage's error keeps its code    exit 2
 ├── GateError                      a check that must hold did not: verify, preflight, …     exit 3
 ├── ExportError                    torch → ONNX; names the module path and node             exit 1
 ├── BuildError                     ONNX → engine; carries the TensorRT log lines            exit 1
@@ -49,6 +50,22 @@ class BundleError(TrtCompressError):
     """A bundle cannot be read or written: missing or changed file, newer schema, existing directory, full disk."""
 
     exit_code = 2
+
+
+class StreamError(TrtCompressError):
+    """A stream cannot go on: its source stalls, ends early or changes, a stage raises, a sink cannot be written.
+
+    The message names the frame. `exit_code` is that of the error that a stage raised; `result` is what there is of the
+    stream's result, every frame accounted for.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result: object = None
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class GateError(TrtCompressError):

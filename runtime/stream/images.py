@@ -1,0 +1,183 @@
+"""Sources that are files of arrays or images: `frames/*.png` and `scene.npz`."""
+
+import glob
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
+from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.runtime.stream.frame import Array
+from trt_compress.runtime.stream.parts import Item
+from trt_compress.suggest import did_you_mean
+
+TIMESTAMPS = "timestamp_ns"
+
+
+def load_library(module: str, package: str, extra: str, what: str) -> ModuleType:
+    """Import a library that is an extra.
+
+    Raises:
+        UnsupportedError: It is not installed, or does not load here.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: its shared library is missing
+        raise UnsupportedError(
+            f"{what} needs '{package}', and it cannot be imported ({error}).",
+            hint=f'pip install "trt-compress[{extra}]"',
+        ) from None
+
+
+class ImageFiles:
+    """Images by a pattern, in natural order (`2.png` before `10.png`).
+
+    An image in colour comes as RGB, [H, W, 3] uint8; a grey one as [H, W] uint8. A file that is no readable image is a
+    frame that failed.
+    """
+
+    live = False
+
+    def __init__(self, pattern: str) -> None:
+        self.name = pattern
+        self._files = sorted(glob.glob(pattern, recursive=True), key=natural_order)
+        self.length: int | None = len(self._files)
+        self._next = 0
+        self._pillow: Any = None
+
+    def open(self) -> None:
+        """Start at the first image.
+
+        Raises:
+            ConfigError: Nothing matches.
+            UnsupportedError: Pillow is not installed.
+        """
+        self._pillow = load_library("PIL.Image", "pillow", "video", "Reading images")
+        if not self._files:
+            raise ConfigError(f"Nothing matches '{self.name}'; give a pattern such as 'frames/*.png', in quotes.")
+        self._next = 0
+
+    def read(self) -> Item | None:
+        """Give the next image, or None."""
+        if self._next == len(self._files):
+            return None
+        file = self._files[self._next]
+        self._next += 1
+        try:
+            with self._pillow.open(file) as image:
+                grey = image.mode in ("L", "1")
+                return Item(data=np.asarray(image.convert("L" if grey else "RGB")))
+        except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files
+            return Item(error="the file is not a readable image")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class SceneFile:
+    """Arrays by input name, each with a leading time axis, and optionally `timestamp_ns` [T].
+
+    Args:
+        path: An .npz file.
+        inputs: What the session takes; names and shapes are compared when the source is opened.
+    """
+
+    live = False
+
+    def __init__(self, path: str, inputs: Mapping[str, TensorInfo]) -> None:
+        self.name = path
+        self.length: int | None = None
+        self._inputs = inputs
+        self._arrays: dict[str, Array] = {}
+        self._times: list[int] | None = None
+        self._next = 0
+
+    def open(self) -> None:
+        """Read the file.
+
+        Raises:
+            ConfigError: It cannot be read, lacks an input, or its arrays differ in length.
+            ShapeError: An array does not fit the input of its name.
+        """
+        arrays = _load(self.name)
+        times = arrays.pop(TIMESTAMPS, None)
+        for name in arrays:
+            if name not in self._inputs:
+                known, suggestion = ", ".join(self._inputs), did_you_mean(name, self._inputs)
+                raise ConfigError(f"'{self.name}' has the array '{name}', and the bundle takes {known}.{suggestion}")
+        for name, info in self._inputs.items():
+            if name not in arrays:
+                raise ConfigError(
+                    f"'{self.name}' lacks the array '{name}' that the bundle takes: {info.dtype} of shape "
+                    f"[T, {', '.join(map(str, info.shape))}]."
+                )
+        self._arrays = {name: self._fitted(name, array, self._inputs[name]) for name, array in arrays.items()}
+        lengths = {name: len(array) for name, array in arrays.items()} | (
+            {} if times is None else {TIMESTAMPS: len(times)}
+        )
+        if len(set(lengths.values())) != 1:
+            shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ConfigError(
+                f"The arrays of '{self.name}' differ in their number of frames ({shown}); make them equal."
+            )
+        self._times = None if times is None else [int(value) for value in times]
+        self.length = next(iter(lengths.values()))
+        self._next = 0
+
+    def read(self) -> Item | None:
+        """Give the arrays of the next moment, or None."""
+        index = self._next
+        if index == self.length:
+            return None
+        self._next += 1
+        return Item(
+            data={name: array[index] for name, array in self._arrays.items()},
+            capture_ns=None if self._times is None else self._times[index],
+        )
+
+    def close(self) -> None:
+        """Let go of the arrays."""
+        self._arrays = {}
+
+    def _fitted(self, name: str, array: Array, info: TensorInfo) -> Array:
+        """Check an array [T, …] against an input, and give it the batch axis of 1 that a scene may leave out."""
+        shape = list(info.shape)
+        if array.ndim == len(shape) and shape and (isinstance(shape[0], str) or shape[0] == 1):
+            array = array[:, np.newaxis]
+        wrong = [
+            f"{array.shape[axis]} on axis {axis} of a frame, where the bundle takes {dim}"
+            for axis, dim in enumerate(shape, start=1)
+            if array.ndim == len(shape) + 1 and isinstance(dim, int) and array.shape[axis] != dim
+        ]
+        if array.ndim != len(shape) + 1:
+            wrong = [f"{array.ndim} axes, and time and the input's axes make {len(shape) + 1}"]
+        if array.dtype != np.dtype(info.dtype):
+            raise ShapeError(
+                f"'{name}' of '{self.name}' is {array.dtype} and the bundle takes {info.dtype}; save it with "
+                f".astype('{info.dtype}')."
+            )
+        if wrong:
+            wanted = ", ".join(map(str, shape))
+            raise ShapeError(f"'{name}' of '{self.name}' has {wrong[0]}; give [T, {wanted}].")
+        return array
+
+
+def _load(path: str) -> dict[str, Array]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.") from None
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile, KeyError) as error:
+        raise StreamError(f"'{path}' is not a readable .npz file ({error}); write it with numpy.savez.") from None
+
+
+def natural_order(path: str) -> list[tuple[int, str]]:
+    """Sort key that takes runs of digits as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(Path(path)))]

@@ -1,0 +1,197 @@
+"""What a stream runs for each frame: one session, or one of several compiled keep levels."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakSet
+
+from trt_compress.errors import ConfigError
+from trt_compress.runtime.manifest import Manifest, TensorInfo
+from trt_compress.runtime.session import Session
+from trt_compress.runtime.stream.frame import Array
+from trt_compress.runtime.stream.result import LevelInfo
+
+_claimed: "WeakSet[Session]" = WeakSet()
+_claim_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One way to run the model: the same inputs and outputs at another cost.
+
+    Attributes:
+        name: As the result calls it.
+        run: Inputs by name → outputs by name, with the states of the session behind it.
+        info: What it is, for the result.
+        tokens: Tokens of one sample before the first compressor and after the last, or None.
+        cost: FLOPs of one sample, if known; the order of levels follows from it.
+    """
+
+    name: str
+    run: Callable[[Mapping[str, Array]], dict[str, Array]]
+    info: LevelInfo
+    tokens: tuple[int, int] | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelSet:
+    """The levels of a stream, most expensive first, over the sessions that own their states."""
+
+    levels: tuple[Level, ...]
+    sessions: tuple[Session, ...]
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a run depends on the one before."""
+        return any(session.bundle.manifest.states for session in self.sessions)
+
+    def reset(self) -> None:
+        """Forget the states: the next frame is the first."""
+        for session in self.sessions:
+            session.reset()
+
+    @contextmanager
+    def claimed(self, streams: int) -> Iterator[None]:
+        """Have the sessions for one stream.
+
+        Raises:
+            ConfigError: A stateful session belongs to another stream, or would get several streams as one.
+        """
+        stateful = [session for session in self.sessions if session.bundle.manifest.states]
+        for session in stateful:
+            _check_batched(session.bundle.manifest, streams)
+        with _claim_lock:
+            if any(session in _claimed for session in stateful):
+                raise ConfigError(
+                    "This session already carries a stream, and its states hold that stream's history; open the bundle "
+                    "a second time for a second stream."
+                )
+            _claimed.update(stateful)
+        try:
+            yield
+        finally:
+            with _claim_lock:
+                _claimed.difference_update(stateful)
+
+
+def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
+    """Make the levels of a stream: one of each session, or one of each graph of a single session.
+
+    Sessions are bundles of the same model, compressed differently; their folders give the names. The graphs of one
+    bundle are levels if nothing links them and all have the same inputs and outputs; they share their states by name.
+
+    Raises:
+        ConfigError: Sessions differ in inputs or outputs, or several have states, which no two sessions share.
+    """
+    first = sessions[0]
+    if len(sessions) == 1 and _graphs_are_levels(first):
+        return _levels_of_graphs(first)
+    for session in sessions[1:]:
+        if session.inputs != first.inputs or session.outputs != first.outputs:
+            raise ConfigError(
+                f"'{session.bundle.path}' and '{first.bundle.path}' differ in their inputs or outputs; keep levels are "
+                "bundles of one model."
+            )
+        if session.bundle.manifest.states or first.bundle.manifest.states:
+            raise ConfigError(
+                f"'{session.bundle.path}' has states, and a level would not see what the others saw; export the levels "
+                "as graphs of one bundle, which share them."
+            )
+    levels = [_level_of_session(session) for session in sessions]
+    return LevelSet(
+        levels=_in_order(_with_unique_names(levels)),
+        sessions=tuple(sessions),
+        inputs=first.inputs,
+        outputs=first.outputs,
+    )
+
+
+def _graphs_are_levels(session: Session) -> bool:
+    names = session.graphs
+    signatures = [(session.inputs_of(name), session.outputs_of(name)) for name in names]
+    return len(names) > 1 and not session.bundle.manifest.links and all(one == signatures[0] for one in signatures)
+
+
+def _levels_of_graphs(session: Session) -> LevelSet:
+    manifest = session.bundle.manifest
+    flops = (manifest.flops or {}).get("graphs", {})
+    levels = []
+    for name in session.graphs:
+        graph = manifest.graph(name)
+        sites = tuple(part for part in manifest.compression if part.site.startswith(f"{name}/"))
+        cost = flops.get(name, {}).get("total")
+        info = LevelInfo(
+            name=name,
+            bundle=manifest.name,
+            digest=manifest.digest,
+            graphs={graph.file: manifest.files[graph.file].sha256},
+            compression=sites,
+            flops=cost,
+        )
+        levels.append(
+            Level(name=name, run=partial(session.run_graph, name), info=info, tokens=_tokens(sites), cost=cost)
+        )
+    return LevelSet(
+        levels=_in_order(levels),
+        sessions=(session,),
+        inputs=session.inputs_of(session.graphs[0]),
+        outputs=session.outputs_of(session.graphs[0]),
+    )
+
+
+def _level_of_session(session: Session) -> Level:
+    manifest = session.bundle.manifest
+    name = session.bundle.path.resolve().name
+    return Level(
+        name=name,
+        run=session.run,
+        info=LevelInfo(
+            name=name,
+            bundle=manifest.name,
+            digest=manifest.digest,
+            graphs={graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs},
+            compression=manifest.compression,
+            flops=(manifest.flops or {}).get("total"),
+            baseline_flops=manifest.baseline_flops,
+        ),
+        tokens=_tokens(manifest.compression),
+        cost=(manifest.flops or {}).get("total"),
+    )
+
+
+def _tokens(compression: Sequence[Any]) -> tuple[int, int] | None:
+    if not compression:
+        return None
+    first, last = compression[0].tokens_in, compression[-1].tokens_out
+    return (first, last) if isinstance(first, int) and isinstance(last, int) else None
+
+
+def _with_unique_names(levels: Sequence[Level]) -> list[Level]:
+    names = [level.name for level in levels]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"Two keep levels are named '{min(repeated)}'; give bundles in folders of different names.")
+    return list(levels)
+
+
+def _in_order(levels: Sequence[Level]) -> tuple[Level, ...]:
+    """Most expensive first; levels of unknown cost stay in the order in which they were given."""
+    if any(level.cost is None for level in levels):
+        return tuple(levels)
+    return tuple(sorted(levels, key=lambda level: -(level.cost or 0.0)))
+
+
+def _check_batched(manifest: Manifest, streams: int) -> None:
+    """Several streams as one query need states with a row for each."""
+    batch = {info.shape[0] for graph in manifest.graphs for info in graph.inputs if info.shape}
+    for state in manifest.states:
+        if streams > 1 and (not state.shape or state.shape[0] not in batch or state.shape[0] == 1):
+            raise ConfigError(
+                f"{streams} streams cannot share the state '{state.graph}.{state.input}', which has no batch axis: it "
+                "holds the history of one; run each stream with a session of its own."
+            )

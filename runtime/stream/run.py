@@ -1,0 +1,277 @@
+"""Run a bundle on a stream: everything between a source's name and a `StreamResult`."""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import import_module
+from typing import Any
+
+from trt_compress.errors import BundleError, ConfigError
+from trt_compress.runtime.stream.control import Controller, ControllerSettings
+from trt_compress.runtime.stream.frame import Array, Frame
+from trt_compress.runtime.stream.levels import LevelSet
+from trt_compress.runtime.stream.pace import Clock, MonotonicClock
+from trt_compress.runtime.stream.parts import Sink, Source
+from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, Stages
+from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
+from trt_compress.runtime.stream.preprocess import audio_format, preprocess_from_manifest
+from trt_compress.runtime.stream.quality import Labels
+from trt_compress.runtime.stream.result import Identity, Protocol, Resources, StreamResult
+from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What a stream is asked for.
+
+    Attributes:
+        settings: Pace, policy, queues, deadline, length.
+        warmup: Runs of every level on the first frame, before the stream starts; the states are reset after them.
+        adapt: Settings of the controller; None: the first level runs every frame.
+        labels: What the frames show, or None.
+        threads: What the sessions were opened with; for the result.
+    """
+
+    settings: Settings = Settings()
+    warmup: int = 5
+    adapt: ControllerSettings | None = None
+    labels: Labels | None = None
+    threads: int | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ConfigError(f"warmup={self.warmup}; give at least 0.")
+        if self.adapt is not None and self.settings.deadline_ns is None:
+            raise ConfigError("A controller adapts the level to a deadline, and there is none; give --deadline-ms.")
+
+
+def open_sources(
+    texts: Sequence[str], levels: LevelSet, *, stall_s: float = 10.0, clock: Clock | None = None
+) -> Source:
+    """Make the source of a stream; nothing is opened yet.
+
+    Args:
+        texts: What `--source` takes; several are streams of one query.
+        levels: Say what the bundle takes.
+        stall_s: How long a network stream may be silent.
+        clock: The stream's clock.
+
+    Raises:
+        BundleError: The manifest's `preprocess` is wrong.
+        ConfigError: A text means no source, or one that the bundle does not take.
+    """
+    if not texts:
+        raise ConfigError("There is no source; give at least one.")
+    settings = levels.sessions[0].bundle.manifest.preprocess
+    audio = None
+    if settings.get("kind") == "audio":
+        name = settings.get("input") or next(iter(levels.inputs))
+        try:
+            audio = audio_format(settings, levels.inputs[name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"The manifest's 'preprocess' of kind 'audio' does not fit: {error}.") from None
+    made = [
+        source_from_text(text, inputs=levels.inputs, audio=audio, clock=clock or MonotonicClock(), stall_s=stall_s)
+        for text in texts
+    ]
+    return made[0] if len(made) == 1 else SourceGroup(made)
+
+
+def run_stream(
+    levels: LevelSet,
+    source: Source,
+    *,
+    options: StreamOptions | None = None,
+    sinks: Sequence[Sink] = (),
+    streams: int = 1,
+    clock: Clock | None = None,
+    progress: Callable[[int], None] = lambda frames: None,
+    interrupt: threading.Event | None = None,
+) -> StreamResult:
+    """Run a stream to its end.
+
+    A session owns its states. A dropped frame never comes to it, so the next frame meets the history of the last one
+    that ran; the sessions are reset before the stream, not after it.
+
+    Args:
+        levels: What runs.
+        source: Where the frames come from, as `open_sources` makes it.
+        options: How.
+        sinks: Where results go.
+        streams: Sources of one query.
+        clock: The stream's clock.
+        progress: Is told after every delivered frame how many frames have come.
+        interrupt: Ends the stream when it is set, as Ctrl-C does.
+
+    Returns:
+        The result; `ended` says whether the source ended, the frames were enough, or the stream was interrupted.
+
+    Raises:
+        StreamError: The stream broke; `result` holds what there is of it. (Before the first frame, `result` is None.)
+        ConfigError: Something does not fit, before the first frame.
+    """
+    options = options or StreamOptions()
+    kind = options.settings.pace.kind
+    if source.live != (kind == "live"):
+        what = "comes at its own pace; leave out --fps and --burst" if source.live else "is no live source"
+        raise ConfigError(f"The protocol is '{kind}', and '{source.name}' {what}.")
+    with levels.claimed(streams):
+        run = _Run(levels, source, options, streams, clock or MonotonicClock())
+        return run.result(sinks, progress, interrupt)
+
+
+class _Run:
+    """One stream: the session stage with its controller, and the result."""
+
+    def __init__(
+        self,
+        levels: LevelSet,
+        source: Source,
+        options: StreamOptions,
+        streams: int,
+        clock: Clock,
+    ) -> None:
+        self._levels = levels
+        self._source = source
+        self._options = options
+        self._streams = streams
+        self._clock = clock
+        self._controller: Controller | None = None
+        self._first_inference_ns: int | None = None
+        bundle = levels.sessions[0].bundle
+        self._summarize = postprocess_from_manifest(bundle.manifest.postprocess, levels.outputs)
+        self._stages = Stages(
+            preprocess=preprocess_from_manifest(bundle, levels.inputs, streams),
+            run=self._run_level,
+            postprocess=self._postprocess,
+            delivered=self._delivered,
+        )
+
+    def result(
+        self, sinks: Sequence[Sink], progress: Callable[[int], None], interrupt: threading.Event | None
+    ) -> StreamResult:
+        """Warm up, run, and say how it went."""
+        options, levels = self._options, self._levels
+        pipeline = Pipeline(self._source, self._stages, sinks, options.settings, self._clock, progress, interrupt)
+        levels.reset()
+        measured: dict[str, list[int]] = {}
+
+        def warm_up(inputs: dict[str, Array]) -> None:
+            measured.update(self._warm_up(inputs))
+
+        pipeline.prepare(warm_up if options.warmup else None)
+        if options.adapt is not None:
+            names = [level.name for level in levels.levels]
+            deadline_ns = options.settings.deadline_ns
+            assert deadline_ns is not None  # StreamOptions sees to it
+            self._controller = Controller(names, deadline_ns, options.adapt, measured)
+        started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        finished = pipeline.run()
+        result = self._result(finished, started_at)
+        if finished.error is not None:
+            finished.error.result = result
+            raise finished.error
+        return result
+
+    def _warm_up(self, inputs: dict[str, Array]) -> dict[str, list[int]]:
+        measured: dict[str, list[int]] = {}
+        for level in self._levels.levels if self._options.adapt else self._levels.levels[:1]:
+            times = []
+            for _ in range(self._options.warmup):
+                begin = self._clock.now_ns()
+                level.run(inputs)
+                times.append(self._clock.now_ns() - begin)
+            if self._first_inference_ns is None:
+                self._first_inference_ns = times[0]
+            measured[level.name] = times[1:]  # the first run pays for set-up
+        self._levels.reset()
+        return measured
+
+    def _run_level(self, frame: Frame) -> None:
+        index = 0
+        if self._controller is not None:
+            index = self._controller.choose(frame.id, self._clock.now_ns() - frame.arrival_ns)
+        level = self._levels.levels[index]
+        frame.level, frame.tokens = level.name, level.tokens
+        begin = self._clock.now_ns()
+        frame.outputs = level.run(frame.inputs)
+        took = self._clock.now_ns() - begin
+        if self._first_inference_ns is None:
+            self._first_inference_ns = took
+        if self._controller is not None:
+            self._controller.observe(index, took)
+
+    def _postprocess(self, frame: Frame) -> None:
+        frame.summary = self._summarize(frame.outputs)
+        if self._options.labels is not None:
+            self._options.labels.score(frame)
+
+    def _delivered(self, frame: Frame) -> None:
+        if self._controller is not None:
+            rest = frame.wait_ns["postprocess"] + frame.stage_ns["postprocess"] + frame.stage_ns["sink"]
+            self._controller.observe_rest(rest)
+
+    def _result(self, finished: Finished, started_at: str) -> StreamResult:
+        options, settings = self._options, self._options.settings
+        pace = settings.pace
+        frames = finished.ledger.frames()
+        idle = zip(frames.first_after_idle, frames.outcome, frames.arrival_ns, frames.end_ns, strict=True)
+        session = self._levels.sessions[0]
+        manifest = session.bundle.manifest
+        library = session.native.info["source_hash"] if session.native else None
+        return StreamResult(
+            identity=Identity(
+                bundle=manifest.name,
+                model=manifest.model.source,
+                weights=manifest.model.weights.source,
+                precision=manifest.precision,
+                opset=manifest.opset,
+                backend=session.backend,
+                levels=tuple(level.info for level in self._used_levels()),
+                native_library=str(library) if library else None,
+                versions=dict(options.versions),
+                device=dict(options.device),
+                sources=tuple(self._source.name.split(", ")) if self._streams > 1 else (self._source.name,),
+            ),
+            protocol=Protocol(
+                kind=pace.kind,
+                fps=pace.fps,
+                policy=settings.policy,
+                queue_depth=settings.queue_depth,
+                deadline_ns=settings.deadline_ns,
+                warmup=options.warmup,
+                threads=options.threads,
+                streams=self._streams,
+                burst=pace.burst,
+                gap_ns=pace.gap_ns,
+                stall_ns=round(settings.stall_s * 1e9),
+            ),
+            started_at=started_at,
+            wall_ns=finished.wall_ns,
+            ended=finished.ended,
+            error=finished.error.message if finished.error else None,
+            counts=finished.ledger.counts(),
+            first_inference_ns=self._first_inference_ns,
+            after_idle_ns=tuple(end - start for first, what, start, end in idle if first and what == "delivered"),
+            quality=options.labels.quality() if options.labels else {},
+            controller=self._controller.log() if self._controller else None,
+            resources=Resources(peak_rss_bytes=_peak_rss_bytes()),
+            frames=frames,
+        )
+
+    def _used_levels(self) -> Sequence[Any]:
+        return self._levels.levels if self._options.adapt else self._levels.levels[:1]
+
+
+def _peak_rss_bytes() -> int | None:
+    """Largest resident memory that this process ever had; None where the system does not say."""
+    try:
+        resource = import_module("resource")
+    except ImportError:  # Windows
+        return None
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

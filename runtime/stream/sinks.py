@@ -1,0 +1,262 @@
+"""Where results go: one JSON line a frame, and a video with the results drawn in."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_compress.errors import ConfigError, StreamError
+from trt_compress.runtime.manifest import Compression
+from trt_compress.runtime.stream.frame import Array, Frame
+from trt_compress.runtime.stream.images import load_library
+
+_SMALLEST = 160  # pixels of the shorter side of an overlay; smaller frames are shown larger
+
+
+class JsonLines:
+    """One JSON object a line for every frame, those too that were dropped or failed; each is written at once.
+
+    A line holds id, source, capture_ns, arrival_ns, start_ns, finished_ns (when the line was written, on the stream's
+    clock), stages_ns, waits_ns, outcome, reason, level, tokens, and for a delivered frame its results.
+
+    Args:
+        path: The file; it is replaced.
+        tokens: Level → tokens in and out of every site.
+    """
+
+    def __init__(self, path: str | Path, tokens: dict[str, tuple[Compression, ...]] | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._file: Any = None
+        self._origin_ns = 0
+        self._sites = {
+            level: {part.site: [part.tokens_in, part.tokens_out] for part in parts}
+            for level, parts in (tokens or {}).items()
+        }
+
+    def open(self) -> None:
+        """Make the file.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        try:
+            self._file = open(self._path, "wb", buffering=0)
+        except OSError as error:
+            raise ConfigError(
+                f"'{self._path}' cannot be written ({error.strerror}); give another file to --out."
+            ) from None
+
+    def start(self, origin_ns: int) -> None:
+        """Count times from here."""
+        self._origin_ns = origin_ns
+
+    def deliver(self, frame: Frame, now_ns: int) -> None:
+        """Write the line of a delivered frame."""
+        self._write(frame, now_ns, {"outcome": "delivered", "reason": None}, frame.summary)
+
+    def skip(self, frame: Frame) -> None:
+        """Write the line of a frame that was dropped or failed."""
+        now_ns = (frame.end_ns or self._origin_ns) - self._origin_ns
+        self._write(frame, now_ns, {"outcome": frame.outcome, "reason": frame.reason}, {})
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, frame: Frame, now_ns: int, outcome: dict[str, Any], summary: dict[str, Any]) -> None:
+        line = {
+            "id": frame.id,
+            "source": frame.source,
+            "capture_ns": frame.capture_ns,
+            "arrival_ns": frame.arrival_ns - self._origin_ns,
+            "start_ns": frame.start_ns - self._origin_ns,
+            "finished_ns": now_ns,
+            "stages_ns": frame.stage_ns,
+            "waits_ns": frame.wait_ns,
+            **outcome,
+            "level": frame.level,
+            "tokens": self._sites.get(frame.level or ""),
+            **summary,
+        }
+        data = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            try:
+                written = self._file.write(data)
+            except OSError as error:
+                raise _full(self._path, error) from None
+            if written != len(data):
+                raise StreamError(
+                    f"'{self._path}' took half a line and no more; free some space, or give another file."
+                )
+
+
+class Overlay:
+    """A video of the delivered frames with their results drawn in: classes as text, boxes as a bird's-eye view.
+
+    Frames are images, or arrays of a scene among which `images` or `image` holds some: several side by side.
+
+    Args:
+        path: Its name gives the format: .mp4, .mkv, .avi.
+        fps: Of the file. It has nothing to do with when the frames came.
+        range_m: Half the side of the bird's-eye view.
+    """
+
+    def __init__(self, path: str | Path, fps: float = 30.0, range_m: float = 30.0) -> None:
+        self._path = str(path)
+        self._fps = fps
+        self._range_m = range_m
+        self._av: Any = None
+        self._container: Any = None
+        self._stream: Any = None
+
+    def open(self) -> None:
+        """Make the file.
+
+        Raises:
+            ConfigError: It cannot be made, or its name gives no known format.
+            UnsupportedError: PyAV or Pillow is not installed.
+        """
+        self._av = load_library("av", "av", "video", "An overlay")
+        load_library("PIL.Image", "pillow", "video", "An overlay")
+        self._av.logging.set_level(None)  # its lines on stderr; errors come as exceptions
+        try:
+            Path(self._path).open("wb").close()  # PyAV would notice only at the first frame
+            self._container = self._av.open(self._path, "w")
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"The overlay '{self._path}' cannot be written ({reason}); give a name such as out.mp4, in a folder "
+                "that exists."
+            ) from None
+
+    def start(self, origin_ns: int) -> None:
+        """Nothing depends on the clock."""
+
+    def deliver(self, frame: Frame, now_ns: int) -> None:
+        """Draw and encode a frame."""
+        image = self._draw(_images_of(frame.data), frame)
+        with self._disk_errors():
+            if self._stream is None:
+                codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+                self._stream = self._container.add_stream(codec, rate=Fraction(self._fps).limit_denominator(1001))
+                self._stream.width, self._stream.height = image.shape[1], image.shape[0]
+                self._stream.pix_fmt = "yuv420p"
+            for packet in self._stream.encode(self._av.VideoFrame.from_ndarray(image, format="rgb24")):
+                self._container.mux(packet)
+
+    def skip(self, frame: Frame) -> None:
+        """A frame without results is not in the video."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        with self._disk_errors():
+            try:
+                for packet in self._stream.encode() if self._stream is not None else ():
+                    container.mux(packet)
+            finally:
+                container.close()
+
+    def _draw(self, images: Sequence[Array], frame: Frame) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """Images side by side, each with its own text, and behind them the boxes from above; sides are even numbers."""
+        from PIL import Image, ImageDraw
+
+        results = frame.summary.get("results", [])
+        height = max(_SMALLEST, *(image.shape[0] for image in images))
+        height -= height % 2
+        tiles = []
+        for number, image in enumerate(images):
+            width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
+            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST).convert("RGB")
+            if number < len(results) and "class" in results[number]:
+                found = results[number]
+                text = f"{found.get('label', found['class'])}  {found['score']:.0%}"
+                ImageDraw.Draw(tile).text(
+                    (5, 4), text, fill="yellow", stroke_width=2, stroke_fill="black", font_size=16
+                )
+            tiles.append(tile)
+        if any("boxes" in found for found in results):
+            tiles.append(self._from_above(height, results[0]["boxes"]))
+        canvas = Image.new("RGB", (sum(tile.width for tile in tiles), height))
+        left = 0
+        for tile in tiles:
+            canvas.paste(tile, (left, 0))
+            left += tile.width
+        ImageDraw.Draw(canvas).text((5, height - 18), f"frame {frame.id}", fill="white", font_size=12)
+        return np.asarray(canvas)
+
+    def _from_above(self, side: int, boxes: Sequence[dict[str, Any]]) -> Any:
+        """Boxes seen from above, x (ahead) upwards, y to the left, the ego vehicle in the middle."""
+        from PIL import Image, ImageDraw
+
+        plot = Image.new("RGB", (side, side), "#101418")
+        draw = ImageDraw.Draw(plot)
+        scale = side / (2 * self._range_m)
+
+        def pixel(x: float, y: float) -> tuple[float, float]:
+            return side / 2 - y * scale, side / 2 - x * scale
+
+        draw.polygon([pixel(1.5, 0), pixel(-1, 0.8), pixel(-1, -0.8)], fill="white")
+        for box in boxes:
+            (x, y, *_), (length, width, *_), yaw = box["center"], box["size"], box["yaw"]
+            ahead = np.array([np.cos(yaw), np.sin(yaw)])
+            left = np.array([-ahead[1], ahead[0]])
+            corners = [
+                np.array([x, y]) + ahead * length / 2 * front + left * width / 2 * side_of
+                for front, side_of in ((1, 1), (1, -1), (-1, -1), (-1, 1))
+            ]
+            color = ("#ffb000", "#00c2ff", "#ff4f81", "#7ddf64")[box["class"] % 4]
+            draw.polygon([pixel(*corner) for corner in corners], outline=color, width=2)
+            if box["velocity"]:
+                tip = (x + box["velocity"][0], y + box["velocity"][1])
+                draw.line([pixel(x, y), pixel(*tip)], fill=color, width=1)
+        return plot
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise _full(self._path, error) from None
+
+
+def _images_of(data: Any) -> list[Array]:
+    """The images of a frame as uint8, [H, W, 3] or [H, W]."""
+    if isinstance(data, tuple):
+        return [image for part in data for image in _images_of(part)]
+    if isinstance(data, dict):
+        name = next((name for name in ("images", "image") if name in data), None)
+        if name is None:
+            raise ConfigError(f"An overlay needs images, and the source gives {', '.join(data)}; leave --overlay out.")
+        array = np.asarray(data[name])
+        array = array.reshape(-1, *array.shape[-3:])
+        return [_as_bytes(image) for image in array]
+    array = np.asarray(data)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ConfigError("An overlay needs images, and the source gives sound; leave --overlay out.")
+    return [array]
+
+
+def _as_bytes(image: Array) -> Array:
+    """An image [C, H, W] of any range as [H, W, 3] or [H, W] uint8: 0 to 255 as it is, any other range stretched."""
+    image = image.transpose(1, 2, 0) if image.shape[0] in (1, 3) else image
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    low, high = float(image.min()), float(image.max())
+    if image.dtype != np.uint8 and (low < 0 or high <= 1):
+        image = (image - low) * (255.0 / max(high - low, 1e-9))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _full(path: str | Path, error: Any) -> StreamError:
+    reason = getattr(error, "strerror", None) or error
+    return StreamError(f"'{path}' cannot be written any more ({reason}); free some space, or give another file.")

@@ -1,0 +1,110 @@
+"""Which source an argument of `--source` means, and several sources as one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trt_compress.errors import ConfigError
+from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
+from trt_compress.runtime.stream.images import ImageFiles, SceneFile
+from trt_compress.runtime.stream.pace import Clock
+from trt_compress.runtime.stream.parts import Item, Source
+from trt_compress.runtime.stream.video import VideoSource
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMS = "video.mp4, camera:0, rtsp://…, 'frames/*.png', audio.wav, mic or scene.npz"
+
+
+def source_from_text(
+    text: str,
+    *,
+    inputs: Mapping[str, TensorInfo],
+    audio: AudioFormat | None,
+    clock: Clock,
+    stall_s: float,
+) -> Source:
+    """Make the source that a text means; nothing is opened yet.
+
+    Args:
+        text: A file, a pattern, `camera:0`, `mic` or a URL.
+        inputs: What the session takes.
+        audio: How the bundle takes audio; None: it takes none.
+        clock: Stamps live frames.
+        stall_s: How long a network stream may be silent.
+
+    Raises:
+        ConfigError: It means nothing, or audio that the bundle does not take.
+    """
+    suffix = Path(text).suffix.lower()
+    if text == "mic" or suffix in AUDIO_SUFFIXES:
+        if audio is None:
+            raise ConfigError(f"'{text}' is audio, and the bundle takes none; its inputs are {', '.join(inputs)}.")
+        return Microphone(audio, clock) if text == "mic" else AudioFiles(text, audio)
+    if audio is not None and suffix != ".npz":
+        raise ConfigError(f"The bundle takes audio, and '{text}' is none; give a wav file, mic or scene.npz.")
+    if suffix == ".npz":
+        return SceneFile(text, inputs)
+    if suffix in IMAGE_SUFFIXES:
+        return ImageFiles(text)
+    if is_live(text):
+        return VideoSource(text, clock, stall_s)
+    if Path(text).is_dir():
+        raise ConfigError(f"'{text}' is a folder; give a pattern of its files, such as '{text}/*.png', in quotes.")
+    if not Path(text).exists():
+        raise ConfigError(f"The source '{text}' does not exist; give {FORMS}.")
+    return VideoSource(text, clock, stall_s)
+
+
+def is_live(text: str) -> bool:
+    """Whether a text means a device or a network stream, which gives frames at its own pace."""
+    return text == "mic" or text.startswith("camera:") or "://" in text
+
+
+class SourceGroup:
+    """Several sources as one: an item holds a tuple, one part of each; the shortest source ends all.
+
+    A frame that failed in one of them failed as a whole.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        kinds = {source.live for source in sources}
+        if len(kinds) > 1:
+            raise ConfigError("Files and live sources cannot be streams of one query; give one kind.")
+        self.name = ", ".join(source.name for source in sources)
+        self.live = kinds == {True}
+        self.length: int | None = None
+        self._sources = sources
+
+    def open(self) -> None:
+        """Open them all."""
+        for source in self._sources:
+            source.open()
+        known = [source.length for source in self._sources if source.length is not None]
+        self.length = min(known, default=None)
+
+    def read(self) -> Item | None:
+        """Read one frame of each, in order."""
+        parts: list[Item] = []
+        for source in self._sources:
+            item = source.read()
+            if item is None:
+                return None
+            parts.append(item)
+        errors = [
+            f"'{source.name}': {part.error}" for source, part in zip(self._sources, parts, strict=True) if part.error
+        ]
+        arrivals = [part.arrived_ns for part in parts if part.arrived_ns is not None]
+        data: tuple[Any, ...] = tuple(part.data for part in parts)
+        return Item(
+            data=None if errors else data,
+            capture_ns=parts[0].capture_ns,
+            arrived_ns=max(arrivals, default=None),
+            error=errors[0] if errors else None,
+        )
+
+    def close(self) -> None:
+        """Close them all."""
+        for source in self._sources:
+            source.close()

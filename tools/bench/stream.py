@@ -1,0 +1,302 @@
+"""The figures of a stream: `python -m trt_compress.tools.bench.stream PART [--quick] [--bundles DIR]`.
+
+PART is one of
+- `overhead`: eight 30 fps streams in one query, on the dense zoo:digits_vit: the pipeline's own share of the end-to-end
+  time, and p99 over p50;
+- `account`: 100,000 frames through a stage that does nothing: none unaccounted for, memory flat;
+- `control`: a deadline that the dense model misses, and the controller at three keep levels.
+
+Each run ends with one JSON line in `tools/bench/results/stream.jsonl`. `--bundles DIR` keeps the exported bundles, so
+that the timed run needs no export beside it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_compress import __version__
+from trt_compress.runtime.latency import summarize
+from trt_compress.runtime.session import Session
+from trt_compress.runtime.stream.control import ControllerSettings
+from trt_compress.runtime.stream.frame import Frame
+from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
+from trt_compress.runtime.stream.pace import Pace
+from trt_compress.runtime.stream.parts import Item
+from trt_compress.runtime.stream.pipeline import Pipeline, Settings, Stages
+from trt_compress.runtime.stream.result import STAGES, StreamResult
+from trt_compress.runtime.stream.run import StreamOptions, run_stream
+from trt_compress.tools.console import print_table
+from trt_compress.tools.machine import command_output, describe_device, package_versions
+
+RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
+LEVELS = {"dense": "none", "merge4": "tome:num_merged=4", "merge7": "tome:num_merged=7"}
+STREAMS, FPS = 8, 30.0
+Row = tuple[str, str, str, bool]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*_PARTS, "bundles"])
+    parser.add_argument("--quick", action="store_true", help="few frames, nothing recorded: to see that it runs")
+    parser.add_argument("--bundles", type=Path, help="where the bundles are, or go (part `bundles` only makes them)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = options.bundles or Path(folder)
+        if options.part != "account":
+            _export(bundles)
+        if options.part == "bundles":
+            return 0
+        figures, rows = _PARTS[options.part](bundles, options.quick)
+    print_table(f"Stream: {options.part}", ("figure", "measured", "wanted", "held"), rows)
+    if not options.quick:
+        _record(options.part, figures)
+    return 0 if options.quick or all(row[-1] for row in rows) else 3
+
+
+class Digits:
+    """Test images of the zoo's digits as streams of one query, over and over."""
+
+    live = False
+    length: int | None = None
+    name = f"{STREAMS} streams of digits"
+
+    def __init__(self) -> None:
+        from trt_compress.models.pretrained.digits_vit import digits_split
+
+        images = digits_split().test_images  # preprocessed: (pixel / 16 - 0.5) / 0.5
+        self._images = np.round((images[:, 0] * 0.5 + 0.5) * 16).astype(np.uint8)
+        self._next = 0
+
+    def open(self) -> None:
+        """Start at the first image."""
+        self._next = 0
+
+    def read(self) -> Item:
+        """Give one image for each stream."""
+        at = (self._next + np.arange(STREAMS)) % len(self._images)
+        self._next += STREAMS
+        return Item(data=tuple(self._images[at]))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def overhead(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
+    """What the pipeline itself takes of a 30 fps stream."""
+    levels = _levels(bundles, ["dense"])
+    result = _stream(levels, frames=60 if quick else 700, fps=FPS)
+    frames = result.frames
+    end_to_end = np.array(frames.end_to_end_ns())
+    work = np.sum([np.array(frames.stage_ns[name]) for name in STAGES], axis=0)
+    extra = end_to_end - work
+    # A wake-up of the source is the clock's, and counts: the frame was due.
+    summary = summarize(end_to_end.tolist())
+    share = float(np.median(extra / end_to_end))
+    ratio = None if summary.p99_ns is None else summary.p99_ns / summary.median_ns
+    figures = {
+        "protocol": result.protocol.to_json(),
+        "counts": result.counts.to_json(),
+        "end_to_end": summary.to_json(),
+        "overhead": summarize(extra.tolist()).to_json(),
+        "overhead_share_p50": share,
+        "p99_over_p50": ratio,
+        "stages_p50_ns": {name: float(np.median(np.array(frames.stage_ns[name]))) for name in STAGES},
+        "waits_p50_ns": {name: float(np.median(np.array(column))) for name, column in frames.queue_wait_ns.items()},
+    }
+    median_ms = float(np.median(extra)) / 1e6
+    return figures, [
+        ("end-to-end p50", f"{summary.median_ns / 1e6:.2f} ms, n={summary.n}", "reported", True),
+        ("overhead, share of end-to-end at p50", f"{share:.2%}", "under 2 %", share < 0.02),
+        ("overhead a frame, p50", f"{median_ms:.3f} ms", "under 0.3 ms", median_ms < 0.3),
+        (
+            "p99 / p50 of end-to-end",
+            "n too small" if ratio is None else f"{ratio:.3f}",
+            "at most 1.3",
+            (ratio or 9) <= 1.3,
+        ),
+        ("unaccounted for", str(_lost(result.counts.to_json())), "0", _lost(result.counts.to_json()) == 0),
+    ]
+
+
+def account(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
+    """Many frames through a stage that does nothing, faster than it can take them; memory sampled beside it."""
+    total = 2_000 if quick else 100_000
+    array = np.zeros((1, 3, 224, 224), np.float32)
+
+    class Endless:
+        name = "endless"
+        live = False
+        length: int | None = None
+
+        def open(self) -> None: ...
+
+        def read(self) -> Item:
+            return Item(data=array)
+
+        def close(self) -> None: ...
+
+    def run(frame: Frame) -> None:
+        frame.outputs = {
+            "y": frame.inputs["x"] + 1.0 if frame.id % 100 == 0 else frame.inputs["x"]
+        }  # now and then memory
+
+    memory = np.full((total // 10, 2), -1, np.int64)  # written before the run, so that the samples take no memory
+    samples = iter(memory)
+
+    def delivered(frame: Frame) -> None:
+        if frame.id % (total // 100) < 5:
+            next(samples)[:] = frame.id, _rss_bytes()
+
+    stages = Stages(preprocess=lambda data: {"x": data}, run=run, postprocess=lambda frame: None, delivered=delivered)
+    settings = Settings(frames=total, policy="latest", pace=Pace(kind="fixed rate", fps=4000.0))
+    pipeline = Pipeline(Endless(), stages, [], settings)
+    pipeline.prepare()
+    begin = time.perf_counter()
+    finished = pipeline.run()
+    seconds = time.perf_counter() - begin
+    counts = finished.ledger.counts().to_json()
+    ids, sizes = memory[memory[:, 0] >= 0].astype(np.float64).T
+    settled = ids > total / 10  # the allocator's first growth is over
+    slope, slope_error = _slope(ids[settled], sizes[settled])
+    growth = slope * total / 1024
+    flat = abs(slope) <= 3 * slope_error or abs(growth) <= 16  # KiB: four pages
+    figures = {
+        "counts": counts,
+        "seconds": seconds,
+        "rss_samples": int(settled.sum()),
+        "rss_slope_bytes_a_frame": slope,
+        "rss_slope_error_bytes_a_frame": slope_error,
+        "rss_first_bytes": int(sizes[settled][0]),
+        "rss_last_bytes": int(sizes[settled][-1]),
+    }
+    return figures, [
+        ("frames in", f"{counts['in']:,} in {seconds:.1f} s", f"{total:,}", counts["in"] == total),
+        (
+            "delivered + dropped + failed",
+            f"{counts['delivered']:,} + {counts['dropped']:,} + {counts['failed']}",
+            "",
+            True,
+        ),
+        ("unaccounted for", str(_lost(counts)), "0", _lost(counts) == 0),
+        (
+            "RSS slope",
+            f"{slope:.2f} ± {slope_error:.2f} B a frame ({growth:.0f} KiB over the run)",
+            "within noise",
+            flat,
+        ),
+    ]
+
+
+def control(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
+    """A deadline between the cheapest level's time and the dense model's; dense alone, then with the controller."""
+    levels = _levels(bundles, list(LEVELS))
+    count = 80 if quick else 300
+    free = _stream(_levels(bundles, ["dense"]), frames=40, fps=20.0)
+    dense_ns = float(np.median(free.frames.end_to_end_ns()))
+    cheap = _stream(_levels(bundles, ["merge7"]), frames=40, fps=20.0)
+    cheap_ns = float(np.percentile(cheap.frames.end_to_end_ns(), 95))
+    deadline_ns = round((cheap_ns * dense_ns) ** 0.5)
+    results = {
+        "dense": _stream(_levels(bundles, ["dense"]), frames=count, fps=20.0, deadline_ns=deadline_ns),
+        "adaptive": _stream(levels, frames=count, fps=20.0, deadline_ns=deadline_ns, adapt=ControllerSettings()),
+    }
+    p95 = {name: summarize(result.frames.end_to_end_ns()).p95_ns or 0.0 for name, result in results.items()}
+    used = {name: results["adaptive"].frames.level.count(name) for name in LEVELS}
+    log = results["adaptive"].controller
+    figures = {
+        "deadline_ns": deadline_ns,
+        "dense_p50_ns": dense_ns,
+        "cheapest_p95_ns": cheap_ns,
+        "p95_ns": p95,
+        "missed": {name: result.counts.deadline_missed for name, result in results.items()},
+        "frames": count,
+        "levels": used,
+        "controller": log.to_json() if log else None,
+    }
+    deadline = f"{deadline_ns / 1e6:.2f} ms"
+    shown = ", ".join(f"{name} {number}" for name, number in used.items())
+    return figures, [
+        ("dense alone, p95", f"{p95['dense'] / 1e6:.2f} ms", f"above {deadline}", p95["dense"] > deadline_ns),
+        ("controller, p95", f"{p95['adaptive'] / 1e6:.2f} ms", f"at most {deadline}", p95["adaptive"] <= deadline_ns),
+        ("frames of each level", shown, "reported", True),
+    ]
+
+
+_PARTS: dict[str, Callable[[Path, bool], tuple[dict[str, Any], list[Row]]]] = {
+    "overhead": overhead,
+    "account": account,
+    "control": control,
+}
+
+
+def _export(folder: Path) -> None:
+    from trt_compress.export.api import export
+
+    for name, spec in LEVELS.items():
+        if not (folder / name).exists():
+            export("zoo:digits_vit", compress=spec, batch=f"1:{STREAMS}:{STREAMS}", output=folder / name)
+
+
+def _levels(folder: Path, names: Sequence[str]) -> LevelSet:
+    return levels_from_sessions([Session.open(folder / name, threads=1, spin=False) for name in names])
+
+
+def _stream(
+    levels: LevelSet,
+    *,
+    frames: int,
+    fps: float,
+    deadline_ns: int | None = None,
+    adapt: ControllerSettings | None = None,
+) -> StreamResult:
+    settings = Settings(pace=Pace(kind="fixed rate", fps=fps), frames=frames, deadline_ns=deadline_ns)
+    options = StreamOptions(settings=settings, warmup=20, adapt=adapt, threads=1)
+    return run_stream(levels, Digits(), options=options, streams=STREAMS)
+
+
+def _lost(counts: dict[str, Any]) -> int:
+    return int(counts["in"] - counts["delivered"] - counts["dropped"] - counts["failed"])
+
+
+def _rss_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * 4096
+
+
+def _slope(x: "np.ndarray[Any, Any]", y: "np.ndarray[Any, Any]") -> tuple[float, float]:
+    """Slope of a straight line through points, and its standard error."""
+    if len(x) < 3:
+        return 0.0, 0.0
+    coefficients, covariance = np.polyfit(x, y, 1, cov=True)
+    return float(coefficients[0]), float(covariance[0, 0] ** 0.5)
+
+
+def _record(part: str, figures: dict[str, Any]) -> None:
+    where = str(Path(__file__).resolve().parent)
+    commit = command_output("git", "-C", where, "rev-parse", "--short", "HEAD") or None
+    dirty = bool(command_output("git", "-C", where, "status", "--porcelain"))
+    line = {
+        "benchmark": "stream",
+        "part": part,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": f"{commit}-dirty" if commit and dirty else commit,
+        "device": describe_device(),
+        "versions": {"trt-compress": __version__, **package_versions()},
+        **figures,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""The command run: a bundle on a stream."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_compress.errors import ConfigError, StreamError
+from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
+from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
+
+if TYPE_CHECKING:
+    from trt_compress.runtime.stream.pace import Pace
+    from trt_compress.runtime.stream.result import StreamResult
+
+_RESULT_FILE = "result.json"
+_PROGRESS_S = 0.25
+
+
+def run(
+    bundle: BundlePath,
+    source: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SOURCE",
+            help="video.mp4, camera:0, rtsp://…, 'frames/*.png' (quoted), audio.wav, mic or scene.npz; repeat it for "
+            "several streams in one query.",
+        ),
+    ],
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", help="A frame each 1/F s, whatever happens (default: the next when the last is done)."
+        ),
+    ] = None,
+    burst: Annotated[int | None, typer.Option(metavar="N", help="Frames of a burst; needs --gap-ms.")] = None,
+    gap_ms: Annotated[float | None, typer.Option(metavar="MS", help="Pause between bursts.")] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="P", help="What a full queue does: block, latest or drop-oldest.")
+    ] = "block",
+    queue_depth: Annotated[int, typer.Option(metavar="N", help="Frames that may wait before each stage.")] = 2,
+    deadline_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="From arrival to delivery; later frames are counted as misses.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(metavar="N", help="End after N frames.")] = None,
+    stall_s: Annotated[float, typer.Option(metavar="S", help="Give up when the source is silent for so long.")] = 10.0,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Runs on the first frame, before the stream starts.")] = 5,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Choose a keep level for every frame, so that --deadline-ms holds.")
+    ] = False,
+    level: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="BUNDLE", help="One more keep level for --adapt, repeatable: the same model, kept otherwise."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help='Scores the results: {"id": 0, "label": 7} a line.')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One line a frame.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(metavar="FILE.mp4", help="The frames with the results drawn in.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write there: result.json, its report, a page with plots, a trace."),
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
+    native: Annotated[
+        bool | None,
+        typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Run a bundle on a stream: every frame timed, and none unaccounted for.
+
+    Ctrl-C ends the stream; what was on its way arrives, and the result is written.
+    """
+    with needs_extra("cpu"):
+        from trt_compress.runtime.session import Session
+        from trt_compress.runtime.stream.control import ControllerSettings
+        from trt_compress.runtime.stream.levels import levels_from_sessions
+        from trt_compress.runtime.stream.pipeline import Settings
+        from trt_compress.runtime.stream.quality import Labels
+        from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
+        from trt_compress.runtime.stream.sinks import JsonLines, Overlay
+    from trt_compress import __version__
+    from trt_compress.tools.machine import describe_device, package_versions
+
+    if level and not adapt:
+        raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
+    pace = _pace(source, fps, burst, gap_ms)
+    settings = Settings(
+        pace=pace,
+        policy=policy,  # type: ignore[arg-type]  # Settings checks it
+        queue_depth=queue_depth,
+        deadline_ns=_nanoseconds("--deadline-ms", deadline_ms),
+        frames=frames,
+        stall_s=stall_s,
+    )
+    options = StreamOptions(
+        settings=settings,
+        warmup=warmup,
+        adapt=ControllerSettings() if adapt else None,
+        labels=Labels.read(labels) if labels else None,
+        threads=threads,
+        device=describe_device(),
+        versions={"trt-compress": __version__, **package_versions()},
+    )
+    with progress("Streaming") as step:
+        step("opening")
+        sessions = [
+            Session.open(path, backend=backend, threads=threads, spin=False, native=native)
+            for path in (bundle, *(level or ()))
+        ]
+        levels = levels_from_sessions(sessions)
+        sinks: list[Any] = []
+        if overlay is not None:
+            sinks.append(Overlay(overlay, fps or 30.0))
+        if out is not None:
+            sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
+        opened = open_sources(source, levels, stall_s=stall_s)
+        error: StreamError | None = None
+        try:
+            with _interruptible() as asked:
+                result = run_stream(
+                    levels,
+                    opened,
+                    options=options,
+                    sinks=sinks,
+                    streams=len(source),
+                    progress=_throttled(step),
+                    interrupt=asked,
+                )
+        except StreamError as broken:
+            from trt_compress.runtime.stream.result import StreamResult
+
+            if not isinstance(broken.result, StreamResult):
+                raise
+            error, result = broken, broken.result
+    if report is not None:
+        _write(report, result)
+    if json:
+        print_json(result.to_json())
+    else:
+        _show(result)
+    if error is not None:
+        raise error
+    if result.ended == "interrupted":
+        raise typer.Exit(130)
+
+
+def _pace(sources: list[str], fps: float | None, burst: int | None, gap_ms: float | None) -> "Pace":
+    from trt_compress.runtime.stream.pace import Pace
+    from trt_compress.runtime.stream.sources import is_live
+
+    if burst is not None or gap_ms is not None:
+        return Pace(kind="bursts", fps=fps, burst=burst, gap_ns=_nanoseconds("--gap-ms", gap_ms))
+    if fps is not None:
+        return Pace(kind="fixed rate", fps=fps)
+    return Pace(kind="live" if is_live(sources[0]) else "closed loop")
+
+
+def _nanoseconds(option: str, milliseconds: float | None) -> int | None:
+    if milliseconds is None:
+        return None
+    if not 0 < milliseconds < 1e9:
+        raise ConfigError(f"{option} {milliseconds:g}; give a time above 0 ms.")
+    return round(milliseconds * 1e6)
+
+
+def _throttled(step: Callable[[str], None]) -> Callable[[int], None]:
+    """Tell how many frames have come, but not for every one."""
+    said_at = 0.0
+
+    def tell(frames: int) -> None:
+        nonlocal said_at
+        if (now := time.monotonic()) - said_at > _PROGRESS_S:
+            said_at = now
+            step(f"{frames} frames")
+
+    return tell
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn Ctrl-C, and SIGTERM as a service manager sends it, into an event; a second one ends the command at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write(directory: Path, result: "StreamResult") -> None:
+    path = directory / _RESULT_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.to_text(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None
+    from trt_compress.tools.report.from_stream import report_from_stream
+    from trt_compress.tools.report.write import write_all
+
+    for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
+        print(f"Wrote {written}", file=sys.stderr)
+
+
+def _show(result: "StreamResult") -> None:
+    from trt_compress.runtime.latency import summarize, verdict
+
+    counts, protocol, frames = result.counts, result.protocol, result.frames
+    times = frames.end_to_end_ns()
+    rate = counts.delivered / (result.wall_ns / 1e9) if result.wall_ns else 0.0
+    missed = None if counts.deadline_missed is None else f"{counts.deadline_missed} of {counts.delivered} delivered"
+    kind = protocol.kind if protocol.fps is None else f"{protocol.kind}, {protocol.fps:g} fps"
+    pairs: list[tuple[str, object]] = [
+        ("bundle", result.identity.bundle),
+        ("protocol", f"{kind}, policy {protocol.policy}, warm-up {protocol.warmup}"),
+        ("frames in", counts.frames_in),
+        ("delivered", f"{counts.delivered}, {rate:.1f} a second"),
+        ("dropped", counts.dropped),
+        ("failed", counts.failed),
+        *((f"  {reason}", number) for reason, number in counts.reasons.items()),
+        ("deadline missed", missed),
+        ("first inference", _milliseconds(result.first_inference_ns)),
+        ("ended", result.ended),
+        *((name, f"{metric.value:.4f}, n={metric.n}") for name, metric in result.quality.items()),
+    ]
+    print_pairs("Stream", [(name, value) for name, value in pairs if value is not None])
+    columns: dict[str, Any] = {"end to end": times}
+    columns |= {name: [ns for ns in column if ns is not None] for name, column in frames.stage_ns.items()}
+    columns |= {
+        f"wait: {name}": [ns for ns in column if ns is not None] for name, column in frames.queue_wait_ns.items()
+    }
+    rows = []
+    for name, values in columns.items():
+        if values:
+            found = summarize(values)
+            shown = (found.median_ns, found.p90_ns, found.p95_ns, found.p99_ns, found.max_ns)
+            rows.append((name, found.n, *(None if ns is None else f"{ns / 1e6:.3f}" for ns in shown)))
+    if rows:
+        print_table("Latency in ms", ("", "n", "p50", "p90", "p95", "p99", "max"), rows)
+    if result.controller is not None:
+        used = {level.name: frames.level.count(level.name) for level in result.identity.levels}
+        listed = ", ".join(f"{name} {number}" for name, number in used.items())
+        print_text(f"Keep levels, frames of each: {listed}; {len(result.controller.switches)} switches.")
+    if times:
+        judged = verdict(times, device="cpu" if result.identity.backend.endswith("cpu") else "gpu")
+        print_text(f"{judged.status.capitalize()}: {judged.reason}.")
+
+
+def _milliseconds(ns: int | None) -> str | None:
+    return None if ns is None else f"{ns / 1e6:.2f} ms"
