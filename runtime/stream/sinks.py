@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.runtime.draw3d import draw_bev, draw_boxes
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.stream.frame import Array, Frame
 from trt_compress.runtime.stream.images import load_library
 
+_BEV_SIDE = 320
 _SMALLEST = 160  # pixels of the shorter side of an overlay; smaller frames are shown larger
 
 
@@ -99,7 +101,8 @@ class JsonLines:
 
 
 class Overlay:
-    """A video of the delivered frames with their results drawn in: classes as text, boxes as a bird's-eye view.
+    """A video of the delivered frames with their results drawn in: classes as text; 3D boxes from above, and in the
+    images where the frame holds `img2lidar`.
 
     Frames are images, or arrays of a scene among which `images` or `image` holds some: several side by side.
 
@@ -174,10 +177,15 @@ class Overlay:
         results = frame.summary.get("results", [])
         height = max(_SMALLEST, *(image.shape[0] for image in images))
         height -= height % 2
-        tiles = []
+        boxes = results[0].get("boxes", []) if results else []
+        cameras = _projections(frame.data, len(images))
+        tiles: list[Any] = []
         for number, image in enumerate(images):
             width = max(2, round(image.shape[1] * height / image.shape[0] / 2) * 2)
-            tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST).convert("RGB")
+            tile = Image.fromarray(image).convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            if boxes and cameras is not None:
+                zoom = np.diag([width / image.shape[1], height / image.shape[0], 1.0, 1.0])
+                tile = draw_boxes(tile, boxes, zoom @ cameras[number])
             if number < len(results) and "class" in results[number]:
                 found = results[number]
                 text = f"{found.get('label', found['class'])}  {found['score']:.0%}"
@@ -186,7 +194,8 @@ class Overlay:
                 )
             tiles.append(tile)
         if any("boxes" in found for found in results):
-            tiles.append(self._from_above(height, results[0]["boxes"]))
+            tiles.append(draw_bev(results[0]["boxes"], range_m=self._range_m, size=max(height, _BEV_SIDE)))
+        height = max(tile.height for tile in tiles)
         canvas = Image.new("RGB", (sum(tile.width for tile in tiles), height))
         left = 0
         for tile in tiles:
@@ -194,33 +203,6 @@ class Overlay:
             left += tile.width
         ImageDraw.Draw(canvas).text((5, height - 18), f"frame {frame.id}", fill="white", font_size=12)
         return np.asarray(canvas)
-
-    def _from_above(self, side: int, boxes: Sequence[dict[str, Any]]) -> Any:
-        """Boxes seen from above, x (ahead) upwards, y to the left, the ego vehicle in the middle."""
-        from PIL import Image, ImageDraw
-
-        plot = Image.new("RGB", (side, side), "#101418")
-        draw = ImageDraw.Draw(plot)
-        scale = side / (2 * self._range_m)
-
-        def pixel(x: float, y: float) -> tuple[float, float]:
-            return side / 2 - y * scale, side / 2 - x * scale
-
-        draw.polygon([pixel(1.5, 0), pixel(-1, 0.8), pixel(-1, -0.8)], fill="white")
-        for box in boxes:
-            (x, y, *_), (length, width, *_), yaw = box["center"], box["size"], box["yaw"]
-            ahead = np.array([np.cos(yaw), np.sin(yaw)])
-            left = np.array([-ahead[1], ahead[0]])
-            corners = [
-                np.array([x, y]) + ahead * length / 2 * front + left * width / 2 * side_of
-                for front, side_of in ((1, 1), (1, -1), (-1, -1), (-1, 1))
-            ]
-            color = ("#ffb000", "#00c2ff", "#ff4f81", "#7ddf64")[box["class"] % 4]
-            draw.polygon([pixel(*corner) for corner in corners], outline=color, width=2)
-            if box["velocity"]:
-                tip = (x + box["velocity"][0], y + box["velocity"][1])
-                draw.line([pixel(x, y), pixel(*tip)], fill=color, width=1)
-        return plot
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -245,6 +227,14 @@ def _images_of(data: Any) -> list[Array]:
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ConfigError("An overlay needs images, and the source gives sound; leave --overlay out.")
     return [array]
+
+
+def _projections(data: Any, count: int) -> Array | None:
+    """From the ego frame into each image, [V, 4, 4], if the frame says how: its `img2lidar` is the way back."""
+    if not isinstance(data, dict) or "img2lidar" not in data:
+        return None
+    back = np.asarray(data["img2lidar"], np.float64).reshape(-1, 4, 4)
+    return np.linalg.inv(back) if len(back) == count else None
 
 
 def _as_bytes(image: Array) -> Array:

@@ -45,6 +45,24 @@ def test_a_bundle_runs_without_the_export_side(double_bundle: Bundle) -> None:
     assert done.stdout.splitlines() == ["[[2.0, 2.0, 2.0]]", "[]"]
 
 
+def test_a_stream_needs_its_libraries_only_when_it_uses_them(double_bundle: Bundle) -> None:
+    done = run_blocked(f"""
+        import numpy as np
+        from trt_compress.runtime.session import Session
+        from trt_compress.runtime.stream.levels import levels_from_sessions
+        from trt_compress.runtime.stream.run import open_sources, run_stream
+        from trt_compress.runtime.stream import sinks
+        used = {{"av", "PIL", "soundfile", "sounddevice", "rich", "typer"}} & set(sys.modules)
+        path = {str(double_bundle.path)!r}
+        np.savez(path + ".npz", x=np.ones((5, 3), np.float32))
+        levels = levels_from_sessions([Session.open(path)])
+        print(run_stream(levels, open_sources([path + ".npz"], levels)).counts.delivered)
+        print(sorted((used | {{"av", "PIL", "soundfile"}} & set(sys.modules)) | set({HEAVY!r}) & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["5", "[]"]
+
+
 def test_the_public_names() -> None:
     import trt_compress.runtime
 

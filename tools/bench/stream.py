@@ -102,6 +102,8 @@ def overhead(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
     summary = summarize(end_to_end.tolist())
     share = float(np.median(extra / end_to_end))
     ratio = None if summary.p99_ns is None else summary.p99_ns / summary.median_ns
+    session = summarize([ns for ns in frames.stage_ns["session"] if ns is not None])
+    session_ratio = None if session.p99_ns is None else session.p99_ns / session.median_ns
     figures = {
         "protocol": result.protocol.to_json(),
         "counts": result.counts.to_json(),
@@ -109,6 +111,8 @@ def overhead(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
         "overhead": summarize(extra.tolist()).to_json(),
         "overhead_share_p50": share,
         "p99_over_p50": ratio,
+        "session": session.to_json(),
+        "session_p99_over_p50": session_ratio,
         "stages_p50_ns": {name: float(np.median(np.array(frames.stage_ns[name]))) for name in STAGES},
         "waits_p50_ns": {name: float(np.median(np.array(column))) for name, column in frames.queue_wait_ns.items()},
     }
@@ -123,6 +127,7 @@ def overhead(bundles: Path, quick: bool) -> tuple[dict[str, Any], list[Row]]:
             "at most 1.3",
             (ratio or 9) <= 1.3,
         ),
+        ("the same of the session alone", "" if session_ratio is None else f"{session_ratio:.3f}", "reported", True),
         ("unaccounted for", str(_lost(result.counts.to_json())), "0", _lost(result.counts.to_json()) == 0),
     ]
 

@@ -88,17 +88,30 @@ def test_an_overlay_shows_boxes_from_above(tmp_path: Path) -> None:
         "yaw": 0.0,
         "velocity": [0.0, 0.0],
     }
-    images = np.full((1, 2, 3, 160, 80), 30, np.float32)
-    sink.deliver(frame_of({"images": images * 5}, {"results": [{"boxes": [box]}]}), 0)
+    images = np.full((1, 2, 3, 160, 80), 150, np.float32)
+    # Two cameras that look ahead, 40 pixels a metre at a metre; the second is turned round and sees nothing.
+    ahead = np.array([[40.0, -40.0, 0, 0], [80.0, 0, -40.0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    back = ahead @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    scene = {"images": images, "img2lidar": np.linalg.inv(np.stack([ahead, back]))[None]}
+    sink.deliver(frame_of(scene, {"results": [{"boxes": [box]}]}), 0)
     sink.close()
     (shown,) = decoded(tmp_path / "o.mp4")
-    assert shown.shape == (160, 80 + 80 + 160, 3)
-    above = shown[:, 160:].astype(int)
-    orange = (above[..., 0] > 120) & (above[..., 2] < 90)
-    rows, columns = np.nonzero(orange)
-    # 10 m ahead is up, 10 m to the left is left: a quarter of the side from each edge; 4 m long is 16 pixels.
-    assert abs(rows.mean() - 40) < 3 and abs(columns.mean() - 40) < 3
-    assert 14 <= np.ptp(rows) <= 19 and 7 <= np.ptp(columns) <= 11
+    assert shown.shape == (320, 80 + 80 + 320, 3)
+
+    def orange(part: np.ndarray[Any, Any]) -> Any:
+        return (part[..., 0].astype(int) - part[..., 2] > 60).nonzero()
+
+    rows, columns = orange(shown[:160, :80])
+    # Its middle is 10 m ahead and 10 m left: column 40 - 40 = 0, row 80; its back end is nearer and further left.
+    assert (
+        len(rows) > 5 and abs(float(np.median(rows)) - 80) < 8 and float(np.median(columns)) < 15 and columns.max() < 40
+    )
+    assert len(orange(shown[:160, 80:160])[0]) == 0
+    rows, columns = orange(shown[:, 160:])
+    # From above 8 pixels are a metre, x is up and y to the left: a quarter of the side from each edge.
+    at_box = (abs(rows - 80) < 30) & (abs(columns - 80) < 30)
+    assert abs(rows[at_box].mean() - 80) < 4 and abs(columns[at_box].mean() - 80) < 4
+    assert 28 <= np.ptp(rows[at_box]) <= 40 and 12 <= np.ptp(columns[at_box]) <= 24
 
 
 def test_an_overlay_of_sound_is_refused(tmp_path: Path) -> None:
