@@ -115,6 +115,7 @@ def test_a_fixed_rate_with_drops_accounts_for_every_frame(typed: Callable[..., F
     assert result.frames.arrival_ns == tuple(n * 500_000 for n in range(COUNT))
 
 
+@pytest.mark.slow  # three exports
 def test_three_keep_levels_and_a_controller(typed: Callable[..., Finished], exported: Exported) -> None:
     levels = [exported(compress=f"tome:num_merged={count}") for count in (0, 4, 7)]
     done = typed(
