@@ -73,11 +73,11 @@ struct HeadData
     void const* scale;
     void const* minimum;
 
-    __device__ HeadData(Side const& side, int64_t head, int32_t length)
-        : code(side.code + head * length * side.rowBytes)
-        , scale(static_cast<char const*>(side.scale) + head * side.numScales * (side.isHalf ? 2 : 4))
-        , minimum(static_cast<char const*>(side.minimum) + head * side.numScales * (side.isHalf ? 2 : 4))
+    __device__ static HeadData of(Side const& side, int64_t head, int32_t length)
     {
+        int64_t const scales = head * side.numScales * (side.isHalf ? 2 : 4);
+        return {side.code + head * length * side.rowBytes, static_cast<char const*>(side.scale) + scales,
+            static_cast<char const*>(side.minimum) + scales};
     }
 };
 
@@ -263,6 +263,8 @@ struct Shared
     float constants[kWARPS][kROWS];   //!< what the minima of a group add
     int32_t keyGroups[S::kWIDTH / 2]; //!< of pairs of codes, where Side::isUniform
     int32_t valueGroups[S::kWIDTH / 2];
+    HeadData keys; //!< here, as addresses in registers would be there for as long as the walk
+    HeadData values;
     int64_t bias[kROWS];
     int32_t first[kROWS];
     int32_t last[kROWS];
@@ -305,11 +307,9 @@ public:
     using S = Shape<kROWS, kLANES, kRUNS>;
     static constexpr int32_t kSTEP = S::kSTEP;
 
-    __device__ Walk(Problem const& problem, Shared<S, kROWS, kRUNS>& shared, int64_t head, int32_t end)
+    __device__ Walk(Problem const& problem, Shared<S, kROWS, kRUNS>& shared, int32_t end)
         : mProblem(problem)
         , mShared(shared)
-        , mKeyData(problem.keys, head, problem.length)
-        , mValueData(problem.values, head, problem.length)
         , mWarp(static_cast<int32_t>(threadIdx.x / kWARP_SIZE))
         , mLane(static_cast<int32_t>(threadIdx.x % kWARP_SIZE))
         , mRun(mLane % kLANES)
@@ -438,8 +438,8 @@ private:
         {
             bool const has = mProblem.keys.has(i / kRUN, i % kRUN);
             uint32_t const at = base + static_cast<uint32_t>(has ? mProblem.keys.channel(i / kRUN, i % kRUN) : 0);
-            float const scale = mProblem.keys.load(mKeyData.scale, at);
-            float const minimum = mProblem.keys.load(mKeyData.minimum, at);
+            float const scale = mProblem.keys.load(mShared.keys.scale, at);
+            float const minimum = mProblem.keys.load(mShared.keys.minimum, at);
 #pragma unroll
             for (int32_t row = 0; row < kROWS; ++row)
             {
@@ -491,12 +491,12 @@ private:
         constexpr int32_t kCOUNT = kSTEP * kROWS;
         Query const query(kSCALED ? mShared.q : mShared.scaledQ[mWarp], mRun);
         uint2 raw[kRUNS][kSTEP];
-        loadRuns(mProblem.keys, mKeyData, start, raw);
+        loadRuns(mProblem.keys, mShared.keys, start, raw);
 #pragma unroll 1
         for (int32_t first = 0; first < S::kBATCH; first += kSTEP)
         {
             uint2 next[kRUNS][kSTEP]; // on their way while these are used; behind the tile it is nobody's
-            loadRuns(mProblem.keys, mKeyData, start + first + kSTEP, next);
+            loadRuns(mProblem.keys, mShared.keys, start + first + kSTEP, next);
             float products[kCOUNT];
 #pragma unroll
             for (int32_t i = 0; i < kCOUNT; ++i)
@@ -514,7 +514,7 @@ private:
                     if constexpr (kSCALED)
                     {
                         int32_t const* const groups = mShared.keyGroups + (mRun + j * kLANES) * (kRUN / 2);
-                        scales = pairScalesOf(mProblem.keys, mKeyData, slotOf(start, first + t), groups);
+                        scales = pairScalesOf(mProblem.keys, mShared.keys, slotOf(start, first + t), groups);
                     }
 #pragma unroll
                     for (int32_t i = 0; i < kRUN; ++i)
@@ -559,8 +559,8 @@ private:
             {
                 int32_t const run = opaque(mRun + j * kLANES);
                 uint2 const codes = unpacked(
-                    mProblem.keys.bits, loadBytes(mProblem.keys, mKeyData.code + rowAt(mProblem.keys, slot), run));
-                Scales<kRUN> const scales = scalesOf(mProblem.keys, mKeyData, slot, run);
+                    mProblem.keys.bits, loadBytes(mProblem.keys, mShared.keys.code + rowAt(mProblem.keys, slot), run));
+                Scales<kRUN> const scales = scalesOf(mProblem.keys, mShared.keys, slot, run);
 #pragma unroll
                 for (int32_t i = 0; i < kRUN; ++i)
                 {
@@ -699,12 +699,12 @@ private:
         if (side.isUniform)
         {
             uint2 raw[kRUNS][kSTEP];
-            loadRuns(side, mValueData, start, raw);
+            loadRuns(side, mShared.values, start, raw);
 #pragma unroll 1
             for (int32_t first = 0; first < S::kBATCH; first += kSTEP)
             {
                 uint2 next[kRUNS][kSTEP];
-                loadRuns(side, mValueData, start + first + kSTEP, next);
+                loadRuns(side, mShared.values, start + first + kSTEP, next);
 #pragma unroll
                 for (int32_t j = 0; j < kRUNS; ++j)
                 {
@@ -713,7 +713,7 @@ private:
                     {
                         int32_t const* const groups = mShared.valueGroups + (mRun + j * kLANES) * (kRUN / 2);
                         Scales<kRUN / 2> const scales =
-                            pairScalesOf(side, mValueData, slotOf(start, first + t), groups);
+                            pairScalesOf(side, mShared.values, slotOf(start, first + t), groups);
                         addRun(unpacked(side.bits, raw[j][t]), scales, first + t, mSums[j]);
                         raw[j][t] = next[j][t];
                     }
@@ -733,10 +733,10 @@ private:
                 int32_t const slot = slotOf(start, t);
                 if (slot >= last)
                 {
-                    scales = scalesOf(side, mValueData, slot, run);
+                    scales = scalesOf(side, mShared.values, slot, run);
                     last = side.byToken ? 0 : (slot / side.group + 1) * side.group;
                 }
-                uint2 const raw = loadBytes(side, mValueData.code + rowAt(side, slot), run);
+                uint2 const raw = loadBytes(side, mShared.values.code + rowAt(side, slot), run);
                 addRun(unpacked(side.bits, raw), scales, t, mSums[j]);
             }
         }
@@ -760,8 +760,6 @@ private:
 
     Problem const& mProblem;
     Shared<S, kROWS, kRUNS>& mShared;
-    HeadData mKeyData;
-    HeadData mValueData;
     int32_t mWarp;
     int32_t mLane;
     int32_t mRun;
@@ -801,6 +799,11 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     }
     Side const& keys = problem.keys;
     Side const& values = problem.values;
+    if (threadIdx.x == 0U)
+    {
+        shared.keys = HeadData::of(keys, head, problem.length);
+        shared.values = HeadData::of(values, head, problem.length);
+    }
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < kROWS * S::kWIDTH; i += kTHREADS)
     {
         int32_t const row = i / S::kWIDTH;
@@ -836,7 +839,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int32_t const ofWarp = share(ofSplit, kWARPS);
     int64_t const begin = splitBegin + static_cast<int64_t>(threadIdx.x / kWARP_SIZE) * ofWarp;
     int32_t const end = static_cast<int32_t>(min(begin + ofWarp, static_cast<int64_t>(splitEnd)));
-    Walk<kROWS, kLANES, kRUNS> walk(problem, shared, head, end);
+    Walk<kROWS, kLANES, kRUNS> walk(problem, shared, end);
     for (int64_t start = begin; start < end; start += S::kTILE)
     {
         walk.tile(static_cast<int32_t>(start));
