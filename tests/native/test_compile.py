@@ -32,7 +32,6 @@ def test_all_kernels_compile_for_all_sms(outcome: Outcome) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="kvAttentionKernel<4, 16, 1, 3> and <4, 8, 1, 3> spill up to 8 bytes on SM 90")
 def test_no_kernel_spills(outcome: Outcome) -> None:
     assert outcome.library is not None
     assert resources.spills(outcome.library.info["resources"]) == []

@@ -1,0 +1,586 @@
+// One warp's walk over its part of the cache, as kernel.cu describes it.
+#pragma once
+
+#include "kv_attention/packed_side.cuh"
+
+namespace trtc::kv_attention::gpu
+{
+
+constexpr int32_t kWARPS = 4;
+constexpr float kLOWEST = -3.0e38F; // stands for the maximum of nothing
+
+struct Problem
+{
+    int64_t rows; //!< queries of one KV head
+    int64_t rowBlocks;
+    int32_t width;
+    int32_t length;
+    int32_t kvHeads;
+    int32_t splits;
+    int64_t repeats;
+    int64_t queries;
+    float scale;
+    Side keys;
+    Side values;
+    void const* q;
+    DType type;
+    void const* bias;
+    DType biasType;
+    BiasSteps biasSteps;
+    bool isCausal;
+    int64_t window;
+    int64_t const* lengths;
+    void* y;
+    float* lse;
+    float* sums;  //!< of the splits: [units, splits, kROWS, width]; null: one split, which writes y
+    float* stats; //!< [units, splits, kROWS, 2], maximum and sum of the weights
+};
+
+//! `value`, of which the compiler may not know that it is the same in every turn of a loop: what follows from it then
+//! stays inside of the loop, and does not fill registers outside.
+__device__ inline int32_t opaque(int32_t value)
+{
+#if TRTC_DEVICE_ARCH > 0
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
+//! What the lanes of one warp have in hand. kLANES lanes share a slot; each has kRUNS runs of its codes.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
+struct Shape
+{
+    static constexpr int32_t kBATCH = 32 / kROWS;                                          // slots of a lane in a tile
+    static constexpr int32_t kTILE = kBATCH * (static_cast<int32_t>(kWARP_SIZE) / kLANES); // slots of a warp
+    static constexpr int32_t kSTEP = kROWS == 1 ? 8 : 4;      // slots of a lane whose products are in registers
+    static constexpr int32_t kMINE = kBATCH * kROWS / kLANES; // products that a lane turns into weights
+    static constexpr int32_t kMY_ROWS = kROWS < kMINE ? kROWS : kMINE;       // queries that these are of
+    static constexpr int32_t kROW_LANES = kROWS > kMINE ? kROWS / kMINE : 1; // lanes that have all queries
+    static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN; // codes of a slot, with room for more than D
+};
+
+template <typename S, int32_t kROWS, int32_t kRUNS>
+struct Shared
+{
+    float q[kROWS][S::kWIDTH];
+    union
+    {
+        float scaledQ[kWARPS][kROWS][S::kWIDTH]; //!< with the scales of one group of tokens in them
+        float sums[kWARPS][kROWS][S::kWIDTH];
+    };
+    float weights[kWARPS][S::kTILE * kROWS];
+    float factors[kWARPS][kROWS];
+    float highest[kWARPS][kROWS];
+    float totals[kWARPS][kROWS];
+    float constants[kWARPS][kROWS];   //!< what the minima of a group add
+    int32_t keyGroups[S::kWIDTH / 2]; //!< of pairs of codes, where Side::isUniform
+    int32_t valueGroups[S::kWIDTH / 2];
+    HeadData keys; //!< here, as addresses in registers would be there for as long as the walk
+    HeadData values;
+    int64_t bias[kROWS];
+    int32_t first[kROWS];
+    int32_t last[kROWS];
+};
+
+//! Sums over kLANES lanes of kCOUNT numbers of each. Afterwards the first kCOUNT / kLANES of a lane are whole, or the
+//! first one if there are fewer numbers than lanes; they are number lane * kCOUNT / kLANES and on.
+template <int32_t kLANES, int32_t kCOUNT>
+__device__ void exchange(float (&sums)[kCOUNT])
+{
+    int32_t left = kCOUNT;
+#pragma unroll
+    for (int32_t offset = kLANES / 2; offset > 0; offset /= 2)
+    {
+        if (left == 1)
+        {
+            sums[0] += __shfl_xor_sync(kFULL_MASK, sums[0], offset);
+            continue;
+        }
+        left /= 2;
+        bool const isUpper = (threadIdx.x & static_cast<uint32_t>(offset)) != 0U;
+#pragma unroll
+        for (int32_t i = 0; i < kCOUNT / 2; ++i)
+        {
+            if (i < left)
+            {
+                float const kept = isUpper ? sums[i + left] : sums[i];
+                float const sent = isUpper ? sums[i] : sums[i + left];
+                sums[i] = kept + __shfl_xor_sync(kFULL_MASK, sent, offset);
+            }
+        }
+    }
+}
+
+//! One warp's part of a split.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
+class Walk
+{
+public:
+    using S = Shape<kROWS, kLANES, kRUNS>;
+    static constexpr int32_t kSTEP = S::kSTEP;
+
+    __device__ Walk(Problem const& problem, Shared<S, kROWS, kRUNS>& shared, int32_t end)
+        : mProblem(problem)
+        , mShared(shared)
+        , mWarp(static_cast<int32_t>(threadIdx.x / kWARP_SIZE))
+        , mLane(static_cast<int32_t>(threadIdx.x % kWARP_SIZE))
+        , mRun(mLane % kLANES)
+        , mFirstSlot(mLane / kLANES * S::kBATCH)
+        , mEnd(end)
+        , mQueryGroup(-1)
+    {
+#pragma unroll
+        for (int32_t i = 0; i < S::kMY_ROWS; ++i)
+        {
+            mHighest[i] = -INFINITY;
+            mTotal[i] = 0.0F;
+        }
+#pragma unroll
+        for (int32_t j = 0; j < kRUNS; ++j)
+        {
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+#pragma unroll
+                for (int32_t i = 0; i < kRUN; ++i)
+                {
+                    mSums[j][row][i] = 0.0F;
+                }
+            }
+        }
+    }
+
+    __device__ void tile(int32_t start)
+    {
+        multiplyKeys(start);
+        __syncwarp();
+        weigh(start);
+        __syncwarp();
+        addValues(start);
+        __syncwarp();
+    }
+
+    //! Sums over the lanes, left in shared memory for the block. Every warp must have come to the end of its walk.
+    __device__ void finish()
+    {
+#pragma unroll
+        for (int32_t j = 0; j < kRUNS; ++j)
+        {
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+#pragma unroll
+                for (int32_t i = 0; i < kRUN; ++i)
+                {
+                    float sum = mSums[j][row][i];
+#pragma unroll
+                    for (int32_t offset = kLANES; offset < static_cast<int32_t>(kWARP_SIZE); offset *= 2)
+                    {
+                        sum += __shfl_xor_sync(kFULL_MASK, sum, offset);
+                    }
+                    if (mLane < kLANES)
+                    {
+                        mShared.sums[mWarp][row][(mRun + j * kLANES) * kRUN + i] = sum;
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int32_t i = 0; i < S::kMY_ROWS; ++i)
+        {
+            float total = mTotal[i];
+#pragma unroll
+            for (int32_t offset = S::kROW_LANES; offset < static_cast<int32_t>(kWARP_SIZE); offset *= 2)
+            {
+                total += __shfl_xor_sync(kFULL_MASK, total, offset);
+            }
+            if (mLane < S::kROW_LANES)
+            {
+                mShared.highest[mWarp][rowOf(i)] = mHighest[i];
+                mShared.totals[mWarp][rowOf(i)] = total;
+            }
+        }
+    }
+
+private:
+    //! The query that product `index` of this lane is of.
+    __device__ int32_t rowOf(int32_t index) const
+    {
+        return (mLane * S::kMINE + index) % kROWS;
+    }
+
+    //! Slots of this lane in the tile; behind the last one it is taken again.
+    __device__ int32_t slotOf(int32_t start, int32_t t) const
+    {
+        return min(start + mFirstSlot + t, mEnd - 1);
+    }
+
+    //! The queries at this lane's channels, from a place in shared memory: between tiles the registers are for others.
+    struct Query
+    {
+        float at[kRUNS][kROWS][kRUN];
+
+        __device__ Query(float const (&from)[kROWS][S::kWIDTH], int32_t run)
+        {
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+#pragma unroll
+                for (int32_t j = 0; j < kRUNS; ++j)
+                {
+#pragma unroll
+                    for (int32_t i = 0; i < kRUN; ++i)
+                    {
+                        at[j][row][i] = from[row][(run + j * kLANES) * kRUN + i];
+                    }
+                }
+            }
+        }
+    };
+
+    //! Leaves the queries with the scales of one group in shared memory, and the products with its minima.
+    __device__ void scaleQuery(int32_t group)
+    {
+        mQueryGroup = group;
+        float constants[kROWS] = {};
+        uint32_t const base = static_cast<uint32_t>(group) * static_cast<uint32_t>(mProblem.keys.columns);
+        __syncwarp();
+#pragma unroll 1
+        for (int32_t i = mLane; i < S::kWIDTH; i += static_cast<int32_t>(kWARP_SIZE))
+        {
+            bool const has = mProblem.keys.has(i / kRUN, i % kRUN);
+            uint32_t const at = base + static_cast<uint32_t>(has ? mProblem.keys.channel(i / kRUN, i % kRUN) : 0);
+            float const scale = mProblem.keys.load(mShared.keys.scale, at);
+            float const minimum = mProblem.keys.load(mShared.keys.minimum, at);
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+                float const q = mShared.q[row][i]; // 0 where the row has no such code
+                mShared.scaledQ[mWarp][row][i] = q * scale;
+                constants[row] = fmaf(q, minimum, constants[row]);
+            }
+        }
+#pragma unroll
+        for (int32_t row = 0; row < kROWS; ++row)
+        {
+            float const constant = warpSum(constants[row]);
+            if (mLane == 0)
+            {
+                mShared.constants[mWarp][row] = constant / kLANES; // every lane that shares a slot adds it
+            }
+        }
+        __syncwarp();
+    }
+
+    //! Leaves products in shared memory: [slot of the tile, query].
+    __device__ void multiplyKeys(int32_t start)
+    {
+        int32_t const group = mProblem.keys.byToken ? 0 : start / mProblem.keys.group;
+        bool const isFolded = !mProblem.keys.byToken && mProblem.keys.isWide
+            && (min(start + S::kTILE, mEnd) - 1) / mProblem.keys.group == group;
+        if (isFolded)
+        {
+            if (group != mQueryGroup)
+            {
+                scaleQuery(group);
+            }
+            multiplySteps<false>(start);
+        }
+        else if (mProblem.keys.isUniform)
+        {
+            multiplySteps<true>(start);
+        }
+        else
+        {
+            multiplySlowly(start);
+        }
+    }
+
+    //! The codes themselves, or kSCALED: values that are made from them with scales of pairs.
+    template <bool kSCALED>
+    __device__ void multiplySteps(int32_t start)
+    {
+        constexpr int32_t kCOUNT = kSTEP * kROWS;
+        Query const query(kSCALED ? mShared.q : mShared.scaledQ[mWarp], mRun);
+        uint2 raw[kRUNS][kSTEP];
+        loadRuns(mProblem.keys, mShared.keys, start, raw);
+#pragma unroll 1
+        for (int32_t first = 0; first < S::kBATCH; first += kSTEP)
+        {
+            uint2 next[kRUNS][kSTEP]; // on their way while these are used; behind the tile it is nobody's
+            loadRuns(mProblem.keys, mShared.keys, start + first + kSTEP, next);
+            float products[kCOUNT];
+#pragma unroll
+            for (int32_t i = 0; i < kCOUNT; ++i)
+            {
+                products[i] = kSCALED ? 0.0F : mShared.constants[mWarp][i % kROWS];
+            }
+#pragma unroll
+            for (int32_t j = 0; j < kRUNS; ++j)
+            {
+#pragma unroll
+                for (int32_t t = 0; t < kSTEP; ++t)
+                {
+                    uint2 const codes = unpacked(mProblem.keys.bits, raw[j][t]);
+                    Scales<kRUN / 2> scales;
+                    if constexpr (kSCALED)
+                    {
+                        int32_t const* const groups = mShared.keyGroups + (mRun + j * kLANES) * (kRUN / 2);
+                        scales = pairScalesOf(mProblem.keys, mShared.keys, slotOf(start, first + t), groups);
+                    }
+#pragma unroll
+                    for (int32_t i = 0; i < kRUN; ++i)
+                    {
+                        float const value = kSCALED ? scales.value(codes, i) : codeAt(codes, i);
+#pragma unroll
+                        for (int32_t row = 0; row < kROWS; ++row)
+                        {
+                            products[t * kROWS + row] = fmaf(value, query.at[j][row][i], products[t * kROWS + row]);
+                        }
+                    }
+                    raw[j][t] = next[j][t];
+                }
+            }
+            exchange<kLANES>(products);
+            constexpr int32_t kHELD = kCOUNT > kLANES ? kCOUNT / kLANES : 1;
+            constexpr int32_t kHOLDERS = kCOUNT < kLANES ? kLANES / kCOUNT : 1; // lanes that hold the same
+            float* const to = mShared.weights[mWarp] + (mFirstSlot + first) * kROWS + mRun / kHOLDERS * kHELD;
+#pragma unroll
+            for (int32_t i = 0; i < kHELD; ++i)
+            {
+                if (mRun % kHOLDERS == 0)
+                {
+                    to[i] = products[i];
+                }
+            }
+        }
+    }
+
+    //! For groups that cut tiles or runs: slot after slot.
+    __device__ void multiplySlowly(int32_t start)
+    {
+        float* const whole = mShared.weights[mWarp];
+        Query const query(mShared.q, mRun);
+#pragma unroll 1
+        for (int32_t t = 0; t < S::kBATCH; ++t)
+        {
+            int32_t const slot = slotOf(start, t);
+            float sums[kROWS] = {};
+#pragma unroll
+            for (int32_t j = 0; j < kRUNS; ++j)
+            {
+                int32_t const run = opaque(mRun + j * kLANES);
+                uint2 const codes = unpacked(
+                    mProblem.keys.bits, loadBytes(mProblem.keys, mShared.keys.code + rowAt(mProblem.keys, slot), run));
+                Scales<kRUN> const scales = scalesOf(mProblem.keys, mShared.keys, slot, run);
+#pragma unroll
+                for (int32_t i = 0; i < kRUN; ++i)
+                {
+                    float const value = scales.value(codes, i);
+#pragma unroll
+                    for (int32_t row = 0; row < kROWS; ++row)
+                    {
+                        sums[row] = fmaf(value, query.at[j][row][i], sums[row]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+#pragma unroll
+                for (int32_t offset = kLANES / 2; offset > 0; offset /= 2)
+                {
+                    sums[row] += __shfl_xor_sync(kFULL_MASK, sums[row], offset);
+                }
+                if (mRun == 0)
+                {
+                    whole[(mFirstSlot + t) * kROWS + row] = sums[row];
+                }
+            }
+        }
+    }
+
+    //! Where the codes of a slot start.
+    __device__ static uint32_t rowAt(Side const& side, int32_t slot)
+    {
+        return static_cast<uint32_t>(slot) * static_cast<uint32_t>(side.rowBytes);
+    }
+
+    //! The run, or for lanes beyond the row one that is there: nobody reads what they make of it.
+    __device__ static int32_t thereOf(Side const& side, int32_t run)
+    {
+        return (run << side.shift) < side.rowBytes ? run : 0;
+    }
+
+    //! Runs of the next kSTEP slots of this lane.
+    __device__ void loadRuns(Side const& side, HeadData const& data, int32_t start, uint2 (&raw)[kRUNS][kSTEP]) const
+    {
+#pragma unroll
+        for (int32_t j = 0; j < kRUNS; ++j)
+        {
+            uint8_t const* const from = data.code + (thereOf(side, mRun + j * kLANES) << side.shift);
+#pragma unroll
+            for (int32_t t = 0; t < kSTEP; ++t)
+            {
+                raw[j][t] = loadWide(side.bits, from + rowAt(side, slotOf(start, t)));
+            }
+        }
+    }
+
+    //! From products in shared memory to weights.
+    __device__ void weigh(int32_t start)
+    {
+        float products[S::kMINE];
+        float* const weights = mShared.weights[mWarp] + mLane * S::kMINE;
+        float now[S::kMY_ROWS];
+#pragma unroll
+        for (int32_t i = 0; i < S::kMY_ROWS; ++i)
+        {
+            now[i] = mHighest[i];
+        }
+#pragma unroll
+        for (int32_t i = 0; i < S::kMINE; ++i)
+        {
+            int32_t const row = rowOf(i);
+            int32_t const slot = start + (mLane * S::kMINE + i) / kROWS;
+            bool const isSeen = slot >= mShared.first[row] && slot < mShared.last[row] && slot < mEnd;
+            int64_t const at = mShared.bias[row] + slot * mProblem.biasSteps.slot;
+            float const bias = isSeen ? loadFloat(mProblem.bias, mProblem.biasType, at) : 0.0F;
+            products[i] = isSeen ? fmaf(weights[i], mProblem.scale, bias) : -INFINITY;
+            now[i % S::kMY_ROWS] = fmaxf(now[i % S::kMY_ROWS], products[i]);
+        }
+        bool isLarger = false;
+#pragma unroll
+        for (int32_t i = 0; i < S::kMY_ROWS; ++i)
+        {
+#pragma unroll
+            for (int32_t offset = S::kROW_LANES; offset < static_cast<int32_t>(kWARP_SIZE); offset *= 2)
+            {
+                now[i] = fmaxf(now[i], __shfl_xor_sync(kFULL_MASK, now[i], offset));
+            }
+            isLarger = isLarger || now[i] > mHighest[i];
+        }
+        if (__any_sync(kFULL_MASK, isLarger ? 1 : 0) != 0)
+        {
+            shrink(now);
+        }
+#pragma unroll
+        for (int32_t i = 0; i < S::kMINE; ++i)
+        {
+            float const weight = expf(products[i] - fmaxf(now[i % S::kMY_ROWS], kLOWEST));
+            mTotal[i % S::kMY_ROWS] += weight;
+            weights[i] = weight;
+        }
+    }
+
+    //! Brings what was summed so far to new maxima.
+    __device__ void shrink(float const (&now)[S::kMY_ROWS])
+    {
+#pragma unroll
+        for (int32_t i = 0; i < S::kMY_ROWS; ++i)
+        {
+            float const factor = expf(mHighest[i] - fmaxf(now[i], kLOWEST));
+            mHighest[i] = now[i];
+            mTotal[i] *= factor;
+            if (mLane < S::kROW_LANES)
+            {
+                mShared.factors[mWarp][rowOf(i)] = factor;
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int32_t row = 0; row < kROWS; ++row)
+        {
+            float const factor = mShared.factors[mWarp][row];
+#pragma unroll
+            for (int32_t j = 0; j < kRUNS; ++j)
+            {
+#pragma unroll
+                for (int32_t i = 0; i < kRUN; ++i)
+                {
+                    mSums[j][row][i] *= factor;
+                }
+            }
+        }
+        __syncwarp();
+    }
+
+    __device__ void addValues(int32_t start)
+    {
+        Side const& side = mProblem.values;
+        if (side.isUniform)
+        {
+            uint2 raw[kRUNS][kSTEP];
+            loadRuns(side, mShared.values, start, raw);
+#pragma unroll 1
+            for (int32_t first = 0; first < S::kBATCH; first += kSTEP)
+            {
+                uint2 next[kRUNS][kSTEP];
+                loadRuns(side, mShared.values, start + first + kSTEP, next);
+#pragma unroll
+                for (int32_t j = 0; j < kRUNS; ++j)
+                {
+#pragma unroll
+                    for (int32_t t = 0; t < kSTEP; ++t)
+                    {
+                        int32_t const* const groups = mShared.valueGroups + (mRun + j * kLANES) * (kRUN / 2);
+                        Scales<kRUN / 2> const scales =
+                            pairScalesOf(side, mShared.values, slotOf(start, first + t), groups);
+                        addRun(unpacked(side.bits, raw[j][t]), scales, first + t, mSums[j]);
+                        raw[j][t] = next[j][t];
+                    }
+                }
+            }
+            return;
+        }
+#pragma unroll
+        for (int32_t j = 0; j < kRUNS; ++j)
+        {
+            Scales<kRUN> scales{};
+            int32_t last = 0; // behind the slots that they are of
+#pragma unroll 1
+            for (int32_t t = 0; t < S::kBATCH; ++t)
+            {
+                int32_t const run = opaque(mRun + j * kLANES);
+                int32_t const slot = slotOf(start, t);
+                if (slot >= last)
+                {
+                    scales = scalesOf(side, mShared.values, slot, run);
+                    last = side.byToken ? 0 : (slot / side.group + 1) * side.group;
+                }
+                uint2 const raw = loadBytes(side, mShared.values.code + rowAt(side, slot), run);
+                addRun(unpacked(side.bits, raw), scales, t, mSums[j]);
+            }
+        }
+    }
+
+    template <int32_t kCOUNT>
+    __device__ void addRun(uint2 codes, Scales<kCOUNT> const& scales, int32_t t, float (&sums)[kROWS][kRUN]) const
+    {
+        float const* const weights = mShared.weights[mWarp] + (mFirstSlot + t) * kROWS;
+#pragma unroll
+        for (int32_t i = 0; i < kRUN; ++i)
+        {
+            float const value = scales.value(codes, i);
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+                sums[row][i] = fmaf(weights[row], value, sums[row][i]);
+            }
+        }
+    }
+
+    Problem const& mProblem;
+    Shared<S, kROWS, kRUNS>& mShared;
+    int32_t mWarp;
+    int32_t mLane;
+    int32_t mRun;
+    int32_t mFirstSlot; //!< of this lane in a tile
+    int32_t mEnd;
+    int32_t mQueryGroup; //!< whose scales are in scaledQ
+    float mHighest[S::kMY_ROWS];
+    float mTotal[S::kMY_ROWS];
+    float mSums[kRUNS][kROWS][kRUN];
+};
+
+} // namespace trtc::kv_attention::gpu
