@@ -38,13 +38,14 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvDequantizeKernel(kv
         int64_t const row = head * format.length + start + min(t, count - 1);
         bytes[t] = *reinterpret_cast<Pack<uint8_t, kPACK> const*>(code + row * format.rowBytes + first);
     }
+#pragma unroll 1
     for (int32_t part = 0; part < format.parts; ++part)
     {
         int32_t const channel = part * format.rowBytes + first;
         float scales[kPACK] = {};
         float minima[kPACK] = {};
         int32_t line = -1;
-#pragma unroll
+#pragma unroll 1 // unrolled, it needs more registers than there are
         for (int32_t t = 0; t < kSLOTS; ++t)
         {
             int32_t const slot = start + min(t, count - 1);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvDequantizeKernel(kv
 #pragma unroll
             for (int32_t i = 0; i < kPACK; ++i)
             {
-                auto const level = static_cast<float>(codeOf(bytes[t].values[i], part, format.bits));
+                auto const level = static_cast<float>(codeOf(bytes[0].values[i], part, format.bits));
                 float const product = format.rounded(__fmul_rn(level, scales[i]));
                 values.values[i] = fromFloat<T>(__fadd_rn(product, minima[i]));
             }
@@ -80,6 +81,14 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvDequantizeKernel(kv
                 int64_t const row = head * format.length + slot;
                 *reinterpret_cast<Pack<T, kPACK>*>(x + row * format.width + channel) = values;
             }
+            // The next slot's come to the front, where they have registers; after the last slot all are as before.
+            Pack<uint8_t, kPACK> const done = bytes[0];
+#pragma unroll
+            for (int32_t next = 1; next < kSLOTS; ++next)
+            {
+                bytes[next - 1] = bytes[next];
+            }
+            bytes[kSLOTS - 1] = done;
         }
     }
 }
