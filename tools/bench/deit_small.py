@@ -8,12 +8,10 @@ attention, graph size, export time, verification error, TensorRT-RTX build time.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ import onnx
 import onnxruntime
 from torch import nn
 
-from trt_compress import __version__
 from trt_compress.export.api import build, export
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.models.compressors.registry import parse_spec
@@ -33,11 +30,12 @@ from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.plugins.build import build as build_native
 from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
-from trt_compress.runtime.latency import Speedup, interleave, speedup, summarize
+from trt_compress.runtime.latency import interleave, speedup, summarize
 from trt_compress.runtime.ort import register_native
+from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.bench.textbook import TextbookTome
 from trt_compress.tools.console import print_table, progress
-from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
+from trt_compress.tools.machine import cpu_cores
 
 MODEL, NUM_MERGED, BATCH, OPSET = "timm:deit_small_patch16_224", 13, 4, 20
 _IMAGE = (3, 224, 224)
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figure_rows(figures),
     )
     if not quick:
-        _record(figures)
+        append_record(RESULTS, "deit_small", {"model": MODEL, "spec": SPEC, **figures})
     return 0
 
 
@@ -200,10 +198,10 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     outside = figures["share_outside_gemm_and_attention"]
     return [
         ("FLOPs, dense over compressed", f"{figures['flops_reduction']:.2f}×", "1.70×"),
-        ("speed-up over dense", _interval(figures["speedup_over_dense"]), "at least 1.60×"),
-        ("the same on one thread", _interval(figures["speedup_over_dense_one_thread"]), "at least 1.60×"),
+        ("speed-up over dense", speedup_text(figures["speedup_over_dense"]), "at least 1.60×"),
+        ("the same on one thread", speedup_text(figures["speedup_over_dense_one_thread"]), "at least 1.60×"),
         *_native_rows(figures),
-        ("speed-up over the textbook export", _interval(figures["speedup_over_textbook"]), "not below 1"),
+        ("speed-up over the textbook export", speedup_text(figures["speedup_over_textbook"]), "not below 1"),
         (
             "time outside GEMM and attention, one thread",
             ", ".join(f"{name} {share:.1%}" for name, share in outside.items()),
@@ -229,38 +227,10 @@ def _native_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     if "speedup_over_dense_native" not in figures:
         return []
     return [
-        ("speed-up over dense, native operators", _interval(figures["speedup_over_dense_native"]), "at least 1.70×"),
-        ("the same on one thread", _interval(figures["speedup_over_dense_native_one_thread"]), "at least 1.70×"),
+        ("speed-up over dense, native operators", speedup_text(figures["speedup_over_dense_native"]), "at least 1.70×"),
+        ("the same on one thread", speedup_text(figures["speedup_over_dense_native_one_thread"]), "at least 1.70×"),
         ("time inside native TokenMerge, one thread", f"{figures['share_of_native_operators']:.1%}", "under 3 %"),
     ]
-
-
-def _interval(ratio: dict[str, Any]) -> str:
-    value = Speedup(**ratio)
-    low_high = f" [{value.low:.2f}, {value.high:.2f}]" if value.low and value.high else ""
-    return f"{value.median:.2f}×{low_high}, n={value.n}"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent.parent).stdout.strip()
-
-
-def _record(figures: dict[str, Any]) -> None:
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
-    line = {
-        "benchmark": "deit_small",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or None,
-        "model": MODEL,
-        "spec": SPEC,
-        "device": describe_device(),
-        "versions": {"trt-compress": __version__, **package_versions()},
-        **figures,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

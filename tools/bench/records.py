@@ -1,0 +1,40 @@
+"""Lines of JSON under `tools/bench/results/`: what was measured, with the machine, the versions and the commit."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from trt_compress import __version__
+from trt_compress.runtime.latency import Speedup
+from trt_compress.tools.machine import describe_device, package_versions
+
+
+def append_record(path: Path, benchmark: str, figures: Mapping[str, Any]) -> None:
+    """Append one line to `path`; the commit is marked where the checkout was changed since."""
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+    line = {
+        "benchmark": benchmark,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit or None,
+        "device": describe_device(),
+        "versions": {"trt-compress": __version__, **package_versions()},
+        **figures,
+    }
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def speedup_text(ratio: Mapping[str, Any]) -> str:
+    """A speed-up as `Speedup.to_json` wrote it, with its 95 % interval and the number of pairs."""
+    value = Speedup(**ratio)
+    low_high = f" [{value.low:.2f}, {value.high:.2f}]" if value.low and value.high else ""
+    return f"{value.median:.2f}×{low_high}, n={value.n}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
