@@ -17,7 +17,7 @@ struct Format
 {
     int32_t bits;
     bool byToken;   //!< axis 1: groups are channels of one token
-    int64_t group;  //!< elements of a group; the whole axis is written out
+    int64_t group;  //!< elements of a group; the whole axis is written out, 0 if it is empty
     int64_t length; //!< L
     int64_t width;  //!< D
 
@@ -35,12 +35,12 @@ struct Format
     //! Axes 2 and 3 of the scales.
     int64_t scaleRows() const noexcept
     {
-        return byToken ? length : (group == 0 ? 1 : std::max<int64_t>(length / group, 1));
+        return byToken ? length : (group == 0 ? 1 : length / group);
     }
 
     int64_t scaleColumns() const noexcept
     {
-        return !byToken ? width : (group == 0 ? 1 : std::max<int64_t>(width / group, 1));
+        return !byToken ? width : (group == 0 ? 1 : width / group);
     }
 
     //! Scales of one KV head.

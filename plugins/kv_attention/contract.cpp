@@ -42,6 +42,10 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     {
         return error;
     }
+    if (q[3] < 1)
+    {
+        return "q has D=0 channels; give at least one.";
+    }
     error = kv::checkPacking("q", q[3], std::min(attributes.integer("k_bits"), attributes.integer("v_bits")));
     error = error.empty() ? kv::checkPacked(attributes, "k_", inputs[1], inputs[2], inputs[3], {q[0], -1, -1, q[3]})
                           : error;
@@ -94,7 +98,7 @@ Contract const& contract()
             {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
             {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0},
             {"scale", AttributeKind::kFLOAT, 0}, {"causal", AttributeKind::kINT, 0, 1},
-            {"window", AttributeKind::kINT, 0}},
+            {"window", AttributeKind::kINT, 0, 2147483647}},
         &shapes,
     };
     return sContract;

@@ -29,9 +29,11 @@ Error limits(GpuShapes const& shapes)
         return "heads of D=" + std::to_string(sizes.width) + " are too wide for the GPU form; at most "
             + std::to_string(kMOST_WIDTH) + " are allowed.";
     }
-    return sizes.length <= kMOST_SLOTS ? Error{}
-                                       : "a cache of L=" + std::to_string(sizes.length)
-            + " slots is too long for the GPU form; at most " + std::to_string(kMOST_SLOTS) + " are allowed.";
+    int64_t const bytes =
+        std::max(headBytes(sizes.keys, shapes.inputTypes[2]), headBytes(sizes.values, shapes.inputTypes[5]));
+    return bytes <= kMOST_HEAD_BYTES ? Error{}
+                                     : "the codes or scales of one KV head take " + std::to_string(bytes)
+            + " bytes, too much for the GPU form; at most " + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
 }
 } // namespace
 

@@ -275,7 +275,8 @@ size_t kvAttentionWorkspaceBytes(Sizes const& sizes)
 
 cudaError_t launchKvAttention(Sizes const& sizes, GpuTensors const& tensors, void* workspace, cudaStream_t stream)
 {
-    if (sizes.width > kMOST_WIDTH || sizes.length > kMOST_SLOTS)
+    if (sizes.width > kMOST_WIDTH || headBytes(sizes.keys, tensors.keys.scaleType) > kMOST_HEAD_BYTES
+        || headBytes(sizes.values, tensors.values.scaleType) > kMOST_HEAD_BYTES)
     {
         return cudaErrorInvalidValue;
     }

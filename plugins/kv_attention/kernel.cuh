@@ -1,6 +1,8 @@
 // KVAttention on the GPU.
 #pragma once
 
+#include <algorithm>
+
 #include "common/cuda_common.cuh"
 #include "kv_attention/contract.h"
 
@@ -9,8 +11,8 @@ namespace trtc::kv_attention
 
 //! Wider heads have no kernel.
 constexpr int64_t kMOST_WIDTH = 512;
-//! Slots and channels of one KV head are 32-bit numbers.
-constexpr int64_t kMOST_SLOTS = 2147483647 - 4096;
+//! Offsets inside of the codes and of the scales of one KV head are 32-bit numbers, with room for a tile.
+constexpr int64_t kMOST_HEAD_BYTES = 2147483647 - 4096;
 
 //! One side of the cache.
 struct GpuCache
@@ -20,6 +22,12 @@ struct GpuCache
     void const* minimum;
     DType scaleType; //!< float32 or float16
 };
+
+//! Bytes of codes, or of scales if they are more, of one KV head.
+inline int64_t headBytes(kv::Format const& format, DType scaleType)
+{
+    return std::max(format.length * format.rowBytes(), format.numScales() * static_cast<int64_t>(sizeOf(scaleType)));
+}
 
 struct GpuTensors
 {

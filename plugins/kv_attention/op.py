@@ -26,6 +26,9 @@ from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
 
 
+MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
+
+
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
     """Queries in and out, the cache once with float16 scales, and 4 bytes for each row of weights."""
     b, h, t, d = (sizes[letter] for letter in "BHTD")
@@ -100,13 +103,21 @@ SPEC = OpSpec(
             name="causal", kind="int", minimum=0, maximum=1, doc="1: query t sees slots below length - T + t + 1"
         ),
         AttributeSpec(
-            name="window", kind="int", minimum=0, doc="query t sees slots above length - T + t - window; 0: no limit"
+            name="window",
+            kind="int",
+            minimum=0,
+            maximum=MOST_WINDOW,
+            doc="query t sees slots above length - T + t - window; 0: no limit",
         ),
     ),
     order="as q",
     determinism="same input, same bits, on the same device and for the same sizes",
     arithmetic="keys and values are code * scale + minimum in float32; products, softmax and sums are in float32",
-    limits=("H is a multiple of G", "a length above L is taken as L, a negative one as 0"),
+    limits=(
+        "H is a multiple of G",
+        "a length above L is taken as L, a negative one as 0",
+        "on the GPU D <= 512, and the codes, or the scales, of one KV head take less than 2 GiB",
+    ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
     flops=_flops,
@@ -340,6 +351,8 @@ def kv_attention(
     op = "kv_attention"
     check_tensor(op, "q", q, (None, None, None, None), "BHTD")
     b, h, t, d = q.shape
+    if d < 1:
+        raise ShapeError(f"{op}: q has D=0 channels; give at least one.")
     check_choice(op, "k_bits", k_bits, BITS)
     check_choice(op, "v_bits", v_bits, BITS)
     along_k = AXIS_NAMES.index(check_choice(op, "k_axis", k_axis, AXIS_NAMES))
@@ -362,8 +375,11 @@ def kv_attention(
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
         raise ConfigError(f"{op}: scale={scale!r} is not allowed; give a positive number, or 0 for 1 / sqrt(D).")
     check_choice(op, "causal", causal, [False, True])
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        raise ConfigError(f"{op}: window={window!r} is not allowed; give the slots a query sees, or 0 for no limit.")
+    if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window <= MOST_WINDOW:
+        raise ConfigError(
+            f"{op}: window={window!r} is not allowed; give the slots a query sees, at most {MOST_WINDOW}, or 0 for no "
+            "limit."
+        )
     attributes = {
         "k_bits": k_bits,
         "k_axis": along_k,

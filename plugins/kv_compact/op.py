@@ -41,6 +41,7 @@ SPEC = OpSpec(
     limits=(
         "0 <= index < L, strictly ascending. Anything else is an error, and as a function on TensorRT, which checks no "
         "index, it is undefined",
+        "on the GPU the slots of one KV head take less than 2 GiB",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,

@@ -27,6 +27,12 @@ Error limits(GpuShapes const& shapes)
         return std::to_string(groups) + " groups of channels are too many for the GPU form; at most "
             + std::to_string(kMOST_GROUPS) + " are allowed: take a larger group.";
     }
+    int64_t const blocks = sizes.heads * sizes.format.scaleRows();
+    if (!sizes.format.byToken && blocks > kMOST_BLOCKS)
+    {
+        return std::to_string(blocks) + " groups of tokens are too many for the GPU form; at most "
+            + std::to_string(kMOST_BLOCKS) + " are allowed: take a larger group.";
+    }
     return {};
 }
 } // namespace

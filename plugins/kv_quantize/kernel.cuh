@@ -9,6 +9,8 @@ namespace trtc::kv_quantize
 
 //! Slots and channels are 32-bit numbers.
 constexpr int64_t kMOST = 2147483647 - 4096;
+//! Groups of tokens, over all KV heads: a block has one.
+constexpr int64_t kMOST_BLOCKS = 2147483647;
 //! Groups of the channels of one token that one warp can keep.
 constexpr int64_t kMOST_GROUPS = 6144;
 

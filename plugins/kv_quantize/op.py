@@ -77,7 +77,12 @@ SPEC = OpSpec(
     "minimum = s(lo); scale = s(h(h(hi - lo) / n)); code = clip(rint(h(h(x - minimum) / scale)), 0, n), and 0 where "
     "scale is 0. rint rounds half to even. s rounds to the type of the scales. h rounds to float16 if both x and the "
     "scales are float16 and the result is finite; else it changes nothing. Divisions are IEEE; nothing is fused",
-    limits=("D is a multiple of 8 / bits", "float16 scales hold values within +-65504"),
+    limits=(
+        "D is a multiple of 8 / bits",
+        "float16 scales hold values within +-65504",
+        "on the GPU L and D < 2**31 - 4096, at most 6144 groups in a token, and fewer than 2**31 groups of tokens in all",
+        "as a native operator of ONNX Runtime before VERSION only with float32 scales: use the body there",
+    ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,
