@@ -16,7 +16,7 @@ Index = tuple[slice | int, ...]
 def _groups(shape: tuple[int, ...], axis: int, group: int) -> Iterator[tuple[Index, Index]]:
     """Where the elements of each group are, and where its scale is."""
     b, g, length, d = shape
-    size = group or (length if axis == 0 else d)
+    size = group or (length if axis == 0 else d) or 1
     for i, j in itertools.product(range(b), range(g)):
         if axis == 0:
             for start, channel in itertools.product(range(0, length, size), range(d)):

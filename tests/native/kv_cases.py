@@ -1,0 +1,236 @@
+"""Hard calls of the packed-cache operators: sizes around blocks and lanes, odd head counts, lengths that are none.
+
+Both native forms are held against the restatement in float64, with bounds that follow from float32 arithmetic.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from restatement import restate  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+Format = tuple[int, int, int]  # bits, axis, group
+
+SMALLEST, LARGEST = -(2**63), 2**63 - 1
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}  # of a result's rounding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call, by what is peculiar to it."""
+
+    name: str
+    op_type: str
+    attributes: dict[str, int | float]
+    inputs: tuple[Tensor, ...]
+
+
+def attention(
+    name: str,
+    *,
+    b: int = 1,
+    h: int = 2,
+    g: int = 1,
+    t: int = 1,
+    length: int = 40,
+    d: int = 16,
+    k: Format = (4, 0, 0),
+    v: Format = (4, 1, 0),
+    used: Sequence[int] | None = None,
+    bias: Sequence[int] = (1, 1, 1, 1),
+    dtype: str = "float32",
+    scales: tuple[str, str] = ("float16", "float16"),
+    bias_dtype: str = "float32",
+    masked: str = "",
+    factor: float = 1.0,
+    scale: float = 0.0,
+    causal: int = 0,
+    window: int = 0,
+    seed: int = 0,
+) -> Call:
+    """A call of KVAttention on random codes; `masked` sets some biases to -inf: "some", "rows" or "all"."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(form: Format, scale_dtype: str) -> list[Tensor]:
+        bits, axis, group = form
+        code = torch.randint(0, 256, (b, g, length, d * bits // 8), generator=generator, dtype=torch.uint8)
+        shape = (b, g, length // group if group else 1, d) if axis == 0 else (b, g, length, d // group if group else 1)
+        steps = (torch.rand(shape, generator=generator) + 0.5) * 4 / (2**bits - 1)
+        return [
+            code,
+            steps.to(TYPES[scale_dtype]),
+            (torch.randn(shape, generator=generator) - 2).to(TYPES[scale_dtype]),
+        ]
+
+    q = factor * torch.randn(b, h, t, d, generator=generator)
+    added = torch.randn(tuple(bias), generator=generator)
+    if masked == "some":
+        added[..., ::3] = -torch.inf
+    if masked == "rows":
+        added[:, :, ::2] = -torch.inf
+    if masked == "all":
+        added[:] = -torch.inf
+    slots = torch.tensor([length] * b if used is None else list(used), dtype=torch.int64)
+    attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
+    attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], "scale": scale, "causal": causal, "window": window}
+    inputs = (q.to(TYPES[dtype]), *side(k, scales[0]), *side(v, scales[1]), slots, added.to(TYPES[bias_dtype]))
+    return Call(name=name, op_type="TrtcKVAttention", attributes=attributes, inputs=inputs)
+
+
+def attention_calls() -> list[Call]:
+    """All of them."""
+    lengths = (SMALLEST, -1, 0, 1, 39, 40, 41, LARGEST)
+    calls = [
+        attention("lengths", b=8, used=lengths),
+        attention("lengths, causal", b=8, t=3, used=lengths, causal=1),
+        attention("lengths, a window", b=8, t=3, used=lengths, window=2),
+        attention("lengths, causal, a window", b=8, t=5, h=6, g=2, used=lengths, causal=1, window=4),
+        attention("the largest window", b=8, t=5, used=lengths, causal=1, window=2**31 - 1),
+        attention("a window of one", t=3, causal=1, window=1),
+        attention("a window around a tile", t=2, length=300, causal=1, window=33, k=(4, 1, 4)),
+        attention("more queries than slots", t=9, length=4, causal=1),
+        attention("no slots", b=2, length=0, k=(4, 0, 0), v=(4, 1, 0)),
+        attention("no slots, groups", b=2, length=0, k=(4, 0, 8), v=(4, 1, 8)),
+        attention("one slot", length=1),
+        attention("no items", b=0),
+        attention("no queries", t=0),
+        attention("bfloat16", dtype="bfloat16", bias_dtype="bfloat16", bias=(1, 2, 1, 40)),
+        attention("float16", dtype="float16", bias_dtype="float16", bias=(1, 1, 1, 40)),
+        attention("float16 and float32 scales", dtype="float16", scales=("float32", "float16"), k=(8, 0, 8)),
+        attention("float32 scales of values", scales=("float16", "float32"), v=(2, 0, 5)),
+        attention("all slots masked", t=3, bias=(1, 1, 1, 40), masked="all"),
+        attention("all slots of some queries masked", t=3, bias=(1, 1, 3, 40), masked="rows"),
+        attention("some slots masked", bias=(1, 2, 1, 40), masked="some", length=40),
+        attention("logits of some hundreds", factor=100.0, length=300),
+        attention("logits of some thousands, splits", factor=1000.0, length=600),
+        attention("a scale of its own", scale=3.5),
+    ]
+    for repeats, t in ((1, 1), (3, 1), (5, 1), (7, 1), (3, 3), (9, 1), (1, 17), (5, 4)):
+        calls.append(
+            attention(f"{repeats} heads of a KV head, {t} queries", h=2 * repeats, g=2, t=t, causal=int(t > 1))
+        )
+    for d in (2, 4, 6, 12, 20, 36, 60, 64, 68, 124, 128, 132, 200, 252, 256, 260, 508, 512):
+        bits = 4 if d % 4 else 2
+        calls.append(attention(f"D={d}", d=d, length=35, h=5, k=(bits, 0, 5), v=(bits, 1, 0)))
+        calls.append(attention(f"D={d}, other axes", d=d, length=35, h=3, k=(bits, 1, d // 2), v=(bits, 0, 7)))
+    calls += [attention(f"8 bits, D={d}", d=d, k=(8, 0, 0), v=(8, 1, 0)) for d in (1, 3, 7, 9, 65, 511)]
+    for k, v in itertools.product(
+        ((2, 0, 4), (4, 0, 20), (8, 0, 1), (2, 1, 8), (4, 1, 3), (8, 1, 6), (4, 1, 1), (2, 1, 0)),
+        ((2, 1, 12), (4, 1, 8), (8, 1, 24), (2, 0, 10), (4, 0, 2), (8, 0, 0), (2, 1, 1)),
+    ):
+        calls.append(attention(f"keys {k}, values {v}", d=24, h=3, k=k, v=v, b=2, used=(40, 23)))
+    for length in (15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 513):
+        calls.append(attention(f"L={length}", length=length, d=20, h=4, k=(4, 0, 0)))
+        calls.append(attention(f"L={length}, one query, groups of channels", length=length, h=1, k=(8, 1, 4)))
+    for i, sizes in enumerate(itertools.product((1, 2), (1, 2, 6), (1, 3), (1, 40))):
+        calls.append(attention(f"bias {sizes}", b=2, h=6, g=2, t=3, bias=sizes, causal=1, seed=i))
+    return calls
+
+
+def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
+    """What is wrong with the outputs; nothing if they are as near as float32 products and sums must be."""
+    wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.inputs]
+    wanted_y, wanted_lse = restate(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
+    attributes, q = call.attributes, wide[0]
+    factor = attributes["scale"] or 1 / math.sqrt(q.shape[3])
+
+    def most(which: str, at: int) -> float:
+        """The largest size of what a code stands for, before its two parts are added."""
+        code, steps, minima = call.inputs[at], wide[at + 1], wide[at + 2]
+        if code.numel() == 0:
+            return 0.0
+        return float((2 ** int(attributes[f"{which}_bits"]) - 1) * steps.abs().max() + minima.abs().max())
+
+    products = float(q.norm(dim=3).max()) * most("k", 1) * factor if q.numel() else 0.0
+    added = wide[8][wide[8].isfinite()]
+    largest = products + (float(added.abs().max()) if added.numel() else 0.0)
+    slack = 8 * 2.0**-24 * (1 + largest)
+    for name, found, wanted, bound in (
+        ("lse", lse, wanted_lse, slack),
+        ("y", y, wanted_y, (slack + 2.0**-20) * most("v", 4)),
+    ):
+        values = found.double().numpy()
+        if values.shape != wanted.shape:
+            return f"{name} has shape {values.shape}"
+        if not np.array_equal(np.isfinite(values), np.isfinite(wanted)):
+            return f"{name} is infinite or NaN where it must not be, or finite where it must not be"
+        finite = np.isfinite(wanted)
+        allowed = bound + 2 * UNIT[found.dtype] * np.abs(wanted[finite])
+        error = np.abs(values[finite] - wanted[finite]) - allowed
+        if error.size and error.max() > 0:
+            return f"{name} is wrong by {error.max():.2e} more than the {bound:.2e} that are allowed"
+    return ""
+
+
+def quantize_calls() -> list[Call]:
+    """Of KVQuantize: values with ties, constants, spikes and large ranges, in every format and type."""
+    calls = []
+    sizes = (
+        (1, 1, 1, 8), (2, 3, 5, 12), (1, 2, 33, 20), (1, 1, 520, 4), (1, 1, 3, 264), (1, 1, 6, 256), (1, 2, 0, 8),
+        (1, 1, 64, 132),
+    )  # fmt: skip
+    for i, ((b, g, length, d), bits, axis) in enumerate(itertools.product(sizes, (2, 4, 8), (0, 1))):
+        along = length if axis == 0 else d
+        divisors = [size for size in range(1, along + 1) if along % size == 0]
+        chosen = {0, divisors[-1], divisors[len(divisors) // 2], divisors[0]} if divisors else {4}
+        if along * b * g * length > 4000:
+            chosen -= {1}  # the restatement is slow
+        for group in sorted(chosen):
+            if length == 0 and axis == 0 and group == 0:
+                continue  # has no least value
+            dtype = ("float32", "float16", "bfloat16")[(i + group) % 3]
+            generator = torch.Generator().manual_seed(i)
+            x = torch.randn(b, g, length, d, generator=generator)
+            kind = (i + group) % 4
+            if kind == 1:
+                x = torch.randint(-8, 9, x.shape, generator=generator) / 4
+            if kind == 2:
+                x[..., ::3] = 60000.0 if dtype == "float16" else 3e38
+                x[..., 1::3] = -60000.0 if dtype == "float16" else -3e37
+            if kind == 3:
+                x[:, :, ::2] = 0.1
+            half = kind != 2 and group % 2 == 0
+            attributes: dict[str, int | float] = {"bits": bits, "axis": axis, "group": group}
+            calls.append(
+                Call(
+                    name=f"{(b, g, length, d)} bits={bits} axis={axis} group={group} {dtype} kind={kind}",
+                    op_type="TrtcKVQuantize",
+                    attributes={**attributes, "scale_type": 10 if half or dtype == "float16" else 1},
+                    inputs=(x.to(TYPES[dtype]),),
+                )
+            )
+    return calls
+
+
+def dequantize_call(call: Call, packed: Sequence[Tensor], to: int) -> Call:
+    """KVDequantize of what KVQuantize gave."""
+    attributes = {name: call.attributes[name] for name in ("bits", "axis", "group")}
+    return Call(
+        name=f"{call.name} to={to}",
+        op_type="TrtcKVDequantize",
+        attributes={**attributes, "to": to},
+        inputs=tuple(packed),
+    )
+
+
+def exact_problem(call: Call, found: Sequence[Tensor]) -> str:
+    """What is wrong with outputs whose every rounding the contract fixes."""
+    given = tuple(
+        tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy() for tensor in call.inputs
+    )
+    with np.errstate(over="ignore"):
+        wanted = restate(call.op_type, given, call.attributes).outputs
+    for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
+        values = one.float().numpy() if one.dtype == torch.bfloat16 else one.numpy()
+        if values.shape != two.shape:
+            return f"output {index} has shape {values.shape}, not {two.shape}"
+        if not np.array_equal(values, two):
+            return f"output {index}: {int((values != two).sum())} of {two.size} numbers differ"
+    return ""

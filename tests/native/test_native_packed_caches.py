@@ -1,0 +1,155 @@
+"""KVQuantize, KVDequantize and KVAttention in ONNX Runtime: hard calls, against the restatement."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kv_cases import (  # pyright: ignore[reportMissingImports]
+    Call,
+    attention,
+    attention_calls,
+    attention_problem,
+    dequantize_call,
+    exact_problem,
+    quantize_calls,
+)
+from onnx import TensorProto, helper
+from test_native_conformance import session_of  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from trt_compress.plugins.library import Library
+from trt_compress.plugins.registry import operators
+
+NUMBERS = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.int64: TensorProto.INT64,
+    torch.uint8: TensorProto.UINT8,
+}
+
+
+def session_for(call: Call, library: Library, *, threads: int = 2) -> Any:
+    """One node whose inputs have any sizes; bfloat16 goes through float32, as numpy has none."""
+    spec = operators()[call.op_type].spec
+    nodes, inputs, outputs = [], [], []
+    names: dict[str, str] = {}
+    for described, tensor in zip(spec.inputs, call.inputs, strict=True):
+        is_narrow = tensor.dtype == torch.bfloat16
+        names[described.name] = f"{described.name}_narrow" if is_narrow else described.name
+        if is_narrow:
+            nodes.append(helper.make_node("Cast", [described.name], [names[described.name]], to=TensorProto.BFLOAT16))
+        number = TensorProto.FLOAT if is_narrow else NUMBERS[tensor.dtype]
+        inputs.append(helper.make_tensor_value_info(described.name, number, [None] * tensor.ndim))
+    found = [output.name for output in spec.outputs]
+    nodes.append(
+        helper.make_node(
+            spec.op_type,
+            [*names.values()],
+            [f"{name}_found" for name in found],
+            domain="trt_compress",
+            **call.attributes,
+        )
+    )
+    for name in found:
+        is_code = name == "code"
+        nodes.append(
+            helper.make_node("Cast", [f"{name}_found"], [name], to=TensorProto.UINT8 if is_code else TensorProto.FLOAT)
+        )
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.UINT8 if is_code else TensorProto.FLOAT, None))
+    graph = helper.make_graph(nodes, "one", inputs, outputs)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("trt_compress", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return session_of(model, library, threads=threads)
+
+
+def run(call: Call, library: Library, types: Sequence[torch.dtype], *, threads: int = 2) -> list[Tensor]:
+    spec = operators()[call.op_type].spec
+    feeds = {
+        described.name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for described, tensor in zip(spec.inputs, call.inputs, strict=True)
+    }
+    found = session_for(call, library, threads=threads).run(None, feeds)
+    return [torch.from_numpy(np.asarray(one)).to(dtype) for one, dtype in zip(found, types, strict=True)]
+
+
+def test_attention(native_library: Library) -> None:
+    wrong = {}
+    for call in attention_calls():
+        y, lse = run(call, native_library, (call.inputs[0].dtype, torch.float32))
+        problem = attention_problem(call, y, lse)
+        if problem:
+            wrong[call.name] = problem
+    assert wrong == {}
+
+
+def test_a_wrong_result_is_seen() -> None:
+    call = attention("one", length=300, d=64, h=4)
+    y, lse = (torch.from_numpy(array) for array in _right(call))
+    assert attention_problem(call, y.float(), lse.float()) == ""
+    assert "y is wrong" in attention_problem(call, y.float() * 1.001, lse.float())
+    assert "lse is wrong" in attention_problem(call, y.float(), lse.float() + 1e-4)
+    assert "NaN" in attention_problem(call, y.float(), lse.float() - torch.inf)
+
+
+def _right(call: Call) -> Sequence[Any]:
+    from restatement import restate  # pyright: ignore[reportMissingImports]
+
+    wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.inputs]
+    found: Sequence[Any] = restate(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
+    return found
+
+
+def test_quantization_there_and_back(native_library: Library) -> None:
+    wrong = {}
+    for index, call in enumerate(quantize_calls()):
+        scales = torch.float16 if call.attributes["scale_type"] == 10 else torch.float32
+        packed = run(call, native_library, (torch.uint8, scales, scales))
+        wrong[call.name] = exact_problem(call, packed)
+        to, dtype = ((1, torch.float32), (10, torch.float16), (16, torch.bfloat16))[index % 3]
+        back = dequantize_call(call, packed, to)
+        wrong[back.name] = exact_problem(back, run(back, native_library, (dtype,)))
+    assert {name: problem for name, problem in wrong.items() if problem} == {}
+
+
+def test_what_lies_behind_the_length_is_not_read(native_library: Library) -> None:
+    """Scales of slots that were never written may be anything, NaN included."""
+    used = (40, 23, 0)
+    call = attention("unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1)
+    wanted = run(call, native_library, (torch.float32, torch.float32))
+    for at in (2, 3, 5, 6):
+        for item, first in enumerate(used):
+            call.inputs[at][item, :, first:] = torch.nan
+    found = run(call, native_library, (torch.float32, torch.float32))
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library: Library) -> None:
+    call = attention("threads", b=2, h=10, g=2, t=3, length=2100, d=20, k=(4, 0, 21), causal=1, used=(2100, 1501))
+    one = run(call, native_library, (torch.float32, torch.float32), threads=2)
+    two = run(call, native_library, (torch.float32, torch.float32), threads=threads)
+    assert attention_problem(call, *one) == ""
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "attributes", "message"),
+    [
+        ({"d": 0}, {}, "q has D=0 channels; give at least one."),
+        ({}, {"window": 2**31}, "window is 2147483648; allowed is 0 to 2147483647."),
+        ({"h": 3, "g": 2}, {}, "q has H=3 heads and the cache G=2 KV heads; H must be a multiple of G."),
+        ({"bias": (1, 1, 1, 3)}, {}, "bias has shape [1, 1, 1, 3]; it must be [1, 1 | 2, 1, 1 | 40]"),
+        ({}, {"k_bits": 3}, "k_bits=3 is not known; give one of 8, 4, 2."),
+        ({}, {"k_group": 7}, "k_group=7 does not divide L=40; give 0 (all of it) or a divisor."),
+    ],
+)
+def test_refusals(sizes: dict[str, Any], attributes: dict[str, int], message: str, native_library: Library) -> None:
+    call = attention("wrong", **sizes)
+    call.attributes.update(attributes)
+    with pytest.raises(Exception) as caught:
+        run(call, native_library, (torch.float32, torch.float32))
+    assert message in str(caught.value)
