@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
     quick = parser.parse_args(arguments).quick
     with progress("KVAttention") as step:
-        figures = measure(LAYERS, tokens=TOKENS, pairs=6 if quick else 40, step=step)
+        threads = sorted({1, cpu_cores()})
+        figures = measure(LAYERS, tokens=TOKENS, threads=threads, pairs=6 if quick else 40, step=step)
     title = f"{BITS} bits, {TOKENS} tokens, one query, ONNX Runtime on the CPU"
     print_table(title, ("figure", "measured", "wanted"), figure_rows(figures))
     if not quick:
@@ -105,11 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(layers: Sequence[Heads], *, tokens: int, pairs: int, step: Step) -> dict[str, Any]:
-    """All figures; `pairs` timed runs of each side.
+def measure(layers: Sequence[Heads], *, tokens: int, threads: Sequence[int], pairs: int, step: Step) -> dict[str, Any]:
+    """All figures.
+
+    Args:
+        layers: What is timed.
+        tokens: In the cache, a multiple of GROUP.
+        threads: Numbers of threads, ascending; after one above 1 every session of this process shares a pool.
+        pairs: Timed runs of each side.
+        step: Takes what is being done.
 
     Raises:
-        InternalError: Two of the sides do not compute the same.
+        InternalError: A side does not compute attention.
     """
     step("building the native operators")
     build_native(only=("onnxruntime",))
@@ -118,7 +126,6 @@ def measure(layers: Sequence[Heads], *, tokens: int, pairs: int, step: Step) -> 
     for layer in layers:
         step(f"{layer.name}: quantizing {tokens} tokens")
         problems.append(problem_of(layer, tokens))
-    threads = sorted({1, cpu_cores()})
     results: list[dict[str, Any]] = [
         {**_facts(problem), "errors": {}, "speedup_over": {}, "latency": {}, "verdict": {}} for problem in problems
     ]
@@ -143,7 +150,7 @@ def measure(layers: Sequence[Heads], *, tokens: int, pairs: int, step: Step) -> 
             "pairs": pairs,
             "warmup": WARMUP,
             "order": "interleaved ABAB",
-            "threads": threads,
+            "threads": list(threads),
             "inputs": "random, seed 0",
         },
     }
@@ -171,13 +178,25 @@ def calls_of(problem: Problem, threads: int, library: Library) -> dict[str, Call
     }
 
 
+def errors_of(problem: Problem, calls: Mapping[str, Call]) -> dict[str, float]:
+    """The largest difference of each from attention in float64.
+
+    Raises:
+        InternalError: One is not attention over this cache.
+    """
+    expected, errors = problem.expected, {}
+    for name, call in calls.items():
+        errors[name] = float(np.abs(call().reshape(expected.shape) - expected).max())
+        if not errors[name] <= LARGEST_ERROR:
+            raise InternalError(
+                f"{name} differs from attention in float64 by {errors[name]:.1e}; timing it means nothing."
+            )
+    return errors
+
+
 def _time(problem: Problem, threads: int, library: Library, pairs: int, result: dict[str, Any]) -> None:
     calls = calls_of(problem, threads, library)
-    expected = problem.expected
-    for name, call in calls.items():
-        error = float(np.abs(call().reshape(expected.shape) - expected).max())
-        if not error <= LARGEST_ERROR:
-            raise InternalError(f"{name} differs from attention in float64 by {error:.1e}; timing it means nothing.")
+    for name, error in errors_of(problem, calls).items():
         result["errors"][name] = max(result["errors"].get(name, 0.0), error)
     native = calls.pop("native")
     ratios, latencies, verdicts = {}, {}, {}

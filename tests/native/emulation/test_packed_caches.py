@@ -1,4 +1,4 @@
-"""KVQuantize, KVDequantize and KVAttention in the emulation: hard calls, against the restatement; and what is refused."""
+"""KVQuantize, KVDequantize, KVAttention in the emulation: hard calls, against the restatement; what is refused."""
 
 import sys
 from collections.abc import Sequence
