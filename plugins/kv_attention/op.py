@@ -25,7 +25,6 @@ from trt_compress.plugins.kv_format import (
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
 
-
 MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
 
 

@@ -50,7 +50,7 @@ def session_for(call: Call, library: Library, *, threads: int = 2) -> Any:
             [*names.values()],
             [f"{name}_found" for name in found],
             domain="trt_compress",
-            **call.attributes,
+            **call.attributes,  # type: ignore[arg-type]
         )
     )
     for name in found:

@@ -247,7 +247,7 @@ def _native(problem: Problem, threads: int, library: Library) -> Call:
     model = onnx_model(OPERATOR, sample, inputs, (problem.q, torch.empty(b, h, t)), body=False)
     session = _session(model, threads, library)
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(OPERATOR.spec.inputs, inputs, strict=True)}
-    return lambda: session.run(["y"], feed)[0]  # type: ignore[no-any-return]
+    return lambda: session.run(["y"], feed)[0]
 
 
 def _products(problem: Problem, threads: int) -> Call:
@@ -264,14 +264,14 @@ def _products(problem: Problem, threads: int) -> Call:
     ]
     feed = {"q": q, "k": problem.keys, "v": problem.values}
     session = _session(_model(nodes, feed, {"y": q.shape}, opset=20), threads)
-    return lambda: session.run(["y"], feed)[0]  # type: ignore[no-any-return]
+    return lambda: session.run(["y"], feed)[0]
 
 
 def _attention(problem: Problem, threads: int) -> Call:
     feed = {"q": problem.q.numpy(), "k": problem.keys, "v": problem.values}
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"])
     session = _session(_model([node], feed, {"y": tuple(problem.q.shape)}, opset=23), threads)
-    return lambda: session.run(["y"], feed)[0]  # type: ignore[no-any-return]
+    return lambda: session.run(["y"], feed)[0]
 
 
 def _grouped(problem: Problem, threads: int) -> Call:
@@ -288,7 +288,7 @@ def _grouped(problem: Problem, threads: int) -> Call:
     }
     outputs = {"y": feed["q"].shape, "keys_out": problem.keys.shape, "values_out": problem.values.shape}
     sizes = {"num_heads": layer.heads, "kv_num_heads": layer.kv_heads}
-    node = helper.make_node("GroupQueryAttention", list(feed), list(outputs), domain="com.microsoft", **sizes)
+    node = helper.make_node("GroupQueryAttention", list(feed), list(outputs), domain="com.microsoft", **sizes)  # type: ignore[arg-type]
     session = _session(_model([node], feed, outputs, opset=20), threads)
     binding = session.io_binding()
     given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
@@ -300,7 +300,7 @@ def _grouped(problem: Problem, threads: int) -> Call:
 
     def call() -> Array:
         session.run_with_iobinding(binding)
-        return binding.get_outputs()[0].numpy()  # type: ignore[no-any-return]
+        return binding.get_outputs()[0].numpy()
 
     return call
 
