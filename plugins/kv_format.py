@@ -81,8 +81,8 @@ def grouped(x: Tensor, axis: int, group: int) -> Tensor:
     """[B, G, L, D] as [B, G, P, group, Q]: the elements of a group are on axis 3."""
     b, g, length, d = x.shape
     if axis == 0:
-        return x.reshape(b, g, -1, group or length, d)
-    return x.reshape(b, g, -1, group or d, 1)
+        return x.reshape(b, g, length // group if group else 1, group or length, d)
+    return x.reshape(b, g, length * (d // group if group else 1), group or d, 1)
 
 
 def grouped_scale(scale: Tensor, axis: int) -> Tensor:
@@ -100,7 +100,7 @@ def rounded(value: Tensor, half: bool) -> Tensor:
 
 def pack(code: Tensor, bits: int) -> Tensor:
     """Codes [..., D] as bytes [..., D * bits / 8]."""
-    parts = code.to(torch.uint8).reshape(*code.shape[:-1], 8 // bits, -1)
+    parts = code.to(torch.uint8).reshape(*code.shape[:-1], 8 // bits, code.shape[-1] * bits // 8)
     weight = torch.tensor([[1 << (bits * i)] for i in range(8 // bits)], dtype=torch.uint8, device=code.device)
     packed: Tensor = (parts * weight).sum(-2, dtype=torch.uint8)
     return packed

@@ -116,6 +116,7 @@ SPEC = OpSpec(
         "H is a multiple of G",
         "a length above L is taken as L, a negative one as 0",
         "on the GPU D <= 512, and the codes, or the scales, of one KV head take less than 2 GiB",
+        "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
@@ -248,8 +249,8 @@ def _kv_attention(
     k = dequantized(k_code, k_scale, k_minimum, bits=k_bits, axis=k_axis, group=k_group)
     v = dequantized(v_code, v_scale, v_minimum, bits=v_bits, axis=v_axis, group=v_group)
     groups, slots = k.shape[1], torch.arange(k.shape[2], device=q.device)
-    rows = q.float().reshape(b, groups, -1, d)
-    products = (rows @ k.transpose(2, 3) * (scale or 1 / math.sqrt(d))).reshape(b, h, t, -1)
+    rows = q.float().reshape(b, groups, h // groups * t, d)
+    products = (rows @ k.transpose(2, 3) * (scale or 1 / math.sqrt(d))).reshape(b, h, t, k.shape[2])
     biases = bias.float()
     if 1 < bias.shape[1] < h:
         biases = biases.repeat_interleave(h // groups, dim=1)
@@ -263,7 +264,7 @@ def _kv_attention(
     masked = torch.where(seen, products + biases, -torch.inf)
     lse = masked.logsumexp(dim=3)
     weights = (masked - lse.clamp_min(torch.finfo(torch.float32).min)[..., None]).exp()
-    y = (weights.reshape(b, groups, -1, k.shape[2]) @ v).reshape(q.shape)
+    y = (weights.reshape(b, groups, h // groups * t, k.shape[2]) @ v).reshape(q.shape)
     return y.to(q.dtype), lse
 
 

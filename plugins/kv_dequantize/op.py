@@ -65,7 +65,11 @@ SPEC = OpSpec(
     arithmetic="x = t(h(code * scale) + minimum), multiplied and added in float32, one rounding each (no fused "
     "multiply-add). h rounds to float16 if both the scales and x are float16 and the result is finite; else it changes "
     "nothing. t rounds to the type of x",
-    limits=("D is a multiple of 8 / bits", "on the GPU L and D < 2**31 - 4096"),
+    limits=(
+        "D is a multiple of 8 / bits",
+        "on the GPU L and D < 2**31 - 4096",
+        "as a function L >= 1: ONNX Runtime refuses the body otherwise",
+    ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 2 * int(sizes["B"] * sizes["G"] * sizes["L"] * sizes["D"]),

@@ -81,6 +81,7 @@ SPEC = OpSpec(
         "D is a multiple of 8 / bits",
         "float16 scales hold values within +-65504",
         "on the GPU L and D < 2**31 - 4096, at most 6144 groups in a token, fewer than 2**31 groups of tokens in all",
+        "as a function L >= 1: ONNX Runtime refuses the body otherwise",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,

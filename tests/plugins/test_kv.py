@@ -92,7 +92,8 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: attend(causal=1), r"kv_attention: causal=1 is not known; give one of False, True\."),
     (
         lambda: attend(window=-4),
-        r"^kv_attention: window=-4 is not allowed; give the slots a query sees, or 0 for no limit\.$",
+        r"^kv_attention: window=-4 is not allowed; give the slots a query sees, at most 2147483647, or 0 for "
+        r"no limit\.$",
     ),
 ]
 SHAPE: list[tuple[Callable[[], object], str]] = [
