@@ -25,7 +25,7 @@ _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
 
 
 def list_models() -> list[ModelInfo]:
-    """Models that can be named, the zoo first; timm's Vision Transformers, of which some forms are refused by name."""
+    """Models that can be compressed, the zoo first."""
     return [*(_zoo_module(name).INFO for name in _ZOO), *(_timm_info(name) for name in _timm_names())]
 
 
@@ -54,13 +54,12 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
 def _timm_names() -> list[str]:
     import timm
 
-    return timm.list_models(module=["vision_transformer", "deit"])
+    names = timm.list_models(module=["vision_transformer", "deit"])
+    return [name for name in names if timm_vit.refusal_by_name(name) is None]
 
 
 def _timm_info(name: str) -> ModelInfo:
-    return ModelInfo(
-        name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm, if its form is driven"
-    )
+    return ModelInfo(name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm")
 
 
 def _load_timm(name: str, weights: str | None) -> LoadedHost:

@@ -7,7 +7,9 @@ bias and a dynamic batch, and so that a row of it can be read.
 """
 
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from timm.layers.attention import Attention
@@ -24,6 +26,24 @@ from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
 FAMILY = "timm_vit"
 POOLINGS = ("token", "avg", "avgmax")
+REFUSED_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "test_vit": "dynamic_img_size",
+        "test_vit[24]": "dynamic_img_size",
+        "vit_intern300m_*": "dynamic_img_size",
+        "test_vit3": "global_pool='map'",
+        "vit_*_map_*": "global_pool='map'",
+        "vit_*_siglip_[0-9]*": "global_pool='map'",
+        "vit_*_18x2_*": "block type ParallelThingsBlock",
+        "vit_*_rpn_*": "block type ResPostBlock",
+        "vit_*_xp_*": "block type ParallelScalingBlock",
+        "vit_pwee_*": "block type ParallelScalingBlock",
+        "vit_dpwee_*": "block type DiffParallelScalingBlock",
+        "vit_dwee_*": "attention type DiffAttention",
+        "vit_dlittle_*": "attention type DiffAttention",
+    }
+)
+"""What check_supported() refuses, by patterns of timm's names: a list cannot build every model; a test builds them."""
 
 
 def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "the model") -> "CompressedViT":
@@ -66,6 +86,11 @@ def check_supported(module: nn.Module, name: str) -> VisionTransformer:
     if module.global_pool not in POOLINGS:
         raise refuse(f"global_pool={module.global_pool!r}")
     return module
+
+
+def refusal_by_name(name: str) -> str | None:
+    """What check_supported() would say is not supported of timm's model `name`; None if it is driven."""
+    return next((what for pattern, what in REFUSED_NAMES.items() if fnmatchcase(name, pattern)), None)
 
 
 def host_info(module: VisionTransformer, name: str) -> HostInfo:

@@ -1,5 +1,6 @@
 """Models by name: what is listed, what is loaded, and what an unknown name is told."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from vits import run
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.registry import list_models, load_host
-from trt_compress.models.hosts.timm_vit import classifier_graph
+from trt_compress.models.hosts.timm_vit import REFUSED_NAMES, check_supported, classifier_graph, refusal_by_name
 
 
 def test_the_zoo_and_timm_are_listed() -> None:
@@ -20,6 +21,38 @@ def test_the_zoo_and_timm_are_listed() -> None:
     }
     assert not [name for name in names if "swin" in name or "resnet" in name]
     assert len(set(names)) == len(names)
+
+
+def refusal(name: str) -> str:
+    """What building the model shows; on the meta device, so without its weights."""
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    try:
+        check_supported(module, name)
+    except UnsupportedError as error:
+        return str(error)
+    return ""
+
+
+ALL = sorted(timm.list_models(module=["vision_transformer", "deit"]))
+ONE_OF_EACH = [next(name for name in ALL if fnmatchcase(name, pattern)) for pattern in REFUSED_NAMES]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(
+            ["deit3_small_patch16_224", "vit_base_patch16_siglip_gap_224", *ONE_OF_EACH], id="one of each form"
+        ),
+        pytest.param(ALL, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_listed_can_be_compressed_and_what_is_not_is_refused(names: list[str]) -> None:
+    listed = {info.name for info in list_models()}
+    for name in names:
+        what, said = refusal_by_name(name), refusal(name)
+        assert (f"timm:{name}" in listed) == (said == ""), said or name
+        assert said == "" if what is None else said.startswith(f"{name}: {what} is not supported")
 
 
 @pytest.mark.parametrize(
