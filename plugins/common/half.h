@@ -2,6 +2,7 @@
 // even, and keeps infinities and NaN. Device code uses the types of cuda_common.cuh.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -129,6 +130,11 @@ inline Half fromFloat<Half>(float value)
 template <typename T>
 void toFloats(float* to, T const* from, int64_t count)
 {
+    if constexpr (std::is_same_v<T, float>)
+    {
+        std::copy(from, from + count, to);
+        return;
+    }
     int64_t i = 0;
 #if defined(__F16C__) && defined(__AVX__)
     if constexpr (std::is_same_v<T, Half>)
@@ -149,6 +155,11 @@ void toFloats(float* to, T const* from, int64_t count)
 template <typename T>
 void fromFloats(T* to, float const* from, int64_t count)
 {
+    if constexpr (std::is_same_v<T, float>)
+    {
+        std::copy(from, from + count, to);
+        return;
+    }
     int64_t i = 0;
 #if defined(__F16C__) && defined(__AVX__)
     if constexpr (std::is_same_v<T, Half>)

@@ -12,8 +12,6 @@ namespace trtc
 
 namespace
 {
-constexpr size_t kALIGNMENT = 64;
-
 OrtApi const* gApi = nullptr;
 
 constexpr ONNXTensorElementDataType ortType(DType dtype) noexcept
@@ -261,6 +259,7 @@ struct Kernel
     Contract const* contract;
     OrtCompute compute;
     Attributes attributes;
+    OrtKept kept;
 };
 } // namespace
 
@@ -306,8 +305,17 @@ struct OrtRegistry::TypedOperator : OrtCustomOp
             return guarded(
                 [&]
                 {
-                    auto made = std::make_unique<Kernel>(Kernel{of(op).contract, of(op).compute, {}});
+                    auto made = std::make_unique<Kernel>();
+                    made->contract = of(op).contract;
+                    made->compute = of(op).compute;
                     Error const error = readAttributes(info, *made->contract, made->attributes);
+                    for (size_t i = 0; i < made->contract->inputs.size(); ++i)
+                    {
+                        int isConstant = 0;
+                        OrtValue const* value = nullptr;
+                        throwOnError(gApi->KernelInfoGetConstantInput_tensor(info, i, &isConstant, &value));
+                        made->kept.isConstant.push_back(isConstant != 0);
+                    }
                     *kernel = error.empty() ? made.release() : nullptr;
                     return error;
                 });
@@ -317,8 +325,8 @@ struct OrtRegistry::TypedOperator : OrtCustomOp
             return guarded(
                 [&]
                 {
-                    auto const& made = *static_cast<Kernel const*>(kernel);
-                    OrtCall call(*gApi, context, *made.contract, made.attributes);
+                    auto& made = *static_cast<Kernel*>(kernel);
+                    OrtCall call(*gApi, context, *made.contract, made.attributes, made.kept);
                     Error error = call.prepare();
                     if (error.empty())
                     {
@@ -418,11 +426,13 @@ void OrtRegistry::addOperator(Contract const& contract, OrtCompute compute, GetA
     }
 }
 
-OrtCall::OrtCall(OrtApi const& api, OrtKernelContext* context, Contract const& contract, Attributes const& attributes)
+OrtCall::OrtCall(
+    OrtApi const& api, OrtKernelContext* context, Contract const& contract, Attributes const& attributes, OrtKept& kept)
     : mApi(api)
     , mContext(context)
     , mContract(contract)
     , mAttributes(attributes)
+    , mKept(kept)
 {
 }
 
@@ -478,6 +488,13 @@ void* OrtCall::workspace(size_t bytes)
     check(mApi.AllocatorAlloc(mAllocator, space, &memory));
     mScratch.push_back(memory);
     return std::align(kALIGNMENT, bytes, memory, space);
+}
+
+void* OrtCall::keptMemory() const noexcept
+{
+    void* memory = mKept.memory.data();
+    size_t space = mKept.memory.size();
+    return std::align(kALIGNMENT, space - kALIGNMENT, memory, space);
 }
 
 ParallelFor OrtCall::parallelFor() const noexcept

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,20 @@ namespace trtc
 //! The API that is asked for, so that every ONNX Runtime from 1.20 on can load the library, whatever header built it.
 constexpr uint32_t kORT_API = 20;
 
+//! What stays with a node between its runs.
+struct OrtKept
+{
+    std::vector<bool> isConstant; //!< for each input
+    std::once_flag once;
+    std::vector<char> memory;
+};
+
 //! One run of one node.
 class OrtCall
 {
 public:
-    OrtCall(OrtApi const& api, OrtKernelContext* context, Contract const& contract, Attributes const& attributes);
+    OrtCall(OrtApi const& api, OrtKernelContext* context, Contract const& contract, Attributes const& attributes,
+        OrtKept& kept);
     ~OrtCall();
     OrtCall(OrtCall const&) = delete;
     OrtCall& operator=(OrtCall const&) = delete;
@@ -72,10 +82,33 @@ public:
     //! Scratch memory, aligned to 64 bytes, until the call ends.
     void* workspace(size_t bytes);
 
+    //! Whether an input is the same in every run.
+    bool isConstant(size_t input) const noexcept
+    {
+        return mKept.isConstant[input];
+    }
+
+    //! Memory that stays with the node, aligned to 64 bytes, for what follows from constant inputs alone: fill(memory)
+    //! is called in the first run. One piece for a node; `bytes` must be the same in every run.
+    template <typename Fill>
+    void* kept(size_t bytes, Fill const& fill)
+    {
+        std::call_once(mKept.once,
+            [&]
+            {
+                mKept.memory.resize(bytes + kALIGNMENT);
+                fill(keptMemory());
+            });
+        return keptMemory();
+    }
+
     //! The threads of the session.
     ParallelFor parallelFor() const noexcept;
 
 private:
+    static constexpr size_t kALIGNMENT = 64;
+
+    void* keptMemory() const noexcept;
     void* allocateOutput(size_t index, Shape const& shape);
     void check(OrtStatus* status) const;
 
@@ -83,6 +116,7 @@ private:
     OrtKernelContext* mContext;
     Contract const& mContract;
     Attributes const& mAttributes;
+    OrtKept& mKept;
     Shapes mShapes;
     Shapes mOutputShapes;
     std::vector<DType> mDTypes;

@@ -22,7 +22,7 @@ inline void softmax(float* row, int64_t count)
     {
         largest = larger(largest, load(row + i));
     }
-    FloatVector const top = broadcast(largestOf(largest));
+    FloatVector const top = broadcast(largestByQuarters(largest));
     FloatVector sums{};
     for (int64_t i = 0; i < count; i += kLANES)
     {
@@ -30,7 +30,7 @@ inline void softmax(float* row, int64_t count)
         store(row + i, part);
         sums += part;
     }
-    FloatVector const factor = broadcast(1.0F / sumOf(sums));
+    FloatVector const factor = broadcast(1.0F / sumByQuarters(sums));
     for (int64_t i = 0; i < count; i += kLANES)
     {
         store(row + i, load(row + i) * factor);

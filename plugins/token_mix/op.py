@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 NORMALIZE = ("none", "softmax")
 
@@ -40,7 +40,7 @@ SPEC = OpSpec(
     count="M rows, one for each row of the matrix",
     order="by row of the matrix",
     determinism="same input, same bits",
-    limits=("the body computes in float32 whatever the dtype of x",),
+    limits=("the body computes in float32 whatever the dtype of x", ON_A_GPU),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
     flops=_flops,
