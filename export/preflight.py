@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
 from trt_compress.export.lower import inline_bodies, lower_for_target
 from trt_compress.export.targets import Target
+from trt_compress.plugins.registry import specs
 from trt_compress.plugins.spec import DOMAIN
 
 _STANDARD = ("", "ai.onnx")
@@ -58,6 +59,7 @@ def _body_findings(given: ModelProto, target: Target) -> Iterator[Finding]:
     operators = [node.name for node in given.graph.node if node.domain == DOMAIN]
     if not operators or not target.is_tensorrt:
         return
+    yield from _data_sizes(given, target)
     if target.lowering == "plugin":
         message = f"{len(operators)} operator nodes need the plugin library on '{target.name}'"
         fix = "register the plugin library there before the file is parsed; without it the parser refuses the nodes"
@@ -66,6 +68,21 @@ def _body_findings(given: ModelProto, target: Target) -> Iterator[Finding]:
         bodies = tuple(f"{name}/" for name in operators)
         inlined = GraphView(inline_bodies(given))
         yield from (finding for finding in _node_findings(inlined, target) if finding.node.startswith(bodies))
+
+
+def _data_sizes(given: ModelProto, target: Target) -> Iterator[Finding]:
+    for node in given.graph.node:
+        spec = specs().get(node.op_type) if node.domain == DOMAIN else None
+        if spec is None or not spec.data_sized or attribute(node, spec.data_sized) != 1:
+            continue
+        message = (
+            f"{spec.name} with {spec.data_sized}=1 has outputs whose size the data decide: it is copied to the host "
+        )
+        message += f"in every run, and no CUDA graph is captured on '{target.name}'"
+        if target.lowering != "plugin":
+            message += "; without a plugin the builder tunes what follows for a size of one"
+        fix = f"{spec.data_sized}=0 keeps the size constant, with padding and a validity mask"
+        yield Finding(severity="warning", rule="data-dependent-size", node=node.name, message=message, fix=fix)
 
 
 def _finding(rule: str, target: Target | None, node: str, message: str, fix: str) -> Finding:
@@ -354,5 +371,5 @@ _NODE_RULES: Mapping[str, tuple[tuple[str, ...], Check, str]] = {
 RULES = (
     *("opset", "duplicate-tensor", "precision", "float64", "tensor-type", "function-hides-plugin", "function-name"),
     *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes"),
-    *("needs-plugin", *_NODE_RULES),
+    *("needs-plugin", "data-dependent-size", *_NODE_RULES),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ExportError
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, TensorSpec
-from trt_compress.plugins.operator import MARKER, SITE_KEY, unique_name
+from trt_compress.plugins.operator import LENGTHS_KEY, MARKER, RESIZED, SITE_KEY, unique_name
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 
@@ -162,6 +162,7 @@ def _traced(
         raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
     assert program is not None
     model = program.model_proto
+    _resize(model)
     _name_sites(model)
     _clean(model)
     return model
@@ -212,6 +213,26 @@ def _quiet_torch() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _resize(model: onnx.ModelProto) -> None:
+    """Give outputs of operators the sizes that the data decide: what a Resized node makes comes from its operator.
+
+    Of an output that nobody reads, and that so has lost its Resized node, only the largest size was traced. No size is
+    left to stand for it: ONNX Runtime would trust it when it plans its memory.
+    """
+    resized = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == RESIZED}
+    kept = [node for node in model.graph.node if node.op_type != RESIZED]
+    untrue = set(resized)
+    for node in kept:
+        lengths = next((p.value for p in node.metadata_props if p.key == LENGTHS_KEY), "")
+        untrue.update(node.output[int(place)] for place in lengths.split())
+        node.output[:] = [resized.get(name, name) for name in node.output]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    known = [info for info in model.graph.value_info if info.name not in untrue]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(known)
 
 
 def _name_sites(model: onnx.ModelProto) -> None:

@@ -10,6 +10,8 @@ DOMAIN = "trt_compress"
 OP_TYPE_PREFIX = "Trtc"  # model-local functions are looked up by name only, whatever their domain
 
 FLOATS = ("float32", "float16", "bfloat16")
+MOST_TOKENS = 2**24 - 1  # of operators whose bodies count tokens in float32
+ON_A_GPU = "on a GPU every axis is below 2**31"
 
 AXES: Mapping[str, str] = MappingProxyType(
     {
@@ -64,7 +66,7 @@ class OpSpec:
 
     `count`, `tie_break`, `order` and `determinism` are the four things every selection and merge must state; the first
     three are empty where an operator chooses nothing. `arithmetic` is the sequence of roundings where all forms must
-    give the same bits.
+    give the same bits. `data_sized` names the attribute that, at 1, gives outputs a size that the data decide.
     `tolerance` is the largest allowed error relative to the largest output, by dtype. `bytes_moved` maps sizes (axes by
     letter, attributes by name) and the item size of the tokens to the bytes that any implementation must read and
     write; `flops` maps sizes to floating-point operations, two for each multiply-add.
@@ -81,6 +83,7 @@ class OpSpec:
     order: str = ""
     determinism: str
     arithmetic: str = ""
+    data_sized: str = ""
     limits: tuple[str, ...]
     tolerance: Mapping[str, float]
     bytes_moved: Callable[[Mapping[str, Any], int], int]

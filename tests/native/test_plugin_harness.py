@@ -228,6 +228,7 @@ def test_shapes_types_and_fields_are_the_spec(operator: Operator, headers: Path,
         types = [plugin_dtype(tensor) for tensor in question.outputs]
         assert answer["output_types"] == types, label
         shapes = [[list(tensor.shape) for tensor in question.outputs], *(outputs for _, outputs in question.others)]
+        assert bool(answer["size_tensors"]) == (question.sample.attributes.get(spec.data_sized) == 1), label
         if answer["size_tensors"]:
             # Sizes that the data decide are known by their upper bound only.
             pairs = zip(answer["output_shapes"][0], shapes[0], strict=True)
