@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.plugins.spec import DOMAIN, FLOATS, OpSpec, Sample
+from trt_compress.plugins.spec import DOMAIN, FLOATS, MOST_TOKENS, OpSpec, Sample
 
 if TYPE_CHECKING:
     import onnx
 
 SITE_KEY = "trt_compress.site"  # metadata property of a node: the site it was emitted at
+LENGTHS_KEY = "trt_compress.lengths"  # metadata property: which outputs have an axis whose size the data decide
 MARKER = "Marker"  # op type of a node that only names its input; tracing removes it
+RESIZED = "Resized"  # op type of a node that only says how long its input really is; tracing removes it
 
 _site: ContextVar[str] = ContextVar("trt_compress_site", default="")
 _record: ContextVar[dict[str, Tensor] | None] = ContextVar("trt_compress_record", default=None)
@@ -105,6 +107,22 @@ def mark_tensor(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def with_length(tensor: Tensor, length: int | torch.SymInt) -> Tensor:
+    """Say in a graph being exported that axis 1 of an operator's output has a length that the data decide.
+
+    Args:
+        tensor: An output that run_operator() gave with the largest size it can have.
+        length: Its true size, `.item()` of another output of the operator.
+    """
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{RESIZED}",
+        [tensor],
+        dtype=tensor.dtype,
+        shape=[tensor.shape[0], length, *tensor.shape[2:]],
+        version=1,
+    )
+
+
 def unique_name(name: str, taken: Container[str]) -> str:
     """`name`, or its last-but-one part numbered (`blocks.3/TokenMerge_1/dest`) until it is not in `taken`."""
     site, operator, *output = name.split("/")
@@ -120,6 +138,7 @@ def run_operator(
     inputs: Sequence[Tensor],
     attributes: Mapping[str, int | float | Sequence[int]],
     outputs: Sequence[tuple[Sequence[int | torch.SymInt], torch.dtype]],
+    data_decide: Sequence[int] = (),
 ) -> Sequence[Tensor]:
     """Call the registered torch operator, or put one node into the graph being exported.
 
@@ -128,6 +147,8 @@ def run_operator(
         inputs: Tensors in the order of `spec.inputs`.
         attributes: Every attribute, in the order of `spec.attributes`.
         outputs: Shape and dtype of each output, for the exported node.
+        data_decide: Outputs whose axis 1 has a size that the data decide; `outputs` gives the largest. While a graph is
+            exported, each of them must go through with_length() before it is used.
     """
     attributes = {name: as_float32(value) if isinstance(value, float) else value for name, value in attributes.items()}
     if torch.onnx.is_in_onnx_export():
@@ -140,7 +161,7 @@ def run_operator(
             dtypes=[dtype for _, dtype in outputs],
             shapes=[shape for shape, _ in outputs],
             version=spec.version,
-            metadata_props={SITE_KEY: _site.get()},
+            metadata_props={SITE_KEY: _site.get(), LENGTHS_KEY: " ".join(map(str, data_decide))},
         )
     result = getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*inputs, *attributes.values())
     results: Sequence[Tensor] = [result] if isinstance(result, Tensor) else result
@@ -157,6 +178,12 @@ def as_float32(value: float) -> float:
     """`value` as a node of an ONNX file holds it; torch must compute with the same number."""
     rounded: float = struct.unpack("f", struct.pack("f", value))[0]
     return rounded
+
+
+def ordinary(score: Tensor) -> Tensor:
+    """Scores as they are compared, float32, a copy: infinity and NaN count as the largest number."""
+    largest = torch.finfo(torch.float32).max
+    return torch.where(score < largest, score, largest)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -184,10 +211,32 @@ def check_tensor(
         raise ShapeError(f"{op}: {name} has dtype {dtype}; it must be {' or '.join(dtypes)}.")
 
 
+def is_decided_by_the_data(error: RuntimeError) -> bool:
+    """Whether torch cannot trace a condition since it hangs on a size that only the data decide."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return isinstance(error, GuardOnDataDependentSymNode)
+
+
+def check_tokens(op: str, n: int | torch.SymInt) -> None:
+    """Raise ShapeError if there are more tokens than a body can count in float32 (not while a size is traced)."""
+    if isinstance(n, int) and n > MOST_TOKENS:
+        raise ShapeError(f"{op}: N={n} tokens are too many; at most {MOST_TOKENS} are allowed.")
+
+
 def check_count(op: str, name: str, value: object, maximum: int, why: str) -> int:
     """Return `value` if it is an integer in 0..maximum; raise ConfigError with the reason otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{op}: {name}={value!r} is not a whole number; give one in 0..{maximum}.")
-    if not 0 <= value <= maximum:
+    try:
+        is_allowed = bool(0 <= value <= maximum)
+    except RuntimeError as error:
+        if not is_decided_by_the_data(error):
+            raise
+        raise ConfigError(
+            f"{op}: {name}={value} may be more than the data leave; the operator before it trims, so let it keep at "
+            f"least {value} tokens, or pad."
+        ) from error
+    if not is_allowed:
         raise ConfigError(f"{op}: {name}={value} is out of range; {why} 0..{maximum}.")
     return value

@@ -1,5 +1,6 @@
 #include "attention_score/contract.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trtc::attention_score
@@ -40,6 +41,10 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     Shape const& k = inputs[1];
     Shape const& bias = inputs[3];
     Error error = checkAttributeValues(attributes);
+    if (error.empty() && std::min({q[1], q[2], q[3]}) < 1)
+    {
+        return "q has shape " + textOf(q) + "; it must have at least one head, one row and one channel.";
+    }
     error = error.empty() ? checkShape("k", k, {q[0], -1, -1, q[3]}, "BGND") : error;
     error = error.empty() ? checkShape("position", inputs[2], {q[2]}, "R") : error;
     if (!error.empty())

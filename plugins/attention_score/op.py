@@ -10,7 +10,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 SOFTMAX = ("none", "all", "span")
 ROWS = ("mean", "sum", "max", "last")
@@ -116,6 +116,8 @@ SPEC = OpSpec(
         "0 <= start < stop <= N once stop is counted from the end",
         "a row that sees no key gives it weight 0",
         "average pooling divides by the kernel at the borders too",
+        "H is a multiple of G; at least one head, one row and one channel",
+        ON_A_GPU,
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
@@ -418,9 +420,13 @@ def attention_score(
     name = "attention_score"
     check_tensor(name, "q", q, (None, None, None, None), "BHRD")
     batch, num_heads, num_rows, width = q.shape
+    if num_heads < 1 or num_rows < 1 or width < 1:
+        raise ShapeError(
+            f"{name}: q has shape {list(q.shape)}; it must have at least one head, one row and one channel."
+        )
     check_tensor(name, "k", k, (batch, None, None, width), "BGND")
     groups, n = k.shape[1:3]
-    if num_heads % groups:
+    if groups < 1 or num_heads % groups:
         raise ShapeError(f"{name}: q has H={num_heads} heads and k has G={groups}; H must be a multiple of G.")
     choices = {
         "softmax": (softmax, SOFTMAX),

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.plugins.codebook_encode.op import (
+    CODEBOOK_LIMITS,
     FSQ_LEVELS,
     KINDS,
     MOST_BITS,
     POWERS,
     check_codebook,
+    check_levels,
     codes_per_token,
     fsq_base,
 )
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -49,8 +51,10 @@ SPEC = OpSpec(
     order="by position",
     determinism="same input, same bits",
     limits=(
+        *CODEBOOK_LIMITS,
         "a number that is no code is an error in torch and ONNX Runtime; as a function on TensorRT it is not noticed",
         "stages are summed in float32, the first one first",
+        ON_A_GPU,
     ),
     tolerance={"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3},
     bytes_moved=_bytes_moved,
@@ -159,6 +163,8 @@ BODY = f"""
 @torch.library.custom_op("trt_compress::codebook_decode", mutates_args=())
 def _codebook_decode(code: Tensor, codebook: Tensor, kind: int, group: int) -> Tensor:
     table = codebook.float()
+    if KINDS[kind] == "fsq":
+        check_levels("codebook_decode", table[0, 0])
     levels = table[0, 0].long()
     number = (table.shape[1], table.shape[1], int(levels.prod()), 2**group)[kind]
     wrong = code[(code < 0) | (code >= number)]

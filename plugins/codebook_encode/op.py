@@ -9,12 +9,19 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 KINDS = ("vector", "table", "fsq", "sign")
 MOST_BITS = 30  # of one sign code
 MOST_LEVELS = 256  # of one FSQ dimension; above 1000 the widening of the range by 0.1 % would add a level
 MOST_CODES = 2**24  # of one FSQ token, whole numbers of float32
+MOST_CHANNELS = 24  # of one FSQ token; with two levels each they have that many codes
+CODEBOOK_LIMITS = (
+    "a codebook holds at least one code",
+    f"fsq: at most {MOST_CHANNELS} channels, 2 to {MOST_LEVELS} levels of a channel, at most 2**24 codes of a token",
+    "levels that are none are an error in torch and ONNX Runtime, and reported on a GPU; as a function on TensorRT "
+    "they are not noticed",
+)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -59,8 +66,9 @@ SPEC = OpSpec(
     limits=(
         "vector: the largest of x c - c c / 2 in float32, so distances that differ by less than its rounding may go "
         "either way",
-        f"fsq: 2 to {MOST_LEVELS} levels of a channel, at most 2**24 codes of a token",
+        *CODEBOOK_LIMITS,
         "as a function on TensorRT ties as its TopK takes them",
+        ON_A_GPU,
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,
@@ -71,9 +79,26 @@ SPEC = OpSpec(
 )
 
 POWERS = ", ".join(str(2**bit) for bit in range(MOST_BITS))
-FSQ_LEVELS = """
+FSQ_LEVELS = f"""
       first_stage = Gather <axis = 0> (table32, zero)
-      levels = Gather <axis = 0> (first_stage, zero)
+      given_levels = Gather <axis = 0> (first_stage, zero)
+      least_level = Constant <value_float = 2.0> ()
+      most_levels = Constant <value_float = {MOST_LEVELS}.0> ()
+      most_codes = Constant <value_float = {MOST_CODES}.0> ()
+      whole_level = Floor (given_levels)
+      is_whole = Equal (given_levels, whole_level)
+      is_enough = GreaterOrEqual (given_levels, least_level)
+      is_few = LessOrEqual (given_levels, most_levels)
+      is_in_range = And (is_enough, is_few)
+      is_level = And (is_in_range, is_whole)
+      all_codes = ReduceProd <keepdims = 0> (given_levels)
+      is_code = LessOrEqual (all_codes, most_codes)
+      is_sound = And (is_level, is_code)
+      is_unsound = Not (is_sound)
+      unsound = Cast <to = 7> (is_unsound)  # a list of one has no element 1, which ONNX Runtime says
+      no_level = Gather <axis = 0> (v0, unsound)
+      no_level32 = Cast <to = 1> (no_level)
+      levels = Add (given_levels, no_level32)
       half_levels = Mul (levels, half)
       middle = Floor (half_levels)
       v_d = Shape <start = 0, end = 1> (levels)
@@ -208,6 +233,7 @@ def _codebook_encode(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tens
         return (x32[:, :, None] - table[0]).abs().argmin(dim=2)
     if KINDS[kind] == "fsq":
         levels = table[0, 0]
+        check_levels("codebook_encode", levels)
         digits = (fsq_bounded(x32, levels).round() + (levels / 2).floor()).long()
         return (digits * fsq_base(levels)).sum(dim=2, keepdim=True)
     bits = (x32 > 0).long().reshape(*x.shape[:2], -1, group)
@@ -218,6 +244,20 @@ def _codebook_encode(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tens
 def _(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tensor:
     number = codes_per_token(kind, codebook.shape[0], x.shape[2], group)
     return x.new_empty(x.shape[0], x.shape[1], number, dtype=torch.int64)
+
+
+def check_levels(name: str, levels: Tensor) -> None:
+    """Raise ConfigError unless these are numbers of FSQ levels."""
+    for channel, number in enumerate(levels.tolist()):
+        if not (2 <= number <= MOST_LEVELS and number == math.floor(number)):
+            raise ConfigError(
+                f"{name}: codebook holds {number:.6f} as the number of levels of channel {channel}; it must be a whole "
+                f"number in 2..{MOST_LEVELS}, see fsq_codebook."
+            )
+    if math.prod(levels.tolist()) > MOST_CODES:
+        raise ConfigError(
+            f"{name}: codebook holds levels that give more than 2**24 codes; give fewer levels or channels."
+        )
 
 
 def check_codebook(name: str, codebook: Tensor, kind: str, group: int, width: int | None) -> int:
@@ -236,6 +276,13 @@ def check_codebook(name: str, codebook: Tensor, kind: str, group: int, width: in
     if kind in ("fsq", "sign") and (stages, number) != (1, 1):
         raise ShapeError(
             f"{name}: codebook has shape {list(codebook.shape)}; kind={kind!r} takes [1, 1, D], see {kind}_codebook."
+        )
+    if stages < 1 or number < 1:
+        raise ShapeError(f"{name}: codebook has shape {list(codebook.shape)}; it must hold at least one code.")
+    if kind == "fsq" and width > MOST_CHANNELS:
+        raise ShapeError(
+            f"{name}: codebook has shape {list(codebook.shape)}; kind='fsq' takes at most {MOST_CHANNELS} channels, "
+            "for at most 2**24 codes of a token."
         )
     if isinstance(group, bool) or not isinstance(group, int) or not 1 <= group <= MOST_BITS:
         raise ConfigError(f"{name}: group={group!r} is out of range; a code has 1..{MOST_BITS} bits.")
@@ -263,7 +310,7 @@ def codebook_encode(x: Tensor, codebook: Tensor, *, kind: str = "vector", group:
         sign bits.
 
     Raises:
-        ConfigError: an attribute is not allowed.
+        ConfigError: an attribute is not allowed, or the numbers of levels are none (not seen while tracing).
         ShapeError: a tensor has the wrong shape.
 
     Source: WavTokenizer, arXiv:2408.16532; KVQuant, arXiv:2401.18079; FlexTok, arXiv:2502.13967; WeTok,

@@ -224,6 +224,13 @@ Error checkShape(char const* name, Shape const& shape, Shape const& wanted, char
         + ".";
 }
 
+Error checkTokens(int64_t numTokens)
+{
+    return numTokens <= kMOST_TOKENS ? Error{}
+                                     : "N=" + std::to_string(numTokens) + " tokens are too many; at most "
+            + std::to_string(kMOST_TOKENS) + " are allowed.";
+}
+
 std::string describe(char const* kind, std::vector<Contract const*> const& contracts)
 {
     std::string operators;

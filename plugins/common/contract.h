@@ -140,6 +140,12 @@ std::string textOf(Shape const& shape);
 //! An error unless `shape` is `wanted`; -1 in `wanted` is any size.
 Error checkShape(char const* name, Shape const& shape, Shape const& wanted, char const* letters);
 
+//! Most tokens of operators whose bodies count them in float32; SPEC says it too.
+constexpr int64_t kMOST_TOKENS = (int64_t{1} << 24) - 1;
+
+//! An error if there are more.
+Error checkTokens(int64_t numTokens);
+
 //! The contracts as JSON: what the exported function trtcDescribe() returns.
 std::string describe(char const* kind, std::vector<Contract const*> const& contracts);
 

@@ -126,12 +126,7 @@ Error parse(TrtcCall const& call, Parsed& parsed)
             error = error.empty() ? error : contract.opType() + ": " + error;
         }
     }
-    if (error.empty() && parsed.form->limits != nullptr)
-    {
-        error = parsed.form->limits(parsed.shapes());
-        error = error.empty() ? error : contract.opType() + ": " + error;
-    }
-    return error;
+    return error.empty() ? checkGpuLimits(*parsed.form, parsed.shapes()) : error;
 }
 
 //! Runs `body`, which returns an Error, and hands the sentence out.

@@ -53,6 +53,10 @@ struct GpuForm
     Error (*limits)(GpuShapes const& shapes) = nullptr;
 };
 
+//! An error where the kernels cannot do what the contract allows: their own limits, and sizes that int32 does not hold.
+//! The sentence starts with the op type.
+Error checkGpuLimits(GpuForm const& form, GpuShapes const& shapes);
+
 class CudaRegistry
 {
 public:

@@ -10,6 +10,14 @@
 namespace trtc
 {
 
+//! A score as it is compared: infinity and NaN count as the largest number, so that tokens which are forced by an
+//! infinite score come before all others.
+TRTC_HOST_DEVICE inline float ordinary(float score)
+{
+    constexpr float kLARGEST = 3.402823466e38F;
+    return score < kLARGEST ? score : kLARGEST;
+}
+
 //! Order-preserving: a < b exactly if sortable(a) < sortable(b). Both zeros are the same; NaN lies outside all numbers.
 TRTC_HOST_DEVICE inline uint32_t sortable(float value)
 {

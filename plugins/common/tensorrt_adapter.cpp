@@ -341,12 +341,7 @@ public:
         }
         mOutputTypes = outputTypesOf(contract(), mAttributes, mInputTypes);
         Error error = shapesOf(contract(), mAttributes, mInputs, mOutputs);
-        if (error.empty() && mDefinition.gpu->limits != nullptr)
-        {
-            error = mDefinition.gpu->limits(shapes());
-            error = error.empty() ? error : mDefinition.opType + ": " + error;
-        }
-        return error;
+        return error.empty() ? checkGpuLimits(*mDefinition.gpu, shapes()) : error;
     }
 
     size_t workspaceBytes() const

@@ -11,6 +11,7 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     Sizes const sizes = sizesOf(attributes, inputs);
     Error error = checkShape("metric", inputs[1], {x[0], x[1], -1}, "BND");
     error = error.empty() ? checkShape("size", inputs[2], {x[0], x[1], 1}, "BN1") : error;
+    error = error.empty() ? checkTokens(x[1]) : error;
     if (!error.empty())
     {
         return error;

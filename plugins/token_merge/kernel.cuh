@@ -10,6 +10,9 @@ namespace trtc::token_merge
 //! Up to this many tokens everything happens in one launch and without a workspace.
 constexpr int64_t kONE_LAUNCH_TOKENS = 1024;
 
+//! Rows of A are spread over the second axis of a grid, 64 to a block.
+constexpr int64_t kMOST_FREE = int64_t{2} * 65535 * 64;
+
 size_t tokenMergeWorkspaceBytes(Sizes const& sizes);
 
 //! `x` and `y` are of type `type`, `metric` of `metricType`. Launches only; the result does not depend on the order in

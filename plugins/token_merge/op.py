@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, cast, check_count, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.operator import Operator, cast, check_count, check_tensor, check_tokens, run_operator
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 ORDERS = ("position", "similarity")
 
@@ -50,7 +50,11 @@ SPEC = OpSpec(
     order="protected tokens, unmerged tokens of even position (by position, or most similar first), tokens of odd "
     "position",
     determinism="same input, same bits",
-    limits=("at least two tokens are not protected", "N < 2**24"),
+    limits=(
+        "at least two tokens are not protected",
+        f"N <= {MOST_TOKENS}",
+        f"{ON_A_GPU}, and at most 8388480 tokens are not protected",
+    ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
     flops=_flops,
@@ -291,6 +295,7 @@ def token_merge(
     batch, n, channels = x.shape
     check_tensor("token_merge", "metric", metric, (batch, n, None), "BND")
     check_tensor("token_merge", "size", size, (batch, n, 1), "BN1")
+    check_tokens("token_merge", n)
     if n - num_protected < 2:
         raise ConfigError(
             f"token_merge: num_protected={num_protected} leaves {n - num_protected} of N={n} tokens to merge; "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 MODES = ("unmerge", "unpermute")
 
@@ -36,7 +36,7 @@ SPEC = OpSpec(
     count="N rows, one for each index",
     order="by position",
     determinism="same input, same bits",
-    limits=(),
+    limits=(f"{ON_A_GPU}, and a permutation has at most 393216 tokens",),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,

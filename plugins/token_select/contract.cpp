@@ -11,7 +11,8 @@ namespace
 Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
 {
     Shape const& x = inputs[0];
-    Error const error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
+    Error error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
+    error = error.empty() ? checkTokens(x[1]) : error;
     if (!error.empty())
     {
         return error;

@@ -45,7 +45,7 @@ struct Problem
 //! Ascending keys: larger scores first.
 __device__ inline uint32_t keyOf(Problem const& problem, int64_t item, int32_t token)
 {
-    return ~sortable(loadFloat(problem.score, problem.scoreType, item * problem.numTokens + token));
+    return ~sortable(ordinary(loadFloat(problem.score, problem.scoreType, item * problem.numTokens + token)));
 }
 
 //! The keys of one item, by one block.

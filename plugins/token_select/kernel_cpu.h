@@ -34,7 +34,7 @@ void select(Sizes const& sizes, Score const* given, uint64_t* keys, float* score
     toFloats(score, given, numTokens);
     for (int64_t i = 0; i < numTokens; ++i)
     {
-        keys[i] = bestFirst(score[i], static_cast<uint32_t>(i));
+        keys[i] = bestFirst(ordinary(score[i]), static_cast<uint32_t>(i));
     }
     for (int64_t const position : sizes.forced)
     {

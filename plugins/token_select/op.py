@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, check_count, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.operator import Operator, check_count, check_tensor, check_tokens, ordinary, run_operator
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 ORDERS = ("position", "score")
 REMAINDERS = ("drop", "fuse")
@@ -32,7 +32,9 @@ SPEC = OpSpec(
     summary="Keep the tokens of the largest scores and those that are forced; drop the rest or fuse it into one token.",
     inputs=(
         TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(name="score", axes=("B", "N"), doc="importance of each token, finite"),
+        TensorSpec(
+            name="score", axes=("B", "N"), doc="importance of each token; infinity and NaN count as the largest number"
+        ),
     ),
     outputs=(
         TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens, then the fused one if asked"),
@@ -49,7 +51,11 @@ SPEC = OpSpec(
     tie_break="of equal scores the smaller index is kept, and comes first",
     order="by position, or forced tokens by position and then the others by descending score",
     determinism="same input, same bits",
-    limits=("as a function on TensorRT num_kept <= 3840 (TopK), and ties as its TopK takes them", "N < 2**24"),
+    limits=(
+        "as a function on TensorRT num_kept <= 3840 (TopK), and ties as its TopK takes them",
+        f"N <= {MOST_TOKENS}",
+        f"{ON_A_GPU}, and at most 256 positions are forced",
+    ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
     flops=_flops,
@@ -81,15 +87,18 @@ BODY = """
   is_forced = Greater (forced_count, zero)
   above_all = Constant <value_float = inf> ()
   score32 = Cast <to = 1> (score)
-  keyed = Where (is_forced, above_all, score32)
+  largest_number = Constant <value_float = 3.4028234663852886e38> ()
+  is_number = Less (score32, largest_number)
+  ordinary = Where (is_number, score32, largest_number)  # infinity and NaN count as the largest number
+  keyed = Where (is_forced, above_all, ordinary)
   v_k = Reshape (k, v1)
   best, best_index = TopK <axis = 1, largest = 1, sorted = 1> (keyed, v_k)
 
   # positions in a row: first the rest, then the kept, both ascending
   best_zero = Sub (best_index, best_index)
   best_one = Add (best_zero, one)
-  score_row = Mul (score32, zero32)
-  zeros = Cast <to = 7> (score_row)
+  never = Greater (keyed, above_all)
+  zeros = Cast <to = 7> (never)
   kept_int = ScatterElements <axis = 1> (zeros, best_index, best_one)
   is_kept = Greater (kept_int, zero)
   kept_before = CumSum <exclusive = 1> (kept_int, one)
@@ -127,7 +136,7 @@ BODY = """
 def _token_select(
     x: Tensor, score: Tensor, num_kept: int, forced: Sequence[int], order: int, remainder: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    keyed = score.float().clone()
+    keyed = ordinary(score.float())
     keyed[:, [position for position in forced if position >= 0]] = torch.inf
     ranking = keyed.argsort(dim=1, descending=True, stable=True)
     index, rest = ranking[:, :num_kept], ranking[:, num_kept:].sort(dim=1).values
@@ -188,7 +197,8 @@ def token_select(
 
     Args:
         x: Tokens, [B, N, C], fp16 | bf16 | fp32.
-        score: Importance, [B, N], fp16 | bf16 | fp32, finite; scores of forced tokens do not matter.
+        score: Importance, [B, N], fp16 | bf16 | fp32; scores of forced tokens do not matter. Infinity and NaN
+            count as the largest number.
         num_kept: Tokens kept, K, len(forced) <= K <= N.
         forced: Positions that are always kept.
         order: Kept tokens come by "position", or by "score" (forced ones first, then descending).
@@ -209,6 +219,7 @@ def token_select(
     check_tensor("token_select", "x", x, (None, None, None), "BNC")
     batch, n, channels = x.shape
     check_tensor("token_select", "score", score, (batch, n), "BN")
+    check_tokens("token_select", n)
     check_count("token_select", "num_kept", num_kept, n, f"N={n} tokens allow")
     if order not in ORDERS:
         raise ConfigError(f"token_select: order={order!r} is not known; give one of {', '.join(ORDERS)}.")

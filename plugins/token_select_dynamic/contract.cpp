@@ -8,12 +8,11 @@ namespace trtc::token_select_dynamic
 
 namespace
 {
-constexpr int64_t kMOST_TOKENS = (int64_t{1} << 24) - 1; // the masses of so many still add up in 63 bits
-
 Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
 {
     Shape const& x = inputs[0];
-    Error const error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
+    Error error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
+    error = error.empty() ? checkTokens(x[1]) : error;
     if (!error.empty())
     {
         return error;
@@ -29,10 +28,6 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     {
         return "threshold=" + std::to_string(sizes.threshold)
             + " is no share of the mass; give one in 0 <= threshold < 1.";
-    }
-    if (sizes.numTokens > kMOST_TOKENS)
-    {
-        return "N=" + text(sizes.numTokens) + " tokens are too many; at most " + text(kMOST_TOKENS) + " are allowed.";
     }
     if (sizes.maxKept > sizes.numTokens)
     {

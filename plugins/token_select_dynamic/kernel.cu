@@ -95,7 +95,7 @@ __device__ void makeKeys(Problem const& problem, Forced const& forced, int64_t i
 {
     for (int32_t i = thread(); i < problem.numTokens; i += kTHREADS)
     {
-        keys[i] = keyOf(loadFloat(problem.score, problem.scoreType, item * problem.numTokens + i));
+        keys[i] = keyOf(ordinary(loadFloat(problem.score, problem.scoreType, item * problem.numTokens + i)));
     }
     __syncthreads();
     for (int32_t i = thread(); i < forced.count; i += kTHREADS)

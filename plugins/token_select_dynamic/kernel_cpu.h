@@ -93,6 +93,7 @@ int64_t select(Sizes const& sizes, Score const* given, Item const& item)
 {
     int64_t const numTokens = sizes.numTokens;
     toFloats(item.score, given, numTokens);
+    std::transform(item.score, item.score + numTokens, item.score, &ordinary);
     for (int64_t const position : sizes.forced)
     {
         item.score[position] = std::numeric_limits<float>::infinity();

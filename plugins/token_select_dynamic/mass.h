@@ -11,7 +11,7 @@
 namespace trtc::token_select_dynamic
 {
 
-//! Bits of a mass below those of the score itself. 39 bits a mass and 24 bits of tokens add up in 63.
+//! Bits of a mass below those of the score itself. 39 bits a mass and the 24 bits of kMOST_TOKENS add up in 63.
 constexpr uint32_t kEXTRA_BITS = 15;
 
 TRTC_HOST_DEVICE inline uint32_t bitsOf(float score)

@@ -1,14 +1,23 @@
 """TokenSelectDynamic: keep as many tokens as a threshold says, up to a capacity."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.plugins.operator import Operator, as_float32, check_count, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.errors import ConfigError
+from trt_compress.plugins.operator import (
+    Operator,
+    as_float32,
+    check_count,
+    check_tensor,
+    check_tokens,
+    ordinary,
+    run_operator,
+    with_length,
+)
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 MODES = ("threshold", "mass")
 NOTHING_FORCED = (-1,)  # an ONNX attribute cannot be an empty list everywhere; -1 matches no position
@@ -29,7 +38,11 @@ SPEC = OpSpec(
     summary="Keep the tokens whose score reaches a threshold, or the best that hold a share of all score.",
     inputs=(
         TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(name="score", axes=("B", "N"), doc="importance of each token, finite; by mass not negative"),
+        TensorSpec(
+            name="score",
+            axes=("B", "N"),
+            doc="importance of each token; infinity and NaN count as the largest number; by mass finite, not negative",
+        ),
     ),
     outputs=(
         TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens by position, then zeros"),
@@ -50,10 +63,13 @@ SPEC = OpSpec(
     tie_break="of equal scores the smaller index is kept; a score equal to the threshold is kept",
     order="by position, the padding last",
     determinism="same input, same bits",
+    data_sized="trim",
     limits=(
         "as a function on TensorRT max_kept <= 3840 (TopK), and ties as its TopK takes them",
-        "trim = 1 makes a size that depends on the data: TensorRT copies it to the host, and captures no CUDA graph",
-        "N < 2**24",
+        "trim = 1 makes a size that depends on the data: TensorRT copies it to the host, and captures no CUDA graph; "
+        "the plugin declares it by a size tensor, and a builder that takes the function tunes for a length of one",
+        f"N <= {MOST_TOKENS}",
+        f"{ON_A_GPU}, and at most 256 positions are forced",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
     bytes_moved=_bytes_moved,
@@ -90,7 +106,10 @@ BODY = """
   forced_count = ReduceSum <keepdims = 0> (is_each_int, v1)
   is_forced = Greater (forced_count, zero)
   score32 = Cast <to = 1> (score)
-  keyed = Where (is_forced, above_all, score32)
+  largest_number = Constant <value_float = 3.4028234663852886e38> ()
+  is_number = Less (score32, largest_number)
+  ordinary = Where (is_number, score32, largest_number)  # infinity and NaN count as the largest number
+  keyed = Where (is_forced, above_all, ordinary)
   v_most = Reshape (most, v1)
   best, best_index = TopK <axis = 1, largest = 1, sorted = 1> (keyed, v_most)
 
@@ -100,7 +119,7 @@ BODY = """
       is_free = Less (best, above_all)
       mass = Where (is_free, best, zero32)
       mass_before = CumSum <exclusive = 1> (mass, one)
-      free_score = Where (is_forced, zero32, score32)
+      free_score = Where (is_forced, zero32, ordinary)
       total = ReduceSum <keepdims = 1> (free_score, v1)
       share = Mul (total, threshold32)
       before_reached = Less (mass_before, share)
@@ -151,7 +170,7 @@ BODY = """
 
 def _rank(score: Tensor, forced: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Scores without those of forced positions, which become infinite, and all positions from best to worst."""
-    keyed = score.float().clone()
+    keyed = ordinary(score.float())
     keyed[:, [position for position in forced if position >= 0]] = torch.inf
     return keyed, keyed.argsort(dim=1, descending=True, stable=True)
 
@@ -231,7 +250,8 @@ def token_select_dynamic(
 
     Args:
         x: Tokens, [B, N, C], fp16 | bf16 | fp32.
-        score: Importance, [B, N], fp16 | bf16 | fp32, finite; scores of forced tokens do not matter.
+        score: Importance, [B, N], fp16 | bf16 | fp32, by mass finite; scores of forced tokens do not matter. Infinity
+            and NaN count as the largest number.
         mode: "threshold" keeps the scores of at least `threshold`; "mass" keeps the smallest number of best tokens
             whose scores, which must not be negative, sum to at least `threshold` times the sum of all.
         threshold: Least score kept; by mass a share, 0 <= threshold < 1.
@@ -249,7 +269,6 @@ def token_select_dynamic(
     Raises:
         ConfigError: an attribute is not allowed.
         ShapeError: a tensor has the wrong shape.
-        UnsupportedError: trim during an export.
 
     Source: thresholds of PruMerge, arXiv:2403.15388, MustDrop, arXiv:2411.10803, A-ToMe and TokenCorrCompressor.
     Differs: see SPEC.differs.
@@ -258,6 +277,7 @@ def token_select_dynamic(
     check_tensor(name, "x", x, (None, None, None), "BNC")
     batch, n, channels = x.shape
     check_tensor(name, "score", score, (batch, n), "BN")
+    check_tokens(name, n)
     if mode not in MODES:
         raise ConfigError(f"{name}: mode={mode!r} is not known; give one of {', '.join(MODES)}.")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not abs(threshold) < float("inf"):
@@ -273,11 +293,6 @@ def token_select_dynamic(
         raise ConfigError(f"{name}: forced={list(forced)} is out of range; positions are 0..{n - 1}.")
     if len(places) > max_kept:
         raise ConfigError(f"{name}: max_kept={max_kept} is less than the {len(places)} forced tokens.")
-    if trim and torch.onnx.is_in_onnx_export():
-        raise UnsupportedError(
-            f"{name}: trim=True makes a size that depends on the data, which the export cannot trace; "
-            "export with trim=False and cut the outputs at `largest` outside."
-        )
     y, index, valid, count, largest = run_operator(
         SPEC,
         [x, score],
@@ -296,7 +311,13 @@ def token_select_dynamic(
             ((batch,), torch.int64),
             ((), torch.int32),
         ],
+        data_decide=range(3) if trim else (),
     )
+    if trim and torch.onnx.is_in_onnx_export():
+        length = cast(int, largest.item())
+        torch._check(length >= max(min_kept, len(places)))
+        torch._check(length <= max_kept)
+        y, index, valid = (with_length(tensor, length) for tensor in (y, index, valid))
     return y, index, valid, count, largest
 
 

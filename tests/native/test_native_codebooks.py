@@ -12,9 +12,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.codebook_decode.op import codebook_decode
 from trt_compress.plugins.codebook_encode.op import KINDS, codebook_encode, fsq_codebook, sign_codebook
 from trt_compress.plugins.library import Library
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import Sample
+from trt_compress.plugins.testing import onnx_model
 
 Array = np.ndarray[Any, Any]
 IN_OUT = {"TrtcCodebookEncode": (("x", "codebook"), "code"), "TrtcCodebookDecode": (("code", "codebook"), "y")}
@@ -159,6 +163,9 @@ def test_wrong_shapes(
     session = session_of("TrtcCodebookEncode", native_library, kind, group)
     feeds = {"x": np.ones(shape, np.float32), "codebook": np.ones(book, np.float32)}
     assert f"TrtcCodebookEncode: {message}" in refused(session, feeds)
+    with pytest.raises((ConfigError, ShapeError)) as caught:
+        codebook_encode(torch.ones(shape), torch.ones(book), kind=kind, group=group)
+    assert str(caught.value).startswith(f"codebook_encode: {message}")
 
 
 def test_a_code_of_the_wrong_shape(native_library: Library) -> None:
@@ -175,6 +182,33 @@ def test_numbers_of_levels_that_are_none(levels: list[float], message: str, nati
     assert f"TrtcCodebookEncode: {message}" in refused(session_of("TrtcCodebookEncode", native_library, "fsq"), feeds)
     feeds = {"code": np.zeros((1, 2, 1), np.int64), "codebook": codebook}
     assert f"TrtcCodebookDecode: {message}" in refused(session_of("TrtcCodebookDecode", native_library, "fsq"), feeds)
+    for name, call in (
+        ("encode", lambda: codebook_encode(torch.ones(1, 2, len(levels)), torch.from_numpy(codebook), kind="fsq")),
+        ("decode", lambda: codebook_decode(torch.zeros(1, 2, 1).long(), torch.from_numpy(codebook), kind="fsq")),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert str(caught.value).startswith(f"codebook_{name}: {message}")
+
+
+@pytest.mark.parametrize(("levels", "message"), [*LEVELS, ([8.0, 5.0], "")])
+@pytest.mark.parametrize("op_type", sorted(IN_OUT))
+def test_the_body_does_not_compute_with_levels_that_are_none(op_type: str, levels: list[float], message: str) -> None:
+    operator = operators()[op_type]
+    is_encoder = op_type == "TrtcCodebookEncode"
+    first = torch.ones(1, 2, len(levels)) if is_encoder else torch.zeros(1, 2, 1, dtype=torch.int64)
+    codebook = torch.tensor(levels, dtype=torch.float32)[None, None]
+    output = torch.zeros(1, 2, 1, dtype=torch.int64) if is_encoder else torch.ones(1, 2, len(levels))
+    sample = Sample(axes={}, attributes={"kind": 2, "group": 1}, reason="here")
+    model = onnx_model(operator, sample, (first, codebook), (output,)).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feeds = {IN_OUT[op_type][0][0]: first.numpy(), "codebook": codebook.numpy()}
+    if message:
+        assert "out of data bounds" in refused(session, feeds)
+    else:
+        session.run(None, feeds)
 
 
 @pytest.mark.parametrize(("kind", "group", "codebook", "wrong", "message"), CODES)

@@ -37,7 +37,7 @@ def session_of(op_type: str, attributes: Mapping[str, Value], library: Library) 
     spec = operators()[op_type].spec
 
     def value(name: str) -> onnx.ValueInfoProto:
-        types = {"position": TensorProto.INT64, "index": TensorProto.INT64, "count": TensorProto.INT64}
+        types = dict.fromkeys(("position", "index", "count", "rest", "dest"), TensorProto.INT64)
         number = TensorProto.INT32 if name == "largest" else types.get(name, TensorProto.FLOAT)
         return helper.make_tensor_value_info(name, number, None)
 
@@ -136,6 +136,28 @@ def test_the_calls_below_are_wrong_in_one_thing_only(op_type: str, native_librar
 
 
 @pytest.mark.parametrize(
+    ("op_type", "attributes", "others"),
+    [
+        (DYNAMIC, KEPT, {"score": [0, 2**24]}),
+        ("TrtcTokenSelect", {"num_kept": 3, "forced": [-1], "order": 0, "remainder": 0}, {"score": [0, 2**24]}),
+        (
+            "TrtcTokenMerge",
+            {"num_merged": 3, "num_protected": 1, "order": 0},
+            {"metric": [0, 2**24, 2], "size": [0, 2**24, 1]},
+        ),
+    ],
+)
+def test_more_tokens_than_float32_can_count(
+    op_type: str, attributes: dict[str, Value], others: Shapes, native_library: Library
+) -> None:
+    message = "N=16777216 tokens are too many; at most 16777215 are allowed."
+    shapes = {"x": [0, 2**24, 2], **others}
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011  ONNX Runtime's exceptions have no common base
+        session_of(op_type, attributes, native_library).run(None, zeros(shapes))
+    assert f"{op_type}: {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("op_type", "changed", "message"),
     [
         (DYNAMIC, {"score": [2, 8]}, "score has shape [2, 8]; it must be [2, 9] with axes BN."),
@@ -157,6 +179,21 @@ def test_the_calls_below_are_wrong_in_one_thing_only(op_type: str, native_librar
         (SCORE, {"k": [2, 2, 9, 7]}, "k has shape [2, 2, 9, 7]; it must be [2, G, N, 8] with axes BGND."),
         (SCORE, {"k": [2, 3, 9, 8]}, "q has H=4 heads and k has G=3; H must be a multiple of G."),
         (SCORE, {"k": [2, 0, 9, 8]}, "q has H=4 heads and k has G=0; H must be a multiple of G."),
+        (
+            SCORE,
+            {"q": [2, 0, 3, 8]},
+            "q has shape [2, 0, 3, 8]; it must have at least one head, one row and one channel.",
+        ),
+        (
+            SCORE,
+            {"q": [2, 4, 0, 8]},
+            "q has shape [2, 4, 0, 8]; it must have at least one head, one row and one channel.",
+        ),
+        (
+            SCORE,
+            {"q": [2, 4, 3, 0]},
+            "q has shape [2, 4, 3, 0]; it must have at least one head, one row and one channel.",
+        ),
         (SCORE, {"position": [4]}, "position has shape [4]; it must be [3] with axes R."),
         (SCORE, {"bias": [1, 2, 1, 9]}, "bias has shape [1, 2, 1, 9]; axis H must be 1 or 4 to broadcast to BHRN."),
         (SCORE, {"start": 9}, "start=9 and stop=0 hold no span of N=9 keys; give 0 <= start < stop <= N, or a stop"),

@@ -36,6 +36,12 @@ def stack(rows: list[Restated]) -> Restated:
     return Restated(outputs=outputs, margin=min(row.margin for row in rows))
 
 
+def ordinary(score: Array) -> Array:
+    """Scores as they are compared: whatever is not less than the largest float32 counts as that."""
+    largest = float(np.finfo(np.float32).max)
+    return np.array([value if value < largest else largest for value in score])
+
+
 def gap(value: float, others: Array) -> float:
     """Distance of a value to the nearest other number that is not the very same."""
     distances = np.abs(others - value)

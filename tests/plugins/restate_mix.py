@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from restate_base import Array, Counted, Restated, Restatement, gap, stack
+from restate_base import Array, Counted, Restated, Restatement, gap, ordinary, stack
 
 # ---- TokenSelectDynamic ---------------------------------------------------------------------------------------------
 
@@ -15,6 +15,7 @@ def _dynamic_row(
     x: Array, score: Array, mode: int, threshold: float, least: int, most: int, forced: list[int]
 ) -> tuple[list[int], float]:
     """Kept positions, ascending, and how near the number was to being another."""
+    score = ordinary(score)
     always = [i for i in range(len(x)) if i in forced]
     free = sorted((i for i in range(len(x)) if i not in forced), key=lambda i: (-score[i], i))
     margin = math.inf

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from restate_base import Array, Counted, Restated, Restatement, gap, stack
+from restate_base import Array, Counted, Restated, Restatement, gap, ordinary, stack
 
 
 def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protected: int, order: int) -> Restated:
@@ -59,8 +59,8 @@ def token_merge(x: Array, metric: Array, size: Array, *, num_merged: int, num_pr
 
 
 def _select_row(x: Array, score: Array, num_kept: int, forced: list[int], order: int, remainder: int) -> Restated:
-    n = len(x)
-    free = sorted((i for i in range(n) if i not in forced), key=lambda i: (-score[i], i))
+    n, compared = len(x), ordinary(score)
+    free = sorted((i for i in range(n) if i not in forced), key=lambda i: (-compared[i], i))
     kept = sorted(i for i in forced if i >= 0)
     kept += free[: num_kept - len(kept)]
     index = kept if order == 1 else sorted(kept)

@@ -6,14 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
+from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.attention_score.op import attention_score
 from trt_compress.plugins.codebook_decode.op import codebook_decode
 from trt_compress.plugins.codebook_encode.op import codebook_encode, fsq_codebook, sign_codebook
+from trt_compress.plugins.token_merge.op import token_merge
 from trt_compress.plugins.token_mix.op import token_mix
+from trt_compress.plugins.token_select.op import token_select
 from trt_compress.plugins.token_select_dynamic.op import token_select_dynamic
 
 X, SCORE, Q, K = torch.ones(2, 9, 4), torch.ones(2, 9), torch.ones(2, 6, 3, 4), torch.ones(2, 3, 9, 4)
+MANY = torch.ones(1, 1, 1).expand(1, 2**24, 1)
 ROWS, BOOK, CODE = torch.arange(3), torch.ones(2, 5, 4), torch.zeros(2, 9, 2, dtype=torch.int64)
 
 
@@ -91,6 +94,31 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: fsq_codebook([256, 256, 256, 2]), r"levels=.* give 33554432 codes; at most 2\*\*24 may be\."),
 ]
 SHAPE: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: score(q=torch.ones(2, 0, 3, 4)),
+        r"q has shape \[2, 0, 3, 4\]; it must have at least one head, one row and",
+    ),
+    (
+        lambda: score(q=torch.ones(2, 6, 0, 4)),
+        r"q has shape \[2, 6, 0, 4\]; it must have at least one head, one row and",
+    ),
+    (
+        lambda: score(q=torch.ones(2, 6, 3, 0)),
+        r"q has shape \[2, 6, 3, 0\]; it must have at least one head, one row and",
+    ),
+    (lambda: score(k=torch.ones(2, 0, 9, 4)), r"q has H=6 heads and k has G=0; H must be a multiple of G\."),
+    (
+        lambda: token_select(MANY, MANY[..., 0], num_kept=1),
+        r"token_select: N=16777216 tokens are too many; at most 16777215 are allowed\.",
+    ),
+    (
+        lambda: select(x=MANY, score=MANY[..., 0]),
+        r"token_select_dynamic: N=16777216 tokens are too many; at most 16777215 are allowed\.",
+    ),
+    (
+        lambda: token_merge(MANY, MANY, MANY, num_merged=1),
+        r"token_merge: N=16777216 tokens are too many; at most 16777215 are allowed\.",
+    ),
     (lambda: select(x=X[0]), r"token_select_dynamic: x has shape \[9, 4\]; it must be \[B, N, C\] with axes BNC\."),
     (lambda: select(score=SCORE[:, 1:]), r"score has shape \[2, 8\]; it must be \[2, 9\] with axes BN\."),
     (lambda: select(score=SCORE.long()), r"score has dtype int64; it must be float32"),
@@ -136,11 +164,3 @@ def test_the_most_that_is_allowed_is_allowed() -> None:
     score(stop=-8, kernel=99)
     encode(codebook=fsq_codebook([256, 256, 16, 16]), kind="fsq")
     encode(x=torch.ones(1, 1, 30), codebook=sign_codebook(30), kind="sign", group=30)
-
-
-def test_a_size_that_depends_on_the_data_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(
-        UnsupportedError, match=r"trim=True makes a size that depends on the data, .* trim=False and cut"
-    ):
-        select(trim=True)

@@ -1,5 +1,6 @@
 """Kernels of scores, mixes and threshold selection in the emulation, at sizes where they change their way."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from emulation.building import PLUGINS, cuda_library
 from emulation.host_device import HostDevice
 
+from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch
@@ -195,3 +197,62 @@ def shaped(
         outputs=described(spec.outputs, outputs),
         data=(),
     )
+
+
+# ---- what only a GPU cannot do ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes", "shapes", "message"),
+    [
+        (
+            "TrtcTokenMix",
+            {"normalize": 0},
+            {"x": (0, 3, 2**31), "weight": (1, 5, 3), "y": (0, 5, 2**31)},
+            "x has shape [0, 3, 2147483648]; on a GPU every axis must be below 2**31.",
+        ),
+        (
+            "TrtcTokenMerge",
+            {"num_merged": 1, "num_protected": 3, "order": 0},
+            {
+                **{"x": (0, 8388484, 1), "metric": (0, 8388484, 1), "size": (0, 8388484, 1)},
+                **{"y": (0, 8388483, 1), "y_size": (0, 8388483, 1), "dest": (0, 8388484)},
+            },
+            "8388481 unprotected tokens are too many for the GPU; at most 8388480 are allowed.",
+        ),
+        (
+            "TrtcTokenSelect",
+            {"num_kept": 257, "forced": tuple(range(257)), "order": 0, "remainder": 0},
+            {"x": (1, 300, 1), "score": (1, 300), "y": (1, 257, 1), "index": (1, 257), "rest": (1, 43)},
+            "257 forced positions are too many for the GPU; at most 256 are allowed.",
+        ),
+        (
+            "TrtcTokenRestore",
+            {"mode": 1},
+            {"y": (1, 393217, 1), "index": (1, 393217), "x": (1, 393217, 1)},
+            "a permutation of 393217 tokens is too long for the GPU; at most 393216 are allowed.",
+        ),
+    ],
+)
+def test_limits_of_a_gpu(
+    op_type: str, attributes: dict[str, Any], shapes: dict[str, tuple[int, ...]], message: str, emulated: Path
+) -> None:
+    spec = operators()[op_type].spec
+    described = [
+        Described(name=t.name, dtype="float32" if t.same_dtype_as else t.dtypes[0], shape=shapes[t.name])
+        for t in (*spec.inputs, *spec.outputs)
+    ]
+    number = len(spec.inputs)
+    case = Case(
+        name="limits",
+        op_type=op_type,
+        attributes=tuple(attributes.items()),
+        inputs=tuple(described[:number]),
+        outputs=tuple(described[number:]),
+        data=(),
+    )
+    with pytest.raises(PluginError) as caught:
+        Kernels(emulated).workspace_bytes(case)
+    assert f"{op_type}: {message}" in str(caught.value)
+    for number in re.findall(r"at most (\d+)", message):
+        assert any(number in limit for limit in spec.limits)

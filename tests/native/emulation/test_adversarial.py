@@ -1,0 +1,58 @@
+"""The GPU kernels, emulated, on calls that a kernel may get wrong: see adversarial.py."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "plugins"))
+
+from adversarial import Call, decided_calls, many_tokens
+from emulation.building import cuda_library
+from emulation.host_device import HostDevice
+from restatement import restate  # pyright: ignore[reportMissingImports]
+
+from trt_compress.plugins.registry import operators
+from trt_compress.plugins.spec import Sample
+from trt_compress.tools.gpu_check import case_of
+from trt_compress.tools.gpu_check_kernels import Kernels, run_case
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cuda_library(tmp_path_factory.mktemp("emulated"), ["-O2"])
+
+
+def check(library: Path, call: Call) -> None:
+    """Under every rule of gpu-check and in three orders of threads."""
+    sample = Sample(axes=dict.fromkeys("BNCMD", 1), attributes=call.attributes, reason="here")
+    inputs = tuple(torch.from_numpy(array) for array in call.inputs)
+    case = case_of(operators()[call.op_type], sample, inputs, "case", 4)
+    ran = run_case(Kernels(library), HostDevice(library), case)
+    assert ran.problems == (), call.name
+    wanted = restate(call.op_type, call.inputs, call.attributes).outputs
+    for raw, two, described in zip(ran.outputs, wanted, case.outputs, strict=True):
+        one = raw.view(described.dtype)[: two.size].reshape(two.shape)
+        if one.dtype.kind == "f":
+            largest = np.abs(two[np.isfinite(two)]).max(initial=1e-30)
+            tolerance = 2e-3 if one.dtype == np.float16 else 1e-5
+            np.testing.assert_allclose(one, two, rtol=0, atol=tolerance * largest, err_msg=call.name)
+        else:
+            np.testing.assert_array_equal(one, two, err_msg=call.name)
+
+
+@pytest.mark.parametrize("op_type", sorted({call.op_type for call in decided_calls()}))
+def test_what_the_contract_decides(op_type: str, emulated: Path) -> None:
+    calls = [call for call in decided_calls() if call.op_type == op_type]
+    for call in calls[::3]:
+        if 0 not in [size for array in call.inputs for size in array.shape]:
+            check(emulated, call)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", many_tokens()[:2], ids=lambda call: call.name)
+def test_4097_tokens(call: Call, emulated: Path) -> None:
+    check(emulated, call)
