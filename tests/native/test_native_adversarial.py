@@ -10,7 +10,7 @@ import pytest
 import torch
 from adversarial import DYNAMIC, MERGE, SELECT, Array, Call, decided_calls, many_tokens, scores
 from onnx import helper
-from restatement import restate
+from restatement import restate  # pyright: ignore[reportMissingImports]
 
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
