@@ -300,7 +300,8 @@ def _grouped(problem: Problem, threads: int) -> Call:
 
     def call() -> Array:
         session.run_with_iobinding(binding)
-        return binding.get_outputs()[0].numpy()
+        found: Array = binding.get_outputs()[0].numpy()
+        return found
 
     return call
 
