@@ -3,7 +3,6 @@
 Needs numpy and the library only, so that it can run under compute-sanitizer.
 """
 
-import ctypes
 import json
 import math
 import statistics
@@ -16,24 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import PluginError
+from trt_compress.plugins.cuda_library import CudaLibrary, Described, PreparedCall
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-ONNX_NUMBERS: Mapping[str, int] = {
-    "float32": 1,
-    "uint8": 2,
-    "int32": 6,
-    "int64": 7,
-    "float16": 10,
-    "bfloat16": 16,
-}
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "uint8": 1, "int32": 4, "int64": 8, "float16": 2, "bfloat16": 2}
 
 GUARD_BYTES = 256
 GUARD = 0xA5
 FILLS = (0xCC, 0x33, 0xCC)  # of outputs and scratch memory before each run: what is left of it shows
-_MESSAGE_BYTES = 1024
 
 
 class Device(Protocol):
@@ -161,73 +152,36 @@ class Ran:
         }
 
 
-class _Attribute(ctypes.Structure):
-    _fields_ = [("integers", ctypes.POINTER(ctypes.c_int64)), ("count", ctypes.c_int32), ("real", ctypes.c_float)]
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("rank", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-    ]
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        ("op_type", ctypes.c_char_p),
-        ("attributes", ctypes.POINTER(_Attribute)),
-        ("inputs", ctypes.POINTER(_Tensor)),
-        ("outputs", ctypes.POINTER(_Tensor)),
-        ("num_attributes", ctypes.c_int32),
-        ("num_inputs", ctypes.c_int32),
-        ("num_outputs", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-    ]
-
-
 class Kernels:
     """libtrtc_cuda."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise PluginError(f"'{path}' does not load: {error}.") from None
-        self._library.trtcDescribe.restype = ctypes.c_char_p
+        self._library = CudaLibrary(path)
 
     def op_types(self) -> tuple[str, ...]:
         """The operators it holds."""
-        described = json.loads(self._library.trtcDescribe().decode())
-        return tuple(operator["op_type"] for operator in described["operators"])
+        return self._library.op_types()
+
+    def prepare(self, case: Case) -> PreparedCall:
+        """The case as the library takes it, without pointers."""
+        return self._library.prepare(
+            case.op_type,
+            [value for _, value in case.attributes],
+            [Described(tensor.dtype, tensor.shape) for tensor in case.inputs],
+            [Described(tensor.dtype, tensor.shape) for tensor in case.outputs],
+        )
 
     def workspace_bytes(self, case: Case) -> int:
         """Scratch memory that the case needs."""
-        found = ctypes.c_size_t()
-        nothing = [0] * (len(case.inputs) + len(case.outputs))
-        with _call(case, nothing) as call:
-            self._must(self._library.trtcWorkspaceBytes, ctypes.byref(call), ctypes.byref(found))
-        return found.value
+        return self.prepare(case).workspace_bytes
 
     def enqueue(self, case: Case, pointers: Sequence[int], workspace: int, stream: int | None) -> None:
         """Launch on `stream`; pointers of the inputs, then of the outputs."""
-        with _call(case, pointers) as call:
-            arguments = (ctypes.byref(call), ctypes.c_void_p(workspace), ctypes.c_void_p(stream))
-            self._must(self._library.trtcEnqueue, *arguments)
+        self.prepare(case).enqueue(pointers, workspace, stream)
 
     def take_fault(self) -> str:
         """What a kernel found wrong with its data since the last call, or nothing."""
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        status = self._library.trtcTakeFault(message, ctypes.c_size_t(_MESSAGE_BYTES))
-        return message.value.decode() or (f"status {status}" if status else "")
-
-    @staticmethod
-    def _must(function: Callable[..., int], *arguments: object) -> None:
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        status = function(*arguments, message, ctypes.c_size_t(_MESSAGE_BYTES))
-        if status:
-            raise PluginError(message.value.decode(errors="replace") or f"the library returned {status}.")
+        return self._library.take_fault()
 
 
 def run_case(kernels: Kernels, device: Device, case: Case, *, once: bool = False, repeats: int = 0) -> Ran:
@@ -315,7 +269,8 @@ def _run(
     capture: bool = False,
 ) -> tuple[Bytes, ...]:
     """One run on fresh memory; the outputs."""
-    scratch_bytes = kernels.workspace_bytes(case)
+    prepared = kernels.prepare(case)
+    scratch_bytes = prepared.workspace_bytes
     with _memory(device) as memory:
         inputs = [memory.make(tensor.num_bytes) for tensor in case.inputs]
         owned = [memory.make(tensor.num_bytes) for tensor in case.outputs]
@@ -333,7 +288,7 @@ def _run(
             device.fill(scratch, FILLS[number], scratch_bytes)
 
         def enqueue() -> None:
-            kernels.enqueue(case, [*inputs, *outputs], scratch, device.stream)
+            prepared.enqueue([*inputs, *outputs], scratch, device.stream)
 
         refill()
         device.before_run(number)
@@ -365,6 +320,7 @@ def _run(
 
 
 def _time(kernels: Kernels, device: Device, case: Case, repeats: int) -> list[float]:
+    prepared = kernels.prepare(case)
     with _memory(device) as memory:
         inputs = [memory.make(tensor.num_bytes) for tensor in case.inputs]
         for pointer, data in zip(inputs, case.data, strict=True):
@@ -374,40 +330,14 @@ def _time(kernels: Kernels, device: Device, case: Case, repeats: int) -> list[fl
             own if tensor.alias is None else inputs[tensor.alias]
             for tensor, own in zip(case.outputs, owned, strict=True)
         ]
-        scratch = memory.make(kernels.workspace_bytes(case))
+        scratch = memory.make(prepared.workspace_bytes)
         pointers = [*inputs, *outputs]
-        return device.latencies_us(lambda: kernels.enqueue(case, pointers, scratch, device.stream), repeats)
+        return device.latencies_us(lambda: prepared.enqueue(pointers, scratch, device.stream), repeats)
 
 
 def _same(case: Case, first: Sequence[Bytes], second: Sequence[Bytes]) -> bool:
     used = [tensor.used_bytes for tensor in case.outputs]
     return all(np.array_equal(a[:n], b[:n]) for a, b, n in zip(first, second, used, strict=True))
-
-
-@contextmanager
-def _call(case: Case, pointers: Sequence[int]) -> Iterator[_Call]:
-    """The case as the library reads it; valid inside the `with` only."""
-    integers = [
-        (ctypes.c_int64 * max(len(values), 1))(*values)
-        for values in (
-            [int(v) for v in value] if isinstance(value, tuple) else [int(value)] for _, value in case.attributes
-        )
-    ]
-    lengths = [len(value) if isinstance(value, tuple) else 1 for _, value in case.attributes]
-    reals = [float(value) if isinstance(value, float) else 0.0 for _, value in case.attributes]
-    attributes = (_Attribute * max(len(integers), 1))(
-        *(_Attribute(i, n, r) for i, n, r in zip(integers, lengths, reals, strict=True))
-    )
-    described = [*case.inputs, *case.outputs]
-    shapes = [(ctypes.c_int64 * max(len(tensor.shape), 1))(*tensor.shape) for tensor in described]
-    tensors = [
-        _Tensor(pointer, shape, len(tensor.shape), ONNX_NUMBERS[tensor.dtype])
-        for tensor, shape, pointer in zip(described, shapes, pointers, strict=True)
-    ]
-    inputs = (_Tensor * len(case.inputs))(*tensors[: len(case.inputs)])
-    outputs = (_Tensor * len(case.outputs))(*tensors[len(case.inputs) :])
-    counts = (len(case.attributes), len(case.inputs), len(case.outputs), 0)
-    yield _Call(case.op_type.encode(), attributes, inputs, outputs, *counts)
 
 
 def _tensor_json(tensor: Tensor) -> list[Any]:

@@ -1,0 +1,186 @@
+"""libtrtc_cuda from Python: its C interface (`common/cuda_interface.h`) by ctypes. Needs the standard library only."""
+
+import ctypes
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from trt_compress.errors import PluginError
+
+ONNX_NUMBERS: Mapping[str, int] = {
+    "float32": 1,
+    "uint8": 2,
+    "int32": 6,
+    "int64": 7,
+    "float16": 10,
+    "bfloat16": 16,
+}
+_MESSAGE_BYTES = 1024
+
+AttributeValue = int | float | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Type and sizes of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Attribute(ctypes.Structure):
+    _fields_ = [("integers", ctypes.POINTER(ctypes.c_int64)), ("count", ctypes.c_int32), ("real", ctypes.c_float)]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("rank", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("op_type", ctypes.c_char_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("inputs", ctypes.POINTER(_Tensor)),
+        ("outputs", ctypes.POINTER(_Tensor)),
+        ("num_attributes", ctypes.c_int32),
+        ("num_inputs", ctypes.c_int32),
+        ("num_outputs", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class CudaLibrary:
+    """A loaded libtrtc_cuda, or what offers the same C interface.
+
+    Raises:
+        PluginError: The file does not load, or does not have the interface.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(str(path))
+            message = (ctypes.c_char_p, ctypes.c_size_t)
+            library.trtcDescribe.restype = ctypes.c_char_p
+            library.trtcDescribe.argtypes = ()
+            library.trtcTakeFault.argtypes = message
+            library.trtcWorkspaceBytes.argtypes = (
+                ctypes.POINTER(_Call),
+                ctypes.POINTER(ctypes.c_size_t),
+                *message,
+            )
+            library.trtcEnqueue.argtypes = (ctypes.POINTER(_Call), ctypes.c_void_p, ctypes.c_void_p, *message)
+        except (OSError, AttributeError) as error:
+            raise PluginError(f"'{path}' does not load: {error}.") from None
+        self.path = path
+        self._library = library
+
+    def op_types(self) -> tuple[str, ...]:
+        """The operators it holds."""
+        described = json.loads(self._library.trtcDescribe().decode())
+        return tuple(operator["op_type"] for operator in described["operators"])
+
+    def prepare(
+        self,
+        op_type: str,
+        attributes: Sequence[AttributeValue],
+        inputs: Sequence[Described],
+        outputs: Sequence[Described],
+    ) -> "PreparedCall":
+        """Everything of a call but its pointers; they may change from one enqueue to the next.
+
+        Args:
+            op_type: The operator.
+            attributes: Every attribute, in the order of the contract.
+            inputs: In the order of the contract.
+            outputs: Likewise, each as large as it may become.
+
+        Raises:
+            PluginError: The contract does not allow it; the library's own sentence.
+        """
+        return PreparedCall(self._library, op_type, attributes, inputs, outputs)
+
+    def take_fault(self) -> str:
+        """What a kernel found wrong with its data since the last call, or nothing."""
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        status = self._library.trtcTakeFault(message, _MESSAGE_BYTES)
+        return message.value.decode(errors="replace") or (f"status {status}" if status else "")
+
+
+class PreparedCall:
+    """One operator with attributes, types and sizes; `enqueue` may be called any number of times, by any thread."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        op_type: str,
+        attributes: Sequence[AttributeValue],
+        inputs: Sequence[Described],
+        outputs: Sequence[Described],
+    ) -> None:
+        self._library = library
+        self._num_pointers = len(inputs) + len(outputs)
+        self._lock = Lock()
+        # The structures hold addresses of these arrays, so they live as long as the call does.
+        self._lists = [_int64s(v if isinstance(v, tuple) else [int(v)]) for v in attributes]
+        self._attributes = (_Attribute * max(len(attributes), 1))()
+        for i, (value, numbers) in enumerate(zip(attributes, self._lists, strict=True)):
+            self._attributes[i].integers = ctypes.cast(numbers, ctypes.POINTER(ctypes.c_int64))
+            self._attributes[i].count = len(value) if isinstance(value, tuple) else 1
+            self._attributes[i].real = float(value) if isinstance(value, float) else 0.0
+        self._shapes = [_int64s(described.shape) for described in (*inputs, *outputs)]
+        self._tensors = (_Tensor * max(self._num_pointers, 1))()
+        for i, (described, shape) in enumerate(zip((*inputs, *outputs), self._shapes, strict=True)):
+            self._tensors[i].shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+            self._tensors[i].rank = len(described.shape)
+            self._tensors[i].dtype = ONNX_NUMBERS[described.dtype]
+        first = ctypes.addressof(self._tensors)
+        pointer = ctypes.POINTER(_Tensor)
+        self._call = _Call(
+            op_type.encode(),
+            ctypes.cast(self._attributes, ctypes.POINTER(_Attribute)),
+            ctypes.cast(first, pointer),
+            ctypes.cast(first + len(inputs) * ctypes.sizeof(_Tensor), pointer),
+            len(attributes),
+            len(inputs),
+            len(outputs),
+            0,
+        )
+        found = ctypes.c_size_t()
+        _must(library.trtcWorkspaceBytes, ctypes.byref(self._call), ctypes.byref(found))
+        self.workspace_bytes = found.value
+
+    def enqueue(self, pointers: Sequence[int], workspace: int, stream: int | None) -> None:
+        """Launch on `stream`.
+
+        Args:
+            pointers: Addresses of the inputs, then of the outputs.
+            workspace: Address of `workspace_bytes` bytes of scratch memory.
+            stream: A CUDA stream's handle; None: the default stream.
+
+        Raises:
+            PluginError: The launch failed; the library's own sentence.
+        """
+        if len(pointers) != self._num_pointers:
+            raise PluginError(f"{len(pointers)} pointers were given for {self._num_pointers} tensors; give one each.")
+        with self._lock:
+            for i, value in enumerate(pointers):
+                self._tensors[i].data = value
+            _must(self._library.trtcEnqueue, ctypes.byref(self._call), workspace, stream)
+
+
+def _int64s(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * max(len(values), 1))(*values)
+
+
+def _must(function: Callable[..., int], *arguments: object) -> None:
+    message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+    status = function(*arguments, message, _MESSAGE_BYTES)
+    if status:
+        raise PluginError(message.value.decode(errors="replace") or f"the library returned {status}.")
