@@ -1,7 +1,8 @@
 # make demo    install, then export, verify, build and time a compressed model
 # make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them, JOBS=1 runs one at a time)
 # make check   formatting, lint and types
-# make gpu-check  check every kernel on the GPU of this machine (GPU_CHECK_ARGS="--tensorrt DIR")
+# make gpu-check  check every kernel on the GPU of this machine (GPU_ARGS="--tensorrt DIR", GPU_PYTHON=python3)
+# make gpu-kernels, make gpu-end-to-end  time kernels and models there
 # make format  rewrite the sources in the project's format
 # make clean   remove what the other targets made, the environment included
 PYTHON ?= python3
@@ -9,13 +10,18 @@ VENV ?= .venv
 EXTRAS ?= export,cpu,rtx,zoo,video,audio,dev
 PYTEST_ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+GPU_ARGS ?=
+GPU_PYTHON ?=
+GPU_MODULE_gpu-check := trt_compress.tools.gpu_check
+GPU_MODULE_gpu-kernels := trt_compress.tools.bench.gpu_kernels
+GPU_MODULE_gpu-end-to-end := trt_compress.tools.bench.gpu_end_to_end
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trt-compress-installed
 CPP_SOURCES := $(shell git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := test
-.PHONY: install demo test check gpu-check format clean
+.PHONY: install demo test check gpu-check gpu-kernels gpu-end-to-end format clean
 
 install: $(STAMP)
 
@@ -32,8 +38,9 @@ check: $(STAMP)
 	@echo "pyright" && $(BIN)/pyright --pythonpath $(BIN)/python
 	@echo "clang-format" && $(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
-gpu-check: $(STAMP)
-	@$(BIN)/python -m trt_compress.tools.gpu_check $(GPU_CHECK_ARGS)
+# Without GPU_PYTHON as every other target; with it that interpreter as it is, for a machine without a network.
+gpu-check gpu-kernels gpu-end-to-end: $(if $(GPU_PYTHON),,$(STAMP))
+	@PYTHONPATH=src:$$PYTHONPATH $(or $(GPU_PYTHON),$(BIN)/python) -m $(GPU_MODULE_$@) $(GPU_ARGS)
 
 format: $(STAMP)
 	@$(BIN)/ruff format --quiet .

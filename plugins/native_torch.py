@@ -125,9 +125,7 @@ class CudaKernels:
         untrimmed = [0 if name == "trim" else value for name, value in zip(names, attributes, strict=True)]
         shapes = [torch.empty_like(tensor, device="meta") for tensor in inputs]
         made = getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*shapes, *untrimmed)
-        outputs = tuple(
-            (tuple(t.shape), t.dtype) for t in ((made,) if isinstance(made, Tensor) else tuple(made))
-        )
+        outputs = tuple((tuple(t.shape), t.dtype) for t in ((made,) if isinstance(made, Tensor) else tuple(made)))
         values = [_value(value, a.kind) for value, a in zip(attributes, spec.attributes, strict=True)]
         try:
             call = self.library.prepare(

@@ -1,8 +1,9 @@
 """Check every CUDA kernel on the GPU of this machine: `make gpu-check`.
 
 Each kernel against a float64 restatement of its contract on fresh random inputs, ties and determinism, guard bytes, a
-captured CUDA graph, compute-sanitizer, the TensorRT plugins through their life, and a benchmark against the measured
-copy bandwidth. What is left out is said. Needs a checkout (the restatements are in `tests`), a GPU and nvcc.
+captured CUDA graph, sizes that change between calls, the TensorRT plugins through their life, compute-sanitizer, and a
+benchmark against the measured copy bandwidth. What is left out is said. Needs a checkout (the restatements are in
+`tests`), a GPU and nvcc.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +28,15 @@ import torch
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, PluginError, ShapeError, TrtCompressError, UnsupportedError
 from trt_compress.plugins.build import build, tensorrt_headers
-from trt_compress.plugins.library import sources_folder
+from trt_compress.plugins.library import source_hash, sources_folder
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
 from trt_compress.tools.gpu_check_device import CudaDevice
 from trt_compress.tools.gpu_check_kernels import Array, Bytes, Case, Tensor
-from trt_compress.tools.gpu_check_worker import LOST, RESULTS
-from trt_compress.tools.machine import command_output, describe_device, package_versions
+from trt_compress.tools.gpu_check_runs import NO_TIME, RESERVE_S, Runner, Sanitized, harness_modules, sanitize
+from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
 
 EXIT_FAILED = 3
 RESULT_VERSION = "1.0"
@@ -42,12 +44,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 LARGE = 1000  # tokens, or slots of a cache; above it one dtype is enough
 CLEAR = 1e-5  # two numbers closer than this may be ordered either way by float32 rounding
 TRIES = 20  # seeds tried until no decision hangs on rounding
-SANITIZED_VALUES = 100_000  # largest tensor that compute-sanitizer sees: it is slow
+SMALL_BYTES = 100_000  # largest tensor that compute-sanitizer sees, which is slow, and that runs in turns
 REPEATS = 100
 BENCHMARK_DTYPE = "float16"  # of operators that take it
-CRASHES = 5  # after so many the GPU is not asked again
-_RESERVE_S = 20.0
-_WORKER = ("-m", "trt_compress.tools.gpu_check_worker")
 
 State = Literal["passed", "failed", "skipped"]
 
@@ -242,58 +241,7 @@ def _values(raw: Bytes, dtype: str) -> Array:
     return raw.view(np.dtype(dtype))
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------
-
-
-class Runner:
-    """Runs cases in a process of its own, and goes on after one that took it down."""
-
-    def __init__(self, library: Path, folder: Path) -> None:
-        self.library = library
-        self.folder = folder
-        self.crashes = 0
-
-    def run(self, cases: Sequence[Case], *, repeats: int = 0, deadline: float, step: str) -> dict[str, dict[str, Any]]:
-        """Results by name of the case; one that crashed has that as its problem, one without time is missing."""
-        folder = self.folder / step
-        folder.mkdir()
-        for case in cases:
-            case.save(folder)
-        left = [case.name for case in cases]
-        found: dict[str, dict[str, Any]] = {}
-        while left and self.crashes < CRASHES and time.monotonic() < deadline:
-            (folder / "names").write_text("\n".join(left), encoding="utf-8")
-            (folder / RESULTS).write_text("", encoding="utf-8")
-            command = [sys.executable, *_WORKER, str(self.library), str(folder), str(folder / "names")]
-            try:
-                done = subprocess.run(
-                    [*command, "--repeats", str(repeats)],
-                    capture_output=True,
-                    text=True,
-                    timeout=max(deadline - time.monotonic(), 1.0),
-                )
-            except subprocess.TimeoutExpired:
-                done = None
-            lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
-            found |= {result["case"]: result for result in map(json.loads, lines[: _whole(lines)])}
-            left = [name for name in left if name not in found]
-            if left and done is not None:
-                self.crashes += 1
-                if done.returncode != LOST:
-                    why = f"the process ended with {done.returncode}: {done.stderr.strip()[-400:]}"
-                    found[left[0]] = {"case": left[0], "problems": [why], "has_outputs": False}
-                    del left[0]
-        return found
-
-    def outputs(self, case: Case, step: str) -> list[Bytes]:
-        """What the worker wrote for a case."""
-        with np.load(self.folder / step / f"{case.name}.out.npz") as file:
-            return [file[f"arr_{i}"] for i in range(len(file.files))]
-
-
-def _whole(lines: Sequence[str]) -> int:
-    """How many of the lines are whole: a process that was ended may leave half a line."""
-    return len(lines) - bool(lines and not lines[-1].endswith("}"))
+# ---- judging ---------------------------------------------------------------------------------------------------------
 
 
 def judge(
@@ -314,35 +262,6 @@ def judge(
         numbers = {"sample": check.sample.label, "seed": check.seed, "reason": check.sample.reason}
         lines.append(Line(step="kernels", subject=name, state=state, detail="; ".join(problems), numbers=numbers))
     return lines
-
-
-def sanitize(runner: Runner, cases: Sequence[Case], tool: str, deadline: float) -> Line:
-    """One tool of compute-sanitizer over one run of each case."""
-    program = _beside_nvcc("compute-sanitizer")
-    step = f"sanitizer-{tool}"
-    if program is None:
-        return Line(step=step, subject="kernels", state="skipped", detail="compute-sanitizer is not installed")
-    seconds = deadline - time.monotonic()
-    if seconds < _RESERVE_S:
-        return Line(step=step, subject="kernels", state="skipped", detail="no time was left")
-    folder = runner.folder / step
-    folder.mkdir()
-    for case in cases:
-        case.save(folder)
-    (folder / "names").write_text("\n".join(case.name for case in cases), encoding="utf-8")
-    worker = [sys.executable, *_WORKER, str(runner.library), str(folder), str(folder / "names"), "--once"]
-    command = [program, "--tool", tool, "--error-exitcode", "9", *worker]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        ran = len((folder / RESULTS).read_text(encoding="utf-8").splitlines()) if (folder / RESULTS).exists() else 0
-        detail = f"no time was left after {ran} of {len(cases)} cases"
-        return Line(step=step, subject="kernels", state="skipped", detail=detail)
-    if done.returncode == 0:
-        return Line(step=step, subject="kernels", state="passed", detail=f"{len(cases)} cases")
-    text = (done.stdout + done.stderr).strip()
-    told = [line for line in text.splitlines() if line.startswith("=========")]
-    return Line(step=step, subject="kernels", state="failed", detail="\n".join(told[:20]) or text[-1000:])
 
 
 def benchmark_cases(chosen: Sequence[Operator], seed: int) -> list[Case]:
@@ -383,47 +302,96 @@ def judge_speed(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]],
     return lines
 
 
+def check_turns(runner: Runner, checks: Sequence[Check], deadline: float) -> list[Line]:
+    """Sizes that change between calls: every case of an operator in one stream and one workspace."""
+    cases = [check.case for check in checks if not check.case.must_report and _largest(check.case) <= SMALL_BYTES]
+    found = runner.run_in_turns(cases, deadline=deadline, step="turns")
+    lines = []
+    for op_type in dict.fromkeys(case.op_type for case in cases):
+        problems = found.get(op_type)
+        state: State = "skipped" if problems is None else "failed" if problems else "passed"
+        number = sum(case.op_type == op_type for case in cases)
+        detail = f"{NO_TIME}, or the GPU was lost" if problems is None else "; ".join(problems) or f"{number} sizes"
+        lines.append(Line(step="turns", subject=op_type, state=state, detail=detail))
+    return lines
+
+
+def check_sanitizer(runner: Runner, checks: Sequence[Check], tool: str, sm: int, deadline: float) -> Line:
+    """One tool of compute-sanitizer over the small cases."""
+    cases = [check.case for check in checks if _largest(check.case) <= SMALL_BYTES]
+    try:
+        found = sanitize(runner, cases, tool, sm, deadline)
+    except (OSError, subprocess.SubprocessError) as error:
+        found = Sanitized(is_fine=None, detail=f"the program with a planted mistake could not be made: {error}")
+    state: State = "skipped" if found.is_fine is None else "passed" if found.is_fine else "failed"
+    return Line(step=f"sanitizer-{tool}", subject="kernels", state=state, detail=found.detail)
+
+
+def _largest(case: Case) -> int:
+    return max(max(data.nbytes for data in case.data), max(tensor.num_bytes for tensor in case.outputs))
+
+
 def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: Path, deadline: float) -> list[Line]:
-    """The TensorRT plugins through the harness of the tests, with enqueue and in a captured graph."""
+    """The TensorRT plugins through the harness of the tests: enqueue, sizes that change, a captured graph."""
 
     def line(state: State, subject: str, detail: str) -> Line:
         return Line(step="plugins", subject=subject, state=state, detail=detail)
 
-    native = sources_folder().parent / "tests" / "native"
-    if str(native) not in sys.path:
-        sys.path.insert(0, str(native))
-    driving = importlib.import_module("harness.driving")
-    found = {"given": tensorrt_headers(given)} if given else driving.all_headers()
-    if not found:
-        return [line("skipped", "harness", driving.NO_HEADERS)]
-    headers = list(found.values())[-1]
-    if deadline - time.monotonic() < _RESERVE_S:
-        return [line("skipped", "harness", "no time was left")]
-    (outcome,) = build(only=("tensorrt",), cuda=[sm], tensorrt=headers)
-    if outcome.library is None:
-        return [line("skipped", "harness", outcome.note)]
-    folder.mkdir()
-    held = [
-        check
-        for check in checks
-        if check.operator.spec.op_type in outcome.library.operators and not check.case.must_report
-    ]
-    asked = {
-        check.case.name: driving.Question(
-            operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed
-        )
-        for check in held
-    }
-    lines = [text for question in asked.values() for text in question.lines(folder)]
-    program = importlib.import_module("emulation.building").harness_on_gpu(folder, headers)
     try:
-        seconds = max(deadline - time.monotonic(), 1.0)
-        answers = driving.ask(program, outcome.library.path, lines, folder, enqueue=True, timeout_s=seconds)
-    except AssertionError as error:
-        return [line("failed", "harness", str(error))]
-    except subprocess.TimeoutExpired:
-        return [line("skipped", "harness", "no time was left")]
-    return [_judge_plugin(check, answers.cases[check.case.name]) for check in held]
+        driving, building = harness_modules()
+    except ImportError as error:
+        return [line("skipped", "harness", f"the harness is driven by modules of the tests, and {error}")]
+    try:
+        found = {"given": tensorrt_headers(given)} if given else driving.all_headers()
+        if not found:
+            return [line("skipped", "harness", driving.NO_HEADERS)]
+        headers = list(found.values())[-1]
+        if deadline - time.monotonic() < RESERVE_S:
+            return [line("skipped", "harness", NO_TIME)]
+        (outcome,) = build(only=("tensorrt",), cuda=[sm], tensorrt=headers)
+        if outcome.library is None:
+            return [line("skipped", "harness", outcome.note)]
+        folder.mkdir()
+        program = building.harness_on_gpu(folder, headers)
+    except (TrtCompressError, _failed()) as error:
+        return [line("failed", "harness", f"the plugins or their harness do not compile: {error}")]
+    held = [check for check in checks if check.operator.spec.op_type in outcome.library.operators]
+    lines = []
+    for op_type in dict.fromkeys(check.operator.spec.op_type for check in held):
+        asked = [check for check in held if check.operator.spec.op_type == op_type and not check.case.must_report]
+        inside = folder / op_type
+        inside.mkdir()
+        try:
+            answers = _ask_plugins(driving, program, outcome.library.path, asked, inside, deadline)
+        except AssertionError as error:
+            lines.append(line("failed", op_type, str(error)))
+        except subprocess.TimeoutExpired:
+            lines.append(line("skipped", op_type, NO_TIME))
+        else:
+            lines += [_judge_plugin(check, answers[check.case.name]) for check in asked]
+    return lines
+
+
+def _ask_plugins(
+    driving: Any, program: Path, library: Path, asked: Sequence[Check], folder: Path, deadline: float
+) -> Mapping[str, Mapping[str, Any]]:
+    questions = [
+        driving.Question(operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed)
+        for check in asked
+    ]
+    text = [text for question in questions for text in question.lines(folder)]
+    seconds = max(deadline - time.monotonic(), 1.0)
+    answers: Mapping[str, Mapping[str, Any]] = driving.ask(
+        program, library, text, folder, enqueue=True, timeout_s=seconds
+    ).cases
+    return answers
+
+
+def _failed() -> type[BaseException]:
+    """What the tests' own functions raise where a compiler fails."""
+    pytest = importlib.import_module("pytest")
+    failed: type[BaseException] = pytest.fail.Exception
+    return failed
 
 
 def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
@@ -432,37 +400,30 @@ def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
     if len(written) == len(check.expected):
         problems += compare(check, [np.fromfile(output["path"], dtype=np.uint8) for output in written])
     state: State = "failed" if problems else "passed"
-    detail = "; ".join(problems) or f"graph: {answer.get('graph', 'not reached')}"
+    detail = "; ".join(problems) or f"graph: {answer.get('graph', 'not reached')}, {answer.get('changes', 0)} changes"
     return Line(step="plugins", subject=check.case.name, state=state, detail=detail)
-
-
-def _beside_nvcc(name: str) -> str | None:
-    nvcc = shutil.which("nvcc")
-    beside = Path(nvcc).resolve().parent / name if nvcc else None
-    return shutil.which(name) or (str(beside) if beside and beside.is_file() else None)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def device_record(device: CudaDevice, seed: int, minutes: float) -> dict[str, Any]:
+def device_record(device: CudaDevice, given: argparse.Namespace) -> dict[str, Any]:
     """What every result of this run was measured with."""
-    status = command_output("git", "-C", str(sources_folder().parent), "status", "--porcelain")
     nvcc = command_output("nvcc", "--version") or ""
     return {
         "step": "run",
         "result_version": RESULT_VERSION,
         "trt_compress": __version__,
-        "commit": command_output("git", "-C", str(sources_folder().parent), "rev-parse", "HEAD"),
-        "is_clean": status == "" if status is not None else None,
+        "commit": commit_of_sources(given.commit),
+        "kernels": source_hash("cuda"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "gpu": device.facts(),
         "nvcc": nvcc.strip().splitlines()[-1:] or None,
         "machine": describe_device(),
         "packages": package_versions(),
         "platform": platform.platform(),
-        "seed": seed,
-        "minutes": minutes,
+        "seed": given.seed,
+        "minutes": given.minutes,
     }
 
 
@@ -472,49 +433,55 @@ def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: P
     end = start + 60.0 * given.minutes
     restate = restatement()
     print(f"building the kernels for SM {device.sm}", file=sys.stderr)
-    (outcome,) = build(only=("cuda",), cuda=[device.sm])
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(build, only=("cuda",), cuda=[device.sm])
+        made = {o.spec.op_type: checks_of(o, restate, given.seed) for o in operators().values()}
+        (outcome,) = building.result()
     if outcome.library is None:
         raise PluginError(f"The kernels were not built: {outcome.note}.")
+    report(Line(step="build", subject=f"SM {device.sm}", state="passed", detail=f"{outcome.seconds:.1f} s",
+                numbers={"seconds": round(outcome.seconds, 1), "was_built": outcome.was_built}))  # fmt: skip
     runner = Runner(outcome.library.path, folder)
-    held = set(outcome.library.operators)
-    chosen = [operator for operator in operators().values() if operator.spec.op_type in held]
-    for operator in operators().values():
-        if operator not in chosen:
-            report(Line(step="kernels", subject=operator.spec.op_type, state="skipped", detail="it has no CUDA kernel"))
-
     checks: list[Check] = []
-    for operator in chosen:
-        made, lines = checks_of(operator, restate, given.seed)
-        checks += made
+    for op_type, (own, lines) in made.items():
+        if op_type in outcome.library.operators:
+            checks += own
+        else:
+            lines = [Line(step="kernels", subject=op_type, state="skipped", detail="it has no CUDA kernel")]
         for line in lines:
             report(line)
     cases = [check.case for check in checks]
-    # What is left after this is for the sanitizer, the plugins and the benchmark.
-    results = runner.run(cases, deadline=start + 0.55 * (end - start), step="kernels")
+
+    def until(share: float) -> float:
+        return start + share * (end - start)
+
+    results = runner.run(cases, deadline=until(0.5), step="kernels")
     for line in judge(checks, results, lambda case: runner.outputs(case, "kernels")):
         report(line)
-    timed = benchmark_cases(chosen, given.seed)
+    for line in check_turns(runner, checks, until(0.55)):
+        report(line)
+    timed = benchmark_cases([o for t, o in operators().items() if t in outcome.library.operators], given.seed)
     copied = device.copy_bytes_per_second()
     report(
         Line(step="benchmark", subject="copy", state="passed", detail=f"{copied / 1e9:.0f} GB/s",
              numbers={"gb_per_s": round(copied / 1e9, 2)})
     )  # fmt: skip
-    timings = runner.run(timed, repeats=REPEATS, deadline=start + 0.65 * (end - start), step="benchmark")
+    timings = runner.run(timed, repeats=REPEATS, deadline=until(0.62), step="benchmark")
     for line in judge_speed(timed, timings, copied):
         report(line)
-    for line in check_plugins(checks, device.sm, given.tensorrt, folder / "plugins", start + 0.8 * (end - start)):
+    for line in check_plugins(checks, device.sm, given.tensorrt, folder / "plugins", until(0.78)):
         report(line)
-    small = [case for case in cases if max(data.nbytes for data in case.data) <= SANITIZED_VALUES]
-    report(sanitize(runner, small, "memcheck", start + 0.9 * (end - start)))
-    report(sanitize(runner, small, "racecheck", end))
+    for tool, share in (("memcheck", 0.89), ("racecheck", 1.0)):
+        report(check_sanitizer(runner, checks, tool, device.sm, until(share)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; 0: all passed, 3: something failed, 2: not possible here."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for everything (default: 10)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
     parser.add_argument("--seed", type=int, default=None, help="of the random inputs (default: another each time)")
     parser.add_argument("--tensorrt", type=Path, default=None, help="folder of NvInfer.h, as for `plugins build`")
+    parser.add_argument("--commit", default=None, help="what to record where the sources are no git checkout")
     parser.add_argument("--output", type=Path, default=Path("out/gpu_check.jsonl"), help="results, one JSON a line")
     given = parser.parse_args(arguments)
     given.seed = random.randrange(1 << 30) if given.seed is None else given.seed
@@ -523,7 +490,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = _usable_device()
         given.output.parent.mkdir(parents=True, exist_ok=True)
         with given.output.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
-            record = device_record(device, given.seed, given.minutes)
+            record = device_record(device, given)
             file.write(json.dumps(record) + "\n")
             gpu = record["gpu"]
             print(f"{gpu['name']}, SM {gpu['sm']}, CUDA driver {gpu['cuda_driver']}, seed {given.seed}", flush=True)
@@ -532,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 lines.append(line)
                 file.write(json.dumps(line.to_json()) + "\n")
                 file.flush()
-                if line.step not in ("kernels", "plugins") or line.state != "passed":
+                if line.step not in ("kernels", "plugins", "turns") or line.state != "passed":
                     print(f"{line.state:8}{line.step:20}{line.subject}  {line.detail}", flush=True)
 
             run(given, device, report, Path(name))

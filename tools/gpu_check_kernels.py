@@ -27,6 +27,13 @@ GUARD = 0xA5
 FILLS = (0xCC, 0x33, 0xCC)  # of outputs and scratch memory before each run: what is left of it shows
 
 
+class Captured(Protocol):
+    """A captured graph: to be called, and closed."""
+
+    def __call__(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Device(Protocol):
     """Memory and a stream: a GPU, or the emulation of the tests."""
 
@@ -46,8 +53,8 @@ class Device(Protocol):
         """Called before each run of a case; the emulation takes another order of threads."""
         ...
 
-    def captured(self, call: Callable[[], None]) -> Callable[[], None]:
-        """`call` captured in a CUDA graph; what comes back launches it."""
+    def captured(self, call: Callable[[], None]) -> "Captured":
+        """`call` captured in a CUDA graph; what comes back launches it when it is called."""
         ...
 
     def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
@@ -191,7 +198,7 @@ def run_case(kernels: Kernels, device: Device, case: Case, *, once: bool = False
         kernels: The library.
         device: Where it runs.
         case: Inputs, and sizes of the outputs.
-        once: One run only, with guard bytes: for compute-sanitizer.
+        once: One run only, each tensor in memory of its own size: for compute-sanitizer.
         repeats: Also time this many runs.
     """
     problems: list[str] = []
@@ -200,8 +207,10 @@ def run_case(kernels: Kernels, device: Device, case: Case, *, once: bool = False
         if not fine and problem not in problems:
             problems.append(problem)
 
+    # Without guard bytes the sanitizer sees what is read beyond a tensor too.
+    guard = 0 if once else GUARD_BYTES
     try:
-        first = _run(kernels, device, case, 0, note)
+        first = _run(kernels, device, case, 0, note, guard=guard)
         if case.must_report:
             for tensor, found in zip(case.outputs, first, strict=True):
                 before = FILLS[0] if tensor.alias is None else case.data[tensor.alias]
@@ -230,28 +239,29 @@ class _Memory:
     """Buffers between guard bytes; everything is freed at the end."""
 
     device: Device
+    guard: int
     sizes: dict[int, int] = field(default_factory=dict)
 
     def make(self, num_bytes: int) -> int:
-        start = self.device.allocate(num_bytes + 2 * GUARD_BYTES)
-        self.device.fill(start, GUARD, num_bytes + 2 * GUARD_BYTES)
-        self.sizes[start + GUARD_BYTES] = num_bytes
-        return start + GUARD_BYTES
+        start = self.device.allocate(num_bytes + 2 * self.guard)
+        self.device.fill(start, GUARD, num_bytes + 2 * self.guard)
+        self.sizes[start + self.guard] = num_bytes
+        return start + self.guard
 
     def is_whole(self, pointer: int) -> bool:
         size = self.sizes[pointer]
-        after = self.device.read(pointer + size, GUARD_BYTES)
-        before = self.device.read(pointer - GUARD_BYTES, GUARD_BYTES)
+        after = self.device.read(pointer + size, self.guard)
+        before = self.device.read(pointer - self.guard, self.guard)
         return bool((before == GUARD).all() and (after == GUARD).all())
 
     def close(self) -> None:
         for pointer in self.sizes:
-            self.device.free(pointer - GUARD_BYTES)
+            self.device.free(pointer - self.guard)
 
 
 @contextmanager
-def _memory(device: Device) -> Iterator[_Memory]:
-    memory = _Memory(device)
+def _memory(device: Device, guard: int = GUARD_BYTES) -> Iterator[_Memory]:
+    memory = _Memory(device, guard)
     try:
         yield memory
     finally:
@@ -267,11 +277,12 @@ def _run(
     *,
     in_place: bool = True,
     capture: bool = False,
+    guard: int = GUARD_BYTES,
 ) -> tuple[Bytes, ...]:
     """One run on fresh memory; the outputs."""
     prepared = kernels.prepare(case)
     scratch_bytes = prepared.workspace_bytes
-    with _memory(device) as memory:
+    with _memory(device, guard) as memory:
         inputs = [memory.make(tensor.num_bytes) for tensor in case.inputs]
         owned = [memory.make(tensor.num_bytes) for tensor in case.outputs]
         outputs = [
@@ -298,6 +309,7 @@ def _run(
                 refill()
                 launch()
                 device.synchronize()
+            launch.close()
         else:
             enqueue()
             device.synchronize()
@@ -317,6 +329,58 @@ def _run(
         return tuple(
             device.read(pointer, tensor.num_bytes) for tensor, pointer in zip(case.outputs, outputs, strict=True)
         )
+
+
+def run_in_turns(kernels: Kernels, device: Device, cases: Sequence[Case], seed: int = 0) -> list[str]:
+    """Sizes that change between calls: all cases in one stream, one after the other and without waiting, in an order
+    that `seed` makes, with one workspace for all. Each must give what it gives alone.
+
+    Args:
+        kernels: The library.
+        device: Where they run.
+        cases: Of one operator; its data must be right.
+        seed: Of the order.
+
+    Returns:
+        Every rule that was broken.
+    """
+    prepared = [kernels.prepare(case) for case in cases]
+    scratch_bytes = max((call.workspace_bytes for call in prepared), default=0)
+    problems = []
+    with _memory(device) as memory:
+        scratch = memory.make(scratch_bytes)
+        inputs = [[memory.make(tensor.num_bytes) for tensor in case.inputs] for case in cases]
+        outputs = [[memory.make(tensor.num_bytes) for tensor in case.outputs] for case in cases]
+
+        def read(number: int) -> list[Bytes]:
+            described = zip(cases[number].outputs, outputs[number], strict=True)
+            return [device.read(pointer, tensor.num_bytes) for tensor, pointer in described]
+
+        alone = []
+        for turn in range(2):
+            for case, sources, targets in zip(cases, inputs, outputs, strict=True):
+                for pointer, data in zip(sources, case.data, strict=True):
+                    device.write(pointer, data)
+                for pointer, tensor in zip(targets, case.outputs, strict=True):
+                    device.fill(pointer, FILLS[turn], tensor.num_bytes)
+            device.fill(scratch, FILLS[turn], scratch_bytes)
+            order = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(cases)), 3 if turn else 1))
+            for number in order if turn else range(len(cases)):
+                prepared[number].enqueue([*inputs[number], *outputs[number]], scratch, device.stream)
+                if not turn:
+                    device.synchronize()
+                    alone.append(read(number))
+            device.synchronize()
+        fault = kernels.take_fault()
+        problems += [f"a fault was reported: {fault}"] if fault else []
+        problems += [
+            f"{case.name}: other bits than alone"
+            for number, case in enumerate(cases)
+            if not _same(case, alone[number], read(number))
+        ]
+        if not all(memory.is_whole(pointer) for pointer in memory.sizes):
+            problems.append("wrote beyond a tensor or the workspace")
+    return problems
 
 
 def _time(kernels: Kernels, device: Device, case: Case, repeats: int) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from trt_compress.errors import PluginError
 from trt_compress.tools.gpu_check_device import CudaDevice
-from trt_compress.tools.gpu_check_kernels import Case, Device, Kernels, run_case
+from trt_compress.tools.gpu_check_kernels import Case, Device, Kernels, run_case, run_in_turns
 
 RESULTS = "results.jsonl"
 LOST = 5  # exit code: a kernel took the CUDA context along, so the cases after it need another process
@@ -34,6 +34,23 @@ def run_folder(
                 sys.exit(LOST)
 
 
+def run_turns(kernels: Kernels, device: Device, folder: Path, names: list[str]) -> None:
+    """The named cases, operator by operator, in turns; a line for each operator."""
+    cases = [Case.load(folder / f"{name}.npz") for name in names]
+    with (folder / RESULTS).open("a", encoding="utf-8") as results:
+        for op_type in dict.fromkeys(case.op_type for case in cases):
+            try:
+                problems = run_in_turns(kernels, device, [case for case in cases if case.op_type == op_type])
+            except PluginError as error:
+                problems = [str(error)]
+            results.write(json.dumps({"case": op_type, "problems": problems, "has_outputs": False}) + "\n")
+            results.flush()
+            try:
+                device.synchronize()
+            except PluginError:
+                sys.exit(LOST)
+
+
 def main() -> None:
     """What the checks start: `python -m trt_compress.tools.gpu_check_worker LIBRARY FOLDER NAMES`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -42,9 +59,14 @@ def main() -> None:
     parser.add_argument("names", type=Path, help="a file with the name of a case on each line")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--repeats", type=int, default=0)
+    parser.add_argument("--turns", action="store_true")
     given = parser.parse_args()
     names = given.names.read_text(encoding="utf-8").split()
-    run_folder(Kernels(given.library), CudaDevice(), given.folder, names, once=given.once, repeats=given.repeats)
+    kernels, device = Kernels(given.library), CudaDevice()
+    if given.turns:
+        run_turns(kernels, device, given.folder, names)
+    else:
+        run_folder(kernels, device, given.folder, names, once=given.once, repeats=given.repeats)
 
 
 if __name__ == "__main__":

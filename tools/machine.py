@@ -103,6 +103,16 @@ def command_output(*command: str) -> str | None:
     return finished.stdout.strip()
 
 
+def commit_of_sources(given: str | None = None) -> str | None:
+    """The commit these sources are of, with "-dirty" if they were changed; `given` where they are no git checkout."""
+    folder = str(Path(__file__).resolve().parents[1])
+    commit, status = (
+        command_output("git", "-C", folder, *arguments)
+        for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
+    )
+    return given if not commit else f"{commit}-dirty" if status else commit
+
+
 def describe_device() -> dict[str, object]:
     """The device as a measurement records it."""
     return {

@@ -70,7 +70,10 @@ FAULTS = {
     "OtherBits": "a second run gives other bits",
     "FailsToRun": "enqueue() returned 1",
     "LargeSize": "a measured size is above its upper bound",
+    "KeepsShapes": "a change of shapes gives other bits than a new plugin",
+    "CountsShapes": "shapes that changed back give other bits",
 }
+CHANGES = ("Sound", "KeepsShapes", "CountsShapes")  # run on other sizes too
 
 
 # ---- the harness itself ----------------------------------------------------------------------------------------------
@@ -86,13 +89,15 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Answer
         flags = (*SANITIZE, "-isystem", str(headers))
         parts = objects((HERE.parent / "harness" / "example_plugin.cpp", HERE / "cuda_emulation.cpp"), flags)
         library = link(folder / "libexample.so", parts, ["-shared", *SANITIZE])
-        (folder / "x.bin").write_bytes(struct.pack("42f", *range(1, 43)))
+        for name, values in (("x", 42), ("more", 105)):
+            (folder / f"{name}.bin").write_bytes(struct.pack(f"{values}f", *range(1, values + 1)))
         lines: list[str] = []
         for name in ("Sound", *FAULTS):
             for dropped, end in ((1, "run"), (-1, "refuse")):
                 lines += [f"case {name}.{end}", f"plugin {name} 1 example", f"field num_dropped declared {dropped}"]
                 lines += ["field scale declared 2.5", "field list declared 3 4", "input x float32 B=2 N=7 3"]
-                lines += [f"data x {folder / 'x.bin'}", "bind B=5", "bind N=9", end]
+                more = [f"data x {folder / 'more.bin'}"] if name in CHANGES else []
+                lines += [f"data x {folder / 'x.bin'}", "bind B=5", *more, "bind N=9", end]
         return ask(harness(folder, headers, SANITIZE), library, lines, folder, enqueue=True)
 
     return answers
@@ -103,7 +108,7 @@ def test_harness_passes_a_sound_plugin(headers: Path, example: Callable[[Path], 
     answers = example(headers)
     answer = answers.cases["Sound.run"]
     assert answer["problems"] == [] and answers.cases["Sound.refuse"]["problems"] == []
-    assert answer["output_shapes"] == [[[2, 6, 3]], [[5, 6, 3]], [[2, 8, 3]]]
+    assert answer["output_shapes"] == [[[2, 6, 3]], [[5, 6, 3]], [[2, 8, 3]]] and answer["changes"] == 1
     assert answer["serialized"][2] == {"name": "list", "type": "int64", "length": 2, "values": [3, 4]}
     written = struct.unpack("36f", Path(answer["outputs"][0]["path"]).read_bytes())
     assert list(written) == [2.5 * value for value in [*range(1, 19), *range(22, 40)]]
@@ -137,6 +142,12 @@ def questions(operator: Operator) -> list[Question]:
 def runs(question: Question) -> bool:
     """Whether the kernels run on this sample in the emulation too."""
     return max(tensor.numel() for tensor in (*question.inputs, *question.outputs)) <= MOST_VALUES
+
+
+def changes(question: Question) -> bool:
+    """Whether they run on other sizes too, and on the first again."""
+    values = max(tensor.numel() for tensor in (*question.inputs, *question.outputs))
+    return question.dtype == "float32" and values <= MOST_VALUES // 10
 
 
 def refusals(operator: Operator) -> dict[str, list[str]]:
@@ -178,7 +189,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callab
             inside.mkdir()
             lines: list[str] = []
             for question in questions(operator):
-                lines += question.lines(inside if runs(question) else None)
+                lines += question.lines(inside if runs(question) else None, changes=changes(question))
             for number, fields in enumerate(refusals(operator).values()):
                 lines += [f"case refused-{number}", f"plugin {op_type} {operator.spec.version} {DOMAIN}"]
                 lines += [*fields, "refuse"]

@@ -7,6 +7,7 @@
 #include <new>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <sys/mman.h>
@@ -121,9 +122,13 @@ struct Fiber
     uint64_t result{0U};
 };
 
+// What a capture kept, in order.
+using Recording = std::vector<std::function<cudaError_t()>>;
+
 struct Machine
 {
     std::recursive_mutex mutex;
+    Recording* recording{nullptr};
     Settings settings;
     Counters counters;
     std::string fault;
@@ -749,6 +754,11 @@ cudaError_t launchBlocks(
             + number(allowed);
         return cudaErrorInvalidValue;
     }
+    if (m.recording != nullptr)
+    {
+        m.recording->push_back([=] { return launchBlocks(kernel, grid, block, sharedBytes, thread); });
+        return cudaSuccess;
+    }
     m.failed = false;
     m.counters = {};
     m.thread = &thread;
@@ -942,8 +952,13 @@ cudaError_t cudaMemset(void* to, int value, size_t bytes) noexcept
     return cudaMemsetAsync(to, value, bytes);
 }
 
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t /*stream*/) noexcept
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) noexcept
 {
+    if (machine().recording != nullptr)
+    {
+        machine().recording->push_back([=] { return cudaMemsetAsync(to, value, bytes, stream); });
+        return cudaSuccess;
+    }
     if (bytes > 0U)
     {
         std::memset(to, value, bytes);
@@ -956,9 +971,13 @@ cudaError_t cudaMemcpy(void* to, void const* from, size_t bytes, cudaMemcpyKind 
     return cudaMemcpyAsync(to, from, bytes, kind);
 }
 
-cudaError_t cudaMemcpyAsync(
-    void* to, void const* from, size_t bytes, cudaMemcpyKind /*kind*/, cudaStream_t /*stream*/) noexcept
+cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) noexcept
 {
+    if (machine().recording != nullptr)
+    {
+        machine().recording->push_back([=] { return cudaMemcpyAsync(to, from, bytes, kind, stream); });
+        return cudaSuccess;
+    }
     if (bytes > 0U)
     {
         std::memmove(to, from, bytes);
@@ -1010,4 +1029,34 @@ extern "C" __attribute__((visibility("default"))) char const* trtcEmulationFault
 extern "C" __attribute__((visibility("default"))) void trtcEmulationClearFault() noexcept
 {
     trtc::emulation::clearFault();
+}
+
+// A capture as in a CUDA graph: what is launched until its end is kept, and runs at each replay. The fake driver of the
+// tests calls these.
+extern "C" __attribute__((visibility("default"))) void trtcEmulationBeginCapture()
+{
+    machine().recording = new trtc::emulation::Recording;
+}
+
+extern "C" __attribute__((visibility("default"))) void* trtcEmulationEndCapture()
+{
+    return std::exchange(machine().recording, nullptr);
+}
+
+extern "C" __attribute__((visibility("default"))) int trtcEmulationReplay(void* captured)
+{
+    for (auto const& step : *static_cast<trtc::emulation::Recording*>(captured))
+    {
+        cudaError_t const status = step();
+        if (status != cudaSuccess)
+        {
+            return static_cast<int>(status);
+        }
+    }
+    return 0;
+}
+
+extern "C" __attribute__((visibility("default"))) void trtcEmulationForget(void* captured)
+{
+    delete static_cast<trtc::emulation::Recording*>(captured);
 }

@@ -260,7 +260,7 @@ cudaError_t launch(
 {
     std::tuple<std::remove_cv_t<P>...> const converted{static_cast<std::remove_cv_t<P>>(std::forward<A>(arguments))...};
     return launchBlocks(reinterpret_cast<void const*>(kernel), grid, block, sharedBytes,
-        [&converted, kernel] { std::apply(kernel, converted); });
+        [converted, kernel] { std::apply(kernel, converted); }); // a copy: a capture keeps it
 }
 
 template <typename T>

@@ -12,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from emulation.host_device import HostDevice
 
 from trt_compress.tools.gpu_check_kernels import Kernels
-from trt_compress.tools.gpu_check_worker import run_folder
+from trt_compress.tools.gpu_check_worker import run_folder, run_turns
 
 library, folder, names = map(Path, sys.argv[1:4])
 repeats = int(sys.argv[sys.argv.index("--repeats") + 1]) if "--repeats" in sys.argv else 0
+if "--turns" in sys.argv:
+    run_turns(Kernels(library), HostDevice(library), folder, names.read_text().split())
+    sys.exit()
 for name in names.read_text().split():
     if name.startswith("fault"):
         ctypes.CDLL(str(library)).trtcSetFault(int(name.removeprefix("fault").partition("-")[0]))

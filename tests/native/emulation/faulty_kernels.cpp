@@ -5,9 +5,11 @@
 #include "common/cuda_interface.h"
 #include "common/export.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace
@@ -29,6 +31,7 @@ enum Fault : int32_t
     kREPORTS,
     kENDS_PROCESS,
     kKEEPS_SILENT,
+    kHANGS,
 };
 
 int32_t gFault = kSOUND;
@@ -123,6 +126,7 @@ TRTC_EXPORT int32_t trtcEnqueue(TrtcCall const* call, void* workspace, void*, ch
     case kWRITES_BEYOND_WORKSPACE: static_cast<char*>(workspace)[8] = 0; break;
     case kOTHER_BITS: out[0] += static_cast<float>(gRuns); break;
     case kENDS_PROCESS: std::_Exit(77);
+    case kHANGS: std::this_thread::sleep_for(std::chrono::hours(1)); break;
     default: break;
     }
     static_cast<void>(status);

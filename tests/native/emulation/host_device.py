@@ -4,7 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class HostDevice:
         order, seed = ORDERS[number]
         self._library.trtcEmulationSetOrder(ctypes.c_int(order), ctypes.c_uint64(seed))
 
-    def captured(self, call: Callable[[], None]) -> Callable[[], None]:
+    def captured(self, call: Callable[[], None]) -> NoReturn:
         raise NotImplementedError("the emulation has no graphs")
 
     def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:

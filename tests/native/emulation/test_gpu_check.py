@@ -5,6 +5,7 @@ In the emulation each run takes another order of threads and blocks, so that a m
 
 import ctypes
 import json
+import shutil
 import sys
 import time
 from argparse import Namespace
@@ -26,9 +27,10 @@ from harness.driving import NO_HEADERS, all_headers
 from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
-from trt_compress.tools import gpu_check
-from trt_compress.tools.gpu_check import Check, Line, Runner, checks_of, compare, judge, judge_speed, restatement
-from trt_compress.tools.gpu_check_kernels import Case, Kernels, run_case
+from trt_compress.tools import gpu_check, gpu_check_runs
+from trt_compress.tools.gpu_check import Check, Line, checks_of, compare, judge, judge_speed, restatement
+from trt_compress.tools.gpu_check_kernels import Case, Kernels, run_case, run_in_turns
+from trt_compress.tools.gpu_check_runs import Runner
 from trt_compress.tools.machine import gpus
 
 SEED = 20240
@@ -48,7 +50,7 @@ FAULTS = {
     "refuses": (10, "TrtcTokenRestore: refused."),
     "reports a fault": (11, "a fault was reported: TrtcTokenRestore: an index is out of range."),
 }
-ENDS_PROCESS, KEEPS_SILENT = 12, 13
+ENDS_PROCESS, KEEPS_SILENT, HANGS = 12, 13, 14
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,7 @@ def test_outside_of_a_checkout_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.fixture
 def emulated_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "_WORKER", (str(HERE / "emulated_worker.py"),))
+    monkeypatch.setattr(gpu_check_runs, "WORKER", (str(HERE / "emulated_worker.py"),))
 
 
 @pytest.mark.usefixtures("emulated_worker")
@@ -232,24 +234,88 @@ def test_what_time_does_not_allow_is_skipped(faulty: Path, restore: list[Check],
 
 
 @pytest.mark.usefixtures("emulated_worker")
-@pytest.mark.parametrize("code", [0, 9])
-def test_sanitizer_is_believed(
-    code: int, faulty: Path, restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_case_that_hangs_does_not_end_the_run(
+    faulty: Path, restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check_runs, "STALL_S", 6.0)
+    names = ["fault0-first", f"fault{HANGS}-second", "fault0-third"]
+    cases = [replace(restore[1].case, name=name) for name in names]
+    results = Runner(faulty, tmp_path).run(cases, deadline=time.monotonic() + 120, step="kernels")
+    assert [results[name]["problems"] for name in names] == [[], ["it hung: no result in 6 s"], []]
+
+
+SANITIZER = """#!/bin/sh
+# compute-sanitizer --tool T --target-processes all --error-exitcode 9 PROGRAM ...
+test "$1 $3 $4 $5 $6" = "--tool --target-processes all --error-exitcode 9" || exit 1
+shift 6
+case "$1" in
+*planted) PLANTED ;;
+*) "$@" || exit 1; WORK ;;
+esac
+"""
+
+
+@pytest.mark.usefixtures("emulated_worker")
+@pytest.mark.parametrize(
+    ("planted", "work", "state", "detail"),
+    [
+        ("exit 9", "exit 0", "passed", "1 cases; a planted mistake was found"),
+        ("exit 9", "echo '========= Invalid read of size 4'; exit 9", "failed", "========= Invalid read of size 4"),
+        ("exit 9", "echo '========= ERROR SUMMARY: 2 errors'", "failed", "========= ERROR SUMMARY: 2 errors"),
+        ("exit 9", "exit 3", "failed", "it ended with 3 after 1 of 1 cases"),
+        ("echo '========= RACECHECK SUMMARY: 1 hazard displayed'", "exit 0", "passed", "1 cases"),
+        ("echo '========= Error: Device not supported'; exit 1", "", "skipped", "a planted mistake was not found"),
+        ("exit 0", "exit 0", "skipped", "memcheck does not work here"),
+    ],
+)
+def test_sanitizer_is_believed_if_it_finds_a_planted_mistake(
+    planted: str,
+    work: str,
+    state: str,
+    detail: str,
+    faulty: Path,
+    restore: list[Check],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text(f"#!/bin/sh\nshift 4\n\"$@\" || exit 1\necho '========= Invalid read of size 4'\nexit {code}\n")
+    tool.write_text(SANITIZER.replace("PLANTED", planted).replace("WORK", work))
     tool.chmod(0o755)
-    monkeypatch.setattr(gpu_check, "_beside_nvcc", lambda name: str(tool))
-    cases = [replace(restore[0].case, name="fault0-only")]
-    line = gpu_check.sanitize(Runner(faulty, tmp_path), cases, "memcheck", time.monotonic() + 120)
-    assert line.state == ("failed" if code else "passed")
-    assert line.detail == ("========= Invalid read of size 4" if code else "1 cases")
+    monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: str(tool))
+    monkeypatch.setattr(gpu_check_runs, "plant", lambda folder, sm: folder / "planted")
+    check = replace(restore[0], case=replace(restore[0].case, name="fault0-only"))
+    line = gpu_check.check_sanitizer(Runner(faulty, tmp_path), [check], "memcheck", 90, time.monotonic() + 120)
+    assert line.state == state and detail in line.detail
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the path")
+def test_the_planted_mistakes_compile(tmp_path: Path) -> None:
+    assert gpu_check_runs.plant(tmp_path, 90).is_file()
 
 
 def test_missing_sanitizer_is_said(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "_beside_nvcc", lambda name: None)
-    line = gpu_check.sanitize(Runner(faulty, tmp_path), [], "racecheck", time.monotonic() + 60)
+    monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: None)
+    line = gpu_check.check_sanitizer(Runner(faulty, tmp_path), [], "racecheck", 90, time.monotonic() + 60)
     assert (line.state, line.detail) == ("skipped", "compute-sanitizer is not installed")
+
+
+def test_every_operator_comes_first_under_the_sanitizer(restore: list[Check]) -> None:
+    names = ["a0", "a1", "a2", "b0", "b1"]
+    cases = [replace(restore[0].case, name=name, op_type=name[0]) for name in names]
+    assert [case.name for case in gpu_check_runs._spread(cases)] == ["a0", "b0", "a1", "b1", "a2"]
+
+
+@pytest.mark.usefixtures("emulated_worker")
+@pytest.mark.parametrize("fault", [0, FAULTS["gives other bits"][0]])
+def test_sizes_that_change_between_calls(fault: int, faulty: Path, good_data: list[Check], tmp_path: Path) -> None:
+    set_fault(faulty, fault)
+    problems = run_in_turns(Kernels(faulty), HostDevice(faulty), [check.case for check in good_data])
+    assert [problem.partition(": ")[2] for problem in problems] == (
+        ["other bits than alone"] * len(good_data) if fault else []
+    )
+    small = [check for check in good_data if gpu_check._largest(check.case) <= gpu_check.SMALL_BYTES]
+    (line,) = gpu_check.check_turns(Runner(faulty, tmp_path), good_data, time.monotonic() + 60)
+    assert (line.state, line.subject, line.detail) == ("passed", "TrtcTokenRestore", f"{len(small)} sizes")
 
 
 def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[Check]) -> None:
@@ -273,6 +339,7 @@ def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, mo
     checks = restore[:3]
     lines = gpu_check.check_plugins(checks, 87, headers, tmp_path / "right", time.monotonic() + 300)
     assert [(line.subject, line.state) for line in lines] == [(check.case.name, "passed") for check in checks]
+    assert all(line.detail.startswith("graph: skipped: CUDA is emulated") for line in lines)
     wrong = [replace(checks[0], expected=(checks[0].expected[0] + 1.0,))]
     (line,) = gpu_check.check_plugins(wrong, 87, headers, tmp_path / "wrong", time.monotonic() + 300)
     assert line.state == "failed" and line.detail.startswith("x: off by 1")
@@ -307,12 +374,13 @@ def test_rehearsal_of_the_whole_command(
     restores = replace(operators()["TrtcTokenRestore"], samples=tuple(check.sample for check in restore[:4]))
     selects = operators()["TrtcTokenSelect"]
     library = SimpleNamespace(path=faulty, operators=("TrtcTokenRestore",))
-    monkeypatch.setattr(gpu_check, "build", lambda **_: (SimpleNamespace(library=library, note=""),))
+    made = SimpleNamespace(library=library, note="", seconds=0.0, was_built=True)
+    monkeypatch.setattr(gpu_check, "build", lambda **_: (made,))
     monkeypatch.setattr(gpu_check, "operators", lambda: {"TrtcTokenRestore": restores, "TrtcTokenSelect": selects})
     monkeypatch.setattr(
         gpu_check, "check_plugins", lambda *_: [Line(step="plugins", subject="harness", state="skipped")]
     )
-    monkeypatch.setattr(gpu_check, "_beside_nvcc", lambda name: None)
+    monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: None)
     monkeypatch.setattr(gpu_check, "DTYPES", ("float32",))
     monkeypatch.setattr(gpu_check, "BENCHMARK_DTYPE", "float32")
     monkeypatch.setattr(gpu_check, "REPEATS", 20)
@@ -330,7 +398,7 @@ def test_rehearsal_of_the_whole_command(
     assert ("kernels", "passed" if is_sound else "failed") in states
     assert ("kernels", "skipped") in states, "an operator without a kernel is named"
     assert {line.step for line in lines} == {
-        *("kernels", "benchmark", "plugins", "sanitizer-memcheck", "sanitizer-racecheck")
+        *("build", "kernels", "turns", "benchmark", "plugins", "sanitizer-memcheck", "sanitizer-racecheck")
     }
     assert json.loads(json.dumps([line.to_json() for line in lines]))
     code = gpu_check.summarize(lines, tmp_path / "x.jsonl")

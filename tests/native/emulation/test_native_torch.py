@@ -1,4 +1,4 @@
-"""The torch operators by the kernels of libtrtc_cuda: the whole layer, with kernels that the emulation runs on the CPU."""
+"""The torch operators by the kernels of libtrtc_cuda: the whole layer, with kernels that the emulation runs."""
 
 import subprocess
 import sys

@@ -78,9 +78,17 @@ class Question:
     def outputs(self) -> tuple[Tensor, ...]:
         return call_torch(self.operator, self.sample, self.inputs)
 
-    @cached_property
+    @property
     def others(self) -> list[tuple[list[list[int]], list[list[int]]]]:
         """Shapes of inputs and outputs for other sizes that the same attributes allow: one more item, more tokens."""
+        return [
+            ([list(tensor.shape) for tensor in inputs], [list(tensor.shape) for tensor in outputs])
+            for inputs, outputs in self.other_tensors
+        ]
+
+    @cached_property
+    def other_tensors(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Inputs and outputs of these other sizes."""
         found = []
         for axis, more in (("B", 1), ("N", 3), ("T", 1)):
             if axis not in self.sample.axes:
@@ -89,13 +97,14 @@ class Question:
             try:
                 inputs = sample_inputs(self.operator, changed, dtype=self.dtype)
                 outputs = call_torch(self.operator, changed, inputs)
-                found.append(([list(tensor.shape) for tensor in inputs], [list(tensor.shape) for tensor in outputs]))
+                found.append((inputs, outputs))
             except (ConfigError, ShapeError, RuntimeError, IndexError):
                 continue  # these attributes belong to the sample's sizes
         return found
 
-    def lines(self, folder: Path | None) -> Iterable[str]:
-        """The question as the harness reads it; with a folder the inputs are written there."""
+    def lines(self, folder: Path | None, *, changes: bool = True) -> Iterable[str]:
+        """The question as the harness reads it; with a folder the inputs are written there, and if there shall be
+        changes of the sizes, those of the other sizes."""
         spec = self.operator.spec
         yield f"case {self.label}"
         yield f"plugin {spec.op_type} {spec.version} {DOMAIN}"
@@ -111,13 +120,17 @@ class Question:
                 path = folder / f"{self.label}.{described.name}.in"
                 path.write_bytes(raw_bytes(tensor))
                 yield f"data {described.name} {path}"
-        for shapes, _ in self.others:
+        for number, (tensors, _) in enumerate(self.other_tensors):
             sizes = [
                 f"{described.name}.{axis}={size}"
-                for described, shape in zip(spec.inputs, shapes, strict=True)
-                for axis, size in enumerate(shape)
+                for described, tensor in zip(spec.inputs, tensors, strict=True)
+                for axis, size in enumerate(tensor.shape)
             ]
             yield f"bind {' '.join(sizes)}"
+            for described, tensor in zip(spec.inputs, tensors, strict=True) if folder and changes else ():
+                path = folder / f"{self.label}.{described.name}.{number}.in"
+                path.write_bytes(raw_bytes(tensor))
+                yield f"data {described.name} {path}"
         yield "run"
 
 

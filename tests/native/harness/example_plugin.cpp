@@ -20,7 +20,7 @@ constexpr char const* kNAMES[] = {"Sound", "ReadsDimensions", "DividesByZero", "
     "TooManyFormats", "WrongShape", "TakesTooFew", "BoolOutput", "LosesFields", "ChangesFields", "NoClone",
     "ForgetfulClone", "SharedContext", "OneContext", "ZeroTactic", "WrongAlias", "TakesAnything", "RefusesSilently",
     "WrongName", "WritesBeyond", "WritesBefore", "WritesInput", "WritesBeyondWorkspace", "OtherBits", "FailsToRun",
-    "LargeSize"};
+    "LargeSize", "KeepsShapes", "CountsShapes"};
 constexpr char const* kNAMESPACE = "example";
 
 ILoggerFinder* gFinder = nullptr;
@@ -196,8 +196,10 @@ public:
         return is("WrongAlias") ? 0 : -1;
     }
 
-    int32_t onShapeChange(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) noexcept override
+    int32_t onShapeChange(PluginTensorDesc const* in, int32_t, PluginTensorDesc const*, int32_t) noexcept override
     {
+        mBatch = mBatch == 0 ? in[0].dims.d[0] : mBatch;
+        ++mChanges;
         return 0;
     }
 
@@ -209,7 +211,10 @@ public:
         Dims const& to = out[0].dims;
         auto const* x = static_cast<float const*>(inputs[0]);
         auto* y = static_cast<float*>(outputs[0]);
-        float const scale = mSettings.scale + (is("OtherBits") ? static_cast<float>(++sCalls) : 0.0F);
+        float scale = mSettings.scale + (is("OtherBits") ? static_cast<float>(++sCalls) : 0.0F);
+        scale += is("KeepsShapes") ? static_cast<float>(mBatch)
+            : is("CountsShapes")   ? static_cast<float>(mChanges)
+                                   : 0.0F;
         cudaError_t status = trtc::launchKernel(scaleKernel, dim3(static_cast<unsigned>(to.d[0] * to.d[1])), dim3(32),
             0, stream, x, y, from.d[1], to.d[1], to.d[2], scale);
         int64_t const values = to.d[0] * to.d[1] * to.d[2];
@@ -271,6 +276,8 @@ private:
     std::vector<PluginField> mFields;
     PluginFieldCollection mCollection{};
     int mAttached{0};
+    int64_t mBatch{0};
+    int64_t mChanges{0};
 };
 
 class ExampleCreator final : public IPluginCreatorV3One

@@ -4,7 +4,8 @@
 //   plugin_harness LIBRARY REQUEST [--enqueue FOLDER]
 //
 // --enqueue also runs the kernels on the inputs named by `data`, between guard bytes, twice, and in a captured CUDA
-// graph; outputs are written to FOLDER. Built with TRTC_EMULATED_CUDA it does so on the CPU, without the graph.
+// graph; then, where data of other sizes are given, on those and on the first again, as shapes change between calls.
+// Outputs are written to FOLDER. Built with TRTC_EMULATED_CUDA it does so on the CPU, without the graph.
 
 #include "json.h"
 #include "request.h"
@@ -912,7 +913,9 @@ private:
             }
             if (!folder.empty())
             {
-                enqueue(*runtime, folder + (t == 0U ? "" : "/tactic" + std::to_string(tactics[t])), t == 0U);
+                Result const result =
+                    enqueue(*runtime, folder + (t == 0U ? "" : "/tactic" + std::to_string(tactics[t])), t == 0U);
+                changeShapes(*runtime, tactics[t], result);
             }
         }
     }
@@ -925,10 +928,10 @@ private:
 
     // One run on fresh memory. `alias`: outputs that may be are written into their inputs.
     Result runOnce(IPluginV3OneRuntime& runtime, std::vector<std::vector<unsigned char>> const& data, bool alias,
-        bool inGraph, std::string const& name)
+        bool inGraph, std::string const& name, size_t binding = 0U)
     {
-        auto const inputs = inputsAt(mCase.bindings[0]);
-        auto const outputs = outputsAt(0U);
+        auto const inputs = inputsAt(mCase.bindings[binding]);
+        auto const outputs = outputsAt(binding);
         std::vector<std::unique_ptr<Guarded>> inputMemory;
         std::vector<std::unique_ptr<Guarded>> outputMemory;
         std::vector<void const*> inputPointers;
@@ -941,7 +944,7 @@ private:
         for (size_t o = 0; o < outputs.size(); ++o)
         {
             outputMemory.push_back(std::make_unique<Guarded>(
-                static_cast<size_t>(volumeOf(mShapes.shapes[0][o]) * bytesOf(mOutputTypes[o]))));
+                static_cast<size_t>(volumeOf(mShapes.shapes[binding][o]) * bytesOf(mOutputTypes[o]))));
             bool const inPlace = alias && mAliases[o] >= 0;
             outputPointers.push_back(
                 inPlace ? inputMemory[static_cast<size_t>(mAliases[o])]->data() : outputMemory.back()->data());
@@ -1014,19 +1017,75 @@ private:
         return result;
     }
 
-    void enqueue(IPluginV3OneRuntime& runtime, std::string const& folder, bool first)
+    bool read(size_t binding, std::vector<std::vector<unsigned char>>& data)
     {
-        std::vector<std::vector<unsigned char>> data;
         for (auto const& tensor : mCase.inputs)
         {
-            std::ifstream file{tensor.data, std::ios::binary};
+            auto const path = mCase.data[binding].find(tensor.name);
+            std::ifstream file{path == mCase.data[binding].end() ? "" : path->second, std::ios::binary};
             data.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
             auto const wanted =
-                static_cast<size_t>(volumeOf(sizesOf(tensor, mCase.bindings[0])) * bytesOf(tensor.type));
+                static_cast<size_t>(volumeOf(sizesOf(tensor, mCase.bindings[binding])) * bytesOf(tensor.type));
             if (!note(data.back().size() == wanted, "no data of the right size for input " + tensor.name))
+            {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    bool changeTo(IPluginV3OneRuntime& runtime, size_t binding)
+    {
+        auto const inputs = inputsAt(mCase.bindings[binding]);
+        auto const outputs = outputsAt(binding);
+        return note(runtime.onShapeChange(inputs.data(), nbInputs(), outputs.data(), mNbOutputs) == 0,
+            "onShapeChange() failed");
+    }
+
+    // Other sizes, and the first ones after them, must give what a plugin gives that knows no other sizes.
+    void changeShapes(IPluginV3OneRuntime& runtime, int32_t tactic, Result const& first)
+    {
+        size_t changes = 0U;
+        for (size_t b = 1U; b < mCase.bindings.size(); ++b)
+        {
+            std::vector<std::vector<unsigned char>> data;
+            if (mCase.data[b].empty() || !read(b, data))
+            {
+                continue;
+            }
+            ResourceContext context;
+            std::unique_ptr<IPluginV3> const fresh{runtime.attachToContext(&context)};
+            if (!note(fresh != nullptr, "a further context got no plugin"))
             {
                 return;
             }
+            auto* const alone = runtimeOf(*fresh);
+            note(alone->setTactic(tactic) == 0, "setTactic() failed");
+            if (!changeTo(*alone, b) || !changeTo(runtime, b))
+            {
+                return;
+            }
+            Result const wanted = runOnce(*alone, data, true, false, "enqueue of other sizes by a new plugin", b);
+            Result const found = runOnce(runtime, data, true, false, "enqueue after a change of shapes", b);
+            note(wanted.status == 0 && found.status == 0, "enqueue() fails after a change of shapes");
+            note(found.outputs == wanted.outputs, "a change of shapes gives other bits than a new plugin");
+            ++changes;
+        }
+        std::vector<std::vector<unsigned char>> data;
+        if (changes > 0U && changeTo(runtime, 0U) && read(0U, data))
+        {
+            Result const again = runOnce(runtime, data, true, false, "enqueue after shapes changed back");
+            note(again.outputs == first.outputs, "shapes that changed back give other bits");
+        }
+        mJson.key("changes").number(static_cast<int64_t>(changes));
+    }
+
+    Result enqueue(IPluginV3OneRuntime& runtime, std::string const& folder, bool first)
+    {
+        std::vector<std::vector<unsigned char>> data;
+        if (!read(0U, data))
+        {
+            return {};
         }
         Result const result = runOnce(runtime, data, true, false, "enqueue");
         note(result.status == 0, "enqueue() returned " + std::to_string(result.status));
@@ -1084,6 +1143,7 @@ private:
         {
             mJson.end(']');
         }
+        return result;
     }
 
     Case const& mCase;

@@ -5,7 +5,7 @@
 //   field NAME KIND VALUE...        an attribute; KIND is `declared` (in the type that the creator lists, as TensorRT's
 //                                   parser does), int32, int64, float32, float64, char, or `empty` (no data)
 //   input NAME DTYPE DIM...         DIM is a number, or AXIS=NUMBER for a dimension that is not known when building
-//   data INPUT PATH                 raw bytes of an input, for enqueue
+//   data INPUT PATH                 raw bytes of an input, for enqueue; after a `bind`, of an input of those sizes
 //   bind AXIS=NUMBER...             further sizes: shapes are evaluated for them too, workspace covers them
 //   refuse                          runs the case: the creator must refuse the fields and say why
 //   run                             runs the case: the whole life of the plugin
@@ -14,6 +14,7 @@
 #include "shape_expressions.h"
 
 #include <fstream>
+#include <map>
 #include <sstream>
 #include <stdexcept>
 
@@ -33,7 +34,6 @@ struct Tensor
     std::string name;
     DataType type{DataType::kFLOAT};
     std::vector<Dimension> dims;
-    std::string data;
 };
 
 struct Field
@@ -51,7 +51,8 @@ struct Case
     std::string space;
     std::vector<Field> fields;
     std::vector<Tensor> inputs;
-    std::vector<Sizes> bindings; // the first holds the sizes of the inputs as given
+    std::vector<Sizes> bindings;                          // the first holds the sizes of the inputs as given
+    std::vector<std::map<std::string, std::string>> data; // for each binding: paths by input; empty: none were given
     bool refuse{false};
 };
 
@@ -172,13 +173,8 @@ void readRequest(std::string const& path, Run const& run)
         else if (directive == "data")
         {
             words >> word;
-            for (auto& tensor : current.inputs)
-            {
-                if (tensor.name == word)
-                {
-                    words >> tensor.data;
-                }
-            }
+            current.data.resize(further.size() + 1U);
+            words >> current.data.back()[word];
         }
         else if (directive == "bind")
         {
@@ -209,6 +205,7 @@ void readRequest(std::string const& path, Run const& run)
                 sizes.insert(given.begin(), given.end());
                 current.bindings.push_back(sizes);
             }
+            current.data.resize(current.bindings.size());
             run(current);
         }
         else
