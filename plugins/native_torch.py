@@ -104,6 +104,22 @@ class CudaKernels:
         """A call for tensors like these, to be enqueued with memory of the caller's own."""
         return self._prepare(spec, inputs, attributes).call
 
+    def bind(self, spec: OpSpec, inputs: Sequence[Tensor], attributes: Sequence[Any]) -> "BoundCall":
+        """A call on these very tensors, with outputs and scratch memory allocated now: what is timed and captured.
+
+        An output that may share the buffer of an input does. Nothing is checked between calls.
+        """
+        prepared = self._prepare(spec, inputs, attributes)
+        names = [described.name for described in spec.inputs]
+        outputs = tuple(
+            inputs[names.index(described.aliases)]
+            if described.aliases
+            else torch.empty(shape, dtype=dtype, device=inputs[0].device)
+            for described, (shape, dtype) in zip(spec.outputs, prepared.outputs, strict=True)
+        )
+        workspace = torch.empty(prepared.call.workspace_bytes, dtype=torch.uint8, device=inputs[0].device)
+        return BoundCall(kernels=self, call=prepared.call, inputs=tuple(inputs), outputs=outputs, workspace=workspace)
+
     def check(self) -> None:
         """Wait for the GPU, and raise what a kernel found wrong with its data.
 
@@ -137,6 +153,21 @@ class CudaKernels:
         except PluginError as error:
             raise ShapeError(error.message) from None
         return _Prepared(call, outputs, trimmed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundCall:
+    """An operator with its memory; calling it launches the kernels on the current stream."""
+
+    kernels: CudaKernels
+    call: PreparedCall
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    workspace: Tensor
+
+    def __call__(self) -> None:
+        """Launch."""
+        self.kernels.enqueue(self.call, [*self.inputs, *self.outputs], self.workspace)
 
 
 _active: dict[str, CudaKernels] = {}

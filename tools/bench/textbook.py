@@ -40,7 +40,7 @@ def merge(x: Tensor, keys: Tensor, size: Tensor, num_merged: int) -> tuple[Tenso
     unit = keys / keys.norm(dim=-1, keepdim=True)
     a, b = unit[:, ::2], unit[:, 1::2]
     scores = a @ b.transpose(-1, -2)
-    row = torch.arange(scores.shape[1])
+    row = torch.arange(scores.shape[1], device=scores.device)
     scores = scores.masked_fill((row == 0)[None, :, None], float("-inf"))
     best, partner = scores.max(dim=-1)
     ranking = best.argsort(dim=-1, descending=True)[..., None]
