@@ -1,4 +1,4 @@
-"""Tables of the README: `python -m trt_compress.tools.gen_tables` rewrites them, `--check` only compares.
+"""Tables of the READMEs: `python -m trt_compress.tools.gen_tables` rewrites them, `--check` only compares.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -17,10 +17,12 @@ from trt_compress.models.compressors.registry import compressor_classes, parse_s
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
 from trt_compress.plugins.registry import specs
+from trt_compress.tools.bench import gpu_report
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)
+FILES = (Path("README.md"), Path("plugins/README.md"))
 
 # Three levels of roughly a half, three eighths and a quarter of the patches at the end, for every compressor.
 DIGITS_SPECS = {
@@ -35,20 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the tables; returns the exit code (3: a table is not up to date)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 3 if a table is not up to date")
-    parser.add_argument("--file", type=Path, default=Path("README.md"), metavar="FILE")
+    shown = " and ".join(map(str, FILES))
+    parser.add_argument("--file", type=Path, default=None, metavar="FILE", help=f"one file only (default: {shown})")
     given = parser.parse_args(arguments)
-    try:
-        before = given.file.read_text(encoding="utf-8")
-        after = fill(before)
-    except (OSError, TrtCompressError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.check:
-        if before != after:
-            print(f"error: tables of {given.file} are not up to date; run python -m trt_compress.tools.gen_tables.")
-        return 3 if before != after else 0
-    given.file.write_text(after, encoding="utf-8")
-    return 0
+    outdated = False
+    for file in FILES if given.file is None else (given.file,):
+        try:
+            before = file.read_text(encoding="utf-8")
+            after = fill(before)
+        except (OSError, TrtCompressError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if not given.check:
+            file.write_text(after, encoding="utf-8")
+        elif before != after:
+            print(f"error: tables of {file} are not up to date; run python -m trt_compress.tools.gen_tables.")
+            outdated = True
+    return 3 if outdated else 0
 
 
 def fill(text: str) -> str:
@@ -117,12 +122,26 @@ def performance_table() -> str:
     return caption + _markdown(("figure", "measured", "wanted"), figure_rows(record))
 
 
+def gpu_kernels_table() -> str:
+    """The last measured line of each kernel on a GPU."""
+    rows = list(gpu_report.kernel_rows())
+    return _markdown(gpu_report.KERNEL_COLUMNS, rows) if rows else f"\n{gpu_report.NO_RECORD}\n"
+
+
+def gpu_models_table() -> str:
+    """The last measured line of each model on a GPU."""
+    rows = list(gpu_report.model_rows())
+    return _markdown(gpu_report.MODEL_COLUMNS, rows) if rows else f"\n{gpu_report.NO_RECORD}\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
     "targets": targets_table,
     "digits": digits_table,
     "performance": performance_table,
+    "gpu_kernels": gpu_kernels_table,
+    "gpu_models": gpu_models_table,
 }
 
 

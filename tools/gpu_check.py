@@ -379,7 +379,11 @@ def _ask_plugins(
         driving.Question(operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed)
         for check in asked
     ]
-    text = [text for question in questions for text in question.lines(folder)]
+    text = [
+        text
+        for check, question in zip(asked, questions, strict=True)
+        for text in question.lines(folder, changes=_largest(check.case) <= SMALL_BYTES)
+    ]
     seconds = max(deadline - time.monotonic(), 1.0)
     answers: Mapping[str, Mapping[str, Any]] = driving.ask(
         program, library, text, folder, enqueue=True, timeout_s=seconds
@@ -502,7 +506,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if line.step not in ("kernels", "plugins", "turns") or line.state != "passed":
                     print(f"{line.state:8}{line.step:20}{line.subject}  {line.detail}", flush=True)
 
-            run(given, device, report, Path(name))
+            try:
+                run(given, device, report, Path(name))
+            except TrtCompressError as error:
+                if not lines:
+                    raise
+                report(Line(step="run", subject="it ended early", state="failed", detail=str(error)))
     except TrtCompressError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trt_compress.errors import GateError, TrtCompressError
+from trt_compress.errors import GateError, TrtCompressError, UnsupportedError
 from trt_compress.plugins.attention_score.op import HEADS, ROWS
 from trt_compress.plugins.build import build
 from trt_compress.plugins.library import require
@@ -309,8 +309,11 @@ class Bench:
             "enable_gqa": lambda: functional.scaled_dot_product_attention(q, k, v, enable_gqa=True),
             "queries as rows": lambda: functional.scaled_dot_product_attention(grouped, k, v),
         }
-        backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-                    "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}  # fmt: skip
+        backends = {
+            "flash": SDPBackend.FLASH_ATTENTION,
+            "cudnn": SDPBackend.CUDNN_ATTENTION,
+            "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        }
         if self.dry_run:
             backends = {"math": SDPBackend.MATH}
         sides = {}
@@ -320,6 +323,10 @@ class Bench:
                     sides[f"{form}, {name}"] = self.clock.side(_with(lambda b=backend: sdpa_kernel(b), call))
                 except RuntimeError as error:
                     print(f"         {form}, {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        if not sides:
+            raise UnsupportedError(
+                "PyTorch has no fused attention for such a cache here; there is nothing to compare with."
+            )
         return sides
 
     @staticmethod
