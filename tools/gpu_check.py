@@ -434,7 +434,7 @@ def device_record(device: CudaDevice, given: argparse.Namespace) -> dict[str, An
 def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: Path) -> None:
     """All steps in order, each as far as time allows."""
     start = time.monotonic()
-    end = start + 60.0 * given.minutes
+    end = start + 60.0 * float(given.minutes)
     restate = restatement()
     print(f"building the kernels for SM {device.sm}", file=sys.stderr)
     with ThreadPoolExecutor(1) as pool:

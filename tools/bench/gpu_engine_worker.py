@@ -66,7 +66,8 @@ def _onnxruntime(request: dict[str, Any], path: Path, clock: Clock) -> Any:
     on_gpu = clock.device.type == "cuda"
     options: dict[str, str] = {}
     if on_gpu:
-        torch.cuda.set_stream(torch.cuda.Stream())  # one stream for all: the default one has no handle to give away
+        cuda: Any = torch.cuda
+        cuda.set_stream(cuda.Stream())  # one stream for all: the default one has no handle to give away
         options = {"device_id": "0", "user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
     provider = "CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"
     try:
@@ -100,8 +101,10 @@ def _engine(request: dict[str, Any], path: Path, clock: Clock) -> Any:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
                 lines.append(message)
 
+    def said() -> str:
+        return " | ".join(lines[-MOST_LINES:])[:3000] or "nothing"
+
     logger = Logger()
-    said = lambda: " | ".join(lines[-MOST_LINES:])[:3000] or "nothing"  # noqa: E731
     try:
         builder = trt.Builder(logger)
     except (TypeError, RuntimeError) as error:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,11 @@ class Bench:
         """What there is to measure, the most wanted first."""
         found: dict[str, Callable[[], Mapping[str, Any]]] = {"TokenMerge, 64 images": self.merge}
         for cache in cases.CACHES:
-            found[f"KVAttention, {cache.bits} bits, batch {cache.batch}"] = lambda cache=cache: self.cache(cache)
+            found[f"KVAttention, {cache.bits} bits, batch {cache.batch}"] = partial(self.cache, cache)
         for name, rows in (("last row", 1), ("64 text rows", 64)):
-            found[f"AttentionScore, {name}"] = lambda name=name, rows=rows: self.score(name, rows)
-        found |= {case.name: lambda case=case: self.large(case) for case in cases.LARGE}
-        found |= {case.name: lambda case=case: self.small(case) for case in cases.SMALL}
+            found[f"AttentionScore, {name}"] = partial(self.score, name, rows)
+        found |= {case.name: partial(self.large, case) for case in cases.LARGE}
+        found |= {case.name: partial(self.small, case) for case in cases.SMALL}
         return found
 
     def run(self, only: str = "") -> None:
@@ -320,7 +321,7 @@ class Bench:
         for form, call in forms.items():
             for name, backend in backends.items():
                 try:
-                    sides[f"{form}, {name}"] = self.clock.side(_with(lambda b=backend: sdpa_kernel(b), call))
+                    sides[f"{form}, {name}"] = self.clock.side(_with(partial(sdpa_kernel, backend), call))
                 except RuntimeError as error:
                     print(f"         {form}, {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         if not sides:
@@ -332,11 +333,9 @@ class Bench:
     @staticmethod
     def bytes_moved(case: cases.KernelCase, sample: Sample) -> int:
         """Bytes of the contract; a matrix that is one for all items is read once."""
-        sizes = {**sample.axes, **sample.attributes}
-        num_bytes = case.operator.spec.bytes_moved(sizes, 2)
-        if case.values == "shared":
-            num_bytes -= 2 * (sizes["B"] - 1) * sizes["M"] * sizes["N"]
-        return num_bytes
+        axes = sample.axes
+        num_bytes = case.operator.spec.bytes_moved({**axes, **sample.attributes}, 2)
+        return num_bytes - 2 * (axes["B"] - 1) * axes["M"] * axes["N"] if case.values == "shared" else num_bytes
 
     @staticmethod
     def described(operator: Operator, sample: Sample) -> dict[str, Any]:

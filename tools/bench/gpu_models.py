@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,8 @@ class Model:
         """Dense and merging forms of one model with the same random weights."""
         torch.manual_seed(0)
         vit = self.make().to(device, dtype).eval()
-        merging = cast(CompressedViT, attach(vit, parse_spec(self.spec), name=self.name)).eval()
-        plain = cast(CompressedViT, attach(vit, (), name=self.name)).eval()
+        merging = attach(vit, parse_spec(self.spec), name=self.name).eval()
+        plain = attach(vit, (), name=self.name).eval()
         return {
             "dense": vit,
             "dense, attention written out": plain,

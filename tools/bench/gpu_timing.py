@@ -78,7 +78,8 @@ class CudaClock:
 
     def side(self, call: Call, *, capture: bool = True) -> Side:
         """Warmed up, and captured in a CUDA graph if asked; what refuses to be captured runs as it is, and is noted."""
-        stream = torch.cuda.Stream()
+        cuda: Any = torch.cuda  # its streams and events have no types
+        stream = cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
@@ -98,13 +99,14 @@ class CudaClock:
 
     def in_turns(self, sides: Mapping[str, Side], rounds: int, deadline: float) -> dict[str, list[float]]:
         """As the protocol says; the first two rounds are not counted."""
+        cuda: Any = torch.cuda
         found: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(2 + rounds):
             if number > 2 and time.monotonic() > deadline:
                 break
             events = {}
             for name, side in sides.items():
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start, end = (cuda.Event(enable_timing=True) for _ in range(2))
                 self._flush.sum()
                 start.record()
                 side.call()

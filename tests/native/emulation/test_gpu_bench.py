@@ -149,6 +149,7 @@ def test_ratios_are_of_pairs() -> None:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rehearsal_of_the_models(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.jsonl"
     arguments = ["--dry-run", "--library", str(library), "--rounds", "2", "--output", str(output), "--no-engines"]
