@@ -233,8 +233,8 @@ def _run(spec: OpSpec, device_type: str, *arguments: Any) -> Any:
     if kernels is None or spec.op_type not in kernels.operators:
         with definition(spec).set_kernel_enabled(device_type, False):
             return getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*arguments)
-    outputs = kernels.run(spec, arguments)
-    return outputs if len(outputs) > 1 else outputs[0]
+    first, *others = kernels.run(spec, arguments)
+    return (first, *others) if others else first
 
 
 def _trim(spec: OpSpec, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

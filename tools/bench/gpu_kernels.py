@@ -360,7 +360,7 @@ class _AttentionLayer(torch.nn.Module):
         return out
 
 
-def _with(context: Callable[[], AbstractContextManager[None]], call: Call) -> Call:
+def _with(context: Callable[[], AbstractContextManager[object]], call: Call) -> Call:
     def run() -> object:
         with context():
             return call()
