@@ -13,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <dlfcn.h>
@@ -42,10 +43,20 @@ enum Status : int
 constexpr uintptr_t kCONTEXT = 0x7ead00000010U;
 constexpr int kUNKNOWN = -1;
 
+// The emulated kernels of one library in this process.
+struct Emulation
+{
+    void (*begin)();
+    void* (*end)();
+    int (*replay)(void*);
+    void (*forget)(void*);
+    char const* (*fault)();
+};
+
 struct Graph
 {
     std::vector<std::function<void()>> steps;
-    void* kernels{nullptr};
+    std::vector<std::pair<Emulation, void*>> kernels; // what each library kept
 };
 
 struct Stream
@@ -59,15 +70,6 @@ struct Event
 {
     double milliseconds{-1.0};
     bool awaited{false};
-};
-
-struct Emulation
-{
-    void (*begin)();
-    void* (*end)();
-    int (*replay)(void*);
-    void (*forget)(void*);
-    char const* (*fault)();
 };
 
 struct Driver
@@ -100,32 +102,34 @@ double now()
     return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
 }
 
-int findLibrary(dl_phdr_info* info, size_t /*size*/, void* name)
+int findLibraries(dl_phdr_info* info, size_t /*size*/, void* names)
 {
-    if (std::strstr(info->dlpi_name, "libtrtc_cuda.so") == nullptr)
+    if (std::strstr(info->dlpi_name, "libtrtc_cuda.so") != nullptr)
     {
-        return 0;
+        static_cast<std::vector<std::string>*>(names)->emplace_back(info->dlpi_name);
     }
-    *static_cast<std::string*>(name) = info->dlpi_name;
-    return 1;
+    return 0;
 }
 
-// The emulated kernels in this process, if there are any.
-bool emulation(Emulation& found)
+std::vector<Emulation> emulations()
 {
-    std::string name;
-    dl_iterate_phdr(&findLibrary, &name);
-    void* const library = name.empty() ? nullptr : dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD);
-    if (library == nullptr)
+    std::vector<std::string> names;
+    dl_iterate_phdr(&findLibraries, &names);
+    std::vector<Emulation> found;
+    for (std::string const& name : names)
     {
-        return false;
+        void* const library = dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+        if (library == nullptr || dlsym(library, "trtcEmulationBeginCapture") == nullptr)
+        {
+            continue;
+        }
+        found.push_back({reinterpret_cast<void (*)()>(dlsym(library, "trtcEmulationBeginCapture")),
+            reinterpret_cast<void* (*)()>(dlsym(library, "trtcEmulationEndCapture")),
+            reinterpret_cast<int (*)(void*)>(dlsym(library, "trtcEmulationReplay")),
+            reinterpret_cast<void (*)(void*)>(dlsym(library, "trtcEmulationForget")),
+            reinterpret_cast<char const* (*)()>(dlsym(library, "trtcEmulationFault"))});
     }
-    found.begin = reinterpret_cast<void (*)()>(dlsym(library, "trtcEmulationBeginCapture"));
-    found.end = reinterpret_cast<void* (*)()>(dlsym(library, "trtcEmulationEndCapture"));
-    found.replay = reinterpret_cast<int (*)(void*)>(dlsym(library, "trtcEmulationReplay"));
-    found.forget = reinterpret_cast<void (*)(void*)>(dlsym(library, "trtcEmulationForget"));
-    found.fault = reinterpret_cast<char const* (*)()>(dlsym(library, "trtcEmulationFault"));
-    return found.begin != nullptr;
+    return found;
 }
 
 bool capturing()
@@ -152,9 +156,11 @@ int forbidden()
 
 int afterKernels()
 {
-    Emulation kernels{};
     Driver& d = driver();
-    d.lost = d.lost || (emulation(kernels) && kernels.fault()[0] != '\0');
+    for (Emulation const& kernels : emulations())
+    {
+        d.lost = d.lost || kernels.fault()[0] != '\0';
+    }
     return d.lost ? kLAUNCH_FAILED : kSUCCESS;
 }
 
@@ -434,8 +440,7 @@ ENTRY int cuStreamBeginCapture_v2(void* stream, int mode)
         return kCAPTURE_UNSUPPORTED;
     }
     found->second = Stream{true, false, {}};
-    Emulation kernels{};
-    if (emulation(kernels))
+    for (Emulation const& kernels : emulations())
     {
         kernels.begin();
     }
@@ -451,10 +456,9 @@ ENTRY int cuStreamEndCapture(void* stream, void** graph)
         return kINVALID_HANDLE;
     }
     found->second.capturing = false;
-    Emulation kernels{};
-    if (emulation(kernels))
+    for (Emulation const& kernels : emulations())
     {
-        found->second.graph.kernels = kernels.end();
+        found->second.graph.kernels.emplace_back(kernels, kernels.end());
     }
     if (found->second.spoiled)
     {
@@ -497,10 +501,9 @@ ENTRY int cuGraphLaunch(void* executable, void* stream)
             {
                 step();
             }
-            Emulation kernels{};
-            if (graph.kernels != nullptr && emulation(kernels) && kernels.replay(graph.kernels) != 0)
+            for (auto const& [kernels, kept] : graph.kernels)
             {
-                driver().lost = true;
+                driver().lost = driver().lost || kernels.replay(kept) != 0;
             }
         });
 }
@@ -519,10 +522,9 @@ ENTRY int cuGraphExecDestroy(void* executable)
     {
         return kINVALID_HANDLE;
     }
-    Emulation kernels{};
-    if (found->second.kernels != nullptr && emulation(kernels))
+    for (auto const& [kernels, kept] : found->second.kernels)
     {
-        kernels.forget(found->second.kernels);
+        kernels.forget(kept);
     }
     driver().executables.erase(found);
     return kSUCCESS;

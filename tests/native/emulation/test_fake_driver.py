@@ -141,8 +141,11 @@ def test_a_capture_and_its_replays(device: CudaDevice, driver: Path) -> None:
 
 
 def test_a_capture_that_fails_ends(device: CudaDevice) -> None:
+    def allocates() -> None:
+        device.allocate(8)
+
     with pytest.raises(PluginError, match="cuMemAlloc_v2: operation would make the legacy stream depend"):
-        device.captured(lambda: device.allocate(8) and None)
+        device.captured(allocates)
     with pytest.raises(PluginError, match="cuStreamSynchronize: operation not permitted when stream is capturing"):
         device.captured(device.synchronize)
 

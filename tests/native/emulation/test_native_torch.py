@@ -124,7 +124,7 @@ def test_what_the_contract_refuses_is_a_shape_error(kernels: CudaKernels) -> Non
 
 
 def test_going_back_to_the_torch_form(kernels: CudaKernels) -> None:
-    arguments = (torch.randn(1, 4, 2), torch.zeros(1, 2, dtype=torch.int64), 0)
+    arguments: Any = (torch.randn(1, 4, 2), torch.zeros(1, 2, dtype=torch.int64), 0)
     torch.ops.trt_compress.token_restore(*arguments)
     uninstall("cpu")
     torch.ops.trt_compress.token_restore(*arguments)

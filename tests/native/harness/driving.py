@@ -127,7 +127,9 @@ class Question:
                 for axis, size in enumerate(tensor.shape)
             ]
             yield f"bind {' '.join(sizes)}"
-            for described, tensor in zip(spec.inputs, tensors, strict=True) if folder and changes else ():
+            if folder is None or not changes:
+                continue
+            for described, tensor in zip(spec.inputs, tensors, strict=True):
                 path = folder / f"{self.label}.{described.name}.{number}.in"
                 path.write_bytes(raw_bytes(tensor))
                 yield f"data {described.name} {path}"
