@@ -456,8 +456,11 @@ def _require_passed(report: VerifyReport) -> None:
 
 def _removes_nothing(prepared: _Prepared) -> tuple[str, ...]:
     """A sentence for each compressor that has no site, because it would keep every token everywhere."""
-    acting = {site.config for graph in prepared.graphs for site in graph.module.plan}
-    idle = [spec for spec in prepared.recipe.compressors if spec.config not in acting]
+    sites = [site for graph in prepared.graphs for site in graph.module.plan]
+    # With several graphs each may have a setting of its own, made from the one in the recipe.
+    several = len(prepared.graphs) > 1
+    acting = {(site.compressor, None if several else site.config) for site in sites}
+    idle = [s for s in prepared.recipe.compressors if (s.name, None if several else s.config) not in acting]
     return tuple(
         f"{spec_string([spec])} removes no token of {prepared.recipe.model}; the graph is without it" for spec in idle
     )

@@ -22,7 +22,7 @@ SiteKind = Literal[
     "output_head",
     "codec",
 ]
-Signal = Literal["keys", "class_attention", "history_queries"]
+Signal = Literal["keys", "class_attention", "history_queries", "previous", "age"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,29 +69,38 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenState:
-    """Tokens [B, N, C], and how many original tokens each stands for [B, N, 1] in fp32 (None: one each).
+    """Tokens [B, N, C], and what is known of them.
 
-    `route` is set where tokens only go around a block: all of them are still there.
+    Attributes:
+        x: The tokens.
+        size: How many original tokens each stands for, [B, N, 1] in fp32; None: one each.
+        route: Set where tokens only go around a block: all of them are still there.
+        position: Where each stood before the site, [B, N] int64; None: not known.
     """
 
     x: Tensor
     size: Tensor | None = None
     route: Route | None = None
+    position: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """What the attention before a site offers; only what a compressor declares is computed.
+    """What the host offers at a site; only what a compressor declares is computed.
 
     Attributes:
         keys: Keys averaged over the heads, [B, N, D].
         class_attention: Attention of the class token to every token, averaged over the heads, [B, N].
         scores: How much the object queries of the last frame need each token, [B, N].
+        previous: The tokens of the site as they were when they were last computed, [B, N, C].
+        age: Frames since each token was last computed, [B, N]; `NEVER` if it has not been.
     """
 
     keys: Tensor | None = None
     class_attention: Tensor | None = None
     scores: Tensor | None = None
+    previous: Tensor | None = None
+    age: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,12 @@ from trt_compress.models.compressors.avg_pool import AvgPool
 from trt_compress.models.compressors.base import Compressor, CompressorConfig
 from trt_compress.models.compressors.evit import Evit
 from trt_compress.models.compressors.random_drop import RandomDrop
+from trt_compress.models.compressors.static_reuse import StaticReuse
 from trt_compress.models.compressors.toc3d import Toc3d
 from trt_compress.models.compressors.tome import Tome
 from trt_compress.suggest import did_you_mean
 
-_CLASSES: tuple[type[Compressor], ...] = (Tome, Evit, AvgPool, RandomDrop, Toc3d)
+_CLASSES: tuple[type[Compressor], ...] = (Tome, Evit, AvgPool, RandomDrop, StaticReuse, Toc3d)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

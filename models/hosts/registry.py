@@ -21,6 +21,7 @@ RANDOM_SEED = 0
 
 _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "hosts.digits_vit",
+    "video_vit": "hosts.video_vit",
 }
 
 
