@@ -11,9 +11,13 @@ import json
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
 from trt_compress.models.pretrained.moving_digits import FRAME_SIZE, make_clip
+
+if TYPE_CHECKING:
+    from av import VideoStream
 
 CODECS = {"h264": ("libx264", {"crf": "18", "preset": "medium", "threads": "1"}), "mpeg4": ("mpeg4", {"qscale": "2"})}
 
@@ -42,6 +46,7 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
         )
     try:
         import av
+        from av.error import FFmpegError
     except ImportError as error:
         raise UnsupportedError(
             f"Writing a video needs PyAV, and {error}.", hint="pip install 'trt-compress[video]'"
@@ -50,7 +55,7 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
     lines: list[str] = []
     try:
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(encoder, rate=Fraction(fps), options=dict(options))
+            stream = cast("VideoStream", container.add_stream(encoder, rate=Fraction(fps), options=dict(options)))
             stream.width = stream.height = FRAME_SIZE
             stream.pix_fmt = "yuv420p"
             for number in range(clips):
@@ -62,7 +67,7 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
             container.mux(stream.encode(None))
         answers = path.with_suffix(".jsonl")
         answers.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise ConfigError(
             f"'{path}' cannot be written ({error.strerror}); give another file, such as digits.mp4."
         ) from error

@@ -88,13 +88,14 @@ class StaticReuse(Compressor):
 
     def __init__(self, config: StaticReuseConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)
-        if len(config.ratios) > 1:
+        keep_ratio, *others = config.ratios
+        if others:
             raise ConfigError(
                 f"static_reuse: keep_ratio={list(config.ratios)} lists {len(config.ratios)} levels, and one graph has "
                 "one; let the host make a graph of each."
             )
         self.config = config
-        self.num_kept = num_patches_kept(tokens_in, config.ratios[0])
+        self.num_kept = num_patches_kept(tokens_in, keep_ratio)
         self.tokens_out = self.num_kept
 
     def forward(self, state: TokenState, signals: Signals) -> TokenState:

@@ -75,11 +75,11 @@ def load(weights: str | None) -> LoadedHost:
         module=module,
         weights=info if weights is None else load_weights(module, Path(weights)),
         attach=lambda specs: attach(module, specs),
-        preprocess={"kind": "video", **card["preprocess"]},
+        preprocess={"kind": "image", **card["preprocess"]},
         postprocess={
-            "kind": "classification and place",
+            "kind": "classification",
             "classes": video_vit.NUM_DIGITS,
-            "centre": "x and y as shares of the frame",
+            "place": {"output": "centre", "is": "x and y of the digit's centre, as shares of the frame"},
         },
     )
 
@@ -205,8 +205,7 @@ class ReusingViT(CompressedModule):
         else:
             previous, age = patches, torch.zeros_like(age)
         x = self._embedded(chosen)
-        bias = cast(torch.where(age < NEVER / 2, 0.0, _MASKED), x.dtype)
-        bias = torch.cat([torch.zeros_like(bias[:, :1]), bias], dim=1)[:, None, None] if rows is not None else None
+        bias = None if rows is None else _mask(age, x.dtype)
         kept = []
         for layer, (block, rows_before) in enumerate(zip(vit.blocks, stored, strict=True)):
             with at_site(f"blocks.{layer}"):
@@ -243,7 +242,14 @@ class ReusingViT(CompressedModule):
         places = vit.pos_embed[0, 1:]
         tokens = tokens + (places if chosen.position is None else places[chosen.position])
         first = (vit.cls_token + vit.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
-        return vit.norm_pre(vit.pos_drop(torch.cat([first, tokens], dim=1)))
+        embedded: Tensor = vit.norm_pre(vit.pos_drop(torch.cat([first, tokens], dim=1)))
+        return embedded
+
+
+def _mask(age: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits of the class token and of each patch, [B, 1, 1, 1 + N]: only computed ones count."""
+    patches = torch.where(age < NEVER / 2, 0.0, _MASKED)
+    return cast(torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1), dtype)[:, None, None]
 
 
 def _attend(

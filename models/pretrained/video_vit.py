@@ -109,7 +109,8 @@ def build_video_vit(*, weights: bool = True) -> "VisionTransformer":
         from timm.models.vision_transformer import VisionTransformer
     except ImportError as error:
         raise UnsupportedError(f"{NAME} needs timm.", hint="pip install 'trt-compress[export]'") from error
-    model = VisionTransformer(**ARCHITECTURE)
+    architecture: dict[str, Any] = ARCHITECTURE
+    model = VisionTransformer(**architecture)
     if weights:
         load_weights(model, WEIGHTS_FILE)
     return model.eval()

@@ -92,6 +92,7 @@ def test_bad_settings_are_refused(spec: str, message: str) -> None:
 
 def test_several_levels_are_several_graphs() -> None:
     config = make_spec("static_reuse", {"keep_ratio": [0.25, 0.5]}).config
+    assert isinstance(config, StaticReuseConfig)
     with pytest.raises(ConfigError, match=r"lists 2 levels, and one graph has one"):
         StaticReuse(config, HOST, 0, 10)
     assert [level_name(ratio) for ratio in (0.25, 0.5, 0.075, 1)] == ["k25", "k50", "k8", "dense"]

@@ -118,7 +118,7 @@ def test_the_dense_level_is_the_model_whatever_came_before(model: VisionTransfor
     torch.testing.assert_close(torch.cat([torch.cat(pair, dim=1) for pair in found]), wanted, rtol=0, atol=1e-5)
 
 
-def slow_reuse(vit: VisionTransformer, frames: Sequence[Tensor], num_kept: int) -> list[Tensor]:
+def slow_reuse(vit: Any, frames: Sequence[Tensor], num_kept: int) -> list[Tensor]:
     """Reuse by its words, one frame and one patch at a time; what is stored are tokens before the attention."""
     side = vit.patch_embed.grid_size[0]
     patch = 96 // side
@@ -221,7 +221,7 @@ def test_a_bundle_of_levels_is_proven_over_a_sequence(bundle: Path) -> None:
 
 
 def test_a_stream_changes_its_level_and_its_state_survives(bundle: Path, model: VisionTransformer) -> None:
-    levels = dict(zip(("k25", "dense"), video_vit.attach(model, parse_spec(LEVELS)), strict=True))
+    levels = {graph.name: graph for graph in video_vit.attach(model, parse_spec(LEVELS))}
     chosen = ["dense", "k25", "k25", "dense", "k25"]
     frames = clip_frames(5, clip=7)
     states = [torch.from_numpy(initial_state(state, {"batch": 1})) for state in levels["k25"].states]
@@ -251,7 +251,7 @@ def test_the_manifest_tells_the_levels(bundle: Path) -> None:
     assert manifest.flops is not None
     few, dense = (manifest.flops["graphs"][name]["total"] for name in ("k25", "dense"))
     assert 3.2 < dense / few < 4.1
-    assert manifest.postprocess["classes"] == 10 and manifest.preprocess["kind"] == "video"
+    assert manifest.postprocess["classes"] == 10 and manifest.preprocess["kind"] == "image"
 
 
 @pytest.mark.slow
