@@ -38,7 +38,7 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "unknown zoo model": (
         ("export", "zoo:digit_vit", "-o", "out"),
-        "model 'zoo:digit_vit' is not known; there are zoo:digits_vit. Did you mean 'digits_vit'?",
+        "model 'zoo:digit_vit' is not known; there are zoo:digits_vit, ",
     ),
     "unknown timm model": (
         ("export", "timm:vit_tiny_patch16_225", "-o", "out"),
