@@ -39,6 +39,7 @@ class HostInfo:
         scored_layers: Layers before which the model can score its tokens by object queries.
         whole_layers: Layers that attend to a whole image where the others attend to windows of `num_tokens`.
         num_patches: Tokens of a whole image, where there are windows.
+        width: Channels of a token; None: not told.
     """
 
     name: str
@@ -50,6 +51,7 @@ class HostInfo:
     scored_layers: tuple[int, ...] = ()
     whole_layers: tuple[int, ...] = ()
     num_patches: int = 0
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class Compressor(nn.Module, ABC):
         layer_option: How a spec string says at which layers it acts.
         proportional_attention: Later attention adds log(size) to the logits of every key.
         tokens_out: Tokens that leave the site; set by `__init__`.
+        width_out: Channels that leave the site; None: as many as came.
     """
 
     name: ClassVar[str]
@@ -137,11 +140,17 @@ class Compressor(nn.Module, ABC):
     Config: ClassVar[type[CompressorConfig]]
 
     tokens_out: int
+    width_out: int | None = None
+
+    @classmethod
+    def site_of(cls, config: Any) -> SiteKind:
+        """Kind of site it acts at with these options."""
+        return cls.site
 
     @classmethod
     @abstractmethod
     def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:
-        """Layers of `host` after whose attention this method acts, ascending."""
+        """Layers of `host` after whose attention this method acts, ascending; none at the encoder's output."""
 
     def __init__(self, config: Any, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__()

@@ -10,11 +10,15 @@ from trt_compress.models.compressors.base import Compressor, CompressorConfig, H
 from trt_compress.models.compressors.registry import CompressorSpec
 
 
+ENCODER_OUTPUT = "encoder_output"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SitePlan:
-    """What happens at one site: `name` is `blocks.3`; `config` is the compressor's own.
+    """What happens at one site: `name` is `blocks.3` or `encoder_output`; `config` is the compressor's own.
 
-    Counts include the prefix; one that varies with the inputs is a symbol.
+    Counts include the prefix; one that varies with the inputs is a symbol. Behind the last layer `layer` is the number
+    of layers.
     """
 
     name: str
@@ -32,39 +36,43 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
     out there.
 
     Returns:
-        Modules by layer (`"3"` → the compressors after the attention of layer 3), and the plan in order of execution.
+        Modules by layer (`"3"` → the compressors after the attention of layer 3, `"encoder_output"` → those behind the
+        last one), and the plan in order of execution.
 
     Raises:
         ConfigError: the host lacks a site, or a count does not fit.
     """
     for spec in specs:
-        if spec.compressor.site not in host.sites:
+        site = spec.compressor.site_of(spec.config)
+        if site not in host.sites:
             raise ConfigError(
-                f"{spec.name}: acts at {spec.compressor.site}, but {host.name} offers only "
+                f"{spec.name}: acts at {site}, but {host.name} offers only "
                 f"{', '.join(sorted(host.sites))}."
             )
     wanted = [(spec, spec.compressor.layers(spec.config, host)) for spec in specs]
     steps = nn.ModuleDict()
     plans: list[SitePlan] = []
     tokens = host.num_tokens
-    for layer in range(host.depth):
+    for layer in range(host.depth + 1):
+        key, name = (str(layer), f"blocks.{layer}") if layer < host.depth else (ENCODER_OUTPUT, ENCODER_OUTPUT)
         here: list[Compressor] = []
         for spec, layers in wanted:
-            if layer not in layers:
+            acts = layer in layers if layer < host.depth else spec.compressor.site_of(spec.config) == ENCODER_OUTPUT
+            if not acts:
                 continue
             step = spec.compressor(spec.config, host, layer, tokens)
             if step.tokens_out < tokens:
                 if here and step.signals:
                     or_first = "" if any(other.signals for other in here) else f", or name {spec.name} first"
                     raise ConfigError(
-                        f"{spec.name}: at blocks.{layer} {here[-1].name} has already changed the tokens that its "
+                        f"{spec.name}: at {name} {here[-1].name} has already changed the tokens that its "
                         f"{' and '.join(sorted(step.signals))} belong to.",
                         hint=f"let them act at different layers ({spec.name}:{step.layer_option}){or_first}.",
                     )
                 here.append(step)
                 plans.append(
                     SitePlan(
-                        name=f"blocks.{layer}",
+                        name=name,
                         layer=layer,
                         compressor=spec.name,
                         config=spec.config,
@@ -74,5 +82,5 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
                 )
                 tokens = step.tokens_out
         if here:
-            steps[str(layer)] = nn.ModuleList(here)
+            steps[key] = nn.ModuleList(here)
     return steps, tuple(plans)

@@ -9,16 +9,31 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from trt_compress.errors import ConfigError
+from trt_compress.models.compressors.atome import Atome
 from trt_compress.models.compressors.avg_pool import AvgPool
 from trt_compress.models.compressors.base import Compressor, CompressorConfig
 from trt_compress.models.compressors.evit import Evit
+from trt_compress.models.compressors.fastast import FastAst
+from trt_compress.models.compressors.frame_pool import FramePool
+from trt_compress.models.compressors.frame_stack import FrameStack
 from trt_compress.models.compressors.random_drop import RandomDrop
 from trt_compress.models.compressors.static_reuse import StaticReuse
 from trt_compress.models.compressors.toc3d import Toc3d
 from trt_compress.models.compressors.tome import Tome
 from trt_compress.suggest import did_you_mean
 
-_CLASSES: tuple[type[Compressor], ...] = (Tome, Evit, AvgPool, RandomDrop, StaticReuse, Toc3d)
+_CLASSES: tuple[type[Compressor], ...] = (
+    Tome,
+    Evit,
+    AvgPool,
+    RandomDrop,
+    StaticReuse,
+    Toc3d,
+    FastAst,
+    Atome,
+    FramePool,
+    FrameStack,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,11 @@
-"""Models by name: `timm:NAME` and `zoo:NAME`.
+"""Models by name: `timm:NAME`, `zoo:NAME`, and `hf:PATH` for a directory written by transformers' save_pretrained.
 
-A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`.
+A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`. A model type of transformers is
+one line in `_HF`: the module that has `load(path, weights=…, **options)`.
 """
 
 import importlib
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +24,13 @@ RANDOM_SEED = 0
 _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "hosts.digits_vit",
     "video_vit": "hosts.video_vit",
+    "keyword_spotter": "hosts.keyword_spotter",
+    "keyword_mome": "hosts.keyword_mome",
+    "keyword_stream": "hosts.keyword_stream",
+}
+_HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
+    "whisper": "hosts.hf_audio",
+    "audio-spectrogram-transformer": "hosts.hf_audio",
 }
 
 
@@ -34,7 +43,7 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
     """Build a model by name and load its weights.
 
     Args:
-        model: `timm:NAME` or `zoo:NAME`.
+        model: `timm:NAME`, `zoo:NAME` or `hf:PATH`.
         weights: A .safetensors file or checkpoint; "pretrained" for timm's own (needs a network); None: the zoo's own,
             or random ones for timm (fixed seed), good for timing only.
 
@@ -43,11 +52,15 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
         UnsupportedError: a model no host drives.
     """
     source, colon, name = model.partition(":")
-    loaders: Mapping[str, Callable[[str, str | None], LoadedHost]] = {"timm": _load_timm, "zoo": _load_zoo}
+    loaders: Mapping[str, Callable[[str, str | None], LoadedHost]] = {
+        "timm": _load_timm,
+        "zoo": _load_zoo,
+        "hf": _load_hf,
+    }
     if not colon or source not in loaders:
         raise ConfigError(
-            f"model '{model}' is not known; write timm:NAME (timm:deit_small_patch16_224) or zoo:NAME "
-            "(zoo:digits_vit), or give a recipe file ending in .toml."
+            f"model '{model}' is not known; write timm:NAME (timm:deit_small_patch16_224), zoo:NAME "
+            "(zoo:digits_vit) or hf:PATH, or give a recipe file ending in .toml."
         )
     return loaders[source](name, weights)
 
@@ -140,4 +153,35 @@ def _load_zoo(name: str, weights: str | None) -> LoadedHost:
             f"{did_you_mean(name, _ZOO)}"
         )
     host: LoadedHost = _zoo_module(name).load(weights)
+    return host
+
+
+def _load_hf(name: str, weights: str | None) -> LoadedHost:
+    folder, _, query = name.partition("?")
+    options: dict[str, float] = {}
+    for pair in query.split("&") if query else ():
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"hf:{name}: '{pair}' is not key=number; write hf:PATH?seconds=5.") from error
+    if options.keys() - {"seconds"}:
+        raise ConfigError(f"hf:{name}: option '{min(options.keys() - {'seconds'})}' is not known; there is seconds.")
+    try:
+        content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        model_type = content["model_type"]
+    except OSError as error:
+        raise ConfigError(
+            f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"hf:{folder}: config.json holds no model_type; give a directory written by save_pretrained."
+        ) from error
+    if model_type not in _HF:
+        raise UnsupportedError(
+            f"hf:{folder}: model_type '{model_type}' is not supported; there are {', '.join(sorted(_HF))}."
+        )
+    module = importlib.import_module(f"trt_compress.models.{_HF[model_type]}")
+    host: LoadedHost = module.load(Path(folder), weights=weights, **options)
     return host

@@ -25,16 +25,20 @@ def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
     Raises:
         ConfigError: the file cannot be read, or tensors are missing, extra, misshaped or not finite; all are named.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE."
-        )
-    tensors = _read(path)
-    _check_fit(module.state_dict(), tensors, path)
-    module.load_state_dict(tensors)
+    load_tensors(module, read_tensors(path), path.name)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     return WeightsInfo(source=path.name, sha256=digest.hexdigest())
+
+
+def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Load `tensors`, which come from the file `name`, into `module`; it is changed only if everything fits.
+
+    Raises:
+        ConfigError: tensors are missing, extra, misshaped or not finite; all are named.
+    """
+    _check_fit(module.state_dict(), tensors, name)
+    module.load_state_dict(tensors)
 
 
 def tensors_sha256(module: nn.Module) -> str:
@@ -46,7 +50,16 @@ def tensors_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or a checkpoint of `torch.save`; nothing in it is executed.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no table of tensors.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE."
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -79,7 +92,7 @@ def _without_prefix(name: str) -> str:
     return name
 
 
-def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str) -> None:
     shapes = [
         f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -95,7 +108,7 @@ def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path: 
     found = [f"{what} {_some(names)}" for what, names in problems if names]
     if found:
         raise ConfigError(
-            f"weights: {path.name} does not fit the model: it {'; it '.join(found)}.",
+            f"weights: {file} does not fit the model: it {'; it '.join(found)}.",
             hint="give the checkpoint of exactly this model, or name the model that it belongs to.",
         )
 

@@ -1,0 +1,124 @@
+"""A-ToMe: merging of adjacent audio frames, which keeps their order in time."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trt_compress.errors import ConfigError
+from trt_compress.models.compressors.base import (
+    Compressor,
+    CompressorConfig,
+    HostInfo,
+    Signals,
+    TokenState,
+    check_layers,
+    quarter_layers,
+    ratio_at,
+)
+from trt_compress.plugins.operator import cast
+from trt_compress.plugins.token_mix.op import token_mix
+from trt_compress.plugins.token_select.op import token_select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtomeConfig(CompressorConfig):
+    """Options of A-ToMe.
+
+    Attributes:
+        merge_ratio: Share of the links between neighbours that merge in each layer, rounded down; one, or one a layer.
+        layers: Layers after whose attention frames merge; default: at 1/4, 2/4 and 3/4 of the depth.
+        proportional_attention: Attention weighs a merged frame by the frames in it.
+    """
+
+    merge_ratio: float | tuple[float, ...] = 0.3
+    layers: tuple[int, ...] | None = None
+    proportional_attention: bool = True
+
+    def __post_init__(self) -> None:
+        ratios = self.merge_ratio if isinstance(self.merge_ratio, tuple) else (self.merge_ratio,)
+        for ratio in ratios:
+            if not 0 <= ratio < 1:
+                raise ConfigError(
+                    f"atome: merge_ratio={ratio} is out of range; it is the share of links that merge, 0 or more and "
+                    "below 1."
+                )
+        if isinstance(self.merge_ratio, tuple) and (self.layers is None or len(self.layers) != len(ratios)):
+            raise ConfigError(
+                f"atome: merge_ratio lists {len(ratios)} ratios; give layers= with as many layers, ascending."
+            )
+
+
+def link_similarity(keys: Tensor) -> Tensor:
+    """Cosine between the keys [B, N, D] of neighbours, [B, N - 1], in float32."""
+    unit = functional.normalize(keys.float(), dim=-1)
+    return (unit[:, :-1] * unit[:, 1:]).sum(dim=-1)
+
+
+def segment_matrix(last: Tensor, size: Tensor) -> Tensor:
+    """The matrix that averages every segment of frames.
+
+    Args:
+        last: Last frame of every segment but the final one, ascending, [B, M - 1].
+        size: What each frame counts, [B, N, 1].
+
+    Returns:
+        [B, M, N]: row m holds the shares of the frames of segment m, and sums to one.
+    """
+    n = size.shape[1]
+    end = functional.pad(last, (0, 1), value=n - 1)[..., None]
+    start = functional.pad(last, (1, 0), value=-1)[..., None]
+    position = torch.arange(n, device=last.device)
+    weight = ((position > start) & (position <= end)) * size.transpose(1, 2)
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+class Atome(Compressor):
+    """Merge the most similar neighbours after the attention of a few layers."""
+
+    name = "atome"
+    summary = "merges the most similar neighbours of a sequence of audio frames, in order (A-ToMe)"
+    source = "A-ToMe, arXiv:2306.16009"
+    differs = (
+        "fixed ratio only: the number of frames is then constant (the paper's fixed threshold makes it depend on the "
+        "audio). There is no public code: layers and ratios are not pinned there; chains of chosen links merge into one "
+        "frame, which weighs each by its size; of equally similar links the later ones merge. Class and distillation "
+        "tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens."
+    )
+    signals = frozenset({"keys"})
+    Config = AtomeConfig
+
+    @classmethod
+    def layers(cls, config: AtomeConfig, host: HostInfo) -> tuple[int, ...]:
+        """Layers that merge."""
+        return check_layers("atome", quarter_layers(host.depth) if config.layers is None else config.layers, host)
+
+    def __init__(self, config: AtomeConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
+        super().__init__(config, host, layer, tokens_in)
+        self.config, self.num_prefix = config, host.num_prefix
+        links = tokens_in - host.num_prefix - 1
+        self.num_merged = max(0, math.floor(ratio_at(config.merge_ratio, config.layers or (), layer) * links))
+        self.tokens_out = tokens_in - self.num_merged
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether attention after this site weighs keys by size."""
+        return self.config.proportional_attention
+
+    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+        """Merge frames; keys are the similarity feature."""
+        assert signals.keys is not None
+        prefix = self.num_prefix
+        size = torch.ones_like(state.x[..., :1], dtype=torch.float32) if state.size is None else state.size
+        x, frame_size = state.x[:, prefix:], size[:, prefix:]
+        distance = -link_similarity(signals.keys[:, prefix:])
+        num_kept = x.shape[1] - 1 - self.num_merged
+        _, last, _ = token_select(distance[..., None], distance, num_kept=num_kept)
+        matrix = segment_matrix(last, frame_size)
+        merged = token_mix(x, matrix)
+        sums = (cast(matrix > 0, torch.float32) @ frame_size)
+        return TokenState(
+            x=torch.cat([state.x[:, :prefix], merged], dim=1), size=torch.cat([size[:, :prefix], sums], dim=1)
+        )

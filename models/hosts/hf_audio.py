@@ -1,0 +1,165 @@
+"""Audio checkpoints of transformers, from a directory: `hf:PATH` with model_type whisper or audio-spectrogram-transformer.
+
+Of a Whisper checkpoint the encoder is taken, and the classifier of WhisperForAudioClassification; the text decoder is
+left out. `hf:PATH?seconds=5` builds a Whisper encoder for five seconds instead of thirty.
+
+Source: the layout of transformers' save_pretrained: config.json, preprocessor_config.json, model.safetensors.
+Differs: see models/hosts/audio.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
+from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
+from trt_compress.models.hosts.weights import load_tensors, read_tensors
+
+MODEL_TYPES = ("whisper", "audio-spectrogram-transformer")
+_AST_PREFIX = "audio_spectrogram_transformer."
+_NOT_THE_ENCODER = ("decoder.", "proj_out.")
+
+
+def load(path: Path, *, weights: str | None = None, seconds: float | None = None) -> LoadedHost:
+    """Load an audio model from a directory.
+
+    Args:
+        path: The directory.
+        weights: Another file with its tensors; default: those in the directory.
+        seconds: Audio of one input of a Whisper encoder; default: as much as it has positions for.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read, or tensors do not fit; they are named.
+        UnsupportedError: another model type, or a variant that is not driven.
+    """
+    config = read_json(path / "config.json")
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UnsupportedError(
+            f"hf:{path}: model_type '{model_type}' is not supported here; audio models are {', '.join(MODEL_TYPES)}."
+        )
+    files = [Path(weights)] if weights else weight_files(path)
+    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    model: AudioModel
+    if model_type == "whisper":
+        model, tensors = _whisper(config, tensors, seconds)
+    else:
+        if seconds is not None:
+            raise ConfigError(f"hf:{path}: seconds={seconds:g} is for Whisper; AST's length is in its config.json.")
+        model, tensors = _ast(config, tensors, path)
+    load_tensors(model, tensors, files[0].name)
+    model.eval()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    source = f"hf:{path}" + ("" if seconds is None else f"?seconds={seconds:g}")
+
+    def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
+        return (audio_graph(model, specs, name=source),)
+
+    return LoadedHost(
+        source=source,
+        family=FAMILY,
+        module=model,
+        weights=WeightsInfo(source=files[0].name, sha256=digest.hexdigest()),
+        attach=attach,
+        preprocess=preprocess_of(model),
+        postprocess=postprocess_of(model, config.get("id2label")),
+    )
+
+
+def preprocess_of(model: AudioModel) -> dict[str, Any]:
+    """How sound becomes the input of `model`; for the manifest."""
+    return {"kind": "audio", "sample_rate": SAMPLE_RATE, "channels": 1, "samples": model.num_samples, "range": [-1, 1]}
+
+
+def postprocess_of(model: AudioModel, labels: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the output of `model` means; for the manifest."""
+    if not model.num_labels:
+        return {"kind": "frames"}
+    found = {"kind": "classification", "classes": model.num_labels}
+    return {**found, "labels": [labels[key] for key in sorted(labels, key=int)]} if labels else found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConfigError: it is not there, or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no JSON object; copy or download it again.")
+    return content
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a directory, in the order of their names.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    else:
+        names = ["model.safetensors"] if (path / "model.safetensors").is_file() else []
+    if not names:
+        raise ConfigError(
+            f"{path} has no model.safetensors; save the model with save_pretrained, or give its file as --weights FILE."
+        )
+    return [path / name for name in names]
+
+
+def _whisper(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], seconds: float | None
+) -> tuple[WhisperModel, dict[str, Tensor]]:
+    if config.get("use_weighted_layer_sum"):
+        raise UnsupportedError(
+            "whisper: use_weighted_layer_sum is not supported: layers that merge frames cannot be summed. Take a model "
+            "without it."
+        )
+    named = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    named = {name: tensor for name, tensor in named.items() if not name.startswith(_NOT_THE_ENCODER)}
+    sizes = known_fields(WhisperConfig, config)
+    labels = named.get("classifier.weight")
+    if labels is None:
+        sizes.pop("classifier_proj_size", None)
+    else:
+        sizes["num_labels"] = labels.shape[0]
+    samples = None if seconds is None else round(seconds * SAMPLE_RATE)
+    return WhisperModel(WhisperConfig(**sizes), num_samples=samples), named
+
+
+def _ast(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[AstModel, dict[str, Tensor]]:
+    named = dict(tensors)
+    if not any(name.startswith(_AST_PREFIX) for name in named):
+        named = {f"{_AST_PREFIX}{name}": tensor for name, tensor in named.items()}
+    sizes = known_fields(AstConfig, config)
+    sizes.pop("num_labels", None)
+    labels = named.get("classifier.dense.weight")
+    if labels is not None:
+        sizes["num_labels"] = labels.shape[0]
+    options = {}
+    if (path / "preprocessor_config.json").is_file():
+        front = read_json(path / "preprocessor_config.json")
+        options = {name: float(front[name]) for name in ("mean", "std") if name in front}
+        if front.get("do_normalize") is False:
+            options = {"mean": 0.0, "std": 0.5}
+    return AstModel(AstConfig(**sizes), **options), named
