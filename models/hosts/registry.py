@@ -1,4 +1,5 @@
-"""Models by name: `timm:NAME`, `zoo:NAME`, and `hf:PATH` for a directory written by transformers' save_pretrained.
+"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, and audio
+codecs by their checkpoint: `wavtokenizer:FILE`, `xytokenizer:FILE`.
 
 A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`. A model type of transformers is
 one line in `_HF`: the module that has `load(path, weights=…, **options)`.
@@ -8,6 +9,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "keyword_spotter": "hosts.keyword_spotter",
     "keyword_mome": "hosts.keyword_mome",
     "keyword_stream": "hosts.keyword_stream",
+    "speech_codec": "hosts.speech_codec",
 }
 _HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
     "whisper": "hosts.hf_audio",
@@ -43,7 +46,7 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
     """Build a model by name and load its weights.
 
     Args:
-        model: `timm:NAME`, `zoo:NAME` or `hf:PATH`.
+        model: `timm:NAME`, `zoo:NAME`, `hf:PATH`, `wavtokenizer:FILE` or `xytokenizer:FILE`.
         weights: A .safetensors file or checkpoint; "pretrained" for timm's own (needs a network); None: the zoo's own,
             or random ones for timm (fixed seed), good for timing only.
 
@@ -56,6 +59,8 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
         "timm": _load_timm,
         "zoo": _load_zoo,
         "hf": _load_hf,
+        "wavtokenizer": partial(_load_codec, "wavtokenizer"),
+        "xytokenizer": partial(_load_codec, "xytokenizer"),
     }
     if not colon or source not in loaders:
         raise ConfigError(
@@ -157,18 +162,9 @@ def _load_zoo(name: str, weights: str | None) -> LoadedHost:
 
 
 def _load_hf(name: str, weights: str | None) -> LoadedHost:
-    folder, _, query = name.partition("?")
-    options: dict[str, float] = {}
-    for pair in query.split("&") if query else ():
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"hf:{name}: '{pair}' is not key=number; write hf:PATH?seconds=5.") from error
-    if options.keys() - {"seconds"}:
-        raise ConfigError(f"hf:{name}: option '{min(options.keys() - {'seconds'})}' is not known; there is seconds.")
+    folder, options = _path_and_options("hf", name)
     try:
-        content = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = content["model_type"]
     except OSError as error:
         raise ConfigError(
@@ -183,5 +179,27 @@ def _load_hf(name: str, weights: str | None) -> LoadedHost:
             f"hf:{folder}: model_type '{model_type}' is not supported; there are {', '.join(sorted(_HF))}."
         )
     module = importlib.import_module(f"trt_compress.models.{_HF[model_type]}")
-    host: LoadedHost = module.load(Path(folder), weights=weights, **options)
+    host: LoadedHost = module.load(folder, weights=weights, **options)
     return host
+
+
+def _load_codec(source: str, name: str, weights: str | None) -> LoadedHost:
+    path, options = _path_and_options(source, name)
+    module = importlib.import_module(f"trt_compress.models.hosts.codec_{source}")
+    host: LoadedHost = module.load(path, weights=weights, **options)
+    return host
+
+
+def _path_and_options(source: str, name: str) -> tuple[Path, dict[str, float]]:
+    """`PATH?seconds=5` as a path and numbers by name."""
+    path, _, query = name.partition("?")
+    options: dict[str, float] = {}
+    for pair in query.split("&") if query else ():
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{source}:{name}: '{pair}' is not key=number; write {source}:PATH?seconds=5.") from error
+    if unknown := options.keys() - {"seconds"}:
+        raise ConfigError(f"{source}:{name}: option '{min(unknown)}' is not known; there is seconds.")
+    return Path(path), options

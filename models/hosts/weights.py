@@ -26,9 +26,14 @@ def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
         ConfigError: the file cannot be read, or tensors are missing, extra, misshaped or not finite; all are named.
     """
     load_tensors(module, read_tensors(path), path.name)
+    return WeightsInfo(source=path.name, sha256=file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    return WeightsInfo(source=path.name, sha256=digest.hexdigest())
+    return digest.hexdigest()
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:

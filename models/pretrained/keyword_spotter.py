@@ -106,7 +106,7 @@ VARIANTS = {
         config=WhisperConfig(
             **{**asdict(PLAIN), "encoder_layers": 5, "experts": 23, "expert_layer": POOL_LAYER + 1},
         ),
-        recipe=Recipe(rates=(1, 2, 4, 8)),
+        recipe=Recipe(rates=(1, 2, 4, 8), epochs=18),
     ),
 }
 
