@@ -83,8 +83,8 @@ class Atome(Compressor):
     source = "A-ToMe, arXiv:2306.16009"
     differs = (
         "fixed ratio only: the number of frames is then constant (the paper's fixed threshold makes it depend on the "
-        "audio). There is no public code: layers and ratios are not pinned there; chains of chosen links merge into one "
-        "frame, which weighs each by its size; of equally similar links the later ones merge. Class and distillation "
+        "audio). There is no public code: layers and ratios are not pinned there; a chain of chosen links merges into "
+        "one frame, which weighs each by its size; of equally similar links the later ones merge. Class and distillation "
         "tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens."
     )
     signals = frozenset({"keys"})
@@ -118,7 +118,7 @@ class Atome(Compressor):
         _, last, _ = token_select(distance[..., None], distance, num_kept=num_kept)
         matrix = segment_matrix(last, frame_size)
         merged = token_mix(x, matrix)
-        sums = (cast(matrix > 0, torch.float32) @ frame_size)
+        sums = cast(matrix > 0, torch.float32) @ frame_size
         return TokenState(
             x=torch.cat([state.x[:, :prefix], merged], dim=1), size=torch.cat([size[:, :prefix], sums], dim=1)
         )

@@ -9,7 +9,6 @@ from trt_compress.errors import ConfigError
 from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo
 from trt_compress.models.compressors.registry import CompressorSpec
 
-
 ENCODER_OUTPUT = "encoder_output"
 
 
@@ -46,8 +45,7 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
         site = spec.compressor.site_of(spec.config)
         if site not in host.sites:
             raise ConfigError(
-                f"{spec.name}: acts at {site}, but {host.name} offers only "
-                f"{', '.join(sorted(host.sites))}."
+                f"{spec.name}: acts at {site}, but {host.name} offers only {', '.join(sorted(host.sites))}."
             )
     wanted = [(spec, spec.compressor.layers(spec.config, host)) for spec in specs]
     steps = nn.ModuleDict()

@@ -88,7 +88,9 @@ class FramePool(Compressor):
         windows = [(self.whole // self.config.stride, slice(0, self.whole))]
         if self.rest:
             windows.append((1, slice(self.whole, self.whole + self.rest)))
-        pooled = [self._pool(frames[:, part], None if size is None else size[:, part], count) for count, part in windows]
+        pooled = [
+            self._pool(frames[:, part], None if size is None else size[:, part], count) for count, part in windows
+        ]
         x = torch.cat([prefix, *(x for x, _ in pooled)], dim=1)
         if state.size is None and not self.rest:
             return TokenState(x=x)

@@ -1,8 +1,8 @@
-"""Audio models: a waveform goes in, frames or class logits come out, compressors act between attention and feed-forward.
+"""Audio models: a waveform goes in, frames or logits come out, compressors act between attention and feed-forward part.
 
 Source: Whisper, arXiv:2212.04356; AST, arXiv:2104.01778.
-Differs: the log-mel front end is part of the graph; a Whisper encoder may be built for less than its 30 s, and then sees
-only the audio there is instead of a clip padded with silence.
+Differs: the log-mel front end is part of the graph; a Whisper encoder may be built for less than its 30 s, and then
+sees only the audio there is instead of a clip padded with silence.
 """
 
 import typing
@@ -197,7 +197,8 @@ class CompressedAudio(CompressedModule):
         """Logits [B, classes] of audio [B, samples]; without a classifier frames [B, M, C] and their sizes [B, M]."""
         if audio.shape[-1] != self.model.num_samples:
             raise ShapeError(
-                f"audio: {audio.shape[-1]} samples were given; {self.info.name} takes {self.model.num_samples} at 16 kHz."
+                f"audio: {audio.shape[-1]} samples were given; {self.info.name} takes "
+                f"{self.model.num_samples} at 16 kHz."
             )
         state, proportional = TokenState(x=self.model.embed(audio)), False
         for number, layer in enumerate(self.model.encoder.stack):
@@ -262,4 +263,3 @@ def audio_graph(
         outputs=outputs,
         examples=examples,
     )
-

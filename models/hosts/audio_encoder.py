@@ -278,11 +278,7 @@ class AstEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
         self.patch_embeddings = nn.ModuleDict(
-            {
-                "projection": nn.Conv2d(
-                    1, width, config.patch_size, stride=(config.frequency_stride, config.time_stride)
-                )
-            }
+            {"projection": nn.Conv2d(1, width, config.patch_size, stride=(config.frequency_stride, config.time_stride))}
         )
         self.position_embeddings = nn.Parameter(torch.zeros(1, frequency * time + 2, width))
 
@@ -290,7 +286,7 @@ class AstEmbeddings(nn.Module):
         """Tokens [B, 2 + patches, C] of features [B, frames, bands]; patches run along time, then frequency."""
         patches = self.patch_embeddings["projection"](features.transpose(1, 2)[:, None]).flatten(2).transpose(1, 2)
         prefix = torch.cat([self.cls_token, self.distillation_token], dim=1)
-        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1) + self.position_embeddings
+        return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position_embeddings
 
 
 class AstLayer(EncoderLayer):
@@ -331,7 +327,9 @@ class AstEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = AstEmbeddings(config)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(AstLayer(config) for _ in range(config.num_hidden_layers))})
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.ModuleList(AstLayer(config) for _ in range(config.num_hidden_layers))}
+        )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def embed(self, features: Tensor) -> Tensor:

@@ -89,14 +89,18 @@ class StreamingWhisper(CompressedModule):
         for step in self._steps(ENCODER_OUTPUT):
             self.width_out = step.width_out or self.width_out
         if model.num_labels and self.width_out != model.width:
-            raise ConfigError(f"{name}: its classifier takes {model.width} channels, not {self.width_out}; pool instead.")
+            raise ConfigError(
+                f"{name}: its classifier takes {model.width} channels, not {self.width_out}; pool instead."
+            )
         self.training = False
 
     def states(self) -> tuple[StateSpec, ...]:
         """What is handed from chunk to chunk."""
         found = [self._state("audio_tail", TAIL), self._state("chunks_seen", dtype="int64")]
         for layer, tokens in enumerate(self.tokens_in):
-            found += [self._state(f"{part}_{layer}", self.left_chunks * tokens, self.width) for part in ("keys", "values")]
+            found += [
+                self._state(f"{part}_{layer}", self.left_chunks * tokens, self.width) for part in ("keys", "values")
+            ]
             if self.weighs[layer]:
                 found.append(self._state(f"size_{layer}", self.left_chunks * tokens, 1))
         if self.model.num_labels:

@@ -1,7 +1,8 @@
 """WavTokenizer: one codebook, some fifty code numbers for a second of audio.
 
 Source: WavTokenizer, arXiv:2408.16532; code jishengpeng/WavTokenizer 5cf440d.
-Differs: weight normalisation is multiplied out when a checkpoint is loaded; the bandwidth id is 0, as at inference there.
+Differs: weight normalisation is multiplied out when a checkpoint is loaded; the bandwidth id is 0, as at inference
+there.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """XY-Tokenizer: 12.5 frames a second, eight code numbers each, from a semantic and an acoustic encoder.
 
 Source: XY-Tokenizer, arXiv:2506.23325; code gyt1145028706/XY-Tokenizer 5df5609.
-Differs: audio is padded with silence to whole frames of 1280 samples and nothing more (there to 30 s, with masks), so no
-masks are needed; one input is one window: longer audio is cut by the caller (there 30 s windows that keep 20 s). Heads are
-64 wide, as in the released model; the checkpoint does not tell.
+Differs: audio is padded with silence to whole frames of 1280 samples and nothing more (there to 30 s, with masks), so
+no masks are needed; one input is one window: longer audio is cut by the caller (there 30 s windows that keep 20 s).
+Heads are 64 wide, as in the released model; the checkpoint does not tell.
 """
 
 from collections.abc import Mapping
@@ -185,9 +185,7 @@ class XyTokenizer(Codec):
     def __init__(self, config: XyTokenizerConfig, *, num_samples: int) -> None:
         super().__init__()
         stacks = config.stacks
-        most = min(
-            stacks["acoustic_encoder"].positions * 2 * MEL_HOP, stacks["post_rvq_adapter"].positions * FRAME
-        )
+        most = min(stacks["acoustic_encoder"].positions * 2 * MEL_HOP, stacks["post_rvq_adapter"].positions * FRAME)
         if not 1 <= num_samples <= most:
             raise ConfigError(
                 f"xytokenizer: {num_samples} samples of audio are out of range; one window takes 1 to {most} "

@@ -1,4 +1,4 @@
-"""Audio checkpoints of transformers, from a directory: `hf:PATH` with model_type whisper or audio-spectrogram-transformer.
+"""Audio checkpoints of transformers from a directory: `hf:PATH`, model_type whisper or audio-spectrogram-transformer.
 
 Of a Whisper checkpoint the encoder is taken, and the classifier of WhisperForAudioClassification; the text decoder is
 left out. `hf:PATH?seconds=5` builds a Whisper encoder for five seconds instead of thirty.
@@ -145,9 +145,7 @@ def _whisper(
     return WhisperModel(WhisperConfig(**sizes), num_samples=samples), named
 
 
-def _ast(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path
-) -> tuple[AstModel, dict[str, Tensor]]:
+def _ast(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> tuple[AstModel, dict[str, Tensor]]:
     named = dict(tensors)
     if not any(name.startswith(_AST_PREFIX) for name in named):
         named = {f"{_AST_PREFIX}{name}": tensor for name, tensor in named.items()}

@@ -1,8 +1,8 @@
-"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, and audio
-codecs by their checkpoint: `wavtokenizer:FILE`, `xytokenizer:FILE`.
+"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, and
+audio codecs by their checkpoint: `wavtokenizer:FILE`, `xytokenizer:FILE`.
 
-A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`. A model type of transformers is
-one line in `_HF`: the module that has `load(path, weights=…, **options)`.
+A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`. A model type of transformers
+is one line in `_HF`: the module that has `load(path, weights=…, **options)`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`zoo:speech_codec`: a small WavTokenizer, trained here on speech of espeak-ng: a second to 50 code numbers and back."""
+"""`zoo:speech_codec`: a small WavTokenizer for a second of speech, trained here on speech of espeak-ng."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from trt_compress.models.hosts.weights import load_weights
 INFO = ModelInfo(
     name="zoo:speech_codec",
     family=FAMILY,
-    description="a second of speech at 16 kHz to 50 code numbers of 10 bits and back, trained here on speech of espeak-ng",
+    description="a second of speech to 50 code numbers of 10 bits and back, trained here on speech of espeak-ng",
 )
 
 

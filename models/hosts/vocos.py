@@ -1,7 +1,7 @@
 """The decoder that audio codecs share: ConvNeXt blocks over frames, and a head that predicts a spectrum (Vocos).
 
-Source: Vocos, arXiv:2306.00814; WavTokenizer, arXiv:2408.16532, which puts residual blocks and an attention before them;
-XY-Tokenizer, arXiv:2506.23325.
+Source: Vocos, arXiv:2306.00814; WavTokenizer, arXiv:2408.16532, which puts residual blocks and an attention before
+them; XY-Tokenizer, arXiv:2506.23325.
 Differs: none; tensors have the names of the official checkpoints.
 """
 
@@ -125,7 +125,13 @@ class VocosBackbone(nn.Module):
         self.convnext = nn.ModuleList(ConvNextBlock(config) for _ in range(config.num_layers))
         self.final_layer_norm = nn.LayerNorm(dim, eps=EPSILON)
         if config.position_net:
-            blocks = [ResidualBlock(dim), ResidualBlock(dim), FrameAttention(dim), ResidualBlock(dim), ResidualBlock(dim)]
+            blocks = [
+                ResidualBlock(dim),
+                ResidualBlock(dim),
+                FrameAttention(dim),
+                ResidualBlock(dim),
+                ResidualBlock(dim),
+            ]
             self.pos_net = nn.Sequential(*blocks, nn.GroupNorm(GROUPS, dim, eps=EPSILON))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -91,7 +91,9 @@ def synthesize(utterance: Utterance) -> Array:
     """
     program = shutil.which("espeak-ng")
     if program is None:
-        raise UnsupportedError("speech is synthesized by espeak-ng, which is not installed.", hint="apt install espeak-ng")
+        raise UnsupportedError(
+            "speech is synthesized by espeak-ng, which is not installed.", hint="apt install espeak-ng"
+        )
     command = [program, "--stdout", "-v", f"{utterance.accent}+{utterance.speaker}"]
     command += ["-s", str(utterance.words_per_minute), "-p", str(utterance.pitch), utterance.text]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -104,9 +106,7 @@ def synthesize(utterance: Utterance) -> Array:
     return _cut(_resample(samples, rate))
 
 
-def utterances(
-    texts: Sequence[str], speakers: Sequence[str], *, draws: int, seed: int
-) -> list[Utterance]:
+def utterances(texts: Sequence[str], speakers: Sequence[str], *, draws: int, seed: int) -> list[Utterance]:
     """Every text by every speaker, `draws` times each with an accent, a speed and a pitch of its own."""
     random = np.random.RandomState(seed)
     return [

@@ -1,8 +1,8 @@
 """The codec `zoo:speech_codec`: a small WavTokenizer for 16 kHz speech, and its training.
 
-Fifty code numbers of ten bits a second, so 500 bits per second. It is trained for a few minutes on speech of espeak-ng, with
-spectral losses and no adversary: it shows the whole way, and is no match for the released models. This command makes the
-weights (fp16) and the card again:
+Fifty code numbers of ten bits a second, so 500 bits per second. It is trained for a few minutes on speech of espeak-ng,
+with spectral losses and no adversary: it shows the whole way, and is no match for the released models. This command
+makes the weights (fp16) and the card again:
 
     python -m trt_compress.models.pretrained.speech_codec --output DIR
 """
@@ -209,7 +209,9 @@ def measure(codec: WavTokenizer, clips: speech.Array) -> dict[str, float]:
         codes = torch.cat([codec.encode(part) for part in torch.split(audio, 16)])
         made = torch.cat([codec.decode(part) for part in torch.split(codes, 16)])[:, : audio.shape[1]]
         mel = SpectralLoss()
-        distance = (mel.log_mel(made) - mel.log_mel(audio)).abs().mean() * 40  # a quarter of a decade of power is 10 dB/4
+        distance = (
+            mel.log_mel(made) - mel.log_mel(audio)
+        ).abs().mean() * 40  # a quarter of a decade of power is 10 dB/4
         silence = (mel.log_mel(torch.zeros_like(audio)) - mel.log_mel(audio)).abs().mean() * 40
         snr = 10 * torch.log10(audio.square().sum(dim=1) / (audio - made).square().sum(dim=1))
     share = torch.bincount(codes.flatten(), minlength=codec.codebook_size).double() / codes.numel()
@@ -227,7 +229,9 @@ def measure(codec: WavTokenizer, clips: speech.Array) -> dict[str, float]:
     }
 
 
-def write_release(codec: WavTokenizer, recordings: list[speech.Array], recipe: Recipe, directory: Path) -> dict[str, Any]:
+def write_release(
+    codec: WavTokenizer, recordings: list[speech.Array], recipe: Recipe, directory: Path
+) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
     from safetensors.torch import save_file
 
@@ -245,7 +249,10 @@ def write_release(codec: WavTokenizer, recordings: list[speech.Array], recipe: R
         "data": {
             "name": "words and sentences synthesized by espeak-ng",
             "license": "made here; espeak-ng's output is not covered by its licence (GPL-3.0)",
-            "train": {"speakers": speech.TRAIN_SPEAKERS, "seconds": round(sum(map(len, recordings)) / speech.SAMPLE_RATE)},
+            "train": {
+                "speakers": speech.TRAIN_SPEAKERS,
+                "seconds": round(sum(map(len, recordings)) / speech.SAMPLE_RATE),
+            },
             "test": {"speakers": speech.TEST_SPEAKERS, "seconds": len(clips), "file": speech.HELDOUT_FILE.name},
             "limits": "One synthesizer, clean speech. Trained for minutes with spectral losses and no adversary.",
         },

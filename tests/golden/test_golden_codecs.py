@@ -96,7 +96,13 @@ def xy_config() -> XyTokenizerConfig:
     names = (*into, "semantic_encoder_adapter", "acoustic_decoder")
     stacks = {
         name: StackConfig(
-            channels_in=into.get(name, 16), width=16, channels_out=out.get(name, 16), layers=1, ffn=24, heads=2, positions=50
+            channels_in=into.get(name, 16),
+            width=16,
+            channels_out=out.get(name, 16),
+            layers=1,
+            ffn=24,
+            heads=2,
+            positions=50,
         )
         for name in names
     }
@@ -140,7 +146,9 @@ def test_xytokenizer_s_codebooks(case: str) -> None:
     sizes = {"stages": codebooks.shape[0], "codebook_size": codebooks.shape[1], "rvq_dim": codebooks.shape[2]}
     config = XyTokenizerConfig(num_mels=10, stacks={}, vocos=xy_config().vocos, **sizes)
     module = ResidualCodebooks(meta["input_dim"], config)
-    names = {f"{part}_{kind}": f"{part}.{kind}" for part in ("input_proj", "output_proj") for kind in ("weight", "bias")}
+    names = {
+        f"{part}_{kind}": f"{part}.{kind}" for part in ("input_proj", "output_proj") for kind in ("weight", "bias")
+    }
     given = {name: arrays[array] for array, name in names.items() if array in arrays}
     module.load_state_dict({"codebooks": codebooks, **given})
     codes = run(module.encode, arrays["z"])

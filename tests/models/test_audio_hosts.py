@@ -225,7 +225,9 @@ def test_variants_that_are_not_driven_say_so(save: Callable[..., Made], tmp_path
         load_host(f"hf:{edit(path, tmp_path, activation_function='tanh')}")
     with pytest.raises(ConfigError, match="a width of 32 cannot be split among 5 heads"):
         load_host(f"hf:{edit(path, tmp_path, encoder_attention_heads=5)}")
-    with pytest.raises(ConfigError, match=r"32000 samples of audio are out of range; this model takes 320 to 16000 \(1 s\)"):
+    with pytest.raises(
+        ConfigError, match=r"32000 samples of audio are out of range; this model takes 320 to 16000 \(1 s\)"
+    ):
         load_host(f"hf:{path}?seconds=2")
     with pytest.raises(ConfigError, match="patch_size=40 is larger than the spectrogram of 32 x 64"):
         AstConfig(num_mel_bins=32, max_length=64, patch_size=40)

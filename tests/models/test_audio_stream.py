@@ -62,7 +62,7 @@ def test_chunks_are_the_whole(chunks: int, left_chunks: int) -> None:
 
 
 def test_chunk_size_changes_only_what_is_seen() -> None:
-    """With one layer less of context than the recording has, results differ; with all of it in one chunk they do not."""
+    """A chunk with less context than the recording has gives another result than all of it in one chunk."""
     model, audio = tiny(), sound(8000)
     one = run(make(model, chunk_frames=25, left_chunks=1), audio)[0]
     short = torch.cat(run(make(model, left_chunks=1), audio), dim=1)
@@ -100,7 +100,9 @@ def test_pooling_behind_the_encoder_is_pooling_of_the_whole() -> None:
     torch.testing.assert_close(pooled, whole.unflatten(1, (-1, 5)).mean(dim=2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("spec", ["frame_pool:stride=2,layer=0", "atome:merge_ratio=0.5,layers=[0,1]", "tome:num_merged=1"])
+@pytest.mark.parametrize(
+    "spec", ["frame_pool:stride=2,layer=0", "atome:merge_ratio=0.5,layers=[0,1]", "tome:num_merged=1"]
+)
 def test_compressors_inside_a_chunk(spec: str) -> None:
     """A chunk is compressed by itself, so what was heard long ago changes nothing: the context is limited."""
     stream = make(tiny(), spec, left_chunks=1)
