@@ -84,8 +84,8 @@ class Atome(Compressor):
     differs = (
         "fixed ratio only: the number of frames is then constant (the paper's fixed threshold makes it depend on the "
         "audio). There is no public code: layers and ratios are not pinned there; a chain of chosen links merges into "
-        "one frame, which weighs each by its size; of equally similar links the later ones merge. Class and distillation "
-        "tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens."
+        "one frame, which weighs each by its size; of equally similar links the later ones merge. Class and "
+        "distillation tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens."
     )
     signals = frozenset({"keys"})
     Config = AtomeConfig

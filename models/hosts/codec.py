@@ -1,4 +1,4 @@
-"""What audio codecs share: a graph `encode` from sound to code numbers, a graph `decode` back, and their checkpoints."""
+"""What audio codecs share: a graph `encode` from sound to numbers, a graph `decode` back, and their checkpoints."""
 
 import re
 from abc import ABC, abstractmethod

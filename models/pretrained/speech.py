@@ -16,6 +16,7 @@ import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ def synthesize(utterance: Utterance) -> Array:
         raise UnsupportedError(
             "speech is synthesized by espeak-ng, which is not installed.", hint="apt install espeak-ng"
         )
+    for name, known in ((utterance.accent, _known(program, "en")), (utterance.speaker, _known(program, "variant"))):
+        if name not in known:  # espeak-ng itself would take another voice, and not say so
+            raise UnsupportedError(f"espeak-ng has no voice '{name}' here; the speech would be another one.")
     command = [program, "--stdout", "-v", f"{utterance.accent}+{utterance.speaker}"]
     command += ["-s", str(utterance.words_per_minute), "-p", str(utterance.pitch), utterance.text]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -236,6 +240,14 @@ def write_heldout(directory: Path) -> Path:
         speakers=np.array(words.speakers),
     )
     return path
+
+
+@cache
+def _known(program: str, language: str) -> frozenset[str]:
+    """Names of the voices that espeak-ng lists for a language, or of its variants."""
+    lines = subprocess.run([program, f"--voices={language}"], capture_output=True, text=True, check=True).stdout
+    names = [line.split() for line in lines.splitlines()[1:]]
+    return frozenset(part.rpartition("/")[2] for words in names for part in words)
 
 
 def _with_length(content: bytes) -> bytes:

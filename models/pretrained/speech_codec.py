@@ -137,7 +137,8 @@ class MovingCodes:
 
     def start(self, frames: Tensor) -> None:
         """Set the codes to random frames [N, D], and move each to the mean of those nearest to it, ten times."""
-        codes = frames[torch.randperm(len(frames))[: self.codec.codebook_size]].clone()
+        order = torch.randperm(max(len(frames), self.codec.codebook_size)) % len(frames)
+        codes = frames[order[: self.codec.codebook_size]].clone()
         for _ in range(10):
             nearest = torch.cdist(frames, codes).argmin(dim=1)
             count = torch.bincount(nearest, minlength=len(codes)).float()

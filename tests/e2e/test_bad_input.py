@@ -34,7 +34,8 @@ def refused(finished: Any, message: str, code: int = 2) -> None:
 EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     "model without a source": (
         ("export", "digits_vit", "-o", "out"),
-        "model 'digits_vit' is not known; write timm:NAME (timm:deit_small_patch16_224) or zoo:NAME (zoo:digits_vit)",
+        "model 'digits_vit' is not known; write timm:NAME (timm:deit_small_patch16_224), zoo:NAME (zoo:digits_vit) or "
+        "hf:PATH",
     ),
     "unknown zoo model": (
         ("export", "zoo:digit_vit", "-o", "out"),

@@ -60,7 +60,7 @@ def passes(bundle: Path, *targets: str) -> None:
     ("model", "spec"),
     [
         ("whisper", "atome:merge_ratio=0.4+frame_stack:stride=5"),
-        ("ast", "fastast:num_merged=4"),
+        pytest.param("ast", "fastast:num_merged=4", marks=pytest.mark.slow),
     ],
 )
 def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model: str, spec: str) -> None:
@@ -80,6 +80,7 @@ def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model
     assert host.preprocess["samples"] == audio.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wavtokenizer", "xytokenizer"])
 def test_a_codec_becomes_two_graphs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec_xytokenizer, "HEAD_SIZE", 8)  # the golden model's heads; a checkpoint does not tell
@@ -168,6 +169,7 @@ def test_weight_norm_under_its_other_name(tmp_path: Path) -> None:
 # ---- the models of the zoo ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "spec"),
     [("zoo:keyword_spotter", "atome:merge_ratio=0.5,layers=[1]"), ("zoo:keyword_mome", "frame_pool:stride=4,layer=0")],
