@@ -1,4 +1,4 @@
-"""`zoo:keyword_mome`: the keyword spotter as a matryoshka, one model for frames pooled by 1, 2, 4 or 8 (MoME).
+"""`zoo:keyword_mome`: the keyword spotter as a matryoshka, one model for frames pooled by 1, 2 or 4 (MoME).
 
 A rate is chosen by the compressor that pools where the model was trained for it: `frame_pool:stride=4,layer=0`.
 """
@@ -9,7 +9,7 @@ from trt_compress.models.hosts.base import LoadedHost, ModelInfo
 INFO = ModelInfo(
     name="zoo:keyword_mome",
     family=keyword_spotter.INFO.family,
-    description="the keyword spotter with small experts, for several rates: none, or frame_pool:stride=2|4|8,layer=0",
+    description="the keyword spotter with small experts, for several rates: none, or frame_pool:stride=2|4,layer=0",
 )
 
 

