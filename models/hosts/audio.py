@@ -73,6 +73,9 @@ class WhisperModel(AudioModel):
         clip_range: Whisper's rule that values lie within 8 decades of the loudest; False: a fixed floor, for streams.
     """
 
+    frontend: LogMel
+    encoder: WhisperEncoder
+
     def __init__(self, config: WhisperConfig, *, num_samples: int | None = None, clip_range: bool = True) -> None:
         super().__init__()
         samples_of_frame = SAMPLE_RATE // FRAMES_PER_SECOND

@@ -9,7 +9,7 @@ Differs: attention is two matrix products and a softmax, so that a bias, key-val
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -23,7 +23,11 @@ from trt_compress.models.hosts.mome import MicroExperts
 from trt_compress.plugins import operator
 
 Activation = Literal["gelu", "relu", "silu"]
-ACTIVATIONS = {"gelu": functional.gelu, "relu": functional.relu, "silu": functional.silu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
 KeysAndValues = tuple[Tensor, Tensor]
 
 

@@ -10,6 +10,7 @@ from trt_compress.models.hosts.audio import FAMILY, audio_graph
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps, WeightsInfo
 from trt_compress.models.hosts.hf_audio import preprocess_of
 from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.pretrained.speech import CLASSES
 
 INFO = ModelInfo(
     name="zoo:keyword_spotter",
@@ -39,7 +40,7 @@ def load(weights: str | None, *, name: str = "keyword_spotter") -> LoadedHost:
         weights=info,
         attach=attach,
         preprocess=preprocess_of(model),
-        postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(pretrained.speech.CLASSES)},
+        postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(CLASSES)},
     )
 
 

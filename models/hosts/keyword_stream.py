@@ -11,6 +11,7 @@ from trt_compress.models.hosts.audio_stream import SAMPLES_OF_FRAME, StreamingWh
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps
 from trt_compress.models.hosts.keyword_spotter import zoo_weights
 from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.pretrained.speech import CLASSES
 
 CHUNK_FRAMES = 10
 WINDOW_CHUNKS = 5
@@ -59,7 +60,7 @@ def load(weights: str | None) -> LoadedHost:
             "range": [-1, 1],
             "stream": True,
         },
-        postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(pretrained.speech.CLASSES)},
+        postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(CLASSES)},
     )
 
 

@@ -35,7 +35,8 @@ class MicroExperts(nn.Module):
         """Weight of each routed expert for each token, [B, N, experts]; zero for those that are not chosen."""
         probability = self.router(x).softmax(dim=-1)
         last_place = probability.topk(self.active, dim=-1).values[..., -1:]
-        return torch.where(probability >= last_place, probability, 0)
+        gates: Tensor = torch.where(probability >= last_place, probability, 0)
+        return gates
 
     def forward(self, x: Tensor) -> Tensor:
         """What the experts add to tokens [B, N, C]."""
@@ -49,4 +50,5 @@ class MicroExperts(nn.Module):
         """How unevenly tokens go to experts: 1 if evenly, `experts` if all go to one (Switch Transformer's loss)."""
         probability = self.router(x).softmax(dim=-1).flatten(0, -2)
         chosen = (self.gates(x) > 0).flatten(0, -2).float().mean(dim=0) / self.active
-        return self.routed * (chosen * probability.mean(dim=0)).sum()
+        loss: Tensor = self.routed * (chosen * probability.mean(dim=0)).sum()
+        return loss

@@ -52,7 +52,7 @@ def inverse_dft_basis(n_fft: int) -> Matrix:
     weight[0] = 1
     if n_fft % 2 == 0:
         weight[-1] = 1
-    basis = dft_basis(n_fft, n_fft) * np.concatenate([weight, weight])[:, None] / n_fft
+    basis: Matrix = dft_basis(n_fft, n_fft) * np.concatenate([weight, weight])[:, None] / n_fft
     basis[bins] = 0
     if n_fft % 2 == 0:
         basis[-1] = 0
@@ -61,7 +61,8 @@ def inverse_dft_basis(n_fft: int) -> Matrix:
 
 def hann_window(length: int, *, periodic: bool = True) -> Matrix:
     """The Hann window; periodic for overlapping frames, symmetric as Kaldi has it."""
-    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
+    window: Matrix = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length if periodic else length - 1))
+    return window
 
 
 def mel_filters(

@@ -81,7 +81,7 @@ class ConvNextBlock(nn.Module):
         """Frames [B, dim, F] to the same."""
         inner = self.norm(self.dwconv(x).transpose(1, 2))
         inner = self.gamma * self.pwconv2(functional.gelu(self.pwconv1(inner)))
-        return x + inner.transpose(1, 2)
+        return cast(Tensor, x + inner.transpose(1, 2))
 
 
 class ResidualBlock(nn.Module):

@@ -141,7 +141,7 @@ def logits_at_rates(model: WhisperModel, features: Tensor, rates: Sequence[int])
     results = []
     for rate in rates:
         whole = shared.shape[1] // rate * rate
-        x = shared[:, :whole].unflatten(1, (-1, rate)).mean(dim=2)
+        x = shared[:, :whole].reshape(len(shared), whole // rate, rate, shared.shape[2]).mean(dim=2)
         x = x + first.feed(x)
         for number, layer in enumerate(encoder.stack[POOL_LAYER + 1 :], start=POOL_LAYER + 1):
             x = encoder.enter(number, x)

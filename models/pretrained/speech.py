@@ -157,7 +157,8 @@ class NoiseBank:
         """Noise of standard deviation 1."""
         track = self.tracks[self.random.randint(len(self.tracks))]
         start = self.random.randint(len(track) - samples)
-        return track[start : start + samples]
+        found: Array = track[start : start + samples]
+        return found
 
 
 def make_clip(word: Array | None, noise: NoiseBank, *, snr_db: tuple[float, float] = (3.0, 30.0)) -> Array:
@@ -219,13 +220,15 @@ def heldout_clips(*, repeats: int = 2, seed: int = 20) -> tuple[Array, Array]:
 def compress(audio: Array) -> Array:
     """8-bit µ-law of samples in -1..1, uint8."""
     squeezed = np.sign(audio) * np.log1p(MU * np.minimum(np.abs(audio), 1)) / np.log1p(MU)
-    return np.round((squeezed + 1) * 127.5).astype(np.uint8)
+    codes: Array = np.round((squeezed + 1) * 127.5).astype(np.uint8)
+    return codes
 
 
 def expand(codes: Array) -> Array:
     """Samples of 8-bit µ-law, float32."""
     squeezed = codes.astype(np.float64) / 127.5 - 1
-    return (np.sign(squeezed) * np.expm1(np.abs(squeezed) * np.log1p(MU)) / MU).astype(np.float32)
+    audio: Array = (np.sign(squeezed) * np.expm1(np.abs(squeezed) * np.log1p(MU)) / MU).astype(np.float32)
+    return audio
 
 
 def write_heldout(directory: Path) -> Path:
@@ -260,7 +263,8 @@ def _resample(samples: Array, rate: int) -> Array:
     from scipy.signal import resample_poly
 
     step = Fraction(SAMPLE_RATE, rate)
-    return resample_poly(samples, step.numerator, step.denominator).astype(np.float32)
+    resampled: Array = resample_poly(samples, step.numerator, step.denominator).astype(np.float32)
+    return resampled
 
 
 def _cut(samples: Array) -> Array:

@@ -124,7 +124,7 @@ class SpectralLoss(torch.nn.Module):
 
     def log_mel(self, audio: Tensor) -> Tensor:
         """Log-mel values above a floor of -60 dB."""
-        return self.mel(audio).clamp_min(-0.5)
+        return cast(Tensor, self.mel(audio)).clamp_min(-0.5)
 
 
 class MovingCodes:
@@ -192,7 +192,7 @@ def train(recordings: list[speech.Array], recipe: Recipe) -> WavTokenizer:
             frames, commitment = codes(frames)
         loss = loss_of(codec.decode_frames(frames), wanted) + recipe.commitment * commitment
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(codec.parameters(), recipe.gradient_clip_norm)
         optimizer.step()
         schedule.step()

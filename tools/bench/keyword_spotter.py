@@ -123,7 +123,7 @@ def count_right(bundle: Path, clips: speech.Array, labels: speech.Array) -> tupl
         for start in range(0, len(clips), 64):
             logits = session.run({"audio": clips[start : start + 64]})["logits"]
             right += int((logits.argmax(axis=1) == labels[start : start + 64]).sum())
-        return right, session.manifest
+        return right, session.bundle.manifest
 
 
 def table_row(row: dict[str, Any]) -> tuple[str, ...]:
