@@ -136,7 +136,7 @@ def table_row(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['flops_reduction']:.2f}×",
         f"{row['accuracy']:.1%} ({row['right']})",
         f"{row['clips_per_second']:.0f}" if timed else "",
-        f"{row['speedup']['ratio']:.2f}×" if timed else "",
+        f"{row['speedup']['median']:.2f}× [{row['speedup']['low']:.2f}, {row['speedup']['high']:.2f}]" if timed else "",
     )
 
 
