@@ -1,9 +1,10 @@
-"""Keyword spotters of the zoo: `zoo:keyword_spotter`, and `zoo:keyword_mome` for several rates; and their training.
+"""The keyword spotter of the zoo, `zoo:keyword_spotter`, a matryoshka of it for several rates, and their training.
 
 Both are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
-keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
-rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on. Each has its weights (fp16) and a
-card beside this file; this command makes them again (espeak-ng must be installed; minutes on one core):
+keywords, other words, silence. `keyword_mome` is one model that is trained for the mean loss of all its rates (MoME),
+so that its frames may be pooled by 2 or 4 from its second layer on; its weights are not released yet. Those of the
+spotter (fp16) and a card are beside this file; this command makes them again (espeak-ng must be installed; minutes on
+one core):
 
     python -m trt_compress.models.pretrained.keyword_spotter VARIANT --output DIR
 """

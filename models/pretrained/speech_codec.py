@@ -1,8 +1,8 @@
-"""The codec `zoo:speech_codec`: a small WavTokenizer for 16 kHz speech, and its training.
+"""Training of a small WavTokenizer for 16 kHz speech; its weights are not released yet.
 
 Fifty code numbers of ten bits a second, so 500 bits per second. It is trained for a few minutes on speech of espeak-ng,
 with spectral losses and no adversary: it shows the whole way, and is no match for the released models. This command
-makes the weights (fp16) and the card again:
+makes the weights (fp16) and the card with the reconstruction error on held-out voices:
 
     python -m trt_compress.models.pretrained.speech_codec --output DIR
 """

@@ -35,9 +35,6 @@ SETTINGS = (
     ("zoo:keyword_spotter", "atome:merge_ratio=0.7,layers=[0]"),
     ("zoo:keyword_spotter", "fastast:num_merged=6"),
     ("zoo:keyword_spotter", "fastast:num_merged=10"),
-    ("zoo:keyword_mome", "none"),
-    ("zoo:keyword_mome", "frame_pool:stride=2,layer=0"),
-    ("zoo:keyword_mome", "frame_pool:stride=4,layer=0"),
 )
 BATCH = 8
 RESULTS = Path(__file__).parent / "results" / "keyword_spotter.jsonl"
