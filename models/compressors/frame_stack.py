@@ -63,6 +63,7 @@ def read_projector(path: Path, width: int) -> StackProjector:
     from trt_compress.models.hosts.weights import read_tensors
 
     tensors = read_tensors(path)
+    found: dict[str, Tensor] = {}
     for prefix in _PREFIXES:
         found = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(f"{prefix}linear")}
         if found:

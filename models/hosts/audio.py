@@ -73,8 +73,8 @@ class WhisperModel(AudioModel):
         clip_range: Whisper's rule that values lie within 8 decades of the loudest; False: a fixed floor, for streams.
     """
 
-    frontend: LogMel
-    encoder: WhisperEncoder
+    frontend: LogMel  # pyright: ignore[reportIncompatibleVariableOverride] (narrowed, and never set anew)
+    encoder: WhisperEncoder  # pyright: ignore[reportIncompatibleVariableOverride] (likewise)
 
     def __init__(self, config: WhisperConfig, *, num_samples: int | None = None, clip_range: bool = True) -> None:
         super().__init__()

@@ -197,7 +197,9 @@ def _loss(model: WhisperModel, features: Tensor, targets: Tensor, recipe: Recipe
     experts = [part for part in model.modules() if isinstance(part, MicroExperts)]
     seen: list[Tensor] = []
     hooks = [
-        part.register_forward_hook(lambda module, inputs, output: seen.append(module.balance_loss(inputs[0])))
+        part.register_forward_hook(
+            lambda module, inputs, output: seen.append(cast(MicroExperts, module).balance_loss(inputs[0]))
+        )
         for part in experts
     ]
     logits = logits_at_rates(model, features, recipe.rates)

@@ -71,7 +71,7 @@ def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model
     passes(tmp_path / "b", "cpu", "rtx", "x86-trt10")
     assert verify(tmp_path / "b").passed
     host = load_host(f"hf:{hf[model]}")
-    audio = np.random.default_rng(0).standard_normal((2, manifest.graphs[0].inputs[0].shape[1])).astype(np.float32)
+    audio = np.random.default_rng(0).standard_normal((2, int(manifest.graphs[0].inputs[0].shape[1]))).astype(np.float32)
     with Session.open(tmp_path / "b") as session:
         found = session.run({"audio": audio})
     assert {name: list(value.shape[1:]) for name, value in found.items()} == {
@@ -162,7 +162,7 @@ def test_weight_norm_under_its_other_name(tmp_path: Path) -> None:
     assert plain.keys() == other.keys() and all(torch.equal(plain[name], other[name]) for name in plain)
     direction = torch.from_numpy(tensors["feature_extractor.encodec.encoder.model.0.conv.conv.weight_v"])
     length = torch.from_numpy(tensors["feature_extractor.encodec.encoder.model.0.conv.conv.weight_g"])
-    wanted = torch._weight_norm(direction, length)
+    wanted = direction * length / direction.square().sum(dim=(1, 2), keepdim=True).sqrt()
     torch.testing.assert_close(plain["encoder.model.0.conv.conv.weight"], wanted)
 
 
@@ -197,8 +197,7 @@ def test_a_stream_becomes_a_bundle_with_states(tmp_path: Path) -> None:
     with Session.open(tmp_path / "b") as session:
         for start in range(0, 20, 4):
             session.reset()
-            for chunk in chunks:
-                logits = session.run({"audio": chunk[start : start + 4]})["logits"]
+            logits = [session.run({"audio": chunk[start : start + 4]})["logits"] for chunk in chunks][-1]
             assert logits.shape == (4, len(speech.CLASSES))
             assert np.isfinite(logits).all()
     assert labels.shape[0] >= 20

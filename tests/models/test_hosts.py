@@ -58,7 +58,10 @@ def test_what_is_listed_can_be_compressed_and_what_is_not_is_refused(names: list
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_tiny_patch16_224", r"model 'vit_tiny_patch16_224' is not known; write timm:NAME .*, zoo:NAME .* or hf:PATH"),
+        (
+            "vit_tiny_patch16_224",
+            r"model 'vit_tiny_patch16_224' is not known; write timm:NAME .*, zoo:NAME .* or hf:PATH",
+        ),
         ("hub:vit", r"model 'hub:vit' is not known; write timm:NAME"),
         (
             "timm:vit_tiny_patch16_225",

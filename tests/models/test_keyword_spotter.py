@@ -60,6 +60,7 @@ def test_the_stream_hears_the_same_words(heldout: tuple[speech.Array, speech.Arr
     (graph,) = load_host("zoo:keyword_stream").attach(())
     dtypes = {"float32": torch.float32, "int64": torch.int64}
     states = [torch.zeros(len(clips), *map(int, s.shape[1:]), dtype=dtypes[s.dtype]) for s in graph.states]
+    logits = torch.empty(0)
     with torch.no_grad():
         for chunk in torch.from_numpy(clips).split(keyword_stream.CHUNK_SAMPLES, dim=1):
             logits, *states = graph.module(chunk, *states)

@@ -180,5 +180,5 @@ def test_the_graph_has_no_operator_that_tensorrt_refuses(frontend: nn.Module) ->
     assert not {node.op_type for node in model.graph.node} & {"STFT", "DFT", "MelWeightMatrix", "HannWindow"}
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     audio = sound(8000, batch=3)
-    found = session.run(None, {session.get_inputs()[0].name: audio})[0]
+    found: Any = session.run(None, {session.get_inputs()[0].name: audio})[0]
     np.testing.assert_allclose(found, run(frontend, audio), atol=2e-4)  # two float32 sums of the faintest bins
