@@ -73,8 +73,8 @@ class WhisperModel(AudioModel):
         clip_range: Whisper's rule that values lie within 8 decades of the loudest; False: a fixed floor, for streams.
     """
 
-    frontend: LogMel  # pyright: ignore[reportIncompatibleVariableOverride] (narrowed, and never set anew)
-    encoder: WhisperEncoder  # pyright: ignore[reportIncompatibleVariableOverride] (likewise)
+    frontend: LogMel
+    encoder: WhisperEncoder
 
     def __init__(self, config: WhisperConfig, *, num_samples: int | None = None, clip_range: bool = True) -> None:
         super().__init__()
@@ -90,8 +90,10 @@ class WhisperModel(AudioModel):
         self.num_tokens = max(self.num_samples // samples_of_frame, fewest)  # the remainder of a frame is cut
         self.used_samples = self.num_tokens * samples_of_frame
         self.num_prefix, self.width, self.num_labels = 0, config.d_model, config.num_labels
-        self.frontend = LogMel(num_mels=config.num_mel_bins, clip_range=clip_range)
-        self.encoder = WhisperEncoder(config)
+        # narrower than in the base class, and never set anew
+        mel = LogMel(num_mels=config.num_mel_bins, clip_range=clip_range)
+        self.frontend = mel  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.encoder = WhisperEncoder(config)  # pyright: ignore[reportIncompatibleVariableOverride]
         if config.num_labels:
             between = config.classifier_proj_size or config.d_model
             self.projector = nn.Linear(config.d_model, between)
