@@ -37,8 +37,8 @@ def session_of(op_type: str, attributes: Mapping[str, Value], library: Library) 
     spec = operators()[op_type].spec
 
     def value(name: str) -> onnx.ValueInfoProto:
-        types = dict.fromkeys(("position", "index", "count", "rest", "dest"), TensorProto.INT64)
-        number = TensorProto.INT32 if name == "largest" else types.get(name, TensorProto.FLOAT)
+        is_index = name in ("position", "index", "count", "rest", "dest")
+        number = TensorProto.INT32 if name == "largest" else TensorProto.INT64 if is_index else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, number, None)
 
     inputs, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]

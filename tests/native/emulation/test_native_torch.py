@@ -172,15 +172,15 @@ def test_nothing_touches_cuda_at_import() -> None:
 def test_on_a_gpu_the_current_stream_and_captures_are_used() -> None:
     kernels = use_cuda_kernels()
     try:
-        made: Any = [torch.randn(2, 50, 64, device="cuda", dtype=torch.float16) for _ in range(2)]
+        x, metric = torch.randn(2, 2, 50, 64, device="cuda", dtype=torch.float16)
         size = torch.ones(2, 50, 1, device="cuda")
         with torch_forms():
-            wanted = token_merge(*made, size, num_merged=11, num_protected=1)
+            wanted = token_merge(x, metric, size, num_merged=11, num_protected=1)
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
-            token_merge(*made, size, num_merged=11, num_protected=1)
+            token_merge(x, metric, size, num_merged=11, num_protected=1)
         with torch.cuda.graph(graph):
-            captured = token_merge(*made, size, num_merged=11, num_protected=1)
+            captured = token_merge(x, metric, size, num_merged=11, num_protected=1)
         graph.replay()
         kernels.check()
         assert torch.equal(captured[2], wanted[2]) and kernels.calls == {"TrtcTokenMerge": 2}
