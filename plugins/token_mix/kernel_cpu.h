@@ -262,7 +262,7 @@ void mixNarrow(Data<T> const& data, int64_t item)
     toFloats(copied, data.tokensOf(item), values);
     std::fill(copied + values, copied + data.plan.panel, 0.0F);
     mixPanel(data, item, 1, {copied, sizes.channels, {0, 0}, nullptr}, false, {nullptr, kPANEL, {0, 0}},
-        [&](T* row, float const* values) { fromFloats(row, values, sizes.channels); });
+        [&](T* row, float const* mixed) { fromFloats(row, mixed, sizes.channels); });
 }
 
 //! The last channels of one item, each in a row.
