@@ -17,7 +17,7 @@ LOGGER = logging.getLogger("trt_compress")
 _NARROWEST = 80  # below this Rich drops columns; the terminal breaks the lines instead
 _PIPED_WIDTH = 500  # a row stays on one line when the output is piped, so that grep and awk work
 
-_UNBROKEN = 20  # words up to this length are not broken over two lines, however narrow the terminal
+_UNBROKEN = 19  # words up to this length are not broken over two lines, however narrow the terminal
 
 _KIBI = 1024
 

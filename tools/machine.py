@@ -23,7 +23,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "tensorrt"),
     "rtx": ("tensorrt-rtx",),
-    "zoo": ("scikit-learn",),
+    "zoo": ("pillow", "scikit-learn", "scipy"),
     "video": ("av", "pillow"),
     "audio": ("soundfile",),
     "mic": ("sounddevice",),

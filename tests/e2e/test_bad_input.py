@@ -51,7 +51,8 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "unknown compressor": (
         (*EXPORT, "--compress", "tomee:num_merged=4"),
-        "compressor 'tomee' is not known; there are tome, evit, avg_pool, random, toc3d, or none. Did you mean 'tome'?",
+        "compressor 'tomee' is not known; there are tome, evit, avg_pool, random, static_reuse, toc3d, fastast, atome, "
+        "frame_pool, frame_stack, or none. Did you mean 'tome'?",
     ),
     "unknown key": (
         (*EXPORT, "--compress", "tome:num_mergd=4"),

@@ -28,7 +28,7 @@ from trt_compress.runtime import Bundle, Session
 Typed = Callable[..., Any]
 Exported = Callable[..., Path]
 TOME = "tome:num_merged=4"
-OPTIONS = {"tome": TOME}  # compressors whose options have no default
+OPTIONS = {"tome": TOME, "frame_pool": "frame_pool:layer=3"}  # where the default does not act in this model
 FP16: dict[str, Any] = {"precision": "fp16", "targets": ("rtx", "jetson-orin-jp6")}
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
