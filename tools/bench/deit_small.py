@@ -30,8 +30,9 @@ from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.plugins.build import build as build_native
 from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
-from trt_compress.runtime.latency import interleave, speedup, summarize
+from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
 from trt_compress.runtime.ort import register_native
+from trt_compress.tools.bench.ort_turns import time_in_turns
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.bench.textbook import TextbookTome
 from trt_compress.tools.console import print_table, progress
@@ -52,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
     quick = parser.parse_args(arguments).quick
-    pairs, exports = (6, 1) if quick else (40, 3)
+    rounds, exports = (6, 1) if quick else (60, 3)
     with progress("DeiT-S") as step, tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), pairs=pairs, exports=exports, step=step)
+        figures = measure(Path(folder), rounds=rounds, exports=exports, step=step)
     print_table(
         f"{MODEL}, batch {BATCH}, ONNX Runtime on the CPU, {SPEC}",
         ("figure", "measured", "wanted"),
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, Any]:
-    """All figures; `pairs` timed runs of each side, `exports` timed exports of each kind."""
+def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str, Any]:
+    """All figures; `rounds` timed runs of each file, `exports` timed exports of each kind."""
     bundles = {}
     for name, spec in (("dense", "none"), ("compressed", SPEC)):
         step(f"exporting {name}")
@@ -89,21 +90,12 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     merging = sum(time for op, time in spent["native"].items() if op.startswith(OP_TYPE_PREFIX))
     step(f"timing {exports} pairs of exports")
     export_ratio, trace_ratio = _export_ratios(host, folder, exports)
-    step(f"timing {pairs} pairs on one thread")
-    single = {name: _call(_session(file, 1), feed) for name, file in files.items()}
-    single["native"] = _call(_session(files["compressed"], 1, library), feed)
-    one_thread = interleave(single["compressed"], single["dense"], warmup=3, pairs=pairs)
-    native_one_thread = interleave(single["native"], single["dense"], warmup=3, pairs=pairs)
-    # From here on every session of this process has to share the pool.
-    onnxruntime.set_global_thread_pool_sizes(cpu_cores(), 1)
-    calls = {name: _call(_session(file, cpu_cores()), feed) for name, file in files.items()}
-    calls["native"] = _call(_session(files["compressed"], cpu_cores(), library), feed)
-    step(f"timing {pairs} pairs against dense")
-    against_dense = interleave(calls["compressed"], calls["dense"], warmup=3, pairs=pairs)
-    step(f"timing {pairs} pairs of the native operators against dense")
-    native_against_dense = interleave(calls["native"], calls["dense"], warmup=3, pairs=pairs)
-    step(f"timing {pairs} pairs against the textbook")
-    against_textbook = interleave(calls["compressed"], calls["textbook"], warmup=3, pairs=pairs)
+    latencies = {}
+    for threads in (1, cpu_cores()):
+        step(f"timing {rounds} rounds on {threads} thread{'s' * (threads > 1)}")
+        native = {"native": files["compressed"]}
+        latencies[threads] = time_in_turns(files, native, {"image": (BATCH, *_IMAGE)}, threads=threads, runs=rounds)
+    one, several = latencies[1], latencies[cpu_cores()]
 
     dense, compressed = bundles["dense"].manifest, bundles["compressed"].manifest
     assert compressed.flops and compressed.baseline_flops and compressed.verification
@@ -111,16 +103,17 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
     return {
         "flops_reduction": compressed.baseline_flops / compressed.flops["total"],
         "gflops": {"dense": compressed.baseline_flops / 1e9, "compressed": compressed.flops["total"] / 1e9},
-        "speedup_over_dense": speedup(against_dense.a_ns, against_dense.b_ns).to_json(),
-        "speedup_over_dense_one_thread": speedup(one_thread.a_ns, one_thread.b_ns).to_json(),
-        "speedup_over_dense_native": speedup(native_against_dense.a_ns, native_against_dense.b_ns).to_json(),
-        "speedup_over_dense_native_one_thread": speedup(native_one_thread.a_ns, native_one_thread.b_ns).to_json(),
+        "speedup_over_dense": speedup(several["compressed"], several["dense"]).to_json(),
+        "speedup_over_dense_one_thread": speedup(one["compressed"], one["dense"]).to_json(),
+        "speedup_over_dense_native": speedup(several["native"], several["dense"]).to_json(),
+        "speedup_over_dense_native_one_thread": speedup(one["native"], one["dense"]).to_json(),
         "share_of_native_operators": merging / spent["native"].total(),
-        "speedup_over_textbook": speedup(against_textbook.a_ns, against_textbook.b_ns).to_json(),
-        "latency": {
-            "compressed": summarize(against_dense.a_ns).to_json(),
-            "dense": summarize(against_dense.b_ns).to_json(),
-        },
+        "speedup_over_textbook": speedup(several["compressed"], several["textbook"]).to_json(),
+        "speedup_over_textbook_one_thread": speedup(one["compressed"], one["textbook"]).to_json(),
+        "latency": {name: summarize(ns).to_json() for name, ns in several.items()},
+        "latency_one_thread": {name: summarize(ns).to_json() for name, ns in one.items()},
+        "verdict": verdict(several["dense"], device="cpu").to_json(),
+        "verdict_one_thread": verdict(one["dense"], device="cpu").to_json(),
         "share_outside_gemm_and_attention": outside,
         "nodes": nodes,
         "node_ratio": nodes["compressed"] / nodes["dense"],
@@ -131,12 +124,12 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
         "rtx_build_seconds": engine.seconds,  # type: ignore[union-attr]
         "protocol": {
             "batch": BATCH,
-            "pairs": pairs,
+            "pairs": rounds,
             "warmup": 3,
-            "order": "interleaved ABAB",
+            "order": "all in turns, each other round backwards",
             "opset": OPSET,
             "threads": cpu_cores(),
-            "thread_pool": "shared by all sessions",
+            "thread_pool": "shared by all sessions, in a process of their own",
         },
     }
 
@@ -144,21 +137,6 @@ def measure(folder: Path, *, pairs: int, exports: int, step: Step) -> dict[str, 
 def _trace(module: nn.Module) -> onnx.ModelProto:
     options = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=OPSET)
     return onnx_from_module(module, _IMAGE, options)
-
-
-def _session(file: Path, threads: int, native: Library | None = None) -> Any:
-    options = onnxruntime.SessionOptions()
-    if native is not None:
-        register_native(options, native)
-    if threads == 1:
-        options.intra_op_num_threads = 1
-    else:
-        options.use_per_session_threads = False  # one pool for all: pools of their own take the cores from each other
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-
-def _call(session: Any, feed: dict[str, Any]) -> Callable[[], object]:
-    return lambda: session.run(None, feed)
 
 
 def _kernel_times(file: Path, feed: dict[str, Any], folder: Path, native: Library | None = None) -> Counter[str]:
@@ -202,6 +180,11 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("the same on one thread", speedup_text(figures["speedup_over_dense_one_thread"]), "at least 1.60×"),
         *_native_rows(figures),
         ("speed-up over the textbook export", speedup_text(figures["speedup_over_textbook"]), "not below 1"),
+        (
+            "the same on one thread",
+            speedup_text(figures["speedup_over_textbook_one_thread"]),
+            "not below 1",
+        ),
         (
             "time outside GEMM and attention, one thread",
             ", ".join(f"{name} {share:.1%}" for name, share in outside.items()),

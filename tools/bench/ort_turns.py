@@ -1,0 +1,87 @@
+"""Times ONNX files in turns in a process that holds nothing else: no torch, no other pool of threads.
+
+What was imported, traced and profiled before would be timed too: pools that spin, a heap in pieces. Started as
+`python -m trt_compress.tools.bench.ort_turns` with a request on standard input; the latencies go to standard output.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from trt_compress.errors import InternalError
+from trt_compress.plugins.library import Library, require
+from trt_compress.runtime.ort import register_native
+
+_SEED = 0
+
+
+def time_in_turns(
+    files: Mapping[str, Path],
+    native: Mapping[str, Path],
+    feed: Mapping[str, tuple[int, ...]],
+    *,
+    threads: int,
+    runs: int,
+) -> dict[str, list[int]]:
+    """Run every file in turns, each other round backwards, after 3 rounds that are not counted.
+
+    Args:
+        files: Files by name, run as they are.
+        native: Files by name, run with the native operators.
+        feed: Shapes of the inputs by name; they are filled with normal numbers.
+        threads: Threads of the one pool that all sessions share.
+        runs: Rounds that are counted.
+
+    Returns:
+        Latencies in nanoseconds by name; entry i of each is from round i.
+
+    Raises:
+        InternalError: The process failed.
+    """
+    request = {
+        "files": {name: str(path) for name, path in files.items()},
+        "native": {name: str(path) for name, path in native.items()},
+        "feed": {name: list(shape) for name, shape in feed.items()},
+        "threads": threads,
+        "runs": runs,
+    }
+    command = [sys.executable, "-m", "trt_compress.tools.bench.ort_turns"]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    if done.returncode:
+        raise InternalError(f"The timing process ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+    latencies: dict[str, list[int]] = json.loads(done.stdout)
+    return latencies
+
+
+def _answer(request: Mapping[str, Any], warmup: int = 3) -> dict[str, list[int]]:
+    onnxruntime.set_global_thread_pool_sizes(request["threads"], 1)
+    generator = np.random.default_rng(_SEED)
+    feed = {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in request["feed"].items()}
+    sessions = {name: _session(path, None) for name, path in request["files"].items()}
+    sessions |= {name: _session(path, require("onnxruntime")) for name, path in request["native"].items()}
+    latencies: dict[str, list[int]] = {name: [] for name in sessions}
+    for turn in range(warmup + request["runs"]):
+        for name in reversed(sessions) if turn % 2 else sessions:
+            start = time.perf_counter_ns()
+            sessions[name].run(None, feed)
+            latencies[name].append(time.perf_counter_ns() - start)
+    return {name: values[warmup:] for name, values in latencies.items()}
+
+
+def _session(path: str, native: Library | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    if native is not None:
+        register_native(options, native)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))
