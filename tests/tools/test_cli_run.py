@@ -173,6 +173,17 @@ def test_a_bad_picture_among_good_ones_is_counted(typed: Callable[..., Finished]
     assert counts.reasons == {"the file is not a readable image": 1}
 
 
+def test_realtime_threads_are_on_record_or_refused_in_one_sentence(
+    typed: Callable[..., Finished], exported: Exported
+) -> None:
+    done = typed(exported(), "--source", "frames/*.png", "--frames", 5, "--realtime", "--report", "rep")
+    if done.code == 0:
+        assert StreamResult.read("rep/result.json").protocol.scheduling == "realtime"
+        assert "real-time threads" in done.out
+    else:
+        assert done.code == 2 and "this user may not have it" in done.err and "Traceback" not in done.err
+
+
 def test_streams_of_one_query(typed: Callable[..., Finished], exported: Exported) -> None:
     done = typed(exported(), "--source", "frames/1*.png", "--source", "frames/2*.png", "--json")
     result = StreamResult.from_text(done.out)
