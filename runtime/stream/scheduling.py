@@ -17,8 +17,9 @@ def scheduled(how: Scheduling) -> Iterator[None]:
     """Run the calling thread, and every thread that it starts in the block, as asked.
 
     With "realtime" (SCHED_FIFO) a thread that wakes up runs at once, and runs until it waits: the scheduler's slices of
-    some 3 ms for other programs are no part of a latency. Threads that compute without a pause starve the rest of the
-    machine, but for the share that the kernel sets aside; it is meant for a frame rate that the machine sustains.
+    some 3 ms for other programs are no part of a latency. It is meant for a frame rate that the machine sustains:
+    threads that compute without a pause starve the rest of the machine, until the kernel stops them for 50 ms of a
+    second (`sched_rt_runtime_us`), and that is a latency again.
 
     Raises:
         UnsupportedError: The system has no such scheduling, or this user may not ask for it.
