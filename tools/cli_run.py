@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,10 @@ def run(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help='Scores the results: {"id": 0, "label": 7} a line.')
+        Path | None,
+        typer.Option(
+            metavar="FILE", help='Scores the results: {"id": 0, "label": 7} a line, or the scene.npz of a detector.'
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One line a frame.")] = None,
     overlay: Annotated[
@@ -106,7 +110,7 @@ def run(
         from trt_compress.runtime.stream.control import ControllerSettings
         from trt_compress.runtime.stream.levels import levels_from_sessions
         from trt_compress.runtime.stream.pipeline import Settings
-        from trt_compress.runtime.stream.quality import Labels
+        from trt_compress.runtime.stream.quality import labels_from_file
         from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
         from trt_compress.runtime.stream.scheduling import scheduled
     from trt_compress import __version__
@@ -130,7 +134,6 @@ def run(
         settings=settings,
         warmup=warmup,
         adapt=ControllerSettings() if adapt else None,
-        labels=Labels.read(labels) if labels else None,
         threads=threads,
         scheduling="realtime" if realtime else "default",
         power_reason=power_reason,
@@ -149,6 +152,9 @@ def run(
                 for path in (bundle, *(level or ()))
             ]
         levels = levels_from_sessions(sessions)
+        if labels is not None:
+            meaning = sessions[0].bundle.manifest.postprocess
+            options = replace(options, labels=labels_from_file(labels, meaning, levels.outputs))
         sinks = _sinks(overlay, out, levels, fps)
         opened = open_sources(source, levels, stall_s=stall_s)
         asked = held.enter_context(_interruptible())

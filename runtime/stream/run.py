@@ -17,7 +17,7 @@ from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, Stages
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import audio_format, preprocess_from_manifest
-from trt_compress.runtime.stream.quality import Labels
+from trt_compress.runtime.stream.quality import Scorer
 from trt_compress.runtime.stream.result import Identity, Protocol, Resources, Scheduling, StreamResult
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
@@ -40,7 +40,7 @@ class StreamOptions:
     settings: Settings = Settings()
     warmup: int = 5
     adapt: ControllerSettings | None = None
-    labels: Labels | None = None
+    labels: Scorer | None = None
     threads: int | None = None
     scheduling: Scheduling = "default"
     power_reason: str | None = None

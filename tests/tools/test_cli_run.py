@@ -150,6 +150,10 @@ def test_three_keep_levels_and_a_controller(typed: Callable[..., Finished], expo
             "failed in 'sink': '/dev/full' cannot be written any more",
         ),
         (("--source", "frames/*.png", "--labels", "no.jsonl"), "'no.jsonl' cannot be read (No such file"),
+        (
+            ("--source", "frames/*.png", "--labels", "s.npz"),
+            "'s.npz' holds boxes, and the bundle gives 'classification'",
+        ),
         (("--source", "a.wav"), "'a.wav' is audio, and the bundle takes none"),
         (("--source", "bad/*.png"), "none of its frames is good (the file is not a readable image)"),
         (("--source", "frames/*.png", "--source", "camera:0"), "Files and live sources cannot be streams of one query"),
