@@ -21,6 +21,9 @@ Box = Mapping[str, Any]
 SCENE_INPUTS = ("images", "img2lidar", "ego_pose", "timestamp")
 """Inputs of a multi-view detector: see `scene_arrays`."""
 
+TRUTH = ("truth_frame", "truth_boxes", "truth_labels")
+"""True boxes in a `scene.npz`: number of the frame [K]; center, size, yaw, velocity [K, 9]; name of the class [K]."""
+
 _RIGID = 1e-3  # how far a pose's rotation may be from orthogonal
 
 
@@ -174,15 +177,30 @@ def scene_arrays(frames: Iterable[CameraFrame], inputs: Mapping[str, TensorInfo]
 def write_scene(path: Path, frames: Iterable[CameraFrame], inputs: Mapping[str, TensorInfo]) -> int:
     """Write the `scene.npz` that `trt-compress run --source scene.npz` reads; returns the number of frames.
 
+    Where the boxes of every frame are known, they are in it, for `--labels scene.npz`.
+
     Raises:
         ConfigError: as `scene_arrays`, or the file cannot be written.
     """
-    arrays = scene_arrays(frames, inputs)
+    frames = tuple(frames)
+    arrays = scene_arrays(frames, inputs) | _truth_arrays(frames)
     try:
         np.savez_compressed(path, allow_pickle=False, **arrays)
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror or error}); give a path that can be.") from None
     return len(arrays["timestamp_ns"])
+
+
+def _truth_arrays(frames: Sequence[CameraFrame]) -> dict[str, npt.NDArray[Any]]:
+    boxes = [(number, box) for number, frame in enumerate(frames) for box in frame.boxes or ()]
+    if any(frame.boxes is None for frame in frames):
+        return {}
+    numbers = [(*box["center"], *box["size"], box["yaw"], *box.get("velocity", (0.0, 0.0))) for _, box in boxes]
+    return {
+        "truth_frame": np.array([number for number, _ in boxes], np.int64),
+        "truth_boxes": np.array(numbers, np.float64).reshape(-1, 9),
+        "truth_labels": np.array([str(box["label"]) for _, box in boxes], np.str_),
+    }
 
 
 def corners_of(box: Box) -> Floats:

@@ -18,7 +18,7 @@ MODULES += sorted((ROOT / "src" / "trt_compress").glob("*.py"))
 ALLOWED = {
     "tools": ("tools", "export", "models", "plugins", "runtime"),
     "export": ("export", "models", "plugins", "runtime.manifest", "runtime.bundle", "runtime.ort"),
-    "models": ("models", "plugins"),
+    "models": ("models", "plugins", "runtime.detection_metric"),
     "plugins": ("plugins",),
     "runtime": ("runtime", "plugins.library"),
 }

@@ -5,18 +5,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
-from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
+from trt_compress.tools.console import print_json, progress
 
 if TYPE_CHECKING:
+    from trt_compress.runtime.stream.levels import LevelSet
     from trt_compress.runtime.stream.pace import Pace
+    from trt_compress.runtime.stream.parts import Sink
     from trt_compress.runtime.stream.result import StreamResult
 
 _RESULT_FILE = "result.json"
@@ -61,7 +64,10 @@ def run(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help='Scores the results: {"id": 0, "label": 7} a line.')
+        Path | None,
+        typer.Option(
+            metavar="FILE", help='Scores the results: {"id": 0, "label": 7} a line, or the scene.npz of a detector.'
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One line a frame.")] = None,
     overlay: Annotated[
@@ -71,6 +77,21 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Write there: result.json, its report, a page with plots, a trace."),
     ] = None,
+    power: Annotated[
+        str,
+        typer.Option(
+            metavar="READER",
+            help="Record power and energy: auto, ina, tegrastats, nvidia-smi or rapl; a name may go with its place, "
+            "as in ina:/sys/class/hwmon.",
+        ),
+    ] = "off",
+    idle_s: Annotated[
+        float, typer.Option("--power-idle-s", metavar="S", help="How long the idle machine is measured before.")
+    ] = 10.0,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime", help="Real-time threads: no program delays a frame (root, or the right to it)."),
+    ] = False,
     backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
     native: Annotated[
@@ -84,18 +105,21 @@ def run(
     Ctrl-C ends the stream; what was on its way arrives, and the result is written.
     """
     with needs_extra("cpu"):
+        from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
         from trt_compress.runtime.session import Session
         from trt_compress.runtime.stream.control import ControllerSettings
         from trt_compress.runtime.stream.levels import levels_from_sessions
         from trt_compress.runtime.stream.pipeline import Settings
-        from trt_compress.runtime.stream.quality import Labels
+        from trt_compress.runtime.stream.quality import labels_from_file
         from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
-        from trt_compress.runtime.stream.sinks import JsonLines, Overlay
+        from trt_compress.runtime.stream.scheduling import scheduled
     from trt_compress import __version__
     from trt_compress.tools.machine import describe_device, package_versions
 
     if level and not adapt:
         raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
+    if not 0 <= idle_s < 1e6:
+        raise ConfigError(f"--power-idle-s {idle_s:g}; give a time of at least 0 s.")
     pace = _pace(source, fps, burst, gap_ms)
     settings = Settings(
         pace=pace,
@@ -105,56 +129,87 @@ def run(
         frames=frames,
         stall_s=stall_s,
     )
+    reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
         settings=settings,
         warmup=warmup,
         adapt=ControllerSettings() if adapt else None,
-        labels=Labels.read(labels) if labels else None,
         threads=threads,
+        scheduling="realtime" if realtime else "default",
+        power_reason=power_reason,
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
     )
-    with progress("Streaming") as step:
+    error: StreamError | None = None
+    with ExitStack() as held:
+        if reader is not None:
+            held.callback(reader.close)
+        step = held.enter_context(progress("Streaming"))
         step("opening")
-        sessions = [
-            Session.open(path, backend=backend, threads=threads, spin=False, native=native)
-            for path in (bundle, *(level or ()))
-        ]
+        with scheduled(options.scheduling):
+            sessions = [
+                Session.open(path, backend=backend, threads=threads, spin=False, native=native)
+                for path in (bundle, *(level or ()))
+            ]
         levels = levels_from_sessions(sessions)
-        sinks: list[Any] = []
-        if overlay is not None:
-            sinks.append(Overlay(overlay, fps or 30.0))
-        if out is not None:
-            sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
+        if labels is not None:
+            meaning = sessions[0].bundle.manifest.postprocess
+            options = replace(options, labels=labels_from_file(labels, meaning, levels.outputs))
+        sinks = _sinks(overlay, out, levels, fps)
         opened = open_sources(source, levels, stall_s=stall_s)
-        error: StreamError | None = None
-        try:
-            with _interruptible() as asked:
-                result = run_stream(
-                    levels,
-                    opened,
-                    options=options,
-                    sinks=sinks,
-                    streams=len(source),
-                    progress=_throttled(step),
-                    interrupt=asked,
-                )
-        except StreamError as broken:
-            from trt_compress.runtime.stream.result import StreamResult
+        asked = held.enter_context(_interruptible())
 
-            if not isinstance(broken.result, StreamResult):
-                raise
-            error, result = broken, broken.result
+        def stream() -> "StreamResult":
+            return run_stream(
+                levels,
+                opened,
+                options=options,
+                sinks=sinks,
+                streams=len(source),
+                progress=_throttled(step),
+                interrupt=asked,
+            )
+
+        try:
+            if reader is None:
+                result = stream()
+            else:
+                step(f"measuring the idle machine for {idle_s:g} s")
+                result = run_with_power(stream, reader, idle_seconds=idle_s, interrupt=asked)
+        except StreamError as broken:
+            error, result = broken, _result_of(broken)
     if report is not None:
         _write(report, result)
     if json:
         print_json(result.to_json())
     else:
-        _show(result)
+        from trt_compress.tools.stream_tables import print_stream
+
+        print_stream(result)
     if error is not None:
         raise error
     if result.ended == "interrupted":
         raise typer.Exit(130)
+
+
+def _sinks(overlay: Path | None, out: Path | None, levels: "LevelSet", fps: float | None) -> list["Sink"]:
+    from trt_compress.runtime.stream.sinks import JsonLines, Overlay
+
+    sinks: list[Sink] = []
+    if overlay is not None:
+        sinks.append(Overlay(overlay, fps or 30.0))
+    if out is not None:
+        sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
+    return sinks
+
+
+def _result_of(broken: StreamError) -> "StreamResult":
+    """What there is of a stream that broke; before its first frame there is nothing but the error."""
+    from trt_compress.runtime.stream.result import StreamResult
+
+    if not isinstance(broken.result, StreamResult):
+        raise broken
+    return broken.result
 
 
 def _pace(sources: list[str], fps: float | None, burst: int | None, gap_ms: float | None) -> "Pace":
@@ -219,51 +274,3 @@ def _write(directory: Path, result: "StreamResult") -> None:
 
     for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
         print(f"Wrote {written}", file=sys.stderr)
-
-
-def _show(result: "StreamResult") -> None:
-    from trt_compress.runtime.latency import summarize, verdict
-
-    counts, protocol, frames = result.counts, result.protocol, result.frames
-    times = frames.end_to_end_ns()
-    rate = counts.delivered / (result.wall_ns / 1e9) if result.wall_ns else 0.0
-    missed = None if counts.deadline_missed is None else f"{counts.deadline_missed} of {counts.delivered} delivered"
-    kind = protocol.kind if protocol.fps is None else f"{protocol.kind}, {protocol.fps:g} fps"
-    pairs: list[tuple[str, object]] = [
-        ("bundle", result.identity.bundle),
-        ("protocol", f"{kind}, policy {protocol.policy}, warm-up {protocol.warmup}"),
-        ("frames in", counts.frames_in),
-        ("delivered", f"{counts.delivered}, {rate:.1f} a second"),
-        ("dropped", counts.dropped),
-        ("failed", counts.failed),
-        *((f"  {reason}", number) for reason, number in counts.reasons.items()),
-        ("deadline missed", missed),
-        ("first inference", _milliseconds(result.first_inference_ns)),
-        ("ended", result.ended),
-        *((name, f"{metric.value:.4f}, n={metric.n}") for name, metric in result.quality.items()),
-    ]
-    print_pairs("Stream", [(name, value) for name, value in pairs if value is not None])
-    columns: dict[str, Any] = {"end to end": times}
-    columns |= {name: [ns for ns in column if ns is not None] for name, column in frames.stage_ns.items()}
-    columns |= {
-        f"wait: {name}": [ns for ns in column if ns is not None] for name, column in frames.queue_wait_ns.items()
-    }
-    rows = []
-    for name, values in columns.items():
-        if values:
-            found = summarize(values)
-            shown = (found.median_ns, found.p90_ns, found.p95_ns, found.p99_ns, found.max_ns)
-            rows.append((name, found.n, *(None if ns is None else f"{ns / 1e6:.3f}" for ns in shown)))
-    if rows:
-        print_table("Latency in ms", ("", "n", "p50", "p90", "p95", "p99", "max"), rows)
-    if result.controller is not None:
-        used = {level.name: frames.level.count(level.name) for level in result.identity.levels}
-        listed = ", ".join(f"{name} {number}" for name, number in used.items())
-        print_text(f"Keep levels, frames of each: {listed}; {len(result.controller.switches)} switches.")
-    if times:
-        judged = verdict(times, device="cpu" if result.identity.backend.endswith("cpu") else "gpu")
-        print_text(f"{judged.status.capitalize()}: {judged.reason}.")
-
-
-def _milliseconds(ns: int | None) -> str | None:
-    return None if ns is None else f"{ns / 1e6:.2f} ms"

@@ -34,7 +34,6 @@ from trt_compress.models.hosts.detector3d import (
     attach,
 )
 from trt_compress.models.hosts.weights import load_weights
-from trt_compress.models.pretrained.detection_metric import DetectionScore, FrameBoxes, score_detections
 from trt_compress.models.pretrained.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
@@ -44,6 +43,7 @@ from trt_compress.models.pretrained.driving_scenes import (
     SceneOptions,
     generate_scene,
 )
+from trt_compress.runtime.detection_metric import DetectionScore, FrameBoxes, score_detections
 
 NAME = "surround_detector"
 FOLDER = Path(__file__).parent

@@ -122,7 +122,12 @@ class LineReader:
         self._closed = False
         try:
             self._process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,  # Ctrl-C ends the stream, and only then the program
             )
         except OSError as error:
             raise UnsupportedError(f"'{command[0]}' cannot be started ({error.strerror}).") from None

@@ -91,7 +91,8 @@ class PowerSession:
     result = power.result(start_ns, end_ns, num_inferences=1000)
     ```
 
-    Sampling never disturbs the load: if the source fails, the block goes on and `result` says from when.
+    Sampling never disturbs the load: if the source fails, the block goes on and `result` says from when. `interrupt`,
+    once set, ends the idle measurement early.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class PowerSession:
         idle_seconds: float = 0.0,
         interval_s: float = 0.1,
         clock: Callable[[], int] = time.perf_counter_ns,
+        interrupt: threading.Event | None = None,
     ) -> None:
         if not interval_s > 0 or not idle_seconds >= 0:
             raise ConfigError(
@@ -110,6 +112,7 @@ class PowerSession:
         self._idle_seconds = idle_seconds
         self._interval_s = interval_s
         self._clock = clock
+        self._interrupt = interrupt or threading.Event()
         self._samples: list[RailSamples] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
@@ -124,7 +127,7 @@ class PowerSession:
         self._sampled.wait(_PATIENCE_S)
         self._idle_ns = self._clock()
         if self._idle_seconds:
-            self._stop.wait(self._idle_seconds)
+            self._interrupt.wait(self._idle_seconds)
         self._load_ns = self._clock()
         return self
 

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
+from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import Item
@@ -105,8 +106,10 @@ class SceneFile:
             ConfigError: It cannot be read, lacks an input, or its arrays differ in length.
             ShapeError: An array does not fit the input of its name.
         """
-        arrays = _load(self.name)
+        arrays = load_npz(self.name)
         times = arrays.pop(TIMESTAMPS, None)
+        for name in TRUTH:  # is for --labels
+            arrays.pop(name, None)
         for name in arrays:
             if name not in self._inputs:
                 known, suggestion = ", ".join(self._inputs), did_you_mean(name, self._inputs)
@@ -168,7 +171,13 @@ class SceneFile:
         return array
 
 
-def _load(path: str) -> dict[str, Array]:
+def load_npz(path: str) -> dict[str, Array]:
+    """Read all arrays of a file.
+
+    Raises:
+        ConfigError: There is no such file.
+        StreamError: It is something else.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

@@ -6,6 +6,7 @@ A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,39 @@ TOP = 5
 
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "sin_yaw", "cos_yaw", "velocity_x", "velocity_y")
 """Columns of a 3D box where the manifest does not name them; metres, in the ego frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxLayout:
+    """Where a detector's outputs hold its boxes.
+
+    Attributes:
+        boxes: Name of the output [B, Q, columns].
+        scores: Name of the output [B, Q, classes] or [B, Q].
+        columns: Names of the columns of a box.
+        classes: Names of the classes, if the manifest has them.
+    """
+
+    boxes: str
+    scores: str
+    columns: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def ground(self) -> tuple[int, int]:
+        """Columns of x and y."""
+        return self.columns.index("x"), self.columns.index("y")
+
+
+def box_layout(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> BoxLayout:
+    """Read the layout from a manifest's `postprocess` of kind "detection3d".
+
+    Raises:
+        BundleError: It names an output that there is not.
+    """
+    boxes, scores = (_output(settings, part, outputs, part) for part in ("boxes", "scores"))
+    columns = tuple(settings.get("columns", BOX_COLUMNS))
+    return BoxLayout(boxes=boxes, scores=scores, columns=columns, classes=tuple(settings.get("classes") or ()))
 
 
 def postprocess_from_manifest(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Postprocess:
@@ -76,11 +110,10 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
 
     Settings: `boxes` and `scores` (output names), `columns`, `classes`, `threshold` (0.3), best score first.
     """
-    boxes, scores = (_output(settings, part, outputs, part) for part in ("boxes", "scores"))
-    columns = tuple(settings.get("columns", BOX_COLUMNS))
-    classes = settings.get("classes")
+    layout = box_layout(settings, outputs)
+    classes = layout.classes
     threshold = float(settings.get("threshold", 0.3))
-    index = {column: number for number, column in enumerate(columns)}
+    index = {column: number for number, column in enumerate(layout.columns)}
 
     def one(box: Array, score: float, label: int) -> dict[str, Any]:
         def part(*names: str) -> list[float]:
@@ -103,7 +136,7 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
         order = [int(row) for row in np.argsort(-best, kind="stable") if best[row] >= threshold]
         return {"boxes": [one(boxes[row], float(best[row]), int(scores[row].argmax())) for row in order]}
 
-    return lambda found: [sample(*pair) for pair in zip(found[boxes], found[scores], strict=True)]
+    return lambda found: [sample(*pair) for pair in zip(found[layout.boxes], found[layout.scores], strict=True)]
 
 
 def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:

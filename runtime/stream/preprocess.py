@@ -247,12 +247,19 @@ def _stacking(info: TensorInfo, kind: str, streams: int) -> Callable[[Sequence[A
     shape = info.shape
     cameras = shape[1] if kind == "image" and len(shape) == 5 else None
     if cameras is not None:
-        if cameras != streams:
-            raise ConfigError(
-                f"The bundle takes {cameras} cameras a frame and {streams} source{'s'[: streams > 1]} "
-                f"{'were' if streams > 1 else 'was'} given; give one --source for each camera, in the bundle's order."
-            )
-        return lambda samples: np.stack(samples)[np.newaxis]
+        refusal = ConfigError(
+            f"The bundle takes {cameras} cameras a frame and {streams} source{'s'[: streams > 1]} "
+            f"{'were' if streams > 1 else 'was'} given; give one --source for each camera, in the bundle's order."
+        )
+        if cameras != streams and streams > 1:
+            raise refusal
+
+        def beside(samples: Sequence[Array]) -> Array:
+            if cameras != streams:  # one source may be a scene, which holds all cameras and never comes here
+                raise refusal
+            return np.stack(samples)[np.newaxis]
+
+        return beside
     if shape and isinstance(shape[0], int) and shape[0] != streams:
         raise ConfigError(
             f"The bundle takes a batch of {shape[0]} and {streams} source{'s'[: streams > 1]} "

@@ -29,6 +29,7 @@ OUTCOMES = ("delivered", "dropped", "failed")
 Outcome = Literal["delivered", "dropped", "failed"]
 Kind = Literal["closed loop", "fixed rate", "bursts", "live"]
 Policy = Literal["block", "latest", "drop-oldest"]
+Scheduling = Literal["default", "realtime"]
 Ended = Literal["end of source", "frame limit", "interrupted", "error"]
 
 
@@ -94,6 +95,7 @@ class Protocol(Record):
         deadline_ns: End-to-end time above which a delivered frame has missed; None: there is none.
         warmup: Runs of the session on the first frame before the stream started; they are in no column.
         threads: Threads of one operator; None: the backend's own choice.
+        scheduling: "default", or "realtime": no ordinary thread of the machine ran before those of the stream.
         order: The stages, in order.
         streams: Sources of one query; a row of the frames is one query.
         stall_ns: Silence of a source after which the stream gives up.
@@ -111,6 +113,7 @@ class Protocol(Record):
     burst: int | None = None
     gap_ns: int | None = None
     stall_ns: int | None = None
+    scheduling: str = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +212,7 @@ class Resources(Record):
         energy_joule: Integral of the raw power samples over the stream.
         idle_watt: Power of the idle machine, measured before.
         power: The power readings themselves: reader, rails, seconds, samples.
+        power_reason: Why a power that was asked for was not measured.
     """
 
     peak_rss_bytes: int | None = None
@@ -217,6 +221,7 @@ class Resources(Record):
     energy_joule: float | None = None
     idle_watt: float | None = None
     power: dict[str, Any] | None = None
+    power_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +301,7 @@ class StreamResult(Record):
         for part, value, allowed in (
             ("protocol.kind", self.protocol.kind, get_args(Kind)),
             ("protocol.policy", self.protocol.policy, get_args(Policy)),
+            ("protocol.scheduling", self.protocol.scheduling, get_args(Scheduling)),
             ("ended", self.ended, get_args(Ended)),
             *(("frames.outcome", outcome, OUTCOMES) for outcome in sorted(set(frames.outcome))),
         ):

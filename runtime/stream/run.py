@@ -17,8 +17,9 @@ from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, Stages
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import audio_format, preprocess_from_manifest
-from trt_compress.runtime.stream.quality import Labels
-from trt_compress.runtime.stream.result import Identity, Protocol, Resources, StreamResult
+from trt_compress.runtime.stream.quality import Scorer
+from trt_compress.runtime.stream.result import Identity, Protocol, Resources, Scheduling, StreamResult
+from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
 
 
@@ -32,13 +33,17 @@ class StreamOptions:
         adapt: Settings of the controller; None: the first level runs every frame.
         labels: What the frames show, or None.
         threads: What the sessions were opened with; for the result.
+        scheduling: Of the stream's threads; those of the sessions have it from where they were opened.
+        power_reason: Why no power is measured, though it was asked for; for the result.
     """
 
     settings: Settings = Settings()
     warmup: int = 5
     adapt: ControllerSettings | None = None
-    labels: Labels | None = None
+    labels: Scorer | None = None
     threads: int | None = None
+    scheduling: Scheduling = "default"
+    power_reason: str | None = None
     device: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,13 +118,14 @@ def run_stream(
     Raises:
         StreamError: The stream broke; `result` holds what there is of it. (Before the first frame, `result` is None.)
         ConfigError: Something does not fit, before the first frame.
+        UnsupportedError: Real-time scheduling was asked for, and may not be had.
     """
     options = options or StreamOptions()
     kind = options.settings.pace.kind
     if source.live != (kind == "live"):
         what = "comes at its own pace; leave out --fps and --burst" if source.live else "is no live source"
         raise ConfigError(f"The protocol is '{kind}', and '{source.name}' {what}.")
-    with levels.claimed(streams):
+    with levels.claimed(streams), scheduled(options.scheduling):
         run = _Run(levels, source, options, streams, clock or MonotonicClock())
         return run.result(sinks, progress, interrupt)
 
@@ -249,6 +255,7 @@ class _Run:
                 burst=pace.burst,
                 gap_ns=pace.gap_ns,
                 stall_ns=round(settings.stall_s * 1e9),
+                scheduling=options.scheduling,
             ),
             started_at=started_at,
             wall_ns=finished.wall_ns,
@@ -259,7 +266,7 @@ class _Run:
             after_idle_ns=tuple(end - start for first, what, start, end in idle if first and what == "delivered"),
             quality=options.labels.quality() if options.labels else {},
             controller=self._controller.log() if self._controller else None,
-            resources=Resources(peak_rss_bytes=_peak_rss_bytes()),
+            resources=Resources(peak_rss_bytes=_peak_rss_bytes(), power_reason=options.power_reason),
             frames=frames,
         )
 

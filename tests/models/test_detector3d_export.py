@@ -1,20 +1,26 @@
 """A detector with its history as states: exported, proven frame by frame, fit for TensorRT-RTX, run as a stream."""
 
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from detectors import SMALL, compress, make_detector, make_frames, run
+from typer.testing import CliRunner
 
 from trt_compress.errors import ShapeError
 from trt_compress.export import api
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo
 from trt_compress.models.hosts.detector3d import FAMILY, INPUTS, STATES, detector_graph, postprocess_of
-from trt_compress.models.pretrained.driving_scenes import Frame
+from trt_compress.models.pretrained.driving_scenes import CLASSES, Frame
 from trt_compress.models.pretrained.surround_detector import frame_inputs
 from trt_compress.runtime import Bundle, Session
+from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
+from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.tools.cli import app
 
 SPECS = ("none", "toc3d:keep_ratio=0.5", "toc3d:keep_ratio=[0.5,0.25],layers=[1,3],representative=false")
 
@@ -36,7 +42,7 @@ def host() -> LoadedHost:
         module=detector,
         weights=WeightsInfo(source="random (seed 0)", sha256="0" * 64),
         attach=lambda specs: (detector_graph(detector, specs, name="small", examples=examples),),
-        preprocess={"kind": "image", "input": "images"},
+        preprocess={"kind": "image", "input": "images", "layout": "NCHW", "scale": 1.0},
         postprocess=postprocess_of(SMALL),
     )
 
@@ -95,6 +101,52 @@ def test_other_cameras_than_the_bundles(bundle) -> None:  # type: ignore[no-unty
     inputs = as_inputs(make_frames(count=1))
     with Session.open(bundle("none")) as session, pytest.raises(ShapeError, match="images"):
         session.run({**inputs, "images": inputs["images"][:, :1]})
+
+
+def test_a_stream_is_scored_against_the_boxes_of_its_scene(bundle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    frames, scene = 6, tmp_path / "scene.npz"
+    runner, path = CliRunner(), bundle("none")
+    made = runner.invoke(app, ["scene", "made:7", "--bundle", str(path), "-o", str(scene), "--frames", str(frames)])
+    assert made.exit_code == 0, made.output
+    files = {name: str(tmp_path / name) for name in ("r.jsonl", "o.mp4", "rep")}
+    words = ["run", str(path), "--source", str(scene), "--labels", str(scene), "--out", files["r.jsonl"]]
+    done = runner.invoke(app, [*words, "--overlay", files["o.mp4"], "--report", files["rep"]])
+    assert done.exit_code == 0, done.output
+    result = StreamResult.read(tmp_path / "rep" / "result.json")
+    assert {name: metric.n for name, metric in result.quality.items()} == {"mAP": frames, "translation_error_m": frames}
+    assert re.search(r"mAP +0\.\d+, n=6", done.stdout) and "translation_error_m" in done.stdout
+    with av.open(files["o.mp4"]) as container:
+        assert sum(1 for _ in container.decode(video=0)) == frames
+    # The same as the detector scored by hand, frame by frame.
+    found, wanted = [], []
+    with Session.open(path) as session:
+        for frame in make_frames(7, count=frames):
+            outputs = session.run(as_inputs([frame]))
+            scores = outputs["scores"][0]
+            centers = outputs["boxes"][0][:, :2]
+            found.append(FrameBoxes(centers=centers, labels=scores.argmax(axis=1), scores=scores.max(axis=1)))
+            counted = frame.counted()
+            wanted.append(FrameBoxes(centers=frame.boxes[counted, :2], labels=frame.labels[counted]))
+    by_hand = score_detections(found, wanted, num_classes=len(CLASSES))
+    assert result.quality["mAP"].value == pytest.approx(by_hand.mean_ap, abs=1e-6)
+    assert result.quality["translation_error_m"].value == pytest.approx(by_hand.translation_error_m, abs=1e-4)
+
+
+def test_scenes_that_give_no_truth_are_refused(bundle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path, scene = bundle("none"), tmp_path / "scene.npz"
+    CliRunner().invoke(app, ["scene", "made:7", "--bundle", str(path), "-o", str(scene), "--frames", "2"])
+    with np.load(scene) as file:
+        arrays = {name: file[name] for name in file.files}
+    bad = {
+        "lacks truth_boxes; write the scene with": {k: v for k, v in arrays.items() if k != "truth_boxes"},
+        "do not fit together (truth_frame [1]": arrays | {"truth_frame": np.zeros(1, np.int64)},
+        "has boxes of 'boat', and the bundle finds": arrays
+        | {"truth_labels": np.full(len(arrays["truth_labels"]), "boat")},
+    }
+    for message, content in bad.items():
+        np.savez(scene, **content)
+        done = CliRunner().invoke(app, ["run", str(path), "--source", str(scene), "--labels", str(scene)])
+        assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow

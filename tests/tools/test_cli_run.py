@@ -150,6 +150,10 @@ def test_three_keep_levels_and_a_controller(typed: Callable[..., Finished], expo
             "failed in 'sink': '/dev/full' cannot be written any more",
         ),
         (("--source", "frames/*.png", "--labels", "no.jsonl"), "'no.jsonl' cannot be read (No such file"),
+        (
+            ("--source", "frames/*.png", "--labels", "s.npz"),
+            "'s.npz' holds boxes, and the bundle gives 'classification'",
+        ),
         (("--source", "a.wav"), "'a.wav' is audio, and the bundle takes none"),
         (("--source", "bad/*.png"), "none of its frames is good (the file is not a readable image)"),
         (("--source", "frames/*.png", "--source", "camera:0"), "Files and live sources cannot be streams of one query"),
@@ -171,6 +175,17 @@ def test_a_bad_picture_among_good_ones_is_counted(typed: Callable[..., Finished]
     counts = StreamResult.from_text(done.out).counts
     assert (done.code, counts.failed, counts.delivered) == (0, 1, COUNT - 1)
     assert counts.reasons == {"the file is not a readable image": 1}
+
+
+def test_realtime_threads_are_on_record_or_refused_in_one_sentence(
+    typed: Callable[..., Finished], exported: Exported
+) -> None:
+    done = typed(exported(), "--source", "frames/*.png", "--frames", 5, "--realtime", "--report", "rep")
+    if done.code == 0:
+        assert StreamResult.read("rep/result.json").protocol.scheduling == "realtime"
+        assert "real-time threads" in done.out
+    else:
+        assert done.code == 2 and "this user may not have it" in done.err and "Traceback" not in done.err
 
 
 def test_streams_of_one_query(typed: Callable[..., Finished], exported: Exported) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trt_compress.errors import BundleError, ConfigError
+from trt_compress.errors import ConfigError
 from trt_compress.runtime.latency import WINDOW_TOLERANCE, verdict, window_spread
-from trt_compress.runtime.power.session import PowerResult
+from trt_compress.runtime.power.stream import power_of
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.describe import sites_text
 from trt_compress.tools.report.record import (
@@ -106,6 +106,7 @@ def report_from_stream(result: StreamResult) -> Report:
         "queue depth": protocol.queue_depth,
         "burst": protocol.burst,
         "gap in s": None if protocol.gap_ns is None else protocol.gap_ns / 1e9,
+        "scheduling": "real-time threads" if protocol.scheduling == "realtime" else None,
         "controller": result.controller.settings if result.controller else None,
         "ended": result.ended,
         "wall time in s": result.wall_ns / 1e9,
@@ -272,12 +273,7 @@ def _compression(result: StreamResult) -> Compression:
 
 def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources:
     given = result.resources
-    power = None
-    if given.power is not None:
-        try:
-            power = PowerResult.from_json(given.power, "resources.power")
-        except BundleError as error:
-            raise ConfigError(f"The result's power readings do not fit: {error.message}") from None
+    power = power_of(given)
     reasons = {}
     for name, value, why in (
         (
@@ -287,7 +283,7 @@ def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources
         ),
         ("peak_rss_bytes", given.peak_rss_bytes, NOT_HERE),
         ("model_bytes", given.engine_bytes, "no engine ran" if not result.identity.levels[0].engines else NOT_HERE),
-        ("power", power, f"{NOT_HERE}: the run had no power reader"),
+        ("power", power, f"{NOT_HERE}: {_lower_first(given.power_reason or 'the run had no power reader')}"),
     ):
         if value is None:
             reasons[name] = why
@@ -298,6 +294,10 @@ def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources
         power=power,
         reasons=reasons,
     )
+
+
+def _lower_first(words: str) -> str:
+    return words[:1].lower() + words[1:]
 
 
 def _verdict(result: StreamResult, device: Literal["cpu", "gpu"]) -> Verdict:

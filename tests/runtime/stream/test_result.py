@@ -70,6 +70,7 @@ def full_json() -> dict[str, Any]:
             "burst": None,
             "gap_ns": None,
             "stall_ns": 5_000_000_000,
+            "scheduling": "realtime",
         },
         "started_at": "2026-11-24T10:00:00+00:00",
         "wall_ns": 100_000_000,
@@ -97,6 +98,7 @@ def full_json() -> dict[str, Any]:
             "energy_joule": None,
             "idle_watt": None,
             "power": None,
+            "power_reason": "No power rail can be read on this machine",
         },
         "frames": {
             "id": [0, 1, 2],

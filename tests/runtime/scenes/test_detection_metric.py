@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trt_compress.errors import ShapeError
-from trt_compress.models.pretrained.detection_metric import FrameBoxes, score_detections
+from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
 
 
 def frame(*rows: tuple[float, ...], scored: bool = True) -> FrameBoxes:

@@ -1,0 +1,77 @@
+"""The tables of a stream that has just run."""
+
+from typing import Any
+
+from trt_compress.runtime.latency import summarize, verdict
+from trt_compress.runtime.power.stream import power_of
+from trt_compress.runtime.stream.result import Resources, StreamResult
+from trt_compress.tools.console import print_pairs, print_table, print_text
+from trt_compress.tools.report.numbers import number
+
+
+def print_stream(result: "StreamResult") -> None:
+    """Print what a stream was and how it went."""
+    counts, protocol, frames = result.counts, result.protocol, result.frames
+    times = frames.end_to_end_ns()
+    rate = counts.delivered / (result.wall_ns / 1e9) if result.wall_ns else 0.0
+    missed = None if counts.deadline_missed is None else f"{counts.deadline_missed} of {counts.delivered} delivered"
+    kind = protocol.kind if protocol.fps is None else f"{protocol.kind}, {protocol.fps:g} fps"
+    realtime = ", real-time threads" if protocol.scheduling == "realtime" else ""
+    pairs: list[tuple[str, object]] = [
+        ("bundle", result.identity.bundle),
+        ("protocol", f"{kind}, policy {protocol.policy}, warm-up {protocol.warmup}{realtime}"),
+        ("frames in", counts.frames_in),
+        ("delivered", f"{counts.delivered}, {rate:.1f} a second"),
+        ("dropped", counts.dropped),
+        ("failed", counts.failed),
+        *((f"  {reason}", number) for reason, number in counts.reasons.items()),
+        ("deadline missed", missed),
+        ("first inference", _milliseconds(result.first_inference_ns)),
+        ("ended", result.ended),
+        *((name, f"{metric.value:.4f}, n={metric.n}") for name, metric in result.quality.items()),
+        *_power(result.resources),
+    ]
+    print_pairs("Stream", [(name, value) for name, value in pairs if value is not None])
+    columns: dict[str, Any] = {"end to end": times}
+    columns |= {name: [ns for ns in column if ns is not None] for name, column in frames.stage_ns.items()}
+    columns |= {
+        f"wait: {name}": [ns for ns in column if ns is not None] for name, column in frames.queue_wait_ns.items()
+    }
+    rows = []
+    for name, values in columns.items():
+        if values:
+            found = summarize(values)
+            shown = (found.median_ns, found.p90_ns, found.p95_ns, found.p99_ns, found.max_ns)
+            rows.append((name, found.n, *(None if ns is None else f"{ns / 1e6:.3f}" for ns in shown)))
+    if rows:
+        print_table("Latency in ms", ("", "n", "p50", "p90", "p95", "p99", "max"), rows)
+    if result.controller is not None:
+        used = {level.name: frames.level.count(level.name) for level in result.identity.levels}
+        listed = ", ".join(f"{name} {number}" for name, number in used.items())
+        print_text(f"Keep levels, frames of each: {listed}; {len(result.controller.switches)} switches.")
+    if times:
+        judged = verdict(times, device="cpu" if result.identity.backend.endswith("cpu") else "gpu")
+        print_text(f"{judged.status.capitalize()}: {judged.reason}.")
+
+
+def _milliseconds(ns: int | None) -> str | None:
+    return None if ns is None else f"{ns / 1e6:.2f} ms"
+
+
+def _power(resources: Resources) -> list[tuple[str, str]]:
+    """Mean power and energy of a frame; what is not known says why, and is never 0."""
+    power = power_of(resources)
+    if power is None:
+        why = resources.power_reason
+        return [] if why is None else [("power", f"not measured here: {why[:1].lower()}{why[1:]}")]
+    missing = power.reasons.get("energy_j") or power.reasons.get("total") or "not known"
+    if power.mean_mw is None:
+        return [("power", f"not stated: {missing}")]
+    idle = f", idle {number(power.idle_mw / 1000)} W" if power.idle_mw is not None else ""
+    shown = f"{number(power.mean_mw / 1000)} W{idle}; {power.num_samples} samples of {power.reader}"
+    energy = power.energy_per_inference_j
+    if energy is None:
+        return [("power", shown), ("energy per frame", f"not stated: {missing}")]
+    net = power.net_energy_per_inference_j
+    net_text = f", {number(net)} J net of idle" if net is not None else ""
+    return [("power", shown), ("energy per frame", f"{number(energy)} J{net_text}")]
