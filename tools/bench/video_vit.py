@@ -1,8 +1,9 @@
 """Accuracy and speed of `zoo:video_vit` in a stream: `python -m trt_compress.tools.bench.video_vit [--quick]`.
 
 Dense, every level of static-patch reuse, Token Merging inside the frame, and progressive encoding (`zoo:video_pvc`), on
-the held-out clips, frame by frame in ONNX Runtime; each against dense in one interleaved run on one thread, with real frames. Streams with reuse begin with
-one frame of the level `dense`. One JSON line is appended to `tools/bench/results/video_vit.jsonl`.
+the held-out clips, frame by frame in ONNX Runtime; each against dense in one interleaved run on one thread, with real
+frames. Streams with reuse begin with one frame of the level `dense`. One JSON line is appended to
+`tools/bench/results/video_vit.jsonl`.
 """
 
 import argparse
