@@ -2,8 +2,8 @@
 
 All are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
 keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
-rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on. `keyword_stream` goes on from the
-spotter's weights with the attention that a stream of chunks has. Each has its weights (fp16) and a card beside this
+rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on; `keyword_stream` has the attention
+of a stream of chunks. Both go on from the spotter's weights. Each has its weights (fp16) and a card beside this
 file; this command makes them again (espeak-ng must be installed; minutes on one core):
 
     python -m trt_compress.models.pretrained.keyword_spotter VARIANT --output DIR
@@ -29,7 +29,7 @@ from trt_compress.models.hosts.audio_encoder import WhisperConfig
 from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames
 from trt_compress.models.hosts.keyword_stream import CHUNK_FRAMES, WINDOW_CHUNKS
 from trt_compress.models.hosts.mome import MicroExperts
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_tensors, load_weights, read_tensors
 from trt_compress.models.pretrained import release, speech
 
 COMMAND = "python -m trt_compress.models.pretrained.keyword_spotter"
@@ -86,7 +86,7 @@ class Variant:
         name: What it is called in the zoo.
         config: Sizes.
         recipe: How it is trained.
-        start: The variant whose released weights it begins with; None: fresh ones.
+        start: The variant whose released weights it begins with, what that lacks being fresh; None: all are.
         chunked: Frames attend to their own chunk and those before it, as in `zoo:keyword_stream`.
     """
 
@@ -112,9 +112,10 @@ VARIANTS = {
     "keyword_mome": Variant(
         name="keyword_mome",
         config=WhisperConfig(
-            **{**asdict(PLAIN), "encoder_layers": 5, "experts": 23, "expert_layer": POOL_LAYER + 1},
+            **{**asdict(PLAIN), "experts": 23, "expert_layer": POOL_LAYER + 1},
         ),
-        recipe=Recipe(rates=(1, 2, 4), epochs=12),
+        recipe=Recipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
+        start="keyword_spotter",
     ),
     "keyword_stream": Variant(
         name="keyword_stream",
@@ -190,7 +191,8 @@ def train(words: speech.Words, variant: Variant) -> WhisperModel:
     noise = speech.NoiseBank(np.random.RandomState(recipe.seed))
     model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False).train()
     if variant.start:
-        load_weights(model, VARIANTS[variant.start].weights_file)
+        file = VARIANTS[variant.start].weights_file
+        load_tensors(model, {**model.state_dict(), **read_tensors(file)}, file.name)
     else:
         with torch.no_grad():
             model.encoder.embed_positions.weight.mul_(recipe.position_scale)
