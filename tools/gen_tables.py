@@ -17,7 +17,7 @@ from trt_compress.models.compressors.registry import compressor_classes, parse_s
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
 from trt_compress.plugins.registry import specs
-from trt_compress.tools.bench import gpu_report
+from trt_compress.tools.bench import gpu_report, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -134,12 +134,21 @@ def gpu_models_table() -> str:
     return _markdown(gpu_report.MODEL_COLUMNS, rows) if rows else f"\n{gpu_report.NO_RECORD}\n"
 
 
+def workloads_table() -> str:
+    """The last recorded run of each streaming workload."""
+    rows = list(workloads.rows())
+    if not rows:
+        raise ConfigError("no streaming workload is on record; run python -m trt_compress.tools.bench.video_vit first.")
+    return f"{'; '.join(workloads.captions())}. ONNX Runtime, one thread.\n\n" + _markdown(workloads.COLUMNS, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
     "targets": targets_table,
     "digits": digits_table,
     "performance": performance_table,
+    "workloads": workloads_table,
     "gpu_kernels": gpu_kernels_table,
     "gpu_models": gpu_models_table,
 }

@@ -1,4 +1,4 @@
-"""`zoo:keyword_spotter`: ten spoken words, trained here on speech of espeak-ng."""
+"""`zoo:keyword_spotter` and `zoo:keyword_mome`: ten spoken words, trained here on speech of espeak-ng."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -25,15 +25,15 @@ INFO = ModelInfo(
 
 
 def load(weights: str | None) -> LoadedHost:
-    """Build the stream; without `weights` it has those of the keyword spotter.
+    """Build the stream; without `weights` it has its own.
 
     Raises:
         ConfigError: the weights do not fit.
     """
     from trt_compress.models.pretrained import keyword_spotter as pretrained
 
-    model = pretrained.build("keyword_spotter", weights=weights is None)
-    info = zoo_weights("keyword_spotter") if weights is None else load_weights(model, Path(weights))
+    model = pretrained.build("keyword_stream", weights=weights is None)
+    info = zoo_weights("keyword_stream") if weights is None else load_weights(model, Path(weights))
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         stream = StreamingWhisper(

@@ -26,8 +26,11 @@ RANDOM_SEED = 0
 _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "hosts.digits_vit",
     "video_vit": "hosts.video_vit",
+    "video_pvc": "hosts.video_pvc",
     "keyword_spotter": "hosts.keyword_spotter",
+    "keyword_mome": "hosts.keyword_mome",
     "keyword_stream": "hosts.keyword_stream",
+    "speech_codec": "hosts.speech_codec",
 }
 _HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
     "whisper": "hosts.hf_audio",

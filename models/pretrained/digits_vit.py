@@ -12,12 +12,9 @@ missing tokens. That helps each compressor that is put in without training, rand
 
 import argparse
 import copy
-import datetime
 import hashlib
-import importlib
 import json
 import math
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,8 +26,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.pretrained import release
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -102,7 +100,7 @@ class Recipe:
 
 def digits_vit_card() -> dict[str, Any]:
     """Read the model card: architecture, preprocessing, data, licence, split, training, accuracy, versions."""
-    return cast(dict[str, Any], json.loads(CARD_FILE.read_text(encoding="utf-8")))
+    return release.read_card(CARD_FILE)
 
 
 def digits_vit_config() -> dict[str, Any]:
@@ -231,35 +229,25 @@ def augment(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
 
 def write_release(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, directory: Path) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
-    from safetensors.torch import save_file
-
-    weights_file = directory / WEIGHTS_FILE.name
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights_file)
-    card = _card(model, split, recipe, weights_file)
-    (directory / CARD_FILE.name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+    weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
+    packages = ("numpy", "sklearn", "timm", "torch")
+    card = _card(model, split, recipe, weights)
+    return release.write_card(card, directory / CARD_FILE.name, command=COMMAND, packages=packages)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory for the weights and the model card")
-    directory: Path = parser.parse_args(arguments).output
-    recipe = Recipe()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+        recipe = Recipe()
         torch.set_num_threads(2)
         torch.use_deterministic_algorithms(True)
         split = digits_split(recipe.seed)
-        card = write_release(train(split, recipe), split, recipe, directory)
-    except OSError as error:
-        print(f"--output {directory} cannot be written: {error}. Give a directory that can be.", file=sys.stderr)
-        return ConfigError.exit_code
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(card["accuracy"]))
-    return 0
+        accuracy: dict[str, Any] = write_release(train(split, recipe), split, recipe, directory)["accuracy"]
+        return accuracy
+
+    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
+    return release.run(parser, make, arguments)
 
 
 def _new_model(architecture: Mapping[str, Any]) -> "VisionTransformer":
@@ -288,15 +276,13 @@ def _load_digits() -> Any:
     return load_digits()
 
 
-def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights_file: Path) -> dict[str, Any]:
+def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights: dict[str, Any]) -> dict[str, Any]:
     correct = {
         "validation": count_correct(model, split.validation_images, split.validation_labels),
         "test": count_correct(model, split.test_images, split.test_labels),
     }
     sizes = {"train": len(split.train_labels), "validation": len(split.validation_labels)}
     sizes["test"] = len(split.test_labels)
-    content = weights_file.read_bytes()
-    modules = ("numpy", "sklearn", "timm", "torch")
     return {
         "name": NAME,
         "task": "classify 8 x 8 images of handwritten digits, 0 to 9",
@@ -325,18 +311,7 @@ def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights_fi
             "test": correct["test"] / sizes["test"],
             "test_correct": correct["test"],
         },
-        "weights": {
-            "file": weights_file.name,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "license": "Apache-2.0",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.import_module(name).__version__ for name in modules},
-        },
-        "command": COMMAND,
-        "date": datetime.date.today().isoformat(),
+        "weights": weights,
     }
 
 

@@ -1,22 +1,18 @@
-"""The keyword spotter of the zoo, `zoo:keyword_spotter`, a matryoshka of it for several rates, and their training.
+"""Keyword spotters of the zoo, and their training: `zoo:keyword_spotter`, `zoo:keyword_mome`, `zoo:keyword_stream`.
 
-Both are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
-keywords, other words, silence. `keyword_mome` is one model that is trained for the mean loss of all its rates (MoME),
-so that its frames may be pooled by 2 or 4 from its second layer on; its weights are not released yet. Those of the
-spotter (fp16) and a card are beside this file; this command makes them again (espeak-ng must be installed; minutes on
-one core):
+All are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
+keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
+rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on; `keyword_stream` has the attention
+of a stream of chunks. Both go on from the spotter's weights. Each has its weights (fp16) and a card beside this
+file; this command makes them again (espeak-ng must be installed; minutes on one core):
 
     python -m trt_compress.models.pretrained.keyword_spotter VARIANT --output DIR
 """
 
 import argparse
 import copy
-import datetime
 import hashlib
-import importlib
-import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,12 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import WhisperConfig
+from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames
+from trt_compress.models.hosts.keyword_stream import CHUNK_FRAMES, WINDOW_CHUNKS
 from trt_compress.models.hosts.mome import MicroExperts
-from trt_compress.models.hosts.weights import load_weights
-from trt_compress.models.pretrained import speech
+from trt_compress.models.hosts.weights import load_tensors, load_weights, read_tensors
+from trt_compress.models.pretrained import release, speech
 
 COMMAND = "python -m trt_compress.models.pretrained.keyword_spotter"
 FOLDER = Path(__file__).parent
@@ -83,11 +80,21 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One of the models: sizes and recipe."""
+    """One of the models.
+
+    Args:
+        name: What it is called in the zoo.
+        config: Sizes.
+        recipe: How it is trained.
+        start: The variant whose released weights it begins with, what that lacks being fresh; None: all are.
+        chunked: Frames attend to their own chunk and those before it, as in `zoo:keyword_stream`.
+    """
 
     name: str
     config: WhisperConfig
     recipe: Recipe
+    start: str | None = None
+    chunked: bool = False
 
     @property
     def weights_file(self) -> Path:
@@ -105,16 +112,24 @@ VARIANTS = {
     "keyword_mome": Variant(
         name="keyword_mome",
         config=WhisperConfig(
-            **{**asdict(PLAIN), "encoder_layers": 5, "experts": 23, "expert_layer": POOL_LAYER + 1},
+            **{**asdict(PLAIN), "experts": 23, "expert_layer": POOL_LAYER + 1},
         ),
-        recipe=Recipe(rates=(1, 2, 4), epochs=12),
+        recipe=Recipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
+        start="keyword_spotter",
+    ),
+    "keyword_stream": Variant(
+        name="keyword_stream",
+        config=PLAIN,
+        recipe=Recipe(epochs=10, learning_rate=5e-4),
+        start="keyword_spotter",
+        chunked=True,
     ),
 }
 
 
 def read_card(name: str) -> dict[str, Any]:
     """The card of a model: sizes, data, training, accuracy, versions."""
-    return cast(dict[str, Any], json.loads(VARIANTS[name].card_file.read_text(encoding="utf-8")))
+    return release.read_card(VARIANTS[name].card_file)
 
 
 def build(name: str, *, weights: bool = True) -> WhisperModel:
@@ -152,14 +167,36 @@ def logits_at_rates(model: WhisperModel, features: Tensor, rates: Sequence[int])
     return results
 
 
+class Chunked(torch.nn.Module):
+    """What a stream of chunks says at the end of a clip, computed at once: from waveform to logits.
+
+    Shares the model's weights.
+    """
+
+    def __init__(self, model: WhisperModel) -> None:
+        super().__init__()
+        self.stream = StreamingWhisper(
+            model, (), chunk_frames=CHUNK_FRAMES, left_chunks=WINDOW_CHUNKS - 1, window_chunks=WINDOW_CHUNKS
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Logits of audio [B, samples]."""
+        return self.stream.model.head(offline_frames(self.stream, audio), None)
+
+
 def train(words: speech.Words, variant: Variant) -> WhisperModel:
     """Train on these words and return the averaged weights after the last epoch, in evaluation mode."""
     recipe = variant.recipe
     torch.manual_seed(recipe.seed)
     noise = speech.NoiseBank(np.random.RandomState(recipe.seed))
     model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False).train()
-    with torch.no_grad():
-        model.encoder.embed_positions.weight.mul_(recipe.position_scale)
+    if variant.start:
+        file = VARIANTS[variant.start].weights_file
+        load_tensors(model, {**model.state_dict(), **read_tensors(file)}, file.name)
+    else:
+        with torch.no_grad():
+            model.encoder.embed_positions.weight.mul_(recipe.position_scale)
+    chunked = Chunked(model) if variant.chunked else None
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -178,9 +215,13 @@ def train(words: speech.Words, variant: Variant) -> WhisperModel:
         clips, targets = speech.make_clips(words, noise)
         total = 0.0
         for rows in torch.split(torch.randperm(num_clips), recipe.batch_size):
-            with torch.no_grad():
-                features = mask(model.frontend(torch.from_numpy(clips[rows.numpy()])), recipe)
-            loss = _loss(model, features, torch.from_numpy(targets[rows.numpy()]), recipe)
+            audio, wanted = (torch.from_numpy(values[rows.numpy()]) for values in (clips, targets))
+            if chunked:
+                loss = functional.cross_entropy(chunked(audio), wanted, label_smoothing=recipe.label_smoothing)
+            else:
+                with torch.no_grad():
+                    features = mask(model.frontend(audio), recipe)
+                loss = _loss(model, features, wanted, recipe)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
@@ -244,20 +285,15 @@ class AtRate(torch.nn.Module):
 
 def write_release(model: WhisperModel, words: speech.Words, variant: Variant, directory: Path) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
-    from safetensors.torch import save_file
-
-    file = directory / variant.weights_file.name
-    halved = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(halved, file)
-    model.load_state_dict(halved)  # what is measured is what is released
+    weights = release.write_weights(model, directory / variant.weights_file.name, half=True)
+    load_weights(model, directory / variant.weights_file.name)  # what is measured is what is released
     validation = speech.make_words(speech.VALIDATION_SPEAKERS, speech.OTHER_WORDS, draws=2, seed=3)
     noise = speech.NoiseBank(np.random.RandomState(11))
     sets = {"validation": speech.make_clips(validation, noise, snr_db=(5.0, 20.0)), "test": speech.heldout_clips()}
+    forms = {str(rate): Chunked(model) if variant.chunked else AtRate(model, rate) for rate in variant.recipe.rates}
     accuracy = {
-        part: {str(rate): count_correct(AtRate(model, rate), *clips) for rate in variant.recipe.rates}
-        for part, clips in sets.items()
+        part: {rate: count_correct(form, *clips) for rate, form in forms.items()} for part, clips in sets.items()
     }
-    content = file.read_bytes()
     card = {
         "name": variant.name,
         "task": f"which of {len(speech.KEYWORDS)} keywords is spoken in one second, another word, or none",
@@ -279,48 +315,28 @@ def write_release(model: WhisperModel, words: speech.Words, variant: Variant, di
             "limits": "Synthetic voices share one synthesizer: accuracy on people will be lower. Speakers of the test "
             "are variants of espeak-ng's voice that are in no other part; the accents are the same.",
         },
-        "training": asdict(variant.recipe),
+        "training": {**asdict(variant.recipe), "start": variant.start, "chunked": variant.chunked},
         "accuracy": {"unit": "clips that are right, by rate", **accuracy},
-        "weights": {
-            "file": file.name,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "dtype": "float16",
-            "license": "Apache-2.0",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.import_module(name).__version__ for name in ("numpy", "scipy", "torch")},
-        },
-        "command": f"{COMMAND} {variant.name} --output DIR",
-        "date": datetime.date.today().isoformat(),
+        "weights": weights,
     }
-    (directory / variant.card_file.name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+    command, packages = f"{COMMAND} {variant.name} --output DIR", ("numpy", "scipy", "torch")
+    return release.write_card(card, directory / variant.card_file.name, command=command, packages=packages)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("variant", choices=VARIANTS)
-    parser.add_argument("--output", type=Path, required=True, help="directory for the weights and the card")
-    options = parser.parse_args(arguments)
-    directory: Path = options.output
-    variant = VARIANTS[options.variant]
-    recipe = variant.recipe
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+        variant = VARIANTS[options.variant]
+        recipe = variant.recipe
         torch.set_num_threads(1)
         words = speech.make_words(speech.TRAIN_SPEAKERS, speech.OTHER_WORDS, draws=recipe.draws, seed=recipe.seed)
-        card = write_release(train(words, variant), words, variant, directory)
-    except OSError as error:
-        print(f"--output {directory} cannot be written: {error}. Give a directory that can be.", file=sys.stderr)
-        return ConfigError.exit_code
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(card["accuracy"]))
-    return 0
+        accuracy: dict[str, Any] = write_release(train(words, variant), words, variant, directory)["accuracy"]
+        return accuracy
+
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("variant", choices=VARIANTS)
+    return release.run(parser, make, arguments)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,13 @@
-"""Training of a small WavTokenizer for 16 kHz speech; its weights are not released yet.
+"""The codec `zoo:speech_codec`: a small WavTokenizer for 16 kHz speech, and its training.
 
 Fifty code numbers of ten bits a second, so 500 bits per second. It is trained for a few minutes on speech of espeak-ng,
 with spectral losses and no adversary: it shows the whole way, and is no match for the released models. This command
-makes the weights (fp16) and the card with the reconstruction error on held-out voices:
+makes the weights (fp16) and the card again:
 
     python -m trt_compress.models.pretrained.speech_codec --output DIR
 """
 
 import argparse
-import datetime
-import hashlib
-import importlib
-import json
-import platform
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.models.hosts.codec_wavtokenizer import WavTokenizer, WavTokenizerConfig
 from trt_compress.models.hosts.spectral import LogMel
 from trt_compress.models.hosts.vocos import VocosConfig
 from trt_compress.models.hosts.weights import load_weights
-from trt_compress.models.pretrained import speech
+from trt_compress.models.pretrained import release, speech
 
 NAME = "speech_codec"
 COMMAND = f"python -m trt_compress.models.pretrained.{NAME} --output DIR"
@@ -61,19 +55,23 @@ class Recipe:
     Args:
         segment_samples: Audio of one training item.
         warm_steps: Steps without the codebook, which is then set to frames of the training data.
+        mel_weight: Weight of the mel distance in the spectral loss.
+        complex_weight: Weight of the distance of complex values in it, beside that of magnitudes.
         commitment: Weight of the distance of frames to their codes.
         code_decay: Of the moving averages that the codes follow.
         fewest_uses: Codes whose average use in a batch is below this are set to a random frame.
     """
 
     seed: int = 0
-    steps: int = 1200
-    warm_steps: int = 150
-    batch_size: int = 8
+    steps: int = 4000
+    warm_steps: int = 1200
+    batch_size: int = 6
     segment_samples: int = 8000
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     gradient_clip_norm: float = 1.0
+    mel_weight: float = 4.0
+    complex_weight: float = 0.1
     commitment: float = 0.25
     code_decay: float = 0.97
     fewest_uses: float = 0.02
@@ -81,7 +79,7 @@ class Recipe:
 
 def read_card() -> dict[str, Any]:
     """The card: sizes, data, training, reconstruction error, versions."""
-    return cast(dict[str, Any], json.loads(CARD_FILE.read_text(encoding="utf-8")))
+    return release.read_card(CARD_FILE)
 
 
 def build(*, num_samples: int = speech.CLIP_SAMPLES, weights: bool = True) -> WavTokenizer:
@@ -105,21 +103,23 @@ def heldout_clips() -> speech.Array:
 class SpectralLoss(torch.nn.Module):
     """Mel distance, and distances of magnitudes and of complex values at three resolutions."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, mel_weight: float = 1.0, complex_weight: float = 1.0) -> None:
         super().__init__()
+        self.mel_weight, self.complex_weight = mel_weight, complex_weight
         self.mel = LogMel(clip_range=False, n_fft=1024, hop=256)
         self.sizes = (256, 512, 1024)
 
     def forward(self, made: Tensor, wanted: Tensor) -> Tensor:
         """Loss of audio [B, samples]."""
-        loss = 2 * (self.log_mel(made) - self.log_mel(wanted)).abs().mean()
+        loss = self.mel_weight * (self.log_mel(made) - self.log_mel(wanted)).abs().mean()
         for size in self.sizes:
             window = torch.hann_window(size)
             ours, theirs = (
                 torch.stft(audio, size, size // 4, window=window, return_complex=True) for audio in (made, wanted)
             )
             scale = theirs.abs().mean().clamp_min(1e-5)
-            loss = loss + ((ours - theirs).abs().mean() + (ours.abs() - theirs.abs()).abs().mean()) / scale / 6
+            off = (ours.abs() - theirs.abs()).abs().mean() + self.complex_weight * (ours - theirs).abs().mean()
+            loss = loss + off / scale / (2 * len(self.sizes))
         return loss
 
     def log_mel(self, audio: Tensor) -> Tensor:
@@ -164,13 +164,25 @@ class MovingCodes:
         return frames + (codes - frames).detach(), functional.mse_loss(frames, codes)
 
 
+@torch.no_grad()
+def initialize(codec: WavTokenizer, audio: Tensor) -> None:
+    """Set the encoder so that sound [B, samples] reaches its end: with torch's defaults all frames begin alike."""
+    convolutions = [part for part in codec.encoder.modules() if isinstance(part, torch.nn.Conv1d)]
+    for part in convolutions:
+        torch.nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+        torch.nn.init.zeros_(cast(Tensor, part.bias))
+    convolutions[-1].weight.div_(codec.encoder(audio[:, None]).std())
+
+
 def train(recordings: list[speech.Array], recipe: Recipe) -> WavTokenizer:
     """Train on these recordings and return the codec in evaluation mode."""
     torch.manual_seed(recipe.seed)
     random = np.random.RandomState(recipe.seed)
     audio = np.concatenate(recordings)
     codec = WavTokenizer(CONFIG, num_samples=recipe.segment_samples).train()
-    loss_of, codes = SpectralLoss(), MovingCodes(codec, recipe)
+    initialize(codec, torch.from_numpy(audio[: 10 * recipe.segment_samples]).reshape(10, -1))
+    loss_of = SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=recipe.complex_weight)
+    codes = MovingCodes(codec, recipe)
     optimizer = torch.optim.AdamW(codec.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
@@ -234,14 +246,9 @@ def write_release(
     codec: WavTokenizer, recordings: list[speech.Array], recipe: Recipe, directory: Path
 ) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
-    from safetensors.torch import save_file
-
-    file = directory / WEIGHTS_FILE.name
-    halved = {name: tensor.detach().half().contiguous() for name, tensor in codec.state_dict().items()}
-    save_file(halved, file)
+    weights = release.write_weights(codec, directory / WEIGHTS_FILE.name, half=True)
     released = build(weights=False)
-    released.load_state_dict(halved)
-    content = file.read_bytes()
+    load_weights(released, directory / WEIGHTS_FILE.name)
     clips = heldout_clips()
     card = {
         "name": NAME,
@@ -259,22 +266,10 @@ def write_release(
         },
         "training": asdict(recipe),
         "reconstruction": measure(released, clips),
-        "weights": {
-            "file": file.name,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "dtype": "float16",
-            "license": "Apache-2.0",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.import_module(name).__version__ for name in ("numpy", "scipy", "torch")},
-        },
-        "command": COMMAND,
-        "date": datetime.date.today().isoformat(),
+        "weights": weights,
     }
-    (directory / CARD_FILE.name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+    packages = ("numpy", "scipy", "torch")
+    return release.write_card(card, directory / CARD_FILE.name, command=COMMAND, packages=packages)
 
 
 def make_recordings() -> list[speech.Array]:
@@ -286,23 +281,16 @@ def make_recordings() -> list[speech.Array]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory for the weights and the card")
-    directory: Path = parser.parse_args(arguments).output
-    recipe = Recipe()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
-        recordings = make_recordings()
+        recipe, recordings = Recipe(), make_recordings()
         card = write_release(train(recordings, recipe), recordings, recipe, directory)
-    except OSError as error:
-        print(f"--output {directory} cannot be written: {error}. Give a directory that can be.", file=sys.stderr)
-        return ConfigError.exit_code
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(card["reconstruction"]))
-    return 0
+        reconstruction: dict[str, Any] = card["reconstruction"]
+        return reconstruction
+
+    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
+    return release.run(parser, make, arguments)
 
 
 if __name__ == "__main__":

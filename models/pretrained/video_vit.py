@@ -8,11 +8,6 @@ model card stand beside this file; this command makes both again (about ten minu
 """
 
 import argparse
-import datetime
-import hashlib
-import importlib
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -26,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
+from trt_compress.errors import UnsupportedError
 from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.pretrained import release
 from trt_compress.models.pretrained.moving_digits import (
     COLUMNS,
     FRAME_SIZE,
@@ -95,7 +91,7 @@ class Recipe:
 
 def video_vit_card() -> dict[str, Any]:
     """Read the model card: architecture, preprocessing, data, licence, split, training, accuracy, versions."""
-    return cast(dict[str, Any], json.loads(CARD_FILE.read_text(encoding="utf-8")))
+    return release.read_card(CARD_FILE)
 
 
 def build_video_vit(*, weights: bool = True) -> "VisionTransformer":
@@ -196,11 +192,7 @@ def dense_stream(model: torch.nn.Module) -> Stream:
 
 def write_release(model: torch.nn.Module, recipe: Recipe, directory: Path) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
-    from safetensors.torch import save_file
-
-    weights_file = directory / WEIGHTS_FILE.name
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights_file)
-    content = weights_file.read_bytes()
+    weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
     card = {
         "name": NAME,
         "task": "find and read the digit in a 96 x 96 RGB frame of a video",
@@ -227,42 +219,24 @@ def write_release(model: torch.nn.Module, recipe: Recipe, directory: Path) -> di
         "accuracy": {
             part: score_stream(part, TEST_CLIPS, lambda: dense_stream(model)) for part in ("validation", "test")
         },
-        "weights": {
-            "file": weights_file.name,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "license": "Apache-2.0",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.import_module(name).__version__ for name in ("numpy", "sklearn", "timm", "torch")},
-        },
-        "command": COMMAND,
-        "date": datetime.date.today().isoformat(),
+        "weights": weights,
     }
-    (directory / CARD_FILE.name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+    packages = ("numpy", "sklearn", "timm", "torch")
+    return release.write_card(card, directory / CARD_FILE.name, command=COMMAND, packages=packages)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory for the weights and the model card")
-    directory: Path = parser.parse_args(arguments).output
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
         recipe = Recipe()
-        card = write_release(train(recipe), recipe, directory)
-    except OSError as error:
-        print(f"--output {directory} cannot be written: {error}. Give a directory that can be.", file=sys.stderr)
-        return ConfigError.exit_code
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(card["accuracy"]))
-    return 0
+        accuracy: dict[str, Any] = write_release(train(recipe), recipe, directory)["accuracy"]
+        return accuracy
+
+    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
+    return release.run(parser, make, arguments)
 
 
 def _forward(model: Any, frames: Tensor, window: Tensor | None) -> Tensor:

@@ -1,9 +1,58 @@
-"""Training of the speech codec, and how its reconstruction error is measured."""
+"""The codec of the zoo: card, weights, reconstruction error and training agree with each other."""
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
+from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import speech, speech_codec
+
+
+def test_weights_are_small_and_those_of_the_card() -> None:
+    content, card = speech_codec.WEIGHTS_FILE.read_bytes(), speech_codec.read_card()
+    assert len(content) <= 6_000_000
+    assert card["weights"]["bytes"] == len(content)
+    assert card["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
+    recipe = {name: card["training"][name] for name in speech_codec.Recipe.__dataclass_fields__}
+    assert speech_codec.Recipe(**recipe) == speech_codec.Recipe()
+
+
+def test_reconstruction_error_is_that_of_the_card() -> None:
+    card = speech_codec.read_card()["reconstruction"]
+    found = speech_codec.measure(speech_codec.build(), speech_codec.heldout_clips())
+    assert found["mel_distance_db"] == pytest.approx(card["mel_distance_db"], abs=0.1)
+    assert found["snr_db"] == pytest.approx(card["snr_db"], abs=0.1)
+    assert found["codes_used"] == pytest.approx(card["codes_used"], abs=5)
+    assert found["mel_distance_db"] < 0.5 * found["mel_distance_of_silence_db"]
+    assert found["bits_per_second"] == 500 and found["entropy_bits_per_code"] <= 10
+
+
+def test_the_graphs_are_the_codec() -> None:
+    host = load_host("zoo:speech_codec")
+    encode, decode = host.attach(())
+    assert encode.examples is not None and decode.examples is not None
+    (clips,) = encode.examples(2)
+    with torch.no_grad():
+        codes = encode.module(torch.from_numpy(clips["audio"]))
+        made = decode.module(codes)
+    (given,) = decode.examples(2)
+    assert np.array_equal(given["codes"], codes.numpy())
+    assert codes.shape == (2, 50, 1) and made.shape == (2, speech.CLIP_SAMPLES)
+    assert host.postprocess["bits_per_second"] == 500
+
+
+def test_other_codes_sound_worse() -> None:
+    """The code numbers carry the sound: random ones are further from it."""
+    codec, clips = speech_codec.build(), torch.from_numpy(speech_codec.heldout_clips()[:8])
+    recipe = speech_codec.Recipe()  # without the phase, which 500 bits a second do not hold
+    loss = speech_codec.SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=0)
+    with torch.no_grad():
+        codes = codec.encode(clips)
+        shuffled = codes.flatten()[torch.randperm(codes.numel(), generator=torch.Generator().manual_seed(0))]
+        near, far = (loss(codec.decode(c), clips) for c in (codes, shuffled.reshape(codes.shape)))
+    assert near < 0.8 * far
 
 
 def test_silence_has_no_loss() -> None:

@@ -6,25 +6,22 @@ right, and clips per second against the dense model in one interleaved run. One 
 """
 
 import argparse
-import json
 import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from trt_compress import __version__
 from trt_compress.export.api import export
 from trt_compress.models.pretrained import speech
 from trt_compress.runtime.latency import interleave, speedup, summarize
 from trt_compress.runtime.session import Session
+from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import print_table, progress
-from trt_compress.tools.machine import describe_device, package_versions
 
 SETTINGS = (
     ("zoo:keyword_spotter", "none"),
@@ -35,6 +32,9 @@ SETTINGS = (
     ("zoo:keyword_spotter", "atome:merge_ratio=0.7,layers=[0]"),
     ("zoo:keyword_spotter", "fastast:num_merged=6"),
     ("zoo:keyword_spotter", "fastast:num_merged=10"),
+    ("zoo:keyword_mome", "none"),
+    ("zoo:keyword_mome", "frame_pool:stride=2,layer=0"),
+    ("zoo:keyword_mome", "frame_pool:stride=4,layer=0"),
 )
 BATCH = 8
 RESULTS = Path(__file__).parent / "results" / "keyword_spotter.jsonl"
@@ -63,16 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [table_row(row) for row in rows],
     )
     if not (options.quick or options.no_timing or options.model):
-        record = {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "trt_compress": __version__,
-            "protocol": {"batch": options.batch, "pairs": pairs, "threads": 1, "order": "interleaved ABAB"},
-            "rows": rows,
-            "device": describe_device(),
-            "versions": package_versions(),
-        }
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        protocol = {"batch": options.batch, "pairs": pairs, "threads": 1, "order": "interleaved ABAB"}
+        append_record(RESULTS, "keyword_spotter", {"protocol": protocol, "rows": rows})
     return 0
 
 

@@ -1,34 +1,31 @@
 """Accuracy and speed of `zoo:video_vit` in a stream: `python -m trt_compress.tools.bench.video_vit [--quick]`.
 
-Dense, every level of static-patch reuse, and Token Merging inside the frame, on the held-out clips, frame by frame in
-ONNX Runtime; each against dense in one interleaved run on one thread, with real frames. Streams with reuse begin with
-one frame of the level `dense`. One JSON line is appended to `tools/bench/results/video_vit.jsonl`.
+Dense, every level of static-patch reuse, Token Merging inside the frame, and progressive encoding (`zoo:video_pvc`), on
+the held-out clips, frame by frame in ONNX Runtime; each against dense in one interleaved run on one thread, with real
+frames. Streams with reuse begin with one frame of the level `dense`. One JSON line is appended to
+`tools/bench/results/video_vit.jsonl`.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trt_compress import __version__
 from trt_compress.export.api import export
 from trt_compress.models.pretrained.moving_digits import as_input, make_clip
 from trt_compress.models.pretrained.video_vit import TEST_CLIPS, Stream, score_stream
 from trt_compress.runtime.latency import Speedup, interleave, speedup, summarize
 from trt_compress.runtime.session import Session
+from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import print_table, progress
-from trt_compress.tools.machine import describe_device, package_versions
 
-MODEL = "zoo:video_vit"
+MODEL, PROGRESSIVE = "zoo:video_vit", "zoo:video_pvc"
 REUSE = "static_reuse:keep_ratio=[0.15,0.2,0.25,0.35,0.5,1]"
 MERGES = ("tome:num_merged=8", "tome:num_merged=16")
 RESULTS = Path(__file__).parent / "results" / "video_vit.jsonl"
@@ -70,21 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = ("", "digit", "place", "both", "place error", "frames a second", "speed-up over dense")
     print_table(f"{MODEL}, batch 1, ONNX Runtime on one thread, {clips} held-out clips", columns, rows)
     if not quick:
-        _record(figures)
+        append_record(RESULTS, "video_vit", figures)
     return 0
 
 
 def measure(folder: Path, *, clips: int, pairs: int, step: Step) -> dict[str, Any]:
     """Accuracy over `clips` test clips, and `pairs` timed frames of each variant and of dense."""
     variants: list[Variant] = []
-    for number, spec in enumerate(("none", REUSE, *MERGES)):
-        step(f"exporting {spec}")
+    settings = [*((MODEL, spec) for spec in ("none", REUSE, *MERGES)), (PROGRESSIVE, "none")]
+    for number, (model, spec) in enumerate(settings):
+        step(f"exporting {model} {spec}")
         output = folder / str(number)
-        export(MODEL, compress=spec, batch="1", output=output)
+        export(model, compress=spec, batch="1", output=output)
         session = Session.open(output, threads=1, spin=False)
         several = len(session.graphs) > 1
         for graph in session.graphs:
-            name = spec if not several else f"static_reuse {graph}"
+            name = model if model != MODEL else spec if not several else f"static_reuse {graph}"
             variants.append(Variant(name=name, session=session, graph=graph, first="dense" if several else graph))
     frames = as_input(make_clip("test", 0).frames)[:, None]
     figures: dict[str, Any] = {}
@@ -116,24 +114,6 @@ def _row(name: str, figure: dict[str, Any]) -> tuple[str, ...]:
     fps = 1e9 / figure["latency"]["median_ns"]
     pixels = f"{accuracy['place_error_pixels']:.1f} px"
     return (name, *shares, pixels, f"{fps:.0f}", f"{gain.median:.2f}×{interval}")
-
-
-def _record(figures: dict[str, Any]) -> None:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent.parent)
-        return done.stdout.strip()
-
-    line = {
-        "benchmark": "video_vit",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": (git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")) or None,
-        "device": describe_device(),
-        "versions": {"trt-compress": __version__, **package_versions()},
-        **figures,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""The table of the streaming workloads is what was recorded last."""
+
+import json
+from pathlib import Path
+
+from trt_compress.tools.bench import workloads
+
+SPEED = {"median": 2.0, "low": 1.9, "high": 2.1, "n": 60, "reason": None}
+LATENCY = {"median_ns": 1e7}
+
+
+def test_rows_are_those_of_the_last_record(tmp_path: Path) -> None:
+    assert list(workloads.rows(tmp_path)) == []
+    head = {"commit": "abc", "date": "2026-01-02T03:04:05"}
+    old = {**head, "variants": {"none": {}}}
+    accuracy = {"both": 0.5}
+    figure = {"accuracy": accuracy, "speedup_over_dense": SPEED, "latency": LATENCY}
+    new = {**head, "variants": {"static_reuse k25": figure, "zoo:video_pvc": figure}}
+    (tmp_path / "video_vit.jsonl").write_text(json.dumps(old) + "\n" + json.dumps(new) + "\n")
+    clips = {"model": "zoo:keyword_spotter", "compressor": "none", "accuracy": 0.25, "speedup": SPEED}
+    keywords = {**head, "protocol": {"batch": 8}, "rows": [{**clips, "latency": LATENCY}]}
+    (tmp_path / "keyword_spotter.jsonl").write_text(json.dumps(keywords) + "\n")
+    score = {"mean_ap": 0.3, "translation_error_m": 0.7}
+    timed = {"speedup": SPEED, "latency": LATENCY, "dense": {"median_ns": 2e7}}
+    level = {"spec": "toc3d", "accuracy": score, "bodies": timed}
+    detector = {
+        **head,
+        "dense": {"spec": "none", "accuracy": score},
+        "fast": level,
+        "faster": {**level, "native": timed},
+    }
+    (tmp_path / "surround_detector.jsonl").write_text(json.dumps(detector) + "\n")
+    assert list(workloads.rows(tmp_path)) == [
+        ("`zoo:video_vit`", "`static_reuse k25`", "50.0% of frames", "2.00× [1.90, 2.10]", "100"),
+        ("`zoo:video_pvc`", "`none`", "50.0% of frames", "2.00× [1.90, 2.10]", "100"),
+        ("`zoo:surround_detector`", "`none`", "mAP 30.0%, 0.70 m off", "1", "50.0"),
+        ("`zoo:surround_detector`", "`toc3d`", "mAP 30.0%, 0.70 m off", "2.00× [1.90, 2.10]", "100"),
+        ("`zoo:surround_detector`", "`toc3d`", "mAP 30.0%, 0.70 m off", "2.00× [1.90, 2.10]", "100"),
+        ("`zoo:keyword_spotter`", "`none`", "25.0% of clips", "2.00× [1.90, 2.10]", "800"),
+    ]
+    assert list(workloads.captions(tmp_path))[0] == "`tools.bench.video_vit`: commit abc, 2026-01-02"
