@@ -6,6 +6,7 @@ sees only the audio there is instead of a clip padded with silence.
 """
 
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -26,7 +27,7 @@ FRAMES_PER_SECOND = 50  # of Whisper's encoder
 FEWEST_FRAMES = 25
 
 
-class AudioModel(nn.Module):
+class AudioModel(nn.Module, ABC):
     """A front end, an encoder, and maybe a classifier; `num_samples` of audio at 16 kHz are one input.
 
     Attributes:
@@ -44,9 +45,9 @@ class AudioModel(nn.Module):
     frontend: LogMel | KaldiFbank
     encoder: WhisperEncoder | AstEncoder
 
+    @abstractmethod
     def head(self, x: Tensor, size: Tensor | None) -> Tensor:
         """Logits [B, classes] of the encoder's output [B, N, C] and the sizes of its tokens [B, N, 1]."""
-        raise NotImplementedError
 
     def embed(self, audio: Tensor) -> Tensor:
         """Tokens [B, N, C] of audio [B, samples]."""

@@ -1,6 +1,7 @@
 """Where results go: one JSON line a frame, and a video with the results drawn in."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -171,7 +172,7 @@ class Overlay:
                 container.close()
 
     def _draw(self, images: Sequence[Array], frame: Frame) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        """Images side by side, each with its own text, and behind them the boxes from above; sides are even numbers."""
+        """The images, each with its own text, and behind them the boxes from above; sides are even numbers."""
         from PIL import Image, ImageDraw
 
         results = frame.summary.get("results", [])
@@ -193,15 +194,15 @@ class Overlay:
                     (5, 4), text, fill="yellow", stroke_width=2, stroke_fill="black", font_size=16
                 )
             tiles.append(tile)
+        above = None
         if any("boxes" in found for found in results):
-            tiles.append(draw_bev(results[0]["boxes"], range_m=self._range_m, size=max(height, _BEV_SIDE)))
-        height = max(tile.height for tile in tiles)
-        canvas = Image.new("RGB", (sum(tile.width for tile in tiles), height))
-        left = 0
-        for tile in tiles:
-            canvas.paste(tile, (left, 0))
-            left += tile.width
-        ImageDraw.Draw(canvas).text((5, height - 18), f"frame {frame.id}", fill="white", font_size=12)
+            side = max(height if len(tiles) < 2 else 2 * height, _BEV_SIDE)
+            above = draw_bev(results[0]["boxes"], range_m=self._range_m, size=side)
+        canvas = _sheet(tiles, above)
+        text = f"frame {frame.id}"
+        ImageDraw.Draw(canvas).text(
+            (5, canvas.height - 18), text, fill="white", stroke_width=2, stroke_fill="black", font_size=12
+        )
         return np.asarray(canvas)
 
     @contextmanager
@@ -210,6 +211,26 @@ class Overlay:
             yield
         except (self._av.error.FFmpegError, OSError) as error:
             raise _full(self._path, error) from None
+
+
+def _sheet(tiles: Sequence[Any], above: Any | None) -> Any:
+    """Tiles of one height side by side; in two rows if the boxes from above stand behind them, twice as high."""
+    from PIL import Image
+
+    columns = len(tiles) if above is None else math.ceil(len(tiles) / 2)
+    rows = [tiles[:columns], tiles[columns:]]
+    width = max(sum(tile.width for tile in row) for row in rows)
+    height = sum(row[0].height for row in rows if row)
+    size = (width, height) if above is None else (width + above.width, max(height, above.height))
+    canvas = Image.new("RGB", size)
+    for number, row in enumerate(rows):
+        left = 0
+        for tile in row:
+            canvas.paste(tile, (left, number * tile.height))
+            left += tile.width
+    if above is not None:
+        canvas.paste(above, (width, 0))
+    return canvas
 
 
 def _images_of(data: Any) -> list[Array]:

@@ -245,7 +245,7 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, "ecdf", title, description, left=62),
+        svgs=_drawn(draw, "ecdf", title, description, left=72),
         columns=(("side", *columns) if len(sides) > 1 else columns),
         rows=tuple(rows),
         legend=tuple(_legend(sides)),
