@@ -26,6 +26,7 @@ RANDOM_SEED = 0
 _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "hosts.digits_vit",
     "video_vit": "hosts.video_vit",
+    "surround_detector": "hosts.surround_detector",
     "keyword_spotter": "hosts.keyword_spotter",
     "keyword_stream": "hosts.keyword_stream",
 }
