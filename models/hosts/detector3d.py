@@ -1,13 +1,16 @@
 """Multi-view 3D detection: a ViT over several calibrated cameras, object queries, and a history of them as state.
 
 The backbone is a Vision Transformer with windows, some blocks attending to whole images. Each token knows the points of
-space that it may show (PETR); the tokens that look most like the middle of an object propose queries there, and the
-best queries of the last frame, moved by their velocities and the vehicle's own motion, come along (StreamPETR). A
-decoder turns both into boxes. All states have a constant shape, so one graph with states does a whole stream.
+space that it may show (PETR) and says what it shows and where that stands on the ground. The tokens that look most like
+the middle of an object, more so than those beside them, propose queries there, and the best queries of the last frame,
+moved by their velocities and the vehicle's own motion, come along (StreamPETR). A decoder, whose attention fades with
+the distance in metres, corrects both into boxes. All states have a constant shape, so one graph with states does a
+whole stream.
 
 Source: ViTDet, arXiv:2203.16527 (windows); PETR, arXiv:2203.05625 (3D positions); StreamPETR, arXiv:2303.11926
-(history); Far3D, arXiv:2308.09616 (queries from image tokens).
-Differs: the history is one frame deep; queries come from tokens only, there are no learned anchors.
+(history); Far3D, arXiv:2308.09616 (queries from image tokens); CenterNet, arXiv:1904.07850 (peaks).
+Differs: the history is one frame deep; queries come from tokens only, there are no learned anchors; depth follows from
+the ground plane, so the ground has to be about z = 0 of the ego frame.
 """
 
 import math
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trt_compress.errors import ConfigError
 from trt_compress.models.compressors.base import HostInfo, Route, Signals, TokenState
@@ -26,12 +30,14 @@ from trt_compress.models.compressors.motion_queries import (
     History,
     MotionAwareQueries,
     MotionQueryScorer,
+    sine_positions,
     transform_points,
 )
 from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.compressors.toc3d import Toc3d, give_back
 from trt_compress.models.compressors.windows import from_windows, to_windows
 from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, StateSpec, Steps, TensorSpec
+from trt_compress.models.hosts.detector3d_layers import Block, DecoderBlock, Stem, distances
 from trt_compress.plugins.operator import at_site, mark_tensor
 from trt_compress.plugins.token_select.op import token_select
 
@@ -45,7 +51,10 @@ LONGEST_AGE_S = 2.0
 
 _MEAN_SIZE = (4.0, 1.6, 1.8)
 _PIXEL_SCALE = 127.5
-_ABSENT = -1e4  # added to the logits of keys that are not there
+_ABSENT_M = 1e4  # how far away a query of a history that is not there seems
+_FARTHEST_M = 60.0  # a token that shows nothing on the ground shows something about this far away
+_NOT_A_PEAK = 2.0  # taken off the logit of a token whose neighbour has a higher one
+_RARE = -math.log((1 - 0.02) / 0.02)  # logit of a class before training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,88 +162,6 @@ class Detections(NamedTuple):
     references: Tensor
 
 
-class Attention(nn.Module):
-    """Multi-head attention.
-
-    Args:
-        channels: Width of queries, keys and values.
-        num_heads: Heads.
-    """
-
-    def __init__(self, channels: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q, self.k, self.v, self.out = (nn.Linear(channels, channels) for _ in range(4))
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Attend from q [B, M, C] to k and v [B, N, C]; `bias` is added to the logits [B, H, M, N]."""
-        q = self._split(self.q(q)) * (q.shape[-1] // self.num_heads) ** -0.5
-        logits = q @ self._split(self.k(k)).transpose(-2, -1)
-        if bias is not None:
-            logits = logits + bias
-        mixed = logits.softmax(dim=-1) @ self._split(self.v(v))
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
-
-
-class SelfAttention(nn.Module):
-    """Attention of tokens to each other, its three projections in one."""
-
-    def __init__(self, channels: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [R, N, C] to the attention's update of them."""
-        rows, n, channels = x.shape
-        qkv = self.qkv(x).reshape(rows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0], qkv[1], qkv[2]
-        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, n, channels))
-        return out
-
-
-class Block(nn.Module):
-    """A pre-norm Transformer block that says what it adds."""
-
-    def __init__(self, config: Detector3DConfig) -> None:
-        super().__init__()
-        channels, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        self.norm1, self.norm2 = nn.LayerNorm(channels, eps=1e-6), nn.LayerNorm(channels, eps=1e-6)
-        self.attention = SelfAttention(channels, config.num_heads)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The update of tokens [R, N, C]."""
-        attended: Tensor = self.attention(self.norm1(x))
-        update: Tensor = attended + self.mlp(self.norm2(x + attended))
-        return update
-
-
-class DecoderBlock(nn.Module):
-    """Queries look at each other, then at the tokens of all cameras."""
-
-    def __init__(self, config: Detector3DConfig) -> None:
-        super().__init__()
-        channels = config.embed_dim
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.among, self.toward = (Attention(channels, config.num_heads) for _ in range(2))
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def forward(self, query: Tensor, where: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
-        """Queries [B, Q, C] at `where` [B, Q, C], tokens [B, V * N, C], bias of the keys among queries [B, 1, 1, Q]."""
-        x = self.norms[0](query)
-        query = query + self.among(x + where, x + where, x, bias)
-        query = query + self.toward(self.norms[1](query) + where, memory, memory)
-        out: Tensor = query + self.mlp(self.norms[2](query))
-        return out
-
-
 class Detector3D(nn.Module):
     """The dense detector; `attach` puts compressors in.
 
@@ -249,9 +176,9 @@ class Detector3D(nn.Module):
         super().__init__()
         self.config = config
         channels, classes = config.embed_dim, len(config.classes)
-        self.patch_embed = _stem(config)
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, *config.grid, channels))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.patch_embed = Stem(config.stem_channels, channels, config.patch_size)
+        self.pos_embed = nn.Parameter(_grid_positions(config))
+        self.blocks = nn.ModuleList(Block(channels, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.position = nn.Sequential(
             nn.Linear(3 * config.num_depths, channels), nn.ReLU(), nn.Linear(channels, channels)
@@ -259,7 +186,7 @@ class Detector3D(nn.Module):
         self.token_head = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, classes + 3))
         self.proposal = nn.Linear(channels, channels)
         self.motion = MotionAwareQueries(channels, config.point_range)
-        self.decoder = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_depth))
+        self.decoder = nn.ModuleList(DecoderBlock(channels, config.num_heads) for _ in range(config.decoder_depth))
         self.query_norm = nn.LayerNorm(channels)
         self.class_head = nn.Linear(channels, classes)
         self.box_head = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, len(BOX_COLUMNS)))
@@ -271,10 +198,11 @@ class Detector3D(nn.Module):
         )
         self.register_buffer("token_centers", _token_centers(config), persistent=False)
         self.register_buffer("depths", _ray_depths(config), persistent=False)
-        rare = -math.log((1 - 0.02) / 0.02)
-        nn.init.constant_(self.class_head.bias, rare)
+        self.history_logits = nn.Parameter(torch.full((classes,), _RARE))
+        nn.init.zeros_(self.class_head.bias)
         with torch.no_grad():
-            bias = torch.tensor([rare] * classes + [0.0, 0.0, math.log(10.0)])
+            self.class_head.weight.mul_(0.1)
+            bias = torch.tensor([_RARE] * classes + [0.0, 0.0, 1.0])
             token_last, box_last = self.token_head[-1], self.box_head[-1]
             assert isinstance(token_last, nn.Linear) and isinstance(box_last, nn.Linear)
             token_last.bias.copy_(bias)
@@ -288,23 +216,17 @@ class Detector3D(nn.Module):
         return found
 
 
-def _stem(config: Detector3DConfig) -> nn.Sequential:
-    """Images to tokens by convolutions that halve the image, as often as the patch size can be halved, then by patches.
-
-    Source: Early Convolutions Help Transformers See Better, arXiv:2106.14881.
-    """
-    layers: list[nn.Module] = []
-    channels, patch = 3, config.patch_size
-    for wider in config.stem_channels:
-        layers += [nn.Conv2d(channels, wider, 3, 2, 1), nn.GELU()]
-        channels, patch = wider, patch // 2
-    return nn.Sequential(*layers, nn.Conv2d(channels, config.embed_dim, patch, patch))
-
-
 def _token_centers(config: Detector3DConfig) -> Tensor:
     """Column and row of the middle of every token of an image, pixels, [N, 2]."""
     rows, columns = (torch.arange(count) * config.patch_size + config.patch_size / 2 for count in config.grid)
     return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2).float()
+
+
+def _grid_positions(config: Detector3DConfig) -> Tensor:
+    """Sines and cosines of row and column of the tokens of an image, [1, rows, columns, C]."""
+    rows, columns = config.grid
+    place = torch.stack(torch.meshgrid(torch.arange(rows) / 4, torch.arange(columns) / 4, indexing="ij"), dim=-1)
+    return 0.3 * sine_positions(place, config.embed_dim // 2)[None]
 
 
 def _ray_depths(config: Detector3DConfig) -> Tensor:
@@ -439,33 +361,33 @@ class CompressedDetector3D(CompressedModule):
         history = _history(ego_pose, timestamp, *states)
         encoded = detector.motion.encode(history)
         features, token_scores = self._backbone(images, encoded)
-        batch = images.shape[0]
-        features = features.reshape(batch, -1, config.embed_dim)
-        memory = features + detector.position(self._ray_points(img2lidar).flatten(-2)).reshape(features.shape)
+        place = detector.position(self._ray_points(img2lidar).flatten(-2)).flatten(1, 2)
+        memory = features.reshape(place.shape) + place
 
-        token = detector.token_head(features)
-        token_logits, shift, log_depth = torch.split(token, [len(config.classes), 2, 1], dim=-1)
-        pixel = detector.token_centers.repeat(config.num_cameras, 1) + shift * config.patch_size
-        places = torch.cat([pixel, log_depth], dim=-1)
-        reference = self._lift(places, img2lidar)
+        token_logits, places = self._tokens_say(memory, img2lidar)
+        shown = self._lift(places, img2lidar)
+        wanted = self._peaks(token_logits)
         with at_site("proposals"):
             chosen, _, _ = token_select(
-                torch.cat([memory, reference], dim=-1), token_logits.amax(dim=-1), num_kept=config.num_proposals
+                torch.cat([memory, shown, wanted], dim=-1), wanted.amax(dim=-1), num_kept=config.num_proposals
             )
-        content, start = torch.split(chosen, [config.embed_dim, 3], dim=-1)
+        content, start, prior = torch.split(chosen, [config.embed_dim, 3, len(config.classes)], dim=-1)
         old, where_old = detector.motion.parts(encoded)
         moved = transform_points(history.reference, history.to_ego)
         query = torch.cat([detector.proposal(content), old], dim=1)
         reference = torch.cat([start, moved], dim=1)
         where = torch.cat([detector.motion.place(start), where_old], dim=1)
+        prior = torch.cat([prior, detector.history_logits.expand_as(old[..., : len(config.classes)])], dim=1)
 
         absent = torch.cat([torch.zeros_like(start[..., 0]), (1 - history.exists).expand_as(moved[..., 0])], dim=1)
         velocity = torch.cat([torch.zeros_like(start[..., :2]), _turn(history.velocity, history.to_ego)], dim=1)
+        apart = distances(reference.detach(), reference.detach()) + (absent * _ABSENT_M)[:, None]
+        away = distances(reference.detach(), shown.detach())
         layers = []
         for block in detector.decoder:
-            query = block(query, where, memory, (absent * _ABSENT)[:, None, None])
+            query = block(query, where, memory, apart, away)
             normed = detector.query_norm(query)
-            logits = detector.class_head(normed) - 20.0 * absent[..., None]
+            logits = prior + detector.class_head(normed) - 20.0 * absent[..., None]
             layers.append((logits, _decode(detector.box_head(normed), reference, velocity)))
         logits, coded = layers[-1]
         boxes = torch.cat([coded[..., :3], coded[..., 3:6].exp(), coded[..., 6:]], dim=-1)
@@ -486,11 +408,38 @@ class CompressedDetector3D(CompressedModule):
             references=reference,
         )
 
+    def _tokens_say(self, memory: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """What tokens [B, V * N, C] show: class logits, and column, row and log-depth of the box centre.
+
+        The head gives the row in which the box stands on the ground, z = 0 of the ego frame, and the depth follows: on
+        the ground the inverse of the depth is linear in column and row, so there is no horizon to jump over. It is kept
+        positive smoothly.
+        """
+        detector, config = self.detector, self.detector.config
+        said = detector.token_head(memory)
+        logits, shift, below = torch.split(said, [len(config.classes), 2, 1], dim=-1)
+        pixel = detector.token_centers.repeat(config.num_cameras, 1) + shift * config.patch_size
+        column, row = detector.token_centers.unbind(dim=1)
+        foot = row + below.reshape(*img2lidar.shape[:2], -1) * config.patch_size
+        height = img2lidar[..., 2, :]  # of a pixel's point above the ground, by its depth; last the camera's own
+        across, down, ahead = (-height[..., each, None] / height[..., 3:] for each in range(3))
+        inverse = (across * column + down * foot + ahead).flatten(1)[..., None]
+        positive = 0.5 * (inverse + (inverse.square() + 4 / _FARTHEST_M**2).sqrt())
+        return logits, torch.cat([pixel, -positive.log()], dim=-1)
+
+    def _peaks(self, logits: Tensor) -> Tensor:
+        """Class logits [B, V * N, classes], less where a token beside has a higher one, so that objects count once."""
+        rows, columns = self.detector.config.grid
+        image = logits.reshape(-1, rows, columns, logits.shape[-1]).permute(0, 3, 1, 2)
+        highest = functional.max_pool2d(image, 3, 1, 1)
+        image = image - _NOT_A_PEAK * (image < highest).to(image)
+        return image.permute(0, 2, 3, 1).reshape(logits.shape)
+
     def _backbone(self, images: Tensor, history: EncodedHistory) -> tuple[Tensor, list[Tensor]]:
         """Features [B * V, N, C] of images [B, V, 3, height, width], and the scores before each scored layer."""
         detector, config = self.detector, self.detector.config
         rows, columns = config.grid
-        x = detector.patch_embed(images.flatten(0, 1) / _PIXEL_SCALE - 1.0).permute(0, 2, 3, 1) + detector.pos_embed
+        x = detector.patch_embed(images.flatten(0, 1) / _PIXEL_SCALE - 1.0) + detector.pos_embed
         x = x.reshape(-1, rows * columns, config.embed_dim)
         step: Toc3d | None = None
         scores, all_scores = None, []

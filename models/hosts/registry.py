@@ -27,6 +27,7 @@ _ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "hosts.digits_vit",
     "video_vit": "hosts.video_vit",
     "video_pvc": "hosts.video_pvc",
+    "surround_detector": "hosts.surround_detector",
     "keyword_spotter": "hosts.keyword_spotter",
     "keyword_mome": "hosts.keyword_mome",
     "keyword_stream": "hosts.keyword_stream",

@@ -70,16 +70,21 @@ class Recipe:
         streams: Scenes that are followed at once; each step takes the next frame of each.
         dense_steps: Steps without a compressor.
         routed_steps: Steps after these, in turns dense, with FAST and with FASTER.
+        learning_rate: Of AdamW, at its highest; it rises during `warmup_share` of the steps and falls as a cosine.
+        matrix_learning_rate: The same of Muon, which trains the matrices of the blocks of backbone and decoder.
         ema_decay: Per step; the released weights are the exponential moving average.
+
+    Source: Muon is Scalable for LLM Training, arXiv:2502.16982 (Muon with the step size of AdamW).
     """
 
     seed: int = 0
-    streams: int = 8
-    dense_steps: int = 1100
-    routed_steps: int = 500
-    learning_rate: float = 8e-4
+    streams: int = 4
+    dense_steps: int = 1700
+    routed_steps: int = 1900
+    learning_rate: float = 1.5e-3
+    matrix_learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    warmup_share: float = 0.08
+    warmup_share: float = 0.05
     gradient_clip_norm: float = 3.0
     ema_decay: float = 0.995
 
@@ -203,13 +208,19 @@ def detection_loss(found: Detections, targets: Sequence[Targets], patch_size: in
     places = torch.stack([target.places for target in targets])
     weights = torch.stack([target.weights for target in targets])
     needed = torch.stack([target.needed for target in targets])
-    centers = max(1.0, float((heat == 1).sum()))
-    loss = loss + _heat_loss(found.token_logits, heat) / centers
-    off = (found.token_places - places).abs() * torch.tensor([0.2 / patch_size, 0.2 / patch_size, 1.5])
-    loss = loss + (off.sum(dim=-1) * weights).sum() / weights.sum().clamp_min(1)
+    loss = loss + _token_loss(found.token_logits, found.token_places, heat, places, weights, patch_size)
     for scores in found.token_scores:
         loss = loss + _need_loss(scores, needed)
     return loss
+
+
+def _token_loss(
+    logits: Tensor, found: Tensor, heat: Tensor, places: Tensor, weights: Tensor, patch_size: int
+) -> Tensor:
+    """Loss of what tokens show, whether it is the middle of an object and where that is, in N tokens of B frames."""
+    centers = max(1.0, float((heat == 1).sum()))
+    off = (found - places).abs() * torch.tensor([0.3 / patch_size, 0.3 / patch_size, 2.5])
+    return _heat_loss(logits, heat) / centers + (off.sum(dim=-1) * weights).sum() / weights.sum().clamp_min(1)
 
 
 def _query_loss(logits: Tensor, boxes: Tensor, targets: Sequence[Targets], count: int) -> Tensor:
@@ -305,16 +316,12 @@ def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     average = Detector3D(config).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     nets = [attach(model, parse_spec(spec)).train() for spec in ("none", FAST, FASTER)]
-    decayed = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
-    others = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-    )
     total = recipe.dense_steps + recipe.routed_steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=total, pct_start=recipe.warmup_share, cycle_momentum=False
-    )
+    optimizers = _optimizers(model, recipe)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate(step / total, recipe.warmup_share))
+        for each in optimizers
+    ]
     streams = _Streams(config, recipe.streams, iter(TRAIN_SEEDS))
     after_dense, running, start = average, 0.0, time.monotonic()
     for step in range(total):
@@ -327,11 +334,12 @@ def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
         net = nets[0] if step < recipe.dense_steps else nets[step % 3]
         found = net.detect(*frame_inputs(frames), *states)
         loss = detection_loss(found, [make_targets(frame, config) for frame in frames], config.patch_size)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         streams.keep(found.states)
         decay = min(recipe.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
@@ -342,6 +350,36 @@ def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
             say(f"step {step + 1}/{total}: loss {running / 100:.3f}, {time.monotonic() - start:.0f} s")
             running = 0.0
     return after_dense.eval(), average.eval()
+
+
+def _optimizers(model: Detector3D, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else; only matrices and kernels decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    in_blocks = {id(parameter) for part in (model.blocks, model.decoder) for parameter in part.parameters()}
+    matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) in in_blocks]
+    taken = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in trained if id(parameter) not in taken]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.matrix_learning_rate,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [
+                {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=recipe.learning_rate,
+        ),
+    ]
+
+
+def _rate(progress: float, warmup_share: float) -> float:
+    """Share of the highest learning rate when `progress` of all steps is done: a rise, then half a cosine."""
+    rise = min(1.0, (progress + 1e-3) / warmup_share)
+    return rise * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.detector3d import (
     LONGEST_AGE_S,
-    Block,
     CompressedDetector3D,
     Detections,
     Detector3D,
     Detector3DConfig,
     _history,
 )
+from trt_compress.models.hosts.detector3d_layers import Block, DistanceAttention
 from trt_compress.models.pretrained.surround_detector import frame_inputs
 from trt_compress.plugins.operator import recording
 
@@ -47,6 +47,57 @@ def test_a_proposal_starts_where_its_token_says() -> None:
     distance = np.linalg.norm(starts[:, None] - np.array(points)[None], axis=2).min(axis=1)
     assert distance.max() < 1e-3
     assert len(np.unique(starts.round(4), axis=0)) == SMALL.num_proposals
+
+
+def test_depth_follows_from_the_foot_on_the_ground() -> None:
+    """Lifted at the depth that a token says, the pixel at its foot lies on the ground, but for things far away."""
+    detector, frame, below = make_detector(), make_frames(count=1)[0], 1.25
+    last = detector.token_head[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[-1] = below
+    places = detect(compress(detector, "none")).token_places[0].double().numpy()
+    per_view, checked = len(places) // SMALL.num_cameras, 0
+    for token, depth in enumerate(np.exp(places[:, 2])):
+        column, row = detector.token_centers[token % per_view].tolist()
+        foot = [column * depth, (row + below * SMALL.patch_size) * depth, depth, 1.0]
+        height = (frame.img2lidar[token // per_view].astype(np.float64) @ foot)[2]
+        if depth < 10:
+            checked += 1
+            assert abs(height) < 0.05
+    assert checked >= 10
+    assert np.isfinite(places).all() and (places[:, 2] > 0).all()
+
+
+def test_only_peaks_keep_their_logits() -> None:
+    """Brute force: a token is a peak of a class if none of the eight around it in its image has more."""
+    net, (rows, columns) = compress(make_detector(), "none"), SMALL.grid
+    shape = (2, SMALL.num_cameras, rows, columns, len(SMALL.classes))
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = net._peaks(logits.reshape(2, -1, shape[-1])).reshape(shape)
+    for *image, row, column, label in np.ndindex(*shape):
+        near = logits[(*image, slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2), label)]
+        here = logits[(*image, row, column, label)]
+        assert (found[(*image, row, column, label)] == here) == bool(here == near.max())
+    assert (found <= logits).all()
+
+
+def test_attention_fades_with_distance() -> None:
+    """A head whose slope is s weighs a key that is d metres away by exp(-s d); equal keys, so nothing else counts."""
+    layer = DistanceAttention(4, 2)
+    with torch.no_grad():
+        layer.log_slope.copy_(torch.tensor([0.5, 2.0]).log())
+        for part in (layer.v, layer.out):
+            part.weight.copy_(torch.eye(4))
+            part.bias.zero_()
+        distance = torch.tensor([[[0.0, 1.0, 3.0]]])
+        value = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+        found = layer(torch.ones(1, 1, 4), torch.ones(1, 3, 4), value, distance)[0, 0]
+        for head, slope in enumerate((0.5, 2.0)):
+            share = torch.softmax(-slope * distance[0, 0], dim=0)
+            half = slice(2 * head, 2 * head + 2)
+            assert torch.allclose(found[half], share @ value[0, :, half], atol=1e-6)
 
 
 def random_pose(seed: int) -> np.ndarray:  # type: ignore[type-arg]

@@ -5,11 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, make_frames
+from detectors import SMALL, make_detector, make_frames
 
 from trt_compress.models.hosts.detector3d import Detections
 from trt_compress.models.pretrained.driving_scenes import Frame
-from trt_compress.models.pretrained.surround_detector import Targets, detection_loss, make_targets
+from trt_compress.models.pretrained.surround_detector import (
+    Recipe,
+    Targets,
+    _optimizers,
+    _rate,
+    detection_loss,
+    make_targets,
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,27 @@ def test_a_perfect_detector_has_no_loss(frames: list[Frame]) -> None:
     assert off - best == pytest.approx(0.5, abs=1e-3)  # half a unit for each metre along x, a mean over the boxes
     unsure = float(detection_loss(perfect(targets, sure=0.0), [targets], SMALL.patch_size))
     assert unsure > best + 1
+
+
+def test_every_weight_is_trained_once() -> None:
+    """Muon has the matrices of the blocks, AdamW everything else that is trained, kernels and matrices with decay."""
+    model = make_detector()
+    muon, adam = _optimizers(model, Recipe())
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    taken = [names[id(p)] for each in (muon, adam) for group in each.param_groups for p in group["params"]]
+    assert sorted(taken) == sorted(names.values())
+    of_muon = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert "blocks.0.attention.qkv.weight" in of_muon and "decoder.0.toward.q.weight" in of_muon
+    assert not {name for name in of_muon if not name.startswith(("blocks.", "decoder."))}
+    decayed, other = adam.param_groups
+    assert decayed["weight_decay"] > 0 == other["weight_decay"]
+    assert {p.ndim for p in other["params"]} == {1} and min(p.ndim for p in decayed["params"]) >= 2
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [_rate(step / 1000, 0.05) for step in range(1000)]
+    highest = rates.index(max(rates))
+    assert 40 <= highest <= 50 and rates[0] < 0.05 and max(rates) > 0.99
+    assert all(a < b for a, b in zip(rates[:highest], rates[1 : highest + 1], strict=True))
+    assert all(a >= b for a, b in zip(rates[highest:], rates[highest + 1 :], strict=False))
+    assert rates[-1] == 0.01

@@ -1,0 +1,34 @@
+"""The released weights of the detector against their card."""
+
+import hashlib
+
+import pytest
+
+from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.models.hosts.detector3d import attach
+from trt_compress.models.pretrained import surround_detector as released
+from trt_compress.models.pretrained.driving_scenes import HELD_OUT_SEEDS, TRAIN_SEEDS
+from trt_compress.models.pretrained.surround_detector import FAST, FASTER
+
+
+def test_released_weights_are_those_of_the_card() -> None:
+    card = released.surround_detector_card()
+    content = released.WEIGHTS_FILE.read_bytes()
+    assert len(content) == card["weights"]["bytes"] <= 6_000_000
+    assert hashlib.sha256(content).hexdigest() == card["weights"]["sha256"]
+    config = released.surround_detector_config()
+    assert card["architecture"]["image_size"] == list(config.image_size)
+    assert card["architecture"]["scored_layers"] == list(config.scored_layers)
+    assert {"none", FAST, FASTER} < card["accuracy"].keys()
+    low, high = card["data"]["held_out_seeds"]
+    assert HELD_OUT_SEEDS.start <= low < high <= HELD_OUT_SEEDS.stop <= TRAIN_SEEDS.start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["none", FASTER])
+def test_it_finds_boxes_in_held_out_scenes(spec: str) -> None:
+    """Few scenes, so a wide margin around the card's figure."""
+    net = attach(released.build_surround_detector(), parse_spec(spec)).eval()
+    score = released.evaluate(released.detector_of(net), num_scenes=6)
+    wanted = released.surround_detector_card()["accuracy"][spec]["mean_ap"]
+    assert score.mean_ap > 0.6 * wanted
