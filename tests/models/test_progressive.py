@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,8 +43,8 @@ def streamed(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
 
 def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The same at once, in float64: attention over time with a mask, tokens folded in loops."""
-    model = model.double()
-    window, stride, heads = model.config.window, model.config.stride, model.temporal[0].heads
+    whole: Any = model.double()
+    window, stride, heads = model.config.window, model.config.stride, whole.temporal[0].heads
     count, batch = clip.shape[:2]
     times = np.minimum(np.arange(count), window - 1) / (window - 1) * 1000
     half = model.config.time_width // 2
@@ -52,7 +53,7 @@ def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
         np.concatenate([np.cos(times[:, None] * rates), np.sin(times[:, None] * rates)], axis=1)
     )  # [T, width]
 
-    def adaptive(norm: torch.nn.Module, x: Tensor) -> Tensor:
+    def adaptive(norm: Any, x: Tensor) -> Tensor:
         """x: [T, B, N, C]."""
         made = norm.leave(torch.nn.functional.silu(norm.enter(waves)))
         scale, shift = made[:, : x.shape[-1]], made[:, x.shape[-1] :]
@@ -60,11 +61,11 @@ def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
         return (x - mean) / (spread + 1e-5).sqrt() * (1 + scale[:, None, None]) + shift[:, None, None]
 
     with torch.no_grad():
-        vit = model.vit
+        vit = whole.vit
         x = torch.stack([vit.norm_pre(vit._pos_embed(vit.patch_embed(frame.double()))) for frame in clip])
         for number, block in enumerate(vit.blocks):
-            if number >= model.first_temporal:
-                layer = model.temporal[number - model.first_temporal]
+            if number >= whole.first_temporal:
+                layer = whole.temporal[number - whole.first_temporal]
                 normed = adaptive(layer.norm, x)
                 query, (keys, values) = layer.query(normed), layer.key_value(normed).chunk(2, dim=-1)
                 mixed = torch.zeros_like(x)
@@ -95,9 +96,9 @@ def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
             ],
             dim=2,
         )
-        fold = model.fold
+        fold = whole.fold
         tokens = fold.leave(torch.nn.functional.gelu(fold.enter(adaptive(fold.norm, folded))))
-        return [(one, model.read(one.reshape(batch, -1))) for one in tokens]
+        return [(one, whole.read(one.reshape(batch, -1))) for one in tokens]
 
 
 @pytest.mark.parametrize("window", [2, 3, 6])
@@ -149,11 +150,11 @@ def test_held_out_accuracy_is_that_of_the_card() -> None:
 
 
 def test_the_bundle_carries_its_frames_on(tmp_path: Path) -> None:
-    result = api.export("zoo:video_pvc", compress="none", output=tmp_path / "b", batch="1:1:2")
+    api.export("zoo:video_pvc", compress="none", output=tmp_path / "b", batch="1:1:2")
     model = video_pvc.build()
     frames = moving_digits.as_input(moving_digits.make_clip("test", 3, length=7).frames)
     wanted = streamed(model, torch.from_numpy(frames)[:, None])
-    with Session.open(result.path) as session:
+    with Session.open(tmp_path / "b") as session:
         for frame, (tokens, found) in zip(frames, wanted, strict=True):
             outputs = session.run({"frame": frame[None]})
             np.testing.assert_allclose(outputs["tokens"], tokens.numpy(), atol=1e-4)
