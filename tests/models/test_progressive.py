@@ -53,7 +53,7 @@ def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
         np.concatenate([np.cos(times[:, None] * rates), np.sin(times[:, None] * rates)], axis=1)
     )  # [T, width]
 
-    def adaptive(norm: Any, x: Tensor) -> Tensor:
+    def adaptive(norm: Any, x: Tensor) -> Any:
         """x: [T, B, N, C]."""
         made = norm.leave(torch.nn.functional.silu(norm.enter(waves)))
         scale, shift = made[:, : x.shape[-1]], made[:, x.shape[-1] :]
