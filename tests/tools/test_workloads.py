@@ -33,7 +33,7 @@ def test_rows_are_those_of_the_last_record(tmp_path: Path) -> None:
     assert list(workloads.rows(tmp_path)) == [
         ("`zoo:video_vit`", "`static_reuse k25`", "50.0% of frames", "2.00× [1.90, 2.10]", "100"),
         ("`zoo:video_pvc`", "`none`", "50.0% of frames", "2.00× [1.90, 2.10]", "100"),
-        ("`zoo:surround_detector`", "`none`", "mAP 30.0%, 0.70 m off", "1", "50.0"),
+        ("`zoo:surround_detector`", "`none`", "mAP 30.0%, 0.70 m off", "1.00×", "50"),
         ("`zoo:surround_detector`", "`toc3d`", "mAP 30.0%, 0.70 m off", "2.00× [1.90, 2.10]", "100"),
         ("`zoo:surround_detector`", "`toc3d`", "mAP 30.0%, 0.70 m off", "2.00× [1.90, 2.10]", "100"),
         ("`zoo:keyword_spotter`", "`none`", "25.0% of clips", "2.00× [1.90, 2.10]", "800"),

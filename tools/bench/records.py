@@ -13,8 +13,9 @@ from trt_compress.tools.machine import describe_device, package_versions
 
 
 def append_record(path: Path, benchmark: str, figures: Mapping[str, Any]) -> None:
-    """Append one line to `path`; the commit is marked where the checkout was changed since."""
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+    """Append one line to `path`; the commit is marked where anything but the records was changed since."""
+    changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)tools/bench/results")
+    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     line = {
         "benchmark": benchmark,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -44,7 +44,7 @@ def _detector(record: dict[str, Any]) -> Iterator[Row]:
         form = next((figure[form] for form in ("native", "bodies") if form in figure), None)
         if form is None:
             other = next(record["faster"][form] for form in ("native", "bodies") if form in record["faster"])
-            speed: tuple[str, str] = ("1", f"{1e9 / other['dense']['median_ns']:.1f}")
+            speed: tuple[str, str] = ("1.00×", f"{1e9 / other['dense']['median_ns']:.0f}")
         else:
             speed = _speed(form["speedup"], form["latency"]["median_ns"], 1)
         yield "`zoo:surround_detector`", f"`{figure['spec']}`", right, *speed
