@@ -3,7 +3,8 @@
     python -m trt_compress.tools.make_video digits.mp4
 
 makes `digits.mp4` and `digits.jsonl`: clips of the test part of `zoo:video_vit`'s data, one after the other, the same
-each time. A line has `frame` (from 0), `clip`, `digit`, and its centre `x`, `y` in pixels.
+each time. A line has `id` (the frame, from 0) and `label` (the digit), as `trt-compress run --labels` reads them, and
+`clip` and the centre `x`, `y` in pixels.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
             for number in range(clips):
                 clip = make_clip("test", number, length=length)
                 for pixels, (x, y) in zip(clip.frames, clip.centres.tolist(), strict=True):
-                    answer = {"frame": len(lines), "clip": number, "digit": clip.digit}
+                    answer = {"id": len(lines), "label": clip.digit, "clip": number}
                     lines.append(json.dumps({**answer, "x": round(x, 2), "y": round(y, 2)}))
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode(None))

@@ -28,7 +28,7 @@ def test_the_file_decodes_to_its_clips(codec: str, suffix: str, tmp_path: Path) 
         clip = make_clip("test", number, length=5)
         for step in range(5):
             line = lines[5 * number + step]
-            assert (line["frame"], line["clip"], line["digit"]) == (5 * number + step, number, clip.digit)
+            assert (line["id"], line["clip"], line["label"]) == (5 * number + step, number, clip.digit)
             np.testing.assert_allclose([line["x"], line["y"]], clip.centres[step], atol=0.01)
             error = np.abs(frames[5 * number + step].astype(float) - clip.frames[step]).mean()
             assert error < 8, error
