@@ -88,6 +88,9 @@ def _tiles(report: Report) -> str:
     return f'<dl class="tiles">{"".join(cells)}</dl>'
 
 
+_QUALITY = {"top1": "top-1 accuracy", "translation_error_m": "translation error in m"}
+
+
 def _side_tiles(side: Side, name: str) -> list[Tile]:
     latency, accounting, compression = side.latency, side.accounting, side.compression
     kind, part = latency.headline
@@ -108,7 +111,8 @@ def _side_tiles(side: Side, name: str) -> list[Tile]:
     if compression.tokens_in is not None and compression.tokens_out is not None:
         tokens = f"{count(compression.tokens_in)} → {count(compression.tokens_out)}"
         tiles.append((f"{name}tokens", tokens, ""))
-    tiles += [(f"{name}{metric.name}", f"{metric.value:.4g}", f"n {metric.n}") for metric in side.quality[:3]]
+    for metric in side.quality[:3]:
+        tiles.append((name + _QUALITY.get(metric.name, metric.name), f"{metric.value:.4g}", f"n {metric.n}"))
     power = side.resources.power
     if power is not None:
         each = power.energy_per_inference_j

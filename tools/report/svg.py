@@ -20,7 +20,7 @@ class Size:
     height: int
     left: int = 52
     right: int = 16
-    top: int = 14
+    top: int = 24
     bottom: int = 40
 
     @property
@@ -34,7 +34,7 @@ class Size:
         return self.height - self.top - self.bottom
 
 
-SIZES = (Size(name="wide", width=880, height=300), Size(name="narrow", width=358, height=260, left=54, right=10))
+SIZES = (Size(name="wide", width=880, height=310), Size(name="narrow", width=358, height=270, left=54, right=10))
 """Every plot is drawn twice, for a desk or paper and for a phone, so that its letters are never shrunk."""
 
 
