@@ -5,18 +5,13 @@
 
 import argparse
 import copy
-import datetime
-import hashlib
-import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.errors import UnsupportedError
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.detector3d import (
     CompressedDetector3D,
@@ -34,6 +29,7 @@ from trt_compress.models.hosts.detector3d import (
     attach,
 )
 from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.pretrained import release
 from trt_compress.models.pretrained.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
@@ -112,7 +108,7 @@ class Targets:
 
 def surround_detector_card() -> dict[str, Any]:
     """Read the model card: architecture, data, training, accuracy, versions."""
-    return cast(dict[str, Any], json.loads(CARD_FILE.read_text(encoding="utf-8")))
+    return release.read_card(CARD_FILE)
 
 
 def surround_detector_config() -> Detector3DConfig:
@@ -354,6 +350,8 @@ def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
 
 def _optimizers(model: Detector3D, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else; only matrices and kernels decay."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UnsupportedError(f"Training {NAME} needs torch.optim.Muon, which torch {torch.__version__} lacks.")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     in_blocks = {id(parameter) for part in (model.blocks, model.decoder) for parameter in part.parameters()}
     matrices = [parameter for parameter in trained if parameter.ndim == 2 and id(parameter) in in_blocks]
@@ -435,13 +433,9 @@ def write_release(
     model: Detector3D, after_dense: Detector3D, recipe: Recipe, directory: Path, *, cpu_seconds: float
 ) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
-    from safetensors.torch import save_file
-
-    weights_file = directory / WEIGHTS_FILE.name
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, weights_file)
+    weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
     before = evaluate(detector_of(attach(after_dense, ()).eval()), num_scenes=NUM_HELD_OUT)
     scores = held_out_scores(model)
-    content = weights_file.read_bytes()
     config = model.config
     card = {
         "name": NAME,
@@ -467,21 +461,10 @@ def write_release(
             "dense_steps_only": _score_row(before),
             **{spec: _score_row(score) for spec, score in scores.items()},
         },
-        "weights": {
-            "file": weights_file.name,
-            "bytes": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "license": "Apache-2.0",
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "scipy", "torch")},
-        },
-        "command": COMMAND,
-        "date": datetime.date.today().isoformat(),
+        "weights": weights,
     }
-    (directory / CARD_FILE.name).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+    packages = ("numpy", "scipy", "torch")
+    return release.write_card(card, directory / CARD_FILE.name, command=COMMAND, packages=packages)
 
 
 def _score_row(score: DetectionScore) -> dict[str, Any]:
@@ -495,25 +478,18 @@ def _score_row(score: DetectionScore) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="directory for the weights and the model card")
-    directory: Path = parser.parse_args(arguments).output
-    recipe = Recipe()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
-        start = time.process_time()
+        recipe, start = Recipe(), time.process_time()
         after_dense, model = train(recipe, say=lambda text: print(text, file=sys.stderr, flush=True))
         seconds = time.process_time() - start
         card = write_release(model, after_dense, recipe, directory, cpu_seconds=seconds)
-    except OSError as error:
-        print(f"--output {directory} cannot be written: {error}. Give a directory that can be.", file=sys.stderr)
-        return ConfigError.exit_code
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(card["accuracy"]))
-    return 0
+        accuracy: dict[str, Any] = card["accuracy"]
+        return accuracy
+
+    parser = argparse.ArgumentParser(prog=f"python -m trt_compress.models.pretrained.{NAME}", description=__doc__)
+    return release.run(parser, make, arguments)
 
 
 if __name__ == "__main__":
