@@ -67,6 +67,7 @@ def load(weights: str | None) -> LoadedHost:
         postprocess={
             "kind": "classification",
             "classes": NUM_DIGITS,
+            "output": "logits",
             "place": {"output": "centre", "is": "x and y of the digit's centre, as shares of the frame"},
             "tokens": {"output": "tokens", "of_patches": int(model.vit.patch_embed.num_patches)},
         },

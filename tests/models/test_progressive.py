@@ -18,6 +18,7 @@ from trt_compress.models.hosts.progressive import ProgressiveConfig, Progressive
 from trt_compress.models.pretrained import moving_digits, release, video_pvc
 from trt_compress.models.pretrained.video_vit import score_stream
 from trt_compress.runtime import Session
+from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 
 
 def small(window: int = 3) -> ProgressiveViT:
@@ -160,6 +161,9 @@ def test_the_bundle_carries_its_frames_on(tmp_path: Path) -> None:
             np.testing.assert_allclose(outputs["tokens"], tokens.numpy(), atol=1e-4)
             np.testing.assert_allclose(outputs["logits"], found[:, :10].numpy(), atol=1e-4)
             np.testing.assert_allclose(outputs["centre"], found[:, 10:].numpy(), atol=1e-4)
+        manifest = session.bundle.manifest
+        summary = postprocess_from_manifest(manifest.postprocess, session.outputs)(outputs)
+        assert summary["results"][0]["class"] == int(outputs["logits"].argmax())
 
 
 def test_other_compressors_are_refused() -> None:
