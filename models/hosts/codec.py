@@ -139,6 +139,7 @@ def codec_host(
         links=LINKS,
         preprocess={
             "kind": "audio",
+            "input": "encode.audio",
             "sample_rate": codec.sample_rate,
             "channels": 1,
             "samples": codec.num_samples,
@@ -146,6 +147,7 @@ def codec_host(
         },
         postprocess={
             "kind": "audio",
+            "output": "decode.decoded",
             "sample_rate": codec.sample_rate,
             "samples": codec.num_samples,
             "bits_per_second": round(codec.bits_per_second, 1),

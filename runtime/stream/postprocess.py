@@ -1,6 +1,6 @@
 """From what a session gives to a summary as JSON data, as the manifest's `postprocess` says.
 
-A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | "raw", …}`. Its summary is
+A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | "audio" | "raw", …}`. Its summary is
 `{"results": [one of each sample of the query]}`.
 """
 
@@ -139,6 +139,18 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
     return lambda found: [sample(*pair) for pair in zip(found[layout.boxes], found[layout.scores], strict=True)]
 
 
+def _audio(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
+    """Audio [B, samples] from -1 to 1 → {"samples", "rms", "peak"}, the last two as shares of full scale."""
+    name = _output(settings, "output", outputs)
+
+    def one(samples: Array) -> dict[str, Any]:
+        numbers = samples.astype(np.float64)
+        rms, peak = math.sqrt(float(np.square(numbers).mean())), float(np.abs(numbers).max())
+        return {"samples": int(samples.shape[-1]), "rms": round(rms, 6), "peak": round(peak, 6)}
+
+    return lambda found: [one(row) for row in found[name]]
+
+
 def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
     """Any outputs → for each its shape, mean, smallest and largest number."""
 
@@ -155,6 +167,7 @@ def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summ
 KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Summarize]] = {
     "classification": _classification,
     "detection3d": _detection3d,
+    "audio": _audio,
     "raw": _raw,
 }
 """What `postprocess.kind` may be."""

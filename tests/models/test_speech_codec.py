@@ -1,13 +1,18 @@
 """The codec of the zoo: card, weights, reconstruction error and training agree with each other."""
 
 import hashlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from trt_compress.export import api
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import speech, speech_codec
+from trt_compress.tools.cli import app
 
 
 def test_weights_are_small_and_those_of_the_card() -> None:
@@ -85,3 +90,23 @@ def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(losses) == 2 and losses[1] < losses[0]
     assert torch.isfinite(codec.codebook).all()
     assert len(torch.unique(codec.codebook, dim=0)) > 10  # the codes have not fallen together
+
+
+def test_a_stream_is_encoded_and_decoded(tmp_path: Path) -> None:
+    """From the command line: a second of sound in, a summary of the second that was made of it out."""
+    soundfile = pytest.importorskip("soundfile")
+    clips = speech_codec.heldout_clips()[:2]
+    soundfile.write(tmp_path / "speech.wav", clips.reshape(-1), speech.SAMPLE_RATE, subtype="FLOAT")
+    api.export("zoo:speech_codec", compress="none", output=tmp_path / "b", batch="1")
+    out = tmp_path / "out.jsonl"
+    arguments = ["run", str(tmp_path / "b"), "--source", str(tmp_path / "speech.wav"), "--out", str(out)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with torch.no_grad():
+        made = speech_codec.build()(torch.from_numpy(clips))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 2
+    for line, wanted in zip(lines, made, strict=True):
+        (found,) = line["results"]
+        assert found["samples"] == speech.CLIP_SAMPLES
+        assert found["rms"] == pytest.approx(float(wanted.square().mean().sqrt()), abs=1e-4)
+        assert found["peak"] == pytest.approx(float(wanted.abs().max()), abs=1e-3)
