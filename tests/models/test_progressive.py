@@ -156,14 +156,13 @@ def test_the_bundle_carries_its_frames_on(tmp_path: Path) -> None:
     frames = moving_digits.as_input(moving_digits.make_clip("test", 3, length=7).frames)
     wanted = streamed(model, torch.from_numpy(frames)[:, None])
     with Session.open(tmp_path / "b") as session:
+        summarize = postprocess_from_manifest(session.bundle.manifest.postprocess, session.outputs)
         for frame, (tokens, found) in zip(frames, wanted, strict=True):
             outputs = session.run({"frame": frame[None]})
             np.testing.assert_allclose(outputs["tokens"], tokens.numpy(), atol=1e-4)
             np.testing.assert_allclose(outputs["logits"], found[:, :10].numpy(), atol=1e-4)
             np.testing.assert_allclose(outputs["centre"], found[:, 10:].numpy(), atol=1e-4)
-        manifest = session.bundle.manifest
-        summary = postprocess_from_manifest(manifest.postprocess, session.outputs)(outputs)
-        assert summary["results"][0]["class"] == int(outputs["logits"].argmax())
+            assert summarize(outputs)["results"][0]["class"] == int(outputs["logits"].argmax())
 
 
 def test_other_compressors_are_refused() -> None:
