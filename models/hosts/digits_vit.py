@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.models.hosts import timm_vit
-from trt_compress.models.hosts.base import LoadedHost, ModelInfo, Steps, WeightsInfo
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.base import LoadedHost, ModelInfo, Steps
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained import digits_vit
 
 INFO = ModelInfo(
@@ -25,17 +25,11 @@ def load(weights: str | None) -> LoadedHost:
     """
     module = digits_vit.build_digits_vit(weights=weights is None)
     card = digits_vit.digits_vit_card()
-    info = WeightsInfo(
-        source=digits_vit.WEIGHTS_FILE.name,
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']} ({card['data']['license']}): {card['command']}",
-    )
     return LoadedHost(
         source=INFO.name,
         family=INFO.family,
         module=module,
-        weights=info if weights is None else load_weights(module, Path(weights)),
+        weights=zoo_weights(card, data_license=True) if weights is None else load_weights(module, Path(weights)),
         attach=lambda specs: (
             timm_vit.classifier_graph(
                 module, specs, name=INFO.name, input_shape=_INPUT_SHAPE, examples=held_out_images

@@ -7,9 +7,9 @@ import numpy as np
 
 from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, audio_graph
-from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps, WeightsInfo
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps
 from trt_compress.models.hosts.hf_audio import preprocess_of
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained.speech import CLASSES
 
 INFO = ModelInfo(
@@ -28,7 +28,7 @@ def load(weights: str | None, *, name: str = "keyword_spotter") -> LoadedHost:
     from trt_compress.models.pretrained import keyword_spotter as pretrained
 
     model = pretrained.build(name, weights=weights is None)
-    info = zoo_weights(name) if weights is None else load_weights(model, Path(weights))
+    info = zoo_weights(pretrained.read_card(name)) if weights is None else load_weights(model, Path(weights))
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         return (audio_graph(model, specs, name=f"zoo:{name}", examples=examples),)
@@ -41,19 +41,6 @@ def load(weights: str | None, *, name: str = "keyword_spotter") -> LoadedHost:
         attach=attach,
         preprocess=preprocess_of(model),
         postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(CLASSES)},
-    )
-
-
-def zoo_weights(name: str) -> WeightsInfo:
-    """Where the weights of a keyword spotter come from."""
-    from trt_compress.models.pretrained import keyword_spotter as pretrained
-
-    card = pretrained.read_card(name)
-    return WeightsInfo(
-        source=card["weights"]["file"],
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']}: {card['command']}",
     )
 
 

@@ -9,8 +9,7 @@ from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE
 from trt_compress.models.hosts.audio_stream import SAMPLES_OF_FRAME, StreamingWhisper, stream_graph
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps
-from trt_compress.models.hosts.keyword_spotter import zoo_weights
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained.speech import CLASSES
 
 CHUNK_FRAMES = 10
@@ -33,7 +32,9 @@ def load(weights: str | None) -> LoadedHost:
     from trt_compress.models.pretrained import keyword_spotter as pretrained
 
     model = pretrained.build("keyword_stream", weights=weights is None)
-    info = zoo_weights("keyword_stream") if weights is None else load_weights(model, Path(weights))
+    info = (
+        zoo_weights(pretrained.read_card("keyword_stream")) if weights is None else load_weights(model, Path(weights))
+    )
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         stream = StreamingWhisper(

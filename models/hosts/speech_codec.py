@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trt_compress.models.hosts.base import LoadedHost, ModelInfo, WeightsInfo
+from trt_compress.models.hosts.base import LoadedHost, ModelInfo
 from trt_compress.models.hosts.codec import codec_host
 from trt_compress.models.hosts.codec_wavtokenizer import FAMILY
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 
 INFO = ModelInfo(
     name="zoo:speech_codec",
@@ -25,20 +25,10 @@ def load(weights: str | None) -> LoadedHost:
     from trt_compress.models.pretrained import speech_codec as pretrained
 
     codec = pretrained.build(weights=weights is None)
-    if weights is None:
-        card = pretrained.read_card()
-        info = WeightsInfo(
-            source=card["weights"]["file"],
-            sha256=card["weights"]["sha256"],
-            license=card["weights"]["license"],
-            provenance=f"trained here on {card['data']['name']}: {card['command']}",
-        )
-    else:
-        info = load_weights(codec, Path(weights))
     return codec_host(
         codec,
         source=INFO.name,
         family=FAMILY,
-        weights=info,
+        weights=zoo_weights(pretrained.read_card()) if weights is None else load_weights(codec, Path(weights)),
         examples=lambda count: np.resize(pretrained.heldout_clips(), (count, codec.num_samples)),
     )

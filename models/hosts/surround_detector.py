@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.models.hosts import detector3d
-from trt_compress.models.hosts.base import LoadedHost, ModelInfo, Steps, WeightsInfo
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.base import LoadedHost, ModelInfo, Steps
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained import driving_scenes, surround_detector
 
 INFO = ModelInfo(
@@ -24,18 +24,13 @@ def load(weights: str | None) -> LoadedHost:
         ConfigError: the weights do not fit.
     """
     module = surround_detector.build_surround_detector(weights=weights is None)
-    card = surround_detector.surround_detector_card()
-    info = WeightsInfo(
-        source=surround_detector.WEIGHTS_FILE.name,
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']}: {card['command']}",
-    )
     return LoadedHost(
         source=INFO.name,
         family=INFO.family,
         module=module,
-        weights=info if weights is None else load_weights(module, Path(weights)),
+        weights=zoo_weights(surround_detector.surround_detector_card())
+        if weights is None
+        else load_weights(module, Path(weights)),
         attach=lambda specs: (detector3d.detector_graph(module, specs, name=INFO.name, examples=held_out_frames),),
         preprocess={"kind": "image", "input": "images", "layout": "NCHW", "scale": 1.0},
         postprocess=detector3d.postprocess_of(module.config),

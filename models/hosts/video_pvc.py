@@ -14,11 +14,10 @@ from trt_compress.models.hosts.base import (
     LoadedHost,
     ModelInfo,
     TensorSpec,
-    WeightsInfo,
 )
 from trt_compress.models.hosts.progressive import ProgressiveViT
 from trt_compress.models.hosts.video_vit import EXAMPLE_STEPS, held_out_frames
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained import moving_digits, release, video_pvc
 from trt_compress.models.pretrained.video_vit import NUM_DIGITS
 
@@ -51,17 +50,11 @@ def load(weights: str | None) -> LoadedHost:
     """
     model = video_pvc.build(weights=weights is None)
     card = release.read_card(video_pvc.CARD_FILE)
-    info = WeightsInfo(
-        source=video_pvc.WEIGHTS_FILE.name,
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']} ({card['data']['license']}): {card['command']}",
-    )
     return LoadedHost(
         source=INFO.name,
         family=FAMILY,
         module=model,
-        weights=info if weights is None else load_weights(model, Path(weights)),
+        weights=zoo_weights(card, data_license=True) if weights is None else load_weights(model, Path(weights)),
         attach=lambda specs: attach(model, specs),
         preprocess={"kind": "image", **card["preprocess"]},
         postprocess={

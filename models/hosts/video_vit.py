@@ -38,9 +38,8 @@ from trt_compress.models.hosts.base import (
     StateSpec,
     Steps,
     TensorSpec,
-    WeightsInfo,
 )
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained import moving_digits, video_vit
 from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
@@ -63,17 +62,11 @@ def load(weights: str | None) -> LoadedHost:
     """
     module = video_vit.build_video_vit(weights=weights is None)
     card = video_vit.video_vit_card()
-    info = WeightsInfo(
-        source=video_vit.WEIGHTS_FILE.name,
-        sha256=card["weights"]["sha256"],
-        license=card["weights"]["license"],
-        provenance=f"trained here on {card['data']['name']} ({card['data']['license']}): {card['command']}",
-    )
     return LoadedHost(
         source=INFO.name,
         family=FAMILY,
         module=module,
-        weights=info if weights is None else load_weights(module, Path(weights)),
+        weights=zoo_weights(card, data_license=True) if weights is None else load_weights(module, Path(weights)),
         attach=lambda specs: attach(module, specs),
         preprocess={"kind": "image", **card["preprocess"]},
         postprocess={

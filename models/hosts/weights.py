@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,22 @@ def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
     """
     load_tensors(module, read_tensors(path), path.name)
     return WeightsInfo(source=path.name, sha256=file_sha256(path))
+
+
+def zoo_weights(card: Mapping[str, Any], *, data_license: bool = False) -> WeightsInfo:
+    """Where the weights of a model of the zoo come from, as its card says.
+
+    Args:
+        card: The card beside the weights.
+        data_license: The data have a licence of their own, which is named.
+    """
+    license_ = f" ({card['data']['license']})" if data_license else ""
+    return WeightsInfo(
+        source=card["weights"]["file"],
+        sha256=card["weights"]["sha256"],
+        license=card["weights"]["license"],
+        provenance=f"trained here on {card['data']['name']}{license_}: {card['command']}",
+    )
 
 
 def file_sha256(path: Path) -> str:
