@@ -43,6 +43,7 @@ class Session:
         graphs: Names of the graphs that are loaded, in order.
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
+        handed_on: What one graph hands on to another, by name; `run` returns it on request.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Session:
         self._public_outputs = _named(graphs, "outputs", hidden={*self._links.values(), *state_outputs})
         self.inputs = {self._public_name(name): info for name, info in self._public_inputs.items()}
         self.outputs = {self._public_name(name): info for name, info in self._public_outputs.items()}
+        every_output = _named(graphs, "outputs", hidden=set())
+        self.handed_on = {name: every_output[name] for name in dict.fromkeys(self._links.values())}
         _refuse_foreign_dtypes({name: info.dtype for name, info in {**self.inputs, **self.outputs}.items()})
         _refuse_foreign_dtypes({f"{state.graph}.{state.input}": state.dtype for state in states})
 
@@ -123,11 +126,12 @@ class Session:
         runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
         return cls(bundle, backend, runners, library)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], *, handed_on: bool = False) -> dict[str, Array]:
         """Run all opened graphs once.
 
         Args:
             inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast.
+            handed_on: Also return what `self.handed_on` lists: the code numbers of a codec, for example.
 
         Returns:
             Array by name, as `self.outputs` lists them.
@@ -144,7 +148,8 @@ class Session:
         symbols = _check_inputs(inputs, self.inputs)
         given = {name: inputs[self._public_name(name)] for name in self._public_inputs}
         values = self._run(self._graphs, given, symbols)
-        return {self._public_name(name): values[name] for name in self._public_outputs}
+        found = {self._public_name(name): values[name] for name in self._public_outputs}
+        return found | {name: values[name] for name in self.handed_on} if handed_on else found
 
     def run_graph(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one of the opened graphs, with its states.

@@ -71,7 +71,8 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One line a frame.")] = None,
     overlay: Annotated[
-        Path | None, typer.Option(metavar="FILE.mp4", help="The frames with the results drawn in.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The frames with the results drawn in (.mp4), or a codec's sound (.wav)."),
     ] = None,
     report: Annotated[
         Path | None,
@@ -193,10 +194,18 @@ def run(
 
 
 def _sinks(overlay: Path | None, out: Path | None, levels: "LevelSet", fps: float | None) -> list["Sink"]:
-    from trt_compress.runtime.stream.sinks import JsonLines, Overlay
+    from trt_compress.runtime.stream.sinks import JsonLines, Overlay, Sound
 
+    meaning = levels.sessions[0].bundle.manifest.postprocess
+    gives_sound = meaning.get("kind") == "audio"
     sinks: list[Sink] = []
-    if overlay is not None:
+    if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
+        gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
+        raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
+    if overlay is not None and gives_sound:
+        output, rate = meaning["output"], meaning["sample_rate"]
+        sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))
+    elif overlay is not None:
         sinks.append(Overlay(overlay, fps or 30.0))
     if out is not None:
         sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))

@@ -148,6 +148,7 @@ def codec_host(
         postprocess={
             "kind": "audio",
             "output": "decode.decoded",
+            "codes": "encode.codes",
             "sample_rate": codec.sample_rate,
             "samples": codec.num_samples,
             "bits_per_second": round(codec.bits_per_second, 1),

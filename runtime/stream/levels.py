@@ -108,7 +108,7 @@ def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
         levels=_in_order(_with_unique_names(levels)),
         sessions=tuple(sessions),
         inputs=first.inputs,
-        outputs=first.outputs,
+        outputs={**first.outputs, **first.handed_on},
     )
 
 
@@ -150,7 +150,7 @@ def _level_of_session(session: Session) -> Level:
     name = session.bundle.path.resolve().name
     return Level(
         name=name,
-        run=session.run,
+        run=partial(session.run, handed_on=True),
         info=LevelInfo(
             name=name,
             bundle=manifest.name,

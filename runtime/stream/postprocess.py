@@ -140,15 +140,27 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
 
 
 def _audio(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
-    """Audio [B, samples] from -1 to 1 → {"samples", "rms", "peak"}, the last two as shares of full scale."""
+    """Audio [B, samples] from -1 to 1 → {"samples", "rms", "peak"}, the last two as shares of full scale.
+
+    Settings: `output`, `samples` (what is behind them is padding), and `codes`, the output with a codec's code numbers
+    [B, frames, codebooks], which are listed too.
+    """
     name = _output(settings, "output", outputs)
+    codes = _output(settings, "codes", outputs) if "codes" in settings else None
+    length = settings.get("samples")
 
     def one(samples: Array) -> dict[str, Any]:
-        numbers = samples.astype(np.float64)
+        numbers = samples[:length].astype(np.float64)
         rms, peak = math.sqrt(float(np.square(numbers).mean())), float(np.abs(numbers).max())
-        return {"samples": int(samples.shape[-1]), "rms": round(rms, 6), "peak": round(peak, 6)}
+        return {"samples": len(numbers), "rms": round(rms, 6), "peak": round(peak, 6)}
 
-    return lambda found: [one(row) for row in found[name]]
+    def every(found: Mapping[str, Array]) -> list[dict[str, Any]]:
+        results = [one(row) for row in found[name]]
+        for result, numbers in zip(results, found[codes] if codes else (), strict=bool(codes)):
+            result["codes"] = numbers.tolist()
+        return results
+
+    return every
 
 
 def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:

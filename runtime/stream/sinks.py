@@ -1,8 +1,9 @@
-"""Where results go: one JSON line a frame, and a video with the results drawn in."""
+"""Where results go: one JSON line a frame, a video with the results drawn in, or the sound that was made."""
 
 import json
 import math
 import threading
+import wave
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -210,6 +211,76 @@ class Overlay:
         try:
             yield
         except (self._av.error.FFmpegError, OSError) as error:
+            raise _full(self._path, error) from None
+
+
+class Sound:
+    """The sound of the delivered frames, one behind the other: a WAV file of 16 bits, one channel.
+
+    Args:
+        path: The file; it is replaced.
+        output: Name of the output [1, samples], from -1 to 1; what is beyond is clipped.
+        sample_rate: In Hz.
+        samples: Of a frame; what is behind them is padding. None: all.
+    """
+
+    def __init__(self, path: str | Path, *, output: str, sample_rate: int, samples: int | None = None) -> None:
+        self._path, self._output = path, output
+        self._rate, self._samples = sample_rate, samples
+        self._file: Any = None
+        self._wave: wave.Wave_write | None = None
+
+    def open(self) -> None:
+        """Make the file.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        try:
+            self._file = open(self._path, "wb")
+        except OSError as error:
+            raise ConfigError(
+                f"'{self._path}' cannot be written ({error.strerror}); give another name, such as out.wav."
+            ) from None
+        self._wave = wave.open(self._file, "wb")
+        self._wave.setparams((1, 2, self._rate, 0, "NONE", "not compressed"))
+
+    def start(self, origin_ns: int) -> None:
+        """Nothing depends on the clock."""
+
+    def deliver(self, frame: Frame, now_ns: int) -> None:
+        """Write the sound of a frame.
+
+        Raises:
+            ConfigError: The query has several streams.
+            StreamError: The disk is full.
+        """
+        sound = frame.outputs[self._output]
+        if len(sound) != 1:
+            raise ConfigError(f"The query has {len(sound)} streams, and '{self._path}' holds the sound of one.")
+        numbers = np.round(np.clip(sound[0, : self._samples], -1, 1) * 32767).astype("<i2")
+        assert self._wave is not None
+        try:
+            self._wave.writeframes(numbers.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise _full(self._path, error) from None
+
+    def skip(self, frame: Frame) -> None:
+        """A frame without results is not in the file."""
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            try:
+                if self._wave is not None:
+                    self._wave.close()
+            finally:
+                file.close()
+        except OSError as error:
             raise _full(self._path, error) from None
 
 

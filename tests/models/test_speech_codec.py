@@ -93,20 +93,27 @@ def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_stream_is_encoded_and_decoded(tmp_path: Path) -> None:
-    """From the command line: a second of sound in, a summary of the second that was made of it out."""
+    """From the command line: each second becomes code numbers, and sound again."""
     soundfile = pytest.importorskip("soundfile")
     clips = speech_codec.heldout_clips()[:2]
     soundfile.write(tmp_path / "speech.wav", clips.reshape(-1), speech.SAMPLE_RATE, subtype="FLOAT")
     api.export("zoo:speech_codec", compress="none", output=tmp_path / "b", batch="1")
     out = tmp_path / "out.jsonl"
     arguments = ["run", str(tmp_path / "b"), "--source", str(tmp_path / "speech.wav"), "--out", str(out)]
+    arguments += ["--overlay", str(tmp_path / "made.wav")]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    with torch.no_grad():
-        made = speech_codec.build()(torch.from_numpy(clips))
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 2
-    for line, wanted in zip(lines, made, strict=True):
-        (found,) = line["results"]
+    results = [line["results"][0] for line in lines]
+    codec, codes = speech_codec.build(), torch.tensor([found["codes"] for found in results])
+    with torch.no_grad():
+        assert codes.shape == (2, 50, 1) and (codes != codec.encode(torch.from_numpy(clips))).sum() <= 2  # near ties
+        made = codec.decode(codes)[:, : speech.CLIP_SAMPLES]
+    heard, rate = soundfile.read(tmp_path / "made.wav", dtype="float32")
+    assert rate == speech.SAMPLE_RATE
+    np.testing.assert_allclose(heard, made.flatten().clamp(-1, 1).numpy(), atol=1e-4)
+    for found, wanted in zip(results, made, strict=True):
         assert found["samples"] == speech.CLIP_SAMPLES
         assert found["rms"] == pytest.approx(float(wanted.square().mean().sqrt()), abs=1e-4)
-        assert found["peak"] == pytest.approx(float(wanted.abs().max()), abs=1e-3)
+        assert found["peak"] == pytest.approx(float(wanted.abs().max()), abs=1e-4)
+    refused = CliRunner().invoke(app, [*arguments[:-1], str(tmp_path / "made.mp4")])
+    assert refused.exit_code == 2 and "the bundle gives sound; give a name such as out.wav" in refused.output

@@ -1,6 +1,7 @@
-"""Lines and videos that results become, and disks that are full."""
+"""Lines, videos and sound that results become, and disks that are full."""
 
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 from media import picture
 from stream_parts import ListSource, by_outcome, run_pipeline
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, StreamError
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
-from trt_compress.runtime.stream.sinks import JsonLines, Overlay
+from trt_compress.runtime.stream.sinks import JsonLines, Overlay, Sound
 
 
 def frame_of(data: Any, summary: dict[str, Any], number: int = 0) -> Frame:
@@ -54,6 +55,32 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         Overlay(tmp_path / "nowhere" / "o.mp4").open()
     with pytest.raises(ConfigError, match=r"The overlay '.*o\.what' cannot be written"):
         Overlay(tmp_path / "o.what").open()
+
+
+def test_sound_is_cut_clipped_and_counted_to_the_end(tmp_path: Path) -> None:
+    sink = Sound(tmp_path / "s.wav", output="sound", sample_rate=8000, samples=3)
+    sink.open()
+    for values in ([0.5, -0.25, 1.5, 9.0], [-2.0, 0.0, 1.0, 9.0]):
+        frame = frame_of(None, {}, 0)
+        frame.outputs = {"sound": np.array([values], np.float32)}
+        sink.deliver(frame, 0)
+    sink.close()
+    with wave.open(str(tmp_path / "s.wav")) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth(), file.getnframes()) == (8000, 1, 2, 6)
+        assert np.frombuffer(file.readframes(6), "<i2").tolist() == [16384, -8192, 32767, -32767, 0, 32767]
+
+
+def test_sound_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    sink = Sound("/dev/full", output="sound", sample_rate=8000)
+    sink.open()
+    frame = frame_of(None, {}, 0)
+    frame.outputs = {"sound": np.zeros((1, 100_000), np.float32)}
+    for finish in (lambda: sink.deliver(frame, 0), sink.close):
+        with pytest.raises(StreamError, match="'/dev/full' cannot be written any more"):
+            finish()
+    sink.close()
+    with pytest.raises(ConfigError, match=r"s\.wav' cannot be written \(No such file or directory\)"):
+        Sound(tmp_path / "nowhere" / "s.wav", output="sound", sample_rate=8000).open()
 
 
 def decoded(path: Path) -> list[np.ndarray[Any, Any]]:
