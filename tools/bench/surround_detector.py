@@ -43,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
-    parser.add_argument("--scenes", type=int, default=None, metavar="N", help="held-out scenes; 0: only the speed")
+    scenes_help = f"held-out scenes; 0: only the speed; if not {NUM_HELD_OUT}, nothing is recorded"
+    parser.add_argument("--scenes", type=int, default=None, metavar="N", help=scenes_help)
     parser.add_argument("--bundles", type=Path, metavar="DIR", help="where the bundles are, or are to be kept")
     options = parser.parse_args(arguments)
     scenes = options.scenes if options.scenes is not None else 2 if options.quick else NUM_HELD_OUT
     with progress("ToC3D") as step, tempfile.TemporaryDirectory() as folder:
         figures = measure(options.bundles or Path(folder), scenes=scenes, pairs=8 if options.quick else 130, step=step)
     print_table(f"{MODEL}, batch 1, ONNX Runtime on one thread", ("", "mAP", "error", *_TIMES), rows(figures))
-    if not options.quick:
+    if not options.quick and scenes == NUM_HELD_OUT:
         append_record(RESULTS, "surround_detector", {"model": MODEL, **figures})
     return 0
 

@@ -1,7 +1,7 @@
 """The recorded figures of the streaming workloads as rows of one table: accuracy on held-out data against speed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,21 @@ Row = tuple[str, ...]
 
 def rows(folder: Path = RESULTS) -> Iterator[Row]:
     """Rows of the last record of each workload; a workload that has none is left out."""
-    for name, read in (("video_vit", _video), ("surround_detector", _detector), ("keyword_spotter", _keywords)):
-        file = folder / f"{name}.jsonl"
-        if file.is_file():
-            yield from read(json.loads(file.read_text(encoding="utf-8").splitlines()[-1]))
+    for name, record in _last_records(folder):
+        yield from _ROWS[name](record)
 
 
 def captions(folder: Path = RESULTS) -> Iterator[str]:
     """Where and when the figures were measured."""
-    for name in ("video_vit", "surround_detector", "keyword_spotter"):
+    for name, record in _last_records(folder):
+        yield f"`tools.bench.{name}`: commit {record['commit']}, {record['date'][:10]}"
+
+
+def _last_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in _ROWS:
         file = folder / f"{name}.jsonl"
         if file.is_file():
-            record = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
-            yield f"`tools.bench.{name}`: commit {record['commit']}, {record['date'][:10]}"
+            yield name, json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
 
 
 def _video(record: dict[str, Any]) -> Iterator[Row]:
@@ -60,3 +62,10 @@ def _speed(ratio: dict[str, Any], median_ns: float, batch: int) -> tuple[str, st
     found = Speedup(**ratio)
     interval = f" [{found.low:.2f}, {found.high:.2f}]" if found.low and found.high else ""
     return f"{found.median:.2f}×{interval}", f"{batch * 1e9 / median_ns:.0f}"
+
+
+_ROWS: dict[str, Callable[[dict[str, Any]], Iterator[Row]]] = {
+    "video_vit": _video,
+    "surround_detector": _detector,
+    "keyword_spotter": _keywords,
+}
