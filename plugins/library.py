@@ -74,7 +74,7 @@ def native_sources(kind: Kind) -> tuple[Path, ...]:
     """The files that a library of this kind is made from, relative to `sources_folder()`."""
     root = sources_folder()
     of_ort = [path for path in root.rglob("ort_*") if path.suffix in (".h", ".cpp")]
-    of_cpu = list(root.rglob("kernel_cpu.h"))
+    of_cpu = list(root.rglob("kernel_cpu*.h"))
     of_gpu = [*root.rglob("*.cu"), *root.rglob("*.cuh"), *root.rglob("cuda_*.cpp"), *root.rglob("cuda_*.h")]
     of_tensorrt = [path for path in root.rglob("tensorrt_*") if path.suffix in (".h", ".cpp")]
     all_cpp = [root / "CMakeLists.txt", *root.rglob("*.h"), *root.rglob("*.cpp")]
