@@ -32,7 +32,7 @@ from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
 from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
 from trt_compress.runtime.ort import register_native
-from trt_compress.tools.bench.ort_turns import time_in_turns
+from trt_compress.tools.bench.ort_turns import Turns, time_in_turns
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.bench.textbook import TextbookTome
 from trt_compress.tools.console import print_table, progress
@@ -90,12 +90,12 @@ def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str,
     merging = sum(time for op, time in spent["native"].items() if op.startswith(OP_TYPE_PREFIX))
     step(f"timing {exports} pairs of exports")
     export_ratio, trace_ratio = _export_ratios(host, folder, exports)
-    latencies = {}
+    turns = {}
     for threads in (1, cpu_cores()):
         step(f"timing {rounds} rounds on {threads} thread{'s' * (threads > 1)}")
         native = {"native": files["compressed"]}
-        latencies[threads] = time_in_turns(files, native, {"image": (BATCH, *_IMAGE)}, threads=threads, runs=rounds)
-    one, several = latencies[1], latencies[cpu_cores()]
+        turns[threads] = time_in_turns(files, native, {"image": (BATCH, *_IMAGE)}, threads=threads, runs=rounds)
+    one, several = turns[1].ns, turns[cpu_cores()].ns
 
     dense, compressed = bundles["dense"].manifest, bundles["compressed"].manifest
     assert compressed.flops and compressed.baseline_flops and compressed.verification
@@ -107,6 +107,7 @@ def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str,
         "speedup_over_dense_one_thread": speedup(one["compressed"], one["dense"]).to_json(),
         "speedup_over_dense_native": speedup(several["native"], several["dense"]).to_json(),
         "speedup_over_dense_native_one_thread": speedup(one["native"], one["dense"]).to_json(),
+        "by_core_distance": by_core_distance(turns[cpu_cores()]),
         "share_of_native_operators": merging / spent["native"].total(),
         "speedup_over_textbook": speedup(several["compressed"], several["textbook"]).to_json(),
         "speedup_over_textbook_one_thread": speedup(one["compressed"], one["textbook"]).to_json(),
@@ -132,6 +133,24 @@ def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str,
             "thread_pool": "shared by all sessions, in a process of their own",
         },
     }
+
+
+def by_core_distance(turns: Turns) -> dict[str, Any]:
+    """Speed-ups over dense apart for the rounds in which two cores were near each other, and those in which not."""
+    found: dict[str, Any] = {}
+    for place in ("near", "far"):
+        rounds = turns.rounds(near=place == "near")
+        if rounds:
+            dense = [turns.ns["dense"][number] for number in rounds]
+            distances = [turns.core_distance_ns[number] for number in rounds]
+            found[place] = {
+                "core_distance_ns": float(np.median(np.array(distances, np.float64))),
+                **{
+                    name: speedup([turns.ns[name][number] for number in rounds], dense).to_json()
+                    for name in ("compressed", "native")
+                },
+            }
+    return found
 
 
 def _trace(module: nn.Module) -> onnx.ModelProto:
@@ -177,6 +196,7 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("FLOPs, dense over compressed", f"{figures['flops_reduction']:.2f}×", "1.70×"),
         ("speed-up over dense", speedup_text(figures["speedup_over_dense"]), "at least 1.60×"),
+        *_distance_rows(figures, "compressed", "at least 1.60×"),
         ("the same on one thread", speedup_text(figures["speedup_over_dense_one_thread"]), "at least 1.60×"),
         *_native_rows(figures),
         ("speed-up over the textbook export", speedup_text(figures["speedup_over_textbook"]), "not below 1"),
@@ -202,6 +222,15 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def _distance_rows(figures: dict[str, Any], name: str, wanted: str) -> list[tuple[str, str, str]]:
+    """The figure apart by how far two cores were from each other, as far as it is known."""
+    words = {"near": "rounds whose cores share a cache", "far": "rounds whose cores do not"}
+    return [
+        (f"{words[place]} ({part['core_distance_ns']:.0f} ns)", speedup_text(part[name]), wanted)
+        for place, part in figures["by_core_distance"].items()
+    ]
+
+
 def _stability(figures: dict[str, Any]) -> tuple[str, str]:
     """The verdicts of both runs; a ratio of turns that follow each other bears more than its times do."""
     several, one = figures["verdict"], figures["verdict_one_thread"]
@@ -215,6 +244,7 @@ def _native_rows(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
     return [
         ("speed-up over dense, native operators", speedup_text(figures["speedup_over_dense_native"]), "at least 1.70×"),
+        *_distance_rows(figures, "native", "at least 1.70×"),
         ("the same on one thread", speedup_text(figures["speedup_over_dense_native_one_thread"]), "at least 1.70×"),
         ("time inside native TokenMerge, one thread", f"{figures['share_of_native_operators']:.1%}", "under 3 %"),
     ]
