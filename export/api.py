@@ -106,7 +106,7 @@ class _Prepared:
     graphs: tuple[GraphSpec, ...]
 
 
-def export(
+def export_model(
     model: str,
     *,
     output: str | Path,

@@ -33,7 +33,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         from trt_compress.export import api
 
         output = folder / str(len(list(folder.iterdir())))
-        api.export("zoo:digits_vit", output=output, compress=compress, **options)
+        api.export_model("zoo:digits_vit", output=output, compress=compress, **options)
         return output
 
     return export

@@ -17,7 +17,7 @@ USE = """
 import trt_compress
 
 def use() -> str:
-    result = trt_compress.export("zoo:digits_vit", output="out", compress="tome:num_merged=4", targets=["rtx"])
+    result = trt_compress.export_model("zoo:digits_vit", output="out", compress="tome:num_merged=4", targets=["rtx"])
     report = trt_compress.verify("out")
     record = trt_compress.build("out", target="rtx", force=True)
     findings = trt_compress.preflight("out", target="rtx")
@@ -32,7 +32,7 @@ def use() -> str:
 MISUSE = """
 import trt_compress
 
-trt_compress.export("zoo:digits_vit")
+trt_compress.export_model("zoo:digits_vit")
 """
 
 
@@ -41,7 +41,7 @@ def run_python(program: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_what_is_public_is_pinned() -> None:
-    names = ["TrtCompressError", "__version__", "build", "export", "preflight", "runtime", "verify"]
+    names = ["TrtCompressError", "__version__", "build", "export_model", "preflight", "runtime", "verify"]
     assert sorted(trt_compress.__all__) == names
     assert sorted(dir(trt_compress)) == names
 
@@ -61,10 +61,10 @@ from trt_compress import build, verify
 assert trt_compress.build is build is api.build
 assert trt_compress.verify is verify is api.verify
 assert trt_compress.preflight is api.preflight
-assert callable(trt_compress.export) and trt_compress.export.api is api
+assert trt_compress.export_model is api.export_model
 assert trt_compress.runtime.Session.__name__ == "Session"
 try:
-    trt_compress.export("zoo:nothing", output="nowhere")
+    trt_compress.export_model("zoo:nothing", output="nowhere")
 except trt_compress.TrtCompressError as error:
     assert str(error).startswith("model 'zoo:nothing' is not known"), error
 else:
@@ -72,6 +72,14 @@ else:
 """
     finished = run_python(program)
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+def test_the_main_function_shows_its_arguments_in_help() -> None:
+    finished = run_python("import trt_compress; help(trt_compress.export_model)")
+    first = finished.stdout.splitlines()[2]
+    assert first.startswith("export_model(model: str, *, output: "), finished.stdout
+    assert all(f"{name}:" in first for name in ("compress", "weights", "targets", "batch", "precision", "opset"))
+    assert "Raises:" in finished.stdout and "compress: Spec string" in finished.stdout
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

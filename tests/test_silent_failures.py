@@ -91,7 +91,7 @@ def test_an_export_that_cannot_be_proven_writes_nothing(tmp_path: Path, monkeypa
     """
     monkeypatch.setitem(verify_module.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(GateError, match="^verification failed: ONNX Runtime and torch differ first at "):
-        api.export("zoo:digits_vit", output=tmp_path / "out")
+        api.export_model("zoo:digits_vit", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +113,7 @@ def test_int8_is_refused_as_long_as_the_graph_cannot_be_int8(exported: Exported)
     Covered: until quantization exists, export and build refuse int8 instead of taking it for a hint.
     """
     with pytest.raises(ConfigError, match="^precision 'int8' is not known; give one of fp32, fp16.$"):
-        api.export("zoo:digits_vit", output="never-written", precision="int8", dry_run=True)
+        api.export_model("zoo:digits_vit", output="never-written", precision="int8", dry_run=True)
     model = onnx.load(exported(TOME) / "model.onnx")
     with pytest.raises(ConfigError, match="^precision='int8' cannot be built for 'rtx'; use fp32, fp16, bf16.$"):
         build_engine(model, get_target("rtx"), batch=BatchRange(min=1, opt=1, max=1), precision="int8")
@@ -195,7 +195,9 @@ def test_a_missing_tensor_is_never_a_default(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="^weights: lacking.safetensors does not fit the model: it misses norm.weight"
     ):
-        api.export("zoo:digits_vit", output="never-written", weights=tmp_path / "lacking.safetensors", dry_run=True)
+        api.export_model(
+            "zoo:digits_vit", output="never-written", weights=tmp_path / "lacking.safetensors", dry_run=True
+        )
 
 
 def test_merges_are_cut_only_when_asked_and_on_record() -> None:
@@ -209,7 +211,7 @@ def test_merges_are_cut_only_when_asked_and_on_record() -> None:
         planned_tokens("zoo:digits_vit", "tome:num_merged=20")
     clamped = "tome:num_merged=20,over_limit=clamp"
     assert planned_tokens("zoo:digits_vit", clamped) == [65, 45, 25, 13, 7, 4, 3, 2]
-    manifest = api.export("zoo:digits_vit", output="never-written", compress=clamped, dry_run=True).manifest
+    manifest = api.export_model("zoo:digits_vit", output="never-written", compress=clamped, dry_run=True).manifest
     assert all(site.config["over_limit"] == "clamp" for site in manifest.compression)
 
 
@@ -250,7 +252,7 @@ def test_an_engine_never_outlives_what_it_was_built_from(built: Path, exported: 
 
     again = tmp_path / "again"
     shutil.copytree(built, again)
-    api.export("zoo:digits_vit", output=again, batch="1", force=True)
+    api.export_model("zoo:digits_vit", output=again, batch="1", force=True)
     assert Bundle.open(again).manifest.engines == () and not (again / "engines").exists()
 
 

@@ -49,7 +49,7 @@ def export(
     with progress(f"Exporting {model}") as step:
         with needs_extra("export"):
             from trt_compress.export import api
-        result = api.export(
+        result = api.export_model(
             model,
             output=output,
             compress=compress,

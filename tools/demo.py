@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import TrtCompressError
-from trt_compress.export.api import BuildPlan, Progress, build, export
+from trt_compress.export.api import BuildPlan, Progress, build, export_model
 from trt_compress.models.pretrained.digits_vit import digits_split
 from trt_compress.runtime.manifest import Engine, Manifest
 from trt_compress.runtime.session import Session
@@ -63,7 +63,7 @@ def run(output: Path) -> None:
 
 
 def _side(spec: str, path: Path, images: Array, step: Progress) -> Side:
-    result = export(
+    result = export_model(
         MODEL, compress=spec, targets=[TARGET], batch=f"1:{BATCH}:{BATCH}", output=path, force=True, progress=step
     )
     step("building an engine")

@@ -11,17 +11,19 @@ from trt_compress.errors import TrtCompressError
 
 if TYPE_CHECKING:
     from trt_compress import runtime
-    from trt_compress.export.api import build, export, preflight, verify
+    from trt_compress.export.api import build, export_model, preflight, verify
 
 __version__ = "0.1.0"
-__all__ = ["TrtCompressError", "__version__", "build", "export", "preflight", "runtime", "verify"]
+__all__ = ["TrtCompressError", "__version__", "build", "export_model", "preflight", "runtime", "verify"]
+
+_LIVES_IN = dict.fromkeys(("build", "export_model", "preflight", "verify"), "export.api")
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export", "runtime"):  # packages; the former is callable under the name of its main function
-        return import_module(f"trt_compress.{name}")
-    if name in ("build", "preflight", "verify"):
-        return getattr(import_module("trt_compress.export.api"), name)
+    if name == "runtime":
+        return import_module("trt_compress.runtime")
+    if name in _LIVES_IN:
+        return getattr(import_module(f"trt_compress.{_LIVES_IN[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 

@@ -152,7 +152,7 @@ def test_every_opset_verifies(opset: int, exported: Exported) -> None:
 def test_python_and_command_line_agree(exported: Exported, typed: Typed) -> None:
     bundle = exported(TOME)
     assert json.loads(typed("verify", bundle, "--json").out) == trt_compress.verify(bundle).to_json()
-    planned = trt_compress.export("zoo:digits_vit", output="out", compress=TOME, dry_run=True)
+    planned = trt_compress.export_model("zoo:digits_vit", output="out", compress=TOME, dry_run=True)
     command = ("export", "zoo:digits_vit", "-o", "out", "--compress", TOME, "--dry-run", "--json")
     assert json.loads(typed(*command).out) == planned.summary()
     assert json.loads(typed("preflight", bundle, "--target", "rtx", "--json").out) == {"target": "rtx", "findings": []}
@@ -235,7 +235,7 @@ def test_weights_in_a_file_of_their_own_make_the_whole_trip(
     place: Path, monkeypatch: pytest.MonkeyPatch, exported: Exported
 ) -> None:
     monkeypatch.setattr(onnx_file, "EXTERNAL_OVER_BYTES", 1000)
-    path = trt_compress.export(
+    path = trt_compress.export_model(
         "zoo:digits_vit", output="out", compress=TOME, targets=["rtx", "jetson-orin-jp6"], batch="1:2:2"
     ).path
     assert path is not None

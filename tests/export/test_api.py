@@ -59,7 +59,9 @@ def test_no_file_of_a_bundle_names_a_folder_of_this_machine(exported: Exported) 
 
 def test_a_dry_run_knows_everything_but_the_graph(exported: Exported, tmp_path: Path) -> None:
     steps: list[str] = []
-    result = api.export("zoo:digits_vit", output=tmp_path / "out", compress=TOME, dry_run=True, progress=steps.append)
+    result = api.export_model(
+        "zoo:digits_vit", output=tmp_path / "out", compress=TOME, dry_run=True, progress=steps.append
+    )
     written = Bundle.open(exported(TOME)).manifest
     assert result.path is None and not (tmp_path / "out").exists()
     assert steps == ["loading the model", "counting operations"]
@@ -73,7 +75,7 @@ def test_a_failed_gate_writes_nothing_and_has_its_report(tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(api, "preflight_graph", lambda model, target: (finding, finding))
         with pytest.raises(GateError) as caught:
-            api.export("zoo:digits_vit", output=tmp_path / "out", targets=["rtx"], progress=steps.append)
+            api.export_model("zoo:digits_vit", output=tmp_path / "out", targets=["rtx"], progress=steps.append)
     assert str(caught.value) == (
         "preflight for 'rtx' failed at node 'blocks.0/TokenMerge' by rule topk-k: K is too large (and 1 more)\n"
         "Hint: less"
@@ -102,9 +104,9 @@ def test_a_warning_of_preflight_stops_nothing(exported: Exported, monkeypatch: p
 def test_the_output_is_looked_at_before_the_model(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(BundleError, match="^The output directory .* exists; use --force"):
-        api.export("zoo:no_such_model", output=tmp_path / "out")
+        api.export_model("zoo:no_such_model", output=tmp_path / "out")
     with pytest.raises(ConfigError, match="^model 'zoo:no_such_model' is not known"):
-        api.export("zoo:no_such_model", output=tmp_path / "new")
+        api.export_model("zoo:no_such_model", output=tmp_path / "new")
 
 
 def test_preflight_takes_a_bundle_or_a_file(exported: Exported, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_loading_a_model_leaves_the_callers_random_numbers_alone() -> None:
 
 def test_a_compressor_used_twice_keeps_both_settings(tmp_path: Path) -> None:
     spec = "evit:keep_ratio=0.9,layers=[2]+evit:keep_ratio=0.5,layers=[5]"
-    result = api.export("zoo:digits_vit", compress=spec, output=tmp_path / "twice", dry_run=True)
+    result = api.export_model("zoo:digits_vit", compress=spec, output=tmp_path / "twice", dry_run=True)
     assert [(site.site, site.config["keep_ratio"]) for site in result.manifest.compression] == [
         ("blocks.2", 0.9),
         ("blocks.5", 0.5),
@@ -155,12 +157,12 @@ def test_a_compressor_used_twice_keeps_both_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["evit:keep_ratio=1.0", "avg_pool:stride=1", "tome:num_merged=0"])
 def test_a_compressor_that_removes_nothing_is_said(tmp_path: Path, spec: str) -> None:
-    result = api.export("zoo:digits_vit", compress=spec, output=tmp_path / "idle", dry_run=True)
+    result = api.export_model("zoo:digits_vit", compress=spec, output=tmp_path / "idle", dry_run=True)
     assert result.warnings == (f"{spec} removes no token of zoo:digits_vit; the graph is without it",)
 
 
 def test_verification_without_onnxruntime_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UnsupportedError, match=r"verification runs ONNX Runtime.*\n.*trt-compress\[cpu\]"):
-        api.export("zoo:digits_vit", output=tmp_path / "never")
+        api.export_model("zoo:digits_vit", output=tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.api import export, preflight, verify
+from trt_compress.export.api import export_model, preflight, verify
 from trt_compress.models.hosts import codec_wavtokenizer, codec_xytokenizer
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import speech
@@ -64,7 +64,7 @@ def passes(bundle: Path, *targets: str) -> None:
     ],
 )
 def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model: str, spec: str) -> None:
-    result = export(f"hf:{hf[model]}", compress=spec, output=tmp_path / "b", targets=["cpu"], batch="1:2:3")
+    result = export_model(f"hf:{hf[model]}", compress=spec, output=tmp_path / "b", targets=["cpu"], batch="1:2:3")
     manifest = result.manifest
     assert manifest.verification and manifest.verification.passed
     assert manifest.preprocess["sample_rate"] == 16000
@@ -85,7 +85,7 @@ def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model
 def test_a_codec_becomes_two_graphs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec_xytokenizer, "HEAD_SIZE", 8)  # the golden model's heads; a checkpoint does not tell
     file = checkpoint(method, tmp_path)
-    result = export(f"{method}:{file}?seconds=0.0501", output=tmp_path / "b", batch="1:2:3")
+    result = export_model(f"{method}:{file}?seconds=0.0501", output=tmp_path / "b", batch="1:2:3")
     assert [graph.name for graph in result.manifest.graphs] == ["encode", "decode"]
     assert result.manifest.verification and result.manifest.verification.passed
     passes(tmp_path / "b", "cpu", "rtx", "x86-trt10")
@@ -120,7 +120,7 @@ def test_frames_are_the_length_over_the_hop_rounded_up(samples: int, tmp_path: P
 def test_codecs_say_what_does_not_fit(tmp_path: Path) -> None:
     file = checkpoint("wavtokenizer", tmp_path)
     with pytest.raises(ConfigError, match="tome: acts at after_attention, but wavtokenizer:.* offers only codec"):
-        export(f"wavtokenizer:{file}", compress="tome:num_merged=1", output=tmp_path / "b")
+        export_model(f"wavtokenizer:{file}", compress="tome:num_merged=1", output=tmp_path / "b")
     with pytest.raises(ConfigError, match="is a checkpoint itself; leave --weights out"):
         load_host(f"wavtokenizer:{file}", weights=str(file))
     save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
@@ -178,7 +178,7 @@ def test_weight_norm_under_its_other_name(tmp_path: Path) -> None:
     ],
 )
 def test_keyword_spotters_become_bundles(model: str, spec: str, tmp_path: Path) -> None:
-    export(model, compress=spec, output=tmp_path / "b", batch="1:4:16")
+    export_model(model, compress=spec, output=tmp_path / "b", batch="1:4:16")
     passes(tmp_path / "b", "cpu", "rtx", "x86-trt10")
     clips, labels = speech.heldout_clips(repeats=1)
     with Session.open(tmp_path / "b") as session:
@@ -187,7 +187,9 @@ def test_keyword_spotters_become_bundles(model: str, spec: str, tmp_path: Path) 
 
 
 def test_a_stream_becomes_a_bundle_with_states(tmp_path: Path) -> None:
-    result = export("zoo:keyword_stream", compress="frame_pool:stride=2,layer=1", output=tmp_path / "b", batch="1:2:4")
+    result = export_model(
+        "zoo:keyword_stream", compress="frame_pool:stride=2,layer=1", output=tmp_path / "b", batch="1:2:4"
+    )
     assert result.manifest.verification and result.manifest.verification.passed
     passes(tmp_path / "b", "cpu", "rtx", "x86-trt10")
     clips, labels = speech.heldout_clips(repeats=1)

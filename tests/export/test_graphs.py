@@ -35,7 +35,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Export:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(api, "load_host", lambda model, weights: HOSTS[name]())
             output = folder / f"{name}{len(list(folder.iterdir()))}"
-            api.export("zoo:toy", output=output, **{"batch": "1:2:3", **options})
+            api.export_model("zoo:toy", output=output, **{"batch": "1:2:3", **options})
         return output
 
     return export
@@ -189,14 +189,14 @@ def test_lengths_are_of_the_recipe(toy: Export, toys_by_name: Callable[[str], No
     toys_by_name("growing")
     recipe = tmp_path / "long.toml"
     recipe.write_text('model = "zoo:toy"\n[lengths]\ntime = "1:6:30"\n')
-    manifest = api.export(str(recipe), output=tmp_path / "long", dry_run=True).manifest
+    manifest = api.export_model(str(recipe), output=tmp_path / "long", dry_run=True).manifest
     assert manifest.recipe["lengths"] == {"time": "1:6:30", "held": "0:10:40"}
     recipe.write_text('model = "zoo:toy"\n[lengths]\ntokens = "3"\n')
     with pytest.raises(ConfigError, match=r"lengths: 'tokens' is no symbol of zoo:toy; it has time, held"):
-        api.export(str(recipe), output=tmp_path / "other", dry_run=True)
+        api.export_model(str(recipe), output=tmp_path / "other", dry_run=True)
     recipe.write_text('model = "zoo:toy"\n[lengths]\ntime = "5:3"\n')
     with pytest.raises(ConfigError, match=r"time='5:3' is not a range of lengths; give one number or MIN:OPT:MAX"):
-        api.export(str(recipe), output=tmp_path / "other", dry_run=True)
+        api.export_model(str(recipe), output=tmp_path / "other", dry_run=True)
 
 
 # ---- sessions -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from trt_compress.errors import ConfigError, GateError, ShapeError
-from trt_compress.export.api import export, verify
+from trt_compress.export.api import export_model, verify
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
@@ -391,7 +391,7 @@ def test_weights_that_moved_or_changed_are_noticed(tmp_path: Path) -> None:
 
     own = tmp_path / "own.safetensors"
     shutil.copy(WEIGHTS_FILE, own)
-    bundle = export("zoo:digits_vit", output=tmp_path / "bundle", weights=own).path
+    bundle = export_model("zoo:digits_vit", output=tmp_path / "bundle", weights=own).path
     assert bundle is not None
     assert verify(bundle).passed
 
@@ -401,19 +401,19 @@ def test_weights_that_moved_or_changed_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=changed):
         verify(bundle)
     with pytest.raises(ConfigError, match=changed):
-        export(str(bundle / "recipe.toml"), output=tmp_path / "again")
+        export_model(str(bundle / "recipe.toml"), output=tmp_path / "again")
     own.unlink()
     with pytest.raises(ConfigError, match=r"^weights: .*own.safetensors is not a file; give .* as --weights FILE"):
         verify(bundle)
 
     assert verify(bundle, weights=WEIGHTS_FILE).passed
-    assert export(str(bundle / "recipe.toml"), output=tmp_path / "again", weights=WEIGHTS_FILE).path
+    assert export_model(str(bundle / "recipe.toml"), output=tmp_path / "again", weights=WEIGHTS_FILE).path
     with pytest.raises(ConfigError, match="is not a file"):
         verify(bundle, weights=tmp_path / "none.safetensors")
 
 
 def test_random_weights_are_held_to_those_of_the_export(tmp_path: Path) -> None:
-    bundle = export("timm:vit_tiny_patch16_224", output=tmp_path / "bundle", batch="1").path
+    bundle = export_model("timm:vit_tiny_patch16_224", output=tmp_path / "bundle", batch="1").path
     assert bundle is not None
     recipe = (bundle / "recipe.toml").read_text(encoding="utf-8")
     assert read_recipe(bundle / "recipe.toml").weights_sha256 == Bundle.open(bundle).manifest.model.weights.sha256
@@ -421,9 +421,9 @@ def test_random_weights_are_held_to_those_of_the_export(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text(recipe.replace(line, f'weights_sha256 = "{"0" * 64}"'), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"^weights: 'random \(seed 0\)' has sha256 .* was made with 000000000000…"):
-        export(str(other), output=tmp_path / "again", dry_run=True)
+        export_model(str(other), output=tmp_path / "again", dry_run=True)
     other.write_text(recipe.replace(line, ""), encoding="utf-8")
-    assert export(str(other), output=tmp_path / "again", dry_run=True).path is None
+    assert export_model(str(other), output=tmp_path / "again", dry_run=True).path is None
 
 
 # ---- inputs from a file ---------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
         output = folder / str(SPECS.index(spec))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(api, "load_host", lambda model, weights: host())
-            api.export("zoo:small", compress=spec, output=output, targets=("cpu", "rtx"), batch="1:1:2")
+            api.export_model("zoo:small", compress=spec, output=output, targets=("cpu", "rtx"), batch="1:1:2")
         return output
 
     return export

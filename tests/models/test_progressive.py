@@ -151,7 +151,7 @@ def test_held_out_accuracy_is_that_of_the_card() -> None:
 
 
 def test_the_bundle_carries_its_frames_on(tmp_path: Path) -> None:
-    api.export("zoo:video_pvc", compress="none", output=tmp_path / "b", batch="1:1:2")
+    api.export_model("zoo:video_pvc", compress="none", output=tmp_path / "b", batch="1:1:2")
     model = video_pvc.build()
     frames = moving_digits.as_input(moving_digits.make_clip("test", 3, length=7).frames)
     wanted = streamed(model, torch.from_numpy(frames)[:, None])

@@ -97,7 +97,7 @@ def test_a_stream_is_encoded_and_decoded(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     clips = speech_codec.heldout_clips()[:2]
     soundfile.write(tmp_path / "speech.wav", clips.reshape(-1), speech.SAMPLE_RATE, subtype="FLOAT")
-    api.export("zoo:speech_codec", compress="none", output=tmp_path / "b", batch="1")
+    api.export_model("zoo:speech_codec", compress="none", output=tmp_path / "b", batch="1")
     out = tmp_path / "out.jsonl"
     arguments = ["run", str(tmp_path / "b"), "--source", str(tmp_path / "speech.wav"), "--out", str(out)]
     arguments += ["--overlay", str(tmp_path / "made.wav")]

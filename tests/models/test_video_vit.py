@@ -40,7 +40,7 @@ def model() -> VisionTransformer:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("video") / "levels"
-    api.export("zoo:video_vit", compress=LEVELS, batch="1", output=output)
+    api.export_model("zoo:video_vit", compress=LEVELS, batch="1", output=output)
     return output
 
 
@@ -256,7 +256,7 @@ def test_the_manifest_tells_the_levels(bundle: Path) -> None:
 
 @pytest.mark.slow
 def test_token_merging_acts_inside_the_frame(tmp_path: Path) -> None:
-    result = api.export("zoo:video_vit", compress="tome:num_merged=8", batch="1", output=tmp_path / "tome")
+    result = api.export_model("zoo:video_vit", compress="tome:num_merged=8", batch="1", output=tmp_path / "tome")
     assert [site.tokens_out for site in result.manifest.compression] == [137, 129, 121, 113, 105, 97]
     assert result.manifest.verification is not None and result.manifest.verification.passed
 

@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 from torch import nn
 
-from trt_compress.export.api import build, export
+from trt_compress.export.api import build, export_model
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.base import LoadedHost
@@ -71,7 +71,7 @@ def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str,
     bundles = {}
     for name, spec in (("dense", "none"), ("compressed", SPEC)):
         step(f"exporting {name}")
-        bundles[name] = export(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / name)
+        bundles[name] = export_model(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / name)
     step("building for rtx")
     engine = build(folder / "compressed", target="rtx")
     step("exporting the textbook")
@@ -177,11 +177,11 @@ def _kernel_times(file: Path, feed: dict[str, Any], folder: Path, native: Librar
 
 
 def _export_ratios(host: LoadedHost, folder: Path, exports: int) -> tuple[float, float]:
-    """Median over interleaved pairs of time, compressed over dense: of the whole export(), and of its tracing alone."""
+    """Median over interleaved pairs of time, compressed over dense: of the whole export, and of its tracing alone."""
     modules = {spec: attach(host.module, parse_spec(spec), name=MODEL).eval() for spec in (SPEC, "none")}
 
     def whole(spec: str) -> None:
-        export(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / "timed", force=True)
+        export_model(MODEL, compress=spec, targets=["rtx"], batch="1:4:8", output=folder / "timed", force=True)
 
     ratios = []
     for work in (whole, lambda spec: _trace(modules[spec])):

@@ -221,14 +221,16 @@ class EndToEnd:
 
     def export(self, folder: Path) -> dict[str, Path]:
         """Bundles of the dense and the merging model."""
-        from trt_compress.export.api import export
+        from trt_compress.export.api import export_model
 
         source = "zoo:digits_vit" if self.dry_run else f"timm:{self.models[-1].name}"
         specs = {"dense": "none", "tome": "tome:num_merged=5" if self.dry_run else self.models[-1].spec}
         batch = f"{min(self.batches)}:{max(self.batches)}:{max(self.batches)}"
         precision = "fp32" if self.dry_run else "fp16"
         for name, spec in specs.items():
-            export(source, compress=spec, targets=["cuda"], batch=batch, precision=precision, output=folder / name)
+            export_model(
+                source, compress=spec, targets=["cuda"], batch=batch, precision=precision, output=folder / name
+            )
         return {name: folder / name for name in specs}
 
     def engine(

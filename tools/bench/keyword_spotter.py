@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from trt_compress.export.api import export
+from trt_compress.export.api import export_model
 from trt_compress.models.pretrained import speech
 from trt_compress.runtime.latency import interleave, speedup, summarize
 from trt_compress.runtime.session import Session
@@ -79,7 +79,7 @@ def measure(
         bundle = folder / re.sub(r"[^a-z0-9]+", "-", f"{model} {spec}")
         if not bundle.exists():
             step(f"exporting {model} {spec}")
-            export(model, compress=spec, output=bundle, batch=f"1:{batch}:64")
+            export_model(model, compress=spec, output=bundle, batch=f"1:{batch}:64")
         step(f"classifying with {model} {spec}")
         right, manifest = count_right(bundle, clips, labels)
         sites = manifest.compression

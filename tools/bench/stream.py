@@ -256,11 +256,11 @@ _PARTS: dict[str, Callable[[Path, bool], tuple[dict[str, Any], list[Row]]]] = {
 
 
 def _export(folder: Path) -> None:
-    from trt_compress.export.api import export
+    from trt_compress.export.api import export_model
 
     for name, spec in LEVELS.items():
         if not (folder / name).exists():
-            export("zoo:digits_vit", compress=spec, batch=f"1:{STREAMS}:{STREAMS}", output=folder / name)
+            export_model("zoo:digits_vit", compress=spec, batch=f"1:{STREAMS}:{STREAMS}", output=folder / name)
 
 
 def _levels(folder: Path, names: Sequence[str]) -> LevelSet:

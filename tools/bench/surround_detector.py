@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from trt_compress.export.api import export
+from trt_compress.export.api import export_model
 from trt_compress.models.hosts.detector3d import INPUTS, STATES
 from trt_compress.models.hosts.surround_detector import held_out_frames
 from trt_compress.models.pretrained.surround_detector import (
@@ -63,7 +63,7 @@ def measure(folder: Path, *, scenes: int, pairs: int, step: Callable[[str], None
         files[name] = folder / name / "model.onnx"
         if not files[name].exists():
             step(f"exporting {name}")
-            export(MODEL, compress=spec, targets=["rtx"], output=folder / name, batch=f"1:1:{_STREAMS}")
+            export_model(MODEL, compress=spec, targets=["rtx"], output=folder / name, batch=f"1:1:{_STREAMS}")
     figures: dict[str, Any] = {name: {"spec": spec} for name, spec in SPECS.items()}
     for name, file in files.items():
         if scenes:

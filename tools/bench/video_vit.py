@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.export.api import export
+from trt_compress.export.api import export_model
 from trt_compress.models.pretrained.moving_digits import as_input, make_clip
 from trt_compress.models.pretrained.video_vit import TEST_CLIPS, Stream, score_stream
 from trt_compress.runtime.latency import Speedup, interleave, speedup, summarize
@@ -78,7 +78,7 @@ def measure(folder: Path, *, clips: int, pairs: int, step: Step) -> dict[str, An
     for number, (model, spec) in enumerate(settings):
         step(f"exporting {model} {spec}")
         output = folder / str(number)
-        export(model, compress=spec, batch="1", output=output)
+        export_model(model, compress=spec, batch="1", output=output)
         session = Session.open(output, threads=1, spin=False)
         several = len(session.graphs) > 1
         for graph in session.graphs:
