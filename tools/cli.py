@@ -18,6 +18,7 @@ from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
 from trt_compress.tools.cli_report import compare, report
 from trt_compress.tools.cli_run import run
+from trt_compress.tools.cli_sample import sample
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "compare": compare,
     "scene": scene,
+    "sample": sample,
     "inspect": inspect,
     "doctor": doctor,
 }

@@ -35,7 +35,8 @@ def load(weights: str | None) -> LoadedHost:
                 module, specs, name=INFO.name, input_shape=_INPUT_SHAPE, examples=held_out_images
             ),
         ),
-        preprocess={"kind": "image", "layout": "NCHW", **card["preprocess"]},
+        # the card's scale is that of scikit-learn's pixels, 0 to 16; those of a picture go to 255
+        preprocess={"kind": "image", "layout": "NCHW", **card["preprocess"], "scale": 1 / 255},
         postprocess={"kind": "classification", "classes": 10},
     )
 
