@@ -12,6 +12,7 @@ import typer
 
 from trt_compress import __version__
 from trt_compress.tools.cli_bench import bench
+from trt_compress.tools.cli_errors import OneVoice
 from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
@@ -24,10 +25,10 @@ from trt_compress.tools.cli_show import doctor, inspect, list_registered
 
 app = typer.Typer(
     name="trt-compress",
+    cls=OneVoice,
     help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
     epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), 1 internal.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

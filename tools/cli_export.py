@@ -90,10 +90,13 @@ def verify(
                 from trt_compress.export import api
             report = api.verify(bundle, inputs=inputs, weights=weights, native=native, progress=step)
     except GateError as error:
-        if error.report is not None:
-            _show_verification(cast("VerifyReport", error.report), json)
+        if error.report is not None and not json:
+            _show_verification(cast("VerifyReport", error.report))
         raise
-    _show_verification(report, json)
+    if json:
+        print_json(report.to_json())
+    else:
+        _show_verification(report)
 
 
 def preflight(
@@ -107,9 +110,8 @@ def preflight(
             from trt_compress.export import api
         step("rules")
         findings = api.preflight(bundle, target=target)
-    if json:
-        print_json({"target": target, "findings": [dataclasses.asdict(finding) for finding in findings]})
-    else:
+    found = {"target": target, "findings": [dataclasses.asdict(finding) for finding in findings]}
+    if not json:
         _show_findings(findings, target)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
@@ -117,7 +119,10 @@ def preflight(
             f"{len(errors)} finding{'s'[: len(errors) > 1]} would stop the build for '{target}', "
             f"the first at node '{errors[0].node}': {errors[0].message}",
             hint=errors[0].fix,
+            report=found,
         )
+    if json:
+        print_json(found)
 
 
 def build(
@@ -148,10 +153,7 @@ def build(
         print_pairs("Would build" if dry_run else "Built", [(name, _flat(value)) for name, value in data.items()])
 
 
-def _show_verification(report: "VerifyReport", json: bool) -> None:
-    if json:
-        print_json(report.to_json())
-        return
+def _show_verification(report: "VerifyReport") -> None:
     several = len({output.graph for output in report.outputs}) > 1
     outputs = [
         (

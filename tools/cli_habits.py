@@ -1,8 +1,6 @@
-"""What every command shares: the log options, and how errors end a command."""
+"""What every command shares: the log options, --json, and that errors end a command with a sentence."""
 
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -12,13 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
-from trt_compress.tools.console import LOGGER, configure_logging
+from trt_compress.tools.cli_errors import report_error, wants_json
+from trt_compress.tools.console import configure_logging
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log every step, and print the traceback of an internal error.")
 ]
 LogJson = Annotated[bool, typer.Option("--log-json", help="Write the log to stderr as one JSON object a line.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document instead of tables; of a failure it holds 'error': message, hint, exit_code.",
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
 
 _OPTIONS = {"verbose": Verbose, "log_json": LogJson}
@@ -34,10 +39,11 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     def run(context: typer.Context, verbose: bool, log_json: bool, **arguments: Any) -> None:
         verbose, log_json = verbose or context.obj["verbose"], log_json or context.obj["log_json"]
         configure_logging(verbose=verbose, log_json=log_json)
+        how = {"verbose": verbose, "log_json": log_json, "json": wants_json(arguments.get("json"))}
         try:
             command(**arguments)
         except TrtCompressError as error:
-            _report(error, verbose=verbose, log_json=log_json)
+            report_error(error, **how)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -48,7 +54,7 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
                 f"'{command.__name__}' failed on {type(error).__name__}: {error}",
                 hint="This is a bug of trt-compress; please report the command with what it prints with -v.",
             )
-            _report(bug, verbose=verbose, log_json=log_json)
+            report_error(bug, **how)
             raise typer.Exit(bug.exit_code) from None
 
     given = list(inspect.signature(command).parameters.values())
@@ -75,13 +81,3 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise UnsupportedError(
             f"This command needs '{library}', which is not installed.", hint=f'pip install "trt-compress[{extra}]"'
         ) from None
-
-
-def _report(error: TrtCompressError, *, verbose: bool, log_json: bool) -> None:
-    unexpected = isinstance(error, InternalError) and verbose
-    if log_json:
-        LOGGER.error(str(error), exc_info=unexpected)
-        return
-    if unexpected:
-        traceback.print_exc()
-    print(f"error: {error}", file=sys.stderr)

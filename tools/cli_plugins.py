@@ -34,9 +34,8 @@ def build(
         outcomes = build_libraries(
             cuda=_archs(cuda), tensorrt=tensorrt, onnxruntime=onnxruntime, force=force, step=step
         )
-    if json:
-        print_json({"libraries": [outcome.to_json() for outcome in outcomes]})
-    else:
+    found = {"libraries": [outcome.to_json() for outcome in outcomes]}
+    if not json:
         rows = [
             (
                 outcome.kind,
@@ -48,7 +47,9 @@ def build(
         ]
         print_table("Native libraries", ("library", "", "seconds", "where, or why not"), rows)
     if all(outcome.library is None for outcome in outcomes):
-        raise PluginError("None of the native libraries could be built here; the reasons stand above.")
+        raise PluginError("None of the native libraries could be built here; the reasons stand above.", report=found)
+    if json:
+        print_json(found)
 
 
 def list_libraries(json: Json = False) -> None:

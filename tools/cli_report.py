@@ -74,13 +74,13 @@ def compare(
     limits = parse_budget(budget) if budget is not None else []
     first = load(a).report
     comparison = compare_sides(first, limits) if b is None else compare_reports(first, load(b).report, limits)
-    if json:
-        print_json(comparison.to_json())
-    else:
+    if not json:
         print_comparison(comparison)
     if broken := comparison.broken():
         sentences = "; ".join(held.sentence() for held in broken)
         raise GateError(f"{len(broken)} of {len(comparison.budget)} limits are broken: {sentences}.", report=comparison)
+    if json:
+        print_json(comparison.to_json())
 
 
 def _name(given: Path) -> str:

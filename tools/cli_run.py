@@ -181,9 +181,9 @@ def run(
             error, result = broken, _result_of(broken)
     if report is not None:
         _write(report, result)
-    if json:
+    if json and error is None:
         print_json(result.to_json())
-    else:
+    elif not json:
         from trt_compress.tools.stream_tables import print_stream
 
         print_stream(result)

@@ -15,14 +15,21 @@ TrtCompressError
 
 
 class TrtCompressError(Exception):
-    """Base of all errors below. `exit_code` is what the command line ends with; `hint` says what to do."""
+    """Base of all errors below.
+
+    Attributes:
+        exit_code: What the command line ends with.
+        hint: What to do.
+        report: What had been found by then, where there is something.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, report: object = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.report = report
 
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
@@ -72,10 +79,6 @@ class GateError(TrtCompressError):
     """A check that must hold did not: verification, preflight, achieved precision; `report` says what was seen."""
 
     exit_code = 3
-
-    def __init__(self, message: str, *, hint: str | None = None, report: object = None) -> None:
-        super().__init__(message, hint=hint)
-        self.report = report
 
 
 class ExportError(TrtCompressError):

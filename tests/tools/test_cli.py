@@ -7,10 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
+from typer.testing import CliRunner
 
 from trt_compress import __version__
+from trt_compress.tools.cli import app
 
 COMMANDS = (
     "list",
@@ -79,6 +85,94 @@ def test_a_wrong_call_exits_2(cli: Cli, arguments: tuple[str, ...], message: str
     assert finished.returncode == 2
     assert message in finished.stderr and "Traceback" not in finished.stderr
     assert finished.stdout == ""
+
+
+WRONG_CALLS = {
+    ("exprot",): "No such command 'exprot'; there are list, export, verify, ",
+    ("inspect",): "Missing argument BUNDLE of 'inspect'; give BUNDLE: the directory that export wrote.",
+    ("inspect", "a", "b", "c"): "Unexpected argument 'b c' of 'inspect'; it takes BUNDLE. A pattern of file names",
+    ("plugins", "build", "x"): "Unexpected argument 'x' of 'plugins build'; it takes options only.",
+    ("list", "--jsno"): "No such option '--jsno' of 'list'; it has --json, --verbose, --log-json, --help. Did you mean",
+    ("export", "zoo:x", "-o"): "Missing value of option '-o' of 'export'; give --output DIR: where the bundle goes.",
+    ("bench", "x", "--pairs=1.5"): "Invalid value for option '--pairs' of 'bench': '1.5' is not a whole number.",
+    ("run", "x", "--source", "y", "--fps", "3,5"): "Invalid value for option '--fps' of 'run': '3,5' is not a number.",
+    ("list", "--json=3"): "Option '--json' does not take a value.",
+}
+
+
+def run_in_process(*arguments: str) -> Any:
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize("arguments", WRONG_CALLS, ids=" ".join)
+def test_a_wrong_call_is_refused_in_the_form_of_every_error(arguments: tuple[str, ...]) -> None:
+    finished = run_in_process(*arguments)
+    sentence, hint = finished.stderr.splitlines()
+    assert (finished.exit_code, finished.stdout) == (2, "")
+    assert sentence.startswith(f"error: {WRONG_CALLS[arguments]}")
+    assert hint.startswith("Hint: trt-compress") and hint.endswith(" --help says what it takes.")
+
+
+def one_error(finished: Any) -> dict[str, object]:
+    """The error in the one document on stdout, which is also said on stderr."""
+    error = json.loads(finished.stdout)["error"]
+    assert set(error) == {"message", "hint", "exit_code"} and error["exit_code"] == finished.exit_code
+    assert finished.stderr.startswith(f"error: {error['message']}\n")
+    return dict(error)
+
+
+ASKS_FOR_JSON = [
+    ("inspect", "nowhere", "--json"),
+    ("inspect", "--json"),
+    ("list", "--json", "tragets"),
+    ("report", "nowhere.json", "--json"),
+    ("compare", "a.json", "--json"),
+    ("preflight", "nowhere", "--target", "rtx", "--json"),
+    ("build", "nowhere", "--json"),
+    ("run", "nowhere", "--source", "x.mp4", "--json"),
+    ("export", "zoo:digits_vit", "-o", "x", "--opset", "many", "--json"),
+    ("bench", "nowhere", "--json", "-"),
+    ("bench", "nowhere", "--pairs", "many", "--json=-"),
+    ("inspct", "x", "--json"),
+]
+
+
+@pytest.mark.parametrize("arguments", ASKS_FOR_JSON, ids=" ".join)
+def test_an_error_is_json_where_json_is_asked_for(arguments: tuple[str, ...]) -> None:
+    assert one_error(run_in_process(*arguments))["exit_code"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("bench", "nowhere", "--json", "f.json"), ("inspect", "--", "--json")])
+def test_an_error_leaves_stdout_alone_where_it_is_not(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    finished = run_in_process(*arguments)
+    assert (finished.exit_code, finished.stdout) == (2, "")
+
+
+def test_what_was_found_stands_beside_the_error(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    weight = np.ones((4, 4), np.float32)
+    node = helper.make_node("ScatterElements", ["x", "i", "x"], ["y"], reduction="add", name="scatter")
+    values = [helper.make_tensor_value_info(name, 1, [4, 4]) for name in "xy"]
+    index = numpy_helper.from_array(weight.astype(np.int64), "i")
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [index])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "g.onnx")
+    finished = run_in_process("preflight", str(tmp_path / "g.onnx"), "--target", "rtx", "--json")
+    document = json.loads(finished.stdout)
+    assert finished.exit_code == one_error(finished)["exit_code"] == 3
+    assert document["target"] == "rtx" and document["findings"][0]["rule"] == "scatter-elements-reduction"
+
+
+def test_the_package_is_run_as_the_command() -> None:
+    command = [sys.executable, "-m", "trt_compress", "inspect", "nowhere"]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 2 and finished.stderr.startswith("error: 'nowhere' does not exist; ")
+
+
+def test_a_shell_completes_commands() -> None:
+    environment = {"_TRT_COMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": "trt-compress ins", "COMP_CWORD": "1"}
+    program = "import sys; sys.argv[0] = 'trt-compress'; from trt_compress.tools.cli import main; main()"
+    command = [sys.executable, "-c", program]
+    finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert finished.stdout.split() == ["inspect"]
 
 
 @pytest.mark.parametrize("kind", ["operators", "compressors", "targets"])
