@@ -69,7 +69,7 @@ def sine_positions(values: Tensor, channels: int) -> Tensor:
 
     The channels of one value alternate: sine and cosine of one frequency, then those of the next lower one.
     """
-    steps = torch.arange(channels // 2, dtype=torch.float32)
+    steps = torch.arange(channels // 2, dtype=torch.float32, device=values.device)
     frequencies = 2 * math.pi / _TEMPERATURE ** (2 * steps / channels)
     angles = values[..., None] * frequencies.to(values)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)

@@ -133,9 +133,9 @@ def rows_to_keep(index: Tensor, num_tokens: int) -> Tensor:
         [B, N] int64: the number of its new row, or K + n for token n that has none.
     """
     num_new = index.shape[1]
-    is_new = (index[:, :, None] == torch.arange(num_tokens)).to(torch.float32)
-    row = torch.matmul(torch.arange(num_new, dtype=torch.float32)[None], is_new)[:, 0]
-    stored = torch.arange(num_tokens, dtype=torch.float32) + num_new
+    is_new = (index[:, :, None] == torch.arange(num_tokens, device=index.device)).to(torch.float32)
+    row = torch.matmul(torch.arange(num_new, dtype=torch.float32, device=index.device)[None], is_new)[:, 0]
+    stored = torch.arange(num_tokens, dtype=torch.float32, device=index.device) + num_new
     return torch.where(is_new.sum(dim=1) > 0, row, stored).to(torch.int64)
 
 

@@ -101,7 +101,7 @@ def make_route(scores: Tensor, keep_ratio: float, *, representative: bool) -> Ro
     kept, index, rest = token_select(scores[..., None], scores, num_kept=slow, order="score")
     others = token_restore(scores[..., None], rest)
     share = others / others.sum(dim=1, keepdim=True)
-    row = torch.arange(slow, dtype=scores.dtype).expand(scores.shape[0], -1)[..., None]
+    row = torch.arange(slow, dtype=scores.dtype, device=scores.device).expand(scores.shape[0], -1)[..., None]
     of_kept = torch.cat([torch.zeros_like(kept), row.to(scores)], dim=2)
     of_others = torch.cat([share, torch.full_like(share, slow)], dim=2)
     placed = token_restore(torch.cat([of_kept, of_others], dim=1), torch.cat([index, rest], dim=1), mode="unpermute")

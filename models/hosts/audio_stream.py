@@ -163,12 +163,14 @@ class StreamingWhisper(CompressedModule):
     def positions(self, seen: Tensor) -> Tensor:
         """Positions [B, chunk_frames, C] of the chunk that follows `seen` chunks [B]."""
         first = seen[:, None] * self.chunk_frames
-        number = (first + torch.arange(self.chunk_frames)) % self.model.encoder.config.max_source_positions
+        number = (
+            first + torch.arange(self.chunk_frames, device=seen.device)
+        ) % self.model.encoder.config.max_source_positions
         return functional.embedding(number, self.model.encoder.embed_positions.weight)
 
     def _bias(self, seen: Tensor, tokens: int) -> Tensor:
         """Hides the keys of chunks that have not been: [B, 1, 1, left + chunk]."""
-        age = self.left_chunks - torch.arange((self.left_chunks + 1) * tokens) // tokens
+        age = self.left_chunks - torch.arange((self.left_chunks + 1) * tokens, device=seen.device) // tokens
         hidden = (age > seen[:, None]) & (age > 0)
         return torch.where(hidden, HIDDEN, 0.0)[:, None, None].to(self.model.encoder.conv1.weight.dtype)
 
@@ -221,10 +223,11 @@ def offline_frames(stream: StreamingWhisper, audio: Tensor) -> Tensor:
     """
     encoder = stream.model.encoder
     x = stream.tokens(functional.pad(audio, (TAIL, 0)))
-    chunk = torch.arange(x.shape[1]) // stream.chunk_frames
+    frame = torch.arange(x.shape[1], device=x.device)
+    chunk = frame // stream.chunk_frames
     age = chunk[:, None] - chunk
     bias = torch.where((age >= 0) & (age <= stream.left_chunks), 0.0, HIDDEN)
-    number = torch.arange(x.shape[1]) % encoder.config.max_source_positions
+    number = frame % encoder.config.max_source_positions
     x = x + encoder.embed_positions.weight[number]
     for layer_number, layer in enumerate(encoder.stack):
         x = encoder.enter(layer_number, x)

@@ -154,24 +154,30 @@ class DownSample(nn.Module):
 
 
 class ResidualCodebooks(nn.Module):
-    """A projection, residual codebooks, and a projection back."""
+    """Residual codebooks, and a projection before and behind them where the width changes there.
 
-    def __init__(self, channels: int, config: XyTokenizerConfig) -> None:
+    Args:
+        channels_in: Channels of the frames that are encoded.
+        config: Sizes of the codebooks.
+        channels_out: Channels of the frames that are decoded; None: as many as are encoded.
+    """
+
+    def __init__(self, channels_in: int, config: XyTokenizerConfig, channels_out: int | None = None) -> None:
         super().__init__()
-        same = channels == config.rvq_dim
-        self.input_proj = nn.Identity() if same else nn.Conv1d(channels, config.rvq_dim, 1)
-        self.output_proj = nn.Identity() if same else nn.Conv1d(config.rvq_dim, channels, 1)
+        inner, out = config.rvq_dim, channels_in if channels_out is None else channels_out
+        self.input_proj = nn.Identity() if channels_in == inner else nn.Conv1d(channels_in, inner, 1)
+        self.output_proj = nn.Identity() if out == inner else nn.Conv1d(inner, out, 1)
         self.codebooks: Tensor
         self.register_buffer("codebooks", torch.zeros(config.stages, config.codebook_size, config.rvq_dim))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Code numbers [B, F, stages] of frames [B, channels, F]."""
+        """Code numbers [B, F, stages] of frames [B, channels_in, F]."""
         projected = self.input_proj(x).transpose(1, 2)
         with at_site("codec"):
             return codebook_encode(projected, self.codebooks)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Frames [B, channels, F] of code numbers [B, F, stages]."""
+        """Frames [B, channels_out, F] of code numbers [B, F, stages]."""
         with at_site("codec"):
             summed = codebook_decode(codes, self.codebooks)
         return cast(Tensor, self.output_proj(summed.transpose(1, 2)))
@@ -200,10 +206,11 @@ class XyTokenizer(Codec):
         self.pre_rvq_adapter = Stack(stacks["pre_rvq_adapter"])
         width = stacks["pre_rvq_adapter"].channels_out
         self.downsample = DownSample(width)
-        self.quantizer = ResidualCodebooks(POOL * width, config)
-        self.post_rvq_adapter = Stack(stacks["post_rvq_adapter"])
+        after, decoder = stacks["post_rvq_adapter"], stacks["acoustic_decoder"]
+        self.quantizer = ResidualCodebooks(POOL * width, config, after.channels_in)
+        self.post_rvq_adapter = Stack(after)
         self.upsample = nn.ModuleDict(
-            {"up_conv": nn.ConvTranspose1d(POOL * width, width, POOL, stride=POOL, bias=False)}
+            {"up_conv": nn.ConvTranspose1d(after.channels_out, decoder.width, POOL, stride=POOL, bias=False)}
         )
         self.acoustic_decoder = MelDecoder(stacks["acoustic_decoder"])
         self.vocos = nn.ModuleDict(

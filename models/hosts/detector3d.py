@@ -526,10 +526,12 @@ def _history(ego_pose: Tensor, timestamp: Tensor, query: Tensor, motion: Tensor,
     exists = pose[:, 3, 3:]
     age = (timestamp - time).clamp(0.0, LONGEST_AGE_S) * exists
     turn = ego_pose[:, :3, :3].transpose(1, 2)
-    here = torch.eye(3).to(pose) * (1 - exists[..., None])  # with no history the frames are the same
+    here = torch.eye(3, dtype=pose.dtype, device=pose.device) * (
+        1 - exists[..., None]
+    )  # with no history the frames are the same
     rotation = turn @ pose[:, :3, :3] + here
     shift = turn @ (pose[:, :3, 3:] - ego_pose[:, :3, 3:]) * exists[..., None]
-    last = torch.tensor([[[0.0, 0.0, 0.0, 1.0]]]).to(pose).expand(pose.shape[0], -1, -1)
+    last = pose.new_tensor([[[0.0, 0.0, 0.0, 1.0]]]).expand(pose.shape[0], -1, -1)
     to_ego = torch.cat([torch.cat([rotation, shift], dim=2), last], dim=1)
     ages = age[:, None].expand(-1, query.shape[1], -1)
     velocity = motion[..., 3:]
@@ -552,5 +554,5 @@ def _turn(vectors: Tensor, pose: Tensor) -> Tensor:
 
 def _decode(raw: Tensor, reference: Tensor, velocity: Tensor) -> Tensor:
     """The box head's numbers to centre, log-size, sine and cosine of yaw, velocity: [B, Q, 10]."""
-    size = torch.tensor(_MEAN_SIZE).log().to(raw)
+    size = torch.tensor(_MEAN_SIZE, device=raw.device).log().to(raw.dtype)
     return torch.cat([reference + raw[..., :3], size + raw[..., 3:6], raw[..., 6:8], velocity + raw[..., 8:]], dim=-1)

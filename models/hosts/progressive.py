@@ -183,10 +183,10 @@ class ProgressiveViT(CompressedModule):
         last = self.config.window - 1
         time = cast(seen, torch.float32).clamp_max(last)[:, None] / max(last, 1) * _TIME_SCALE
         half = self.config.time_width // 2
-        angles = time * torch.exp(torch.arange(half) * (-math.log(_SLOWEST) / half))
+        angles = time * torch.exp(torch.arange(half, device=seen.device) * (-math.log(_SLOWEST) / half))
         return cast(torch.cat([angles.cos(), angles.sin()], dim=1), dtype)
 
     def _hidden(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
         """Hides frames of the window that have not been, [B, 1, 1, 1, window]."""
-        ago = torch.arange(self.config.window - 1, -1, -1)
+        ago = torch.arange(self.config.window - 1, -1, -1, device=seen.device)
         return cast(torch.where(ago > seen[:, None], _HIDDEN, 0.0), dtype)[:, None, None, None]

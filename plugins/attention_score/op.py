@@ -318,9 +318,9 @@ def _attention_score(
     (batch, num_heads, num_rows, width), (groups, n) = q.shape, k.shape[1:3]
     grouped = (q.float() * scale).reshape(batch, groups, -1, width)
     logits = (grouped @ k.float().transpose(2, 3)).reshape(batch, num_heads, num_rows, n) + bias.float()
-    keys = torch.arange(n)
+    keys = torch.arange(n, device=k.device)
     span = slice(start, stop if stop > 0 else n + stop)
-    seen = (keys <= position[:, None]) if causal == 1 else torch.ones(num_rows, n, dtype=torch.bool)
+    seen = (keys <= position[:, None]) if causal == 1 else keys.new_ones(num_rows, n, dtype=torch.bool)
     if SOFTMAX[softmax] != "all":
         logits, seen, keys = logits[..., span], seen[:, span], keys[span]
     weights = logits

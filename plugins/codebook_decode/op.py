@@ -174,7 +174,7 @@ def _codebook_decode(code: Tensor, codebook: Tensor, kind: int, group: int) -> T
             "give codes that this codebook made."
         )
     if KINDS[kind] == "vector":
-        y = torch.zeros(())
+        y = table.new_zeros(())
         for stage, words in enumerate(table):
             y = y + words[code[..., stage]]
     elif KINDS[kind] == "table":
@@ -183,7 +183,7 @@ def _codebook_decode(code: Tensor, codebook: Tensor, kind: int, group: int) -> T
         middle = levels // 2
         y = (code // fsq_base(levels) % levels - middle).float() / middle
     else:
-        y = (code[..., None] >> torch.arange(group) & 1).flatten(2).float() * 2 - 1
+        y = (code[..., None] >> torch.arange(group, device=code.device) & 1).flatten(2).float() * 2 - 1
     return y.to(codebook.dtype)
 
 

@@ -211,13 +211,13 @@ def nearness(residual: Tensor, words: Tensor) -> Tensor:
 def fsq_bounded(x: Tensor, levels: Tensor) -> Tensor:
     """Values before they are rounded to a level, centred so that level number floor(L / 2) is 0."""
     down = torch.where(levels % 2 == 0, 0.5, 0.0)
-    reach = (levels - 1) * torch.tensor(1.001) * 0.5
+    reach = (levels - 1) * levels.new_tensor(1.001) * 0.5
     return torch.tanh(x + torch.atanh(down / reach)) * reach - down
 
 
 def fsq_base(levels: Tensor) -> Tensor:
     """What one step of each digit adds to the code, int64."""
-    return torch.cat([torch.ones(1, dtype=torch.int64), levels.long().cumprod(0)[:-1]])
+    return torch.cat([levels.new_ones(1, dtype=torch.int64), levels.long().cumprod(0)[:-1]])
 
 
 @torch.library.custom_op("trt_compress::codebook_encode", mutates_args=())
@@ -237,7 +237,7 @@ def _codebook_encode(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tens
         digits = (fsq_bounded(x32, levels).round() + (levels / 2).floor()).long()
         return (digits * fsq_base(levels)).sum(dim=2, keepdim=True)
     bits = (x32 > 0).long().reshape(*x.shape[:2], -1, group)
-    return (bits << torch.arange(group)).sum(dim=3)
+    return (bits << torch.arange(group, device=x.device)).sum(dim=3)
 
 
 @_codebook_encode.register_fake
@@ -374,7 +374,7 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
         regret, scale = (bounded - digit).abs() - (bounded - bounded.round()).abs(), torch.ones_like(scale)
     else:
         lawful &= (code < 2**group).flatten(1)
-        bit = (code[..., None] >> torch.arange(group) & 1).flatten(2) > 0
+        bit = (code[..., None] >> torch.arange(group, device=code.device) & 1).flatten(2) > 0
         regret = torch.where(bit == (x > 0), 0, x.abs())
     worst = regret.flatten(1).amax(dim=1) / scale
     return torch.where(lawful.all(dim=1), worst, torch.inf)

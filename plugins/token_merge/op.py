@@ -320,7 +320,8 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     head, r, dest = attributes["num_protected"], attributes["num_merged"], outputs["dest"]
     batch, n = dest.shape
     unit = torch.nn.functional.normalize(inputs["metric"].float(), dim=-1, eps=1e-30)
-    position_a, position_b = torch.arange(head + head % 2, n, 2), torch.arange(head + 1 - head % 2, n, 2)
+    position = torch.arange(n, device=dest.device)
+    position_a, position_b = position[head + head % 2 :: 2], position[head + 1 - head % 2 :: 2]
     num_b, num_left = position_b.numel(), position_a.numel() - r
     similarity = unit[:, position_a] @ unit[:, position_b].transpose(1, 2)
     best = similarity.amax(dim=-1)
@@ -334,10 +335,10 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     left = place.masked_fill(merges, n).argsort(dim=1)[:, :num_left]
     order = left if attributes["order"] == 0 else best.gather(1, left)
     misplaced = order.diff(dim=1) * (-1 if attributes["order"] == 0 else 1)
-    regret = torch.cat([torch.zeros(batch, 1), worse_partner, merged_too_few, misplaced], dim=1).amax(dim=1)
+    regret = torch.cat([best.new_zeros(batch, 1), worse_partner, merged_too_few, misplaced], dim=1).amax(dim=1)
 
     rows = torch.cat([dest[:, :head], place.gather(1, left), dest[:, position_b]], dim=1)
-    lawful = (rows == torch.arange(rows.shape[1])).all(dim=1) & (merges.sum(dim=1) == r) & (partner < num_b).all(dim=1)
+    lawful = (rows == position[: rows.shape[1]]).all(dim=1) & (merges.sum(dim=1) == r) & (partner < num_b).all(dim=1)
     return torch.where(lawful, regret, torch.inf)
 
 

@@ -259,18 +259,18 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     keyed[:, places] = torch.inf
     kept = keyed.gather(1, index.clamp(0, n - 1))
     dropped = keyed.gather(1, rest.clamp(0, n - 1))
-    worse = [torch.zeros(batch, 1)]
+    worse = [score.new_zeros(batch, 1)]
     if kept.numel() and dropped.numel():
         worse.append(dropped.amax(dim=1, keepdim=True) - kept.amin(dim=1, keepdim=True))
     if attributes["order"] == 1:
         worse.append(kept[:, len(places) :].diff(dim=1))
-        in_order = index[:, : len(places)] == torch.tensor(places)
+        in_order = index[:, : len(places)] == index.new_tensor(places)
     else:
         in_order = index.diff(dim=1) > 0
     regret = torch.cat(worse, dim=1).amax(dim=1)
 
     everything = torch.cat([index, rest], dim=1).sort(dim=1).values
-    lawful = (everything == torch.arange(n)).all(dim=1) & (kept.isinf().sum(dim=1) == len(places))
+    lawful = (everything == torch.arange(n, device=index.device)).all(dim=1) & (kept.isinf().sum(dim=1) == len(places))
     lawful &= in_order.all(dim=1) & (rest.diff(dim=1) > 0).all(dim=1)
     return torch.where(lawful, regret / score.abs().amax(dim=1).clamp_min(1e-30), torch.inf)
 

@@ -179,7 +179,7 @@ def _counts(
     keyed: Tensor, ranking: Tensor, mode: int, threshold: float, min_kept: int, max_kept: int, num_forced: int
 ) -> Tensor:
     best = keyed.gather(1, ranking)
-    limit = torch.tensor(threshold, dtype=torch.float32)
+    limit = keyed.new_tensor(threshold)
     if mode == 1:
         mass = best.masked_fill(best.isinf(), 0)
         before = torch.nn.functional.pad(mass.cumsum(dim=1)[:, :-1], (1, 0))
@@ -205,7 +205,7 @@ def _token_select_dynamic(
     count = _counts(keyed, ranking, mode, threshold, min_kept, max_kept, num_forced)
     largest = count.max()
     length = int(largest) if trim == 1 else max_kept
-    kept = torch.arange(max_kept) < count[:, None]
+    kept = torch.arange(max_kept, device=x.device) < count[:, None]
     place = torch.where(kept, ranking[:, :max_kept], n).sort(dim=1).values[:, :length]
     valid = place < n
     y = x.gather(1, place.where(valid, 0)[..., None].expand(-1, -1, x.shape[2]))
@@ -330,8 +330,8 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     keyed, ranking = _rank(inputs["score"], attributes["forced"])
     wanted = _counts(keyed, ranking, *limits, len(places))
 
-    is_token = torch.arange(width) < count[:, None]
-    taken = torch.zeros(len(index), n + 1, dtype=torch.int64)
+    is_token = torch.arange(width, device=index.device) < count[:, None]
+    taken = index.new_zeros(len(index), n + 1)
     taken.scatter_add_(1, torch.where(is_token, index, n).clamp(0, n), torch.ones_like(index))
     kept = taken[:, :n] > 0
     lawful = (kept.sum(dim=1) == count) & (count >= least) & (count <= most) & (count <= width)

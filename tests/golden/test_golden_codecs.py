@@ -3,6 +3,7 @@
 WavTokenizer (jishengpeng/WavTokenizer 5cf440d), XY-Tokenizer (gyt1145028706/XY-Tokenizer 5df5609).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,7 +146,7 @@ def test_xytokenizer_s_codebooks(case: str) -> None:
     codebooks = arrays["codebooks"]
     sizes = {"stages": codebooks.shape[0], "codebook_size": codebooks.shape[1], "rvq_dim": codebooks.shape[2]}
     config = XyTokenizerConfig(num_mels=10, stacks={}, vocos=xy_config().vocos, **sizes)
-    module = ResidualCodebooks(meta["input_dim"], config)
+    module = ResidualCodebooks(meta["input_dim"], config, meta["output_dim"])
     names = {
         f"{part}_{kind}": f"{part}.{kind}" for part in ("input_proj", "output_proj") for kind in ("weight", "bias")
     }
@@ -155,3 +156,58 @@ def test_xytokenizer_s_codebooks(case: str) -> None:
     for item, length in enumerate(arrays["lengths"].tolist()):  # behind it the original searches for zeros
         assert torch.equal(codes[item, :length], arrays["codes"][:, item, :length].T)
     assert_close(run(module.decode, arrays["codes"].permute(1, 2, 0)), arrays["decoded"], MODEL_TOLERANCE)
+
+
+@pytest.mark.parametrize(("channels_in", "inner", "channels_out"), [(20, 16, 18), (16, 16, 18), (20, 16, 16)])
+def test_xytokenizer_s_codebooks_take_widths_apart(channels_in: int, inner: int, channels_out: int) -> None:
+    """The official quantizer projects where a width differs from the codes', on each side by itself."""
+    config = XyTokenizerConfig(
+        num_mels=10, stacks={}, vocos=xy_config().vocos, rvq_dim=inner, stages=3, codebook_size=32
+    )
+    module = ResidualCodebooks(channels_in, config, channels_out)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    given = {name: tensor for name, tensor in module.state_dict().items()}
+    assert ("input_proj.weight" in given, "output_proj.weight" in given) == (
+        channels_in != inner,
+        channels_out != inner,
+    )
+    z = torch.randn(2, channels_in, 5, generator=generator)
+
+    def projected(x: Tensor, name: str) -> Tensor:
+        if f"{name}.weight" not in given:
+            return x
+        return torch.einsum("oi,bif->bof", given[f"{name}.weight"][..., 0], x) + given[f"{name}.bias"][:, None]
+
+    residual, summed = projected(z, "input_proj").transpose(1, 2), torch.zeros(2, 5, inner)
+    wanted = []
+    for words in given["codebooks"]:
+        wanted.append(torch.cdist(residual, words[None].expand(2, -1, -1)).argmin(dim=2))
+        residual, summed = residual - words[wanted[-1]], summed + words[wanted[-1]]
+    codes = run(module.encode, z)
+    assert torch.equal(codes, torch.stack(wanted, dim=2))
+    assert_close(run(module.decode, codes), projected(summed.transpose(1, 2), "output_proj"), MODEL_TOLERANCE)
+
+
+def test_a_checkpoint_s_widths_behind_the_codebooks_are_its_own() -> None:
+    """An adapter that takes 40 channels where 64 were encoded, a decoder of half the width of what was encoded."""
+    config = xy_config()
+    narrow = {
+        "post_rvq_adapter": replace(config.stacks["post_rvq_adapter"], channels_in=40, channels_out=48),
+        "acoustic_decoder": replace(config.stacks["acoustic_decoder"], width=8, channels_in=8),
+    }
+    config = replace(config, stacks={**config.stacks, **narrow})
+    torch.manual_seed(0)
+    whole = XyTokenizer(config, num_samples=40 * 160).eval()
+    tensors = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("frontend.")}
+    books = tensors.pop("quantizer.codebooks")
+    saved = {**tensors, **{f"quantizer.quantizers.{stage}.codebook": book for stage, book in enumerate(books)}}
+    named = codec_xytokenizer.official_tensors(saved, "made")
+    found = codec_xytokenizer.config_of(named, "made")
+    assert found.stacks["post_rvq_adapter"].channels_in == 40 and found.stacks["acoustic_decoder"].width == 8
+    codec = XyTokenizer(config, num_samples=40 * 160).eval()
+    load_tensors(codec, named, "made")
+    codes = torch.arange(3 * 5).reshape(1, 5, 3) % 16
+    assert_close(run(codec.decode, codes), run(whole.decode, codes), MODEL_TOLERANCE)
