@@ -36,7 +36,7 @@ from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import onnx_from_graph, with_precision
 from trt_compress.export.verify import VerifyReport, load_onnxruntime, merge_reports, verify_onnx
-from trt_compress.models.compressors.registry import spec_string
+from trt_compress.methods import spec_string
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library, choose

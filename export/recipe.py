@@ -12,7 +12,7 @@ from trt_compress.export.build import BatchRange
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import get_target, newest_common_opset
 from trt_compress.export.trace import PRECISIONS
-from trt_compress.models.compressors.registry import CompressorSpec, parse_spec, spec_from_table, spec_string
+from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table, spec_string
 from trt_compress.suggest import did_you_mean
 
 if sys.version_info >= (3, 11):

@@ -31,7 +31,7 @@ from trt_compress.export import verify as verify_module
 from trt_compress.export.build import BatchRange, build_engine
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.targets import get_target
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE

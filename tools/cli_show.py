@@ -91,11 +91,11 @@ def _operators() -> list[Row]:
 
 
 def _compressors() -> list[Row]:
-    with needs_extra("export"):
-        from trt_compress.models.compressors.registry import compressor_classes
+    from trt_compress.methods import METHODS
+
     return [
-        {"name": name, "summary": kind.summary, "settings": _fields(kind.Config), "source": kind.source}
-        for name, kind in compressor_classes().items()
+        {"name": name, "summary": method.summary, "settings": _fields(method.config), "source": method.source}
+        for name, method in METHODS.items()
     ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.flops import count_flops
 from trt_compress.export.targets import TARGETS
-from trt_compress.models.compressors.registry import compressor_classes, parse_spec
+from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
 from trt_compress.plugins.registry import specs
@@ -80,10 +80,10 @@ def operators_table() -> str:
 def compressors_table() -> str:
     """Compressors with their source."""
     rows = []
-    for name, compressor in compressor_classes().items():
-        file = compressor.__module__.rsplit(".", 1)[1]
-        paper = compressor.source.split(";")[0]
-        rows.append((f"`{name}`", compressor.summary, paper, f"[{file}.py](models/compressors/{file}.py)"))
+    for name, method in METHODS.items():
+        file = method.implementation.partition(":")[0].replace(".", "/") + ".py"
+        paper = method.source.split(";")[0]
+        rows.append((f"`{name}`", method.summary, paper, f"[{Path(file).name}]({file})"))
     return _markdown(("compressor", "does", "paper", "file"), rows)
 
 

@@ -1,54 +1,23 @@
 """A-ToMe: merging of adjacent audio frames, which keeps their order in time."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError
+from trt_compress.methods.audio import ATOME, AtomeConfig
 from trt_compress.models.compressors.base import (
     Compressor,
-    CompressorConfig,
     HostInfo,
     Signals,
     TokenState,
-    check_layers,
-    quarter_layers,
+    layers_or_quarters,
     ratio_at,
 )
 from trt_compress.plugins.operator import cast
 from trt_compress.plugins.token_mix.op import token_mix
 from trt_compress.plugins.token_select.op import token_select
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AtomeConfig(CompressorConfig):
-    """Options of A-ToMe.
-
-    Attributes:
-        merge_ratio: Share of the links between neighbours that merge in each layer, rounded down; one, or one a layer.
-        layers: Layers after whose attention frames merge; default: at 1/4, 2/4 and 3/4 of the depth.
-        proportional_attention: Attention weighs a merged frame by the frames in it.
-    """
-
-    merge_ratio: float | tuple[float, ...] = 0.3
-    layers: tuple[int, ...] | None = None
-    proportional_attention: bool = True
-
-    def __post_init__(self) -> None:
-        ratios = self.merge_ratio if isinstance(self.merge_ratio, tuple) else (self.merge_ratio,)
-        for ratio in ratios:
-            if not 0 <= ratio < 1:
-                raise ConfigError(
-                    f"atome: merge_ratio={ratio} is out of range; it is the share of links that merge, 0 or more and "
-                    "below 1."
-                )
-        if isinstance(self.merge_ratio, tuple) and (self.layers is None or len(self.layers) != len(ratios)):
-            raise ConfigError(
-                f"atome: merge_ratio lists {len(ratios)} ratios; give layers= with as many layers, ascending."
-            )
 
 
 def link_similarity(keys: Tensor) -> Tensor:
@@ -78,22 +47,13 @@ def segment_matrix(last: Tensor, size: Tensor) -> Tensor:
 class Atome(Compressor):
     """Merge the most similar neighbours after the attention of a few layers."""
 
-    name = "atome"
-    summary = "merges the most similar neighbours of a sequence of audio frames, in order (A-ToMe)"
-    source = "A-ToMe, arXiv:2306.16009"
-    differs = (
-        "fixed ratio only: the number of frames is then constant (the paper's fixed threshold makes it depend on the "
-        "audio). There is no public code: layers and ratios are not pinned there; a chain of chosen links merges into "
-        "one frame, which weighs each by its size; of equally similar links the later ones merge. Class and "
-        "distillation tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens."
-    )
+    method = ATOME
     signals = frozenset({"keys"})
-    Config = AtomeConfig
 
     @classmethod
     def layers(cls, config: AtomeConfig, host: HostInfo) -> tuple[int, ...]:
         """Layers that merge."""
-        return check_layers("atome", quarter_layers(host.depth) if config.layers is None else config.layers, host)
+        return layers_or_quarters("atome", config.layers, host)
 
     def __init__(self, config: AtomeConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)

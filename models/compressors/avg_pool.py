@@ -1,37 +1,19 @@
 """Average pooling along the token sequence (LLaVolta's visual pooling)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.methods.vision import AVG_POOL, AvgPoolConfig
 from trt_compress.models.compressors.base import (
     Compressor,
-    CompressorConfig,
     HostInfo,
     Signals,
     TokenState,
-    check_layers,
+    check_layer,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AvgPoolConfig(CompressorConfig):
-    """Options of average pooling.
-
-    Attributes:
-        stride: Neighbouring patches that become one; window and stride are the same.
-        layer: Layer after whose attention patches are pooled; default: at 1/4 of the depth.
-    """
-
-    stride: int = 2
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigError(f"avg_pool: stride={self.stride} is out of range; give 1 or more.")
 
 
 def pool_tokens(x: Tensor, stride: int) -> Tensor:
@@ -120,20 +102,13 @@ def pool_positions(
 class AvgPool(Compressor):
     """Average neighbouring patches at one layer."""
 
-    name = "avg_pool"
-    summary = "averages neighbouring patches at one layer (LLaVolta's pooling)"
-    source = "LLaVolta, arXiv:2406.20092; code Beckschen/LLaVolta 31ec151, visual_avg_pool1d"
-    differs = (
-        "works on the patches of an encoder as well as on image spans of a decoder (pool_spans); a last window that is "
-        "not full is averaged, not dropped; merged tokens count by their size."
-    )
+    method = AVG_POOL
     layer_option = "layer=…"
-    Config = AvgPoolConfig
 
     @classmethod
     def layers(cls, config: AvgPoolConfig, host: HostInfo) -> tuple[int, ...]:
         """The one layer that pools."""
-        return check_layers("avg_pool", [host.depth // 4 if config.layer is None else config.layer], host)
+        return check_layer("avg_pool", host.depth // 4 if config.layer is None else config.layer, host)
 
     def __init__(self, config: AvgPoolConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)

@@ -1,6 +1,5 @@
 """What a compressor is: a configuration, and a module for every site it acts at."""
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.config import Method, check_ascending
 
 SiteKind = Literal[
     "patch_embed",
@@ -105,23 +105,11 @@ class Signals:
     age: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressorConfig:
-    """Options of a compressor; JSON-able, checked when made."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-
 class Compressor(nn.Module, ABC):
     """One method at one site. A subclass sets the class variables, `layers`, `__init__` and `forward`.
 
     Attributes:
-        name: The name in spec strings.
-        summary: One sentence for listings.
-        source: Paper and code.
-        differs: What is done otherwise than in the source, and why.
+        method: Its entry in the list of methods: name, summary, source, options.
         site: Kind of site it acts at.
         signals: What it needs from the attention before the site.
         layer_option: How a spec string says at which layers it acts.
@@ -130,14 +118,10 @@ class Compressor(nn.Module, ABC):
         width_out: Channels that leave the site; None: as many as came.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    source: ClassVar[str]
-    differs: ClassVar[str]
+    method: ClassVar[Method]
     site: ClassVar[SiteKind] = "after_attention"
     signals: ClassVar[frozenset[Signal]] = frozenset()
     layer_option: ClassVar[str] = "layers=[…]"
-    Config: ClassVar[type[CompressorConfig]]
 
     tokens_out: int
     width_out: int | None = None
@@ -171,47 +155,25 @@ def quarter_layers(depth: int) -> tuple[int, ...]:
 
 
 def check_layers(name: str, layers: Sequence[int], host: HostInfo) -> tuple[int, ...]:
-    """Return `layers` ascending; raise ConfigError if the host lacks one or one stands twice."""
-    wrong = [layer for layer in layers if not 0 <= layer < host.depth]
-    if wrong:
+    """Return `layers` as they are; raise ConfigError if they do not ascend, or if the host lacks one."""
+    check_ascending(name, layers)
+    if wrong := [layer for layer in layers if layer >= host.depth]:
         raise ConfigError(
             f"{name}: layers={list(layers)} names layer {wrong[0]}, but {host.name} has layers 0..{host.depth - 1}."
         )
-    if len(set(layers)) != len(layers):
-        raise ConfigError(f"{name}: layers={list(layers)} names a layer twice; name each once.")
-    return tuple(sorted(layers))
+    return tuple(layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepRatioConfig(CompressorConfig):
-    """Options of a method that drops a share of the patches at a few layers.
+def check_layer(name: str, layer: int, host: HostInfo) -> tuple[int]:
+    """Return the one layer; raise ConfigError if the host lacks it."""
+    if not 0 <= layer < host.depth:
+        raise ConfigError(f"{name}: layer={layer} is out of range; {host.name} has layers 0..{host.depth - 1}.")
+    return (layer,)
 
-    Attributes:
-        keep_ratio: Share of the patches kept at each layer, rounded up; one, or one a layer.
-        layers: Layers after whose attention patches are dropped; default: at 1/4, 2/4 and 3/4 of the depth (3, 6, 9
-            of 12).
-    """
 
-    method: ClassVar[str]
-    keep_ratio: float | tuple[float, ...] = 0.7
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        ratios = self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
-        for ratio in ratios:
-            if not 0 < ratio <= 1:
-                raise ConfigError(
-                    f"{self.method}: keep_ratio={ratio} is out of range; it is the share of tokens kept, above 0 and "
-                    "up to 1."
-                )
-        if isinstance(self.keep_ratio, tuple) and (self.layers is None or len(self.layers) != len(ratios)):
-            raise ConfigError(
-                f"{self.method}: keep_ratio lists {len(ratios)} ratios; give layers= with as many layers, ascending."
-            )
-
-    def layers_of(self, host: HostInfo) -> tuple[int, ...]:
-        """Layers of `host` that drop patches, ascending."""
-        return check_layers(self.method, quarter_layers(host.depth) if self.layers is None else self.layers, host)
+def layers_or_quarters(name: str, layers: Sequence[int] | None, host: HostInfo) -> tuple[int, ...]:
+    """The layers that were asked for, or those at one, two and three quarters of the depth, ascending."""
+    return check_layers(name, quarter_layers(host.depth) if layers is None else layers, host)
 
 
 def num_patches_kept(num_patches: int, keep_ratio: float) -> int:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.methods import CompressorConfig, CompressorSpec
+from trt_compress.models.compressors.base import Compressor, HostInfo
+from trt_compress.models.compressors.registry import compressor_class
 
 ENCODER_OUTPUT = "encoder_output"
 
@@ -41,29 +42,30 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
     Raises:
         ConfigError: the host lacks a site, or a count does not fit.
     """
-    for spec in specs:
-        site = spec.compressor.site_of(spec.config)
+    classes = [compressor_class(spec.method) for spec in specs]
+    for spec, compressor in zip(specs, classes, strict=True):
+        site = compressor.site_of(spec.config)
         if site not in host.sites:
             raise ConfigError(
                 f"{spec.name}: acts at {site}, but {host.name} offers only {', '.join(sorted(host.sites))}."
             )
-    wanted = [(spec, spec.compressor.layers(spec.config, host)) for spec in specs]
+    wanted = [(spec, cls, cls.layers(spec.config, host)) for spec, cls in zip(specs, classes, strict=True)]
     steps = nn.ModuleDict()
     plans: list[SitePlan] = []
     tokens = host.num_tokens
     for layer in range(host.depth + 1):
         key, name = (str(layer), f"blocks.{layer}") if layer < host.depth else (ENCODER_OUTPUT, ENCODER_OUTPUT)
         here: list[Compressor] = []
-        for spec, layers in wanted:
-            acts = layer in layers if layer < host.depth else spec.compressor.site_of(spec.config) == ENCODER_OUTPUT
+        for spec, compressor, layers in wanted:
+            acts = layer in layers if layer < host.depth else compressor.site_of(spec.config) == ENCODER_OUTPUT
             if not acts:
                 continue
-            step = spec.compressor(spec.config, host, layer, tokens)
+            step = compressor(spec.config, host, layer, tokens)
             if step.tokens_out < tokens:
                 if here and step.signals:
                     or_first = "" if any(other.signals for other in here) else f", or name {spec.name} first"
                     raise ConfigError(
-                        f"{spec.name}: at {name} {here[-1].name} has already changed the tokens that its "
+                        f"{spec.name}: at {name} {here[-1].method.name} has already changed the tokens that its "
                         f"{' and '.join(sorted(step.signals))} belong to.",
                         hint=f"let them act at different layers ({spec.name}:{step.layer_option}){or_first}.",
                     )

@@ -1,47 +1,27 @@
 """EViT: keep the patches that the class token attends to, fuse the others."""
 
-from dataclasses import dataclass
-
 import torch
 
 from trt_compress.errors import UnsupportedError
+from trt_compress.methods.vision import EVIT, EvitConfig
 from trt_compress.models.compressors.base import (
     Compressor,
     HostInfo,
-    KeepRatioConfig,
     Signals,
     TokenState,
     gather_size,
+    layers_or_quarters,
     num_patches_kept,
     ratio_at,
 )
 from trt_compress.plugins.token_select.op import token_select
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvitConfig(KeepRatioConfig):
-    """Options of EViT.
-
-    Attributes:
-        fuse: Add one token that sums the dropped patches, weighted by their attention.
-    """
-
-    method = "evit"
-    fuse: bool = True
-
-
 class Evit(Compressor):
     """Keep the patches of the largest class attention at a few layers."""
 
-    name = "evit"
-    summary = "keeps the patches the class token attends to, fuses the rest (EViT)"
-    source = "EViT, arXiv:2202.07800; code youweiliang/evit 5ca95a7, evit.py"
-    differs = (
-        "ties go to the smaller index (left open there); distillation and register tokens are kept like the class "
-        "token (the source has none)."
-    )
+    method = EVIT
     signals = frozenset({"class_attention"})
-    Config = EvitConfig
 
     @classmethod
     def layers(cls, config: EvitConfig, host: HostInfo) -> tuple[int, ...]:
@@ -51,7 +31,7 @@ class Evit(Compressor):
                 f"evit: {host.name} has no class token, whose attention ranks the patches; use tome, avg_pool or "
                 "random."
             )
-        return config.layers_of(host)
+        return layers_or_quarters("evit", config.layers, host)
 
     def __init__(self, config: EvitConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)

@@ -1,61 +1,29 @@
 """Pooling of audio frames: a fixed number of neighbours becomes one (mean, maximum, or the last)."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.audio import FRAME_POOL, FramePoolConfig
 from trt_compress.models.compressors.base import (
     Compressor,
-    CompressorConfig,
     HostInfo,
     Signals,
     SiteKind,
     TokenState,
-    check_layers,
+    check_layer,
 )
 from trt_compress.plugins.operator import cast
 
 Mode = Literal["mean", "max", "last"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FramePoolConfig(CompressorConfig):
-    """Options of pooling.
-
-    Attributes:
-        stride: Neighbouring frames that become one; window and stride are the same.
-        mode: Mean, maximum of each channel, or the last frame of the window.
-        layer: Layer after whose attention frames are pooled; default: behind the encoder.
-        remainder: Frames that fill no window at the end are dropped, or pooled as a shorter window ("keep").
-    """
-
-    stride: int = 2
-    mode: Mode = "mean"
-    layer: int | None = None
-    remainder: Literal["drop", "keep"] = "drop"
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigError(f"frame_pool: stride={self.stride} is out of range; give 1 or more.")
-
-
 class FramePool(Compressor):
     """Pool neighbouring frames at one layer, or behind the encoder."""
 
-    name = "frame_pool"
-    summary = "pools neighbouring audio frames, at one layer or behind the encoder (Qwen2-Audio, Llama-AVSR, MoME)"
-    source = (
-        "Qwen2-Audio, arXiv:2407.10759; Llama-AVSR, arXiv:2409.12319, code umbertocappellazzo/Llama-AVSR, "
-        "models/modeling_AVSRLLM.py; MoME, arXiv:2510.04136"
-    )
-    differs = (
-        "may pool inside the encoder too, where it saves time; a mean weighs merged frames by size; the last window "
-        "may be kept though it is not full. Class and distillation tokens stay."
-    )
-    Config = FramePoolConfig
+    method = FRAME_POOL
 
     @classmethod
     def site_of(cls, config: FramePoolConfig) -> SiteKind:
@@ -65,7 +33,7 @@ class FramePool(Compressor):
     @classmethod
     def layers(cls, config: FramePoolConfig, host: HostInfo) -> tuple[int, ...]:
         """The one layer, if one is named."""
-        return () if config.layer is None else check_layers("frame_pool", [config.layer], host)
+        return () if config.layer is None else check_layer("frame_pool", config.layer, host)
 
     def __init__(self, config: FramePoolConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
         super().__init__(config, host, layer, tokens_in)

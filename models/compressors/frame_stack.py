@@ -1,6 +1,5 @@
 """Stacking of audio frames: neighbours are laid side by side, and a projector makes tokens of them (LLaMA-Omni)."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo, Signals, TokenState
+from trt_compress.methods.audio import FRAME_STACK, FrameStackConfig
+from trt_compress.models.compressors.base import Compressor, HostInfo, Signals, TokenState
 
 _LAYERS = ("linear1", "linear2")
 _PREFIXES = ("model.speech_projector.", "speech_projector.", "")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameStackConfig(CompressorConfig):
-    """Options of stacking.
-
-    Attributes:
-        stride: Neighbouring frames that become one.
-        projector: A .safetensors file or checkpoint with the tensors of LLaMA-Omni's speech_projector (linear1,
-            linear2); default: the stacked frames leave as they are, `stride` times as wide.
-    """
-
-    stride: int = 5
-    projector: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigError(f"frame_stack: stride={self.stride} is out of range; give 1 or more.")
 
 
 class StackProjector(nn.Module):
@@ -86,15 +68,8 @@ def read_projector(path: Path, width: int) -> StackProjector:
 class FrameStack(Compressor):
     """Stack neighbouring frames behind the encoder."""
 
-    name = "frame_stack"
-    summary = "lays neighbouring audio frames side by side, behind the encoder, and projects them (LLaMA-Omni)"
-    source = (
-        "LLaMA-Omni, arXiv:2409.06666; code ictnlp/LLaMA-Omni c63fd72, "
-        "omni_speech/model/speech_projector/speech_projector.py"
-    )
-    differs = "a prefix of class and distillation tokens is dropped; without a projector the frames stay wide."
+    method = FRAME_STACK
     site = "encoder_output"
-    Config = FrameStackConfig
 
     @classmethod
     def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:

@@ -1,14 +1,12 @@
 """Static-patch reuse: in a video, only the patches that changed are computed again."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig
 from trt_compress.models.compressors.base import (
     Compressor,
-    CompressorConfig,
     HostInfo,
     Signals,
     TokenState,
@@ -22,46 +20,6 @@ _OLDEST = 4000.0
 _NEVER_SCORE = 4.0  # more than any change: pixels lie between -1 and 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticReuseConfig(CompressorConfig):
-    """Options of static-patch reuse.
-
-    Attributes:
-        keep_ratio: Share of the patches computed in every frame, rounded up; several make one graph each (k25, k50;
-            1 is called dense), which carry on the same states.
-        staleness_weight: What a frame of age adds to a patch's change (the mean difference of its pixels, which lie
-            between -1 and 1), so that work that no change needs refreshes the oldest patches.
-    """
-
-    keep_ratio: float | tuple[float, ...] = 0.25
-    staleness_weight: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for ratio in self.ratios:
-            if not 0 < ratio <= 1:
-                raise ConfigError(
-                    f"static_reuse: keep_ratio={ratio} is out of range; it is the share of patches computed in a "
-                    "frame, above 0 and up to 1."
-                )
-        if len({level_name(ratio) for ratio in self.ratios}) < len(self.ratios):
-            raise ConfigError(
-                f"static_reuse: keep_ratio={list(self.ratios)} names a level twice; give ratios that differ by 0.01 or "
-                "more."
-            )
-        if self.staleness_weight < 0:
-            raise ConfigError(f"static_reuse: staleness_weight={self.staleness_weight} is negative; give 0 or more.")
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The levels, one or several."""
-        return self.keep_ratio if isinstance(self.keep_ratio, tuple) else (self.keep_ratio,)
-
-
-def level_name(keep_ratio: float) -> str:
-    """Name of the graph of a level: `k25`, or `dense` if every patch is computed."""
-    return "dense" if keep_ratio == 1 else f"k{round(100 * keep_ratio)}"
-
-
 class StaticReuse(Compressor):
     """Choose the patches of a frame that are computed again, always equally many.
 
@@ -70,16 +28,9 @@ class StaticReuse(Compressor):
     up until it is chosen.
     """
 
-    name = "static_reuse"
-    summary = "computes the changed patches of a video frame and reuses the others' keys and values"
-    source = "our own simple form of gated reuse in Eventful Transformers, arXiv:2308.13494"
-    differs = (
-        "one choice per frame, on pixels, for all layers (there: a gate on the tokens before every layer's products); "
-        "stored keys and values are attended to as they are; the age of a patch raises its score."
-    )
+    method = STATIC_REUSE
     site = "patch_embed"
     signals = frozenset({"previous", "age"})
-    Config = StaticReuseConfig
 
     @classmethod
     def layers(cls, config: StaticReuseConfig, host: HostInfo) -> tuple[int, ...]:

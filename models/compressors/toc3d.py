@@ -1,18 +1,17 @@
 """ToC3D: object queries of the last frame choose the image tokens that deserve a whole block."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.video import TOC3D, Toc3dConfig
 from trt_compress.models.compressors.base import (
     Compressor,
     HostInfo,
-    KeepRatioConfig,
     Route,
     Signals,
     TokenState,
+    check_layers,
     ratio_at,
 )
 from trt_compress.plugins.token_mix.op import token_mix
@@ -20,40 +19,17 @@ from trt_compress.plugins.token_restore.op import token_restore
 from trt_compress.plugins.token_select.op import token_select
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Toc3dConfig(KeepRatioConfig):
-    """Options of ToC3D.
-
-    Attributes:
-        keep_ratio: Share of the tokens of each window that pass the blocks, rounded down; one, or one a layer.
-        layers: Blocks before which tokens are scored anew; every block from the first of them on is routed. Default:
-            those that the model has been trained to score at.
-        representative: The other tokens of a window pass as one, their weighted mean, and each receives its updates.
-    """
-
-    method = "toc3d"
-    keep_ratio: float | tuple[float, ...] = 0.5
-    representative: bool = True
-
-
 class Toc3d(Compressor):
     """Route the tokens of each window through the blocks by what the last frame's object queries look for."""
 
-    name = "toc3d"
-    summary = "routes image tokens by the motion-aware object queries of the last frame (ToC3D)"
-    source = "ToC3D, arXiv:2409.00633; code DYZhang09/ToC3D 32ae961, backbones/toc3d_utils.py and toc3d_eva_vit.py"
-    differs = (
-        "the choice is hard in training too, and the scores are trained by the tokens that show objects; ties go to "
-        "the smaller index (left open there)."
-    )
+    method = TOC3D
     site = "block_routing"
     signals = frozenset({"history_queries"})
-    Config = Toc3dConfig
 
     @classmethod
     def layers(cls, config: Toc3dConfig, host: HostInfo) -> tuple[int, ...]:
         """Blocks before which tokens are scored."""
-        layers = host.scored_layers if config.layers is None else config.layers_of(host)
+        layers = host.scored_layers if config.layers is None else check_layers("toc3d", config.layers, host)
         if wrong := [layer for layer in layers if layer not in host.scored_layers]:
             raise ConfigError(
                 f"toc3d: layers={list(layers)} names layer {wrong[0]}, but {host.name} scores tokens only before "

@@ -1,42 +1,13 @@
 """ToMe: Token Merging."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.base import Compressor, CompressorConfig, HostInfo, Signals, TokenState
+from trt_compress.methods.vision import TOME, TomeConfig
+from trt_compress.models.compressors.base import Compressor, HostInfo, Signals, TokenState
 from trt_compress.plugins.token_merge.op import max_merged, token_merge
 
 INFLECTIONS = {"constant": 0.0, "decreasing": -1.0, "increasing": 1.0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TomeConfig(CompressorConfig):
-    """Options of ToMe.
-
-    Attributes:
-        num_merged: Tokens merged in every layer (their mean, if the schedule is not constant), or one count a layer.
-        schedule: How one count spreads over the layers: constant, decreasing (2 * num_merged to 0) or increasing.
-        proportional_attention: Attention weighs a merged token by the number of tokens in it. Off suits
-            off-the-shelf MAE models.
-        over_limit: More merges than a layer allows ((tokens - prefix) // 2) are an "error", or a "clamp" cuts them.
-    """
-
-    num_merged: int | tuple[int, ...]
-    schedule: Literal["constant", "decreasing", "increasing"] = "constant"
-    proportional_attention: bool = True
-    over_limit: Literal["error", "clamp"] = "error"
-
-    def __post_init__(self) -> None:
-        counts = (self.num_merged,) if isinstance(self.num_merged, int) else self.num_merged
-        if any(count < 0 for count in counts):
-            raise ConfigError(f"tome: num_merged={self.num_merged} is negative; give 0 or more tokens to merge.")
-        if isinstance(self.num_merged, tuple) and self.schedule != "constant":
-            raise ConfigError(
-                f"tome: schedule={self.schedule} needs one num_merged, not a list; leave one of them out."
-            )
 
 
 def merge_schedule(num_merged: int | tuple[int, ...], depth: int, inflection: float = 0.0) -> tuple[int, ...]:
@@ -64,16 +35,9 @@ def merge_schedule(num_merged: int | tuple[int, ...], depth: int, inflection: fl
 class Tome(Compressor):
     """Merge the most similar tokens after the attention of every layer."""
 
-    name = "tome"
-    summary = "merges the most similar tokens of every layer (ToMe)"
-    source = "ToMe, arXiv:2210.09461; code facebookresearch/ToMe af95e4b, tome/patch/timm.py"
-    differs = (
-        "too many merges are refused unless over_limit=clamp (cut silently there); register tokens are protected like "
-        "class tokens; a mean-pooled head weighs tokens by size."
-    )
+    method = TOME
     signals = frozenset({"keys"})
     layer_option = "num_merged=[…], 0 where it must not act"
-    Config = TomeConfig
 
     @classmethod
     def _counts(cls, config: TomeConfig, host: HostInfo) -> tuple[int, ...]:

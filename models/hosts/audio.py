@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import ENCODER_OUTPUT, place_compressors
-from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.audio_encoder import AstConfig, AstEncoder, WhisperConfig, WhisperEncoder
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.models.hosts.spectral import KaldiFbank, LogMel

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import ENCODER_OUTPUT, place_compressors
-from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, StateSpec, Steps, TensorSpec
 from trt_compress.plugins.operator import at_site, cast, mark_tensor

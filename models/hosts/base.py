@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.compose import SitePlan
-from trt_compress.models.compressors.registry import CompressorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Dim = int | str

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import HostInfo
 from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, TensorSpec, WeightsInfo
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import HostInfo, Route, Signals, TokenState
 from trt_compress.models.compressors.compose import SitePlan
 from trt_compress.models.compressors.motion_queries import (
@@ -33,7 +34,7 @@ from trt_compress.models.compressors.motion_queries import (
     sine_positions,
     transform_points,
 )
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.toc3d import Toc3d, give_back
 from trt_compress.models.compressors.windows import from_windows, to_windows
 from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, StateSpec, Steps, TensorSpec
@@ -497,15 +498,16 @@ def _place(specs: Sequence[CompressorSpec], info: HostInfo) -> tuple[nn.ModuleDi
     """A step for every layer that scores tokens, and every block whose tokens it routes, up to the next such layer."""
     steps, plans = nn.ModuleDict(), []
     for spec in specs:
-        if spec.compressor.site not in info.sites:
+        compressor = compressor_class(spec.method)
+        if compressor.site not in info.sites:
             raise ConfigError(
-                f"{spec.name}: acts at {spec.compressor.site}, but {info.name} offers only {', '.join(info.sites)}."
+                f"{spec.name}: acts at {compressor.site}, but {info.name} offers only {', '.join(info.sites)}."
             )
-        layers = spec.compressor.layers(spec.config, info)
+        layers = compressor.layers(spec.config, info)
         for layer in range(min(layers, default=info.depth), info.depth):
             tokens = info.num_tokens if layer not in info.whole_layers else info.num_patches
             scored_at = max(scored for scored in layers if scored <= layer)
-            step = spec.compressor(spec.config, info, scored_at, tokens)
+            step = compressor(spec.config, info, scored_at, tokens)
             if layer == scored_at:
                 steps[str(layer)] = step
             plans.append(

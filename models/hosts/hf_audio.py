@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo

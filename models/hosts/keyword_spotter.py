@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, audio_graph
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps
 from trt_compress.models.hosts.hf_audio import preprocess_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE
 from trt_compress.models.hosts.audio_stream import SAMPLES_OF_FRAME, StreamingWhisper, stream_graph
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps

@@ -18,9 +18,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from trt_compress.errors import UnsupportedError
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.compressors.registry import CompressorSpec
 from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.plugins.operator import at_site, cast, mark_tensor
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.registry import CompressorSpec
+from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.base import (
     BATCH_SYMBOL,
     CompressedModule,
@@ -75,7 +75,7 @@ def attach(model: ProgressiveViT, specs: Sequence[CompressorSpec]) -> tuple[Grap
     """
     if specs:
         raise ConfigError(
-            f"{INFO.name}: '{specs[0].compressor.name}' was given, but the model compresses by itself and needs every "
+            f"{INFO.name}: '{specs[0].name}' was given, but the model compresses by itself and needs every "
             "patch at its place in all frames; give --compress none, or compress zoo:video_vit."
         )
     size, width = moving_digits.FRAME_SIZE, int(model.vit.embed_dim)

@@ -16,18 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods import CompressorSpec
+from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig, level_name
 from trt_compress.models.compressors.base import Signals, TokenState
 from trt_compress.models.compressors.compose import SitePlan
-from trt_compress.models.compressors.registry import CompressorSpec
-from trt_compress.models.compressors.static_reuse import (
-    NEVER,
-    StaticReuse,
-    StaticReuseConfig,
-    keep_rows,
-    level_name,
-    next_age,
-    rows_to_keep,
-)
+from trt_compress.models.compressors.static_reuse import NEVER, StaticReuse, keep_rows, next_age, rows_to_keep
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import (
     BATCH_SYMBOL,
@@ -89,7 +82,7 @@ def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = IN
         ConfigError: a compressor does not fit.
         UnsupportedError: the model is not of a form this host drives.
     """
-    reuse = [spec for spec in specs if spec.compressor is StaticReuse]
+    reuse = [spec for spec in specs if spec.method is STATIC_REUSE]
     if not reuse:
         return (_graph(FrameViT(timm_vit.attach(module, specs, name=name)).eval(), "model", ()),)
     if len(specs) > 1:
@@ -149,7 +142,7 @@ class ReusingViT(CompressedModule):
                 SitePlan(
                     name=_SITE,
                     layer=0,
-                    compressor=StaticReuse.name,
+                    compressor=STATIC_REUSE.name,
                     config=config,
                     tokens_in=self.num_patches,
                     tokens_out=self.step.tokens_out,

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import (
     CompressedDetector3D,
     Detections,

@@ -19,7 +19,8 @@ import trt_compress
 from trt_compress.export import api, onnx_file
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import with_precision
-from trt_compress.models.compressors.registry import compressor_classes, parse_spec
+from trt_compress.methods import parse_spec
+from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import digits_split

@@ -14,7 +14,7 @@ from trt_compress.errors import BundleError, ConfigError, GateError, Unsupported
 from trt_compress.export import api
 from trt_compress.export.preflight import Finding
 from trt_compress.export.verify import VerifyReport
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.runtime import Bundle

@@ -4,7 +4,7 @@ import pytest
 from timm.models.vision_transformer import VisionTransformer
 
 from trt_compress.export.flops import count_flops
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.plugins.registry import operators

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from trt_compress.models.compressors.base import CompressorConfig
+from trt_compress.methods.config import CompressorConfig
 from trt_compress.models.compressors.compose import SitePlan
 from trt_compress.models.hosts.base import (
     CompressedModule,

@@ -17,7 +17,7 @@ from torch import Tensor
 from trt_compress.errors import PluginError
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.trace import TraceOptions, onnx_from_module
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.plugins.build import build
 from trt_compress.plugins.library import Library

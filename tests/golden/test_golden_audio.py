@@ -11,9 +11,10 @@ import torch
 from golden_data import assert_close, cases_on_disk, read
 from safetensors.torch import save_file
 
+from trt_compress.methods.audio import FastAstConfig, FrameStackConfig
 from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
-from trt_compress.models.compressors.fastast import FastAst, FastAstConfig
-from trt_compress.models.compressors.frame_stack import FrameStack, FrameStackConfig
+from trt_compress.models.compressors.fastast import FastAst
+from trt_compress.models.compressors.frame_stack import FrameStack
 from trt_compress.models.hosts.spectral import InverseStft
 from trt_compress.plugins.operator import recording
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import CompressedDetector3D, Detector3D, Detector3DConfig, attach
 from trt_compress.models.pretrained.driving_scenes import Frame, Rig, SceneOptions, generate_scene
 from trt_compress.models.pretrained.surround_detector import frame_inputs

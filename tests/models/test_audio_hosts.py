@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.audio import AudioModel, CompressedAudio, WhisperModel
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig
 from trt_compress.models.hosts.registry import load_host
@@ -301,7 +301,8 @@ def test_pooling_a_constant_changes_nothing() -> None:
 
 def test_adjacent_merging_against_a_loop() -> None:
     """A-ToMe's segments, frame by frame: cut the least similar links, and average what is between the cuts."""
-    from trt_compress.models.compressors.atome import Atome, AtomeConfig
+    from trt_compress.methods.audio import AtomeConfig
+    from trt_compress.models.compressors.atome import Atome
     from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
 
     generator = torch.Generator().manual_seed(5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import WhisperConfig
 from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames

@@ -6,10 +6,11 @@ from torch import Tensor
 from vits import compress, images, make_vit, run
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
+from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.compressors.avg_pool import pool_positions, pool_spans, pool_tokens
-from trt_compress.models.compressors.base import HostInfo, check_layers, num_patches_kept, quarter_layers
+from trt_compress.models.compressors.base import HostInfo, num_patches_kept, quarter_layers
 from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.compressors.tome import merge_schedule
 from trt_compress.plugins.operator import recording
 
@@ -58,7 +59,7 @@ def test_evit_rounds_up_and_fuses_one_token() -> None:
     assert left("evit", host()) == [1 + 138 + 1, 1 + 98 + 1, 1 + 70 + 1]
     assert left("evit:fuse=false", host()) == [1 + 138, 1 + 97, 1 + 68]
     assert [site for site, *_ in plan("evit", host())] == ["blocks.3", "blocks.6", "blocks.9"]
-    assert plan("evit:keep_ratio=[0.9,0.5],layers=[6,3],fuse=false", host()) == [
+    assert plan("evit:keep_ratio=[0.5,0.9],layers=[3,6],fuse=false", host()) == [
         ("blocks.3", "evit", 197, 1 + 98),
         ("blocks.6", "evit", 99, 1 + 89),
     ]
@@ -111,9 +112,7 @@ REFUSED = [
     ),
     ("tome:num_merged=[1,1,1,1,1,1,1,1,1,1,1,1,1]", r"tome: num_merged lists 13 layers, but the model has 12; shorten"),
     ("evit:layers=[12]", r"evit: layers=\[12\] names layer 12, but tiny has layers 0\.\.11\."),
-    ("evit:layers=[-1]", r"evit: layers=\[-1\] names layer -1, but tiny has layers 0\.\.11\."),
-    ("random:layers=[3,3]", r"random: layers=\[3, 3\] names a layer twice; name each once\."),
-    ("avg_pool:layer=12", r"avg_pool: layers=\[12\] names layer 12, but tiny has layers 0\.\.11\."),
+    ("avg_pool:layer=12", r"avg_pool: layer=12 is out of range; tiny has layers 0\.\.11\."),
     (
         "avg_pool:stride=197",
         r"avg_pool: stride=197 is larger than the 196 patches at layer 3 of tiny; give at most 196",
@@ -159,8 +158,11 @@ def test_a_site_the_host_lacks() -> None:
         plan("tome:num_merged=2", host(sites=frozenset({"kv_cache", "codec"})))
 
 
-def test_layers_are_sorted() -> None:
-    assert check_layers("x", [6, 2], host()) == (2, 6)
+def test_every_method_has_a_class() -> None:
+    classes = compressor_classes()
+    assert list(classes) == list(METHODS)
+    for name, cls in classes.items():
+        assert cls.method is METHODS[name]
 
 
 # ---- what happens to the tokens -------------------------------------------------------------------------------------

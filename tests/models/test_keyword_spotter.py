@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts import keyword_stream
 from trt_compress.models.hosts.audio import CompressedAudio
 from trt_compress.models.hosts.registry import load_host

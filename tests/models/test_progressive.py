@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.export import api
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts import video_pvc as host
 from trt_compress.models.hosts.progressive import ProgressiveConfig, ProgressiveViT
 from trt_compress.models.pretrained import moving_digits, release, video_pvc

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods import make_spec, parse_spec
+from trt_compress.methods.video import StaticReuseConfig, level_name
 from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
-from trt_compress.models.compressors.registry import make_spec, parse_spec
 from trt_compress.models.compressors.static_reuse import (
     NEVER,
     StaticReuse,
-    StaticReuseConfig,
     change_score,
     keep_rows,
-    level_name,
     next_age,
     rows_to_keep,
 )

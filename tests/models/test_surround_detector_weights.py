@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import attach
 from trt_compress.models.pretrained import surround_detector as released
 from trt_compress.models.pretrained.driving_scenes import HELD_OUT_SEEDS, TRAIN_SEEDS

@@ -13,8 +13,9 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.export import api
 from trt_compress.export.verify import initial_state
-from trt_compress.models.compressors.registry import parse_spec
-from trt_compress.models.compressors.static_reuse import StaticReuseConfig, change_score
+from trt_compress.methods import parse_spec
+from trt_compress.methods.video import StaticReuseConfig
+from trt_compress.models.compressors.static_reuse import change_score
 from trt_compress.models.hosts import timm_vit, video_vit
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import load_host

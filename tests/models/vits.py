@@ -7,7 +7,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from torch import nn
 
 from trt_compress.export.api import build, export_model
 from trt_compress.export.trace import TraceOptions, onnx_from_module
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.base import Signals, TokenState
-from trt_compress.models.compressors.registry import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.tools.bench.textbook import TextbookTome
 

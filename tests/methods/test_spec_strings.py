@@ -6,11 +6,8 @@ import json
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.compressors.avg_pool import AvgPoolConfig
-from trt_compress.models.compressors.evit import EvitConfig
-from trt_compress.models.compressors.random_drop import RandomConfig
-from trt_compress.models.compressors.registry import compressor_classes, parse_spec, spec_from_table, spec_string
-from trt_compress.models.compressors.tome import TomeConfig
+from trt_compress.methods import METHODS, CompressorConfig, parse_spec, spec_from_table, spec_string
+from trt_compress.methods.vision import AvgPoolConfig, EvitConfig, RandomConfig, TomeConfig
 
 MEANINGS = {
     "tome:num_merged=13": [TomeConfig(num_merged=13)],
@@ -63,16 +60,27 @@ REFUSED = [
         r"evit: keep_ratio=0\.0 is out of range; it is the share of tokens kept, above 0 and up to 1",
     ),
     ("evit:keep_ratio=1.01", r"evit: keep_ratio=1\.01 is out of range"),
-    ("evit:keep_ratio=nan", r"evit: keep_ratio=nan is out of range"),
+    ("evit:keep_ratio=nan", r"evit: keep_ratio=nan is not a number or a list of numbers"),
     ("evit:keep_ratio=half", r"evit: keep_ratio=half is not a number or a list of numbers like \[1,2\]\."),
     ("evit:keep_ratio=[0.5,0.5]", r"evit: keep_ratio lists 2 ratios; give layers= with as many layers, ascending\."),
     ("evit:keep_ratio=[0.5,0.5],layers=[1]", r"evit: keep_ratio lists 2 ratios; give layers= with as many"),
     ("evit:layers=3", r"evit: layers=3 is not a list of whole numbers like \[1,2\]\."),
+    ("evit:layers=[-1]", r"evit: layers=\[-1\] names layer -1; layers count from 0\."),
+    ("random:layers=[3,3]", r"random: layers=\[3, 3\] names a layer twice; name each once\."),
+    ("evit:keep_ratio=[0.5,,0.7],layers=[1,2,3]", r"keep_ratio=\[0\.5,,0\.7\] is not a number or a list of numbers"),
+    ("evit:layers=[1,2,]", r"evit: layers=\[1,2,\] is not a list of whole numbers"),
+    ("static_reuse:staleness_weight=nan", r"static_reuse: staleness_weight=nan is not a number\."),
+    ("static_reuse:staleness_weight=inf", r"static_reuse: staleness_weight=inf is not a number\."),
+    ("frame_pool:layer=-1", r"frame_pool: layer=-1 is out of range; layers count from 0\."),
     ("random:keep_ratio=-0.5", r"random: keep_ratio=-0\.5 is out of range"),
     ("random:seed=x", r"random: seed=x is not a whole number\."),
     ("avg_pool:stride=0", r"avg_pool: stride=0 is out of range; give 1 or more\."),
     ("avg_pool:layer=1.5", r"avg_pool: layer=1\.5 is not a whole number\."),
 ]
+
+
+def fields_of(config: type[CompressorConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 @pytest.mark.parametrize("text", MEANINGS)
@@ -108,6 +116,29 @@ def test_refused(text: str, message: str) -> None:
         parse_spec(text)
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "layers" in fields_of(method.config)])
+def test_layers_that_do_not_ascend_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}: layers=\[6, 3\] does not ascend; write layers=\[3, 6\]\.$"):
+        parse_spec(f"{name}:layers=[6,3]")
+    paired = "merge_ratio" if name == "atome" else "keep_ratio"
+    along = rf"write layers=\[3, 6\], and {paired} in the same order\.$"
+    with pytest.raises(ConfigError, match=along):
+        parse_spec(f"{name}:{paired}=[0.7,0.5],layers=[6,3]")
+    with pytest.raises(ConfigError, match=along):
+        spec_from_table({"name": name, paired: [0.7, 0.5], "layers": [6, 3]})
+    (spec,) = parse_spec(f"{name}:{paired}=[0.5,0.7],layers=[3,6]")
+    assert spec.config.to_json()["layers"] == [3, 6]
+
+
+def test_every_list_of_layers_is_held_to_the_rule() -> None:
+    assert {name for name, method in METHODS.items() if "layers" in fields_of(method.config)} == {
+        "evit",
+        "random",
+        "toc3d",
+        "atome",
+    }
+
+
 @pytest.mark.parametrize("text", [text for text in MEANINGS if "+" not in text and text != "none"])
 def test_a_recipe_table_says_the_same(text: str) -> None:
     (spec,) = parse_spec(text)
@@ -134,12 +165,12 @@ def test_refused_table(table: dict[str, object], message: str) -> None:
 
 
 def test_every_compressor_is_described() -> None:
-    for name, cls in compressor_classes().items():
-        assert cls.name == name
-        assert cls.summary and cls.source and cls.differs
-        documented = " ".join(base.__doc__ or "" for base in cls.Config.__mro__)
-        params = cls.Config.__dataclass_params__  # type: ignore[attr-defined]
-        assert params.frozen and cls.Config.__slots__ is not None
-        for field in dataclasses.fields(cls.Config):
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.summary and method.source and method.differs
+        documented = " ".join(base.__doc__ or "" for base in method.config.__mro__)
+        params = method.config.__dataclass_params__  # type: ignore[attr-defined]
+        assert params.frozen and method.config.__slots__ is not None
+        for field in dataclasses.fields(method.config):
             assert field.kw_only
             assert f" {field.name}: " in documented, f"{name}: {field.name} is not documented"

@@ -1,0 +1,118 @@
+"""Methods for the patches of an image: options and entries."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trt_compress.errors import ConfigError
+from trt_compress.methods.config import CompressorConfig, KeepRatioConfig, Method, check_layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TomeConfig(CompressorConfig):
+    """Options of ToMe.
+
+    Attributes:
+        num_merged: Tokens merged in every layer (their mean, if the schedule is not constant), or one count a layer.
+        schedule: How one count spreads over the layers: constant, decreasing (2 * num_merged to 0) or increasing.
+        proportional_attention: Attention weighs a merged token by the number of tokens in it. Off suits
+            off-the-shelf MAE models.
+        over_limit: More merges than a layer allows ((tokens - prefix) // 2) are an "error", or a "clamp" cuts them.
+    """
+
+    num_merged: int | tuple[int, ...]
+    schedule: Literal["constant", "decreasing", "increasing"] = "constant"
+    proportional_attention: bool = True
+    over_limit: Literal["error", "clamp"] = "error"
+
+    def __post_init__(self) -> None:
+        counts = (self.num_merged,) if isinstance(self.num_merged, int) else self.num_merged
+        if any(count < 0 for count in counts):
+            raise ConfigError(f"tome: num_merged={self.num_merged} is negative; give 0 or more tokens to merge.")
+        if isinstance(self.num_merged, tuple) and self.schedule != "constant":
+            raise ConfigError(
+                f"tome: schedule={self.schedule} needs one num_merged, not a list; leave one of them out."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvitConfig(KeepRatioConfig):
+    """Options of EViT.
+
+    Attributes:
+        fuse: Add one token that sums the dropped patches, weighted by their attention.
+    """
+
+    method = "evit"
+    fuse: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvgPoolConfig(CompressorConfig):
+    """Options of average pooling.
+
+    Attributes:
+        stride: Neighbouring patches that become one; window and stride are the same.
+        layer: Layer after whose attention patches are pooled; default: at 1/4 of the depth.
+    """
+
+    stride: int = 2
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ConfigError(f"avg_pool: stride={self.stride} is out of range; give 1 or more.")
+        check_layer("avg_pool", self.layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomConfig(KeepRatioConfig):
+    """Options of random dropping.
+
+    Attributes:
+        seed: Which patches; the choice is a constant of the graph, the same for every input.
+    """
+
+    method = "random"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        KeepRatioConfig.__post_init__(self)
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"random: seed={self.seed} is out of range; give 0 to {2**31 - 1}.")
+
+
+TOME = Method(
+    name="tome",
+    summary="merges the most similar tokens of every layer (ToMe)",
+    source="ToMe, arXiv:2210.09461; code facebookresearch/ToMe af95e4b, tome/patch/timm.py",
+    differs="too many merges are refused unless over_limit=clamp (cut silently there); register tokens are protected "
+    "like class tokens; a mean-pooled head weighs tokens by size.",
+    config=TomeConfig,
+    implementation="models.compressors.tome:Tome",
+)
+EVIT = Method(
+    name="evit",
+    summary="keeps the patches the class token attends to, fuses the rest (EViT)",
+    source="EViT, arXiv:2202.07800; code youweiliang/evit 5ca95a7, evit.py",
+    differs="ties go to the smaller index (left open there); distillation and register tokens are kept like the class "
+    "token (the source has none).",
+    config=EvitConfig,
+    implementation="models.compressors.evit:Evit",
+)
+AVG_POOL = Method(
+    name="avg_pool",
+    summary="averages neighbouring patches at one layer (LLaVolta's pooling)",
+    source="LLaVolta, arXiv:2406.20092; code Beckschen/LLaVolta 31ec151, visual_avg_pool1d",
+    differs="works on the patches of an encoder as well as on image spans of a decoder (pool_spans); a last window "
+    "that is not full is averaged, not dropped; merged tokens count by their size.",
+    config=AvgPoolConfig,
+    implementation="models.compressors.avg_pool:AvgPool",
+)
+RANDOM = Method(
+    name="random",
+    summary="keeps random patches: the floor that a method must beat",
+    source="none: a baseline",
+    differs="nothing: there is no original.",
+    config=RandomConfig,
+    implementation="models.compressors.random_drop:RandomDrop",
+)
