@@ -229,7 +229,7 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from trt_compress.export import api
 from trt_compress.tools.cli import main
-whole = api.export
+whole = api.export_model
 def export(*arguments, progress, **options):
     def tell(text):
         progress(text)
@@ -237,7 +237,7 @@ def export(*arguments, progress, **options):
             print("now", file=sys.stderr, flush=True)
             time.sleep(60)
     return whole(*arguments, progress=tell, **options)
-api.export = export
+api.export_model = export
 main()
 """
     command = [sys.executable, "-c", program, *EXPORT, "--batch", "1"]
