@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, TrtCompressError
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording
