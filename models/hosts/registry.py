@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.model_name import parse_model, timm_refusal, unsupported_vit
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import LoadedHost, ModelInfo, WeightsInfo
 from trt_compress.models.hosts.weights import load_weights, tensors_sha256
@@ -76,7 +77,7 @@ def _timm_names() -> list[str]:
     import timm
 
     names = timm.list_models(module=["vision_transformer", "deit"])
-    return [name for name in names if timm_vit.refusal_by_name(name) is None]
+    return [name for name in names if timm_refusal(name) is None]
 
 
 def _timm_info(name: str) -> ModelInfo:
@@ -92,6 +93,8 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
             f"model 'timm:{name}' is not known to timm {timm.__version__}.{did_you_mean(name, known)}",
             hint="trt-compress list models shows what can be compressed.",
         )
+    if what := timm_refusal(name):
+        raise unsupported_vit(f"timm:{name}", what)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(RANDOM_SEED)
@@ -164,7 +167,8 @@ def _load_zoo(name: str, weights: str | None) -> LoadedHost:
 
 
 def _load_hf(name: str, weights: str | None) -> LoadedHost:
-    folder, options = _path_and_options("hf", name)
+    model = parse_model(f"hf:{name}")
+    folder, options = Path(model.name), model.options
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model_type = content["model_type"]
@@ -186,22 +190,7 @@ def _load_hf(name: str, weights: str | None) -> LoadedHost:
 
 
 def _load_codec(source: str, name: str, weights: str | None) -> LoadedHost:
-    path, options = _path_and_options(source, name)
+    model = parse_model(f"{source}:{name}")
     module = importlib.import_module(f"trt_compress.models.hosts.codec_{source}")
-    host: LoadedHost = module.load(path, weights=weights, **options)
+    host: LoadedHost = module.load(Path(model.name), weights=weights, **model.options)
     return host
-
-
-def _path_and_options(source: str, name: str) -> tuple[Path, dict[str, float]]:
-    """`PATH?seconds=5` as a path and numbers by name."""
-    path, _, query = name.partition("?")
-    options: dict[str, float] = {}
-    for pair in query.split("&") if query else ():
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{source}:{name}: '{pair}' is not key=number; write {source}:PATH?seconds=5.") from error
-    if unknown := options.keys() - {"seconds"}:
-        raise ConfigError(f"{source}:{name}: option '{min(unknown)}' is not known; there is seconds.")
-    return Path(path), options

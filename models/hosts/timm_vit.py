@@ -7,9 +7,7 @@ bias and a dynamic batch, and so that a row of it can be read.
 """
 
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from timm.layers.attention import Attention
@@ -17,33 +15,14 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from trt_compress.errors import UnsupportedError
 from trt_compress.methods import CompressorSpec
+from trt_compress.model_name import POOLINGS, unsupported_vit
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import place_compressors
 from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
 FAMILY = "timm_vit"
-POOLINGS = ("token", "avg", "avgmax")
-REFUSED_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "test_vit": "dynamic_img_size",
-        "test_vit[24]": "dynamic_img_size",
-        "vit_intern300m_*": "dynamic_img_size",
-        "test_vit3": "global_pool='map'",
-        "vit_*_map_*": "global_pool='map'",
-        "vit_*_siglip_[0-9]*": "global_pool='map'",
-        "vit_*_18x2_*": "block type ParallelThingsBlock",
-        "vit_*_rpn_*": "block type ResPostBlock",
-        "vit_*_xp_*": "block type ParallelScalingBlock",
-        "vit_pwee_*": "block type ParallelScalingBlock",
-        "vit_dpwee_*": "block type DiffParallelScalingBlock",
-        "vit_dwee_*": "attention type DiffAttention",
-        "vit_dlittle_*": "attention type DiffAttention",
-    }
-)
-"""What check_supported() refuses, by patterns of timm's names: a list cannot build every model; a test builds them."""
 
 
 def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "the model") -> "CompressedViT":
@@ -67,30 +46,19 @@ def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "t
 def check_supported(module: nn.Module, name: str) -> VisionTransformer:
     """Return `module` as a VisionTransformer; raise UnsupportedError naming what this host cannot drive."""
 
-    def refuse(what: str) -> UnsupportedError:
-        return UnsupportedError(
-            f"{name}: {what} is not supported; this host drives timm's VisionTransformer and "
-            f"VisionTransformerDistilled with plain blocks, fixed input size and {', '.join(POOLINGS)} pooling."
-        )
-
     if type(module) not in (VisionTransformer, VisionTransformerDistilled):
-        raise refuse(f"model class {type(module).__name__}")
+        raise unsupported_vit(name, f"model class {type(module).__name__}")
     assert isinstance(module, VisionTransformer)
     for part in module.blocks:
         if type(part) is not Block:
-            raise refuse(f"block type {type(part).__name__}")
+            raise unsupported_vit(name, f"block type {type(part).__name__}")
         if type(part.attn) is not Attention:
-            raise refuse(f"attention type {type(part.attn).__name__}")
+            raise unsupported_vit(name, f"attention type {type(part.attn).__name__}")
     if module.dynamic_img_size:
-        raise refuse("dynamic_img_size")
+        raise unsupported_vit(name, "dynamic_img_size")
     if module.global_pool not in POOLINGS:
-        raise refuse(f"global_pool={module.global_pool!r}")
+        raise unsupported_vit(name, f"global_pool={module.global_pool!r}")
     return module
-
-
-def refusal_by_name(name: str) -> str | None:
-    """What check_supported() would say is not supported of timm's model `name`; None if it is driven."""
-    return next((what for pattern, what in REFUSED_NAMES.items() if fnmatchcase(name, pattern)), None)
 
 
 def host_info(module: VisionTransformer, name: str) -> HostInfo:
