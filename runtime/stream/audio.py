@@ -1,6 +1,5 @@
 """Audio in chunks: wav (and what else soundfile reads), and a microphone by sounddevice."""
 
-import glob
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.runtime.stream.files import is_pattern, matching_files
 from trt_compress.runtime.stream.frame import Array
-from trt_compress.runtime.stream.images import load_library, natural_order
+from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item
 
@@ -111,7 +111,7 @@ class AudioFiles:
             UnsupportedError: soundfile is not installed.
         """
         self._soundfile = load_library("soundfile", "soundfile", "audio", "Reading audio")
-        files = sorted(glob.glob(self.name), key=natural_order) if glob.has_magic(self.name) else [self.name]
+        files = matching_files(self.name) if is_pattern(self.name) else [self.name]
         if not files:
             raise ConfigError(f"Nothing matches '{self.name}'; give a wav file or a pattern, in quotes.")
         self._open(files[0]).close()

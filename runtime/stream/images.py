@@ -1,24 +1,24 @@
 """Sources that are files of arrays or images: `frames/*.png` and `scene.npz`."""
 
-import glob
 import importlib
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.runtime.stream.files import matching_files, nothing_matches
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import Item
+from trt_compress.runtime.stream.pictures import PictureReader
 from trt_compress.suggest import did_you_mean
 
 TIMESTAMPS = "timestamp_ns"
+
+_SINGLE = (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm")  # formats that hold one picture a file
 
 
 def load_library(module: str, package: str, extra: str, what: str) -> ModuleType:
@@ -37,20 +37,20 @@ def load_library(module: str, package: str, extra: str, what: str) -> ModuleType
 
 
 class ImageFiles:
-    """Images by a pattern, in natural order (`2.png` before `10.png`).
+    """Images by a pattern, in natural order (`2.png` before `10.png`), and all pictures of each (animations, pages).
 
-    An image in colour comes as RGB, [H, W, 3] uint8; a grey one as [H, W] uint8. A file that is no readable image is a
-    frame that failed.
+    An image in colour comes as RGB, [H, W, 3] uint8; a grey one as [H, W] uint8; both upright. A file that is no
+    readable image is a frame that failed.
     """
 
     live = False
 
     def __init__(self, pattern: str) -> None:
         self.name = pattern
-        self._files = sorted(glob.glob(pattern, recursive=True), key=natural_order)
-        self.length: int | None = len(self._files)
-        self._next = 0
-        self._pillow: Any = None
+        self._files = matching_files(pattern)
+        single = all(Path(file).suffix.lower() in _SINGLE for file in self._files)
+        self.length: int | None = len(self._files) if single else None
+        self._items: Iterator[Item] | None = None
 
     def open(self) -> None:
         """Start at the first image.
@@ -59,26 +59,21 @@ class ImageFiles:
             ConfigError: Nothing matches.
             UnsupportedError: Pillow is not installed.
         """
-        self._pillow = load_library("PIL.Image", "pillow", "video", "Reading images")
+        reader = PictureReader(load_library("PIL.Image", "pillow", "video", "Reading images"))
         if not self._files:
-            raise ConfigError(f"Nothing matches '{self.name}'; give a pattern such as 'frames/*.png', in quotes.")
-        self._next = 0
+            raise ConfigError(nothing_matches(self.name, "frames/*.png"))
+        if len(self._files) == 1:
+            self.length = reader.count(self._files[0])
+        self._items = (item for file in self._files for item in reader.read(file))
 
     def read(self) -> Item | None:
         """Give the next image, or None."""
-        if self._next == len(self._files):
-            return None
-        file = self._files[self._next]
-        self._next += 1
-        try:
-            with self._pillow.open(file) as image:
-                grey = image.mode in ("L", "1")
-                return Item(data=np.asarray(image.convert("L" if grey else "RGB")))
-        except (OSError, ValueError, SyntaxError):  # what Pillow raises for damaged files
-            return Item(error="the file is not a readable image")
+        assert self._items is not None
+        return next(self._items, None)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Let go of the file."""
+        self._items = None
 
 
 class SceneFile:
@@ -183,10 +178,6 @@ def load_npz(path: str) -> dict[str, Array]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.") from None
-    except (OSError, ValueError, AttributeError, EOFError, BadZipFile, KeyError) as error:
-        raise StreamError(f"'{path}' is not a readable .npz file ({error}); write it with numpy.savez.") from None
-
-
-def natural_order(path: str) -> list[tuple[int, str]]:
-    """Sort key that takes runs of digits as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(Path(path)))]
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen classes for a damaged file
+        reason = str(error) or type(error).__name__
+        raise StreamError(f"'{path}' is not a readable .npz file ({reason}); write it with numpy.savez.") from None

@@ -1,5 +1,7 @@
 """Which source an argument of `--source` means, and several sources as one."""
 
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,19 @@ from typing import Any
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
+from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
 from trt_compress.runtime.stream.images import ImageFiles, SceneFile
 from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item, Source
 from trt_compress.runtime.stream.video import VideoSource
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".mpo", ".jp2", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_SUFFIXES = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
+_HEIF = (".heic", ".heif", ".hif")
 FORMS = "video.mp4, camera:0, rtsp://…, 'frames/*.png', audio.wav, mic or scene.npz"
 
 
@@ -37,7 +45,7 @@ def source_from_text(
     Raises:
         ConfigError: It means nothing, or audio that the bundle does not take.
     """
-    suffix = Path(text).suffix.lower()
+    suffix = _suffix(text)
     if text == "mic" or suffix in AUDIO_SUFFIXES:
         if audio is None:
             raise ConfigError(f"'{text}' is audio, and the bundle takes none; its inputs are {', '.join(inputs)}.")
@@ -46,15 +54,47 @@ def source_from_text(
         raise ConfigError(f"The bundle takes audio, and '{text}' is none; give a wav file, mic or scene.npz.")
     if suffix == ".npz":
         return SceneFile(text, inputs)
+    if os.path.isdir(text):
+        raise ConfigError(
+            f"'{text}' is a folder; give a pattern of its files, such as '{_pattern_of(text)}', in quotes."
+        )
     if suffix in IMAGE_SUFFIXES:
         return ImageFiles(text)
+    if suffix in _HEIF:
+        raise ConfigError(f"'{text}' is a HEIF picture, which is not read here; convert it to JPEG or PNG.")
     if is_live(text):
         return VideoSource(text, clock, stall_s)
-    if Path(text).is_dir():
-        raise ConfigError(f"'{text}' is a folder; give a pattern of its files, such as '{text}/*.png', in quotes.")
-    if not Path(text).exists():
+    if is_pattern(text):
+        if matching_files(text):
+            raise ConfigError(
+                f"'{text}' is a pattern, and a pattern stands for pictures of the kinds {', '.join(IMAGE_SUFFIXES)}; "
+                "give one video."
+            )
+        raise ConfigError(nothing_matches(text, "frames/*.png"))
+    if not os.path.exists(text):
         raise ConfigError(f"The source '{text}' does not exist; give {FORMS}.")
     return VideoSource(text, clock, stall_s)
+
+
+def _suffix(text: str) -> str:
+    """The suffix that says what a text means; of a pattern without one, such as `frames/*`, that of what matches."""
+    suffix = Path(text).suffix.lower()
+    if suffix in (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, ".npz") or is_live(text) or not is_pattern(text):
+        return suffix
+    found = {Path(file).suffix.lower() for file in matching_files(text)}
+    kinds = [kind for kind in (AUDIO_SUFFIXES, IMAGE_SUFFIXES) if found and found <= set(kind)]
+    return kinds[0][0] if kinds else suffix
+
+
+def _pattern_of(folder: str) -> str:
+    """A pattern of the pictures or sounds in a folder: of the kind that there are most of."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # its owner lets nobody look
+        names = []
+    counts = Counter(Path(name).suffix for name in names if Path(name).suffix.lower() in _SUFFIXES)
+    suffix = counts.most_common(1)[0][0] if counts else IMAGE_SUFFIXES[0]
+    return str(Path(folder) / f"*{suffix}")
 
 
 def is_live(text: str) -> bool:

@@ -1,17 +1,20 @@
 """Videos: whole ones give every frame, broken ones an error or a frame that failed, never less without a word."""
 
 import socket
+import struct
 import threading
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from media import cut, picture, write_video
+from media import Array, cut, picture, write_video
 from stream_parts import WAIT_S, by_outcome, identity_stages, run_pipeline
 
 from trt_compress.errors import ConfigError, StreamError, UnsupportedError
+from trt_compress.runtime.stream import video
 from trt_compress.runtime.stream.pace import MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.video import VideoSource
@@ -112,6 +115,231 @@ def test_random_bytes_are_no_video(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(ConfigError, match="cannot be opened"):
         open_video(path)
+
+
+CORNERS = np.zeros((48, 64, 3), np.uint8)
+CORNERS[:24, :32], CORNERS[:24, 32:], CORNERS[24:, :32] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+
+
+def write_turned(path: Path, stored: Array, matrix: tuple[int, int, int, int], count: int = 3) -> Path:
+    """An MP4 of one picture with a display matrix (a, b, c, d)."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *stored.shape[:2], "yuv420p"
+        for _ in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, c, d = (number << 16 for number in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stored", "matrix"),
+    [
+        (CORNERS, (1, 0, 0, 1)),
+        (CORNERS, (0, 0, 0, 0)),  # never written
+        (CORNERS[:, ::-1], (-1, 0, 0, 1)),
+        (CORNERS[::-1, ::-1], (-1, 0, 0, -1)),
+        (CORNERS[::-1], (1, 0, 0, -1)),
+        (np.rot90(CORNERS), (0, 1, -1, 0)),
+        (np.rot90(CORNERS, 3), (0, -1, 1, 0)),
+        (CORNERS.swapaxes(0, 1), (0, 1, 1, 0)),
+        (CORNERS[::-1, ::-1].swapaxes(0, 1), (0, -1, -1, 0)),
+    ],
+)
+def test_video_is_shown_upright(tmp_path: Path, stored: Array, matrix: tuple[int, int, int, int]) -> None:
+    items = read_all(open_video(write_turned(tmp_path / "a.mp4", stored, matrix)))
+    assert len(items) == 3
+    for item in items:
+        assert item.data.shape == CORNERS.shape
+        assert np.abs(item.data.astype(int) - CORNERS).mean() < 8
+
+
+def test_a_slanted_video_is_refused(tmp_path: Path) -> None:
+    source = open_video(write_turned(tmp_path / "a.mp4", CORNERS, (1, 1, -1, 1)))
+    with pytest.raises(
+        StreamError, match=r"a\.mp4' is to be shown at an angle that is no quarter turn; turn it before"
+    ):
+        source.read()
+
+
+def test_pixels_that_are_not_square_are_taken_as_stored_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 9)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(CORNERS, format="rgb24")))
+        container.mux(stream.encode())
+    assert [item.data.shape for item in read_all(open_video(path))] == [(48, 64, 3)] * 3
+    (said,) = caplog.messages
+    assert "a.mkv' has pixels 16:9 as wide as high, and its frames are taken as they are stored, 64x48; to have" in said
+
+
+@pytest.mark.parametrize(("pixels", "most"), [("gray10le", 1023), ("gray12le", 4095), ("gray16le", 65535)])
+def test_deep_grey_video_is_scaled_as_pictures_are(tmp_path: Path, pixels: str, most: int) -> None:
+    ramp = np.tile(np.arange(64) * 4.0, (48, 1))
+    frame = av.VideoFrame(64, 48, pixels)
+    padded = np.zeros((48, frame.planes[0].line_size // 2), "<u2")
+    padded[:, :64] = np.rint(ramp * most / 255)
+    frame.planes[0].update(padded.tobytes())
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (item,) = read_all(open_video(tmp_path / "a.mkv"))
+    assert np.abs(item.data.astype(int) - ramp[..., np.newaxis]).max() <= 1
+
+
+def write_any(path: Path, codec: str, *, options: dict[str, str] | None = None, sound: str | None = None) -> Path:
+    """A video of 40 frames, with sound if a codec for it is given."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.height, stream.width = 48, 64
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        voice: Any = container.add_stream(sound, rate=48000, layout="mono") if sound else None
+        for number in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+            if voice is not None:
+                form, kind = ("s16", np.int16) if sound == "pcm_s16le" else ("fltp", np.float32)
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), kind), format=form, layout="mono")
+                samples.sample_rate, samples.pts = 48000, 1920 * number
+                container.mux(voice.encode(samples))
+        for one in (stream, voice):
+            if one is not None:
+                container.mux(one.encode())
+    return path
+
+
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+_CONTAINERS: list[tuple[str, str, dict[str, str], str | None]] = [
+    ("a.avi", "mpeg4", {}, None),
+    ("b.avi", "mjpeg", {}, None),
+    ("c.avi", "mpeg4", {}, "pcm_s16le"),
+    ("a.mp4", "libx264", {"movflags": "faststart"}, "aac"),
+    ("b.mp4", "libx264", _FRAGMENTS, None),
+    ("a.mov", "mjpeg", {"movflags": "faststart"}, None),
+    ("a.mkv", "libx264", {}, None),
+    ("b.mkv", "libx264", {}, "aac"),
+    ("c.mkv", "libx264", {"live": "1"}, "aac"),  # sizes are unknown
+    ("a.webm", "libvpx", {}, None),
+    ("a.ts", "libx264", {}, None),
+    ("a.asf", "wmv2", {}, None),
+    ("a.flv", "flv", {}, None),
+    ("a.ogg", "libvpx", {}, None),
+    ("a.ivf", "libvpx", {}, None),
+    ("a.mjpeg", "mjpeg", {}, None),
+    ("a.y4m", "wrapped_avframe", {}, None),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "options", "sound"), _CONTAINERS)
+def test_any_container_that_is_cut_is_noticed_and_none_that_is_whole(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str], sound: str | None
+) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    path = write_any(tmp_path / name, codec, options=options, sound=sound)
+    source = open_video(path)
+    assert brightness(read_all(source)) == [number % 16 for number in range(40)]
+    source.close()
+    data = path.read_bytes()
+    for missing in (16, len(data) // 10, len(data) // 3):  # an index, a part of a frame or more
+        path.write_bytes(data[:-missing])
+        with pytest.raises((StreamError, ConfigError), match=r"the file is truncated; copy it again|cannot be opened"):
+            read_all(open_video(path))
+
+
+def test_a_last_frame_that_lasts_is_no_truncation(tmp_path: Path) -> None:
+    """Screen recordings have frames when something changes, and a still end."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"tune": "zerolatency"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time_ms in enumerate((0, 40, 80, 900, 3000)):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            for packet in stream.encode(frame):
+                packet.duration = 5000 if number == 4 else 40
+                container.mux(packet)
+        container.mux(stream.encode())
+    assert len(read_all(open_video(path))) == 5
+
+
+def test_an_edit_list_that_hides_frames_is_no_truncation(tmp_path: Path) -> None:
+    """40 frames are in the file, and its edit list shows the last 30."""
+    path = write_any(tmp_path / "a.mp4", "libx264")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # behind version, flags and the count: duration and start of the one edit
+    duration, start = struct.unpack_from(">Ii", data, at)
+    base = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    struct.pack_into(">Ii", data, at, duration * 3 // 4, start + base * 10 // 25)
+    path.write_bytes(data)
+    items = read_all(open_video(path))
+    assert 25 <= len(items) < 40
+
+
+def write_song(path: Path, codec: str) -> Path:
+    """A second of silence with a picture on its cover."""
+    with av.open(str(path), "w", format="mp4" if path.suffix == ".m4a" else None) as container:
+        voice: Any = container.add_stream(codec, rate=44100, layout="mono")
+        cover: Any = container.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        form = voice.codec_context.format.name if voice.codec_context.format else "fltp"
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(3), format="rgb24")))
+        container.mux(cover.encode())
+        for number in range(20):
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 2205), np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts = 44100, 2205 * number
+            resampled = av.AudioResampler(form, "mono", 44100).resample(samples)
+            container.mux([packet for part in resampled for packet in voice.encode(part)])
+        container.mux(voice.encode())
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp3", "libmp3lame"), ("a.m4a", "aac"), ("a.flac", "flac")])
+def test_the_cover_of_a_song_is_no_video(tmp_path: Path, name: str, codec: str) -> None:
+    path = write_song(tmp_path / name, codec)
+    with pytest.raises(ConfigError, match=r"holds sound only \(its picture is the cover\); give a file with a video"):
+        open_video(path)
+
+
+def test_video_that_nothing_decodes_is_one_sentence(tmp_path: Path) -> None:
+    path = write_any(tmp_path / "a.avi", "mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZ9"))
+    with pytest.raises(ConfigError, match="holds video of a kind that PyAV cannot decode; convert it"):
+        open_video(path)
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_any(tmp_path / "a.mkv", "libx264").rename(tmp_path / "2026-11-28T10:00:00.mkv")
+    assert len(read_all(open_video("2026-11-28T10:00:00.mkv"))) == 40
+
+
+@pytest.mark.parametrize("error", [struct.error, OverflowError, MemoryError, ValueError, SystemError])
+def test_whatever_a_decoder_raises_is_a_failed_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    source = open_video(write_video(tmp_path / "a.avi", 6, codec="mjpeg"))
+    convert = video._rgb
+
+    class Frame:
+        def to_ndarray(self, **named: object) -> None:
+            raise error("of the decoder")
+
+    monkeypatch.setattr(video, "_rgb", lambda frame: convert(Frame() if frame.pts == 2 else frame))
+    assert [item.error for item in read_all(source)] == [None, None, "the frame is damaged", None, None, None]
 
 
 def test_a_change_of_resolution_ends_the_stream(tmp_path: Path) -> None:
