@@ -1,0 +1,147 @@
+"""Open labelled data of any form for a bundle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from trt_compress.errors import ConfigError
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.labelled.arrays import from_npz
+from trt_compress.runtime.labelled.classes import ORDERS, ClassNames, names_of_bundle, read_names
+from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
+from trt_compress.runtime.labelled.files import SUFFIXES, FileReader
+from trt_compress.runtime.labelled.folders import from_folder
+from trt_compress.runtime.labelled.label_files import from_labels
+from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What data the user wants.
+
+    Attributes:
+        data: A folder, or an .npz file; None: what `labels` names.
+        labels: A file of labels.
+        classes: A file of names, "sorted" or "numbers".
+    """
+
+    data: Path | None
+    labels: Path | None
+    classes: str | None
+
+    def check(self) -> None:
+        """Look at what can be seen without reading anything.
+
+        Raises:
+            ConfigError: Something is not there, or two things do not go together.
+        """
+        if self.data is None and self.labels is None:
+            raise ConfigError(
+                "No data is given; write --data DIR (a folder a class), --labels FILE, --data FILE.npz, or --data "
+                f"{HELD_OUT} for a model of the zoo."
+            )
+        if self.labels is not None and not self.labels.is_file():
+            raise ConfigError(f"--labels: '{self.labels}' is not there; give a JSONL or CSV file of labels.")
+        if self.classes is not None and self.classes not in ORDERS and not Path(self.classes).is_file():
+            raise ConfigError(
+                f"--classes: '{self.classes}' is not there; give a file with the names of the classes, sorted, or "
+                "numbers."
+            )
+        if self.data is None:
+            return
+        if not self.data.exists():
+            raise ConfigError(
+                f"--data: '{self.data}' is not there; give a folder, an .npz file, or {HELD_OUT} for a model of the "
+                "zoo."
+            )
+        if self.data.is_file():
+            if self.data.suffix.lower() != ".npz":
+                raise ConfigError(f"--data: '{self.data}' is one file; give a folder, or an .npz file of arrays.")
+            if self.labels is not None:
+                raise ConfigError(
+                    f"--data: '{self.data}' has its labels beside its pictures, as the array 'label'; leave --labels "
+                    "out."
+                )
+
+
+def open_data(
+    bundle: Bundle, inputs: Mapping[str, TensorInfo], request: Request, num_classes: int | None
+) -> LabelledData:
+    """Open the data.
+
+    Args:
+        bundle: Its manifest says how files become inputs.
+        inputs: What the session takes.
+        request: What the user wants.
+        num_classes: Classes of the bundle; None where it has none.
+
+    Raises:
+        ConfigError: The data cannot be read, or are not for this bundle.
+    """
+    request.check()
+    manifest = bundle.manifest
+    settings = manifest.preprocess
+    kind = str(settings.get("kind", "tensors"))
+    prepare = preprocess_from_manifest(bundle, inputs)
+    name = settings.get("input") or next(iter(inputs))
+    by_name = request.classes is not None and request.classes not in ORDERS
+    names: ClassNames | None = (
+        read_names(str(request.classes), num_classes)
+        if by_name
+        else names_of_bundle(manifest.postprocess.get("labels") or ())
+    )
+    order = request.classes if request.classes in ORDERS else None
+    if request.data is not None and request.data.is_file():
+        data = from_npz(
+            request.data, name=name, inputs=inputs, kind=kind, prepare=prepare, names=names, num_classes=num_classes
+        )
+    else:
+        if kind not in SUFFIXES:
+            raise ConfigError(
+                f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that; "
+                "give an .npz file of arrays by these names and 'label'."
+            )
+        reader = FileReader(kind, settings, inputs[name], prepare)
+        if request.labels is not None:
+            data = from_labels(request.labels, request.data, reader, names=names, num_classes=num_classes)
+        else:
+            assert request.data is not None
+            data = from_folder(request.data, reader, names=names, num_classes=num_classes, order=order)
+    return replace(data, answer="mean" if kind == "audio" else "last")
+
+
+def from_arrays(
+    source: str, runs: Mapping[str, Array], labels: Array, *, form: str, class_names: tuple[str, ...] = ()
+) -> LabelledData:
+    """Data that is in memory.
+
+    Args:
+        source: What it is called.
+        runs: By input name, [N, runs, …]: what each sample feeds, run after run.
+        labels: [N].
+        form: What it is, in words.
+        class_names: Names by number.
+    """
+
+    def load(row: int) -> Runs:
+        length = len(next(iter(runs.values()))[row])
+        return tuple(
+            {name: np.ascontiguousarray(array[row, run][np.newaxis]) for name, array in runs.items()}
+            for run in range(length)
+        )
+
+    def of(row: int) -> Sample:
+        return Sample(name=f"sample {row}", label=int(labels[row]), load=lambda: load(row))
+
+    return LabelledData(
+        source=source,
+        form=form,
+        samples=[of(row) for row in range(len(labels))],
+        labelled_by="the data itself",
+        class_names=class_names,
+    )
