@@ -49,7 +49,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """How an output of two bundles agrees, sample by sample: cosine [n] and the largest absolute difference."""
+    """How an output of two bundles agrees: cosine of every sample [n], and the largest absolute difference of any.
+
+    A sample with a number that is not finite has the cosine NaN and is in no figure but its count.
+    """
 
     name: str
     cosine: Floats
@@ -63,7 +66,7 @@ class Outputs:
             "n": len(self.cosine),
             "cosine_mean": float(finite.mean()) if finite.size else None,
             "cosine_min": float(finite.min()) if finite.size else None,
-            "max_abs": self.max_abs if np.isfinite(self.max_abs) else None,
+            "max_abs": self.max_abs,
             "not_finite": int(self.cosine.size - finite.size),
         }
 
@@ -395,10 +398,13 @@ def _compare(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> dict[str
         if mine is None or mine.shape != other.shape or other.dtype.kind != "f" or other.ndim < 1 or not other.size:
             continue
         a, b = (np.asarray(value, np.float64).reshape(len(other), -1) for value in (mine, other))
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        same = (a == b).all(axis=1)
-        cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
-        found[name] = np.where(same, 1.0, cosine), float(np.abs(a - b).max())
+        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        kept = finite[:, None]
+        x, y = np.where(kept, a, 0.0), np.where(kept, b, 0.0)
+        norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+        cosine = np.divide((x * y).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+        cosine = np.where((x == y).all(axis=1), 1.0, cosine)
+        found[name] = np.where(finite, cosine, np.nan), float(np.abs(x - y).max())
     return found
 
 

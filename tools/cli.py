@@ -13,6 +13,7 @@ import typer
 from trt_compress import __version__
 from trt_compress.tools.cli_bench import bench
 from trt_compress.tools.cli_errors import OneVoice
+from trt_compress.tools.cli_evaluate import evaluate
 from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
@@ -40,6 +41,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "preflight": preflight,
     "build": build,
     "bench": bench,
+    "evaluate": evaluate,
     "run": run,
     "report": report,
     "compare": compare,

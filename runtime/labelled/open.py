@@ -116,14 +116,14 @@ def open_data(
 
 
 def from_arrays(
-    source: str, runs: Mapping[str, Array], labels: Array, *, form: str, class_names: tuple[str, ...] = ()
+    source: str, runs: Mapping[str, Array], labels: Array | None, *, form: str, class_names: tuple[str, ...] = ()
 ) -> LabelledData:
     """Data that is in memory.
 
     Args:
         source: What it is called.
         runs: By input name, [N, runs, …]: what each sample feeds, run after run.
-        labels: [N].
+        labels: [N]; None: there are none.
         form: What it is, in words.
         class_names: Names by number.
     """
@@ -136,12 +136,12 @@ def from_arrays(
         )
 
     def of(row: int) -> Sample:
-        return Sample(name=f"sample {row}", label=int(labels[row]), load=lambda: load(row))
+        return Sample(name=f"sample {row}", label=None if labels is None else int(labels[row]), load=lambda: load(row))
 
     return LabelledData(
         source=source,
         form=form,
-        samples=[of(row) for row in range(len(labels))],
-        labelled_by="the data itself",
+        samples=[of(row) for row in range(len(next(iter(runs.values()))))],
+        labelled_by=None if labels is None else "the data itself",
         class_names=class_names,
     )

@@ -1,5 +1,6 @@
-"""Small bundles, built with onnx.helper."""
+"""Small bundles, built with onnx.helper; makes the helpers of this folder importable."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from onnx import TensorProto, helper
 from trt_compress.export.bundle import write_bundle
 from trt_compress.runtime import Bundle, Manifest
 from trt_compress.runtime.manifest import Batch, Graph, Model, TensorInfo, Weights
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 _DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "float16": TensorProto.FLOAT16}
 

@@ -1,0 +1,247 @@
+"""The command evaluate: will my accuracy hold?"""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_compress.errors import ConfigError, GateError
+from trt_compress.suggest import did_you_mean
+from trt_compress.tools.cli_habits import BundlePath, needs_extra
+from trt_compress.tools.console import print_json, print_table, print_text, progress
+
+if TYPE_CHECKING:
+    from trt_compress.runtime.proportion import Difference, Share
+    from trt_compress.tools.evaluate import Evaluation
+    from trt_compress.tools.report.budget import Held, Limit
+
+_SHOWN = 5
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "--images",
+        metavar="DIR|FILE.npz|held-out",
+        help="DIR/<class>/FILE, a flat folder, arrays with 'label', or a zoo model's own held-out data.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='Lines {"file": "a.png", "label": 7}, or CSV; paths are relative to --data.'),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|sorted|numbers", help="Names of the classes in the model's order, one a line."),
+]
+Limit_ = Annotated[
+    int | None, typer.Option(metavar="N", help="At most N samples, evenly spread over the data (default: all).")
+]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
+Native = Annotated[
+    bool | None,
+    typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
+]
+
+
+def evaluate(
+    bundle: BundlePath,
+    data: Data = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The uncompressed bundle: agreement, and what was lost.")
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Graph of the bundle to run (default: all of them).")
+    ] = None,
+    baseline_graph: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Graph of the baseline; without --baseline another of the same bundle."),
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples of one run (default: the bundle's largest batch).")
+    ] = None,
+    threads: Threads = None,
+    limit: Limit_ = None,
+    native: Native = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS", help="Such as accuracy>=0.98,agreement>=0.99 or drop_points<=1; exit 3 if one breaks."
+        ),
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Judge a bundle on labelled data: accuracy and its interval, agreement with the baseline, what was lost where.
+
+    Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
+    """
+    limits = _limits(budget)
+    with progress("Evaluating") as step:
+        with needs_extra("cpu"):
+            from trt_compress.tools.evaluate import evaluate as evaluate_bundle
+        _try_file(json)
+        result = evaluate_bundle(
+            bundle,
+            data=data,
+            labels=labels,
+            classes=classes,
+            baseline=baseline,
+            graph=graph,
+            baseline_graph=baseline_graph,
+            backend=backend,
+            batch=batch,
+            threads=threads,
+            limit=limit,
+            native=native,
+            progress=step,
+        )
+    from trt_compress.tools.report.budget import hold
+
+    held = hold(limits, result.metrics())
+    document = {**result.to_json(), "budget": [_held_json(each) for each in held]}
+    broken = [each for each in held if not each.passed]
+    stdout = json is not None and str(json) == "-"
+    if not stdout:
+        _show(result, held)
+    if json is not None and not stdout:
+        _write(json, document)
+    if broken:
+        sentences = "; ".join(each.sentence() for each in broken)
+        raise GateError(f"{len(broken)} of {len(held)} limits are broken: {sentences}.", report=document)
+    if stdout:
+        print_json(document)
+
+
+def _limits(budget: str | None) -> "list[Limit]":
+    """The limits of a budget, whose names are looked at before anything is run."""
+    if budget is None:
+        return []
+    from trt_compress.tools.evaluate import METRICS
+    from trt_compress.tools.report.budget import parse_budget
+
+    limits = parse_budget(budget)
+    for limit in limits:
+        if limit.metric not in METRICS:
+            raise ConfigError(
+                f"The budget names '{limit.metric}', which an evaluation does not have; there are "
+                f"{', '.join(METRICS)}.{did_you_mean(limit.metric, METRICS)}"
+            )
+    return limits
+
+
+def _show(result: "Evaluation", held: "list[Held]") -> None:
+    scores, data = result.scores, result.data
+    name = result.bundle["name"]
+    print_text(f"{name} on {data['source']}: {data['form']}, {data['answered']} of {data['samples']} samples answered.")
+    if data["classes"]:
+        print_text(f"Classes: {data['classes']}.")
+    rows: list[tuple[str | None, ...]] = []
+    if scores.accuracy is not None:
+        rows.append(
+            (
+                "accuracy (top-1)",
+                share_text(scores.accuracy),
+                None if scores.baseline_accuracy is None else share_text(scores.baseline_accuracy, counted=False),
+                None if scores.change is None else change_text(scores.change),
+            )
+        )
+    if scores.top5 is not None:
+        rows.append(("top-5", share_text(scores.top5), None, None))
+    if scores.agreement is not None:
+        rows.append(("same answer as the baseline", share_text(scores.agreement), None, None))
+    for output in (each.to_json() for each in scores.outputs):
+        mean, least = output["cosine_mean"], output["cosine_min"]
+        cosine = "not finite" if mean is None else f"{mean:.6f}, least {least:.6f}"
+        rows.append((f"cosine of '{output['name']}' to the baseline's", cosine, None, None))
+    columns = ("", "bundle", "baseline", "change") if result.baseline is not None else ("", "bundle")
+    print_table("In brackets the 95 % interval", columns, [row[: len(columns)] for row in rows])
+    _show_classes(result)
+    if scores.not_finite:
+        print_text(f"{scores.not_finite} answers are not finite; they count as wrong.")
+    _show_left_out("could not be read", result.failures)
+    _show_left_out("not taken", result.left_out)
+    for each in held:
+        print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
+
+
+def _show_classes(result: "Evaluation") -> None:
+    """The classes that lost most; without a baseline those that are worst."""
+    rows = result.scores.classes
+    if result.scores.change is not None:
+        losses = sorted(rows, key=lambda row: (row.right - (row.baseline_right or 0)) / row.n)
+        shown = [row for row in losses if row.right < (row.baseline_right or 0)][:_SHOWN]
+        cells = [
+            (_class_name(row.number, row.name), f"{row.baseline_right} of {row.n}", f"{row.right} of {row.n}")
+            for row in shown
+        ]
+        if cells:
+            print_table("Classes that lost most", ("class", "baseline right", "bundle right"), cells)
+        elif rows:
+            print_text("No class lost anything.")
+        return
+    worst = sorted((row for row in rows if row.right < row.n), key=lambda row: row.right / row.n)[:_SHOWN]
+    if worst:
+        cells = [
+            (_class_name(row.number, row.name), f"{row.right} of {row.n}", f"{row.right / row.n:.1%}") for row in worst
+        ]
+        print_table("Classes with the most mistakes", ("class", "right", "share"), cells)
+
+
+def _class_name(number: int, name: str) -> str:
+    return f"{number} {name}" if name and name != str(number) else str(number)
+
+
+def _show_left_out(what: str, found: tuple[tuple[str, str], ...]) -> None:
+    if not found:
+        return
+    print_text(f"{len(found)} {what}:")
+    for name, reason in found[:_SHOWN]:
+        print_text(f"  {name}: {reason.rstrip('.')}")
+    if len(found) > _SHOWN:
+        print_text(f"  and {len(found) - _SHOWN} more; --json FILE lists them all.")
+
+
+def share_text(share: "Share", *, counted: bool = True) -> str:
+    """`98.3% [96.4, 99.2], 354 of 360`."""
+    words = f"{share.value:.1%} [{share.low * 100:.1f}, {share.high * 100:.1f}]"
+    return f"{words}, {share.count} of {share.n}" if counted else words
+
+
+def change_text(change: "Difference") -> str:
+    """`-0.8 points [-2.0, +0.4]`."""
+    return f"{change.value * 100:+.1f} points [{change.low * 100:+.1f}, {change.high * 100:+.1f}]"
+
+
+def _held_json(held: "Held") -> dict[str, Any]:
+    return {"limit": str(held.limit), "value": held.value, "passed": held.passed, "reason": held.reason}
+
+
+def _try_file(path: Path | None) -> None:
+    """Find out before the work whether a file can be written; leaves nothing behind."""
+    if path is None or str(path) == "-":
+        return
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
+    if not existed:
+        path.unlink(missing_ok=True)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    try:
+        path.write_text(json_module.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
+    print(f"Wrote {path}", file=sys.stderr)
