@@ -1,10 +1,10 @@
-"""The steps as plain functions: export, verify, preflight, build."""
+"""The steps as plain functions: export and verify, beside them preflight and build, which need no torch."""
 
 import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,39 +12,47 @@ from typing import Any
 import onnx
 from torch import nn
 
+from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError, GateError
-from trt_compress.export.build import BatchRange, build_engine, check_request, choose_plugins
-from trt_compress.export.bundle import check_output, update_bundle, write_bundle
-from trt_compress.export.graph_view import load_structure
+from trt_compress.export.bundle import check_output, write_bundle
+from trt_compress.export.check import PreflightReport, preflight, require_passed
+from trt_compress.export.engines import BuildPlan, Progress, build, build_engines
+from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
-from trt_compress.export.preflight import Finding
 from trt_compress.export.preflight import preflight as preflight_graph
-from trt_compress.export.ranges import LengthRange
+from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.records import (
     RECIPE_FILE,
     VERIFY_FILE,
     describe,
-    engine_record,
     graph_file,
     lowered_files,
     operator_records,
     verification_record,
 )
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
-from trt_compress.export.targets import get_target
+from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph, with_precision
 from trt_compress.export.verify import VerifyReport, load_onnxruntime, merge_reports, verify_onnx
 from trt_compress.methods import spec_string
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library, choose
-from trt_compress.runtime import manifest as fields
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
 
-Progress = Callable[[str], None]
+__all__ = [
+    "BuildPlan",
+    "ExportResult",
+    "Progress",
+    "build",
+    "build_engines",
+    "export_model",
+    "preflight",
+    "verify",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,23 +86,6 @@ class ExportResult:
             else None,
             "warnings": list(self.warnings),
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPlan:
-    """What a build would do."""
-
-    target: str
-    library: str
-    file: str
-    batch: str
-    precision_asked: str
-    plugins: str | None
-    replaces: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,18 +155,26 @@ def export_model(
     warnings = _removes_nothing(prepared)
     with _working_folder(Path(output)) as folder:
         made = []
+        found: dict[str, tuple[Finding, ...]] = {}
         for graph in prepared.graphs:
             step("tracing" + _of(graph, prepared))
             module = with_precision(graph.module, recipe.precision)
             bodied = add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset))
             step("checking the targets" + _of(graph, prepared))
-            warnings += _require_preflight(bodied, recipe.targets)
+            for name, findings in _preflights(bodied, recipe.targets).items():
+                found[name] = (*found.get(name, ()), *findings)
             files = save_onnx(bodied, folder / graph_file(graph))
             step("verifying" + _of(graph, prepared))
             report = _verify(graph, module, files[0], *inputs[graph.name], recipe.precision)
             _require_passed(report)
             lowered, more_files = lowered_files(bodied, graph, recipe, folder)
             made.append((bodied, files, report, lowered, more_files))
+        warnings += tuple(
+            f"{name}: {finding.message} ({finding.rule}); {finding.fix}"
+            for name in recipe.targets
+            for finding in found[name]
+            if finding.severity == "warning"
+        )
         step("writing the bundle")
         report = merge_reports([report for _, _, report, _, _ in made])
         manifest = replace(
@@ -192,6 +191,7 @@ def export_model(
             **{file.name: file for _, files, _, _, _ in made for file in files},
             **{name: file for *_, more_files in made for name, file in more_files.items()},
             RECIPE_FILE: recipe.to_toml().encode(),
+            PREFLIGHT_FILE: record_text(__version__, found).encode(),
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),
         }
         bundle = write_bundle(Path(output), manifest, content, force=force)
@@ -247,115 +247,6 @@ def verify(
     report = merge_reports(reports)
     _require_passed(report)
     return report
-
-
-def preflight(bundle_or_onnx: str | Path, *, target: str) -> tuple[Finding, ...]:
-    """Hold every graph of a bundle, or a bare ONNX file, against the rules of a target.
-
-    Raises:
-        ConfigError: an unknown target, or a file that is not ONNX.
-        BundleError: the bundle cannot be read.
-    """
-    chosen = get_target(target)
-    path = Path(bundle_or_onnx)
-    if not path.is_dir():
-        return preflight_graph(path, chosen)
-    opened = Bundle.open(path)
-    files = [opened.file(graph.file) for graph in opened.manifest.graphs]
-    return tuple(finding for file in files for finding in preflight_graph(file, chosen))
-
-
-def build(
-    bundle: str | Path,
-    *,
-    target: str,
-    plugins: bool | str | Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    progress: Progress | None = None,
-) -> fields.Engine | BuildPlan:
-    """Build the engine of a bundle with one graph; see `build_engines`.
-
-    Raises:
-        ConfigError: the bundle has several graphs; `build_engines` builds them all.
-    """
-    graphs = Bundle.open(bundle, check_hashes=False).manifest.graphs
-    if len(graphs) > 1:
-        raise ConfigError(
-            f"{bundle} has the graphs {', '.join(graph.name for graph in graphs)}, and build makes one engine; call "
-            "build_engines, which builds them all."
-        )
-    (made,) = build_engines(bundle, target=target, plugins=plugins, force=force, dry_run=dry_run, progress=progress)
-    return made
-
-
-def build_engines(
-    bundle: str | Path,
-    *,
-    target: str,
-    plugins: bool | str | Path | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    progress: Progress | None = None,
-) -> tuple[fields.Engine | BuildPlan, ...]:
-    """Build an engine of every graph for a target and add them to the bundle, all or none.
-
-    Args:
-        bundle: The bundle's directory.
-        target: A target with engines: rtx, x86-trt10, jetson-…
-        plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
-            take; None takes what `trt-compress plugins build` made for this TensorRT, if it did, and needs it where the
-            target's file has no bodies. The record says which operators became plugins.
-        force: Replace the engines that the bundle has for this target.
-        dry_run: Check what can be checked and return the plans.
-        progress: Called with the name of each step.
-
-    Raises:
-        UnsupportedError: the library is missing, of the wrong version, or needs a GPU.
-        GateError: preflight failed, or another precision was achieved than asked.
-        BuildError: the builder refused the graph or died; nothing is added.
-        PluginError: the plugin library is missing, or may not be loaded.
-    """
-    step = progress or (lambda text: None)
-    chosen = get_target(target)
-    opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    existing = [engine for engine in manifest.engines if engine.target == target]
-    if existing and not force:
-        raise BundleError(f"{opened.path} already has an engine for '{target}'.", hint="--force replaces it.")
-    batch = BatchRange(min=manifest.batch.min, opt=manifest.batch.opt, max=manifest.batch.max)
-    check_request(chosen, manifest.precision)
-    library = choose_plugins(chosen, plugins)
-    step("checking the graph")
-    for graph in manifest.graphs:
-        _require_preflight(load_structure(opened.file(graph.file)), [target])
-    files = {graph.name: f"engines/{target}/{graph.name}.engine" for graph in manifest.graphs}
-    if dry_run:
-        return tuple(
-            BuildPlan(
-                target=target,
-                library=chosen.backend,
-                file=file,
-                batch=str(batch),
-                precision_asked=manifest.precision,
-                plugins=str(library.path) if library else None,
-                replaces=bool(existing),
-            )
-            for file in files.values()
-        )
-    lengths = recipe_from_json(manifest.recipe, where="the bundle's recipe").lengths
-    records, engines = [], {}
-    for graph in manifest.graphs:
-        step("building" if len(files) == 1 else f"building {graph.name}")
-        model = onnx.load(opened.file(graph.file))
-        built = build_engine(model, chosen, batch=batch, precision=manifest.precision, lengths=lengths, plugins=library)
-        file = files[graph.name]
-        records.append(engine_record(built, file, manifest.files[graph.file].sha256, graph.name))
-        engines[file] = built.data
-    kept = tuple(engine for engine in manifest.engines if engine.target != target)
-    step("adding the engine" + "s"[: len(files) > 1])
-    update_bundle(opened, replace(manifest, engines=(*kept, *records)), engines)
-    return tuple(records)
 
 
 @contextlib.contextmanager
@@ -466,18 +357,15 @@ def _removes_nothing(prepared: _Prepared) -> tuple[str, ...]:
     )
 
 
-def _require_preflight(model: onnx.ModelProto, targets: Sequence[str]) -> tuple[str, ...]:
-    """Raise GateError for the first error; return the warnings as sentences."""
-    warnings: list[str] = []
-    for name in targets:
-        findings = preflight_graph(model, get_target(name))
-        warnings += [f"{name}: {f.message} ({f.rule}); {f.fix}" for f in findings if f.severity == "warning"]
-        errors = [f for f in findings if f.severity == "error"]
-        if errors:
-            first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            raise GateError(
-                f"preflight for '{name}' failed at node '{first.node}' by rule {first.rule}: {first.message}{more}",
-                hint=first.fix,
-                report=tuple(errors),
-            )
-    return tuple(warnings)
+def _preflights(model: onnx.ModelProto, asked: Sequence[str]) -> dict[str, tuple[Finding, ...]]:
+    """What is found for every target there is; a device has no rules of its own, and reads what the bundle says.
+
+    Raises:
+        GateError: something would stop a build for a target that was asked for.
+    """
+    found: dict[str, tuple[Finding, ...]] = {}
+    for name in (*asked, *(name for name in TARGETS if name not in asked)):
+        found[name] = preflight_graph(model, TARGETS[name])
+        if name in asked:
+            require_passed(PreflightReport(target=name, findings=found[name], checked=()))
+    return found

@@ -1,4 +1,8 @@
-"""ONNX → engine, for TensorRT and TensorRT-RTX alike, with proof of the precision and of each operator's path."""
+"""ONNX → engine, for TensorRT and TensorRT-RTX alike, with proof of the precision and of each operator's path.
+
+An engine is built from a file as it lies there, so that a device needs neither torch nor onnx; `build_engine` writes
+that file for a model in memory.
+"""
 
 import hashlib
 import importlib.metadata
@@ -11,28 +15,30 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
-
-import onnx
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import trt_compress
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
-from trt_compress.export.lower import lower_for_target
-from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import TARGETS, Target
 from trt_compress.plugins.library import Library, choose, refuse_on
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.runtime.manifest import Dim, TensorInfo
+
+if TYPE_CHECKING:
+    import onnx
 
 _EXTRAS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
-_PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _PRECISION_OF_DTYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 _COMPUTE_LAYERS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_OUTPUT"})
 _PLUGIN_LAYERS = frozenset({"PLUGIN", "PLUGIN_V2", "PLUGIN_V3"})
 _LOG_LINES_KEPT = 40
+_JETSON_RELEASE = Path("/etc/nv_tegra_release")
 
 
 class _Layer(TypedDict):
@@ -40,40 +46,6 @@ class _Layer(TypedDict):
     type: str
     metadata: str
     output_dtypes: list[str]
-
-
-LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRange:
-    """Smallest, most frequent and largest batch an engine serves."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
-            raise ConfigError(f"batch={self} is not a range; it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX.")
-        if self.max > LARGEST_BATCH:
-            raise ConfigError(f"batch={self} is too large; at most {LARGEST_BATCH} items fit a CUDA grid.")
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
-
-    @classmethod
-    def parse(cls, text: str) -> "BatchRange":
-        """Read `4` or `1:4:8`.
-
-        Raises:
-            ConfigError: It is neither one number nor three in ascending order.
-        """
-        parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-            raise ConfigError(f"batch={text!r} is not a range; it must be one number or MIN:OPT:MAX, such as 1:4:8.")
-        low, mid, high = map(int, parts * 3 if len(parts) == 1 else parts)
-        return cls(min=low, opt=mid, max=high)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +87,57 @@ class BuiltEngine:
 
 
 def build_engine(
-    model: onnx.ModelProto,
+    model: "onnx.ModelProto",
     target: Target,
     *,
+    batch: BatchRange,
+    precision: str,
+    lengths: Mapping[str, LengthRange] | None = None,
+    plugins: Library | None = None,
+) -> BuiltEngine:
+    """Build the engine of a model in memory: in the form that the target needs, and then as `build_engine_file`.
+
+    Args:
+        model: The exported graph with its weights, operators as single nodes.
+        target: A target with an engine.
+        batch: Range of the batch, the dynamic axis 0 of the inputs.
+        precision: What the compute layers must be in.
+        lengths: Range of every other dynamic axis, by its symbol.
+        plugins: The native operators for plain TensorRT, as `choose_plugins` gives them.
+
+    Raises:
+        ConfigError, UnsupportedError, BuildError, GateError: as `build_engine_file`.
+    """
+    from trt_compress.export.lower import lower_for_target
+    from trt_compress.export.onnx_file import save_onnx
+
+    check_request(target, precision)
+    if plugins:
+        refuse_on(target.backend)
+    lowered = lower_for_target(model, target)
+    weights = {weight.name for weight in lowered.graph.initializer}
+    inputs = {value.name: _dims(value) for value in lowered.graph.input if value.name not in weights}
+    operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
+        (file, *_) = save_onnx(lowered, Path(name) / "model.onnx")
+        return build_engine_file(
+            file,
+            target,
+            inputs=inputs,
+            operators=operators,
+            batch=batch,
+            precision=precision,
+            lengths=lengths,
+            plugins=plugins,
+        )
+
+
+def build_engine_file(
+    file: Path,
+    target: Target,
+    *,
+    inputs: Mapping[str, Sequence[Dim]],
+    operators: Mapping[str, str],
     batch: BatchRange,
     precision: str,
     lengths: Mapping[str, LengthRange] | None = None,
@@ -126,8 +146,10 @@ def build_engine(
     """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
 
     Args:
-        model: The exported graph with its weights, operators as single nodes.
+        file: The ONNX file in the form that the target needs; it is read as it is.
         target: A target with an engine.
+        inputs: Shape of every input by name; a symbol is a dynamic axis.
+        operators: Op type of every operator node by its name.
         batch: Range of the batch, the dynamic axis 0 of the inputs.
         precision: What the compute layers must be in: fp32, fp16 or bf16. It is in the graph already; this checks it.
         lengths: Range of every other dynamic axis, by its symbol.
@@ -142,17 +164,15 @@ def build_engine(
     check_request(target, precision)
     if plugins:
         refuse_on(target.backend)
-    operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    lowered = lower_for_target(model, target)
-    profile = _profile(lowered, batch, lengths or {})
+    profile = _profile(inputs, batch, lengths or {})
     request = {
         "target": target.name,
+        "model": str(file.absolute()),
         "profile": profile,
         "plugin_library": str(plugins.path.absolute()) if plugins else None,
     }
     with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
         folder = Path(name)
-        save_onnx(lowered, folder / "model.onnx")
         reply = _run_worker(folder, request, target)
         data = (folder / "engine").read_bytes()
 
@@ -175,6 +195,27 @@ def build_engine(
     return BuiltEngine(data=data, record=record)
 
 
+def parse_file(file: Path, target: Target, *, plugins: Library | None = None) -> str:
+    """Let the installed TensorRT read a file, without building it.
+
+    Args:
+        file: The ONNX file in the form that the target needs.
+        target: A target with an engine.
+        plugins: As in `build_engine_file`.
+
+    Returns:
+        The version of the library that read it.
+
+    Raises:
+        UnsupportedError: The library is missing or of another version, or needs a GPU that is not there.
+        BuildError: It refuses the graph, or crashed.
+    """
+    library = str(plugins.path.absolute()) if plugins else None
+    request = {"target": target.name, "model": str(file.absolute()), "plugin_library": library, "parse_only": True}
+    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
+        return str(_run_worker(Path(name), request, target)["version"])
+
+
 def choose_plugins(target: Target, asked: bool | str | Path | None) -> Library | None:
     """The plugin library that a build for `target` takes.
 
@@ -193,13 +234,18 @@ def choose_plugins(target: Target, asked: bool | str | Path | None) -> Library |
         return None
     if asked is False:
         return None
-    try:
-        version = importlib.metadata.version(target.backend)
-    except importlib.metadata.PackageNotFoundError:  # a module that came with the system, as on a Jetson
-        version = importlib.import_module(target.backend).__version__
+    version = library_version(target)
     if asked is None and target.lowering == "plugin":
         asked = True
     return choose("tensorrt", asked, tensorrt=version, sms=target.sms)
+
+
+def library_version(target: Target) -> str:
+    """Version of the library of a target, as it is installed here."""
+    try:
+        return importlib.metadata.version(target.backend)
+    except importlib.metadata.PackageNotFoundError:  # a module that came with the system, as on a Jetson
+        return str(importlib.import_module(target.backend).__version__)
 
 
 def check_request(target: Target, precision: str) -> None:
@@ -210,57 +256,69 @@ def check_request(target: Target, precision: str) -> None:
     allowed = [known for known in _PRECISION_OF_DTYPE.values() if known in target.precisions]
     if precision not in allowed:
         raise ConfigError(f"precision={precision!r} cannot be built for '{target.name}'; use {', '.join(allowed)}.")
-    if importlib.util.find_spec(target.backend) is None:
-        raise UnsupportedError(
-            f"target '{target.name}' needs the Python module '{target.backend}', which is not installed.",
-            hint=f"pip install 'trt-compress[{_EXTRAS[target.backend]}]'",
-        )
+    require_library(target)
+
+
+def require_library(target: Target) -> None:
+    """Refuse a target whose library is not installed here, with what to do about it.
+
+    Raises:
+        UnsupportedError: It is not installed.
+    """
+    if importlib.util.find_spec(target.backend) is not None:
+        return
+    hint = f"pip install 'trt-compress[{_EXTRAS[target.backend]}]'"
+    if target.name.startswith("jetson"):
+        jetpack = "TensorRT comes with JetPack and not from pip; python3 -m venv --system-site-packages ENV sees it"
+        elsewhere = f"engines are built on the device: copy the bundle there and build it for '{target.name}'; "
+        hint = f"{'' if _JETSON_RELEASE.exists() else elsewhere}{jetpack}."
+    raise UnsupportedError(
+        f"target '{target.name}' needs the Python module '{target.backend}', which is not installed.", hint=hint
+    )
 
 
 def _profile(
-    model: onnx.ModelProto, batch: BatchRange, lengths: Mapping[str, LengthRange]
+    inputs: Mapping[str, Sequence[Dim]], batch: BatchRange, lengths: Mapping[str, LengthRange]
 ) -> dict[str, dict[str, list[int]]]:
     """Smallest, best and largest shape of each input that has a dynamic axis."""
-    weights = {weight.name for weight in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    dynamic_batch = any(_is_dynamic(value, 0) and _symbol(value, 0) not in lengths for value in inputs)
+    dynamic_batch = any(dims and isinstance(dims[0], str) and dims[0] not in lengths for dims in inputs.values())
     shapes = {}
-    for value in inputs:
-        dims = list(value.type.tensor_type.shape.dim)
+    for name, dims in inputs.items():
         ranges: list[BatchRange | LengthRange | int] = []
         for axis, dim in enumerate(dims):
-            if not _is_dynamic(value, axis):
-                ranges.append(dim.dim_value)
-            elif dim.dim_param in lengths:
-                ranges.append(lengths[dim.dim_param])
+            if isinstance(dim, int):
+                ranges.append(dim)
+            elif dim in lengths:
+                ranges.append(lengths[dim])
             elif axis == 0:
                 ranges.append(batch)
             else:
                 raise ConfigError(
-                    f"input '{value.name}' is dynamic on axis {axis} ({dim.dim_param or 'unnamed'}); only axis 0, the "
-                    "batch, may be so without a range in the recipe's lengths. Name its range there, or export that "
-                    "axis with a fixed size."
+                    f"input '{name}' is dynamic on axis {axis} ({dim or 'unnamed'}); only axis 0, the batch, may be so "
+                    "without a range in the recipe's lengths. Name its range there, or export that axis with a fixed "
+                    "size."
                 )
         if any(not isinstance(item, int) for item in ranges):
-            shapes[value.name] = {
+            shapes[name] = {
                 end: [item if isinstance(item, int) else getattr(item, end) for item in ranges]
                 for end in ("min", "opt", "max")
             }
         elif ranges and not dynamic_batch and (ranges[0],) * 3 != (batch.min, batch.opt, batch.max):
             raise ConfigError(
-                f"input '{value.name}' has a fixed batch of {ranges[0]}, and batch={batch} was given; give "
+                f"input '{name}' has a fixed batch of {ranges[0]}, and batch={batch} was given; give "
                 f"batch={ranges[0]}, or export with a dynamic batch."
             )
     return shapes
 
 
-def _is_dynamic(value: onnx.ValueInfoProto, axis: int) -> bool:
+def input_shapes(inputs: Iterable[TensorInfo]) -> dict[str, tuple[Dim, ...]]:
+    """The shapes that a manifest gives to the inputs of a graph, by name."""
+    return {info.name: info.shape for info in inputs}
+
+
+def _dims(value: "onnx.ValueInfoProto") -> tuple[Dim, ...]:
     dims = value.type.tensor_type.shape.dim
-    return axis < len(dims) and not dims[axis].HasField("dim_value")
-
-
-def _symbol(value: onnx.ValueInfoProto, axis: int) -> str:
-    return str(value.type.tensor_type.shape.dim[axis].dim_param)
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
 
 
 def _worker_command(folder: Path) -> list[str]:
@@ -280,7 +338,7 @@ def _run_worker(folder: Path, request: Mapping[str, Any], target: Target) -> dic
         errors="replace",
     )
     log = tuple(done.stdout.splitlines()[-_LOG_LINES_KEPT:])
-    product = _PRODUCTS[target.backend]
+    product = PRODUCTS[target.backend]
     if done.returncode < 0:
         raise BuildError(_killed(product, -done.returncode), log=log)
     reply_file = folder / "reply.json"
@@ -301,7 +359,7 @@ def _killed(product: str, number: int) -> str:
 
 
 def _refusal(reply: Mapping[str, Any], target: Target, log: tuple[str, ...]) -> UnsupportedError | BuildError:
-    product, message = _PRODUCTS[target.backend], reply["message"]
+    product, message = PRODUCTS[target.backend], reply["message"]
     version = reply.get("version", "")
     match reply["stage"]:
         case "import":

@@ -1,4 +1,4 @@
-"""The child process of `build_engine`: reads model.onnx and request.json in a folder, writes engine and reply.json.
+"""The child process of a build: reads request.json in a folder and the model it names, writes engine and reply.json.
 
 It imports neither onnx nor torch, so that memory is left for the builder. What the library logs goes to the output of
 this process, where it is safe if the library takes the process down.
@@ -40,8 +40,10 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(folder / "model.onnx")):
+    if not parser.parse_from_file(request["model"]):
         return {"stage": "parse", "version": version, "message": "; ".join(_parser_errors(parser))}
+    if request.get("parse_only"):
+        return {"stage": "done", "version": version}
     config = builder.create_builder_config()
     if request["plugin_library"]:  # operators that write into their input need it; TensorRT names it by its version
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)

@@ -5,7 +5,6 @@ the truth. On another TensorRT a rule is an error where `Target.limits` knows it
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from trt_compress.export.findings import Finding as Finding
 from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
 from trt_compress.export.lower import inline_bodies, lower_for_target
 from trt_compress.export.targets import Target
@@ -21,17 +21,6 @@ from trt_compress.plugins.spec import DOMAIN
 
 _STANDARD = ("", "ai.onnx")
 _ONNXRUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that a target refuses (`error`) or does differently from what the graph says (`warning`)."""
-
-    severity: Literal["error", "warning"]
-    rule: str
-    node: str
-    message: str
-    fix: str
 
 
 def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False) -> tuple[Finding, ...]:

@@ -1,4 +1,4 @@
-"""Lengths that an axis may have."""
+"""Lengths that an axis may have, the batch among them."""
 
 from dataclasses import dataclass
 
@@ -32,3 +32,37 @@ class LengthRange:
             f"{name}={text!r} is not a range of lengths; give one number or MIN:OPT:MAX in ascending order, such as "
             "1:100:400."
         )
+
+
+LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRange:
+    """Smallest, most frequent and largest batch an engine serves."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ConfigError(f"batch={self} is not a range; it must be MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX.")
+        if self.max > LARGEST_BATCH:
+            raise ConfigError(f"batch={self} is too large; at most {LARGEST_BATCH} items fit a CUDA grid.")
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str) -> "BatchRange":
+        """Read `4` or `1:4:8`.
+
+        Raises:
+            ConfigError: It is neither one number nor three in ascending order.
+        """
+        parts = text.split(":")
+        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+            raise ConfigError(f"batch={text!r} is not a range; it must be one number or MIN:OPT:MAX, such as 1:4:8.")
+        low, mid, high = map(int, parts * 3 if len(parts) == 1 else parts)
+        return cls(min=low, opt=mid, max=high)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.build import BatchRange
-from trt_compress.export.ranges import LengthRange
+from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import get_target, newest_common_opset
 from trt_compress.export.trace import PRECISIONS
 from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table, spec_string

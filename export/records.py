@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 
 from trt_compress import __version__
-from trt_compress.export.build import BuiltEngine, sha256_of
+from trt_compress.export.build import sha256_of
 from trt_compress.export.flops import flops_of_call
 from trt_compress.export.lower import lower_for_target, operator_nodes
 from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.packed_bytes import packed_tensors
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
@@ -123,11 +124,11 @@ def _tool_versions() -> dict[str, str]:
 def lowered_files(
     model: onnx.ModelProto, graph: GraphSpec, recipe: Recipe, folder: Path
 ) -> tuple[tuple[fields.Lowered, ...], dict[str, Path]]:
-    """Files of one graph for targets that need another form than the bundle's and build on the device."""
+    """Files of one graph for targets that need another form than the bundle's: a device cannot make it."""
     records, files = [], {}
     for name in recipe.targets:
         target = get_target(name)
-        if target.lowering != "plugin":
+        if target.lowering != "plugin" and not (target.is_tensorrt and packed_tensors(model.graph)):
             continue
         (folder / name).mkdir(exist_ok=True)
         for file in save_onnx(lower_for_target(model, target), folder / name / graph_file(graph)):
@@ -164,24 +165,3 @@ def operator_records(models: Sequence[onnx.ModelProto]) -> tuple[fields.Operator
 def verification_record(report: VerifyReport) -> fields.Verification:
     """The summary of a report."""
     return fields.Verification(passed=report.passed, max_abs_error=report.max_abs_error, file=VERIFY_FILE)
-
-
-def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -> fields.Engine:
-    """What the manifest says of an engine."""
-    record = built.record
-    return fields.Engine(
-        target=record.target,
-        file=file,
-        sha256=record.sha256,
-        bytes=len(built.data),
-        library=record.library,
-        library_version=record.library_version,
-        onnx_sha256=onnx_sha256,
-        precision_asked=record.precision_asked,
-        precision_achieved=record.precision_achieved,
-        paths=record.paths,
-        profile=record.profile,
-        seconds=round(record.seconds, 3),
-        graph=graph,
-        plugins=record.plugins,
-    )

@@ -147,6 +147,11 @@ def _unique_names(nodes: list[Node]) -> list[str]:
     return unique
 
 
+def onnxruntime_version() -> str:
+    """Version of the installed ONNX Runtime."""
+    return str(importlib.import_module("onnxruntime").__version__)
+
+
 def _load(backend: str) -> ModuleType:
     extra = f"install trt-compress[{_EXTRAS[backend]}]"
     try:

@@ -18,7 +18,15 @@ MODULES += sorted([*GROUND.glob("*.py"), *(GROUND / "methods").rglob("*.py")])
 
 ALLOWED = {
     "tools": ("tools", "export", "models", "plugins", "runtime"),
-    "export": ("export", "models", "plugins", "runtime.manifest", "runtime.bundle", "runtime.ort"),
+    "export": (
+        "export",
+        "models",
+        "plugins",
+        "runtime.manifest",
+        "runtime.bundle",
+        "runtime.ort",
+        "runtime.onnx_nodes",
+    ),
     "models": ("models", "plugins", "runtime.detection_metric"),
     "plugins": ("plugins",),
     "runtime": ("runtime", "plugins.library"),

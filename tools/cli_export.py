@@ -1,6 +1,5 @@
 """The commands that make and judge a bundle: export, verify, preflight, build."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,7 +10,7 @@ from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
-    from trt_compress.export.preflight import Finding
+    from trt_compress.export.check import PreflightReport
     from trt_compress.export.verify import VerifyReport
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
@@ -105,24 +104,22 @@ def preflight(
     json: Json = False,
 ) -> None:
     """Hold a graph against the rules of a target; a finding that would stop the build exits 3."""
+    from trt_compress.export.check import preflight_report
+
     with progress(f"Checking for {target}") as step:
-        with needs_extra("export"):
-            from trt_compress.export import api
         step("rules")
-        findings = api.preflight(bundle, target=target)
-    found = {"target": target, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        report = preflight_report(bundle, target=target)
     if not json:
-        _show_findings(findings, target)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
+        _show_findings(report)
+    if errors := report.errors:
         raise GateError(
             f"{len(errors)} finding{'s'[: len(errors) > 1]} would stop the build for '{target}', "
             f"the first at node '{errors[0].node}': {errors[0].message}",
             hint=errors[0].fix,
-            report=found,
+            report=report,
         )
     if json:
-        print_json(found)
+        print_json(report.to_json())
 
 
 def build(
@@ -140,11 +137,11 @@ def build(
     json: Json = False,
 ) -> None:
     """Build an engine for a target and add it to the bundle, with the precision and paths that were achieved."""
+    from trt_compress.export.engines import build_engines
+
     with progress(f"Building for {target}") as step:
-        with needs_extra("export"):
-            from trt_compress.export import api
         asked = {"yes": True, "no": False}.get(plugins or "", plugins)
-        made = api.build_engines(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
+        made = build_engines(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
     records = [record.to_json() for record in made]
     if json:
         print_json(records[0] if len(records) == 1 else records)
@@ -188,12 +185,13 @@ def _show_verification(report: "VerifyReport") -> None:
     print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 
 
-def _show_findings(findings: "tuple[Finding, ...]", target: str) -> None:
-    if not findings:
-        print_text(f"Nothing stands in the way of '{target}'.")
-        return
-    rows = [(finding.severity, finding.rule, finding.node, finding.message, finding.fix) for finding in findings]
-    print_table(f"Preflight for {target}", ("severity", "rule", "node", "finding", "fix"), rows)
+def _show_findings(report: "PreflightReport") -> None:
+    if report.findings:
+        rows = [(found.severity, found.rule, found.node, found.message, found.fix) for found in report.findings]
+        print_table(f"Preflight for {report.target}", ("severity", "rule", "node", "finding", "fix"), rows)
+    if not report.errors:
+        print_text(f"Nothing stands in the way of '{report.target}'.")
+    print_text(f"Checked: {'; '.join(report.checked)}.")
 
 
 def _place(name: str, graph: str, step: int) -> str:

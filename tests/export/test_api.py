@@ -11,7 +11,7 @@ import pytest
 
 import trt_compress
 from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
-from trt_compress.export import api
+from trt_compress.export import api, check, engines
 from trt_compress.export.preflight import Finding
 from trt_compress.export.verify import VerifyReport
 from trt_compress.methods import parse_spec
@@ -86,8 +86,8 @@ def test_a_failed_gate_writes_nothing_and_has_its_report(tmp_path: Path, monkeyp
 
 def test_a_warning_of_preflight_stops_nothing(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = Finding(severity="warning", rule="float64", node="x", message="m", fix="f")
-    monkeypatch.setattr(api, "preflight_graph", lambda model, target: (finding,))
-    monkeypatch.setattr(api, "check_request", lambda target, precision: None)
+    monkeypatch.setattr(check, "_rules", lambda: (lambda model, target: (finding,), ""))
+    monkeypatch.setattr(engines, "check_request", lambda target, precision: None)
     plan = api.build(exported(TOME), target="rtx", dry_run=True)
     assert isinstance(plan, api.BuildPlan)
     assert plan.to_json() == {

@@ -1,0 +1,168 @@
+"""Preflight of a bundle: by the rules where onnx is installed, else by what the bundle says and what runs here.
+
+A device has neither torch nor onnx. There the bundle tells what the rules found when it was exported, and the library
+that is installed reads the file itself. What was checked, and what was not, is part of the answer.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_compress import __version__
+from trt_compress.errors import BuildError, BundleError, GateError, PluginError, TrtCompressError, UnsupportedError
+from trt_compress.export.build import PRODUCTS, choose_plugins, library_version, parse_file, require_library
+from trt_compress.export.findings import Finding, recorded_findings
+from trt_compress.export.forms import target_file
+from trt_compress.export.targets import Target, get_target
+from trt_compress.runtime.bundle import Bundle
+
+Rules = Callable[[Path, Target], tuple[Finding, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightReport:
+    """What was found for a target, and by what.
+
+    Attributes:
+        target: Its name.
+        findings: In the order of the graphs.
+        checked: A sentence for each thing that was checked, or could not be.
+        by_rules: Whether this version's rules were held against the graph here.
+    """
+
+    target: str
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...]
+    by_rules: bool = True
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What would stop a build."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; `checked` where it is more than this version's rules."""
+        found = {"target": self.target, "findings": [asdict(finding) for finding in self.findings]}
+        return found if self.by_rules else {**found, "checked": list(self.checked)}
+
+
+def preflight(bundle: str | Path, *, target: str) -> tuple[Finding, ...]:
+    """Hold every graph of a bundle, or a bare ONNX file, against the rules of a target.
+
+    Without torch and onnx a bundle is judged by what it says itself and by the library that is installed;
+    `preflight_report` tells what was checked.
+
+    Raises:
+        ConfigError: an unknown target, or a file that is not ONNX.
+        BundleError: the bundle cannot be read.
+        UnsupportedError: a bare file where onnx is not installed, or a bundle that says nothing of this target.
+    """
+    return preflight_report(bundle, target=target).findings
+
+
+def preflight_report(bundle: str | Path, *, target: str) -> PreflightReport:
+    """As `preflight`, with what was checked."""
+    chosen, path = get_target(target), Path(bundle)
+    rules, missing = _rules()
+    if rules is not None:
+        opened = Bundle.open(path) if path.is_dir() else None
+        files = [opened.file(graph.file) for graph in opened.manifest.graphs] if opened else [path]
+        found = tuple(finding for file in files for finding in rules(file, chosen))
+        said = (f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it",)
+        return PreflightReport(target=target, findings=found, checked=said)
+    if path.is_file():
+        raise UnsupportedError(
+            f"'{path}' is a bare ONNX file, and reading it needs '{missing}', which is not installed; give a bundle, "
+            "which says what was found when it was exported.",
+            hint='pip install "trt-compress[export]"',
+        )
+    opened = Bundle.open(path)
+    recorded = recorded_findings(opened, target)
+    if recorded is None:
+        raise UnsupportedError(
+            f"'{path}' does not say what preflight for '{target}' found when it was exported, and the rules need "
+            f"'{missing}', which is not installed; export it again with this version, or install the package.",
+            hint='pip install "trt-compress[export]"',
+        )
+    said = f"the rules of trt-compress {recorded.version} were held against the graph when the bundle was exported"
+    found_here, said_here = _read_here(opened, chosen)
+    return PreflightReport(
+        target=target, findings=(*recorded.findings, *found_here), checked=(said, said_here), by_rules=False
+    )
+
+
+def engine_findings(bundle: Bundle, target: str) -> PreflightReport:
+    """What is known before a build, which shows the rest: by the rules, else by what the bundle says, else nothing."""
+    rules, _ = _rules()
+    if rules is not None:
+        return preflight_report(bundle.path, target=target)
+    recorded = recorded_findings(bundle, target)
+    return PreflightReport(target=target, findings=recorded.findings if recorded else (), checked=(), by_rules=False)
+
+
+def require_passed(report: PreflightReport) -> None:
+    """Raise GateError, with the errors, if something would stop a build."""
+    if report.errors:
+        first, more = report.errors[0], f" (and {len(report.errors) - 1} more)" if len(report.errors) > 1 else ""
+        raise GateError(
+            f"preflight for '{report.target}' failed at node '{first.node}' by rule {first.rule}: "
+            f"{first.message}{more}",
+            hint=first.fix,
+            report=report.errors,
+        )
+
+
+def _rules() -> tuple[Rules | None, str]:
+    """The rules, or None and the package that they lack."""
+    try:
+        from trt_compress.export.preflight import preflight as rules
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "trt_compress"):
+            raise
+        return None, missing
+    return rules, ""
+
+
+def _read_here(bundle: Bundle, target: Target) -> tuple[tuple[Finding, ...], str]:
+    """Let the library of the target that is installed here read every graph; what it refuses is a finding."""
+    product = PRODUCTS.get(target.backend, "ONNX Runtime")
+    try:
+        version, found = (_read_by_tensorrt if target.is_tensorrt else _read_by_onnxruntime)(bundle, target)
+    except UnsupportedError as error:
+        return (), f"{product} has not read the file here: {error.message.rstrip('.')}"
+    except PluginError as error:
+        finding = _refused("", error, "run 'trt-compress plugins build' here", rule="needs-plugin")
+        return (finding,), f"{product} has not read the file here: the plugins it needs are not there"
+    return found, f"{product} {version}, which is installed here, {'refuses' if found else 'reads'} the file"
+
+
+def _read_by_tensorrt(bundle: Bundle, target: Target) -> tuple[str, tuple[Finding, ...]]:
+    require_library(target)
+    library, found = choose_plugins(target, None), []
+    for graph in bundle.manifest.graphs:
+        with tempfile.TemporaryDirectory(prefix="trt-compress-preflight-") as folder:
+            file = target_file(bundle, graph, target, with_plugins=library is not None, folder=Path(folder))
+            try:
+                parse_file(file, target, plugins=library)
+            except BuildError as error:
+                found.append(_refused(graph.name, error, "export for this target where the model is exported"))
+    return library_version(target), tuple(found)
+
+
+def _read_by_onnxruntime(bundle: Bundle, target: Target) -> tuple[str, tuple[Finding, ...]]:
+    from trt_compress.runtime.ort import OrtGraph, onnxruntime_version
+
+    found = []
+    for graph in bundle.manifest.graphs:
+        try:
+            OrtGraph(bundle, graph, {"cpu": "ort-cpu", "cuda": "ort-cuda"}[target.name], 1, False)
+        except BundleError as error:
+            found.append(_refused(graph.name, error, "install a newer onnxruntime, or export with a lower --opset"))
+    return onnxruntime_version(), tuple(found)
+
+
+def _refused(graph: str, error: TrtCompressError, fix: str, *, rule: str = "parser") -> Finding:
+    return Finding(severity="error", rule=rule, node=graph, message=error.message.rstrip("."), fix=fix)

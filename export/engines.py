@@ -1,0 +1,164 @@
+"""Engines of a bundle: build them for a target and add them, all or none. Needs neither torch nor onnx."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trt_compress.errors import BundleError, ConfigError
+from trt_compress.export.build import (
+    BuiltEngine,
+    build_engine_file,
+    check_request,
+    choose_plugins,
+    input_shapes,
+)
+from trt_compress.export.bundle import update_bundle
+from trt_compress.export.check import engine_findings, require_passed
+from trt_compress.export.forms import operator_nodes_of, target_file
+from trt_compress.export.ranges import BatchRange, LengthRange
+from trt_compress.export.targets import get_target
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Engine
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """What a build would do."""
+
+    target: str
+    library: str
+    file: str
+    batch: str
+    precision_asked: str
+    plugins: str | None
+    replaces: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def build(
+    bundle: str | Path,
+    *,
+    target: str,
+    plugins: bool | str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Engine | BuildPlan:
+    """Build the engine of a bundle with one graph; see `build_engines`.
+
+    Raises:
+        ConfigError: the bundle has several graphs; `build_engines` builds them all.
+    """
+    graphs = Bundle.open(bundle, check_hashes=False).manifest.graphs
+    if len(graphs) > 1:
+        raise ConfigError(
+            f"{bundle} has the graphs {', '.join(graph.name for graph in graphs)}, and build makes one engine; call "
+            "build_engines, which builds them all."
+        )
+    (made,) = build_engines(bundle, target=target, plugins=plugins, force=force, dry_run=dry_run, progress=progress)
+    return made
+
+
+def build_engines(
+    bundle: str | Path,
+    *,
+    target: str,
+    plugins: bool | str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Engine | BuildPlan, ...]:
+    """Build an engine of every graph for a target and add them to the bundle, all or none.
+
+    Args:
+        bundle: The bundle's directory.
+        target: A target with engines: rtx, x86-trt10, jetson-…
+        plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
+            take; None takes what `trt-compress plugins build` made for this TensorRT, if it did, and needs it where the
+            target's file has no bodies. The record says which operators became plugins.
+        force: Replace the engines that the bundle has for this target.
+        dry_run: Check what can be checked and return the plans.
+        progress: Called with the name of each step.
+
+    Raises:
+        UnsupportedError: the library is missing, of the wrong version, or needs a GPU.
+        GateError: preflight failed, or another precision was achieved than asked.
+        BuildError: the builder refused the graph or died; nothing is added.
+        PluginError: the plugin library is missing, or may not be loaded.
+    """
+    step = progress or (lambda text: None)
+    chosen = get_target(target)
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    existing = [engine for engine in manifest.engines if engine.target == target]
+    if existing and not force:
+        raise BundleError(f"{opened.path} already has an engine for '{target}'.", hint="--force replaces it.")
+    batch = BatchRange(min=manifest.batch.min, opt=manifest.batch.opt, max=manifest.batch.max)
+    check_request(chosen, manifest.precision)
+    library = choose_plugins(chosen, plugins)
+    step("checking the graph")
+    require_passed(engine_findings(opened, target))
+    files = {graph.name: f"engines/{target}/{graph.name}.engine" for graph in manifest.graphs}
+    if dry_run:
+        return tuple(
+            BuildPlan(
+                target=target,
+                library=chosen.backend,
+                file=file,
+                batch=str(batch),
+                precision_asked=manifest.precision,
+                plugins=str(library.path) if library else None,
+                replaces=bool(existing),
+            )
+            for file in files.values()
+        )
+    lengths = {name: LengthRange.parse(name, text) for name, text in manifest.recipe.get("lengths", {}).items()}
+    records, engines = [], {}
+    for graph in manifest.graphs:
+        step("building" if len(files) == 1 else f"building {graph.name}")
+        with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as folder:
+            built = build_engine_file(
+                target_file(opened, graph, chosen, with_plugins=library is not None, folder=Path(folder)),
+                chosen,
+                inputs=input_shapes(graph.inputs),
+                operators=operator_nodes_of(opened.file(graph.file)),
+                batch=batch,
+                precision=manifest.precision,
+                lengths=lengths,
+                plugins=library,
+            )
+        file = files[graph.name]
+        records.append(engine_record(built, file, manifest.files[graph.file].sha256, graph.name))
+        engines[file] = built.data
+    kept = tuple(engine for engine in manifest.engines if engine.target != target)
+    step("adding the engine" + "s"[: len(files) > 1])
+    update_bundle(opened, replace(manifest, engines=(*kept, *records)), engines)
+    return tuple(records)
+
+
+def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -> Engine:
+    """What the manifest says of an engine."""
+    record = built.record
+    return Engine(
+        target=record.target,
+        file=file,
+        sha256=record.sha256,
+        bytes=len(built.data),
+        library=record.library,
+        library_version=record.library_version,
+        onnx_sha256=onnx_sha256,
+        precision_asked=record.precision_asked,
+        precision_achieved=record.precision_achieved,
+        paths=record.paths,
+        profile=record.profile,
+        seconds=round(record.seconds, 3),
+        graph=graph,
+        plugins=record.plugins,
+    )
