@@ -17,7 +17,8 @@ _WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or 
 class Record:
     """Base of every JSON object with known fields.
 
-    A field's JSON name is its Python name, or `metadata["json"]`. A field without a default is required.
+    A field's JSON name is its Python name, or `metadata["json"]`. A field without a default is required. One with
+    `metadata["sparse"]` is written only where it differs from its default.
 
     Attributes:
         extra: Fields of the JSON object that this version does not know, written back unchanged.
@@ -48,7 +49,11 @@ class Record:
 
     def to_json(self, *, with_extra: bool = True) -> dict[str, Any]:
         """Write the record as plain JSON data, with or without the fields that this version does not know."""
-        known = {name: _encode(getattr(self, item.name), with_extra) for name, item in _fields(type(self)).items()}
+        known = {
+            name: _encode(getattr(self, item.name), with_extra)
+            for name, item in _fields(type(self)).items()
+            if not (item.metadata.get("sparse") and getattr(self, item.name) == item.default)
+        }
         return {**known, **self.extra} if with_extra else known
 
 

@@ -53,6 +53,10 @@ def run(
     ] = None,
     frames: Annotated[int | None, typer.Option(metavar="N", help="End after N frames.")] = None,
     stall_s: Annotated[float, typer.Option(metavar="S", help="Give up when the source is silent for so long.")] = 10.0,
+    resample: Annotated[
+        bool,
+        typer.Option("--resample", help="Make sound of another sample rate or number of channels fit the bundle."),
+    ] = False,
     warmup: Annotated[int, typer.Option(metavar="N", help="Runs on the first frame, before the stream starts.")] = 5,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Choose a keep level for every frame, so that --deadline-ms holds.")
@@ -138,6 +142,7 @@ def run(
         threads=threads,
         scheduling="realtime" if realtime else "default",
         power_reason=power_reason,
+        resample=resample,
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
     )
@@ -157,7 +162,7 @@ def run(
             meaning = sessions[0].bundle.manifest.postprocess
             options = replace(options, labels=labels_from_file(labels, meaning, levels.outputs))
         sinks = _sinks(overlay, out, levels, fps)
-        opened = open_sources(source, levels, stall_s=stall_s)
+        opened = open_sources(source, levels, stall_s=stall_s, resample=resample)
         asked = held.enter_context(_interruptible())
 
         def stream() -> "StreamResult":

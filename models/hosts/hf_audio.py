@@ -83,7 +83,9 @@ def preprocess_of(model: AudioModel) -> dict[str, Any]:
 def postprocess_of(model: AudioModel, labels: Mapping[str, str] | None) -> dict[str, Any]:
     """What the output of `model` means; for the manifest."""
     if not model.num_labels:
-        return {"kind": "frames"}
+        # of AST, tokens are patches of time and frequency: none has a time of its own
+        times = {"seconds": model.num_samples / SAMPLE_RATE} if isinstance(model, WhisperModel) else {}
+        return {"kind": "frames", "output": "frames", "sizes": "frame_size", **times}
     found = {"kind": "classification", "classes": model.num_labels}
     return {**found, "labels": [labels[key] for key in sorted(labels, key=int)]} if labels else found
 

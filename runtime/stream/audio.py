@@ -1,22 +1,23 @@
-"""Audio in chunks: wav (and what else soundfile reads), and a microphone by sounddevice."""
+"""Audio in chunks: sound files, and a microphone by sounddevice."""
 
-import struct
+import shlex
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
-from trt_compress.runtime.stream.files import is_pattern, matching_files
+from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item
+from trt_compress.runtime.stream.resample import Fitter
+from trt_compress.runtime.stream.sound_files import Sound, SoundOpener
 
 _OVERFLOW = "the microphone lost samples"
-_STREAMED = (0, 0xFFFFFFFF)  # lengths that programs write which do not know the length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class AudioFormat:
     """How a bundle takes audio.
 
     Attributes:
-        sample_rate: Samples a second; audio with another rate is refused.
+        sample_rate: Samples a second; audio with another rate is refused, or resampled if that is asked for.
         channels: 1 gives chunks [S], more give [channels, S].
         chunk_samples: Length of a chunk, S.
         hop_samples: From the start of a chunk to that of the next; the rest is overlap.
@@ -91,15 +92,17 @@ class AudioFiles:
     Args:
         pattern: A file or a pattern such as `calls/*.wav`, in natural order.
         form: What the bundle takes.
+        resample: Make audio of another rate or number of channels fit, file by file; otherwise it is refused.
     """
 
     live = False
 
-    def __init__(self, pattern: str, form: AudioFormat) -> None:
+    def __init__(self, pattern: str, form: AudioFormat, *, resample: bool = False) -> None:
         self.name = pattern
         self.length: int | None = None
         self._form = form
-        self._soundfile: Any = None
+        self._resample = resample
+        self._opener: SoundOpener | None = None
         self._items: Iterator[Item] | None = None
 
     def open(self) -> None:
@@ -108,14 +111,13 @@ class AudioFiles:
         Raises:
             ConfigError: There is no such file, or it does not fit the bundle.
             StreamError: It is no audio, or truncated.
-            UnsupportedError: soundfile is not installed.
+            UnsupportedError: A library is not installed.
         """
-        self._soundfile = load_library("soundfile", "soundfile", "audio", "Reading audio")
-        files = matching_files(self.name) if is_pattern(self.name) else [self.name]
-        if not files:
-            raise ConfigError(f"Nothing matches '{self.name}'; give a wav file or a pattern, in quotes.")
-        self._open(files[0]).close()
-        self._items = self._chunks(files)
+        self._opener = self._opener or SoundOpener()
+        files = _files(self.name)
+        with closing(self._opener.open(files[0])) as sounds:
+            self._fitter(next(sounds), files[0])
+        self._items = self._chunks(files, self._opener)
 
     def read(self) -> Item | None:
         """Give the next chunk, or None."""
@@ -126,57 +128,60 @@ class AudioFiles:
         """Let go of the file."""
         self._items = None
 
-    def _chunks(self, files: list[str]) -> Iterator[Item]:
+    def _chunks(self, files: list[str], opener: SoundOpener) -> Iterator[Item]:
         chunker = _Chunker(self._form)
-        for number, file in enumerate(files):
-            with self._open(file, "mid-stream" if number else "") as opened:
-                wanted, seen = opened.frames, 0
-                while len(block := self._samples(opened, file)):
-                    seen += len(block)
-                    yield from chunker.add(block)
-                if seen < wanted:
-                    raise StreamError(f"'{file}' ends after {seen} of {wanted} samples: it is damaged; copy it again.")
+        begun = False
+        for file in files:
+            for sound in opener.open(file):
+                fitter = self._fitter(sound, file, mid_stream=begun)
+                begun = True
+                for block in sound.blocks():
+                    yield from chunker.add(fitter.add(block))
+                yield from chunker.add(fitter.finish())
         yield from chunker.finish()
 
-    def _samples(self, opened: Any, file: str) -> Array:
-        try:
-            block: Array = opened.read(self._form.hop_samples, dtype="float32", always_2d=True)
-        except self._soundfile.LibsndfileError as error:
-            raise StreamError(f"'{file}' cannot be read further ({error}); copy it again.") from None
-        return block
-
-    def _open(self, file: str, where: str = "") -> Any:
-        form, path = self._form, Path(file)
-        if not path.is_file():
-            raise ConfigError(f"'{file}' does not exist; give a wav file.")
-        try:
-            opened = self._soundfile.SoundFile(file)
-        except self._soundfile.LibsndfileError as error:
-            raise StreamError(f"'{file}' is not readable audio ({error}); give a wav, flac or ogg file.") from None
-        found = opened.samplerate, opened.channels
-        if found != (form.sample_rate, form.channels):
-            opened.close()
-            error_type = StreamError if where else ConfigError
-            change = f"'{self.name}' changes mid-stream: " if where else ""
+    def _fitter(self, sound: Sound, file: str, *, mid_stream: bool = False) -> Fitter:
+        form, found = self._form, (sound.rate, sound.channels)
+        change = f"'{self.name}' changes mid-stream: " if mid_stream else ""
+        error_type = StreamError if mid_stream else ConfigError
+        if found != (form.sample_rate, form.channels) and not self._resample:
             raise error_type(
                 f"{change}'{file}' has {found[0]} samples a second in {found[1]} channels, and the bundle takes "
-                f"{form.sample_rate} in {form.channels}; convert it first."
+                f"{form.sample_rate} in {form.channels}; convert it first, by --resample or by ffmpeg -i "
+                f"{shlex.quote(file)} -ar {form.sample_rate} -ac {form.channels} converted.wav."
             )
-        if (missing := _missing_bytes(path)) > 0:
-            opened.close()
-            raise StreamError(f"'{file}' is truncated: {missing} bytes of its samples are missing; copy it again.")
-        return opened
+        try:
+            return Fitter(rate=found[0], channels=found[1], to_rate=form.sample_rate, to_channels=form.channels)
+        except ConfigError as error:
+            raise error_type(f"{change}'{file}' cannot be resampled: {error.message}") from None
+
+
+def _files(pattern: str) -> list[str]:
+    files = matching_files(pattern) if is_pattern(pattern) else [pattern]
+    if not files:
+        raise ConfigError(nothing_matches(pattern, "calls/*.wav"))
+    return files
 
 
 class Microphone:
-    """The default microphone by sounddevice, in chunks of float32. It ends only when the stream is stopped."""
+    """The default microphone by sounddevice, in chunks of float32. It ends only when the stream is stopped.
+
+    Args:
+        form: What the bundle takes.
+        clock: Stamps the chunks.
+        resample: Take the microphone's own rate and channels where it does not have the bundle's, and make them fit;
+            chunks come later by the length of the filter, about 20 ms at 16 kHz.
+    """
 
     live = True
     name = "mic"
     length: int | None = None
 
-    def __init__(self, form: AudioFormat, clock: Clock) -> None:
+    def __init__(self, form: AudioFormat, clock: Clock, *, resample: bool = False) -> None:
         self._form = form
+        self._resample = resample
+        self._fitter: Fitter | None = None
+        self._block = form.hop_samples
         self._clock = clock
         self._stream: Any = None
         self._items: Iterator[Item] | None = None
@@ -185,21 +190,21 @@ class Microphone:
         """Start to listen.
 
         Raises:
+            ConfigError: The microphone's channels cannot become the bundle's.
             StreamError: There is no microphone, or it does not have the bundle's sample rate.
             UnsupportedError: sounddevice or PortAudio is not installed.
         """
         library = load_library("sounddevice", "sounddevice", "mic", "The microphone")
         form = self._form
         try:
-            self._stream = library.InputStream(
-                samplerate=form.sample_rate, channels=form.channels, dtype="float32", blocksize=form.hop_samples
-            )
-            self._stream.start()
+            self._start(library, form.sample_rate, form.channels)
         except library.PortAudioError as error:
-            raise StreamError(
-                f"The microphone cannot give {form.sample_rate} samples a second in {form.channels} channel(s) "
-                f"({error}); choose another input in the system's settings."
-            ) from None
+            if not self._resample:
+                raise StreamError(
+                    f"The microphone cannot give {form.sample_rate} samples a second in {form.channels} channel(s) "
+                    f"({error}); give --resample, or choose another input in the system's settings."
+                ) from None
+            self._start_own(library)
         self._items = self._chunks()
 
     def read(self) -> Item | None:
@@ -214,29 +219,37 @@ class Microphone:
             self._stream.close()
             self._stream = None
 
+    def _start_own(self, library: Any) -> None:
+        """Listen at the microphone's own rate: in the bundle's channels if it has them, else in its own."""
+        try:
+            device = library.query_devices(kind="input")
+            rate, channels = round(device["default_samplerate"]), int(device["max_input_channels"])
+            try:
+                self._start(library, rate, self._form.channels)
+            except library.PortAudioError:
+                self._start(library, rate, channels)
+        except (library.PortAudioError, ValueError) as error:
+            raise StreamError(
+                f"The microphone cannot be opened ({error}); choose another input in the system's settings."
+            ) from None
+
+    def _start(self, library: Any, rate: int, channels: int) -> None:
+        form = self._form
+        self._block = max(1, round(form.hop_samples * rate / form.sample_rate))
+        self._fitter = Fitter(rate=rate, channels=channels, to_rate=form.sample_rate, to_channels=form.channels)
+        self._stream = library.InputStream(samplerate=rate, channels=channels, dtype="float32", blocksize=self._block)
+        self._stream.start()
+
     def _chunks(self) -> Iterator[Item]:
-        chunker = _Chunker(self._form)
+        chunker, fitter = _Chunker(self._form), self._fitter
+        assert fitter is not None
         while True:
-            block, overflowed = self._stream.read(self._form.hop_samples)
+            block, overflowed = self._stream.read(self._block)
             now = self._clock.now_ns()
-            for item in chunker.add(np.asarray(block, np.float32)):
+            for item in chunker.add(fitter.add(np.asarray(block, np.float32))):
                 yield Item(
                     data=None if overflowed else item.data,
                     capture_ns=item.capture_ns,
                     arrived_ns=now,
                     error=_OVERFLOW if overflowed else None,
                 )
-
-
-def _missing_bytes(path: Path) -> int:
-    """How many bytes of its samples a RIFF wav file announces and does not have; libsndfile would not say."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF" or file.seek(8) and file.read(4) != b"WAVE":
-            return 0
-        while len(header := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", header)
-            if name == b"data":
-                return 0 if length in _STREAMED else max(0, file.tell() + int(length) - size)
-            file.seek(length + length % 2, 1)
-    return 0

@@ -1,7 +1,7 @@
 """From what a session gives to a summary as JSON data, as the manifest's `postprocess` says.
 
-A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | "audio" | "raw", …}`. Its summary is
-`{"results": [one of each sample of the query]}`.
+A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | "audio" | "frames" | "raw", …}`. Its
+summary is `{"results": [one of each sample of the query]}`.
 """
 
 import math
@@ -163,6 +163,43 @@ def _audio(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Su
     return every
 
 
+def _frames(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
+    """Features [B, M, C] → {"frames": M, "width": C, "ms_per_frame", "longest_ms", "rms", "min", "max"}.
+
+    Settings: `output`, `sizes` (the output [B, M] that says how many frames each stands for), and `seconds`, the time
+    of all of them; without it, the numbers of milliseconds are left out. `longest_ms` is there where frames were merged
+    unequally.
+    """
+    name = _output(settings, "output", outputs)
+    sizes = _output(settings, "sizes", outputs) if "sizes" in settings else None
+    if len(outputs[name].shape) != 3:
+        raise BundleError(
+            f"The manifest's 'postprocess' of kind 'frames' names the output '{name}' of shape "
+            f"{list(outputs[name].shape)}; features are [batch, frames, width]."
+        )
+    seconds = settings.get("seconds")
+
+    def one(features: Array, size: Array | None) -> dict[str, Any]:
+        frames, width = features.shape
+        result: dict[str, Any] = {"frames": frames, "width": width}
+        if seconds and frames:
+            result["ms_per_frame"] = round(1000 * float(seconds) / frames, 3)
+            if size is not None and float(size.max()) > float(size.min()):
+                share = float(size.max()) / max(float(size.sum(dtype=np.float64)), 1e-9)
+                result["longest_ms"] = round(1000 * float(seconds) * share, 3)
+        if features.size:
+            numbers = features.astype(np.float64)
+            rms = math.sqrt(float(np.square(numbers).mean()))
+            result |= {"rms": round(rms, 6), "min": float(numbers.min()), "max": float(numbers.max())}
+        return result
+
+    def every(found: Mapping[str, Array]) -> list[dict[str, Any]]:
+        rows = found[name]
+        return [one(row, found[sizes][number] if sizes else None) for number, row in enumerate(rows)]
+
+    return every
+
+
 def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
     """Any outputs → for each its shape, mean, smallest and largest number."""
 
@@ -180,6 +217,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Summ
     "classification": _classification,
     "detection3d": _detection3d,
     "audio": _audio,
+    "frames": _frames,
     "raw": _raw,
 }
 """What `postprocess.kind` may be."""

@@ -99,6 +99,7 @@ class Protocol(Record):
         order: The stages, in order.
         streams: Sources of one query; a row of the frames is one query.
         stall_ns: Silence of a source after which the stream gives up.
+        resample: Sound of another sample rate or number of channels than the bundle's was made to fit.
     """
 
     kind: str
@@ -114,6 +115,7 @@ class Protocol(Record):
     gap_ns: int | None = None
     stall_ns: int | None = None
     scheduling: str = "default"
+    resample: bool = field(default=False, metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ class StreamOptions:
         threads: What the sessions were opened with; for the result.
         scheduling: Of the stream's threads; those of the sessions have it from where they were opened.
         power_reason: Why no power is measured, though it was asked for; for the result.
+        resample: Sound is made to fit the bundle, as `open_sources` was told; for the result.
     """
 
     settings: Settings = Settings()
@@ -44,6 +45,7 @@ class StreamOptions:
     threads: int | None = None
     scheduling: Scheduling = "default"
     power_reason: str | None = None
+    resample: bool = False
     device: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,7 +57,12 @@ class StreamOptions:
 
 
 def open_sources(
-    texts: Sequence[str], levels: LevelSet, *, stall_s: float = 10.0, clock: Clock | None = None
+    texts: Sequence[str],
+    levels: LevelSet,
+    *,
+    stall_s: float = 10.0,
+    clock: Clock | None = None,
+    resample: bool = False,
 ) -> Source:
     """Make the source of a stream; nothing is opened yet.
 
@@ -64,6 +71,7 @@ def open_sources(
         levels: Say what the bundle takes.
         stall_s: How long a network stream may be silent.
         clock: The stream's clock.
+        resample: Sound of another rate or number of channels is made to fit; otherwise it is refused.
 
     Raises:
         BundleError: The manifest's `preprocess` is wrong.
@@ -79,8 +87,11 @@ def open_sources(
             audio = audio_format(settings, levels.inputs[name])
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"The manifest's 'preprocess' of kind 'audio' does not fit: {error}.") from None
+    if resample and audio is None:
+        raise ConfigError("--resample is for sound, and the bundle takes none; leave it out.")
+    clock = clock or MonotonicClock()
     made = [
-        source_from_text(text, inputs=levels.inputs, audio=audio, clock=clock or MonotonicClock(), stall_s=stall_s)
+        source_from_text(text, inputs=levels.inputs, audio=audio, clock=clock, stall_s=stall_s, resample=resample)
         for text in texts
     ]
     return made[0] if len(made) == 1 else SourceGroup(made)
@@ -256,6 +267,7 @@ class _Run:
                 gap_ns=pace.gap_ns,
                 stall_ns=round(settings.stall_s * 1e9),
                 scheduling=options.scheduling,
+                resample=options.resample,
             ),
             started_at=started_at,
             wall_ns=finished.wall_ns,

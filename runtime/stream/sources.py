@@ -15,7 +15,9 @@ from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item, Source
 from trt_compress.runtime.stream.video import VideoSource
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif")
+AUDIO_SUFFIXES = tuple(
+    ".wav .wave .rf64 .bwf .w64 .aiff .aif .aifc .au .snd .caf .flac .ogg .oga .opus .mp3 .m4a .aac .mka .wma".split()
+)
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".mpo", ".jp2", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
@@ -32,6 +34,7 @@ def source_from_text(
     audio: AudioFormat | None,
     clock: Clock,
     stall_s: float,
+    resample: bool = False,
 ) -> Source:
     """Make the source that a text means; nothing is opened yet.
 
@@ -41,19 +44,23 @@ def source_from_text(
         audio: How the bundle takes audio; None: it takes none.
         clock: Stamps live frames.
         stall_s: How long a network stream may be silent.
+        resample: Sound of another rate or number of channels is made to fit.
 
     Raises:
         ConfigError: It means nothing, or audio that the bundle does not take.
     """
     suffix = _suffix(text)
-    if text == "mic" or suffix in AUDIO_SUFFIXES:
-        if audio is None:
-            raise ConfigError(f"'{text}' is audio, and the bundle takes none; its inputs are {', '.join(inputs)}.")
-        return Microphone(audio, clock) if text == "mic" else AudioFiles(text, audio)
-    if audio is not None and suffix != ".npz":
-        raise ConfigError(f"The bundle takes audio, and '{text}' is none; give a wav file, mic or scene.npz.")
     if suffix == ".npz":
         return SceneFile(text, inputs)
+    if audio is not None:
+        if text != "mic" and (is_live(text) or suffix in IMAGE_SUFFIXES):
+            raise ConfigError(f"The bundle takes audio, and '{text}' is none; give a sound file, mic or scene.npz.")
+        # a file is sound if it holds some, whatever its name
+        return (
+            Microphone(audio, clock, resample=resample) if text == "mic" else AudioFiles(text, audio, resample=resample)
+        )
+    if text == "mic" or suffix in AUDIO_SUFFIXES:
+        raise ConfigError(f"'{text}' is audio, and the bundle takes none; its inputs are {', '.join(inputs)}.")
     if os.path.isdir(text):
         raise ConfigError(
             f"'{text}' is a folder; give a pattern of its files, such as '{_pattern_of(text)}', in quotes."

@@ -107,6 +107,7 @@ def report_from_stream(result: StreamResult) -> Report:
         "burst": protocol.burst,
         "gap in s": None if protocol.gap_ns is None else protocol.gap_ns / 1e9,
         "scheduling": "real-time threads" if protocol.scheduling == "realtime" else None,
+        "resampling": "sound of another rate is made to fit, by soxr" if protocol.resample else None,
         "controller": result.controller.settings if result.controller else None,
         "ended": result.ended,
         "wall time in s": result.wall_ns / 1e9,
