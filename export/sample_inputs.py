@@ -1,7 +1,5 @@
 """Inputs for a comparison: the model's own examples, seeded random numbers, or arrays from a file."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ShapeError
+from trt_compress.foreign import reading
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, Steps, TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,16 +62,11 @@ def _random(spec: TensorSpec, symbols: Mapping[str, int], generator: np.random.G
 
 
 def _read(path: Path, name: str) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except FileNotFoundError as error:
-        raise ShapeError(f"inputs: {path} is not there; give a .npz file.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ShapeError(
-            f"inputs: {path} is not a .npz file of arrays ({error}); save one with numpy.savez."
-        ) from error
+    if not path.exists():
+        raise ShapeError(f"inputs: {path} is not there; give a .npz file.")
+    with reading(f"inputs: {path}", "save the arrays with numpy.savez", error=ShapeError), path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
 
 
 def _checked(arrays: Mapping[str, Array], prefix: str, spec: TensorSpec, graph: GraphSpec, path: Path) -> Array:

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from trt_compress.errors import BundleError
+from trt_compress.foreign import strict_json
 from trt_compress.runtime.record import Record
 
 SCHEMA_VERSION = "1.0"
@@ -232,8 +233,8 @@ class Manifest(Record):
             BundleError: It is not JSON, was written to a newer schema, or does not fit the schema.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            data = strict_json(text)
+        except ValueError as error:
             raise BundleError(f"{where} is not valid JSON ({error}); copy or export the bundle again.") from None
         _check_version(data, where)
         return cls.from_json(data, where)
@@ -346,7 +347,3 @@ def _check_version(data: object, where: str) -> None:
         )
     if int(major) < int(ours):
         raise BundleError(f"{where} has schema version {version}, which was never published; export the bundle again.")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")

@@ -5,7 +5,6 @@ are the key frames (`sample`). The ego pose of a frame is that of its `LIDAR_TOP
 exposes at a time of its own, so its place is carried over through its own ego pose.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import reading, strict_json
 from trt_compress.runtime.camera_frames import Box, CameraFrame, Floats, _pillow, moved
 from trt_compress.suggest import did_you_mean
 
@@ -216,12 +216,10 @@ class NuScenes:
 
     def _read(self, name: str, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
         path = self._folder / f"{name}.json"
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path} is not there; give the folder of a nuScenes data set.") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is not a table of nuScenes ({error}); copy it again.") from None
+        if not path.exists():
+            raise ConfigError(f"{path} is not there; give the folder of a nuScenes data set.")
+        with reading(f"The nuScenes table {path}", "copy it again"):
+            rows = strict_json(path.read_bytes())
         needed = ("token", *fields)
         if not isinstance(rows, list):
             raise ConfigError(f"{path} is not a table of nuScenes (not a list of rows); copy it again.")

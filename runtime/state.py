@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import BundleError, ShapeError
+from trt_compress.foreign import reading
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import State
 
@@ -88,10 +89,14 @@ class StateTensor:
         )
 
     def _from_file(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        try:
+        start = f"'{name}', from which the state '{self._name}' starts,"
+        with reading(start, "export the bundle again", error=BundleError):
             stored = np.load(self._bundle.file(name), allow_pickle=False)
-            if stored.dtype != dtype:
-                raise ValueError(f"it holds {stored.dtype}, not {dtype}")
+        if stored.dtype != dtype:
+            raise BundleError(
+                f"The state '{self._name}' cannot start from '{name}': it holds {stored.dtype}, not {dtype}."
+            )
+        try:
             return np.broadcast_to(stored, shape).copy()
         except ValueError as error:
             raise BundleError(f"The state '{self._name}' cannot start from '{name}': {error}.") from None

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
+from trt_compress.foreign import reading
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.files import matching_files, nothing_matches
@@ -173,11 +174,11 @@ def load_npz(path: str) -> dict[str, Array]:
         ConfigError: There is no such file.
         StreamError: It is something else.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+    if not Path(path).exists():
+        raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.")
+    with reading(f"'{path}'", "write it with numpy.savez", error=StreamError), open(path, "rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.") from None
-    except Exception as error:  # numpy, zipfile and zlib raise a dozen classes for a damaged file
-        reason = str(error) or type(error).__name__
-        raise StreamError(f"'{path}' is not a readable .npz file ({reason}); write it with numpy.savez.") from None

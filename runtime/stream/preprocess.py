@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
+from trt_compress.foreign import reading
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFormat
@@ -235,10 +236,8 @@ def _constants(bundle: Bundle, inputs: Mapping[str, TensorInfo]) -> dict[str, Ar
     for name, file in dict(bundle.manifest.preprocess.get("constants", {})).items():
         if name not in inputs:
             raise BundleError(f"The manifest's 'preprocess.constants' names '{name}', which is no input of the bundle.")
-        try:
+        with reading(f"'{file}' of the bundle '{bundle.path}'", "export the bundle again", error=BundleError):
             arrays[name] = np.load(bundle.file(file), allow_pickle=False)
-        except ValueError as error:
-            raise BundleError(f"'{file}' of the bundle '{bundle.path}' is no .npy file ({error}).") from None
     return arrays
 
 

@@ -1,6 +1,5 @@
 """How good the results were, against labels by frame."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import strict_json
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
 from trt_compress.runtime.manifest import TensorInfo
@@ -185,7 +185,7 @@ _EXAMPLE = '{"id": 0, "label": 7}'
 
 def _read_line(line: str, where: str) -> tuple[int, Sequence[int]]:
     try:
-        data: Any = json.loads(line)
+        data: Any = strict_json(line)
         label = data["label"]
         labels = label if isinstance(label, list) else [label]
         if type(data["id"]) is int and labels and all(type(value) is int for value in labels):

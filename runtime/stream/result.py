@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.foreign import strict_json
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.record import Record
 
@@ -264,8 +265,8 @@ class StreamResult(Record):
             ConfigError: It is not JSON, not the result of a stream, has a newer schema, or its parts do not fit.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = strict_json(text)
+        except ValueError as error:
             raise ConfigError(f"{where} is not valid JSON ({error}); run the stream again.") from None
         _check_kind(data, where)
         try:

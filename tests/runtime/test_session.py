@@ -263,7 +263,7 @@ def test_a_state_starts_from_its_initial_value(
         ("ones", None, r"'model\.seen' starts from 'ones'; this trt-compress knows"),
         ({"file": "s.npy"}, {"s.npy": npy(np.zeros(3))}, r"cannot start from 's\.npy': it holds float64, not float32"),
         ({"file": "s.npy"}, {"s.npy": npy(np.zeros(4, np.float32))}, r"cannot start from 's\.npy': .*broadcast"),
-        ({"file": "s.npy"}, {"s.npy": b"no array"}, r"cannot start from 's\.npy'"),
+        ({"file": "s.npy"}, {"s.npy": b"no array"}, r"^'s\.npy', from which the state 'model\.\w+' starts, cannot be"),
     ],
 )
 def test_a_bad_initial_value_is_refused(

@@ -213,7 +213,7 @@ def test_a_truncated_scene_is_refused(open_adder: Callable[..., Session], tmp_pa
     save_scene(path, x=np.zeros((400, 2), np.float32))
     path.write_bytes(path.read_bytes()[:900])
     levels = levels_from_sessions([open_adder()])
-    with pytest.raises(StreamError, match="is not a readable .npz file"):
+    with pytest.raises(StreamError, match=r"scene\.npz' cannot be read \(.*\); write it with numpy\.savez"):
         run_stream(levels, open_sources([str(path)], levels))
 
 

@@ -1,0 +1,117 @@
+"""The door for files that others wrote: whatever a library raises while it reads one becomes our error with its name.
+
+Libraries raise what they like on a damaged file: struct.error, UnicodeDecodeError, RecursionError, MemoryError, classes
+of their own without a common base. Listing them one by one leaves some out, so the door takes all of them; what must
+not be caught (KeyboardInterrupt, SystemExit, our own errors) goes through.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from trt_compress.errors import ConfigError, TrtCompressError
+
+_LONGEST_REASON = 160
+_DEEPEST = 64
+_LONGEST_NUMBER = 400  # digits; Python itself refuses 4300
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@contextmanager
+def reading(where: str, advice: str, *, error: type[TrtCompressError] = ConfigError) -> Iterator[None]:
+    """Turn whatever is raised inside into one sentence about the file that is being read there.
+
+    Args:
+        where: The file, as it stands in the message: `'scene.npz'`, `recipe.toml of the bundle`.
+        advice: What to do, as the end of a sentence.
+        error: The class to raise.
+
+    Raises:
+        TrtCompressError: Of class `error`; the cause is kept for `-v`.
+    """
+    try:
+        yield
+    except TrtCompressError:
+        raise
+    except Exception as cause:
+        raise error(f"{where} cannot be read ({reason_of(cause)}); {advice}.") from cause
+
+
+def reason_of(cause: BaseException) -> str:
+    """The first sentence of what a library said, short, without control characters; its class where it said nothing."""
+    if isinstance(cause, MemoryError):
+        return "it would take more memory than there is"
+    if isinstance(cause, RecursionError):
+        return "it is nested too deeply"
+    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    lines = said.strip().splitlines()
+    text = shown(lines[0].split(". ")[0]).rstrip(".") if lines else ""  # further ones give advice that is not ours
+    return (text[: _LONGEST_REASON - 1] + "…" if len(text) > _LONGEST_REASON else text) or type(cause).__name__
+
+
+def shown(text: str) -> str:
+    """Text of a stranger as it may be printed: control and direction characters, and halves of pairs, as `\\x…`."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Read JSON as the standard has it, within bounds: no NaN, nothing infinite, 64 levels, no half characters.
+
+    A byte-order mark is passed over, as editors put it there.
+
+    Raises:
+        ValueError: The text is something else; the message says what, without the file's name.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        data = json.loads(
+            text.removeprefix("\ufeff"), parse_constant=_refuse_constant, parse_int=_integer, parse_float=_number
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {_DEEPEST} levels") from None
+    _check(data, 1)
+    return data
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, str | list | dict):
+                _check(item, depth + 1)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_text(name)
+            if isinstance(item, str | list | dict):
+                _check(item, depth + 1)
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"'{shown(text)[:40]}' holds half of a character") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(text)} digits stands there")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return number
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
