@@ -3,6 +3,7 @@
 from typing import Any
 
 from trt_compress.runtime.latency import summarize, verdict
+from trt_compress.runtime.power.session import PowerResult, RailPower
 from trt_compress.runtime.power.stream import power_of
 from trt_compress.runtime.stream.result import Resources, StreamResult
 from trt_compress.tools.console import print_pairs, print_table, print_text
@@ -65,13 +66,34 @@ def _power(resources: Resources) -> list[tuple[str, str]]:
         why = resources.power_reason
         return [] if why is None else [("power", f"not measured here: {why[:1].lower()}{why[1:]}")]
     missing = power.reasons.get("energy_j") or power.reasons.get("total") or "not known"
+    rails = _rails(power)
     if power.mean_mw is None:
-        return [("power", f"not stated: {missing}")]
+        return [("power", f"not stated: {power.reasons.get('total') or missing}"), *rails]
     idle = f", idle {number(power.idle_mw / 1000)} W" if power.idle_mw is not None else ""
     shown = f"{number(power.mean_mw / 1000)} W{idle}; {power.num_samples} samples of {power.reader}"
     energy = power.energy_per_inference_j
+    rows = [("power", shown), ("power covers", power.total_covers or "not known"), *rails]
+    if power.faults:
+        rows.append(("unread samples", str(power.faults)))
     if energy is None:
-        return [("power", shown), ("energy per frame", f"not stated: {missing}")]
+        return [*rows, ("energy per frame", f"not stated: {missing}")]
     net = power.net_energy_per_inference_j
     net_text = f", {number(net)} J net of idle" if net is not None else ""
-    return [("power", shown), ("energy per frame", f"{number(energy)} J{net_text}")]
+    return [*rows, ("energy per frame", f"{number(energy)} J{net_text}")]
+
+
+def _rails(power: PowerResult) -> list[tuple[str, str]]:
+    """Every rail by itself where there are several, those that no total holds with a word about it."""
+    known = [rail for rail in power.rails if rail.mean_mw is not None]
+    if len(known) < 2 and all(rail.in_total for rail in known):
+        return []
+
+    def shown(rail: RailPower) -> str:
+        note = "" if rail.in_total else " (part)" if rail.known else " (unknown, in no total)"
+        return f"{rail.name} {number((rail.mean_mw or 0.0) / 1000)} W{note}"
+
+    rows = [("rails", ", ".join(shown(rail) for rail in known))]
+    if power.total_covers is None:
+        sum_w = sum(rail.mean_mw or 0.0 for rail in known) / 1000
+        rows.append(("sum of rails", f"{number(sum_w)} W; no total, for rails may be parts of others"))
+    return rows

@@ -2,7 +2,9 @@
 
 tegrastats ends a line with its rails, first the instantaneous power and then what it made of it: `VDD_IN 4521mW/4521mW`
 on Orin (JetPack 5 and 6), `VDD_IN 3902/3611` before JetPack 5, `VIN 19780mW/19780mW` on Thor (JetPack 7.0) and
-`VIN 87426mW/43713mW/87426mW` from JetPack 7.2 on, or `VIN 28548mW` alone. Only the first number is raw; the second is a
+`VIN 87426mW/43713mW/87426mW` from JetPack 7.2 on, or `VIN 28548mW` alone. Rails have any name: AGX Xavier calls them
+`GPU 460/460 CPU 610/610`, and has `CPU [0%@1190,…]` and `GPU@30.5C` besides; so a rail is a name with such numbers
+behind it, in mW always. Only the first number is raw; the second is a
 running average that never forgets. A rail near zero may be negative on Thor. Other fields differ by release and do not
 matter here.
 Source: docs.nvidia.com/jetson, Jetson Linux Developer Guide r35.6, r36.4, r38.4, "Tegrastats Utility".
@@ -22,6 +24,8 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime.power.reader import RailSamples, Source
 
 _POWER = re.compile(r"(-?\d+)(mW)?((?:/-?\d+(?:mW)?)*)")
+_AND_AVERAGE = re.compile(r"-?\d+/-?\d+")
+_MEMORY = ("RAM", "SWAP", "IRAM")  # `SWAP 0/15348MB` would look like a rail where a line was cut
 _RAIL_PREFIXES = ("VDD", "VIN", "POM")
 
 _START_TIMEOUT_S = 10.0
@@ -41,7 +45,9 @@ def rails_from_tegrastats(line: str) -> dict[str, float]:
     forms: set[str] = set()
     for name, value in zip(words, [*words[1:], ""], strict=False):
         is_rail = name.startswith(_RAIL_PREFIXES) and "@" not in name
-        if not is_rail and not ("mW" in value and name.isidentifier()):
+        if name in _MEMORY or not (
+            is_rail or (name.isidentifier() and ("mW" in value or _AND_AVERAGE.fullmatch(value)))
+        ):
             continue
         power = _POWER.fullmatch(value)
         if power is not None:
@@ -175,6 +181,9 @@ class LineReader:
                 values = {}
             values.update(found)
             self._rails = self._rails or frozenset(values)
+            if new := sorted(values.keys() - self._rails):
+                self.faults.append(f"A sample of {self.source.name} has {', '.join(new)}, which the first one had not.")
+                values = {name: power for name, power in values.items() if name in self._rails}
             if self._rails <= values.keys():
                 return RailSamples(time_ns=time_ns, values=values)
         return None

@@ -1,6 +1,6 @@
 """Which rails a machine has, which of them make up its total, and which part of it that total covers.
 
-Sources: NVIDIA Jetson Linux Developer Guide (r35.6, r36, r38), "Software-Based Power Consumption Modeling"; Linux
+Sources: NVIDIA Jetson Linux Developer Guide (r32, r35.6, r36, r38), "Software-Based Power Consumption Modeling"; Linux
 `arch/arm64/boot/dts/nvidia/tegra234-p3701.dtsi`, `tegra234-p3767.dtsi`; docs.kernel.org/power/powercap.
 """
 
@@ -19,14 +19,21 @@ class Total:
 
 _TOTALS = (
     Total(rails=("VIN",), covers="module and carrier board, at the input (Thor)"),
-    Total(rails=("VDD_IN",), covers="module, at its input (Orin NX, Orin Nano, Xavier NX)"),
+    Total(rails=("VDD_IN",), covers="module, at its input (Orin NX, Orin Nano, Xavier NX, TX2)"),
     # The DDR rail VDDQ_VDD2_1V8AO is fed by VIN_SYS_5V0: adding it would count it twice.
     Total(rails=("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), covers="module, sum of its inputs (AGX Orin)"),
     Total(rails=("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), covers="module, sum of its inputs (Thor)"),
+    Total(
+        rails=("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+        covers="module, sum of its six rails; none is at its input (AGX Xavier)",
+    ),
     Total(rails=("POM_5V_IN",), covers="board, at its 5 V input (Nano, TX1)"),
 )
 
-_PARTS = ("VDD_CPU_GPU_CV", "VDD_SOC", "VDDQ_VDD2_1V8AO", "POM_5V_GPU", "POM_5V_CPU")
+_PARTS = (
+    *("VDD_CPU_GPU_CV", "VDD_SOC", "VDDQ_VDD2_1V8AO", "POM_5V_GPU", "POM_5V_CPU"),
+    *("VDD_CPU", "VDD_DDR", "VDD_WIFI", "VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_SYS_CPU", "VDD_SYS_DDR", "VDD_4V0_WIFI"),
+)
 """Rails that lie behind one of those above."""
 
 _RAPL_SUMMED = re.compile(r"package-\d+(/dram)?")

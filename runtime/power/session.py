@@ -311,7 +311,7 @@ def _reasons(
         reasons["energy_j"] = "the samples do not cover the window"
     elif seconds < SECONDS_NEEDED:
         reasons["energy_j"] = f"n too small: {seconds:.1f} of {SECONDS_NEEDED:g} s"
-    elif not has_total:
+    if joules and not has_total:
         reasons["total"] = f"no known set of rails is this machine's total; it has {', '.join(joules)}"
     if idle_seconds <= 0:
         reasons["idle_mw"] = "idle was not measured before the load"

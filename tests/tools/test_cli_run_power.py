@@ -108,6 +108,49 @@ def test_a_run_has_the_power_and_energy_of_a_frame(
     assert "Power of the rails" in page and "energy of one inference" in page
 
 
+XAVIER = "CPU [0%@1190] GPU@30.5C GPU 460/460 CPU 610/610 SOC 2900/2900 CV 0/0 VDDRQ 300/300 SYS5V 3300/3300"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            XAVIER,
+            [
+                r"power +7\.57 W, idle 7\.57 W; \d+ samples of tegrastats",
+                r"power covers +module, sum of its six rails; none is at its input \(AGX Xavier\)",
+                r"rails +GPU 0\.46\d* W, CPU 0\.61\d* W, SOC 2\.9\d* W, CV 0\S* W, VDDRQ 0\.3\d* W, SYS5V 3\.3\d* W",
+            ],
+        ),
+        (
+            ORIN_NX + " VDD_NEW 7mW/8mW",
+            [
+                r"rails +VDD_IN 4\.52\d* W, VDD_CPU_GPU_CV 1\.32\d* W \(part\), ",
+                r", VDD_NEW 0\.007\d* W \(unknown, in no total\)",
+            ],
+        ),
+        (
+            "RAM 1/2MB GPU 460/460 NEW_ONE 540/540",
+            [
+                r"power +not stated: no known set of rails is this machine's total; it has GPU, NEW_ONE",
+                r"rails +GPU 0\.46\d* W",
+                r"sum of rails +1\S* W; no total, for rails may be parts of others",
+            ],
+        ),
+    ],
+    ids=["agx-xavier", "unknown rail", "unknown machine"],
+)
+def test_every_rail_is_shown_with_what_it_is(
+    typed: Callable[..., tuple[int, str, str]], tmp_path: Path, line: str, shown: list[str]
+) -> None:
+    program(tmp_path / "tegrastats", f"while :; do echo '{line}'; sleep 0.02; done")
+    code, out, err = typed("tegrastats:./tegrastats")
+    assert code == 0, err
+    out = re.sub(r"\n {8,}", " ", out)  # long rows are folded
+    for pattern in shown:
+        assert re.search(pattern, out), out
+
+
 def test_a_short_run_states_power_and_no_energy(
     typed: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,25 @@ AGX_ORIN = (
 )
 XAVIER_NX = RAM + "EMC_FREQ 7% GR3D_FREQ 33% AO@35C PMIC@100C VDD_IN 3902/3611 VDD_CPU_GPU_CV 1331/1180 VDD_SOC 997/941"
 NANO = RAM + "EMC_FREQ 14%@1600 GR3D_FREQ 22%@921 APE 25 POM_5V_IN 3012/2950 POM_5V_GPU 40/81 POM_5V_CPU 483/512"
+AGX_XAVIER_4 = (  # JetPack 4: rails have the names of the units
+    "RAM 14700/15692MB (lfb 3x2MB) SWAP 0/7846MB (cached 0MB) CPU [0%@1190,0%@1190,off,off] EMC_FREQ 0% GR3D_FREQ 0% "
+    "AO@30C GPU@30.5C Tboard@31C AUX@30C CPU@31C thermal@30.8C PMIC@100C GPU 460/470 CPU 610/615 SOC 2900/2905 CV 0/0 "
+    "VDDRQ 300/301 SYS5V 3300/3310"
+)
+AGX_XAVIER_5 = (
+    RAM + "EMC_FREQ 0%@1600 GR3D_FREQ 0%@[318] VIC_FREQ 115 APE 150 AUX@36C CPU@37.5C GPU 0mW/0mW CPU 776mW/776mW "
+    "SOC 1555mW/1555mW CV 0mW/0mW VDDRQ 311mW/311mW SYS5V 2334mW/2334mW"
+)
+TX2 = (
+    "RAM 2310/7852MB (lfb 1024x4MB) SWAP 0/3926MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [6%@345,off,off,3%@345] "
+    "EMC_FREQ 4%@665 GR3D_FREQ 0%@114 VIC_FREQ 0%@115 APE 150 MTS fg 0% bg 0% PLL@35C MCPU@35C PMIC@100C Tboard@32C "
+    "VDD_IN 2452/2460 VDD_CPU 152/153 VDD_GPU 76/77 VDD_SOC 458/459 VDD_WIFI 0/19 VDD_DDR 555/560"
+)
+TX2_3 = (
+    "RAM 2049/7846MB (lfb 840x4MB) CPU [0%@345,off,off,0%@345] EMC_FREQ 1%@1600 GR3D_FREQ 0%@114 BCPU@40C "
+    "VDD_SYS_GPU 152/152 VDD_SYS_SOC 457/457 VDD_4V0_WIFI 19/19 VDD_IN 2560/2560 VDD_SYS_CPU 152/152 "
+    "VDD_SYS_DDR 576/576"
+)
 THOR = (
     "05-14-2026 21:36:35 "
     + RAM
@@ -55,17 +74,49 @@ THOR_BARE = RAM + "cpu@43.8C gpu@43.9C VDD_GPU 5517mW VDD_CPU_SOC_MSS 7484mW VIN
         (XAVIER_NX, {"VDD_IN": 3902, "VDD_CPU_GPU_CV": 1331, "VDD_SOC": 997}),
         (NANO, {"POM_5V_IN": 3012, "POM_5V_GPU": 40, "POM_5V_CPU": 483}),
         (THOR, {"VDD_GPU": -392, "VDD_CPU_SOC_MSS": 3924, "VIN_SYS_5V0": 5064, "VIN": 15004}),
+        (AGX_XAVIER_4, {"GPU": 460, "CPU": 610, "SOC": 2900, "CV": 0, "VDDRQ": 300, "SYS5V": 3300}),
+        (AGX_XAVIER_5, {"GPU": 0, "CPU": 776, "SOC": 1555, "CV": 0, "VDDRQ": 311, "SYS5V": 2334}),
+        (TX2, {"VDD_IN": 2452, "VDD_CPU": 152, "VDD_GPU": 76, "VDD_SOC": 458, "VDD_WIFI": 0, "VDD_DDR": 555}),
+        (
+            TX2_3,
+            {
+                "VDD_SYS_GPU": 152,
+                "VDD_SYS_SOC": 457,
+                "VDD_4V0_WIFI": 19,
+                "VDD_IN": 2560,
+                "VDD_SYS_CPU": 152,
+                "VDD_SYS_DDR": 576,
+            },
+        ),
+        (
+            AGX_XAVIER_4 + " NEW_ONE 7/8",
+            {"GPU": 460, "CPU": 610, "SOC": 2900, "CV": 0, "VDDRQ": 300, "SYS5V": 3300, "NEW_ONE": 7},
+        ),
         (THOR_7_2, {"VDD_GPU": 37528, "VDD_CPU_SOC_MSS": 18961, "VIN_SYS_5V0": 18331, "VIN": 87426}),
         (THOR_BARE, {"VDD_GPU": 5517, "VDD_CPU_SOC_MSS": 7484, "VIN_SYS_5V0": 6309, "VIN": 28548}),
         (ORIN_NX + " NEW_RAIL 7mW/8mW", {"VDD_IN": 4521, "VDD_CPU_GPU_CV": 1320, "VDD_SOC": 1080, "NEW_RAIL": 7}),
     ],
-    ids=["orin-nx", "agx-orin", "xavier-nx", "nano", "thor", "thor-jetpack-7.2", "thor-bare", "unknown-rail"],
+    ids=[
+        "orin-nx",
+        "agx-orin",
+        "xavier-nx",
+        "nano",
+        "thor",
+        "agx-xavier-4",
+        "agx-xavier-5",
+        "tx2",
+        "tx2-3",
+        "agx-xavier-new",
+        "thor-jetpack-7.2",
+        "thor-bare",
+        "unknown-rail",
+    ],
 )
 def test_tegrastats_gives_the_instantaneous_power_of_every_rail(line: str, rails: dict[str, float]) -> None:
     assert rails_from_tegrastats(line + "\n") == rails
 
 
-@pytest.mark.parametrize("line", [ORIN_NX, AGX_ORIN, THOR, THOR_7_2, XAVIER_NX])
+@pytest.mark.parametrize("line", [ORIN_NX, AGX_ORIN, THOR, THOR_7_2, XAVIER_NX, AGX_XAVIER_4, TX2])
 def test_a_cut_line_of_tegrastats_never_gives_a_wrong_power(line: str) -> None:
     whole = rails_from_tegrastats(line)
     refused = 0
@@ -125,6 +176,15 @@ def test_tegrastats_runs_and_its_bad_lines_are_counted(program: Callable[[str, s
         reader.close()
     assert time.perf_counter() - start < 2
     assert reader.read() is None
+
+
+def test_a_rail_that_the_first_line_had_not_is_a_fault(program: Callable[[str, str], None]) -> None:
+    program("tegrastats", f"echo '{ORIN_NX}'; echo '{ORIN_NX} VDD_NEW 5mW/5mW'; exec sleep 60")
+    reader = tegrastats_reader()
+    sample = reader.read()
+    reader.close()
+    assert sample is not None and sample.values == rails_from_tegrastats(ORIN_NX)
+    assert reader.faults == ["A sample of tegrastats has VDD_NEW, which the first one had not."]
 
 
 def test_a_program_that_stops_says_so(program: Callable[[str, str], None]) -> None:
