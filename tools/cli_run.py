@@ -3,27 +3,20 @@
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from trt_compress.errors import ConfigError, StreamError
+from trt_compress.errors import StreamError
 from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
 from trt_compress.tools.console import print_json, progress
 
 if TYPE_CHECKING:
-    from trt_compress.runtime.stream.levels import LevelSet
-    from trt_compress.runtime.stream.pace import Pace
-    from trt_compress.runtime.stream.parts import Sink
+    from trt_compress.runtime.stream.pipeline import Policy
     from trt_compress.runtime.stream.result import StreamResult
-
-_RESULT_FILE = "result.json"
-_PROGRESS_S = 0.25
 
 
 def run(
@@ -110,152 +103,52 @@ def run(
     Ctrl-C ends the stream; what was on its way arrives, and the result is written.
     """
     with needs_extra("cpu"):
-        from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
-        from trt_compress.runtime.session import Session
-        from trt_compress.runtime.stream.control import ControllerSettings
-        from trt_compress.runtime.stream.levels import levels_from_sessions
-        from trt_compress.runtime.stream.pipeline import Settings
-        from trt_compress.runtime.stream.quality import labels_from_file
-        from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
-        from trt_compress.runtime.stream.scheduling import scheduled
-    from trt_compress import __version__
-    from trt_compress.tools.machine import describe_device, package_versions
+        from trt_compress.tools.streaming import run as run_bundle
 
-    if level and not adapt:
-        raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
-    if not 0 <= idle_s < 1e6:
-        raise ConfigError(f"--power-idle-s {idle_s:g}; give a time of at least 0 s.")
-    pace = _pace(source, fps, burst, gap_ms)
-    settings = Settings(
-        pace=pace,
-        policy=policy,  # type: ignore[arg-type]  # Settings checks it
-        queue_depth=queue_depth,
-        deadline_ns=_nanoseconds("--deadline-ms", deadline_ms),
-        frames=frames,
-        stall_s=stall_s,
-    )
-    reader, power_reason = reader_or_reason(power)
-    options = StreamOptions(
-        settings=settings,
-        warmup=warmup,
-        adapt=ControllerSettings() if adapt else None,
-        threads=threads,
-        scheduling="realtime" if realtime else "default",
-        power_reason=power_reason,
-        resample=resample,
-        device=describe_device(),
-        versions={"trt-compress": __version__, **package_versions()},
-    )
     error: StreamError | None = None
-    with ExitStack() as held:
-        if reader is not None:
-            held.callback(reader.close)
-        step = held.enter_context(progress("Streaming"))
-        step("opening")
-        with scheduled(options.scheduling):
-            sessions = [
-                Session.open(path, backend=backend, threads=threads, spin=False, native=native)
-                for path in (bundle, *(level or ()))
-            ]
-        levels = levels_from_sessions(sessions)
-        if labels is not None:
-            meaning = sessions[0].bundle.manifest.postprocess
-            options = replace(options, labels=labels_from_file(labels, meaning, levels.outputs))
-        sinks = _sinks(overlay, out, levels, fps)
-        opened = open_sources(source, levels, stall_s=stall_s, resample=resample)
-        asked = held.enter_context(_interruptible())
-
-        def stream() -> "StreamResult":
-            return run_stream(
-                levels,
-                opened,
-                options=options,
-                sinks=sinks,
-                streams=len(source),
-                progress=_throttled(step),
+    try:
+        with progress("Streaming") as step, _interruptible() as asked:
+            result = run_bundle(
+                bundle,
+                source=source,
+                fps=fps,
+                burst=burst,
+                gap_ms=gap_ms,
+                policy=cast("Policy", policy),  # it is checked there
+                queue_depth=queue_depth,
+                deadline_ms=deadline_ms,
+                frames=frames,
+                stall_s=stall_s,
+                warmup=warmup,
+                adapt=adapt,
+                level=level or (),
+                labels=labels,
+                resample=resample,
+                out=out,
+                overlay=overlay,
+                report=report,
+                power=power,
+                power_idle_s=idle_s,
+                realtime=realtime,
+                backend=backend,
+                threads=threads,
+                native=native,
+                progress=step,
+                wrote=lambda path: print(f"Wrote {path}", file=sys.stderr),
                 interrupt=asked,
             )
-
-        try:
-            if reader is None:
-                result = stream()
-            else:
-                step(f"measuring the idle machine for {idle_s:g} s")
-                result = run_with_power(stream, reader, idle_seconds=idle_s, interrupt=asked)
-        except StreamError as broken:
-            error, result = broken, _result_of(broken)
-    if report is not None:
-        _write(report, result)
-    if json and error is None:
+    except StreamError as broken:
+        error, result = broken, cast("StreamResult | None", broken.result)
+    if json and error is None and result is not None:
         print_json(result.to_json())
-    elif not json:
+    elif result is not None and not json:
         from trt_compress.tools.stream_tables import print_stream
 
         print_stream(result)
     if error is not None:
         raise error
-    if result.ended == "interrupted":
+    if result is not None and result.ended == "interrupted":
         raise typer.Exit(130)
-
-
-def _sinks(overlay: Path | None, out: Path | None, levels: "LevelSet", fps: float | None) -> list["Sink"]:
-    from trt_compress.runtime.stream.sinks import JsonLines, Overlay, Sound
-
-    meaning = levels.sessions[0].bundle.manifest.postprocess
-    gives_sound = meaning.get("kind") == "audio"
-    sinks: list[Sink] = []
-    if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
-        gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
-        raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
-    if overlay is not None and gives_sound:
-        output, rate = meaning["output"], meaning["sample_rate"]
-        sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))
-    elif overlay is not None:
-        sinks.append(Overlay(overlay, fps or 30.0))
-    if out is not None:
-        sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
-    return sinks
-
-
-def _result_of(broken: StreamError) -> "StreamResult":
-    """What there is of a stream that broke; before its first frame there is nothing but the error."""
-    from trt_compress.runtime.stream.result import StreamResult
-
-    if not isinstance(broken.result, StreamResult):
-        raise broken
-    return broken.result
-
-
-def _pace(sources: list[str], fps: float | None, burst: int | None, gap_ms: float | None) -> "Pace":
-    from trt_compress.runtime.stream.pace import Pace
-    from trt_compress.runtime.stream.sources import is_live
-
-    if burst is not None or gap_ms is not None:
-        return Pace(kind="bursts", fps=fps, burst=burst, gap_ns=_nanoseconds("--gap-ms", gap_ms))
-    if fps is not None:
-        return Pace(kind="fixed rate", fps=fps)
-    return Pace(kind="live" if is_live(sources[0]) else "closed loop")
-
-
-def _nanoseconds(option: str, milliseconds: float | None) -> int | None:
-    if milliseconds is None:
-        return None
-    if not 0 < milliseconds < 1e9:
-        raise ConfigError(f"{option} {milliseconds:g}; give a time above 0 ms.")
-    return round(milliseconds * 1e6)
-
-
-def _throttled(step: Callable[[str], None]) -> Callable[[int], None]:
-    """Tell how many frames have come, but not for every one."""
-    said_at = 0.0
-
-    def tell(frames: int) -> None:
-        nonlocal said_at
-        if (now := time.monotonic()) - said_at > _PROGRESS_S:
-            said_at = now
-            step(f"{frames} frames")
-
-    return tell
 
 
 @contextmanager
@@ -274,17 +167,3 @@ def _interruptible() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write(directory: Path, result: "StreamResult") -> None:
-    path = directory / _RESULT_FILE
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(result.to_text(), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None
-    from trt_compress.tools.report.from_stream import report_from_stream
-    from trt_compress.tools.report.write import write_all
-
-    for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
-        print(f"Wrote {written}", file=sys.stderr)

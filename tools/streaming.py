@@ -1,0 +1,237 @@
+"""A bundle on a stream: what stands behind `trt-compress run`."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from trt_compress import __version__
+from trt_compress.errors import ConfigError, StreamError
+from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
+from trt_compress.runtime.session import Session
+from trt_compress.runtime.stream.control import ControllerSettings
+from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
+from trt_compress.runtime.stream.pace import Pace
+from trt_compress.runtime.stream.parts import Sink
+from trt_compress.runtime.stream.pipeline import Policy, Settings
+from trt_compress.runtime.stream.quality import labels_from_file
+from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
+from trt_compress.runtime.stream.scheduling import scheduled
+from trt_compress.runtime.stream.sinks import JsonLines, Overlay, Sound
+from trt_compress.runtime.stream.sources import is_live
+from trt_compress.tools.machine import describe_device, package_versions
+
+_RESULT_FILE = "result.json"
+_PROGRESS_S = 0.25
+
+
+def run(
+    bundle: str | Path,
+    *,
+    source: str | Sequence[str],
+    fps: float | None = None,
+    burst: int | None = None,
+    gap_ms: float | None = None,
+    policy: Policy = "block",
+    queue_depth: int = 2,
+    deadline_ms: float | None = None,
+    frames: int | None = None,
+    stall_s: float = 10.0,
+    warmup: int = 5,
+    adapt: bool = False,
+    level: Sequence[str | Path] = (),
+    labels: str | Path | None = None,
+    resample: bool = False,
+    out: str | Path | None = None,
+    overlay: str | Path | None = None,
+    report: str | Path | None = None,
+    power: str = "off",
+    power_idle_s: float = 10.0,
+    realtime: bool = False,
+    backend: str = "ort-cpu",
+    threads: int | None = None,
+    native: bool | str | Path | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+    wrote: Callable[[Path], None] = lambda path: None,
+    interrupt: threading.Event | None = None,
+) -> StreamResult:
+    """Run a bundle on a stream: every frame timed, and none unaccounted for.
+
+    Args:
+        bundle: Its directory.
+        source: `video.mp4`, `camera:0`, `rtsp://…`, a pattern such as `frames/*.png`, `audio.wav`, `mic` or
+            `scene.npz`; several are streams in one query.
+        fps: A frame each 1/fps s, whatever happens; None: the next when the last is done.
+        burst: Frames of a burst; needs `gap_ms`.
+        gap_ms: Pause between bursts.
+        policy: What a full queue does: "block", "latest" or "drop-oldest".
+        queue_depth: Frames that may wait before each stage.
+        deadline_ms: From arrival to delivery; later frames are counted as misses.
+        frames: End after as many.
+        stall_s: Give up when the source is silent for so long.
+        warmup: Runs on the first frame, before the stream starts.
+        adapt: Choose a keep level for every frame, so that `deadline_ms` holds.
+        level: More keep levels for `adapt`: bundles of the same model, kept otherwise.
+        labels: A file of true answers that scores the results.
+        resample: Convert sound of another rate and mix its channels; otherwise it is refused.
+        out: A file for one line of JSON a frame.
+        overlay: A file for the frames with the results drawn in (.mp4), or a codec's sound (.wav).
+        report: A directory for result.json, its report, a page with plots and a trace.
+        power: Reader of power and energy: "auto", "ina", "tegrastats", "nvidia-smi", "rapl" or "off".
+        power_idle_s: How long the idle machine is measured before.
+        realtime: Real-time threads.
+        backend: As `Session.open` takes it.
+        threads: As `Session.open` takes it.
+        native: As `Session.open` takes it.
+        progress: Is told what is being done.
+        wrote: Is told each file of the report.
+        interrupt: Ends the stream when it is set; what was on its way arrives.
+
+    Raises:
+        ConfigError, BundleError, UnsupportedError: Something that was given is wrong, or cannot be done here.
+        StreamError: The stream could not go on; its `result` is what there is, and the report has been written.
+    """
+    if level and not adapt:
+        raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
+    if not 0 <= power_idle_s < 1e6:
+        raise ConfigError(f"--power-idle-s {power_idle_s:g}; give a time of at least 0 s.")
+    sources = [source] if isinstance(source, str) else list(source)
+    if not sources:
+        raise ConfigError("source is empty; give at least one, such as 'video.mp4' or 'camera:0'.")
+    pace = _pace(sources, fps, burst, gap_ms)
+    settings = Settings(
+        pace=pace,
+        policy=policy,
+        queue_depth=queue_depth,
+        deadline_ns=_nanoseconds("--deadline-ms", deadline_ms),
+        frames=frames,
+        stall_s=stall_s,
+    )
+    reader, power_reason = reader_or_reason(power)
+    options = StreamOptions(
+        settings=settings,
+        warmup=warmup,
+        adapt=ControllerSettings() if adapt else None,
+        threads=threads,
+        scheduling="realtime" if realtime else "default",
+        power_reason=power_reason,
+        resample=resample,
+        device=describe_device(),
+        versions={"trt-compress": __version__, **package_versions()},
+    )
+    asked = interrupt or threading.Event()
+    error: StreamError | None = None
+    with ExitStack() as held:
+        if reader is not None:
+            held.callback(reader.close)
+        progress("opening")
+        with scheduled(options.scheduling):
+            sessions = [
+                Session.open(path, backend=backend, threads=threads, spin=False, native=native)
+                for path in (bundle, *level)
+            ]
+        levels = levels_from_sessions(sessions)
+        if labels is not None:
+            meaning = sessions[0].bundle.manifest.postprocess
+            options = replace(options, labels=labels_from_file(Path(labels), meaning, levels.outputs))
+        sinks = _sinks(_path(overlay), _path(out), levels, fps)
+        opened = open_sources(sources, levels, stall_s=stall_s, resample=resample)
+
+        def stream() -> StreamResult:
+            return run_stream(
+                levels,
+                opened,
+                options=options,
+                sinks=sinks,
+                streams=len(sources),
+                progress=_throttled(progress),
+                interrupt=asked,
+            )
+
+        try:
+            if reader is None:
+                result = stream()
+            else:
+                progress(f"measuring the idle machine for {power_idle_s:g} s")
+                result = run_with_power(stream, reader, idle_seconds=power_idle_s, interrupt=asked)
+        except StreamError as broken:
+            error, result = broken, _result_of(broken)
+    if report is not None:
+        _write(Path(report), result, wrote)
+    if error is not None:
+        raise error
+    return result
+
+
+def _sinks(overlay: Path | None, out: Path | None, levels: LevelSet, fps: float | None) -> list[Sink]:
+    meaning = levels.sessions[0].bundle.manifest.postprocess
+    gives_sound = meaning.get("kind") == "audio"
+    sinks: list[Sink] = []
+    if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
+        gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
+        raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
+    if overlay is not None and gives_sound:
+        output, rate = meaning["output"], meaning["sample_rate"]
+        sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))
+    elif overlay is not None:
+        sinks.append(Overlay(overlay, fps or 30.0))
+    if out is not None:
+        sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
+    return sinks
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _result_of(broken: StreamError) -> StreamResult:
+    """What there is of a stream that broke; before its first frame there is nothing but the error."""
+    if not isinstance(broken.result, StreamResult):
+        raise broken
+    return broken.result
+
+
+def _pace(sources: list[str], fps: float | None, burst: int | None, gap_ms: float | None) -> Pace:
+    if burst is not None or gap_ms is not None:
+        return Pace(kind="bursts", fps=fps, burst=burst, gap_ns=_nanoseconds("--gap-ms", gap_ms))
+    if fps is not None:
+        return Pace(kind="fixed rate", fps=fps)
+    return Pace(kind="live" if is_live(sources[0]) else "closed loop")
+
+
+def _nanoseconds(option: str, milliseconds: float | None) -> int | None:
+    if milliseconds is None:
+        return None
+    if not 0 < milliseconds < 1e9:
+        raise ConfigError(f"{option} {milliseconds:g}; give a time above 0 ms.")
+    return round(milliseconds * 1e6)
+
+
+def _throttled(step: Callable[[str], None]) -> Callable[[int], None]:
+    """Tell how many frames have come, but not for every one."""
+    said_at = 0.0
+
+    def tell(frames: int) -> None:
+        nonlocal said_at
+        if (now := time.monotonic()) - said_at > _PROGRESS_S:
+            said_at = now
+            step(f"{frames} frames")
+
+    return tell
+
+
+def _write(directory: Path, result: StreamResult, wrote: Callable[[Path], None]) -> None:
+    path = directory / _RESULT_FILE
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(result.to_text(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None
+    from trt_compress.tools.report.from_stream import report_from_stream
+    from trt_compress.tools.report.write import write_all
+
+    for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
+        wrote(written)
