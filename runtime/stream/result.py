@@ -268,6 +268,15 @@ class StreamResult(Record):
             data = strict_json(text)
         except ValueError as error:
             raise ConfigError(f"{where} is not valid JSON ({error}); run the stream again.") from None
+        return cls.from_data(data, where)
+
+    @classmethod
+    def from_data(cls, data: object, where: str = "the result") -> "StreamResult":
+        """Read the parsed JSON document.
+
+        Raises:
+            ConfigError: As `from_text`.
+        """
         _check_kind(data, where)
         try:
             result = cls.from_json(data, where)

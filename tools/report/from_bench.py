@@ -37,6 +37,11 @@ class _Operators(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Flops(Record):
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Identity(Record):
     name: str
     model: str
@@ -44,7 +49,7 @@ class _Identity(Record):
     compression: str
     precision: str
     opset: int
-    flops: dict[str, Any] | None
+    flops: _Flops | None
     baseline_flops: float | None
     sites: tuple[Site, ...]
     graph_bytes: int
@@ -76,7 +81,7 @@ class _Bench(Record):
     result_version: str
     protocol: _Protocol
     sides: tuple[_Side, ...]
-    quality: dict[str, dict[str, Any]] | None
+    quality: dict[str, dict[str, float]] | None
     device: dict[str, Any]
     versions: dict[str, str]
 
@@ -96,7 +101,7 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
     try:
         bench = _Bench.from_json(data, where)
     except BundleError as error:  # a record says so of a bundle's files; this is none
-        raise ConfigError(error.message) from None
+        raise ConfigError(f"{error.message.rstrip('.')}; run `trt-compress bench --json` again.") from None
     if not bench.sides or not all(side.latencies_ns for side in bench.sides):
         raise ConfigError(f"{where} holds no timed run; run `trt-compress bench --json` again.")
     device: Literal["cpu", "gpu"] = "cpu" if bench.protocol.backend.endswith("cpu") else "gpu"
@@ -229,7 +234,7 @@ def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ..
 
 def _compression(identity: _Identity) -> Compression:
     sites = identity.sites
-    flops = (identity.flops or {}).get("total")
+    flops = identity.flops.total if identity.flops else None
     tokens = [site.tokens_in for site in sites[:1]] + [site.tokens_out for site in sites[-1:]]
     counted = [float(value) if isinstance(value, int) else None for value in tokens] or [None, None]
     reasons = {

@@ -171,14 +171,15 @@ def _present(column: Sequence[int | None], rows: Sequence[int]) -> list[int]:
 
 def _latency(result: StreamResult) -> Latency:
     rows = _delivered(result)
-    inference = _present(result.frames.stage_ns.get("session", ()), rows) if rows else []
+    stages = result.frames.stage_ns
+    inference = _present(stages["session"], rows) if "session" in stages else []
     end_to_end = result.frames.end_to_end_ns()
     gaps = np.diff(np.sort([result.frames.end_ns[row] for row in rows])).astype(np.float64)
     delivered = result.counts.delivered
     missed, why_not = _missed(result)
     reasons = {}
     for name, missing, why in (
-        ("inference", not inference, "no frame was delivered"),
+        ("inference", not inference, "no frame was delivered" if not rows else "the result does not time the session"),
         ("end_to_end", not end_to_end, "no frame was delivered"),
         ("max_minus_median_ns", not end_to_end, "no frame was delivered"),
         ("throughput_per_s", not result.wall_ns, "the stream took no time"),
@@ -303,7 +304,7 @@ def _lower_first(words: str) -> str:
 
 def _verdict(result: StreamResult, device: Literal["cpu", "gpu"]) -> Verdict:
     rows, frames = _delivered(result), result.frames
-    inference = _present(frames.stage_ns.get("session", ()), rows) if rows else []
+    inference = _present(frames.stage_ns["session"], rows) if "session" in frames.stage_ns else []
     end_to_end = frames.end_to_end_ns()
     base = verdict(inference, device=device)
     invalid = []

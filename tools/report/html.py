@@ -53,7 +53,10 @@ def _head(report: Report) -> str:
     identity, device = report.sides[0].identity, report.machine.device
     machine = ", ".join(str(device[key]) for key in ("cpu",) if device.get(key))
     cores = f" ({device['cores']} cores)" if device.get("cores") else ""
-    gpus = ", ".join(str(gpu.get("name")) for gpu in device.get("gpus") or [] if isinstance(gpu, dict))
+    listed = device.get("gpus")
+    gpus = (
+        ", ".join(str(gpu.get("name")) for gpu in listed if isinstance(gpu, dict)) if isinstance(listed, list) else ""
+    )
     when = f", {report.started_at[:19].replace('T', ' ')}" if report.started_at else ""
     lines = [
         f"{identity.model}, {identity.compression}, {identity.precision}",

@@ -196,8 +196,8 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
         return None
     kind = sides[0].latency.headline[0]
     title = f"Distribution of the {kind} latency"
-    low = min(plots.ecdf_ms[0] for _, plots, _ in shown)
-    high = max(plots.ecdf_ms[-1] for _, plots, _ in shown)
+    low = min(min(plots.ecdf_ms) for _, plots, _ in shown)
+    high = max(max(plots.ecdf_ms) for _, plots, _ in shown)
     most = max(part.n for _, _, part in shown)
     top = _nines(1, most)
 

@@ -1,6 +1,8 @@
 """Read whatever can be reported: the result of a stream or of a benchmark, or a report."""
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,32 +30,77 @@ def load(path: Path) -> Loaded:
     """Read a file, or the `result.json` of a directory that `trt-compress run` wrote.
 
     Raises:
-        ConfigError: It cannot be read, or is none of the three documents.
+        ConfigError: It cannot be read, is none of the three documents, or its parts do not fit.
     """
     if path.is_dir():
+        if not (path / "result.json").exists():
+            raise ConfigError(f"'{path}' is a directory without a result.json; {_GIVE}.")
         path = path / "result.json"
     where = f"'{path}'"
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise ConfigError(
-            f"{where} cannot be read ({error.strerror}); give the result of `trt-compress run` or `bench --json`."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not valid JSON ({error}); run the measurement again.") from None
+    data = _read_json(path, where)
     document = data.get("document") if isinstance(data, dict) else None
+    stream = None
     if document == STREAM:
-        result = StreamResult.from_text(text, where)
-        return Loaded(path=path, report=report_from_stream(result), stream=result)
-    if document == BENCH or (document is None and _is_old_bench(data)):
-        return Loaded(path=path, report=report_from_bench(data, where), stream=None)
-    if document == REPORT:
-        return Loaded(path=path, report=Report.from_data(data, where), stream=None)
-    raise ConfigError(
-        f"{where} is no result that can be reported; give what `trt-compress run`, `trt-compress bench --json` or "
-        "`trt-compress report` wrote."
-    )
+        stream = StreamResult.from_data(data, where)
+        report = report_from_stream(stream)
+    elif document == BENCH or (document is None and _is_old_bench(data)):
+        report = report_from_bench(data, where)
+    elif document == REPORT:
+        report = Report.from_data(data, where)
+    else:
+        raise ConfigError(
+            f"{where} is no result that can be reported; give what `trt-compress run`, `trt-compress bench --json` or "
+            "`trt-compress report` wrote."
+        )
+    report.check(where)
+    return Loaded(path=path, report=report, stream=stream)
+
+
+def _read_json(path: Path, where: str) -> Any:
+    """One JSON document, in any of the Unicode encodings, with or without a byte-order mark."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be read ({error.strerror}); {_GIVE}.") from None
+    if not raw.strip(b"\0 \t\r\n"):
+        raise ConfigError(f"{where} is empty; run the measurement again.")
+    try:
+        text = raw.decode(json.detect_encoding(raw))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where} is not a text file, so it is no JSON document; {_GIVE}.") from None
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float)
+        if _HALF_A_CHARACTER.search(text):
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where} holds half of a character (a lone surrogate); run the measurement again.") from None
+    except (ValueError, RecursionError) as error:
+        reason = f"{error} after a whole document" if str(error).startswith("Extra data") else error
+        raise ConfigError(f"{where} is not valid JSON ({reason}); run the measurement again.") from None
+    return data
+
+
+_GIVE = "give the result of `trt-compress run --report` or `trt-compress bench --json`"
+
+_HALF_A_CHARACTER = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+
+_LARGEST = 2.0**63
+"""No number of a measurement is as large; beyond it, integers and floats of the machine end."""
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) < 30 else int(_LARGEST)
+    return value if abs(value) < _LARGEST else int(_refuse_size(text))
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    return value if abs(value) < _LARGEST and math.isfinite(value) else float(_refuse_size(text))
+
+
+def _refuse_size(text: str) -> float:
+    shown = text if len(text) < 20 else f"{text[:12]}…, {len(text)} characters"
+    raise ValueError(f"{shown} is larger than any number that is measured")
 
 
 def _is_old_bench(data: Any) -> bool:

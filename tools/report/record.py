@@ -7,6 +7,7 @@ is read and what it added is kept; a newer major version is refused.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -377,7 +378,55 @@ class Report(Record):
         try:
             report = cls.from_json(data, where)
         except BundleError as error:  # a record says so of a bundle's files; this is none
-            raise ConfigError(error.message) from None
+            raise ConfigError(f"{error.message.rstrip('.')}; make the report again.") from None
         if not report.sides:
             raise ConfigError(f"{where} has no side, so it reports nothing; make the report again.")
         return report
+
+    def check(self, where: str) -> None:
+        """Check what the types do not say: that columns which belong together are equally long, and counts possible.
+
+        Raises:
+            ConfigError: They do not fit; the message names the part.
+        """
+        for number, side in enumerate(self.sides):
+            at = f"{where}.sides[{number}]"
+            for name, part in _distributions(side):
+                if part is not None and part.n < 1:
+                    raise ConfigError(f"{at}.{name} says n = {part.n}; it must be at least 1. Make the report again.")
+            for name, columns in _columns(side):
+                lengths = {column: len(values) for column, values in columns.items()}
+                if len(set(lengths.values())) > 1:
+                    shown = ", ".join(f"{column} {length}" for column, length in lengths.items())
+                    raise ConfigError(f"{at}.{name} has columns of unequal length ({shown}); make the report again.")
+            for name, value, least in _counts(side):
+                if value < least:
+                    raise ConfigError(
+                        f"{at}.{name} is {value}; it must be at least {least}. Run the measurement again."
+                    )
+
+
+def _distributions(side: Side) -> Iterator[tuple[str, Distribution | None]]:
+    latency = side.latency
+    yield "latency.inference", latency.inference
+    yield "latency.end_to_end", latency.end_to_end
+    yield "latency.after_idle", latency.after_idle
+    yield from ((f"split['{part.stage}'].latency", part.latency) for part in side.split)
+
+
+def _columns(side: Side) -> Iterator[tuple[str, dict[str, tuple[Any, ...]]]]:
+    plots, power = side.plots, side.resources.power
+    for names in (("latency_x", "latency_ms"), ("ecdf_ms", "ecdf_share"), ("tokens_x", "tokens_out")):
+        yield "plots", {name: getattr(plots, name) for name in names}
+    yield "plots", {name: getattr(plots, name) for name in ("lost_x", "lost_count", "lost_outcome")}
+    if power is not None:
+        yield "resources.power", {"times_s": power.times_s, **power.power_mw}
+
+
+def _counts(side: Side) -> Iterator[tuple[str, float, int]]:
+    if side.accounting is not None:
+        for name in ("frames_in", "delivered", "dropped", "failed", "rows"):
+            yield f"accounting.{name}", getattr(side.accounting, name), 0
+    yield from ((f"plots.lost_count[{place}]", count, 1) for place, count in enumerate(side.plots.lost_count))
+    if side.resources.power is not None:
+        yield "resources.power.seconds", side.resources.power.seconds, 0

@@ -86,4 +86,4 @@ def _ratio(ratio: Ratio) -> str:
 
 
 def _value(value: float | None) -> str | None:
-    return count(value) if value is None or value.is_integer() else number(value)
+    return count(value) if value is None or float(value).is_integer() else number(value)

@@ -1,5 +1,6 @@
-"""Streams that were never run: every number of them is known before the report is made."""
+"""Streams and benchmarks that were never run: every number of them is known before the report is made."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trt_compress.runtime.latency import Samples, speedup, summarize, verdict
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.power import PowerResult, RailSamples
 from trt_compress.runtime.power.reader import Source
@@ -174,6 +176,78 @@ def stream_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def bench_json(*, pairs: int = 200, baseline: bool = True, ratio: float = 1.5, **identity: Any) -> dict[str, Any]:
+    """What `trt-compress bench --json` writes, of latencies that are known."""
+    generator = np.random.default_rng(1)
+    a = tuple(round(10 * MS * (1 + 0.02 * x)) for x in generator.standard_normal(pairs))
+    b = tuple(round(ns * ratio * (1 + 0.01 * x)) for ns, x in zip(a, generator.standard_normal(pairs), strict=True))
+    samples = Samples(a_ns=a, b_ns=b if baseline else (), warmup=5)
+
+    def side(role: str, ns: tuple[int, ...], compression: str) -> dict[str, Any]:
+        return {
+            "role": role,
+            "identity": {
+                "name": f"zoo:digits_vit {compression}",
+                "model": "zoo:digits_vit",
+                "weights": "digits_vit.safetensors",
+                "compression": compression,
+                "precision": "fp32",
+                "opset": 20,
+                "flops": {"total": 85.7e6},
+                "baseline_flops": 128e6,
+                "sites": [],
+                "graph_bytes": 3_600_000,
+                "sha256": {"model.onnx": "ab" * 32},
+                "operators": {"paths": {"function": 8}, "native_library": None},
+                **identity,
+            },
+            "first_inference_ns": 30 * MS,
+            "latencies_ns": list(ns),
+            "latency": summarize(ns).to_json(),
+            "verdict": verdict(ns, device="cpu").to_json(),
+        }
+
+    sides = [side("bundle", samples.a_ns, "tome:num_merged=5")]
+    sides += [side("baseline", samples.b_ns, "none")] if baseline else []
+    return {
+        "document": "trt-compress bench",
+        "result_version": "1.1",
+        "protocol": {
+            "kind": "closed loop, interleaved ABAB" if baseline else "closed loop",
+            "backend": "ort-cpu",
+            "threads": 1,
+            "spinning": False,
+            "batch": 4,
+            "pairs": pairs,
+            "warmup": 5,
+            "inputs": "random, seed 0",
+        },
+        "sides": sides,
+        "speedup": speedup(samples.a_ns, samples.b_ns).to_json() if baseline else None,
+        "quality": {"logits": {"n": 4, "max_abs": 0.5, "cosine": 0.99, "top1_agreement": 0.75}} if baseline else None,
+        "device": {"cpu": "AMD EPYC", "cores": 2},
+        "versions": {"trt-compress": "0.1.0"},
+    }
+
+
+@pytest.fixture
+def bench_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write the result of a benchmark; its options are those of `bench_json`."""
+
+    def write(file: str, **options: Any) -> Path:
+        path = tmp_path / file
+        path.write_text(json.dumps(bench_json(**options)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_bench() -> Callable[..., dict[str, Any]]:
+    """Make what `trt-compress bench --json` writes; its options are those of `bench_json`."""
+    return bench_json
 
 
 @pytest.fixture

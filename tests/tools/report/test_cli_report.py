@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import numpy as np
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.latency import Samples, speedup, summarize, verdict
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report import record as record_module
 from trt_compress.tools.report.budget import hold, parse_budget
@@ -23,75 +21,9 @@ from trt_compress.tools.report.read import load
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Write = Callable[..., Path]
 MakeStream = Callable[..., StreamResult]
-MS = 1_000_000
+MakeBench = Callable[..., dict[str, Any]]
 
 SCHEMA = json.loads((Path(record_module.__file__).parent / "schema/report-1.schema.json").read_text())
-
-
-def bench_json(*, pairs: int = 200, baseline: bool = True, ratio: float = 1.5, **identity: Any) -> dict[str, Any]:
-    """What `trt-compress bench --json` writes, of latencies that are known."""
-    generator = np.random.default_rng(1)
-    a = tuple(round(10 * MS * (1 + 0.02 * x)) for x in generator.standard_normal(pairs))
-    b = tuple(round(ns * ratio * (1 + 0.01 * x)) for ns, x in zip(a, generator.standard_normal(pairs), strict=True))
-    samples = Samples(a_ns=a, b_ns=b if baseline else (), warmup=5)
-
-    def side(role: str, ns: tuple[int, ...], compression: str) -> dict[str, Any]:
-        return {
-            "role": role,
-            "identity": {
-                "name": f"zoo:digits_vit {compression}",
-                "model": "zoo:digits_vit",
-                "weights": "digits_vit.safetensors",
-                "compression": compression,
-                "precision": "fp32",
-                "opset": 20,
-                "flops": {"total": 85.7e6},
-                "baseline_flops": 128e6,
-                "sites": [],
-                "graph_bytes": 3_600_000,
-                "sha256": {"model.onnx": "ab" * 32},
-                "operators": {"paths": {"function": 8}, "native_library": None},
-                **identity,
-            },
-            "first_inference_ns": 30 * MS,
-            "latencies_ns": list(ns),
-            "latency": summarize(ns).to_json(),
-            "verdict": verdict(ns, device="cpu").to_json(),
-        }
-
-    sides = [side("bundle", samples.a_ns, "tome:num_merged=5")]
-    sides += [side("baseline", samples.b_ns, "none")] if baseline else []
-    return {
-        "document": "trt-compress bench",
-        "result_version": "1.1",
-        "protocol": {
-            "kind": "closed loop, interleaved ABAB" if baseline else "closed loop",
-            "backend": "ort-cpu",
-            "threads": 1,
-            "spinning": False,
-            "batch": 4,
-            "pairs": pairs,
-            "warmup": 5,
-            "inputs": "random, seed 0",
-        },
-        "sides": sides,
-        "speedup": speedup(samples.a_ns, samples.b_ns).to_json() if baseline else None,
-        "quality": {"logits": {"n": 4, "max_abs": 0.5, "cosine": 0.99, "top1_agreement": 0.75}} if baseline else None,
-        "device": {"cpu": "AMD EPYC", "cores": 2},
-        "versions": {"trt-compress": "0.1.0"},
-    }
-
-
-@pytest.fixture
-def bench_file(tmp_path: Path) -> Write:
-    """Write the result of a benchmark; its options are those of `bench_json`."""
-
-    def write(file: str, **options: Any) -> Path:
-        path = tmp_path / file
-        path.write_text(json.dumps(bench_json(**options)))
-        return path
-
-    return write
 
 
 def seen(finished: "subprocess.CompletedProcess[str]") -> str:
@@ -119,7 +51,7 @@ def test_the_page_and_the_trace_lie_beside_the_result(cli: Cli, stream_file: Wri
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.report.html", "a.trace.json"}
 
 
-def test_a_benchmark_is_reported_with_its_pairs(cli: Cli, bench_file: Write) -> None:
+def test_a_benchmark_is_reported_with_its_pairs(cli: Cli, bench_file: Write, make_bench: MakeBench) -> None:
     bench_file("bench.json")
     finished = cli("report", "bench.json", "--html")
     assert finished.returncode == 0, finished.stderr
@@ -127,7 +59,7 @@ def test_a_benchmark_is_reported_with_its_pairs(cli: Cli, bench_file: Write) -> 
     assert "logits top1_agreement 0.7500 4 baseline, on random inputs" in seen(finished)
     report = json.loads(cli("report", "bench.json", "--json").stdout)
     jsonschema.validate(report, SCHEMA)
-    given = bench_json()
+    given = make_bench()
     assert report["speedup"]["median"] == given["speedup"]["median"]
     for side, expected in zip(report["sides"], given["sides"], strict=True):
         for name in ("n", "median_ns", "p95_ns", "p99_ns", "std_ns"):
