@@ -42,6 +42,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library, choose
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
+from trt_compress.runtime.tokens import token_flows
 
 __all__ = [
     "BuildPlan",
@@ -314,13 +315,16 @@ def _of(graph: GraphSpec, prepared: _Prepared) -> str:
     return f" {graph.name}" if len(prepared.graphs) > 1 else ""
 
 
-def _tokens(manifest: Manifest) -> list[Any] | dict[str, list[Any]]:
-    """Tokens before the first site and after each; of several graphs by their names."""
-    chains: dict[str, list[Any]] = {}
-    for site in manifest.compression:
-        graph = site.site.partition("/")[0] if len(manifest.graphs) > 1 else ""
-        chains.setdefault(graph, [site.tokens_in]).append(site.tokens_out)
-    return chains.get("", []) if len(manifest.graphs) == 1 else chains
+def _tokens(manifest: Manifest) -> list[Any] | dict[str, Any] | str:
+    """Tokens before the first site and after each; of several graphs by their names.
+
+    Where the sites are no chain, as each chooses from all tokens, in words how many it computes.
+    """
+    flows = token_flows(manifest.compression)
+    said = {flow.graph: list(flow.chain) or f"{flow.text} ({flow.note})" for flow in flows}
+    if len(manifest.graphs) == 1 and len(said) < 2:
+        return said.popitem()[1] if said else []
+    return said
 
 
 def _verify(

@@ -81,7 +81,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
                 config=site.config.to_json(),
                 tokens_in=site.tokens_in,
                 tokens_out=site.tokens_out,
-            )
+            ).with_groups(groups=site.groups, padding=site.padding, keeps_rest=site.keeps_rest)
             for graph in graphs
             for site in graph.module.plan
         ),

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -113,13 +113,42 @@ class Batch(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression(Record):
-    """One compressor at one site, and its tokens in and out; a number that varies is given as a symbol."""
+    """One compressor at one site, and its tokens in and out; a number that varies is given as a symbol.
+
+    The counts are of one group of tokens. Version 1.0 did not say how many groups a sample has and what becomes of the
+    rest; `with_groups` adds it, among the fields that are no part of the digest.
+    """
 
     site: str
     compressor: str
     config: dict[str, Any]
     tokens_in: Dim
     tokens_out: Dim
+
+    @property
+    def groups(self) -> int:
+        """Groups of `tokens_in` tokens that a sample has at this site: windows, images."""
+        return self._count("groups", 1) or 1
+
+    @property
+    def padding(self) -> int:
+        """Of all `groups * tokens_in` tokens of a sample, those that fill up windows and are none of the model's."""
+        return self._count("padding", 0)
+
+    @property
+    def keeps_rest(self) -> bool:
+        """Whether the tokens that are not computed here are kept, so that none is removed."""
+        return self.extra.get("keeps_rest") is True
+
+    def with_groups(self, *, groups: int, padding: int, keeps_rest: bool) -> "Compression":
+        """The same, and what version 1.0 did not say, where it is not what goes without saying."""
+        said = {"groups": groups, "padding": padding, "keeps_rest": keeps_rest}
+        usual = {"groups": 1, "padding": 0, "keeps_rest": False}
+        return replace(self, extra={**self.extra, **{name: v for name, v in said.items() if v != usual[name]}})
+
+    def _count(self, name: str, default: int) -> int:
+        value = self.extra.get(name, default)
+        return value if type(value) is int and value >= 0 else default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

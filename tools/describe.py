@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo
+from trt_compress.runtime.tokens import part_text, token_flows, tokens_text
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
 
 
@@ -18,7 +19,7 @@ def print_bundle(bundle: Bundle) -> None:
         for state in manifest.states
     ]
     _print_if_any("States", ("state", "graph", "from run to run", "tensor"), states)
-    sites = [(part.site, part.compressor, f"{part.tokens_in} → {part.tokens_out}") for part in manifest.compression]
+    sites = [(part.site, part.compressor, _site_tokens(part)) for part in manifest.compression]
     _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
     operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
     _print_if_any("Operators", ("operator", "op type", "version", "nodes", "lowering"), operators)
@@ -52,6 +53,7 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("model", f"{manifest.model.source} ({manifest.model.family})"),
         ("weights", origin),
         ("compression", compression_text(manifest)),
+        ("tokens", _sample_tokens(manifest)),
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
         ("batch", f"{batch.min}:{batch.opt}:{batch.max}"),
         ("FLOPs an input", _flops(manifest)),
@@ -68,6 +70,18 @@ def _verification(manifest: Manifest) -> str:
         return "not verified"
     error = "" if summary.max_abs_error is None else f", largest error {summary.max_abs_error:.1e}"
     return ("passed" if summary.passed else "FAILED") + error
+
+
+def _sample_tokens(manifest: Manifest) -> str | None:
+    flows = token_flows(manifest.compression)
+    notes = "; ".join(dict.fromkeys(flow.note for flow in flows))
+    return f"{tokens_text(manifest.compression)} ({notes})" if flows else None
+
+
+def _site_tokens(site: Compression) -> str:
+    if site.keeps_rest or site.groups > 1:
+        return part_text(site.groups, site.tokens_in, site.tokens_out)
+    return f"{site.tokens_in} → {site.tokens_out}"
 
 
 def _flops(manifest: Manifest) -> str | None:

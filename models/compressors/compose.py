@@ -19,6 +19,12 @@ class SitePlan:
 
     Counts include the prefix; one that varies with the inputs is a symbol. Behind the last layer `layer` is the number
     of layers.
+
+    Attributes:
+        tokens_in, tokens_out: Of one group of tokens.
+        groups: Groups of one sample at this site: windows, images.
+        padding: Tokens of all groups together that fill up windows.
+        keeps_rest: The tokens that are not computed here are kept, none is removed.
     """
 
     name: str
@@ -27,6 +33,9 @@ class SitePlan:
     config: CompressorConfig
     tokens_in: int | str
     tokens_out: int | str
+    groups: int = 1
+    padding: int = 0
+    keeps_rest: bool = False
 
 
 def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:

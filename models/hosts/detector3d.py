@@ -128,6 +128,11 @@ class Detector3DConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def windows(self) -> int:
+        """Windows of an image, those that are padded among them."""
+        return math.prod(-(-side // self.window) for side in self.grid)
+
+    @property
     def point_range(self) -> tuple[float, ...]:
         """Least x, y, z and largest x, y, z, metres."""
         low, high = self.height_range_m
@@ -316,7 +321,7 @@ class CompressedDetector3D(CompressedModule):
             raise ConfigError(f"{name}: {' and '.join(s.name for s in specs)} would route the same blocks; give one.")
         self.detector = module
         self.info = host_info(module.config, name)
-        self.steps, self.plan = _place(specs, self.info)
+        self.steps, self.plan = _place(specs, self.info, module.config)
         self.training = module.training
 
     def detach(self) -> nn.Module:
@@ -494,7 +499,9 @@ class CompressedDetector3D(CompressedModule):
         return points.reshape(batch, -1, 3)
 
 
-def _place(specs: Sequence[CompressorSpec], info: HostInfo) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:
+def _place(
+    specs: Sequence[CompressorSpec], info: HostInfo, config: Detector3DConfig
+) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:
     """A step for every layer that scores tokens, and every block whose tokens it routes, up to the next such layer."""
     steps, plans = nn.ModuleDict(), []
     for spec in specs:
@@ -506,6 +513,7 @@ def _place(specs: Sequence[CompressorSpec], info: HostInfo) -> tuple[nn.ModuleDi
         layers = compressor.layers(spec.config, info)
         for layer in range(min(layers, default=info.depth), info.depth):
             tokens = info.num_tokens if layer not in info.whole_layers else info.num_patches
+            groups = config.num_cameras * (1 if layer in info.whole_layers else config.windows)
             scored_at = max(scored for scored in layers if scored <= layer)
             step = compressor(spec.config, info, scored_at, tokens)
             if layer == scored_at:
@@ -518,6 +526,9 @@ def _place(specs: Sequence[CompressorSpec], info: HostInfo) -> tuple[nn.ModuleDi
                     config=spec.config,
                     tokens_in=tokens,
                     tokens_out=step.tokens_out,
+                    groups=groups,
+                    padding=groups * tokens - config.num_cameras * info.num_patches,
+                    keeps_rest=True,
                 )
             )
     return steps, tuple(plans)

@@ -146,6 +146,7 @@ class ReusingViT(CompressedModule):
                     config=config,
                     tokens_in=self.num_patches,
                     tokens_out=self.step.tokens_out,
+                    keeps_rest=True,
                 ),
             )
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from weakref import WeakSet
 
 from trt_compress.errors import ConfigError
@@ -13,6 +12,7 @@ from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.result import LevelInfo
+from trt_compress.runtime.tokens import tokens_of_sample
 
 _claimed: "WeakSet[Session]" = WeakSet()
 _claim_lock = threading.Lock()
@@ -26,7 +26,7 @@ class Level:
         name: As the result calls it.
         run: Inputs by name → outputs by name, with the states of the session behind it.
         info: What it is, for the result.
-        tokens: Tokens of one sample before the first compressor and after the last, or None.
+        tokens: Tokens of one sample before and after, as `tokens_of_sample` has them, or None.
         cost: FLOPs of one sample, if known; the order of levels follows from it.
     """
 
@@ -135,7 +135,7 @@ def _levels_of_graphs(session: Session) -> LevelSet:
             flops=cost,
         )
         levels.append(
-            Level(name=name, run=partial(session.run_graph, name), info=info, tokens=_tokens(sites), cost=cost)
+            Level(name=name, run=partial(session.run_graph, name), info=info, tokens=tokens_of_sample(sites), cost=cost)
         )
     return LevelSet(
         levels=_in_order(levels),
@@ -160,16 +160,9 @@ def _level_of_session(session: Session) -> Level:
             flops=(manifest.flops or {}).get("total"),
             baseline_flops=manifest.baseline_flops,
         ),
-        tokens=_tokens(manifest.compression),
+        tokens=tokens_of_sample(manifest.compression),
         cost=(manifest.flops or {}).get("total"),
     )
-
-
-def _tokens(compression: Sequence[Any]) -> tuple[int, int] | None:
-    if not compression:
-        return None
-    first, last = compression[0].tokens_in, compression[-1].tokens_out
-    return (first, last) if isinstance(first, int) and isinstance(last, int) else None
 
 
 def _with_unique_names(levels: Sequence[Level]) -> list[Level]:

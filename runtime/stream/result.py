@@ -139,7 +139,8 @@ class Frames(Record):
         stage_ns: Stage → its own work.
         queue_wait_ns: Queue → the time from the end of the stage before until the stage took the frame.
         tokens_in: Tokens of one sample before the first compressor, if known.
-        tokens_out: Tokens of one sample after the last compressor, if known.
+        tokens_out: Tokens of one sample after the last compressor, if known; where the tokens that a site does not
+            compute are kept, the most that a site computes.
         first_after_idle: Whether the frame was the first after a pause.
     """
 

@@ -235,9 +235,12 @@ def test_plan_and_tokens_agree() -> None:
     with recording() as record:
         run(net, make_frames(count=1))
     tokens = {key.split("/")[0]: tensor for key, tensor in record.items() if key.endswith("/tokens")}
-    assert [(name, tensor.shape[1]) for name, tensor in tokens.items()] == [
-        (site.name, site.tokens_out) for site in net.plan
+    assert [(name, *tensor.shape[:2]) for name, tensor in tokens.items()] == [
+        (site.name, site.groups, site.tokens_out) for site in net.plan
     ]
+    whole = net.info.num_patches * net.detector.config.num_cameras  # the windows of 16 are padded
+    assert all(site.groups * site.tokens_in - site.padding == whole for site in net.plan)
+    assert [site.padding > 0 for site in net.plan] == [True, False, True]
 
 
 def before_norm(detector: Detector3D, spec: str) -> Tensor:

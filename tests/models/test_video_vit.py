@@ -189,6 +189,7 @@ def test_names_and_shapes_of_the_levels(model: VisionTransformer) -> None:
         "patches", "age", *(f"keys_values_{layer}" for layer in range(6))
     }  # fmt: skip
     assert [(site.name, site.tokens_in, site.tokens_out) for site in few.module.plan] == [("patch_embed", 144, 36)]
+    assert few.module.plan[0].keeps_rest
     (alone,) = video_vit.attach(model, parse_spec("static_reuse"))
     assert alone.name == "model" and {state.name for state in alone.states} == {None}
 

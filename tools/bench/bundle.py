@@ -195,7 +195,7 @@ def identity(manifest: Manifest) -> dict[str, Any]:
         "opset": manifest.opset,
         "flops": manifest.flops,
         "baseline_flops": manifest.baseline_flops,
-        "sites": [part.to_json(with_extra=False) for part in manifest.compression],
+        "sites": [part.to_json() for part in manifest.compression],
         "graph_bytes": sum(
             manifest.files[name].bytes for graph in manifest.graphs for name in (graph.file, *graph.external_data)
         ),

@@ -9,6 +9,7 @@ from trt_compress.errors import BundleError, ConfigError
 from trt_compress.runtime.latency import speedup, summarize, verdict
 from trt_compress.runtime.manifest import Compression as Site
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.tokens import tokens_of_sample, why_no_tokens
 from trt_compress.tools.bench.bundle import DOCUMENT, RESULT_VERSION
 from trt_compress.tools.report.from_stream import DEVICE_PARTS, machine
 from trt_compress.tools.report.record import (
@@ -55,6 +56,7 @@ class _Identity(Record):
     graph_bytes: int
     sha256: dict[str, str]
     operators: _Operators
+    graphs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,27 +235,25 @@ def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ..
 
 
 def _compression(identity: _Identity) -> Compression:
-    sites = identity.sites
+    ran = [name for name in identity.graphs if len(identity.sha256) > 1]
+    sites = tuple(site for site in identity.sites if not ran or site.site.rpartition("/")[0] in ran)
     flops = identity.flops.total if identity.flops else None
-    tokens = [site.tokens_in for site in sites[:1]] + [site.tokens_out for site in sites[-1:]]
-    counted = [float(value) if isinstance(value, int) else None for value in tokens] or [None, None]
+    tokens = tokens_of_sample(sites)
     reasons = {
         "kv_bytes_before": f"{NOT_HERE}: the result does not record a key-value cache",
         "kv_bytes_after": f"{NOT_HERE}: the result does not record a key-value cache",
         "selector_ns": f"{NOT_HERE}: it takes a profiler, and none is attached to a timed run",
     }
-    why = "nothing compresses it" if not sites else "the number varies with the input"
-    for name, value in (("tokens_in", counted[0]), ("tokens_out", counted[1])):
-        if value is None:
-            reasons[name] = why
+    if tokens is None:
+        reasons |= dict.fromkeys(("tokens_in", "tokens_out"), why_no_tokens(sites))
     for name, value in (("flops", flops), ("baseline_flops", identity.baseline_flops)):
         if value is None:
             reasons[name] = "the bundle does not say"
     return Compression(
         sites=sites,
         levels=(),
-        tokens_in=counted[0],
-        tokens_out=counted[1],
+        tokens_in=None if tokens is None else float(tokens[0]),
+        tokens_out=None if tokens is None else float(tokens[1]),
         kv_bytes_before=None,
         kv_bytes_after=None,
         flops=flops,

@@ -10,7 +10,9 @@ from trt_compress.errors import ConfigError
 from trt_compress.runtime.latency import WINDOW_TOLERANCE, verdict, window_spread
 from trt_compress.runtime.power.stream import power_of
 from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.runtime.tokens import token_flows, tokens_of_sample, why_no_tokens
 from trt_compress.tools.describe import sites_text
+from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.record import (
     NOT_HERE,
     Accounting,
@@ -237,7 +239,8 @@ def _part(name: str, stage: str, ns: list[int]) -> Part:
 def _compression(result: StreamResult) -> Compression:
     rows, frames, levels = _delivered(result), result.frames, result.identity.levels
     used = Counter(frames.level[row] for row in rows)
-    tokens_in, tokens_out = _present(frames.tokens_in, rows), _present(frames.tokens_out, rows)
+    tokens = _tokens(result)
+    tokens_in, tokens_out = ([pair[end] for row in rows if (pair := tokens[row])] for end in (0, 1))
     first = levels[0]
     reasons = {
         "kv_bytes_before": f"{NOT_HERE}: the result does not record a key-value cache",
@@ -246,7 +249,7 @@ def _compression(result: StreamResult) -> Compression:
     }
     for name, missing in (("tokens_in", not tokens_in), ("tokens_out", not tokens_out)):
         if missing:
-            reasons[name] = "the bundle does not say"
+            reasons[name] = "no frame was delivered" if not rows else why_no_tokens(first.compression)
     for name in ("flops", "baseline_flops"):
         if getattr(first, name) is None:
             reasons[name] = "the bundle does not say"
@@ -271,6 +274,25 @@ def _compression(result: StreamResult) -> Compression:
         switches=len(result.controller.switches) if result.controller else 0,
         reasons=reasons,
     )
+
+
+def _tokens(result: StreamResult) -> list[tuple[int, int] | None]:
+    """Tokens of each frame, before and after.
+
+    Earlier versions recorded the first site's input and the last one's output, whatever lies between: where the sites
+    of a level do not follow each other, what they say together counts.
+    """
+    frames = result.frames
+    recorded = [
+        None if a is None or b is None else (a, b) for a, b in zip(frames.tokens_in, frames.tokens_out, strict=True)
+    ]
+    flows = {level.name: token_flows(level.compression) for level in result.identity.levels}
+    apart = {
+        level.name: tokens_of_sample(level.compression)
+        for level in result.identity.levels
+        if len(flows[level.name]) > 1 or any(not flow.chain for flow in flows[level.name])
+    }
+    return [apart.get(level or "", pair) for level, pair in zip(frames.level, recorded, strict=True)]
 
 
 def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources:
@@ -337,10 +359,9 @@ def _plots(result: StreamResult) -> Plots:
     seconds = [frames.arrival_ns[row] / 1e9 for row in rows]
     end_to_end_ms = [(frames.end_ns[row] - frames.arrival_ns[row]) / 1e6 for row in rows]
     latency_x, latency_ms = thin(seconds, end_to_end_ms)
-    with_tokens = [row for row in rows if frames.tokens_out[row] is not None]
-    tokens_x, tokens_out = thin(
-        [frames.arrival_ns[row] / 1e9 for row in with_tokens], _present(frames.tokens_out, with_tokens)
-    )
+    tokens = _tokens(result)
+    with_tokens = [(frames.arrival_ns[row] / 1e9, pair[1]) for row in rows if (pair := tokens[row])]
+    tokens_x, tokens_out = thin([x for x, _ in with_tokens], [count for _, count in with_tokens])
     lost = [row for row, outcome in enumerate(frames.outcome) if outcome != "delivered"]
     lost_x, lost_count, lost_outcome = gather(
         [frames.arrival_ns[row] / 1e9 for row in lost], [frames.outcome[row] for row in lost], result.wall_ns / 1e9
@@ -362,11 +383,14 @@ def _plots(result: StreamResult) -> Plots:
 
 
 def _waterfalls(result: StreamResult, rows: Sequence[int], end_to_end_ms: Sequence[float]) -> tuple[Waterfall, ...]:
-    """The delivered frame whose end-to-end time is the (lower) median, and the slowest one."""
+    """The delivered frame whose end-to-end time is nearest to the median, and the slowest one."""
     if not rows:
         return ()
     order = sorted(range(len(rows)), key=lambda index: end_to_end_ms[index])
-    chosen = {"A typical frame: its end-to-end time is the median": order[(len(order) - 1) // 2]}
+    median = float(np.median(end_to_end_ms))
+    typical = min(order, key=lambda index: abs(end_to_end_ms[index] - median))
+    of = "is the median" if end_to_end_ms[typical] == median else f"is nearest to the median of {number(median)} ms"
+    chosen = {f"A typical frame: its end-to-end time {of}": typical}
     if len(order) > 1:
         chosen["The slowest frame"] = order[-1]
     return tuple(

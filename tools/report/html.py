@@ -10,7 +10,7 @@ from pathlib import Path
 from trt_compress.tools.report.numbers import count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
 from trt_compress.tools.report.record import Distribution, Report, Side
-from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text
+from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text, tokens_parts
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -111,7 +111,9 @@ def _side_tiles(side: Side, name: str) -> list[Tile]:
         lost = accounting.dropped + accounting.failed
         words = f"{accounting.dropped} dropped, {accounting.failed} failed of {accounting.frames_in}"
         tiles.append((f"{name}frames lost", percent(lost, accounting.frames_in), words))
-    if compression.tokens_in is not None and compression.tokens_out is not None:
+    if apart := tokens_parts(compression):
+        tiles.append((f"{name}tokens", *apart))
+    elif compression.tokens_in is not None and compression.tokens_out is not None:
         tokens = f"{count(compression.tokens_in)} → {count(compression.tokens_out)}"
         tiles.append((f"{name}tokens", tokens, ""))
     for metric in side.quality[:3]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from trt_compress.runtime.tokens import token_flows
 from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.record import Distribution, Plots, Side, Waterfall
 from trt_compress.tools.report.svg import (
@@ -295,7 +296,7 @@ def _waterfall(fall: Waterfall, identifier: str) -> Figure:
     ]
     return Figure(
         title=title,
-        caption=f"{fall.title}, {number(total)} ms. Blue bars are work, grey ones are waiting.",
+        caption=f"{fall.title}; this one took {number(total)} ms. Blue bars are work, grey ones are waiting.",
         svgs=tuple(svgs),
         columns=("part", "kind", "from ms", "ms", "share"),
         rows=tuple(rows),
@@ -305,7 +306,9 @@ def _waterfall(fall: Waterfall, identifier: str) -> Figure:
 
 def _tokens(side: Side, identifier: str) -> Figure:
     plots = side.plots
-    title = "Tokens per frame after the last compressor"
+    flows = token_flows(side.compression.sites)
+    keeps = any(flow.keeps_rest for flow in flows)
+    title = "Tokens of a frame that a site computes, at most" if keeps else "Tokens per frame after the last compressor"
     high = max(plots.tokens_out)
     top = max(high, side.compression.tokens_in or 0) * 1.08 or 1.0
     first, last = min(0.0, plots.tokens_x[0]), plots.tokens_x[-1]
@@ -324,7 +327,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
         if side.compression.tokens_in is not None:
             y = to_y(side.compression.tokens_in)
             board.line(size.left, y, right, y, "reference")
-            words = f"tokens in: {tick_text(side.compression.tokens_in)}"
+            words = f"{'all tokens' if keeps else 'tokens in'}: {tick_text(side.compression.tokens_in)}"
             board.text(right, y - 5, words, anchor="end", kind="label")
         board.steps([to_x(x) for x in plots.tokens_x], [to_y(y) for y in plots.tokens_out], _series_kind(0))
 
@@ -334,7 +337,8 @@ def _tokens(side: Side, identifier: str) -> Figure:
     description = f"{span} tokens a frame."
     return Figure(
         title=title,
-        caption=f"{description} The line goes from frame to frame; the reference is what the model gets uncompressed.",
+        caption=f"{description} The line goes from frame to frame; the dotted line is what "
+        + ("the frame has; the tokens that are not computed are kept." if keeps else "the model gets uncompressed."),
         svgs=_drawn(draw, identifier, title, description, height=200),
         columns=("from", "to", "fewest", "most"),
         rows=tuple(rows),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trt_compress.runtime.latency import SAMPLES_NEEDED
+from trt_compress.runtime.tokens import token_flows, tokens_text
 from trt_compress.tools.console import format_bytes
 from trt_compress.tools.report.numbers import count, large, ms, number, percent, reason
-from trt_compress.tools.report.record import Distribution, Report, Side
+from trt_compress.tools.report.record import Compression, Distribution, Report, Side
 
 Cell = str | None
 
@@ -197,24 +198,52 @@ def _compression(side: Side) -> list[Section]:
     if part.flops and part.baseline_flops:
         flops = f"{flops}, {part.baseline_flops / part.flops:.2f}× fewer than the {large(part.baseline_flops)} of dense"
     values = {
-        "tokens_in": ("tokens in, median", count(part.tokens_in)),
-        "tokens_out": ("tokens out, median", count(part.tokens_out)),
         "flops": ("FLOPs of one sample", flops),
         "kv_bytes_before": ("KV cache before", _bytes(part.kv_bytes_before)),
         "kv_bytes_after": ("KV cache after", _bytes(part.kv_bytes_after)),
         "selector_ns": ("selector's own cost", ms(part.selector_ns)),
     }
-    rows = [(label, value or reason(part.reasons, name)) for name, (label, value) in values.items()]
+    rows = tokens_rows(part)
+    rows += [(label, value or reason(part.reasons, name)) for name, (label, value) in values.items()]
     if len(part.levels) > 1:
         rows.append(("changes of the keep level", str(part.switches)))
     sections = [Section(title="Compression", rows=tuple(rows))]
     if part.sites:
-        sites = tuple((site.site, site.compressor, str(site.tokens_in), str(site.tokens_out)) for site in part.sites)
-        sections.append(Section(title="Tokens per site", columns=("site", "compressor", "in", "out"), rows=sites))
+        grouped = any(site.groups > 1 for site in part.sites)
+        sites = tuple(
+            (site.site, site.compressor, str(site.tokens_in), str(site.tokens_out), *([str(site.groups)] * grouped))
+            for site in part.sites
+        )
+        columns = ("site", "compressor", "in", "out", *(["groups"] * grouped))
+        sections.append(Section(title="Tokens per site", columns=columns, rows=sites))
     if len(part.levels) > 1:
         levels = tuple((level.name, str(level.frames), large(level.flops), level.compression) for level in part.levels)
         sections.append(Section(title="Keep levels", columns=("level", "frames", "FLOPs", "compression"), rows=levels))
     return sections
+
+
+def tokens_rows(part: Compression) -> list[tuple[str, str]]:
+    """What becomes of the tokens: in and out where sites follow each other, else what the sites say together."""
+    text = tokens_parts(part)
+    if text is not None:
+        return [("tokens", f"{text[0]}, {text[1]}")]
+    return [
+        (f"{label}, median", count(value) or reason(part.reasons, name))
+        for name, label, value in (
+            ("tokens_in", "tokens in", part.tokens_in),
+            ("tokens_out", "tokens out", part.tokens_out),
+        )
+    ]
+
+
+def tokens_parts(part: Compression) -> tuple[str, str] | None:
+    """Number and note where the sites are no chain from one to the next; None where they are, or there is none."""
+    flows = token_flows(part.sites)
+    if not flows or (len(flows) == 1 and flows[0].chain):
+        return None
+    if len(part.levels) > 1 and part.tokens_in is not None and part.tokens_out is not None:
+        return f"{count(part.tokens_out)} of {count(part.tokens_in)}", "computed at a site, median over the frames"
+    return tokens_text(part.sites) or "-", "; ".join(dict.fromkeys(flow.note for flow in flows))
 
 
 def _quality(side: Side) -> Section:

@@ -20,6 +20,7 @@ from trt_compress.runtime.record import Record
 from trt_compress.runtime.stream.result import ControllerLog, StreamResult, Switch
 from trt_compress.tools.report import record as record_module
 from trt_compress.tools.report.from_stream import report_from_stream
+from trt_compress.tools.report.html import page_from_report
 from trt_compress.tools.report.record import Report
 from trt_compress.tools.report.sections import run_sections, side_sections
 
@@ -77,6 +78,54 @@ def test_the_split_follows_the_way_of_a_frame(make_stream: MakeStream) -> None:
     missing = [part for part in split if part.latency is None]
     assert [part.stage for part in missing] == ["enqueue", "h2d", "plugins", "d2h"]
     assert all(part.reason == "not measured here: the run was on a CPU" for part in missing)
+
+
+def routed(*, groups: bool) -> tuple[SiteCompression, ...]:
+    """Two blocks with windows and one over whole images of four cameras, each choosing from all 512 tokens."""
+    found = []
+    for layer, (count, kept, number) in enumerate(((64, 20, 8), (64, 20, 8), (128, 39, 4))):
+        plain = SiteCompression(site=f"blocks.{layer}", compressor="toc3d", config={}, tokens_in=count, tokens_out=kept)
+        found.append(plain.with_groups(groups=number, padding=0, keeps_rest=True) if groups else plain)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_tokens_of_sites_that_are_no_chain_are_never_set_side_by_side(make_stream: MakeStream, groups: bool) -> None:
+    """As a stream recorded them before: the first site's 64 beside the last one's 39, of 512 tokens in all."""
+    stream = make_stream(20)
+    level = replace(stream.identity.levels[0], compression=routed(groups=groups))
+    stream = replace(
+        stream,
+        identity=replace(stream.identity, levels=(level,)),
+        frames=replace(stream.frames, tokens_in=(64,) * 20, tokens_out=(39,) * 20),
+    )
+    report = report_from_stream(stream)
+    side = report.sides[0]
+    words = page_from_report(report)
+    assert ">39 of 64<" not in words and ">64 → 39<" not in words
+    if groups:
+        assert (side.compression.tokens_in, side.compression.tokens_out) == (512, 160)
+        assert set(side.plots.tokens_out) == {160}
+        assert "156 to 160 of 512" in words and "39 of 128 in each of 4" in words
+    else:
+        assert side.compression.tokens_in is None and not side.plots.tokens_x
+        assert side.compression.reasons["tokens_out"] == "the sites have counts of their own; see them"
+        assert "20 of 64 at a site, 39 of 128 at a site" in words
+    assert Report.from_data(json.loads(report.to_text()), "the report") == report
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 100])
+def test_the_typical_frame_is_nearest_to_the_median_that_the_report_states(make_stream: MakeStream, n: int) -> None:
+    side = report_from_stream(make_stream(n, noise=0.3)).sides[0]
+    part, typical = side.latency.end_to_end, side.plots.waterfalls[0]
+    assert part is not None
+    took = sum(step.ms for step in typical.steps)
+    distances = [abs(ms - part.median_ns / 1e6) for ms in side.plots.ecdf_ms]
+    assert abs(took - part.median_ns / 1e6) == pytest.approx(min(distances), abs=1e-9)
+    if n % 2:
+        assert typical.title.endswith("is the median") and took == pytest.approx(part.median_ns / 1e6)
+    else:
+        assert typical.title.endswith(f"is nearest to the median of {part.median_ns / 1e6:.1f} ms")
 
 
 def test_waterfalls_are_frames_that_there_were(make_stream: MakeStream) -> None:
