@@ -23,6 +23,7 @@ ALLOWED = {
         "models",
         "plugins",
         "runtime.manifest",
+        "runtime.tokens",
         "runtime.bundle",
         "runtime.ort",
         "runtime.onnx_nodes",
