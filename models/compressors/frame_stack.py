@@ -42,7 +42,7 @@ def read_projector(path: Path, width: int) -> StackProjector:
     Raises:
         ConfigError: the file cannot be read, or its tensors do not fit; they are named.
     """
-    from trt_compress.models.hosts.weights import read_tensors
+    from trt_compress.models.hosts.weights import read_tensors, require_floating
 
     tensors = read_tensors(path)
     found: dict[str, Tensor] = {}
@@ -56,6 +56,7 @@ def read_projector(path: Path, width: int) -> StackProjector:
             f"frame_stack: {path} has {', '.join(sorted(found)) or 'no linear1 and linear2'}; a projector is "
             f"{', '.join(sorted(wanted))}."
         )
+    require_floating(found, path.name)
     first, second = found["linear1.weight"], found["linear2.weight"]
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != width or second.shape[1] != first.shape[0]:
         raise ConfigError(

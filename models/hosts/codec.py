@@ -14,6 +14,7 @@ from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import HostInfo
 from trt_compress.models.compressors.compose import place_compressors
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, TensorSpec, WeightsInfo
+from trt_compress.models.hosts.weights import require_floating
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LINKS = (("encode.codes", "decode.codes"),)
@@ -172,7 +173,7 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Both names are known: weight_g and weight_v, and parametrizations.weight.original0 and original1.
 
     Raises:
-        ConfigError: one of a pair is missing.
+        ConfigError: one of a pair is missing, or not in floating point.
     """
     pattern = re.compile(r"(.*)\.(weight_[gv]|parametrizations\.weight\.original[01])")
     folded, pairs = {}, dict[str, dict[str, Tensor]]()
@@ -186,6 +187,7 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, pair in pairs.items():
         if len(pair) != 2:
             raise ConfigError(f"weights: {name} has only the {next(iter(pair))} of its weight normalisation.")
+        require_floating({f"{name}'s {part}": tensor for part, tensor in pair.items()}, "the checkpoint")
         direction = pair["direction"].double()
         norm = direction.flatten(1).norm(dim=1).reshape(-1, *[1] * (direction.ndim - 1))
         folded[f"{name}.weight"] = (direction * pair["length"].double() / norm).to(pair["direction"].dtype)

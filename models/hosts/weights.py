@@ -1,4 +1,4 @@
-"""Loading weights: safetensors or a PyTorch checkpoint, strictly, with every misfit named."""
+"""Loading weights: what a file holds goes into a model strictly, with every misfit named."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,24 +10,36 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import WeightsInfo
+from trt_compress.models.hosts.checkpoint import Weights, read_checkpoint, some
 
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 3
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 
 
-def load_weights(module: nn.Module, path: Path) -> WeightsInfo:
+def load_weights(module: nn.Module, path: Path, *, key: str | None = None) -> WeightsInfo:
     """Load the tensors of `path` into `module`; every tensor must be there, fit, and be used.
 
     Args:
         module: The model; changed only if everything fits.
-        path: A `.safetensors` file, or a checkpoint of `torch.save` (tensors only; nothing in it is executed).
+        path: A safetensors file, or a checkpoint of `torch.save` (tensors only; nothing in it is executed).
+        key: The place in the file, `state_dict_ema`; None: averaged weights before plain ones.
 
     Raises:
-        ConfigError: the file cannot be read, or tensors are missing, extra, misshaped or not finite; all are named.
+        ConfigError: the file cannot be read, or tensors are missing, extra, of another shape or type, or not finite;
+            the first few are named.
     """
-    load_tensors(module, read_tensors(path), path.name)
-    return WeightsInfo(source=path.name, sha256=file_sha256(path))
+    return load_found(module, read_checkpoint(path).weights(module.state_dict(), key), path)
+
+
+def load_found(module: nn.Module, weights: Weights, path: Path, *, note: str | None = None) -> WeightsInfo:
+    """Load what was found in `path`; `note` is added to what is said of where the weights come from.
+
+    Raises:
+        ConfigError: see `load_tensors`.
+    """
+    load_tensors(module, weights.tensors, weights.file)
+    notes = [text for text in (weights.note, note) if text]
+    return WeightsInfo(source=path.name, sha256=file_sha256(path), provenance="; ".join(notes) or None)
 
 
 def zoo_weights(card: Mapping[str, Any], *, data_license: bool = False) -> WeightsInfo:
@@ -73,61 +85,54 @@ def tensors_sha256(module: nn.Module) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or a checkpoint of `torch.save`; nothing in it is executed.
+    """The tensors of a file of which no model's names are known yet, without what training frameworks wrap around them.
 
     Raises:
-        ConfigError: there is no such file, or it holds no table of tensors.
+        ConfigError: see `read_checkpoint`.
     """
-    if not path.is_file():
+    return dict(read_checkpoint(path).largest().tensors)
+
+
+def require_floating(tensors: Mapping[str, Tensor], file: str) -> None:
+    """Check that tensors are weights in floating point, before anything is computed with them.
+
+    Raises:
+        ConfigError: some are whole numbers, truth values or complex; the first few are named.
+    """
+    if wrong := [f"{name} ({_dtype(tensor)})" for name, tensor in tensors.items() if tensor.dtype not in _FLOATS]:
         raise ConfigError(
-            f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE."
+            f"weights: {file} holds {some(wrong)}, where weights in floating point are needed; no other numbers are "
+            "taken for them.",
+            hint="of a quantized model give the checkpoint as it was before.",
         )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"weights: {path} is not a whole safetensors file ({error}); copy or download it again."
-            ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an unpickler fed with something else fails in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-        raise ConfigError(
-            f"weights: {path} is not a PyTorch checkpoint of tensors ({reason}); give a .safetensors file, or one "
-            "saved by torch.save(model.state_dict(), …)."
-        ) from error
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"weights: {path} holds no table of tensors; save model.state_dict() and give that.")
-    return {_without_prefix(str(name)): tensor for name, tensor in content.items()}
-
-
-def _without_prefix(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str) -> None:
+    both = {name: (tensor, given[name]) for name, tensor in wanted.items() if name in given}
+    require_floating({name: tensor for name, (own, tensor) in both.items() if own.dtype in _FLOATS}, file)
     shapes = [
-        f"{name} is {list(given[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
+        f"{name} is {list(tensor.shape)} instead of {list(own.shape)}"
+        for name, (own, tensor) in both.items()
+        if own.shape != tensor.shape
     ]
-    not_finite = [n for n, t in given.items() if n in wanted and t.is_floating_point() and not t.isfinite().all()]
+    types = [
+        f"{name} is {_dtype(tensor)} instead of {_dtype(own)}"
+        for name, (own, tensor) in both.items()
+        if own.dtype not in _FLOATS and not _is_kept(tensor, own.dtype)
+    ]
+    not_finite = [
+        name
+        for name, (own, tensor) in both.items()
+        if own.dtype in _FLOATS and not tensor.to(own.dtype).isfinite().all()
+    ]
     problems = [
         ("misses", sorted(wanted.keys() - given.keys())),
         ("has more than the model:", sorted(given.keys() - wanted.keys())),
         ("has other shapes:", shapes),
+        ("has other types:", types),
         ("holds NaN or infinity in", not_finite),
     ]
-    found = [f"{what} {_some(names)}" for what, names in problems if names]
+    found = [f"{what} {some(names)}" for what, names in problems if names]
     if found:
         raise ConfigError(
             f"weights: {file} does not fit the model: it {'; it '.join(found)}.",
@@ -135,6 +140,13 @@ def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], file: 
         )
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _is_kept(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether whole numbers or truth values are the same ones in another type."""
+    if tensor.dtype == dtype:
+        return True
+    kinds = {tensor.dtype in (*_FLOATS, *_COMPLEX), dtype in (*_FLOATS, *_COMPLEX), torch.bool in (tensor.dtype, dtype)}
+    return kinds == {False} and torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
