@@ -73,6 +73,7 @@ class ExportResult:
             "bundle": str(self.path) if self.path else None,
             "model": manifest.model.source,
             "weights": manifest.model.weights.source,
+            "provenance": manifest.model.weights.provenance,
             "compressors": recipe_from_json(manifest.recipe, where="the bundle's recipe").spec,
             "precision": manifest.precision,
             "opset": manifest.opset,
