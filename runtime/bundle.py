@@ -1,6 +1,7 @@
 """Open the directory that is deployed, and make sure that it is what was written."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class Bundle:
         Raises:
             BundleError: It is not a bundle, has a newer schema, or a file is missing or was changed.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BundleError(f"A bundle is a directory, and {path!r} was given; give its path, as export wrote it.")
         path = Path(path)
         manifest = Manifest.from_text(_read_manifest(path), str(path / MANIFEST_NAME))
         manifest.check()
@@ -38,6 +41,9 @@ class Bundle:
         for name, info in manifest.files.items():
             bundle._check_file(name, info, check_hashes)
         return bundle
+
+    def __repr__(self) -> str:
+        return f"<Bundle {str(self.path)!r}: {self.manifest.name}, {len(self.manifest.files)} files>"
 
     def file(self, name: str) -> Path:
         """Find a file of the bundle by the name that the manifest gives it."""

@@ -112,11 +112,12 @@ class Session:
             UnsupportedError: The backend is not installed, or this machine cannot run it.
         """
         if backend not in BACKENDS:
-            raise ConfigError(
-                f"Unknown backend '{backend}'; allowed are {', '.join(BACKENDS)}.{did_you_mean(backend, BACKENDS)}"
-            )
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads={threads}; give at least 1, or nothing for the backend's own choice.")
+            near = did_you_mean(str(backend), BACKENDS)
+            raise ConfigError(f"Unknown backend '{backend}'; allowed are {', '.join(BACKENDS)}.{near}")
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ConfigError(f"threads={threads!r}; give at least 1, or nothing for the backend's own choice.")
+        if native is not None and not isinstance(native, bool | str | Path):
+            raise ConfigError(f"native={native!r}; give True, False, the path of a library, or nothing.")
         if graphs is not None and (isinstance(graphs, str) or not graphs):
             raise ConfigError(f"graphs={graphs!r}; give a list of at least one name, or nothing for all graphs.")
         if not isinstance(bundle, Bundle):
@@ -126,11 +127,20 @@ class Session:
         runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
         return cls(bundle, backend, runners, library)
 
-    def run(self, inputs: Mapping[str, Array], *, handed_on: bool = False) -> dict[str, Array]:
+    def __repr__(self) -> str:
+        if not self._runners:
+            return f"<Session {self.bundle.manifest.name}, closed>"
+        takes, gives = (_signature(tensors) for tensors in (self.inputs, self.outputs))
+        states = f", {len(self._states)} state{'s'[: len(self._states) > 1]}" if self._states else ""
+        native = ", native operators" if self.native else ""
+        return f"<Session {self.bundle.manifest.name} on {self.backend}{native}: {takes} → {gives}{states}>"
+
+    def run(self, inputs: Mapping[str, Array] | Array, *, handed_on: bool = False) -> dict[str, Array]:
         """Run all opened graphs once.
 
         Args:
-            inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast.
+            inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast. Where there is one
+                input, its array alone will do.
             handed_on: Also return what `self.handed_on` lists: the code numbers of a codec, for example.
 
         Returns:
@@ -145,18 +155,20 @@ class Session:
         """
         self._require_open()
         self._refuse_alternatives()
+        inputs = _by_name(inputs, self.inputs)
         symbols = _check_inputs(inputs, self.inputs)
         given = {name: inputs[self._public_name(name)] for name in self._public_inputs}
         values = self._run(self._graphs, given, symbols)
         found = {self._public_name(name): values[name] for name in self._public_outputs}
         return found | {name: values[name] for name in self.handed_on} if handed_on else found
 
-    def run_graph(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run_graph(self, name: str, inputs: Mapping[str, Array] | Array) -> dict[str, Array]:
         """Run one of the opened graphs, with its states.
 
         Args:
             name: The graph.
-            inputs: Array by the graph's own names, as `inputs_of` gives them; linked inputs too.
+            inputs: Array by the graph's own names, as `inputs_of` gives them; linked inputs too. Where there is one
+                input, its array alone will do.
 
         Returns:
             Array by the graph's own names, as `outputs_of` lists them.
@@ -167,6 +179,7 @@ class Session:
             UnsupportedError: As `run`.
         """
         self._require_open()
+        inputs = _by_name(inputs, self.inputs_of(name))
         symbols = _check_inputs(inputs, self.inputs_of(name))
         values = self._run([name], {f"{name}.{key}": value for key, value in inputs.items()}, symbols)
         return {key: values[f"{name}.{key}"] for key in self.outputs_of(name)}
@@ -288,13 +301,29 @@ def _refuse_foreign_dtypes(dtypes: Mapping[str, str]) -> None:
             ) from None
 
 
+def _by_name(given: Mapping[str, Array] | Array, expected: Mapping[str, TensorInfo]) -> Mapping[str, Array]:
+    """The inputs by name; one array alone is that of the only input."""
+    if isinstance(given, Mapping):
+        return given
+    if len(expected) == 1:
+        return dict.fromkeys(expected, given)  # what it is, if no array, is said where inputs are checked
+    raise ConfigError(
+        f"One {type(given).__name__} was given, and the bundle takes {_signature(expected) or 'no input'}; give a "
+        "dictionary of arrays by name."
+    )
+
+
+def _signature(tensors: Mapping[str, TensorInfo]) -> str:
+    """Write tensors as `image float32 [batch, 3, 224, 224], size int64 [2]`."""
+    return ", ".join(f"{name} {info.dtype} {_shape_text(info.shape)}" for name, info in tensors.items())
+
+
 def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]) -> dict[str, int]:
     """Check names, dtypes and shapes; return what each symbol stands for in this run."""
     for name in given:
         if name not in expected:
-            raise ConfigError(
-                f"Unknown input '{name}'; the bundle takes {', '.join(expected)}.{did_you_mean(name, expected)}"
-            )
+            near = did_you_mean(str(name), expected)
+            raise ConfigError(f"Unknown input '{name}'; the bundle takes {', '.join(expected)}.{near}")
     symbols: dict[str, int] = {}
     for name, info in expected.items():
         if name not in given:
@@ -305,7 +334,10 @@ def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]
 
 def _check_input(name: str, array: Array, info: TensorInfo, symbols: dict[str, int]) -> None:
     if not isinstance(array, np.ndarray):
-        raise ShapeError(f"Input '{name}' is a {type(array).__name__}; give a numpy array of {info.dtype}.")
+        make = ".detach().cpu().numpy()" if hasattr(array, "detach") else f"numpy.asarray(…, '{info.dtype}')"
+        raise ShapeError(
+            f"Input '{name}' is a {type(array).__name__}; give a numpy array of {info.dtype}, as {make} makes one."
+        )
     if array.dtype != np.dtype(info.dtype):
         raise ShapeError(
             f"Input '{name}' is {array.dtype} and the graph takes {info.dtype}; cast it with .astype('{info.dtype}')."

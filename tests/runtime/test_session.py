@@ -330,3 +330,78 @@ def test_a_state_lives_in_one_of_several_graphs(make_bundle: MakeBundle) -> None
             results = session.run({"encoder.x": X})
             assert list(results) == ["decoder.y"]
             np.testing.assert_array_equal(results["decoder.y"], -expected)
+
+
+# ---- at a prompt ----------------------------------------------------------------------------------------------------
+
+
+def test_a_session_and_a_bundle_say_what_they_are(double_bundle: Bundle) -> None:
+    assert repr(double_bundle) == f"<Bundle '{double_bundle.path}': test, 2 files>"
+    with Session.open(double_bundle) as session:
+        assert repr(session) == "<Session test on ort-cpu: x float32 [batch, 3] → y float32 [batch, 3]>"
+    assert repr(session) == "<Session test, closed>"
+
+
+def test_one_array_is_enough_where_there_is_one_input(double_bundle: Bundle) -> None:
+    with Session.open(double_bundle) as session:
+        np.testing.assert_array_equal(session.run(X)["y"], X + X)
+        np.testing.assert_array_equal(session.run_graph("model", X)["y"], X + X)
+
+
+class _Tensor:
+    def detach(self) -> "_Tensor":
+        return self
+
+
+WRONG: dict[str, tuple[object, str]] = {
+    "a list": (X.tolist(), r"^Input 'x' is a list; give a numpy array of float32, as numpy.asarray\(…, 'float32'\)"),
+    "a tensor": (
+        _Tensor(),
+        r"^Input 'x' is a _Tensor; give a numpy array of float32, as \.detach\(\)\.cpu\(\)\.numpy\(\)",
+    ),
+    "nothing": (None, r"^Input 'x' is a NoneType; give a numpy array of float32"),
+    "a text": ("x", r"^Input 'x' is a str; give a numpy array"),
+    "an int64 array": (X.astype(np.int64), r"^Input 'x' is int64 and the graph takes float32; cast it"),
+    "big-endian": (X.astype(">f4"), r"^Input 'x' is >f4 and the graph takes float32; cast it"),
+    "objects": (X.astype(object), r"^Input 'x' is object and the graph takes float32"),
+    "too few axes": (X[0], r"^Input 'x' has 1 axes, shape \[3\]; the graph takes 2, \[batch, 3\]\."),
+    "a number for a name": ({3: X}, r"^Unknown input '3'; the bundle takes x\.$"),
+    "a near name": ({"X": X}, r"^Unknown input 'X'; the bundle takes x\. Did you mean 'x'\?$"),
+    "no input": ({}, r"^Input 'x' is missing; give float32 of shape \[batch, 3\]\.$"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_input_gets_a_sentence(double_bundle: Bundle, name: str) -> None:
+    given, message = WRONG[name]
+    with Session.open(double_bundle) as session, pytest.raises((ConfigError, ShapeError), match=message):
+        session.run(given)  # type: ignore[arg-type]
+
+
+def test_one_array_does_not_do_for_two_inputs(make_bundle: MakeBundle) -> None:
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    tensors = {name: ("float32", ["batch", 3]) for name in "ab"}
+    bundle = make_bundle({"model": (nodes, tensors, {"y": ("float32", ["batch", 3])})})
+    wanted = r"^One ndarray was given, and the bundle takes a float32 \[batch, 3\], b float32 \[batch, 3\]; give a dict"
+    with Session.open(bundle) as session, pytest.raises(ConfigError, match=wanted):
+        session.run(X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threads": "4"}, "^threads='4'; give at least 1"),
+        ({"backend": None}, "^Unknown backend 'None'; allowed are ort-cpu, ort-cuda"),
+        ({"native": 3}, "^native=3; give True, False, the path of a library, or nothing"),
+    ],
+    ids=["threads", "backend", "native"],
+)
+def test_a_wrong_argument_gets_a_sentence(double_bundle: Bundle, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Session.open(double_bundle, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [None, 3, b"bundle", ["bundle"]], ids=repr)
+def test_a_bundle_is_a_path(given: object) -> None:
+    with pytest.raises(BundleError, match="^A bundle is a directory, and .* was given; give its path"):
+        Session.open(given)  # type: ignore[arg-type]
