@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trt_compress.errors import BundleError
+from trt_compress.paths import try_new_folder
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
 
@@ -39,8 +40,7 @@ def write_bundle(output: Path, manifest: Manifest, files: Mapping[str, Content],
         check_output(output, force)
         _check_names(files)
         target = Path(os.path.realpath(output))
-        token = secrets.token_hex(4)
-        staged, aside = (target.with_name(f".{target.name}.{token}.{use}") for use in ("new", "old"))
+        staged, aside = _aside(target, "new"), _aside(target, "old")
         new_parents = [parent for parent in target.parents if not parent.exists()]
         try:
             staged.mkdir(parents=True)
@@ -178,11 +178,16 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def _check_place(output: Path) -> None:
-    """Raise the error that making `output` would end with, as far as that can be known without trying."""
+    """Raise the error that making `output` would end with."""
     place = next(parent for parent in output.parents if parent.exists())
     problem = errno.EACCES if place.is_dir() else errno.ENOTDIR
     if problem == errno.ENOTDIR or not os.access(place, os.W_OK | os.X_OK):
         raise OSError(problem, os.strerror(problem), str(place))
+    try_new_folder(_aside(output, "new"))
+
+
+def _aside(target: Path, use: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{use}")
 
 
 def _is_bundle(path: Path) -> bool:

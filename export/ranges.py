@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from trt_compress.errors import ConfigError
 
+LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
+_MOST_DIGITS = 1000  # Python reads no number of more than some thousand
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthRange:
@@ -23,18 +26,15 @@ class LengthRange:
         Raises:
             ConfigError: It is neither one number nor three in ascending order.
         """
-        parts = text.split(":") if isinstance(text, str) else []
-        if len(parts) in (1, 3) and all(part.isascii() and part.isdigit() for part in parts):
-            low, usual, high = map(int, parts * 3 if len(parts) == 1 else parts)
+        numbers = _three_numbers(text) if isinstance(text, str) else None
+        if numbers is not None:
+            low, usual, high = numbers
             if low <= usual <= high and high > 0:
                 return cls(min=low, opt=usual, max=high)
         raise ConfigError(
             f"{name}={text!r} is not a range of lengths; give one number or MIN:OPT:MAX in ascending order, such as "
             "1:100:400."
         )
-
-
-LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,19 @@ class BatchRange:
         Raises:
             ConfigError: It is neither one number nor three in ascending order.
         """
-        parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+        numbers = _three_numbers(text)
+        if numbers is None:
             raise ConfigError(f"batch={text!r} is not a range; it must be one number or MIN:OPT:MAX, such as 1:4:8.")
-        low, mid, high = map(int, parts * 3 if len(parts) == 1 else parts)
+        low, mid, high = numbers
         return cls(min=low, opt=mid, max=high)
+
+
+def _three_numbers(text: str) -> tuple[int, int, int] | None:
+    """`4` as (4, 4, 4) and `1:4:8` as (1, 4, 8), in any order; None: it is neither."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    if max(map(len, parts)) > _MOST_DIGITS:
+        return None
+    low, mid, high = map(int, parts * 3 if len(parts) == 1 else parts)
+    return low, mid, high

@@ -9,8 +9,7 @@ from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.ranges import BatchRange, LengthRange
-from trt_compress.export.targets import get_target, newest_common_opset
-from trt_compress.export.trace import PRECISIONS
+from trt_compress.export.targets import PRECISIONS, get_target, newest_common_opset
 from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table, spec_string
 from trt_compress.suggest import did_you_mean
 
@@ -127,7 +126,7 @@ def recipe_from_options(
         "weights": weights if weights in (None, "pretrained") else str(Path(weights).absolute()),
         "targets": tuple(dict.fromkeys(targets)) if targets else None,
         "batch": None if batch is None else BatchRange.parse(batch),
-        "precision": precision,
+        "precision": None if precision is None else precision.lower(),
         "opset": opset,
     }
     return replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -143,7 +142,7 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number or a nesting that Python does not read
         raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error
     return recipe_from_json(table, where=str(path), base=path.parent)
 
@@ -166,6 +165,8 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
         values["targets"] = tuple(dict.fromkeys(values["targets"]))
     if "batch" in values:
         values["batch"] = BatchRange.parse(values["batch"])
+    if "precision" in values:
+        values["precision"] = values["precision"].lower()
     if "lengths" in values:
         values["lengths"] = {name: LengthRange.parse(name, text) for name, text in values["lengths"].items()}
     weights = values.get("weights")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ExportError
+from trt_compress.export.targets import PRECISIONS
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, TensorSpec
 from trt_compress.plugins.operator import LENGTHS_KEY, MARKER, RESIZED, SITE_KEY, unique_name
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 
-PRECISIONS = ("fp32", "fp16")
 _TRACED_BATCH = 2  # 0 and 1 would be taken for constants
 _UNBOUNDED = 2**31 - 1
 

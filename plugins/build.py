@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trt_compress import __version__
-from trt_compress.errors import ConfigError, PluginError
+from trt_compress.errors import ConfigError, NativeError, PluginError
 from trt_compress.plugins import ptxas
 from trt_compress.plugins.headers import OLDEST_API, onnxruntime_headers
 from trt_compress.plugins.library import (
@@ -394,7 +394,7 @@ def _run(command: list[str], step: Callable[[str], None]) -> None:
     if process.returncode:
         first = next((at for at, line in enumerate(lines) if re.search(r"\berror\b|FAILED|Error at", line)), 0)
         tail = list(lines)[max(0, min(first, len(lines) - _LOG_LINES)) :][:_LOG_LINES]
-        raise PluginError(
+        raise NativeError(
             f"Building the native libraries failed: {Path(command[0]).name} ended with {process.returncode}.",
             hint="The compiler said:\n" + "\n".join(tail),
         )
@@ -403,5 +403,5 @@ def _run(command: list[str], step: Callable[[str], None]) -> None:
 def _output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise PluginError(f"'{' '.join(command[:2])}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        raise NativeError(f"'{' '.join(command[:2])}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     return done.stdout

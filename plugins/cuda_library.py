@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from trt_compress.errors import PluginError
+from trt_compress.errors import NativeError, PluginError
 
 ONNX_NUMBERS: Mapping[str, int] = {
     "float32": 1,
@@ -168,7 +168,7 @@ class PreparedCall:
             PluginError: The launch failed; the library's own sentence.
         """
         if len(pointers) != self._num_pointers:
-            raise PluginError(f"{len(pointers)} pointers were given for {self._num_pointers} tensors; give one each.")
+            raise NativeError(f"{len(pointers)} pointers were given for {self._num_pointers} tensors; give one each.")
         with self._lock:
             for i, value in enumerate(pointers):
                 self._tensors[i].data = value
@@ -183,4 +183,4 @@ def _must(function: Callable[..., int], *arguments: object) -> None:
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
     status = function(*arguments, message, _MESSAGE_BYTES)
     if status:
-        raise PluginError(message.value.decode(errors="replace") or f"the library returned {status}.")
+        raise NativeError(message.value.decode(errors="replace") or f"the library returned {status}.")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trt_compress.errors import PluginError, ShapeError, UnsupportedError
+from trt_compress.errors import NativeError, PluginError, ShapeError, UnsupportedError
 from trt_compress.plugins.cuda_library import AttributeValue, CudaLibrary, Described, PreparedCall
 from trt_compress.plugins.library import check, require
 from trt_compress.plugins.registry import specs
@@ -133,7 +133,7 @@ class CudaKernels:
     def _refuse_after_fault(self) -> None:
         fault = self.library.take_fault()
         if fault:
-            raise PluginError(f"A CUDA kernel that ran before this reported: {fault}")
+            raise NativeError(f"A CUDA kernel that ran before this reported: {fault}")
 
     def _prepare(self, spec: OpSpec, inputs: Sequence[Tensor], attributes: Sequence[Any]) -> _Prepared:
         names = [attribute.name for attribute in spec.attributes]

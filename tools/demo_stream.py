@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from trt_compress.export.api import Progress, export_model
-from trt_compress.models.compressors.registry import parse_spec
+from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording

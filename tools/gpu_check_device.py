@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.errors import PluginError, UnsupportedError
+from trt_compress.errors import NativeError, UnsupportedError
 from trt_compress.tools.gpu_check_kernels import Bytes
 
 _L2_FACTOR = 4  # this many times the level 2 cache is written to empty it
@@ -236,7 +236,7 @@ class CudaDevice:
         if status:
             text = ctypes.c_char_p()
             self._cuda.cuGetErrorString(status, ctypes.byref(text))
-            raise PluginError(f"{function}: {text.value.decode() if text.value else status}.")
+            raise NativeError(f"{function}: {text.value.decode() if text.value else status}.")
 
 
 class CapturedGraph:

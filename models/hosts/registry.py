@@ -1,12 +1,11 @@
 """Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, and
 audio codecs by their checkpoint: `wavtokenizer:FILE`, `xytokenizer:FILE`.
 
-A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `_ZOO`. A model type of transformers
-is one line in `_HF`: the module that has `load(path, weights=…, **options)`.
+A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `catalog.ZOO`. A model type of
+transformers is one line in `catalog.HF`: the module that has `load(path, weights=…, **options)`.
 """
 
 import importlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,30 +18,15 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.model_name import parse_model, timm_refusal, unsupported_vit
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import LoadedHost, ModelInfo, WeightsInfo
+from trt_compress.models.hosts.catalog import ZOO, hf_module, unknown_timm, zoo_module
 from trt_compress.models.hosts.weights import load_weights, tensors_sha256
-from trt_compress.suggest import did_you_mean
 
 RANDOM_SEED = 0
-
-_ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
-    "digits_vit": "hosts.digits_vit",
-    "video_vit": "hosts.video_vit",
-    "video_pvc": "hosts.video_pvc",
-    "surround_detector": "hosts.surround_detector",
-    "keyword_spotter": "hosts.keyword_spotter",
-    "keyword_mome": "hosts.keyword_mome",
-    "keyword_stream": "hosts.keyword_stream",
-    "speech_codec": "hosts.speech_codec",
-}
-_HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
-    "whisper": "hosts.hf_audio",
-    "audio-spectrogram-transformer": "hosts.hf_audio",
-}
 
 
 def list_models() -> list[ModelInfo]:
     """Models that can be compressed, the zoo first."""
-    return [*(_zoo_module(name).INFO for name in _ZOO), *(_timm_info(name) for name in _timm_names())]
+    return [*(_zoo_module(name).INFO for name in ZOO), *(_timm_info(name) for name in _timm_names())]
 
 
 def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
@@ -88,11 +72,7 @@ def _load_timm(name: str, weights: str | None) -> LoadedHost:
     import timm
 
     if not timm.is_model(name):
-        known = timm.list_models()
-        raise ConfigError(
-            f"model 'timm:{name}' is not known to timm {timm.__version__}.{did_you_mean(name, known)}",
-            hint="trt-compress list models shows what can be compressed.",
-        )
+        raise unknown_timm(name, timm.list_models())
     if what := timm_refusal(name):
         raise unsupported_vit(f"timm:{name}", what)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -153,15 +133,10 @@ def _create_timm(name: str, *, pretrained: bool) -> Any:
 
 
 def _zoo_module(name: str) -> Any:
-    return importlib.import_module(f"trt_compress.models.{_ZOO[name]}")
+    return importlib.import_module(zoo_module(name))
 
 
 def _load_zoo(name: str, weights: str | None) -> LoadedHost:
-    if name not in _ZOO:
-        raise ConfigError(
-            f"model 'zoo:{name}' is not known; there are {', '.join(f'zoo:{n}' for n in _ZOO)}."
-            f"{did_you_mean(name, _ZOO)}"
-        )
     host: LoadedHost = _zoo_module(name).load(weights)
     return host
 
@@ -169,22 +144,7 @@ def _load_zoo(name: str, weights: str | None) -> LoadedHost:
 def _load_hf(name: str, weights: str | None) -> LoadedHost:
     model = parse_model(f"hf:{name}")
     folder, options = Path(model.name), model.options
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = content["model_type"]
-    except OSError as error:
-        raise ConfigError(
-            f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"hf:{folder}: config.json holds no model_type; give a directory written by save_pretrained."
-        ) from error
-    if model_type not in _HF:
-        raise UnsupportedError(
-            f"hf:{folder}: model_type '{model_type}' is not supported; there are {', '.join(sorted(_HF))}."
-        )
-    module = importlib.import_module(f"trt_compress.models.{_HF[model_type]}")
+    module = importlib.import_module(hf_module(folder))
     host: LoadedHost = module.load(folder, weights=weights, **options)
     return host
 

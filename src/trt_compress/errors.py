@@ -9,7 +9,8 @@ TrtCompressError
 ├── GateError                      a check that must hold did not: verify, preflight, …     exit 3
 ├── ExportError                    torch → ONNX; names the module path and node             exit 1
 ├── BuildError                     ONNX → engine; carries the TensorRT log lines            exit 1
-├── PluginError                    library missing, wrong version, or enqueue failed        exit 1
+├── PluginError                    a native library is missing, or does not fit here        exit 2
+│   └── NativeError                it fails though it fits, or does not compile             exit 1
 └── InternalError                  our bug; says how to report it                           exit 1
 """
 
@@ -94,7 +95,15 @@ class BuildError(TrtCompressError):
 
 
 class PluginError(TrtCompressError):
-    """A plugin library is missing, has the wrong version, or a kernel failed."""
+    """A native library is missing, foreign or of another version, or cannot be made with what is here."""
+
+    exit_code = 2
+
+
+class NativeError(PluginError):
+    """A native library failed: a kernel reports an error, or a compiler does not take the sources."""
+
+    exit_code = 1
 
 
 class InternalError(TrtCompressError):

@@ -11,7 +11,7 @@ import pytest
 
 import trt_compress
 from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
-from trt_compress.export import api, check, engines
+from trt_compress.export import api, check, engines, pipeline
 from trt_compress.export.preflight import Finding
 from trt_compress.export.verify import VerifyReport
 from trt_compress.methods import parse_spec
@@ -73,7 +73,7 @@ def test_a_failed_gate_writes_nothing_and_has_its_report(tmp_path: Path, monkeyp
     finding = Finding(severity="error", rule="topk-k", node="blocks.0/TokenMerge", message="K is too large", fix="less")
     steps: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(api, "preflight_graph", lambda model, target: (finding, finding))
+        patch.setattr(pipeline, "preflight_graph", lambda model, target: (finding, finding))
         with pytest.raises(GateError) as caught:
             api.export_model("zoo:digits_vit", output=tmp_path / "out", targets=["rtx"], progress=steps.append)
     assert str(caught.value) == (
@@ -163,6 +163,6 @@ def test_a_compressor_that_removes_nothing_is_said(tmp_path: Path, spec: str) ->
 
 def test_verification_without_onnxruntime_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UnsupportedError, match=r"verification runs ONNX Runtime.*\n.*trt-compress\[cpu\]"):
+    with pytest.raises(UnsupportedError, match=r"runs ONNX Runtime, needs 'onnxruntime'.*\n.*trt-compress\[cpu\]"):
         api.export_model("zoo:digits_vit", output=tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -102,7 +102,7 @@ def test_a_device_builds_the_file_as_it_is(bundle: Path) -> None:
 def test_a_jetson_without_plugins_builds_from_the_bodies_when_told_to(bundle: Path, tmp_path: Path) -> None:
     tensorrt = fake_tensorrt(tmp_path, "10.3.0")
     refused = on_device("build", bundle, "--target", "jetson-orin-jp6", tensorrt=tensorrt)
-    assert refused.returncode == 1 and "are not built for this version of the sources" in refused.stderr
+    assert refused.returncode == 2 and "are not built for this version of the sources" in refused.stderr
     found = on_device("preflight", bundle, "--target", "jetson-orin-jp6", tensorrt=tensorrt)
     assert found.returncode == 3 and "would stop the build" in found.stderr
     finished = on_device("build", bundle, "--target", "jetson-orin-jp6", "--plugins", "no", tensorrt=tensorrt)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from toy_hosts import HOSTS
 
 from trt_compress.errors import ConfigError, ExportError, GateError, ShapeError
-from trt_compress.export import api
+from trt_compress.export import api, pipeline
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify import initial_state
@@ -23,6 +23,12 @@ from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.runtime import Bundle, Session
 
 Export = Callable[..., Path]
+
+
+def know(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Make `zoo:toy` the name of a toy host."""
+    patch.setattr(api, "check_model", lambda model, weights: None)
+    patch.setattr(pipeline, "load_host", lambda model, weights: HOSTS[name]())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Export:
     @cache
     def export(name: str, **options: Any) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "load_host", lambda model, weights: HOSTS[name]())
+            know(patch, name)
             output = folder / f"{name}{len(list(folder.iterdir()))}"
             api.export_model("zoo:toy", output=output, **{"batch": "1:2:3", **options})
         return output
@@ -44,7 +50,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Export:
 @pytest.fixture(autouse=True)
 def toys_by_name(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let `verify` find the toy host again."""
-    return lambda name: monkeypatch.setattr(api, "load_host", lambda model, weights: HOSTS[name]())
+    return lambda name: know(monkeypatch, name)
 
 
 def torch_stream(graph: GraphSpec, steps: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.build import BatchRange
+from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, read_recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.targets import TARGETS, newest_common_opset
 from trt_compress.methods import parse_spec

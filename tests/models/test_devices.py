@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
 from trt_compress.models.compressors.frame_stack import FrameStack, FrameStackConfig
-from trt_compress.models.compressors.registry import compressor_classes, parse_spec
+from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.hosts.base import GraphSpec, StateSpec
 from trt_compress.models.hosts.registry import list_models, load_host
 

@@ -81,7 +81,7 @@ def test_rows_stay_or_are_replaced() -> None:
         ("static_reuse:keep_ratio=0", "keep_ratio=0.0 is out of range; it is the share of patches computed in a frame"),
         ("static_reuse:keep_ratio=[0.5,1.5]", "keep_ratio=1.5 is out of range"),
         ("static_reuse:keep_ratio=[0.25,0.251]", "names a level twice; give ratios that differ by 0.01 or more"),
-        ("static_reuse:staleness_weight=-1", r"staleness_weight=-1.0 is negative; give 0 or more"),
+        ("static_reuse:staleness_weight=-1", r"staleness_weight=-1.0 is out of range; give a number from 0 on"),
     ],
 )
 def test_bad_settings_are_refused(spec: str, message: str) -> None:

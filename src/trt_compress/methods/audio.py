@@ -1,10 +1,12 @@
 """Methods for audio frames and spectrogram patches: options and entries."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.config import CompressorConfig, Method, check_layer, check_pairs
+from trt_compress.paths import check_readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,12 @@ class FrameStackConfig(CompressorConfig):
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ConfigError(f"frame_stack: stride={self.stride} is out of range; give 1 or more.")
+
+    def check_files(self) -> None:
+        """Raise ConfigError if the projector cannot be read."""
+        if self.projector is not None:
+            advice = "give a .safetensors file or checkpoint with linear1 and linear2"
+            check_readable(Path(self.projector), "frame_stack: projector", advice)
 
 
 FASTAST = Method(

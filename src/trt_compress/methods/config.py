@@ -16,6 +16,9 @@ class CompressorConfig:
         """Options as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
+    def check_files(self) -> None:
+        """Raise ConfigError for a file among the options that cannot be read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:

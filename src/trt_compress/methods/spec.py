@@ -1,7 +1,6 @@
 """Spec strings: `tome:num_merged=13+evit:keep_ratio=0.7`, read into checked options and written again."""
 
 import dataclasses
-import math
 import re
 import types
 import typing
@@ -126,9 +125,7 @@ def _as_type(value: Any, wanted: Any) -> Any:
                 return int(value)
     elif wanted is float:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number):
-                return number
+            return float(value)
     elif wanted is str and isinstance(value, str):
         return value
     raise ValueError

@@ -1,5 +1,6 @@
 """Methods for frames that follow each other: options and entries."""
 
+import math
 from dataclasses import dataclass
 
 from trt_compress.errors import ConfigError
@@ -32,8 +33,10 @@ class StaticReuseConfig(CompressorConfig):
                 f"static_reuse: keep_ratio={list(self.ratios)} names a level twice; give ratios that differ by 0.01 or "
                 "more."
             )
-        if self.staleness_weight < 0:
-            raise ConfigError(f"static_reuse: staleness_weight={self.staleness_weight} is negative; give 0 or more.")
+        if not 0 <= self.staleness_weight < math.inf:
+            raise ConfigError(
+                f"static_reuse: staleness_weight={self.staleness_weight} is out of range; give a number from 0 on."
+            )
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -1,0 +1,174 @@
+"""Which models there are, as far as that can be told without loading torch, timm or transformers.
+
+What is refused here, the hosts would refuse too; what passes here is checked by them again.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.model_file import check_model_file
+from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
+from trt_compress.suggest import did_you_mean
+
+ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
+    "digits_vit": "hosts.digits_vit",
+    "video_vit": "hosts.video_vit",
+    "video_pvc": "hosts.video_pvc",
+    "surround_detector": "hosts.surround_detector",
+    "keyword_spotter": "hosts.keyword_spotter",
+    "keyword_mome": "hosts.keyword_mome",
+    "keyword_stream": "hosts.keyword_stream",
+    "speech_codec": "hosts.speech_codec",
+}
+HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
+    "whisper": "hosts.hf_audio",
+    "audio-spectrogram-transformer": "hosts.hf_audio",
+}
+
+_REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", re.MULTILINE)
+_DRIVEN = "VisionTransformer"  # what a file of timm must speak of for a model in it to be one
+
+
+def check_model(model: str, weights: str | None = None) -> None:
+    """Refuse a model that is not there, or that no host drives.
+
+    Args:
+        model: As `load_host` takes it.
+        weights: A file, "pretrained", or None.
+
+    Raises:
+        ConfigError: a name that is not known, an option that is not, or a file that is not there.
+        UnsupportedError: a model that no host drives.
+    """
+    name = parse_model(model)
+    if name.source == "timm":
+        check_timm(name)
+    elif name.source == "zoo":
+        zoo_module(name.name)
+    elif name.source == "hf":
+        hf_module(Path(name.name))
+    elif name.source == FILE_SOURCE:
+        check_model_file(name)
+    elif weights is not None:
+        raise ConfigError(f"{name.source}:{name.name} is a checkpoint itself; leave --weights out.")
+    else:
+        check_weights(name.name)
+    if weights == "pretrained" and name.source != "timm":
+        raise ConfigError(
+            f"weights: 'pretrained' downloads what timm has, and {model} is none of its models; give a file, or leave "
+            "--weights out."
+        )
+    if weights not in (None, "pretrained"):
+        check_weights(str(weights))
+
+
+def check_weights(file: str) -> None:
+    """Refuse a file of weights that cannot be read.
+
+    Raises:
+        ConfigError: it is not there, is no file or may not be read.
+    """
+    path, advice = Path(file), "give a .safetensors file or a PyTorch checkpoint as --weights FILE."
+    if not path.is_file():
+        raise ConfigError(f"weights: {path} is not a file; {advice}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"weights: {path} cannot be read ({error.strerror}); {advice}") from None
+
+
+def zoo_module(name: str) -> str:
+    """The module of a model of the zoo.
+
+    Raises:
+        ConfigError: there is no model of that name.
+    """
+    if name not in ZOO:
+        raise ConfigError(
+            f"model 'zoo:{name}' is not known; there are {', '.join(f'zoo:{n}' for n in ZOO)}.{did_you_mean(name, ZOO)}"
+        )
+    return f"trt_compress.models.{ZOO[name]}"
+
+
+def hf_module(folder: Path) -> str:
+    """The module that loads the model in a directory of save_pretrained.
+
+    Raises:
+        ConfigError: there is no config.json that names a model type.
+        UnsupportedError: no host drives that type.
+    """
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except OSError as error:
+        raise ConfigError(
+            f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"hf:{folder}: config.json holds no model_type; give a directory written by save_pretrained."
+        ) from error
+    if not isinstance(model_type, str) or model_type not in HF:
+        raise UnsupportedError(
+            f"hf:{folder}: model_type '{model_type}' is not supported; there are {', '.join(sorted(HF))}."
+        )
+    return f"trt_compress.models.{HF[model_type]}"
+
+
+def check_timm(model: ModelName) -> None:
+    """Refuse what timm does not have, or has and no host drives, as far as its files tell.
+
+    timm itself is asked later; what is written anywhere in its files passes here.
+
+    Raises:
+        ConfigError: timm has no such model, or no such weights of it.
+        UnsupportedError: a model of another kind.
+    """
+    architecture, _, tag = model.name.partition(".")
+    mentioned = re.compile(rf"\b{re.escape(architecture)}\b")
+    tagged = re.compile(rf"[\"']{re.escape(architecture)}\.([\w.-]+)")
+    names: list[str] = []
+    found = False
+    for stem, text in _timm_files():
+        here = _REGISTERED.findall(text)
+        names += here
+        found = found or bool(architecture and mentioned.search(text))
+        if architecture not in here:
+            continue
+        if _DRIVEN not in text:
+            raise unsupported_vit(f"timm:{model.name}", f"a model of timm.models.{stem}")
+        tags = tagged.findall(text)
+        if tag and tags and tag not in tags:  # some files make theirs as they go, and name none
+            raise ConfigError(
+                f"model 'timm:{model.name}': timm {timm_version()} knows no weights '{tag}' of {architecture}; there "
+                f"are {', '.join(dict.fromkeys(tags))}.{did_you_mean(tag, tags)}"
+            )
+    if names and not found:
+        raise unknown_timm(model.name, names)
+    if not model.options and (what := timm_refusal(model.name)):
+        raise unsupported_vit(f"timm:{model.name}", what)
+
+
+def unknown_timm(name: str, known: list[str]) -> ConfigError:
+    """The error for a name that timm does not have."""
+    return ConfigError(
+        f"model 'timm:{name}' is not known to timm {timm_version()}.{did_you_mean(name, known)}",
+        hint="trt-compress list models shows what can be compressed.",
+    )
+
+
+def timm_version() -> str:
+    """The version of timm that is installed."""
+    return importlib.metadata.version("timm")
+
+
+def _timm_files() -> Iterator[tuple[str, str]]:
+    """Name and text of every file of timm that registers models."""
+    spec = importlib.util.find_spec("timm")
+    for place in (spec and spec.submodule_search_locations) or ():
+        for path in sorted((Path(place) / "models").glob("[!_]*.py")):
+            yield path.stem, path.read_text(encoding="utf-8", errors="replace")
