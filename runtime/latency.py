@@ -111,18 +111,46 @@ def interleave(
     """
     if warmup < 0 or pairs < 1:
         raise ConfigError(f"warmup={warmup}, pairs={pairs}; give warmup >= 0 and pairs >= 1.")
+    sides = interleave_many([a] if b is None else [a, b], warmup=warmup, rounds=pairs, turn=False, clock=clock)
+    return Samples(a_ns=sides[0], b_ns=sides[1] if b is not None else (), warmup=warmup)
 
-    def timed(call: Callable[[], object]) -> int:
-        start = clock()
-        call()
-        return clock() - start
 
-    samples: tuple[list[int], list[int]] = ([], [])
-    sides = [(a, samples[0])] if b is None else [(a, samples[0]), (b, samples[1])]
-    for _ in range(warmup + pairs):
-        for call, latencies in sides:
-            latencies.append(timed(call))
-    return Samples(a_ns=tuple(samples[0][warmup:]), b_ns=tuple(samples[1][warmup:]), warmup=warmup)
+def interleave_many(
+    calls: Sequence[Callable[[], object]],
+    *,
+    warmup: int,
+    rounds: int,
+    turn: bool = True,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[int, ...]]:
+    """Time any number of things in turns, in this process: each once a round.
+
+    Args:
+        calls: What is measured.
+        warmup: Rounds that are run first and not counted.
+        rounds: Rounds that are counted.
+        turn: Every other round goes backwards, so that nothing always runs behind the same neighbour.
+        clock: Gives nanoseconds.
+        progress: Is told how many rounds are done.
+
+    Returns:
+        Latencies of each in nanoseconds; number i of all of them are of one round.
+
+    Raises:
+        ConfigError: `warmup` is negative or `rounds` is below 1.
+    """
+    if warmup < 0 or rounds < 1:
+        raise ConfigError(f"warmup={warmup}, rounds={rounds}; give warmup >= 0 and rounds >= 1.")
+    latencies: list[list[int]] = [[] for _ in calls]
+    sides = list(zip(calls, latencies, strict=True))
+    for number in range(warmup + rounds):
+        progress(number)
+        for call, own in reversed(sides) if turn and number % 2 else sides:
+            start = clock()
+            call()
+            own.append(clock() - start)
+    return [tuple(own[warmup:]) for own in latencies]
 
 
 def summarize(ns: Sequence[int]) -> LatencySummary:

@@ -23,6 +23,7 @@ from trt_compress.tools.cli_run import run
 from trt_compress.tools.cli_sample import sample
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
+from trt_compress.tools.cli_sweep import sweep
 
 app = typer.Typer(
     name="trt-compress",
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "build": build,
     "bench": bench,
     "evaluate": evaluate,
+    "sweep": sweep,
     "run": run,
     "report": report,
     "compare": compare,

@@ -36,7 +36,7 @@ Classes = Annotated[
     str | None,
     typer.Option(metavar="FILE|sorted|numbers", help="Names of the classes in the model's order, one a line."),
 ]
-Limit_ = Annotated[
+LimitSamples = Annotated[
     int | None, typer.Option(metavar="N", help="At most N samples, evenly spread over the data (default: all).")
 ]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
@@ -70,7 +70,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="Samples of one run (default: the bundle's largest batch).")
     ] = None,
     threads: Threads = None,
-    limit: Limit_ = None,
+    limit: LimitSamples = None,
     native: Native = None,
     budget: Annotated[
         str | None,
@@ -88,7 +88,7 @@ def evaluate(
     with progress("Evaluating") as step:
         with needs_extra("cpu"):
             from trt_compress.tools.evaluate import evaluate as evaluate_bundle
-        _try_file(json)
+        try_file(json)
         result = evaluate_bundle(
             bundle,
             data=data,
@@ -113,7 +113,7 @@ def evaluate(
     if not stdout:
         _show(result, held)
     if json is not None and not stdout:
-        _write(json, document)
+        write_json(json, document)
     if broken:
         sentences = "; ".join(each.sentence() for each in broken)
         raise GateError(f"{len(broken)} of {len(held)} limits are broken: {sentences}.", report=document)
@@ -167,8 +167,8 @@ def _show(result: "Evaluation", held: "list[Held]") -> None:
     _show_classes(result)
     if scores.not_finite:
         print_text(f"{scores.not_finite} answers are not finite; they count as wrong.")
-    _show_left_out("could not be read", result.failures)
-    _show_left_out("not taken", result.left_out)
+    show_left_out("could not be read", result.failures, what="samples")
+    show_left_out("not taken", result.left_out)
     for each in held:
         print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
 
@@ -200,14 +200,16 @@ def _class_name(number: int, name: str) -> str:
     return f"{number} {name}" if name and name != str(number) else str(number)
 
 
-def _show_left_out(what: str, found: tuple[tuple[str, str], ...]) -> None:
+def show_left_out(how: str, found: tuple[tuple[str, str], ...], *, what: str = "files", shown: int = _SHOWN) -> None:
+    """Print what was left out, each with its reason."""
     if not found:
         return
-    print_text(f"{len(found)} {what}:")
-    for name, reason in found[:_SHOWN]:
-        print_text(f"  {name}: {reason.rstrip('.')}")
-    if len(found) > _SHOWN:
-        print_text(f"  and {len(found) - _SHOWN} more; --json FILE lists them all.")
+    print_text(f"{len(found)} {what[:-1] if len(found) == 1 else what} {how}:")
+    for name, reason in found[:shown]:
+        said = reason.removeprefix(f"{name}: ").rstrip(".")
+        print_text(f"  {name}: {said}")
+    if len(found) > shown:
+        print_text(f"  and {len(found) - shown} more; --json FILE lists them all.")
 
 
 def share_text(share: "Share", *, counted: bool = True) -> str:
@@ -225,7 +227,7 @@ def _held_json(held: "Held") -> dict[str, Any]:
     return {"limit": str(held.limit), "value": held.value, "passed": held.passed, "reason": held.reason}
 
 
-def _try_file(path: Path | None) -> None:
+def try_file(path: Path | None, option: str = "--json") -> None:
     """Find out before the work whether a file can be written; leaves nothing behind."""
     if path is None or str(path) == "-":
         return
@@ -234,12 +236,17 @@ def _try_file(path: Path | None) -> None:
         with path.open("ab"):
             pass
     except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to {option}.") from None
     if not existed:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
     try:
         path.write_text(json_module.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:

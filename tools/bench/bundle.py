@@ -142,7 +142,7 @@ def bench_bundle(
         )
     size = batch or first.bundle.manifest.batch.opt
     feed = _load(Path(inputs)) if inputs is not None else _random(first, size, seed)
-    calls = [_call(session, feed) for session in sessions]
+    calls = [repeated(session, feed) for session in sessions]
     progress("checking the outputs")
     firsts = [_first_run(session, feed) for session in sessions]
     if _batch(first.inputs, feed) == 0:
@@ -250,7 +250,7 @@ def _side(role: Role, session: Session, first_ns: int, ns: tuple[int, ...], devi
     )
 
 
-def _call(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
+def repeated(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
     """One run. States go on from run to run, as they do in a stream, unless they grow: those start anew."""
     known = {dim for info in session.inputs.values() for dim in info.shape}
     states = [state for state in session.bundle.manifest.states if state.graph in session.graphs]

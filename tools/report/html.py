@@ -19,14 +19,13 @@ Tile = tuple[str, str | None, str]
 
 def page_from_report(report: Report) -> str:
     """Make the page."""
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     deadline = report.protocol.deadline_ns
     body = [
         _head(report),
         *(_verdict(side, len(report.sides) > 1) for side in report.sides),
         _tiles(report),
         "<h2>Plots</h2>",
-        *map(_figure, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
+        *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
     for side in report.sides:
         name = f"Numbers of the {side.role}" if len(report.sides) > 1 else "Numbers"
@@ -39,12 +38,24 @@ def page_from_report(report: Report) -> str:
         f"{escape(report.schema_version)}. Percentiles are shown only where n supports them; what was not measured "
         "says so and is never zero.</footer>"
     )
+    return page_html(f"{report.title}: latency report", body)
+
+
+def page_html(title: str, body: Sequence[str], *, more_css: str = "") -> str:
+    """A whole page in the house's style.
+
+    Args:
+        title: Of the window.
+        body: Parts of HTML, escaped.
+        more_css: Rules beside those of every page.
+    """
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + more_css
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="referrer" content="no-referrer">'
-        f"<title>{escape(report.title)}: latency report</title><style>\n{css}</style></head>\n"
+        f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
         f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
     )
 
@@ -134,7 +145,8 @@ def _tail_tile(name: str, part: Distribution) -> Tile:
     return (f"{name}p90", None, reason(part.reasons, "p90_ns"))
 
 
-def _figure(figure: Figure) -> str:
+def figure_html(figure: Figure) -> str:
+    """A plot with its legend, caption and numbers."""
     legend = "".join(f"<li>{_swatch(kind)}{escape(name)}</li>" for kind, name in figure.legend)
     parts = [
         f"<figure><h3>{escape(figure.title)}</h3>",
@@ -143,7 +155,7 @@ def _figure(figure: Figure) -> str:
         f"<figcaption>{escape(figure.caption)}</figcaption>",
     ]
     if figure.rows:
-        table = _rows(figure.columns, figure.rows)
+        table = rows_html(figure.columns, figure.rows)
         parts.append(f'<details><summary>The numbers of this plot</summary><div class="scroll">{table}</div></details>')
     return "".join(parts) + "</figure>"
 
@@ -160,10 +172,10 @@ def _swatch(kind: str) -> str:
 
 
 def _table(section: Section) -> str:
-    return f'<h3>{escape(section.title)}</h3><div class="scroll">{_rows(section.columns, section.rows)}</div>'
+    return f'<h3>{escape(section.title)}</h3><div class="scroll">{rows_html(section.columns, section.rows)}</div>'
 
 
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+def rows_html(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
     """A table. A last column without a name holds notes: a row with a note shows it in place of its numbers."""
     noted = bool(columns) and len(columns) > 2 and columns[-1] == ""
     shown = columns[:-1] if noted else columns

@@ -1,0 +1,463 @@
+"""Do a sweep: export every setting, judge all on the same data, time all in one interleaved run.
+
+What is done is kept: after each setting the result so far is written, and bundles of an earlier sweep in the same
+folder are taken again where they are of the same model, weights and version.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_compress import __version__
+from trt_compress.errors import BundleError, ConfigError, TrtCompressError
+from trt_compress.export.api import export_model
+from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.models.hosts.base import LoadedHost
+from trt_compress.models.hosts.registry import load_host
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.evaluate import Answers, Classifier, Collected, Scores, classifier_of, collect, judge
+from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
+from trt_compress.runtime.latency import interleave_many, speedup, summarize, verdict
+from trt_compress.runtime.manifest import Manifest
+from trt_compress.runtime.proportion import Difference, difference
+from trt_compress.runtime.session import Session
+from trt_compress.tools.bench.bundle import repeated
+from trt_compress.tools.evaluate import (
+    Progress,
+    check_numbers,
+    counted,
+    describe_data,
+    names_of,
+    open_for,
+    request_of,
+)
+from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
+from trt_compress.tools.sweep.result import Measure, Row, SweepResult, recommend, words_of
+from trt_compress.tools.sweep.settings import Setting, expand_all, plan_sweep
+
+RESULT_FILE = "sweep.json"
+_LARGEST_BATCH = 8
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """The model as the user gave it, and what it is."""
+
+    model: str
+    weights: str | None
+    recipe: Recipe
+    host: LoadedHost
+
+
+@dataclass(slots=True, kw_only=True)
+class _Done:
+    """What has been found so far."""
+
+    rows: list[Row] = field(default_factory=list)
+    answers: dict[str, Answers] = field(default_factory=dict)
+    bundles: dict[str, Path] = field(default_factory=dict)
+    labels: Any = None
+    failures: tuple[tuple[str, str], ...] = ()
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    measure: Measure = "accuracy"
+    interrupted: bool = False
+
+
+def sweep(
+    model: str,
+    *,
+    data: str | Path | None = None,
+    labels: str | Path | None = None,
+    classes: str | Path | None = None,
+    compress: str | Sequence[str] | None = None,
+    weights: str | Path | None = None,
+    precision: str | None = None,
+    output: str | Path | None = None,
+    max_drop: float = 1.0,
+    random: bool = True,
+    batch: int = 1,
+    rounds: int = 64,
+    warmup: int = 5,
+    threads: int | None = None,
+    limit: int | None = None,
+    native: bool | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Find out which compressor a model bears, and how much of it.
+
+    Args:
+        model: As `export_model` takes it.
+        data: As `evaluate` takes it.
+        labels: The same.
+        classes: The same.
+        compress: Spec strings; a value may be a range, `tome:num_merged=2|4|8`. None: those of a recipe, else every
+            method that fits the model at three levels.
+        weights: As `export_model` takes it.
+        precision: The same.
+        output: Directory that keeps the bundles and `sweep.json`; None: nothing is kept.
+        max_drop: Points that a recommended setting may lose: of accuracy, without labels of agreement with dense.
+        random: Put `random` with as many tokens beside each setting.
+        batch: Samples of a timed run.
+        rounds: Timed runs of each setting.
+        warmup: Runs of each before them.
+        threads: Threads of each session while it is timed; None: one for each core.
+        limit: At most so many samples, evenly spread over the data.
+        native: As `Session.open` takes it.
+        progress: Called with the name of each step.
+
+    Returns:
+        The result; after an interruption (Ctrl-C) what was done until then, if dense was judged, with `interrupted`.
+
+    Raises:
+        ConfigError: A setting or an option is wrong, or the data cannot be read.
+        TrtCompressError: The uncompressed model cannot be exported; a setting that fails is only listed.
+    """
+    say = progress or (lambda text: None)
+    texts = [compress] if isinstance(compress, str) else list(compress or ())
+    specs = expand_all(texts)
+    request = request_of(data, labels, classes)
+    check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
+    check_limits(max_drop=max_drop, warmup=warmup)
+    recipe = recipe_from_options(
+        model, weights=None if weights is None else str(weights), precision=precision, batch=_batches(batch)
+    )
+    if texts and not specs:
+        raise ConfigError("Only 'none' was given, and dense is measured anyway; name a setting, or leave it out.")
+    if not texts and recipe.compressors:
+        specs = (recipe.spec,)
+    started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    done = _Done()
+    with _folder(output) as folder:
+        say("loading the model")
+        host = load_host(recipe.model, weights=recipe.weights)
+        source = _Source(model=model, weights=None if weights is None else str(weights), recipe=recipe, host=host)
+        plan = plan_sweep(host, specs, random=random)
+        if not any(setting.kind == "asked" for setting in plan.settings):
+            raise ConfigError(_nothing_fits(plan.misfits, model))
+        info = {"source": host.source, "weights": host.weights.source, "precision": recipe.precision}
+        protocol: dict[str, Any] = {
+            "kind": f"closed loop, all {len(plan.settings)} settings in turns",
+            "backend": "ort-cpu",
+            "threads": threads or cpu_cores(),
+            "batch": batch,
+            "rounds": rounds,
+            "warmup": warmup,
+            "inputs": "the first samples of the data",
+            "interval": "95 %: Wilson's of shares, Agresti and Min's of changes, bootstrap of speed-ups",
+        }
+
+        def result() -> SweepResult:
+            rows = _judged(done, max_drop)
+            chosen, advice = recommend(rows, done.measure, max_drop)
+            return SweepResult(
+                started_at=started_at,
+                model=info,
+                data=done.data,
+                protocol=protocol,
+                rows=rows,
+                misfits=(*plan.misfits, *done.failed),
+                alone=plan.alone,
+                failures=done.failures,
+                measure=done.measure,
+                max_drop=max_drop,
+                recommended=chosen,
+                advice=advice,
+                interrupted=done.interrupted,
+                device=describe_device(),
+                versions={"trt-compress": __version__, **package_versions()},
+            )
+
+        keep = (lambda: write_result(result(), Path(output))) if output is not None else (lambda: None)
+        try:
+            judging = _Judging(done, native=native, threads=threads, limit=limit, request=request, say=say)
+            for number, setting in enumerate(plan.settings, start=1):
+                title = f"{number} of {len(plan.settings)}, {_title(setting)}"
+                _do(setting, source, folder, judging, lambda text, title=title: say(f"{title}: {text}"))
+                keep()
+            _time(done, judging.feed(batch), rounds=rounds, warmup=warmup, threads=threads, native=native, say=say)
+        except KeyboardInterrupt:
+            if not done.rows:
+                raise
+            done.interrupted = True
+        keep()
+        found = result()
+        return found if output is not None else replace(found, rows=tuple(replace(r, bundle=None) for r in found.rows))
+
+
+def check_limits(*, max_drop: float, warmup: int) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    if not 0 <= max_drop <= 100:
+        raise ConfigError(f"max_drop={max_drop:g}; give points from 0 to 100.")
+    if warmup < 0:
+        raise ConfigError(f"warmup={warmup}; give 0 or more.")
+
+
+def write_result(result: SweepResult, folder: Path) -> Path:
+    """Write `sweep.json`, whole or not at all.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    path = folder / RESULT_FILE
+    draft = folder / f".{RESULT_FILE}.part"
+    try:
+        draft.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder with -o.") from None
+    return path
+
+
+class _Judging:
+    """Judges one setting after another on the same samples."""
+
+    def __init__(
+        self,
+        done: _Done,
+        *,
+        native: bool | None,
+        threads: int | None,
+        limit: int | None,
+        request: Any,
+        say: Progress,
+    ) -> None:
+        self.done, self._native, self._threads = done, native, threads
+        self._limit, self._request, self._say = limit, request, say
+        self._data: LabelledData | None = None
+        self._classifier: Classifier | None = None
+
+    def judge(self, setting: Setting, path: Path, say: Progress) -> Scores:
+        """The scores of a bundle; the first one is dense, and says how the data are read."""
+        done = self.done
+        with ExitStack() as stack:
+
+            def opened(bundle: Path) -> Session:
+                session = Session.open(bundle, threads=self._threads, native=self._native, check_hashes=False)
+                return stack.enter_context(session)
+
+            session = opened(path)
+            if self._data is None:
+                self._classifier = classifier_of(session.bundle.manifest, session.outputs)
+                data = limited(open_for(session, self._request, self._classifier), self._limit)
+                self._data = remembered(data)
+                with_labels = self._classifier is not None and bool(data.num_labelled)
+                done.measure = "accuracy" if with_labels else "agreement" if self._classifier is not None else "cosine"
+            sessions = [session]
+            if done.measure == "cosine" and setting.kind != "dense":
+                sessions.append(opened(done.bundles["none"]))
+            total = len(self._data.samples)
+            found = collect(sessions, self._data, batch=_LARGEST_BATCH, progress=counted(say, total))
+        return self._scores(setting, found)
+
+    def feed(self, batch: int) -> dict[str, Array]:
+        """The inputs of a timed run: the first samples that can be read, again from the first where they are few."""
+        assert self._data is not None
+        runs: list[Mapping[str, Array]] = []
+        bad = {name for name, _ in self.done.failures}
+        for sample in (sample for sample in self._data.samples if sample.name not in bad):
+            runs.append(sample.load()[-1])
+            if len(runs) == batch:
+                break
+        chosen = [runs[place % len(runs)] for place in range(batch)]
+        with Session.open(self.done.bundles["none"], check_hashes=False) as session:
+            batched = {name for name, info in session.inputs.items() if isinstance(info.shape[0], str)}
+        return {
+            name: np.concatenate([run[name] for run in chosen]) if name in batched else chosen[0][name]
+            for name in chosen[0]
+        }
+
+    def _scores(self, setting: Setting, found: Collected) -> Scores:
+        done = self.done
+        assert self._data is not None
+        if setting.kind == "dense":
+            done.labels, done.failures = found.labels, found.failures
+            done.data = describe_data(self._data, len(found.names))
+        done.answers[setting.spec] = found.answers[0]
+        return judge(
+            found.labels,
+            found.answers[0],
+            None if setting.kind == "dense" else done.answers["none"],
+            outputs=found.outputs,
+            class_names=names_of(self._data, self._classifier),
+            num_classes=None if self._classifier is None else self._classifier.classes,
+        )
+
+
+def _do(setting: Setting, source: _Source, folder: Path, judging: _Judging, say: Progress) -> None:
+    """Export and judge one setting; one that fails is noted, unless it is dense."""
+    done = judging.done
+    try:
+        path, manifest = _exported(setting, source, folder, say)
+        done.bundles[setting.spec] = path
+        scores = judging.judge(setting, path, say)
+    except TrtCompressError as error:
+        if setting.kind == "dense":
+            raise
+        done.failed.append((setting.spec, error.message))
+        return
+    sites = manifest.compression
+    first, last = (sites[0].tokens_in, sites[-1].tokens_out) if sites else (None, None)
+    done.rows.append(
+        Row(
+            spec=setting.spec,
+            kind=setting.kind,
+            beside=setting.beside,
+            bundle=str(path),
+            tokens_in=first if isinstance(first, int) else None,
+            tokens_out=last if isinstance(last, int) else None,
+            flops=None if manifest.flops is None else float(manifest.flops["total"]),
+            scores=scores,
+        )
+    )
+
+
+def _exported(setting: Setting, source: _Source, folder: Path, say: Progress) -> tuple[Path, Manifest]:
+    path = folder / _slug(setting.spec)
+    if path.exists():
+        try:
+            kept = Bundle.open(path).manifest
+        except BundleError:
+            kept = None
+        if kept is not None and _is_same(kept, setting, source):
+            say("kept from before")
+            return path, kept
+    result = export_model(
+        source.model,
+        output=path,
+        compress=setting.spec,
+        weights=source.weights,
+        batch=str(source.recipe.batch),
+        precision=source.recipe.precision,
+        force=True,
+        progress=say,
+    )
+    return path, result.manifest
+
+
+def _is_same(manifest: Manifest, setting: Setting, source: _Source) -> bool:
+    """Whether a bundle is what would be exported now."""
+    kept, recipe, host = recipe_from_json(manifest.recipe, where="the bundle's recipe"), source.recipe, source.host
+    return (
+        kept.spec == setting.spec
+        and manifest.model.source == host.source
+        and manifest.model.weights.sha256 == host.weights.sha256
+        and (kept.precision, kept.opset, kept.batch) == (recipe.precision, recipe.opset, recipe.batch)
+        and manifest.created_with.get("trt-compress") == __version__
+    )
+
+
+def _time(
+    done: _Done,
+    feed: dict[str, Array],
+    *,
+    rounds: int,
+    warmup: int,
+    threads: int | None,
+    native: bool | None,
+    say: Progress,
+) -> None:
+    """Time all bundles in turns, in one run, on the same real inputs."""
+    say(f"timing {len(done.rows)} settings, {warmup + rounds} rounds")
+    with ExitStack() as stack:
+        calls: list[Callable[[], object]] = []
+        for row in done.rows:
+            session = Session.open(
+                done.bundles[row.spec], threads=threads or cpu_cores(), spin=False, native=native, check_hashes=False
+            )
+            calls.append(repeated(stack.enter_context(session), feed))
+
+        def tell(number: int) -> None:
+            say(f"timing {len(done.rows)} settings, round {number + 1} of {warmup + rounds}")
+
+        latencies = interleave_many(calls, warmup=warmup, rounds=rounds, progress=tell)
+    dense = latencies[0]
+    done.rows = [
+        replace(
+            row,
+            latency=summarize(own),
+            speedup=None if row.kind == "dense" else speedup(own, dense),
+            timing=verdict(own, device="cpu"),
+        )
+        for row, own in zip(done.rows, latencies, strict=True)
+    ]
+
+
+def _judged(done: _Done, max_drop: float) -> tuple[Row, ...]:
+    """The rows with what `random` got at the same budget, and the words."""
+    rows = []
+    for row in done.rows:
+        partner = next((other for other in done.rows if other.kind == "random" and row.spec in other.beside), None)
+        if partner is not None:
+            row = replace(row, random=_against(done, row, partner), random_value=partner.value(done.measure))
+        rows.append(replace(row, words=words_of(row, done.measure, done.rows[0], max_drop)))
+    return tuple(rows)
+
+
+def _against(done: _Done, row: Row, partner: Row) -> Difference | None:
+    ours, theirs = done.answers[row.spec].predicted, done.answers[partner.spec].predicted
+    if ours is None or theirs is None:
+        return None
+    if done.measure == "accuracy":
+        known = done.labels >= 0
+        wanted = done.labels
+    else:
+        wanted = done.answers["none"].predicted
+        known = np.ones(len(ours), bool)
+    right, other = (ours == wanted) & known, (theirs == wanted) & known
+    return difference(int((right & ~other).sum()), int((other & ~right).sum()), int(known.sum()))
+
+
+@contextmanager
+def _folder(output: str | Path | None) -> Iterator[Path]:
+    """Where bundles go: the folder that the user wants, or one that is gone afterwards."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="trt-compress-sweep-") as folder:
+            yield Path(folder)
+        return
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"'{output}' cannot be made ({error.strerror}); give another folder with -o.") from None
+    yield Path(output)
+
+
+def _batches(batch: int) -> str:
+    return f"1:{batch}:{max(batch, _LARGEST_BATCH)}"
+
+
+def _slug(spec: str) -> str:
+    """A folder's name for a setting."""
+    if spec == "none":
+        return "dense"
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", spec).strip("-")
+    if "[" not in spec and len(plain) <= _LONGEST_NAME:
+        return plain
+    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+
+
+def _title(setting: Setting) -> str:
+    if setting.kind == "dense":
+        return "dense"
+    return f"random beside {', '.join(setting.beside)}" if setting.kind == "random" else setting.spec
+
+
+def _nothing_fits(misfits: Sequence[tuple[str, str]], model: str) -> str:
+    if len(misfits) == 1:
+        return misfits[0][1]
+    reasons = " ".join(f"{spec}: {reason}" for spec, reason in misfits[:3])
+    return f"None of the {len(misfits)} settings fits {model}. {reasons}"
