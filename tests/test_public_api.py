@@ -41,7 +41,17 @@ def run_python(program: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_what_is_public_is_pinned() -> None:
-    names = ["TrtCompressError", "__version__", "build", "evaluate", "export_model", "preflight", "runtime", "verify"]
+    names = [
+        "TrtCompressError",
+        "__version__",
+        "build",
+        "evaluate",
+        "export_model",
+        "preflight",
+        "runtime",
+        "sweep",
+        "verify",
+    ]
     assert sorted(trt_compress.__all__) == names
     assert sorted(dir(trt_compress)) == names
 

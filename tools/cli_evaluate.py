@@ -167,8 +167,8 @@ def _show(result: "Evaluation", held: "list[Held]") -> None:
     _show_classes(result)
     if scores.not_finite:
         print_text(f"{scores.not_finite} answers are not finite; they count as wrong.")
-    show_left_out("could not be read", result.failures, what="samples")
-    show_left_out("not taken", result.left_out)
+    show_left_out("Samples that could not be read", result.failures)
+    show_left_out("Files not taken", result.left_out)
     for each in held:
         print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
 
@@ -200,11 +200,11 @@ def _class_name(number: int, name: str) -> str:
     return f"{number} {name}" if name and name != str(number) else str(number)
 
 
-def show_left_out(how: str, found: tuple[tuple[str, str], ...], *, what: str = "files", shown: int = _SHOWN) -> None:
+def show_left_out(what: str, found: tuple[tuple[str, str], ...], *, shown: int = _SHOWN) -> None:
     """Print what was left out, each with its reason."""
     if not found:
         return
-    print_text(f"{len(found)} {what[:-1] if len(found) == 1 else what} {how}:")
+    print_text(f"{what}: {len(found)}")
     for name, reason in found[:shown]:
         said = reason.removeprefix(f"{name}: ").rstrip(".")
         print_text(f"  {name}: {said}")

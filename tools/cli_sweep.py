@@ -74,8 +74,10 @@ def sweep(
         _check_specs(compress)
         with needs_extra("cpu"):
             from trt_compress.tools.evaluate import check_numbers, request_of
+            from trt_compress.tools.sweep.settings import check_limits
         request_of(data, labels, classes)
         check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
+        check_limits(max_drop=max_drop, warmup=warmup)
         for path, option in ((json, "--json"), (html, "--html")):
             try_file(path, option)
         with needs_extra("export"):
@@ -127,9 +129,9 @@ def show_sweep(result: "SweepResult") -> None:
     title = f"{protocol['rounds']} rounds in turns, batch {protocol['batch']}, {protocol['threads']} threads; "
     title += "in brackets the 95 % interval" if timed else "not timed"
     print_table(title, columns_of(result), [cells_of(row, result) for row in sorted_rows(result)])
-    show_left_out("do not fit the model, or failed", result.misfits, what="settings", shown=12)
-    show_left_out("have no random beside them", result.alone, what="settings")
-    show_left_out("could not be read", result.failures, what="samples")
+    show_left_out("Settings that do not fit the model, or failed", result.misfits, shown=12)
+    show_left_out("Settings without random beside them", result.alone)
+    show_left_out("Samples that could not be read", result.failures)
     if result.interrupted:
         print_text("Interrupted: only what was done until then is shown.")
     for sentence in result.advice:

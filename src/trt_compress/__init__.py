@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from trt_compress import runtime
     from trt_compress.export.api import build, export_model, preflight, verify
     from trt_compress.tools.evaluate import evaluate
+    from trt_compress.tools.sweep.run import sweep
 
 __version__ = "0.1.0"
-__all__ = ["TrtCompressError", "__version__", "build", "evaluate", "export_model", "preflight", "runtime", "verify"]
+__all__ = [
+    "TrtCompressError",
+    "__version__",
+    "build",
+    "evaluate",
+    "export_model",
+    "preflight",
+    "runtime",
+    "sweep",
+    "verify",
+]
 
 _LIVES_IN = dict.fromkeys(("build", "export_model", "preflight", "verify"), "export.api")
-_LIVES_IN["evaluate"] = "tools.evaluate"
+_LIVES_IN |= {"evaluate": "tools.evaluate", "sweep": "tools.sweep.run"}
 
 
 def __getattr__(name: str) -> Any:

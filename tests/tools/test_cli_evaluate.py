@@ -37,7 +37,10 @@ def test_what_a_user_sees(cli: Cli, folder: Path) -> None:
     assert "100.0% [75.8, 100.0]   -50.0 points [-72.3, -13.4]" in lines["accuracy (top-1)"]
     assert "6 of 12" in lines["same answer as the baseline"]
     assert lines["0 cat"].split() == ["0", "cat", "3", "of", "3", "0", "of", "3"] and "2 elk" not in found.stdout
-    assert "1 could not be read:" in found.stdout and "fox/bad.png: the file is not a readable image" in found.stdout
+    assert (
+        "Samples that could not be read: 1" in found.stdout
+        and "fox/bad.png: the file is not a readable image" in found.stdout
+    )
     assert "notes.txt" in found.stdout
     document = json.loads((folder / "out.json").read_text())
     assert document["document"] == "trt-compress evaluation" and document["scores"]["accuracy"]["count"] == 6

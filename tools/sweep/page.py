@@ -18,8 +18,10 @@ _CSS = """
 .series7 { stroke: var(--s7); } .mark.dense { fill: var(--ink); stroke: none; }
 .mark.random { stroke: var(--soft); fill: none; } .line.random { stroke: var(--soft); stroke-dasharray: 3 3; }
 .mark.chosen { fill: none; stroke: var(--good); stroke-width: 2.5; } .dots.dense { stroke: var(--ink); }
-.dots.random { stroke: var(--soft); } .dots.chosen { stroke: var(--good); } .whisker { stroke-opacity: 0.45; }
-svg .label.good { fill: var(--good); font-weight: 600; } td.said { min-width: 220px; }
+.dots.random { stroke: var(--soft); } .whisker { stroke-opacity: 0.3; stroke-width: 1.5; }
+.whisker.dense { stroke: var(--ink); } .whisker.random { stroke: var(--soft); }
+svg .label.good { fill: var(--good); font-weight: 600; }
+.tiles dd { overflow-wrap: anywhere; } tbody th { min-width: 180px; overflow-wrap: anywhere; }
 """
 
 
@@ -84,10 +86,17 @@ def _tiles(result: SweepResult) -> str:
 
 
 def _table(result: SweepResult) -> str:
-    rows = [("", *cells_of(row, result)) for row in sorted_rows(result)]
-    numbered = [(str(place) if place else "", *row[1:]) for place, row in enumerate(rows)]
-    columns = ("no.", *columns_of(result))
-    return f'<div class="scroll">{rows_html((*columns[:-1], "what to know"), numbered)}</div>'
+    rows = [cells_of(row, result) for row in sorted_rows(result)]
+    numbered = [
+        (f"{place}. {row[0]}" if place else row[0], *map(_together, row[1:-1]), row[-1])
+        for place, row in enumerate(rows)
+    ]
+    return f'<div class="scroll">{rows_html((*columns_of(result)[:-1], "what to know"), numbered)}</div>'
+
+
+def _together(cell: str | None) -> str | None:
+    """A cell whose interval and arrow are not broken over two lines."""
+    return cell and cell.replace(", ", ",\u00a0").replace(" → ", "\u00a0→\u00a0")
 
 
 def _left_out(result: SweepResult) -> list[str]:
@@ -183,6 +192,12 @@ def _scatter(
         for index, family in enumerate(families):
             own = sorted((x, y) for row, x, y in found if row.kind == "asked" and _family(row) == family)
             board.polyline([to_x(x) for x, _ in own], [to_y(y) for _, y in own], _kind(index))
+        for row, x, _ in found:
+            kind = row.kind if row.kind != "asked" else _kind(families.index(_family(row)))
+            share = row.scores.accuracy if measure == "accuracy" else None
+            if share is not None:
+                ends = (min(max(100 * end, low_y), high_y) for end in (share.low, share.high))
+                board.line(to_x(x), to_y(next(ends)), to_x(x), to_y(next(ends)), f"{kind} whisker")
         for row, x, y in found:
             kind = row.kind if row.kind != "asked" else _kind(families.index(_family(row)))
             board.mark(to_x(x), to_y(y), kind, f"{_name(row)}: {number(y)} %, {text(x)}")
@@ -192,16 +207,23 @@ def _scatter(
                 board.mark(to_x(x), to_y(y), "chosen", f"recommended: {row.spec}")
             if row.kind == "asked":
                 board.text(to_x(x) + 7, to_y(y) - 6, numbers[row.spec], kind=f"label{' good' if chosen else ''} halo")
-        board.text(to_x(found[0][1]) + 7, to_y(found[0][2]) - 7, "dense", kind="label halo")
+        at_end = to_x(found[0][1]) > right - 48
+        board.text(
+            to_x(found[0][1]) + (-8 if at_end else 8),
+            to_y(found[0][2]) - 7,
+            "dense",
+            anchor="end" if at_end else "start",
+            kind="label halo",
+        )
 
     legend = [("dense", "dense"), *((_kind(index), family) for index, family in enumerate(families))]
     if any(row.kind == "random" for row, _, _ in found):
         legend.append(("random", "random with as many tokens"))
     rows = [(_name(row), f"{number(y)} %", text(x)) for row, x, y in found]
     caption = (
-        "Up and to the left is better. Numbers are those of the table; lines join the settings of one method. The "
-        f"dashed line is what may be lost, {points(result.max_drop)} below dense: a setting under it is not "
-        "recommended, nor one to the right of dense."
+        "Up and to the left is better; faint bars are 95 % intervals. Numbers are those of the table; lines join the "
+        f"settings of one method. The dashed line is what may be lost, {points(result.max_drop)} below dense. A "
+        "setting under it is not recommended, nor one to the right of dense."
     )
     described = "; ".join(f"{spec}: {y}, {x}" for spec, y, x in rows)
     svgs = []

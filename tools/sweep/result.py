@@ -64,7 +64,7 @@ class Row:
     def drop_points(self, measure: Measure, dense: float | None) -> float | None:
         """By how many points it is below dense."""
         own = self.value(measure)
-        return None if own is None or dense is None else 100 * (dense - own)
+        return None if own is None or dense is None else round(100 * (dense - own), 9)  # 1 is 1, not a hair above
 
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""

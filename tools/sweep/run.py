@@ -42,7 +42,7 @@ from trt_compress.tools.evaluate import (
 )
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 from trt_compress.tools.sweep.result import Measure, Row, SweepResult, recommend, words_of
-from trt_compress.tools.sweep.settings import Setting, expand_all, plan_sweep
+from trt_compress.tools.sweep.settings import Setting, check_limits, expand_all, plan_sweep
 
 RESULT_FILE = "sweep.json"
 _LARGEST_BATCH = 8
@@ -193,18 +193,6 @@ def sweep(
         keep()
         found = result()
         return found if output is not None else replace(found, rows=tuple(replace(r, bundle=None) for r in found.rows))
-
-
-def check_limits(*, max_drop: float, warmup: int) -> None:
-    """Refuse what makes no sense.
-
-    Raises:
-        ConfigError: A number is out of range.
-    """
-    if not 0 <= max_drop <= 100:
-        raise ConfigError(f"max_drop={max_drop:g}; give points from 0 to 100.")
-    if warmup < 0:
-        raise ConfigError(f"warmup={warmup}; give 0 or more.")
 
 
 def write_result(result: SweepResult, folder: Path) -> Path:

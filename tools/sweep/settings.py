@@ -93,6 +93,18 @@ def expand_all(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def check_limits(*, max_drop: float, warmup: int) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        ConfigError: A number is out of range.
+    """
+    if not 0 <= max_drop <= 100:
+        raise ConfigError(f"max_drop={max_drop:g}; give points from 0 to 100.")
+    if warmup < 0:
+        raise ConfigError(f"warmup={warmup}; give 0 or more.")
+
+
 def plan_sweep(host: "LoadedHost", specs: Sequence[str], *, random: bool = True) -> Plan:
     """Find out which settings fit a model.
 
