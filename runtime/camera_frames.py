@@ -24,6 +24,9 @@ SCENE_INPUTS = ("images", "img2lidar", "ego_pose", "timestamp")
 TRUTH = ("truth_frame", "truth_boxes", "truth_labels")
 """True boxes in a `scene.npz`: number of the frame [K]; center, size, yaw, velocity [K, 9]; name of the class [K]."""
 
+CAMERA_NAMES = "camera_names"
+"""Names of the cameras in a `scene.npz`, [V]."""
+
 _RIGID = 1e-3  # how far a pose's rotation may be from orthogonal
 
 
@@ -177,13 +180,15 @@ def scene_arrays(frames: Iterable[CameraFrame], inputs: Mapping[str, TensorInfo]
 def write_scene(path: Path, frames: Iterable[CameraFrame], inputs: Mapping[str, TensorInfo]) -> int:
     """Write the `scene.npz` that `trt-compress run --source scene.npz` reads; returns the number of frames.
 
-    Where the boxes of every frame are known, they are in it, for `--labels scene.npz`.
+    Where the boxes of every frame are known, they are in it, for `--labels scene.npz`, and the names of the cameras,
+    for an overlay.
 
     Raises:
         ConfigError: as `scene_arrays`, or the file cannot be written.
     """
     frames = tuple(frames)
     arrays = scene_arrays(frames, inputs) | _truth_arrays(frames)
+    arrays[CAMERA_NAMES] = np.array(frames[0].cameras, np.str_)
     try:
         np.savez_compressed(path, allow_pickle=False, **arrays)
     except OSError as error:
@@ -201,6 +206,18 @@ def _truth_arrays(frames: Sequence[CameraFrame]) -> dict[str, npt.NDArray[Any]]:
         "truth_boxes": np.array(numbers, np.float64).reshape(-1, 9),
         "truth_labels": np.array([str(box["label"]) for _, box in boxes], np.str_),
     }
+
+
+def true_boxes(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[int, list[Box]]:
+    """The true boxes of a `scene.npz` by the number of their frame; none if it holds none."""
+    found: dict[int, list[Box]] = {}
+    if all(name in arrays for name in TRUTH):
+        for frame, numbers, label in zip(*(arrays[name] for name in TRUTH), strict=True):
+            box = {"label": str(label), "center": numbers[:3].tolist(), "size": numbers[3:6].tolist()}
+            found.setdefault(int(frame), []).append(
+                {**box, "yaw": float(numbers[6]), "velocity": numbers[7:9].tolist()}
+            )
+    return found
 
 
 def corners_of(box: Box) -> Floats:

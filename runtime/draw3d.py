@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 COLORS = ("#ff9f1c", "#4cc9f0", "#f15bb5", "#9bf04c", "#b388ff", "#ffe14c")
 """Of the classes, in the order in which labels are sorted, or by class number."""
 
-_BACKGROUND, _RING, _TEXT, _TRUTH = "#14181d", "#39424d", "#aeb8c2", "#7d8894"
+TRUTH_COLOR = "#7d8894"
+"""Of boxes that are known to be there."""
+
+_BACKGROUND, _RING, _TEXT = "#14181d", "#39424d", "#aeb8c2"
 _NEAREST_M = 0.1
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
 _FRONT = ((0, 3), (1, 2))  # diagonals of the front face
@@ -42,12 +45,12 @@ def draw_bev(boxes: Sequence[Box], *, truth: Sequence[Box] = (), range_m: float 
     for ring in range(step, int(range_m) + 1, step):
         low, high = size / 2 - ring * scale, size / 2 + ring * scale
         draw.ellipse([low, low, high, high], outline=_RING)
-        draw.text((size / 2 + 3, low + 1), f"{ring} m", fill=_RING)
+        draw.text((size / 2 + 3, low + 1), f"{ring} m", fill=_TEXT)
     draw.line([size / 2, 0, size / 2, size], fill=_RING)
     draw.line([0, size / 2, size, size / 2], fill=_RING)
     draw.polygon([place(2.2, 0.0), place(1.2, 0.9), place(-2.2, 0.9), place(-2.2, -0.9), place(1.2, -0.9)], fill=_TEXT)
     for box in truth:
-        draw.polygon([place(x, y) for x, y in _ground(box)], outline=_TRUTH, width=2)
+        draw.polygon([place(x, y) for x, y in _ground(box)], outline=TRUTH_COLOR, width=2)
     colors = _colors([*boxes, *truth])
     for box in sorted(boxes, key=_score):
         color = colors[_label(box)]
@@ -63,7 +66,7 @@ def draw_bev(boxes: Sequence[Box], *, truth: Sequence[Box] = (), range_m: float 
         speed = np.asarray(box.get("velocity", (0.0, 0.0)), np.float64)
         if np.linalg.norm(speed) > 0.3:
             _arrow(draw, place(x, y), place(x + speed[0], y + speed[1]), "#ffffff")
-    _legend(draw, colors, size)
+    _legend(draw, colors | ({"true": TRUTH_COLOR} if truth else {}), size)
     return image
 
 
@@ -121,7 +124,7 @@ def draw_frame(frame: CameraFrame, boxes: Sequence[Box], *, zoom: int = 1, truth
     known = (frame.boxes or ()) if truth else ()
     views = []
     for image, matrix in zip(frame.images, frame.lidar2img, strict=True):
-        under = draw_boxes(image, known, matrix, zoom=zoom, color=_TRUTH)
+        under = draw_boxes(image, known, matrix, zoom=zoom, color=TRUTH_COLOR)
         views.append(draw_boxes(under, boxes, np.diag([zoom, zoom, 1.0, 1.0]) @ matrix))
     columns = 2 if len(views) > 1 else 1
     rows = -(-len(views) // columns)

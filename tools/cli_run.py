@@ -69,8 +69,18 @@ def run(
     out: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One line a frame.")] = None,
     overlay: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The frames with the results drawn in (.mp4), or a codec's sound (.wav)."),
+        typer.Option(
+            metavar="FILE",
+            help="The frames with the results drawn in (.mp4), or a codec's sound (.wav). A video is drawn beside the "
+            "stream: it takes no part in latency, and repeats a picture where it falls behind.",
+        ),
     ] = None,
+    overlay_in_latency: Annotated[
+        bool,
+        typer.Option(
+            "--overlay-in-latency", help="Draw every frame before it counts as delivered, as a display would."
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write there: result.json, its report, a page with plots, a trace."),
@@ -126,6 +136,7 @@ def run(
                 resample=resample,
                 out=out,
                 overlay=overlay,
+                overlay_in_latency=overlay_in_latency,
                 report=report,
                 power=power,
                 power_idle_s=idle_s,
@@ -139,6 +150,8 @@ def run(
             )
     except StreamError as broken:
         error, result = broken, cast("StreamResult | None", broken.result)
+    if overlay is not None and result is not None and result.overlay is not None:
+        print(f"Wrote {overlay}: {result.overlay.sentence()}", file=sys.stderr)
     if json and error is None and result is not None:
         print_json(result.to_json())
     elif result is not None and not json:

@@ -11,8 +11,10 @@ from trt_compress import __version__
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
+from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
+from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink
 from trt_compress.runtime.stream.pipeline import Policy, Settings
@@ -20,7 +22,7 @@ from trt_compress.runtime.stream.quality import labels_from_file
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
-from trt_compress.runtime.stream.sinks import JsonLines, Overlay, Sound
+from trt_compress.runtime.stream.sinks import JsonLines, Sound
 from trt_compress.runtime.stream.sources import is_live
 from trt_compress.tools.machine import describe_device, package_versions
 
@@ -47,6 +49,7 @@ def run(
     resample: bool = False,
     out: str | Path | None = None,
     overlay: str | Path | None = None,
+    overlay_in_latency: bool = False,
     report: str | Path | None = None,
     power: str = "off",
     power_idle_s: float = 10.0,
@@ -78,7 +81,9 @@ def run(
         labels: A file of true answers that scores the results.
         resample: Convert sound of another rate and mix its channels; otherwise it is refused.
         out: A file for one line of JSON a frame.
-        overlay: A file for the frames with the results drawn in (.mp4), or a codec's sound (.wav).
+        overlay: A file for the frames with the results drawn in (.mp4), or a codec's sound (.wav). A video is drawn
+            beside the stream: it takes no part in latency, and repeats a picture where it falls behind.
+        overlay_in_latency: Draw every frame before it counts as delivered, as a display would.
         report: A directory for result.json, its report, a page with plots and a trace.
         power: Reader of power and energy: "auto", "ina", "tegrastats", "nvidia-smi", "rapl" or "off".
         power_idle_s: How long the idle machine is measured before.
@@ -94,6 +99,8 @@ def run(
         ConfigError, BundleError, UnsupportedError: Something that was given is wrong, or cannot be done here.
         StreamError: The stream could not go on; its `result` is what there is, and the report has been written.
     """
+    if overlay_in_latency and (overlay is None or Path(overlay).suffix.lower() == ".wav"):
+        raise ConfigError("--overlay-in-latency says when a video is drawn, and there is none; give --overlay out.mp4.")
     if level and not adapt:
         raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
     if not 0 <= power_idle_s < 1e6:
@@ -137,7 +144,12 @@ def run(
         if labels is not None:
             meaning = sessions[0].bundle.manifest.postprocess
             options = replace(options, labels=labels_from_file(Path(labels), meaning, levels.outputs))
-        sinks = _sinks(_path(overlay), _path(out), levels, fps)
+        _keep_sources(sources, {"--overlay": _path(overlay), "--out": _path(out)})
+        pictures = None
+        if overlay is not None and Path(overlay).suffix.lower() != ".wav":
+            captions = captions_from(sources, sessions[0].bundle.manifest, options.labels, labels)
+            pictures = Branch(Overlay(overlay, fps or 30.0, captions=captions), in_latency=overlay_in_latency)
+        sinks = _sinks(_path(overlay), pictures, _path(out), levels)
         opened = open_sources(sources, levels, stall_s=stall_s, resample=resample)
 
         def stream() -> StreamResult:
@@ -166,18 +178,27 @@ def run(
     return result
 
 
-def _sinks(overlay: Path | None, out: Path | None, levels: LevelSet, fps: float | None) -> list[Sink]:
+def _keep_sources(sources: Sequence[str], written: dict[str, Path | None]) -> None:
+    """Refuse to write over what is read."""
+    for option, path in written.items():
+        if path is not None and path.is_file() and any(Path(one).is_file() and path.samefile(one) for one in sources):
+            raise ConfigError(f"{option} {path} is the source itself; give another name, or it would be lost.")
+
+
+def _sinks(overlay: Path | None, pictures: Branch | None, out: Path | None, levels: LevelSet) -> list[Sink]:
     meaning = levels.sessions[0].bundle.manifest.postprocess
     gives_sound = meaning.get("kind") == "audio"
     sinks: list[Sink] = []
     if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
         gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
         raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
+    if pictures is not None and levels.sessions[0].bundle.manifest.preprocess.get("kind") == "audio":
+        raise ConfigError(f"--overlay {overlay}: the bundle takes sound, and there is nothing to see; leave it out.")
     if overlay is not None and gives_sound:
         output, rate = meaning["output"], meaning["sample_rate"]
         sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))
-    elif overlay is not None:
-        sinks.append(Overlay(overlay, fps or 30.0))
+    elif pictures is not None:
+        sinks.append(pictures)
     if out is not None:
         sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
     return sinks

@@ -1,7 +1,7 @@
 """Sources that are files of arrays or images: `frames/*.png` and `scene.npz`."""
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
 from trt_compress.foreign import reading
-from trt_compress.runtime.camera_frames import TRUTH
+from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.files import matching_files, nothing_matches
 from trt_compress.runtime.stream.frame import Array
@@ -104,7 +104,7 @@ class SceneFile:
         """
         arrays = load_npz(self.name)
         times = arrays.pop(TIMESTAMPS, None)
-        for name in TRUTH:  # is for --labels
+        for name in (*TRUTH, CAMERA_NAMES):  # are for --labels and --overlay
             arrays.pop(name, None)
         for name in arrays:
             if name not in self._inputs:
@@ -167,8 +167,12 @@ class SceneFile:
         return array
 
 
-def load_npz(path: str) -> dict[str, Array]:
-    """Read all arrays of a file.
+def load_npz(path: str, only: Sequence[str] | None = None) -> dict[str, Array]:
+    """Read the arrays of a file.
+
+    Args:
+        path: The file.
+        only: Names of those that are wanted, where they are there; None: all.
 
     Raises:
         ConfigError: There is no such file.
@@ -181,4 +185,4 @@ def load_npz(path: str) -> dict[str, Array]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array without a name")
         with archive:
-            return {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files if only is None or name in only}

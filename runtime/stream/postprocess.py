@@ -86,9 +86,14 @@ def postprocess_from_manifest(settings: Mapping[str, Any], outputs: Mapping[str,
 
 
 def _classification(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
-    """Logits [B, classes] → {"class", "score", "top": [[class, score], …], "label" if the manifest has `labels`}."""
+    """Logits [B, classes] → {"class", "score", "top": [[class, score], …], "label" if the manifest has `labels`}.
+
+    With the setting `place`, {"output": NAME, …}, an output [B, 2] says where: "place" is [x, y], shares of the frame
+    that the model takes, from its left upper corner.
+    """
     name = _output(settings, "output", outputs)
     labels = settings.get("labels")
+    place = _output(settings["place"], "output", outputs) if "place" in settings else None
 
     def one(logits: Array) -> dict[str, Any]:
         shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
@@ -102,7 +107,13 @@ def _classification(settings: Mapping[str, Any], outputs: Mapping[str, TensorInf
         }
         return found | ({"label": labels[best]} if labels else {})
 
-    return lambda found: [one(row) for row in found[name]]
+    def every(found: Mapping[str, Array]) -> list[dict[str, Any]]:
+        results = [one(row) for row in found[name]]
+        for result, (x, y) in zip(results, found[place] if place else (), strict=bool(place)):
+            result["place"] = [round(float(x), 4), round(float(y), 4)]
+        return results
+
+    return every
 
 
 def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:

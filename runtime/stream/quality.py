@@ -83,6 +83,11 @@ class Labels:
             raise ConfigError(f"'{path}' holds no label; give a line such as {_EXAMPLE} for each frame.")
         return cls(classes)
 
+    @property
+    def classes(self) -> Mapping[int, Sequence[int]]:
+        """Frame → its classes."""
+        return self._classes
+
     def score(self, frame: Frame) -> None:
         """Take in a delivered frame.
 

@@ -229,6 +229,30 @@ class Resources(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverlayCounts(Record):
+    """What an overlay shows: a picture for every frame of the stream.
+
+    Attributes:
+        drawn: Delivered frames that were drawn.
+        behind: Delivered frames that came too fast to be drawn: the last picture is repeated, marked.
+        without_result: Frames that were dropped or failed: the last picture is repeated, marked.
+    """
+
+    drawn: int
+    behind: int
+    without_result: int
+
+    def sentence(self) -> str:
+        """Say it to a person."""
+        parts = [f"{self.drawn} frame{'s'[: self.drawn != 1]} drawn"]
+        if self.behind:
+            parts.append(f"{self.behind} came too fast to be drawn (--overlay-in-latency draws every one)")
+        if self.without_result:
+            parts.append(f"{self.without_result} without a result")
+        return "; ".join(parts) + (" (each repeats the picture before it)." if len(parts) > 1 else ".")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamResult(Record):
     """One stream: what ran, how frames came, what became of each, how long everything took.
 
@@ -240,6 +264,7 @@ class StreamResult(Record):
         first_inference_ns: The session's first run ever, which pays for lazy set-up; before warm-up.
         after_idle_ns: End-to-end times of the delivered frames that were first after a pause.
         quality: Metric → value; empty without labels.
+        overlay: What became of the frames in the video with the results; None without one.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -256,6 +281,7 @@ class StreamResult(Record):
     quality: dict[str, Quality] = field(default_factory=dict)
     controller: ControllerLog | None = None
     resources: Resources = field(default_factory=Resources)
+    overlay: OverlayCounts | None = None
     frames: Frames
 
     @classmethod

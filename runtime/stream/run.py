@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.control import Controller, ControllerSettings
 from trt_compress.runtime.stream.frame import Array, Frame
 from trt_compress.runtime.stream.levels import LevelSet
@@ -18,7 +19,7 @@ from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, S
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import audio_format, preprocess_from_manifest
 from trt_compress.runtime.stream.quality import Scorer
-from trt_compress.runtime.stream.result import Identity, Protocol, Resources, Scheduling, StreamResult
+from trt_compress.runtime.stream.result import Identity, OverlayCounts, Protocol, Resources, Scheduling, StreamResult
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
 
@@ -188,7 +189,8 @@ class _Run:
             self._controller = Controller(names, deadline_ns, options.adapt, measured)
         started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         finished = pipeline.run()
-        result = self._result(finished, started_at)
+        overlay = next((sink.sink.counts for sink in sinks if isinstance(sink, Branch)), None)
+        result = self._result(finished, started_at, overlay)
         if finished.error is not None:
             finished.error.result = result
             raise finished.error
@@ -232,7 +234,7 @@ class _Run:
             rest = frame.wait_ns["postprocess"] + frame.stage_ns["postprocess"] + frame.stage_ns["sink"]
             self._controller.observe_rest(rest)
 
-    def _result(self, finished: Finished, started_at: str) -> StreamResult:
+    def _result(self, finished: Finished, started_at: str, overlay: OverlayCounts | None) -> StreamResult:
         options, settings = self._options, self._options.settings
         pace = settings.pace
         frames = finished.ledger.frames()
@@ -279,6 +281,7 @@ class _Run:
             quality=options.labels.quality() if options.labels else {},
             controller=self._controller.log() if self._controller else None,
             resources=Resources(peak_rss_bytes=_peak_rss_bytes(), power_reason=options.power_reason),
+            overlay=overlay,
             frames=frames,
         )
 
