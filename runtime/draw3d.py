@@ -22,6 +22,7 @@ TRUTH_COLOR = "#7d8894"
 """Of boxes that are known to be there."""
 
 _BACKGROUND, _RING, _TEXT = "#14181d", "#39424d", "#aeb8c2"
+_CAPTION = 12  # pixels
 _NEAREST_M = 0.1
 _EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1]
 _FRONT = ((0, 3), (1, 2))  # diagonals of the front face
@@ -168,9 +169,9 @@ def _projected(start: Floats, end: Floats, zoom: int) -> tuple[float, float, flo
 
 def _caption(draw: Any, box: Box, x: float, y: float, ink: str) -> None:
     text = _label(box) if box.get("score") is None else f"{_label(box)} {_score(box):.2f}"
-    place = (x, max(y - 12, 0))
-    draw.rectangle(draw.textbbox(place, text), fill="#000000")
-    draw.text(place, text, fill=ink)
+    place = (x, max(y - _CAPTION - 2, 0))
+    draw.rectangle(draw.textbbox(place, text, font_size=_CAPTION), fill="#000000")
+    draw.text(place, text, fill=ink, font_size=_CAPTION)
 
 
 def _arrow(draw: Any, start: tuple[float, float], end: tuple[float, float], color: str) -> None:

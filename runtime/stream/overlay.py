@@ -215,7 +215,10 @@ class Overlay:
 
     def _new_stream(self, container: Any, image: Any, lasts_ns: int) -> Any:
         rate = Fraction(1_000_000_000, lasts_ns).limit_denominator(1001)
-        stream = container.add_stream(self._codec, rate=rate, options=_OPTIONS.get(self._codec, {}))
+        options = dict(_OPTIONS.get(self._codec, {}))
+        if container.format.name == "avi":  # it says when frames are decoded, not when they are shown
+            options["bf"] = "0"
+        stream = container.add_stream(self._codec, rate=rate, options=options)
         stream.width, stream.height = image.width & ~1, image.height & ~1
         stream.pix_fmt = "yuvj420p" if self._codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = _ENCODER_THREADS

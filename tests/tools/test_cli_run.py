@@ -37,7 +37,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fini
     (tmp_path / "frames").mkdir()
     lines = []
     for number in range(COUNT):
-        Image.fromarray(digits.images[number].astype(np.uint8)).save(tmp_path / "frames" / f"{number}.png")
+        Image.fromarray((digits.images[number] * 255 / 16).astype(np.uint8)).save(tmp_path / "frames" / f"{number}.png")
         lines.append(json.dumps({"id": number, "label": int(digits.target[number])}))
     (tmp_path / "labels.jsonl").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def test_digits_are_classified_scored_and_written(typed: Callable[..., Finished]
 
     images = np.stack([np.asarray(Image.open(f"frames/{n}.png")) for n in range(COUNT)]).astype(np.float32)
     with Session.open(exported()) as session:
-        logits = session.run({"image": ((images / 16 - 0.5) / 0.5)[:, None]})["logits"]
+        logits = session.run({"image": ((images / 255 - 0.5) / 0.5)[:, None]})["logits"]
     assert [line["results"][0]["class"] for line in lines] == logits.argmax(axis=1).tolist()
 
 
@@ -101,6 +101,44 @@ def test_a_video_is_resized_nowhere_unless_the_bundle_says_how(
         "The first frame of 'v.mp4' failed in 'preprocess': The image has 64x48 pixels and the bundle takes 8x8"
         in done.err
     )
+
+
+def test_an_overlay_is_beside_the_stream_and_says_what_is_in_it(
+    typed: Callable[..., Finished], exported: Exported
+) -> None:
+    """A picture for every frame, whatever became of it."""
+    Path("frames/3.png").write_bytes(b"no picture")
+    done = typed(exported(), "--source", "frames/*.png", "--frames", 10, "--overlay", "o.mkv", "--json")
+    counts = StreamResult.from_text(done.out).overlay
+    assert counts is not None and (counts.drawn, counts.behind, counts.without_result) == (9, 0, 1)
+    assert "Wrote o.mkv: 9 frames drawn; 1 without a result (each repeats the picture before it)." in done.err
+    with av.open("o.mkv") as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 10 and frames[0].width == 360  # 8 pixels, 45 times
+    done = typed(exported(), "--source", "frames/*.png", "--frames", 3, "--overlay", "o.mkv", "--overlay-in-latency")
+    assert done.code == 0 and "Wrote o.mkv: 3 frames drawn." in done.err
+
+
+def test_what_is_read_is_not_written_over(typed: Callable[..., Finished], exported: Exported) -> None:
+    for option in ("--overlay", "--out"):
+        Path("a.mp4").write_bytes(b"precious")
+        done = typed(exported(), "--source", "a.mp4", option, "./a.mp4")
+        assert done.code == 2 and f"{option} a.mp4 is the source itself; give another name" in done.err
+        assert Path("a.mp4").read_bytes() == b"precious"
+
+
+def test_names_with_brackets_and_strange_digits(typed: Callable[..., Finished], exported: Exported) -> None:
+    for name in ("shot[1].png", "shot1.png", "a1²1.png", "a10.png"):
+        Path(name).write_bytes(Path("frames/1.png").read_bytes())
+    for pattern, count in (("shot[1].png", 1), ("a*.png", 2)):
+        done = typed(exported(), "--source", pattern, "--json")
+        assert done.code == 0 and StreamResult.from_text(done.out).counts.delivered == count, done.err
+
+
+def test_a_picture_that_is_too_large_alone_is_a_sentence(typed: Callable[..., Finished], exported: Exported) -> None:
+    Image.new("1", (20_000, 10_000)).save("bomb.png")
+    done = typed(exported(), "--source", "bomb.png")
+    assert done.code == 2 and "20000x10000 pixels, and at most 134 million are decoded" in done.err
 
 
 def test_a_fixed_rate_with_drops_accounts_for_every_frame(typed: Callable[..., Finished], exported: Exported) -> None:
@@ -138,6 +176,10 @@ def test_three_keep_levels_and_a_controller(typed: Callable[..., Finished], expo
     [
         (("--source", "nothing/*.png"), "Nothing matches 'nothing/*.png'; give a pattern such as 'frames/*.png'"),
         (("--source", "camera:97"), "'camera:97' cannot be opened"),
+        (("--source", "frames"), "'frames' is a folder; give a pattern of its files, such as 'frames/*.png'"),
+        (("--source", "frames/%d.png"), "numbers are written as a star, so give 'frames/*.png', in quotes"),
+        (("--source", "frames/*.png", "--overlay", "o.gif"), "would hold no video of a kind that is written here"),
+        (("--source", "frames/*.png", "--overlay-in-latency"), "there is none; give --overlay out.mp4"),
         (("--source", "frames/*.png", "--policy", "newest"), "Unknown policy 'newest'; allowed are block, latest"),
         (("--source", "frames/*.png", "--fps", "0"), "fps=0; give frames a second above 0"),
         (("--source", "frames/*.png", "--burst", "4"), "bursts need both"),

@@ -1,5 +1,6 @@
 """Frames of several cameras, and the scene.npz made of them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError
 from trt_compress.runtime.camera_frames import (
+    CAMERA_NAMES,
     CameraFrame,
     check_cameras,
     corners_of,
     moved,
     scene_arrays,
+    true_boxes,
     write_scene,
 )
 from trt_compress.runtime.manifest import TensorInfo
@@ -50,6 +53,7 @@ def test_a_scene_file_holds_the_inputs_of_each_moment(tmp_path: Path) -> None:
     assert write_scene(path, [frame(place, size=(32, 64)) for place in range(4)], inputs()) == 4
     with np.load(path) as found:
         arrays = dict(found)
+    assert arrays.pop(CAMERA_NAMES).tolist() == list(frame().cameras)
     assert {name: array.shape for name, array in arrays.items()} == {
         "images": (4, 1, 2, 3, 32, 64),
         "img2lidar": (4, 1, 2, 4, 4),
@@ -63,6 +67,15 @@ def test_a_scene_file_holds_the_inputs_of_each_moment(tmp_path: Path) -> None:
     assert arrays["timestamp_ns"].tolist() == [10**18 + place * 500_000_000 for place in range(4)]
     assert arrays["ego_pose"][:, 0, :3, 3].tolist() == [[3.0 * place, 0, 0] for place in range(4)]  # since the start
     np.testing.assert_allclose(arrays["img2lidar"][0, 0], frame().img2lidar, rtol=1e-6)
+
+
+def test_true_boxes_come_back_from_a_scene_file(tmp_path: Path) -> None:
+    box = {"label": "car", "center": [1.0, 2, 3], "size": [4.0, 2, 1.5], "yaw": 0.5, "velocity": [1.0, 0]}
+    moments = [frame(0, boxes=(box,)), frame(1, boxes=()), frame(2, boxes=(box, box))]
+    write_scene(tmp_path / "s.npz", [replace(moment, timestamp_ns=n) for n, moment in enumerate(moments)], inputs())
+    with np.load(tmp_path / "s.npz") as found:
+        assert true_boxes(dict(found)) == {0: [box], 2: [box, box]}
+    assert true_boxes({}) == {}
 
 
 def test_resizing_keeps_what_a_pixel_looks_at() -> None:
