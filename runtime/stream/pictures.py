@@ -139,10 +139,11 @@ class PictureReader:
             return f"the picture holds {kind} up to {high:g}, and white is not known; save it with 8 or 16 bits"
         if low < -_BEYOND * white or high > (1 + _BEYOND) * white:
             return f"the picture holds numbers from {low:g} to {high:g}, and those of the stream go from 0 to {white}"
-        values = numbers.astype(np.float32 if white <= 65535 else np.float64) * (255.0 / white)
+        values: Array = np.multiply(numbers, 255.0 / white, dtype=np.float32)
         if tags.get(_PHOTOMETRIC) == 0:  # Pillow turns white and black only in pictures of 8 bits
             values = 255.0 - values
-        return np.rint(values).clip(0, 255).astype(np.uint8)
+        pixels: Array = np.rint(values).clip(0, 255).astype(np.uint8)
+        return pixels
 
     def _white_of(self, mode: str, high: float) -> int | None:
         if mode not in self._white:

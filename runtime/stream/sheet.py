@@ -123,7 +123,7 @@ def images_of(data: Any) -> list[Array]:
 def _zoom(images: Sequence[Array]) -> int:
     """How many times images are enlarged: until they are high enough, but not beyond the widest."""
     least = _ALONE if len(images) == 1 else _BESIDE
-    high, wide = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    high, wide = (int(max(image.shape[axis] for image in images)) for axis in (0, 1))
     return max(1, min(-(-least // high), _WIDEST // wide))
 
 
