@@ -39,7 +39,7 @@ def report(
     for item, name in zip(loaded, names, strict=True):
         written = []
         if output is not None:
-            written += write_all(item.report, item.stream, output, name)
+            written += write_all(item.report, item.stream, output, name, item.path.parent)
         else:
             written += [write_page(item.report, item.path.parent, name)] if html else []
             written += [write_trace(item.stream, item.path.parent, name)] if trace and item.stream else []

@@ -3,7 +3,7 @@
 Whatever comes from a result is escaped; the page's policy forbids scripts and every outside address.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,19 +11,26 @@ from trt_compress.tools.report.numbers import count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
 from trt_compress.tools.report.record import Distribution, Report, Side
 from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text, tokens_parts
+from trt_compress.tools.report.sound import MEDIA_POLICY, sound_html, sound_sections
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 Tile = tuple[str, str | None, str]
 
 
-def page_from_report(report: Report) -> str:
-    """Make the page."""
+def page_from_report(report: Report, players: Mapping[str, str] | None = None) -> str:
+    """Make the page.
+
+    Args:
+        report: What it says.
+        players: As `players_of` gives them, where the files of a sound lie.
+    """
     deadline = report.protocol.deadline_ns
     body = [
         _head(report),
         *(_verdict(side, len(report.sides) > 1) for side in report.sides),
         _tiles(report),
+        *_sound(report, players or {}),
         "<h2>Plots</h2>",
         *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
@@ -38,26 +45,37 @@ def page_from_report(report: Report) -> str:
         f"{escape(report.schema_version)}. Percentiles are shown only where n supports them; what was not measured "
         "says so and is never zero.</footer>"
     )
-    return page_html(f"{report.title}: latency report", body)
+    plays = any(source.startswith("data:") for source in (players or {}).values())
+    return page_html(f"{report.title}: latency report", body, more_policy=MEDIA_POLICY if plays else "")
 
 
-def page_html(title: str, body: Sequence[str], *, more_css: str = "") -> str:
+def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_policy: str = "") -> str:
     """A whole page in the house's style.
 
     Args:
         title: Of the window.
         body: Parts of HTML, escaped.
         more_css: Rules beside those of every page.
+        more_policy: What the page may do beside what every page may, as a directive.
     """
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + more_css
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}{more_policy and "; "}{more_policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
         f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
     )
+
+
+def _sound(report: Report, players: Mapping[str, str]) -> list[str]:
+    if report.sound is None:
+        return []
+    parts = ["<h2>Sound</h2>"]
+    for figure, player in sound_html(report.sound, players):
+        parts += [figure_html(figure), player]
+    return parts + [_table(section) for section in sound_sections(report.sound)]
 
 
 def _head(report: Report) -> str:

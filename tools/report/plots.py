@@ -54,7 +54,8 @@ def figures_of(sides: Sequence[Side], deadline_ms: float | None) -> list[Figure]
     return [figure for figure in figures if figure is not None]
 
 
-def _drawn(draw: Callable[[Board], None], identifier: str, title: str, caption: str, **changes: int) -> tuple[str, ...]:
+def drawn(draw: Callable[[Board], None], identifier: str, title: str, caption: str, **changes: int) -> tuple[str, ...]:
+    """Draw a plot in every size; `changes` are to the size's own numbers."""
     svgs = []
     for base in SIZES:
         values = {"left": base.left, "right": base.right, "height": base.height} | changes
@@ -78,7 +79,8 @@ def _value_scale(low: float, high: float, start: float, end: float) -> tuple[Sca
     return linear(0, top, start, end), nice_ticks(0, top, 5), False
 
 
-def _time_ticks(scale: Scale, low: float, high: float, size: Size) -> list[tuple[float, str]]:
+def time_ticks(scale: Scale, low: float, high: float, size: Size) -> list[tuple[float, str]]:
+    """Positions and words of the ticks of an axis of time."""
     return [(scale(value), tick_text(value)) for value in nice_ticks(low, high, size.inner_width // 90)]
 
 
@@ -102,7 +104,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
         to_y, ticks, log = _value_scale(low, high, floor - rug, size.top)
         y_title = f"{kind.lower()}, ms{', logarithmic' if log else ''}"
         board.axes(
-            _time_ticks(to_x, first, last, size),
+            time_ticks(to_x, first, last, size),
             [(to_y(value), tick_text(value)) for value in ticks],
             plots[0].x if plots[0].x != "run" else "run, in order of time",
             y_title,
@@ -140,7 +142,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, "latency", title, _range_text(kind, low, max(max(p.latency_ms) for p in plots), deadline_ms)),
+        svgs=drawn(draw, "latency", title, _range_text(kind, low, max(max(p.latency_ms) for p in plots), deadline_ms)),
         columns=(("side", *columns) if len(sides) > 1 else columns),
         rows=tuple(rows),
         legend=tuple(legend),
@@ -246,7 +248,7 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, "ecdf", title, description, left=72),
+        svgs=drawn(draw, "ecdf", title, description, left=72),
         columns=(("side", *columns) if len(sides) > 1 else columns),
         rows=tuple(rows),
         legend=tuple(_legend(sides)),
@@ -319,7 +321,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
         to_x = linear(first, last, size.left + 6, right - 6)
         to_y = linear(0, top, floor, size.top)
         board.axes(
-            _time_ticks(to_x, first, last, size),
+            time_ticks(to_x, first, last, size),
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, top, 4)],
             plots.x,
             "tokens",
@@ -339,7 +341,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
         title=title,
         caption=f"{description} The line goes from frame to frame; the dotted line is what "
         + ("the frame has; the tokens that are not computed are kept." if keeps else "the model gets uncompressed."),
-        svgs=_drawn(draw, identifier, title, description, height=200),
+        svgs=drawn(draw, identifier, title, description, height=200),
         columns=("from", "to", "fewest", "most"),
         rows=tuple(rows),
     )
@@ -362,7 +364,7 @@ def _lost(side: Side, identifier: str) -> Figure | None:
         to_x = linear(first, last, size.left + 6, right - 6)
         to_y = linear(0, most * 1.08, floor, size.top)
         ticks = [value for value in nice_ticks(0, most, 4) if value == round(value)]
-        board.axes(_time_ticks(to_x, first, last, size), [(to_y(v), tick_text(v)) for v in ticks], plots.x, "frames")
+        board.axes(time_ticks(to_x, first, last, size), [(to_y(v), tick_text(v)) for v in ticks], plots.x, "frames")
         width = (to_x(last) - to_x(first)) / _BINS
         for place in range(_BINS):
             base = 0
@@ -382,7 +384,7 @@ def _lost(side: Side, identifier: str) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, identifier, title, caption, height=180),
+        svgs=drawn(draw, identifier, title, caption, height=180),
         columns=("cause", "frames"),
         rows=tuple(rows),
         legend=tuple((outcome, outcome) for outcome in outcomes),
@@ -415,7 +417,7 @@ def _power(side: Side, identifier: str) -> Figure | None:
         to_x = linear(0, power.seconds, size.left, right)
         to_y = linear(0, high * 1.08 or 1.0, floor, size.top)
         board.axes(
-            _time_ticks(to_x, 0, power.seconds, size),
+            time_ticks(to_x, 0, power.seconds, size),
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, high * 1.08 or 1.0, 5)],
             "time in s",
             "W",
@@ -435,7 +437,7 @@ def _power(side: Side, identifier: str) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, identifier, title, caption, height=220),
+        svgs=drawn(draw, identifier, title, caption, height=220),
         columns=("rail", "mean", "in the total"),
         rows=tuple(rows),
         legend=tuple((_series_kind(index % 4), name) for index, name in enumerate(power.power_mw)),

@@ -51,6 +51,13 @@ class Board:
             f'<text class="{escape(kind)}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
         )
 
+    def upright_text(self, x: float, y: float, words: str, *, kind: str = "label") -> None:
+        """Write words from the bottom up, their middle at a point."""
+        self.parts.append(
+            f'<text class="{escape(kind)}" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
+            f'text-anchor="middle">{escape(words)}</text>'
+        )
+
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """Draw a straight line."""
         self.parts.append(f'<line class="{escape(kind)}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
@@ -73,6 +80,14 @@ class Board:
         """Draw a line from point to point."""
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
         self.parts.append(f'<path class="line {escape(kind)}" d="M{path}"/>')
+
+    def area(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> None:
+        """Fill what lies between two lines."""
+        if not x:
+            return
+        there = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, high, strict=True))
+        back = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(reversed(x), reversed(low), strict=True))
+        self.parts.append(f'<path class="area {escape(kind)}" d="M{there}L{back}Z"/>')
 
     def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
         """Draw a bar; it is never thinner than one pixel. The title shows when it is pointed at."""
