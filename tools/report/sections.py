@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trt_compress.runtime.latency import SAMPLES_NEEDED
+from trt_compress.runtime.latency import SAMPLES_NEEDED, WINDOW_SAMPLES, WINDOWS
 from trt_compress.runtime.tokens import token_flows, tokens_text
 from trt_compress.tools.console import format_bytes
 from trt_compress.tools.report.numbers import count, large, ms, number, percent, reason
@@ -297,10 +297,34 @@ def _resources(side: Side) -> list[Section]:
     return [Section(title="Resources", rows=tuple(rows)), Section(title="Power rails", columns=columns, rows=rails)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A verdict as it is shown: its kind ("stable", "unstable", "invalid", "few"), word and reasons."""
+
+    kind: str
+    word: str
+    reasons: tuple[str, ...]
+
+
+def judged(side: Side) -> Judged:
+    """The verdict in words; a run that is merely too short to be judged is no invalid one."""
+    verdict, part = side.verdict, side.latency.inference
+    needed = WINDOWS * WINDOW_SAMPLES
+    if verdict.status == "invalid" and part is not None and part.n < needed and len(verdict.reasons) == 1:
+        what = "frame" if side.accounting is not None else "run"
+        return Judged(
+            kind="few",
+            word=f"too few {what}s to judge the timing",
+            reasons=(f"{part.n} {what}{'s' * (part.n != 1)}, and it takes {needed}",),
+        )
+    kind = verdict.status if verdict.status in ("stable", "unstable", "invalid") else "unstable"
+    return Judged(kind=kind, word=verdict.status, reasons=verdict.reasons)
+
+
 def _verdict(side: Side) -> Section:
-    verdict = side.verdict
+    verdict, shown = side.verdict, judged(side)
     bounds = f"CV at most {verdict.cv_bound:.1%}, windows within {verdict.window_tolerance:.0%}"
-    rows = [("verdict", verdict.status), *(("because", why) for why in verdict.reasons), ("bounds", bounds)]
+    rows = [("verdict", shown.word), *(("because", why) for why in shown.reasons), ("bounds", bounds)]
     return Section(title="Verdict", rows=tuple(rows))
 
 

@@ -50,7 +50,7 @@ def print_comparison(comparison: Comparison) -> None:
             )
         )
     print_table(f"A: {a}\nB: {b}", ("", "A", "B", "unit", "B − A"), rows)
-    print_text(f"Verdicts: A {comparison.verdicts[0]}, B {comparison.verdicts[1]}.")
+    print_text(f"Verdicts: A {comparison.judged[0]}, B {comparison.judged[1]}.")
     if comparison.ratio is not None:
         print_text(f"B is {_ratio(comparison.ratio)} as fast as A ({comparison.claim}).")
     else:
