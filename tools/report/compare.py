@@ -130,7 +130,7 @@ def _comparison(
     ours, theirs = metrics_of(*a), metrics_of(*b)
     rows = []
     for name in dict.fromkeys([*ours, *theirs]):
-        absent = Metric(name=name, value=None, reason="the other report only", unit="", better="neither")
+        absent = Metric(name=name, value=None, reason="only the other report has it", unit="", better="neither")
         row = Row(a=ours.get(name, absent), b=theirs.get(name, absent))
         if row.a.value is not None or row.b.value is not None:
             rows.append(row)
