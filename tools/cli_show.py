@@ -39,8 +39,12 @@ def list_registered(
         if not found:
             print_text(f"None of the {name} has {' and '.join(repr(word) for word in words or ())}.")
             continue
-        columns = [column for column in found[0] if column != "op_type"]  # Trtc and the name; for programs
-        print_table(name.capitalize(), columns, [[_joined(row[column]) for column in columns] for row in found])
+        left_out = {"op_type", "exports"}  # Trtc and the name; what is alike for all
+        columns = [column for column in found[0] if column not in left_out]
+        headings = [column.replace("_", " ") for column in columns]
+        print_table(name.capitalize(), headings, [[_joined(row[column]) for column in columns] for row in found])
+        for row in found[:1] if name == "targets" else ():
+            print_text(f"Bundles are exported in {' or '.join(row['exports'])}; run, bench and evaluate run them.")
 
 
 def _joined(value: object) -> object:

@@ -60,7 +60,7 @@ class ListedTarget(_Listed):
         exports: The precisions that a bundle for it has.
         opset: The newest ONNX opset that it takes.
         engine: Where its engine is built.
-        runs: What runs it today.
+        run_by: The backend of run, bench and evaluate that runs it today; an engine is for other programs yet.
         operators: How operators run there.
     """
 
@@ -68,7 +68,7 @@ class ListedTarget(_Listed):
     exports: tuple[str, ...]
     opset: int
     engine: str
-    runs: str
+    run_by: str
     operators: str
     description: str
 
@@ -128,13 +128,14 @@ def list_models(*words: str) -> tuple[ListedModel, ...]:
     """
     with needs_extra("export"):
         from trt_compress.models.hosts import registry
+        from trt_compress.models.hosts.catalog import HF
 
         found = [
             ListedModel(name=model.name, family=model.family, description=model.description)
             for model in registry.list_models()
         ]
     zoo = [model for model in found if model.name.startswith("zoo:")]
-    own = [*(_hf_row(kind) for kind in registry.hf_model_types()), *_OWN]
+    own = [*(_hf_row(kind) for kind in HF), *_OWN]
     return _with_words(words, [*zoo, *own, *(model for model in found if model not in zoo)])
 
 
@@ -150,7 +151,7 @@ def list_targets(*words: str) -> tuple[ListedTarget, ...]:
                 exports=tuple(precision for precision in PRECISIONS if precision in target.precisions),
                 opset=target.max_opset,
                 engine=_engine(target),
-                runs=_RUNS.get(target.name, _NOT_RUN),
+                run_by=_RUNS.get(target.name, _NOT_RUN),
                 operators=_operators(target),
                 description=target.description,
             )
@@ -159,8 +160,8 @@ def list_targets(*words: str) -> tuple[ListedTarget, ...]:
     )
 
 
-_RUNS = {"cpu": "run, bench, evaluate (backend ort-cpu)", "cuda": "run, bench, evaluate (backend ort-cuda)"}
-_NOT_RUN = "nothing here yet: an engine is for your own program"
+_RUNS = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
+_NOT_RUN = "nothing here yet"
 _OWN = (
     ListedModel(
         name="wavtokenizer:FILE", family="codec", description="Checkpoint of a WavTokenizer: sound to codes and back"
@@ -198,7 +199,7 @@ def _operators(target: Any) -> str:
         return "native where built, else ONNX bodies"
     if target.backend != "tensorrt":
         return "ONNX bodies"
-    never = "" if _kernels_have_run() else ", which have not run on a GPU yet"
+    never = "" if _kernels_have_run() else " (not run yet)"
     return f"plugins{never}" if target.lowering == "plugin" else f"ONNX bodies, or plugins{never}"
 
 
@@ -210,14 +211,14 @@ def _kernels_have_run() -> bool:
 
 
 def _settings(config: Any) -> str:
-    """Write the settings of a compressor with their defaults: `num_merged=…` has to be given, `[layer=…]` may be."""
+    """Write the settings of a compressor with their defaults: `num_merged=?` has to be given, `[layer=?]` may be."""
     return ", ".join(_setting(field) for field in dataclasses.fields(config))
 
 
 def _setting(field: "dataclasses.Field[Any]") -> str:
     if field.default is dataclasses.MISSING:
-        return f"{field.name}=…"
-    return f"[{field.name}=…]" if field.default is None else f"{field.name}={_value(field.default)}"
+        return f"{field.name}=?"
+    return f"[{field.name}=?]" if field.default is None else f"{field.name}={_value(field.default)}"
 
 
 def _value(value: object) -> object:

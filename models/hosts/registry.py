@@ -29,11 +29,6 @@ def list_models() -> list[ModelInfo]:
     return [*(_zoo_module(name).INFO for name in ZOO), *(_timm_info(name) for name in _timm_names())]
 
 
-def hf_model_types() -> tuple[str, ...]:
-    """The `model_type` of each kind of model that `hf:PATH` loads."""
-    return tuple(_HF)
-
-
 def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
     """Build a model by name and load its weights.
 
