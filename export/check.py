@@ -15,6 +15,8 @@ from trt_compress.errors import BuildError, BundleError, GateError, PluginError,
 from trt_compress.export.build import PRODUCTS, choose_plugins, library_version, parse_file, require_library
 from trt_compress.export.findings import Finding, recorded_findings
 from trt_compress.export.forms import target_file
+from trt_compress.export.ranges import LengthRange
+from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
 from trt_compress.runtime.bundle import Bundle
 
@@ -43,9 +45,9 @@ class PreflightReport:
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; `checked` where it is more than this version's rules."""
-        found = {"target": self.target, "findings": [asdict(finding) for finding in self.findings]}
-        return found if self.by_rules else {**found, "checked": list(self.checked)}
+        """As plain JSON values."""
+        found = [asdict(finding) for finding in self.findings]
+        return {"target": self.target, "findings": found, "checked": list(self.checked)}
 
 
 def preflight(bundle: str | Path, *, target: str) -> tuple[Finding, ...]:
@@ -62,16 +64,26 @@ def preflight(bundle: str | Path, *, target: str) -> tuple[Finding, ...]:
     return preflight_report(bundle, target=target).findings
 
 
-def preflight_report(bundle: str | Path, *, target: str) -> PreflightReport:
-    """As `preflight`, with what was checked."""
+def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = True) -> PreflightReport:
+    """As `preflight`, with what was checked.
+
+    `ask_library` lets ONNX Runtime or TensorRT-RTX read the file too, where it is installed.
+    """
     chosen, path = get_target(target), Path(bundle)
     rules, missing = _rules()
     if rules is not None:
         opened = Bundle.open(path) if path.is_dir() else None
         files = [opened.file(graph.file) for graph in opened.manifest.graphs] if opened else [path]
-        found = tuple(finding for file in files for finding in rules(file, chosen))
         said = (f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it",)
-        return PreflightReport(target=target, findings=found, checked=said)
+        if not ask_library:
+            found = tuple(finding for file in files for finding in rules(file, chosen))
+            return PreflightReport(target=target, findings=found, checked=said)
+        from trt_compress.export.trial import preflight_file
+
+        judged = [preflight_file(file, chosen, _ranges(opened) if opened else None) for file in files]
+        found = tuple(finding for findings, _ in judged for finding in findings)
+        tried = dict.fromkeys(f"the file itself was {sentence}" for _, sentence in judged)
+        return PreflightReport(target=target, findings=found, checked=(*said, *tried))
     if path.is_file():
         raise UnsupportedError(
             f"'{path}' is a bare ONNX file, and reading it needs '{missing}', which is not installed; give a bundle, "
@@ -97,7 +109,7 @@ def engine_findings(bundle: Bundle, target: str) -> PreflightReport:
     """What is known before a build, which shows the rest: by the rules, else by what the bundle says, else nothing."""
     rules, _ = _rules()
     if rules is not None:
-        return preflight_report(bundle.path, target=target)
+        return preflight_report(bundle.path, target=target, ask_library=False)
     recorded = recorded_findings(bundle, target)
     return PreflightReport(target=target, findings=recorded.findings if recorded else (), checked=(), by_rules=False)
 
@@ -112,6 +124,13 @@ def require_passed(report: PreflightReport) -> None:
             hint=first.fix,
             report=report.errors,
         )
+
+
+def _ranges(bundle: Bundle) -> dict[str, LengthRange]:
+    """Sizes of the open axes of a bundle's graphs by symbol, the batch under ""."""
+    batch = bundle.manifest.batch
+    lengths = recipe_from_json(bundle.manifest.recipe, where="the bundle's recipe").lengths
+    return {"": LengthRange(min=batch.min, opt=batch.opt, max=batch.max), **lengths}
 
 
 def _rules() -> tuple[Rules | None, str]:

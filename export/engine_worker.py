@@ -38,10 +38,10 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     if request["plugin_library"]:
         builder.get_plugin_registry().load_library(request["plugin_library"])
 
-    network = builder.create_network(_strongly_typed(trt))
+    network = builder.create_network(strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["model"]):
-        return {"stage": "parse", "version": version, "message": "; ".join(_parser_errors(parser))}
+        return {"stage": "parse", "version": version, "message": "; ".join(parser_errors(parser))}
     if request.get("parse_only"):
         return {"stage": "done", "version": version}
     config = builder.create_builder_config()
@@ -56,13 +56,13 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     return {"stage": "done", "version": version, "seconds": time.perf_counter() - started, "layers": layers}
 
 
-def _strongly_typed(trt: Any) -> int:
+def strongly_typed(trt: Any) -> int:
     """Flag that takes precision from the graph; a version without the flag knows no other mode."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parser_errors(parser: Any) -> list[str]:
+def parser_errors(parser: Any) -> list[str]:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_compress.errors import ConfigError
+from trt_compress.export.inferred import infer
+from trt_compress.export.soundness import all_graphs
 
 Array = npt.NDArray[Any]
 
@@ -35,11 +37,31 @@ def load_structure(path: Path) -> ModelProto:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         raise ConfigError(f"model {str(path)!r} cannot be read: {error.strerror}; give an ONNX file.") from None
-    except DecodeError:
+    except (DecodeError, RecursionError):
         model = ModelProto()
     if not (model.ir_version and model.opset_import and model.graph.output):
         raise ConfigError(f"model {str(path)!r} is not an ONNX file, or is cut off; export it again.")
+    if bad := next(_not_text(model), None):
+        raise ConfigError(
+            f"model {str(path)!r} has a {bad} that is not UTF-8 text; the file is damaged, export it again."
+        )
     return model
+
+
+def _not_text(message: Message) -> Iterator[str]:
+    """Names and other texts that are no text; the data of tensors are not looked at."""
+    for field, value in message.ListFields() if not isinstance(message, TensorProto) else _tensor_texts(message):
+        items = [value] if isinstance(value, (str, bytes, Message)) else value
+        if field.type == field.TYPE_STRING and any(isinstance(item, bytes) for item in items):
+            yield f"{message.DESCRIPTOR.name.removesuffix('Proto').lower()} {field.name}"
+        elif field.type == field.TYPE_MESSAGE:
+            for item in items:
+                yield from _not_text(item)
+
+
+def _tensor_texts(tensor: TensorProto) -> Iterator[tuple[Any, Any]]:
+    for name in ("name", "external_data"):
+        yield tensor.DESCRIPTOR.fields_by_name[name], getattr(tensor, name)
 
 
 def without_weights(model: ModelProto) -> ModelProto:
@@ -56,6 +78,7 @@ def without_weights(model: ModelProto) -> ModelProto:
             output=graph.output,
             value_info=graph.value_info,
             initializer=[_light(tensor) for tensor in graph.initializer],
+            sparse_initializer=graph.sparse_initializer,
         ),
     )
 
@@ -68,15 +91,19 @@ def _light(tensor: TensorProto) -> TensorProto:
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of an attribute, or `default` where the node has none of that name."""
-    return next((onnx.helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+    given = next((item for item in node.attribute if item.name == name), None)
+    if given is None or not given.type or given.ref_attr_name:
+        return default
+    return onnx.helper.get_attribute_value(given)
 
 
 class GraphView:
     """A model for looking at. Nodes of subgraphs count as nodes; bodies of local functions do not."""
 
     def __init__(self, model: ModelProto) -> None:
-        self.model = onnx.shape_inference.infer_shapes(model)
-        self.graphs = tuple(_graphs(self.model.graph))
+        self.model, self.objections = infer(model)
+        self.declared = model
+        self.graphs = tuple(all_graphs(self.model.graph))
         self.nodes = tuple(node for graph in self.graphs for node in graph.node)
         self.weights = {tensor.name: tensor for graph in self.graphs for tensor in graph.initializer}
         self.inputs = {value.name for value in self.model.graph.input} - self.weights.keys()
@@ -86,11 +113,14 @@ class GraphView:
         for node in self.nodes:
             for name in filter(None, node.input):
                 self.consumers[name].append(node)
-        self._types = {
-            value.name: value.type.tensor_type
-            for graph in self.graphs
-            for value in (*graph.input, *graph.value_info, *graph.output)
-        }
+        self._types: dict[str, TypeProto.Tensor] = {}
+        for graph in (*all_graphs(model.graph), *self.graphs):
+            for value in (*graph.input, *graph.value_info, *graph.output):
+                known = self._types.get(value.name)
+                if value.type.WhichOneof("value") != "tensor_type" or not value.type.tensor_type.elem_type:
+                    continue
+                if known is None or value.type.tensor_type.HasField("shape") or not known.HasField("shape"):
+                    self._types[value.name] = value.type.tensor_type
         self._dtypes: dict[str, int] = {
             **{name: tensor.data_type for name, tensor in self.weights.items()},
             **{name: kind.elem_type for name, kind in self._types.items() if kind.elem_type},
@@ -112,7 +142,7 @@ class GraphView:
         if name not in self._types or not self._types[name].HasField("shape"):
             return None
         dims = self._types[name].shape.dim
-        return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+        return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
 
     def value(self, name: str) -> Array | None:
         """Value of a small tensor that is the same in every run, static sizes counting as constants."""
@@ -124,7 +154,7 @@ class GraphView:
         if name in self.weights:
             weight = self.weights[name]
             has_data = weight.data_location != TensorProto.EXTERNAL and np.prod(weight.dims) <= _SMALL
-            return numpy_helper.to_array(weight) if has_data else None
+            return _array(weight) if has_data else None
         node = self.producer.get(name)
         if node is None or node.op_type not in _FOLDABLE:
             return None
@@ -135,8 +165,8 @@ class GraphView:
             return None
         try:
             return np.asarray(next(iter(ReferenceEvaluator(node).run(None, feeds))))
-        except (IndexError, TypeError, ValueError, ZeroDivisionError):
-            return None  # an ill-formed graph has no value here; whoever reads it will say so
+        except Exception:
+            return None  # what the evaluator raises about a foreign node: it has no value, and its reader will say so
 
     def _static_shape(self, node: NodeProto) -> Array | None:
         sizes = self.shape(node.input[0])
@@ -146,9 +176,8 @@ class GraphView:
         return None if None in part else np.array(part, dtype=np.int64)
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for item in node.attribute:
-            if item.type == AttributeProto.GRAPH:
-                yield from _graphs(item.g)
+def _array(tensor: TensorProto) -> Array | None:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (TypeError, ValueError):
+        return None  # a type that numpy has no form of

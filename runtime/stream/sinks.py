@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
-from trt_compress.foreign import shown
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.stream.frame import Frame
 
@@ -70,7 +69,7 @@ class JsonLines:
     def _write(self, frame: Frame, now_ns: int, outcome: dict[str, Any], summary: dict[str, Any]) -> None:
         line = {
             "id": frame.id,
-            "source": shown(frame.source),
+            "source": frame.source,
             "capture_ns": frame.capture_ns,
             "arrival_ns": frame.arrival_ns - self._origin_ns,
             "start_ns": frame.start_ns - self._origin_ns,
