@@ -155,11 +155,7 @@ def classifier_of(manifest: Manifest, outputs: Mapping[str, TensorInfo]) -> Clas
     """
     settings = manifest.postprocess
     kind = settings.get("kind", "raw")
-    if kind == "detection3d":
-        raise ConfigError(
-            f"'{manifest.name}' is a detector, and evaluate judges classifications and plain outputs; "
-            "`trt-compress run BUNDLE --source scene.npz --labels scene.npz` gives its mAP."
-        )
+    refuse_detector(manifest.model.source, settings)
     if kind != "classification":
         return None
     name = str(settings.get("output", next(iter(outputs))))
@@ -172,6 +168,19 @@ def classifier_of(manifest: Manifest, outputs: Mapping[str, TensorInfo]) -> Clas
     if not isinstance(classes, int) or classes < 1:
         raise BundleError(f"The manifest's 'postprocess.classes' is {classes!r}; it must be the number of classes.")
     return Classifier(output=name, classes=classes, labels=tuple(settings.get("labels") or ()))
+
+
+def refuse_detector(model: str, postprocess: Mapping[str, Any]) -> None:
+    """Send detectors to the command that judges them.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if postprocess.get("kind") == "detection3d":
+        raise ConfigError(
+            f"'{model}' is a detector, and evaluate and sweep judge classifications and plain outputs; "
+            "`trt-compress run BUNDLE --source scene.npz --labels scene.npz` gives its mAP."
+        )
 
 
 def check_comparable(bundle: Session, baseline: Session) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.foreign import shown as printable
 from trt_compress.suggest import did_you_mean
 from trt_compress.tools.cli_habits import BundlePath, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
@@ -142,6 +143,8 @@ def _show(result: "Evaluation", held: "list[Held]") -> None:
     scores, data = result.scores, result.data
     name = result.bundle["name"]
     print_text(f"{name} on {data['source']}: {data['form']}, {data['answered']} of {data['samples']} samples answered.")
+    if str(result.bundle["weights"]).startswith("random"):
+        print_text("Its weights are random, so its answers mean nothing; export it with --weights FILE.")
     if data["classes"]:
         print_text(f"Classes: {data['classes']}.")
     rows: list[tuple[str | None, ...]] = []
@@ -207,7 +210,7 @@ def show_left_out(what: str, found: tuple[tuple[str, str], ...], *, shown: int =
     print_text(f"{what}: {len(found)}")
     for name, reason in found[:shown]:
         said = reason.removeprefix(f"{name}: ").rstrip(".")
-        print_text(f"  {name}: {said}")
+        print_text(f"  {printable(name)}: {printable(said)}")
     if len(found) > shown:
         print_text(f"  and {len(found) - shown} more; --json FILE lists them all.")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_compress.errors import ConfigError
+from trt_compress.model_name import parse_model
 from trt_compress.tools.cli_evaluate import (
     Classes,
     Data,
@@ -72,6 +73,8 @@ def sweep(
     """
     with progress(f"Sweeping {model}") as step:
         _check_specs(compress)
+        if not model.endswith(".toml"):
+            parse_model(model)
         with needs_extra("cpu"):
             from trt_compress.tools.evaluate import check_numbers, request_of
             from trt_compress.tools.sweep.settings import check_limits

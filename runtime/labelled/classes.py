@@ -1,12 +1,12 @@
 """From the name of a class to its number."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import strict_json
 from trt_compress.suggest import did_you_mean
 
 ORDERS = ("sorted", "numbers")
@@ -83,7 +83,7 @@ def read_names(path: str | Path, num_classes: int | None) -> ClassNames:
 
 def _of_json(text: str, path: str | Path) -> dict[str, int]:
     try:
-        content: Any = json.loads(text)
+        content: Any = strict_json(text)
     except ValueError as error:
         raise ConfigError(f"--classes: '{path}' is not valid JSON ({error}); give {_FORM}.") from None
     if isinstance(content, list) and all(isinstance(name, str) for name in content):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import strict_json
 from trt_compress.runtime.labelled.classes import ClassNames
 from trt_compress.runtime.labelled.data import LabelledData, Sample
 from trt_compress.runtime.labelled.files import FileReader, files_below
@@ -104,8 +105,8 @@ def _of_json(text: str, labels: Path) -> Iterator[tuple[str, str, Any]]:
             continue
         where = f"Line {line} of '{labels}'"
         try:
-            data: Any = json.loads(content)
-        except (ValueError, RecursionError):
+            data: Any = strict_json(content)
+        except ValueError:
             data = None
         names = [key for key in _FILE_KEYS if isinstance(data, dict) and isinstance(data.get(key), str)]
         found = [key for key in _LABEL_KEYS if isinstance(data, dict) and key in data]

@@ -25,6 +25,8 @@ COMMANDS = (
     "preflight",
     "build",
     "bench",
+    "evaluate",
+    "sweep",
     "report",
     "compare",
     "inspect",

@@ -24,7 +24,16 @@ from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_opt
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.evaluate import Answers, Classifier, Collected, Scores, classifier_of, collect, judge
+from trt_compress.runtime.evaluate import (
+    Answers,
+    Classifier,
+    Collected,
+    Scores,
+    classifier_of,
+    collect,
+    judge,
+    refuse_detector,
+)
 from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
 from trt_compress.runtime.latency import interleave_many, speedup, summarize, verdict
 from trt_compress.runtime.manifest import Manifest
@@ -47,6 +56,10 @@ from trt_compress.tools.sweep.settings import Setting, check_limits, expand_all,
 RESULT_FILE = "sweep.json"
 _LARGEST_BATCH = 8
 _LONGEST_NAME = 40
+_RANDOM_WEIGHTS = (
+    "The weights of {} are random, so its answers mean nothing and no setting can be recommended; only FLOPs and "
+    "latency count. Give --weights FILE."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +154,7 @@ def sweep(
     with _folder(output) as folder:
         say("loading the model")
         host = load_host(recipe.model, weights=recipe.weights)
+        refuse_detector(model, host.postprocess)
         source = _Source(model=model, weights=None if weights is None else str(weights), recipe=recipe, host=host)
         plan = plan_sweep(host, specs, random=random)
         if not any(setting.kind == "asked" for setting in plan.settings):
@@ -160,6 +174,8 @@ def sweep(
         def result() -> SweepResult:
             rows = _judged(done, max_drop)
             chosen, advice = recommend(rows, done.measure, max_drop)
+            if host.weights.source.startswith("random"):
+                chosen, advice = None, (_RANDOM_WEIGHTS.format(model),)
             return SweepResult(
                 started_at=started_at,
                 model=info,
