@@ -25,8 +25,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         "--images",
-        metavar="DIR|FILE.npz|held-out",
-        help="DIR/<class>/FILE, a flat folder, arrays with 'label', or a zoo model's own held-out data.",
+        metavar="DATA",
+        help="A folder DIR/<class>/FILE, a flat one, an .npz file with 'label', or held-out: a zoo model's own data.",
     ),
 ]
 Labels = Annotated[
@@ -35,10 +35,16 @@ Labels = Annotated[
 ]
 Classes = Annotated[
     str | None,
-    typer.Option(metavar="FILE|sorted|numbers", help="Names of the classes in the model's order, one a line."),
+    typer.Option(
+        metavar="FILE",
+        help="Names of the classes in the model's order, one a line; or sorted, or numbers: how folders are counted.",
+    ),
 ]
 LimitSamples = Annotated[
     int | None, typer.Option(metavar="N", help="At most N samples, evenly spread over the data (default: all).")
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="Make sound of another rate or number of channels fit the bundle.")
 ]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
 Native = Annotated[
@@ -72,11 +78,12 @@ def evaluate(
     ] = None,
     threads: Threads = None,
     limit: LimitSamples = None,
+    resample: Resample = False,
     native: Native = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="LIMITS", help="Such as accuracy>=0.98,agreement>=0.99 or drop_points<=1; exit 3 if one breaks."
+            metavar="LIMITS", help="Such as accuracy>=0.98 or agreement>=0.99,drop_points<=1; exit 3 if one breaks."
         ),
     ] = None,
     json: JsonFile = None,
@@ -102,6 +109,7 @@ def evaluate(
             batch=batch,
             threads=threads,
             limit=limit,
+            resample=resample,
             native=native,
             progress=step,
         )

@@ -15,6 +15,7 @@ from trt_compress.tools.cli_evaluate import (
     Labels,
     LimitSamples,
     Native,
+    Resample,
     show_left_out,
     try_file,
     write_json,
@@ -38,7 +39,7 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="SPEC",
-            help="Repeatable; a value may be a range, 'tome:num_merged=2|4|8', in quotes (default: every method that "
+            help="Repeatable; a value may be a range in quotes, 'evit:keep_ratio=0.7|0.5' (default: every method that "
             "fits the model, at three levels).",
         ),
     ] = None,
@@ -63,6 +64,7 @@ def sweep(
         int | None, typer.Option(metavar="N", help="Of each setting while it is timed (default: one a core).")
     ] = None,
     limit: LimitSamples = None,
+    resample: Resample = False,
     native: Native = None,
     json: JsonFile = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page with the plots there.")] = None,
@@ -78,7 +80,7 @@ def sweep(
         with needs_extra("cpu"):
             from trt_compress.tools.evaluate import check_numbers, request_of
             from trt_compress.tools.sweep.settings import check_limits
-        request_of(data, labels, classes)
+        request_of(data, labels, classes, resample=resample)
         check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
         check_limits(max_drop=max_drop, warmup=warmup)
         for path, option in ((json, "--json"), (html, "--html")):
@@ -102,6 +104,7 @@ def sweep(
             warmup=warmup,
             threads=threads,
             limit=limit,
+            resample=resample,
             native=native,
             progress=step,
         )

@@ -139,6 +139,7 @@ def evaluate(
     batch: int | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    resample: bool = False,
     native: bool | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -160,6 +161,7 @@ def evaluate(
         batch: Samples of one run; None: the largest batch of the bundle.
         threads: As `Session.open` takes it.
         limit: At most so many samples, evenly spread over the data.
+        resample: Make sound of another rate or number of channels fit; otherwise such a file cannot be read.
         native: As `Session.open` takes it.
         progress: Called with the name of each step.
 
@@ -168,7 +170,7 @@ def evaluate(
         BundleError: A bundle cannot be opened.
     """
     say = progress or (lambda text: None)
-    request = request_of(data, labels, classes)
+    request = request_of(data, labels, classes, resample=resample)
     check_numbers(batch=batch, limit=limit, threads=threads)
     start, started_at = time.monotonic(), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     say("opening")
@@ -216,7 +218,9 @@ def evaluate(
         )
 
 
-def request_of(data: str | Path | None, labels: str | Path | None, classes: str | Path | None) -> Request | None:
+def request_of(
+    data: str | Path | None, labels: str | Path | None, classes: str | Path | None, *, resample: bool = False
+) -> Request | None:
     """What data the user wants, looked at; None: the model's own held-out data.
 
     Raises:
@@ -230,6 +234,7 @@ def request_of(data: str | Path | None, labels: str | Path | None, classes: str 
         data=None if data is None else Path(data),
         labels=None if labels is None else Path(labels),
         classes=None if classes is None else str(classes),
+        resample=resample,
     )
     request.check()
     return request

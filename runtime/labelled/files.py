@@ -24,19 +24,29 @@ SUFFIXES: Mapping[str, frozenset[str]] = {
 
 
 class FileReader:
-    """Reads one file at a time as the inputs of a bundle.
+    """Reads one file at a time as the inputs of a bundle; of an animation or several pages the first picture.
 
     Args:
         kind: "image" or "audio".
         settings: The manifest's `preprocess`.
         info: The input that files become.
         prepare: The bundle's preprocessing.
+        resample: Make sound of another rate or number of channels fit; otherwise it cannot be read.
     """
 
-    def __init__(self, kind: str, settings: Mapping[str, Any], info: TensorInfo, prepare: Preprocess) -> None:
+    def __init__(
+        self,
+        kind: str,
+        settings: Mapping[str, Any],
+        info: TensorInfo,
+        prepare: Preprocess,
+        *,
+        resample: bool = False,
+    ) -> None:
         self.kind = kind
         self._form: AudioFormat | None = audio_format(settings, info) if kind == "audio" else None
         self._prepare = prepare
+        self._resample = resample
 
     def takes(self, path: Path) -> bool:
         """Whether a file's name says that it is of this kind."""
@@ -63,7 +73,8 @@ class FileReader:
         if self._form is None:
             source = ImageFiles(glob.escape(str(path)))
         else:
-            source = AudioFiles(glob.escape(str(path)) if glob.has_magic(str(path)) else str(path), self._form)
+            name = glob.escape(str(path)) if glob.has_magic(str(path)) else str(path)
+            source = AudioFiles(name, self._form, resample=self._resample)
         source.open()
         try:
             count = 0

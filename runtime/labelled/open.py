@@ -28,11 +28,13 @@ class Request:
         data: A folder, or an .npz file; None: what `labels` names.
         labels: A file of labels.
         classes: A file of names, "sorted" or "numbers".
+        resample: Make sound of another rate or number of channels fit.
     """
 
     data: Path | None
     labels: Path | None
     classes: str | None
+    resample: bool = False
 
     def check(self) -> None:
         """Look at what can be seen without reading anything.
@@ -87,6 +89,8 @@ def open_data(
     manifest = bundle.manifest
     settings = manifest.preprocess
     kind = str(settings.get("kind", "tensors"))
+    if request.resample and kind != "audio":
+        raise ConfigError("--resample is for sound, and the bundle takes none; leave it out.")
     prepare = preprocess_from_manifest(bundle, inputs)
     name = settings.get("input") or next(iter(inputs))
     by_name = request.classes is not None and request.classes not in ORDERS
@@ -106,7 +110,7 @@ def open_data(
                 f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that; "
                 "give an .npz file of arrays by these names and 'label'."
             )
-        reader = FileReader(kind, settings, inputs[name], prepare)
+        reader = FileReader(kind, settings, inputs[name], prepare, resample=request.resample)
         if request.labels is not None:
             data = from_labels(request.labels, request.data, reader, names=names, num_classes=num_classes)
         else:

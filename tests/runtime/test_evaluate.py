@@ -21,7 +21,7 @@ from trt_compress.runtime.evaluate import (
     collect,
     judge,
 )
-from trt_compress.runtime.labelled.data import LabelledData, Sample
+from trt_compress.runtime.labelled.data import BadSample, LabelledData, Sample
 from trt_compress.runtime.labelled.open import Request, from_arrays, open_data
 from trt_compress.runtime.manifest import State
 
@@ -189,9 +189,6 @@ def test_states_begin_anew_with_every_sample_and_go_on_inside_it(make_bundle: Ca
 def test_files_of_sound_of_any_length(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     sound = {"kind": "audio", "sample_rate": 8000, "channels": 1, "samples": 4}
-    bundle = write_brightest(tmp_path / "b", preprocess=sound)
-    manifest_input = Session.open(bundle).inputs["image"]
-    assert manifest_input.shape == ("batch", 1, 2, 2)
     from trt_compress.runtime.labelled.files import FileReader
     from trt_compress.runtime.manifest import TensorInfo
     from trt_compress.runtime.stream.preprocess import AudioKind
@@ -205,6 +202,14 @@ def test_files_of_sound_of_any_length(tmp_path: Path) -> None:
         assert len(found) == runs and found[0]["audio"].shape == (1, 4)
         together = np.concatenate([run["audio"][0] for run in found])
         assert np.allclose(together[:length], np.arange(1, length + 1) / 16) and not together[length:].any()
+    soundfile.write(tmp_path / "b.wav", np.zeros((40, 2)), 16000)
+    with pytest.raises(BadSample, match="has 16000 samples a second in 2 channels, and the bundle takes 8000 in 1"):
+        reader.read(tmp_path / "b.wav")
+    fits = FileReader("audio", sound, info, lambda data: {"audio": convert(data)[None]}, resample=True)
+    assert len(fits.read(tmp_path / "b.wav")) == 5
+    soundfile.write(tmp_path / "c.wav", np.zeros(0), 8000)
+    with pytest.raises(BadSample):
+        reader.read(tmp_path / "c.wav")
 
 
 def test_a_picture_of_one_class_in_a_folder_of_all(tmp_path: Path) -> None:

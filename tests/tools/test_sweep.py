@@ -302,3 +302,24 @@ def test_mistakes_end_with_2_before_anything_heavy(cli: Cli, arguments: list[str
 def test_nothing_that_fits_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="frame_stack: acts at encoder_output"):
         trt_compress.sweep("zoo:digits_vit", data="held-out", compress="frame_stack")
+
+
+def test_a_detector_is_sent_to_run_before_anything_is_exported() -> None:
+    with pytest.raises(ConfigError, match="'zoo:surround_detector' is a detector.*--labels scene.npz` gives its mAP"):
+        trt_compress.sweep("zoo:surround_detector", data="held-out", compress="toc3d")
+
+
+def test_without_labels_the_answers_of_dense_are_the_measure(swept: tuple[SweepResult, Path], tmp_path: Path) -> None:
+    from trt_compress.models.pretrained.digits_vit import digits_split
+
+    np.savez(tmp_path / "x.npz", image=digits_split().test_images[:40])
+    found = trt_compress.sweep(
+        "zoo:digits_vit", data=tmp_path / "x.npz", compress="tome:num_merged=6", output=swept[1], rounds=3, warmup=0
+    )
+    dense, tome, random = found.rows
+    assert found.measure == "agreement" and dense.value("agreement") == 1.0 and tome.scores.accuracy is None
+    assert (
+        tome.scores.agreement and tome.scores.agreement.n == 40 and tome.value("agreement") != random.value("accuracy")
+    )
+    assert tome.random is not None and tome.random.n == 40
+    assert "agreement" in page_from_sweep(found)

@@ -104,6 +104,7 @@ def sweep(
     warmup: int = 5,
     threads: int | None = None,
     limit: int | None = None,
+    resample: bool = False,
     native: bool | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
@@ -126,6 +127,7 @@ def sweep(
         warmup: Runs of each before them.
         threads: Threads of each session while it is timed; None: one for each core.
         limit: At most so many samples, evenly spread over the data.
+        resample: As `evaluate` takes it.
         native: As `Session.open` takes it.
         progress: Called with the name of each step.
 
@@ -139,7 +141,7 @@ def sweep(
     say = progress or (lambda text: None)
     texts = [compress] if isinstance(compress, str) else list(compress or ())
     specs = expand_all(texts)
-    request = request_of(data, labels, classes)
+    request = request_of(data, labels, classes, resample=resample)
     check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
     check_limits(max_drop=max_drop, warmup=warmup)
     recipe = recipe_from_options(
