@@ -51,10 +51,20 @@ def build(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Engine | BuildPlan:
-    """Build the engine of a bundle with one graph; see `build_engines`.
+    """Build the engine of a bundle with one graph for a target, and add it to the bundle.
+
+    Args:
+        bundle: The bundle's directory.
+        target: A target with engines: rtx, x86-trt10, jetson-…
+        plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
+            take; None takes what is built here.
+        force: Replace the engine that the bundle has for this target.
+        dry_run: Check what can be checked and return the plan.
+        progress: Called with the name of each step.
 
     Raises:
-        ConfigError: the bundle has several graphs; `build_engines` builds them all.
+        ConfigError: the bundle has several graphs; `export.engines.build_engines` builds them all.
+        UnsupportedError, GateError, BuildError, PluginError: as `build_engines`.
     """
     graphs = Bundle.open(bundle, check_hashes=False).manifest.graphs
     if len(graphs) > 1:

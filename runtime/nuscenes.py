@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError
-from trt_compress.foreign import reading, strict_json
+from trt_compress.foreign import reading, reason_of, strict_json
 from trt_compress.runtime.camera_frames import Box, CameraFrame, Floats, _pillow, moved
 from trt_compress.suggest import did_you_mean
 
@@ -192,8 +192,9 @@ class NuScenes:
         try:
             with _pillow().open(path) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
-            reason = "is not there" if isinstance(error, FileNotFoundError) else f"is not a readable image ({error})"
+        except Exception as error:  # whatever a decoder raises for a damaged file
+            absent = isinstance(error, FileNotFoundError)
+            reason = "is not there" if absent else f"is not a readable image ({reason_of(error)})"
             raise ConfigError(f"{path} {reason}; copy the data set again.") from None
 
     def _row(self, table: str, token: str) -> dict[str, Any]:

@@ -35,12 +35,12 @@ class TokenFlow:
 
     @property
     def text(self) -> str:
-        """`65 → 25`; where the rest is kept `156 to 160 of 512`; where the sites are not told together, each."""
+        """`65 → 25`; where the rest is kept `156–160 of 512`; where the sites are not told together, each."""
         if self.tokens_in is None:
             return ", ".join(f"{part_text(*part)} at a site" for part in self.parts)
         if not self.keeps_rest:
             return f"{self.tokens_in} → {self.tokens_out}"
-        computed = self.tokens_out if self.tokens_out == self.fewest_out else f"{self.fewest_out} to {self.tokens_out}"
+        computed = self.tokens_out if self.tokens_out == self.fewest_out else f"{self.fewest_out}–{self.tokens_out}"
         return f"{computed} of {self.tokens_in}"
 
     @property

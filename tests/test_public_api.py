@@ -1,14 +1,20 @@
 """What `import trt_compress` offers: everything by its public name, nothing heavy before use, all of it typed."""
 
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from types import FunctionType
 
+import numpy as np
 import pytest
 
 import trt_compress
+from trt_compress.tools.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "onnx", "onnxruntime", "timm", "numpy", "typer", "rich")
@@ -21,7 +27,14 @@ def use() -> str:
     report = trt_compress.verify("out")
     record = trt_compress.build("out", target="rtx", force=True)
     findings = trt_compress.preflight("out", target="rtx")
-    session = trt_compress.runtime.Session.open("out")
+    session = trt_compress.Session.open("out")
+    timed = trt_compress.bench("out", baseline="dense", pairs=64, native=False)
+    streamed = trt_compress.run("out", source=["a.mp4", "b.mp4"], fps=30, deadline_ms=33, policy="latest")
+    page = trt_compress.report(streamed, output="report")
+    broken = trt_compress.compare(timed, "before.json", budget="p99_ms<=33").broken()
+    rows = [*trt_compress.list_models("deit"), *trt_compress.list_compressors(), *trt_compress.list_operators()]
+    exported = trt_compress.list_targets()[0].exports[0]
+    print(timed.started_at, streamed.counts.delivered, page.title, broken, [row.name for row in rows], exported)
     try:
         session.run({})
     except trt_compress.TrtCompressError as error:
@@ -33,6 +46,7 @@ MISUSE = """
 import trt_compress
 
 trt_compress.export_model("zoo:digits_vit")
+trt_compress.run("out", source="a.mp4", policy="newest")
 """
 
 
@@ -42,15 +56,9 @@ def run_python(program: str) -> "subprocess.CompletedProcess[str]":
 
 def test_what_is_public_is_pinned() -> None:
     names = [
-        "TrtCompressError",
-        "__version__",
-        "build",
-        "evaluate",
-        "export_model",
-        "preflight",
-        "runtime",
-        "sweep",
-        "verify",
+        *("Session", "TrtCompressError", "__version__", "bench", "build", "compare", "evaluate", "export_model"),
+        *("list_compressors", "list_models", "list_operators", "list_targets"),
+        *("preflight", "report", "run", "runtime", "sweep", "verify"),
     ]
     assert sorted(trt_compress.__all__) == names
     assert sorted(dir(trt_compress)) == names
@@ -92,6 +100,66 @@ def test_the_main_function_shows_its_arguments_in_help() -> None:
     assert "Raises:" in finished.stdout and "compress: Spec string" in finished.stdout
 
 
+@pytest.mark.parametrize("name", [name for name in trt_compress.__all__ if name not in ("__version__", "runtime")])
+def test_every_public_name_says_what_it_is(name: str) -> None:
+    public = getattr(trt_compress, name)
+    assert public.__name__ == name and public.__doc__
+    parameters = inspect.signature(public).parameters.values()
+    undocumented = [one.name for one in parameters if name != "Session" and f"{one.name}" not in public.__doc__]
+    assert not isinstance(public, FunctionType) or undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("function", "command"),
+    [(name, name) for name in ("bench", "build", "compare", "evaluate", "preflight", "report", "run", "verify")]
+    + [("export_model", "export")],
+)
+def test_functions_take_what_their_commands_take(function: str, command: str) -> None:
+    """In the same words, but for what is of one side only."""
+    commands = {info.name: info.callback for info in app.registered_commands}
+    callback = commands[command]
+    assert callback is not None
+    plural = {"target": "targets", "results": "result", "idle_s": "power_idle_s"}
+    rename = plural if command != "build" and command != "preflight" else {}
+    of_cli = {rename.get(name, name) for name in inspect.signature(callback).parameters}
+    of_cli -= {"context", "verbose", "log_json", "json", "budget", "max_drop"}
+    of_function = set(inspect.signature(getattr(trt_compress, function)).parameters)
+    assert of_cli - of_function == set()
+
+
+def test_results_are_reported_and_compared_as_they_are(exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = exported("tome:num_merged=4", batch="1")
+    timed = trt_compress.bench(bundle, pairs=8)
+    assert datetime.fromisoformat(timed.started_at).tzinfo is not None
+    np.savez(tmp_path / "frames.npz", image=np.zeros((5, 1, 8, 8), np.float32))
+    streamed = trt_compress.run(bundle, source=str(tmp_path / "frames.npz"))
+    assert streamed.counts.delivered == 5
+    files: list[Path] = []
+    report = trt_compress.report(streamed, output=tmp_path / "out", wrote=files.append)
+    assert [file.name for file in files] == ["result.report.json", "result.report.html", "result.trace.json"]
+    assert trt_compress.report(tmp_path / "out" / "result.report.json").to_json() == report.to_json()
+    compared = trt_compress.compare(timed, report, budget="inference_n>=1000")
+    assert [held.limit.metric for held in compared.broken()] == ["inference_n"]
+    with pytest.raises(trt_compress.TrtCompressError, match="a result was expected, and a int was given"):
+        trt_compress.report(3)  # type: ignore[arg-type]
+
+
+def test_lists_are_filtered_by_words() -> None:
+    assert [row.name for row in trt_compress.list_compressors("ToMe", "every")][:1] == ["tome"]
+    assert {row.name for row in trt_compress.list_targets("jetson")} > {"jetson-thor"}
+    assert trt_compress.list_targets("no such word") == ()
+    forms = {row.name for row in trt_compress.list_models()}
+    assert forms > {"zoo:digits_vit", "hf:DIR", "wavtokenizer:FILE", "xytokenizer:FILE", "FILE.py:FACTORY", "FILE.toml"}
+    assert all("deit" in row.name for row in trt_compress.list_models("deit"))
+
+
+def test_a_target_is_listed_with_what_is_done_with_it() -> None:
+    rows = {row.name: row for row in trt_compress.list_targets()}
+    assert "ort-cpu" in rows["cpu"].run_by and rows["cpu"].engine.startswith("none")
+    assert rows["jetson-thor"].exports == ("fp32", "fp16") and rows["jetson-thor"].engine == "builds on the device only"
+    assert all(row.run_by == "nothing here yet" for name, row in rows.items() if name not in ("cpu", "cuda"))
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="^module 'trt_compress' has no attribute 'exprot'$"):
         trt_compress.exprot  # noqa: B018
@@ -115,4 +183,6 @@ def test_type_checkers_know_the_public_names(checker: str, tmp_path: Path) -> No
     environment = {**os.environ, "MYPYPATH": str(ROOT / "src")}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     errors = [line for line in finished.stdout.splitlines() if "error" in line and ".py:" in line]
-    assert len(errors) == 1 and "misuse.py:4" in errors[0] and "output" in errors[0], finished.stdout + finished.stderr
+    assert len(errors) == 2, finished.stdout + finished.stderr
+    assert "misuse.py:4" in errors[0] and "output" in errors[0]
+    assert "misuse.py:5" in errors[1] and "policy" in errors[1]

@@ -52,7 +52,7 @@ def bench(
     """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
     with progress("Timing") as step:
         with needs_extra("cpu"):
-            from trt_compress.tools.bench.bundle import bench_bundle
+            from trt_compress.tools.bench.bundle import bench as bench_bundle
         result = bench_bundle(
             bundle,
             baseline=baseline,
@@ -94,6 +94,7 @@ def _show(result: "BenchResult") -> None:
     precision = result.sides[0].identity["precision"]
     title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
+    print_text(f"Started at {result.started_at}.")
     for side in result.sides:
         paths = side.identity["operators"]["paths"]
         if paths:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from trt_compress.export.check import PreflightReport
     from trt_compress.export.verify import VerifyReport
 
+_MODEL = (
+    "timm:NAME, zoo:NAME, hf:DIR (as save_pretrained wrote it), wavtokenizer:FILE, xytokenizer:FILE, FILE.py:FACTORY "
+    "(your own), or a recipe (FILE.toml); `trt-compress list models` names them."
+)
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="timm:NAME, zoo:NAME or a recipe file (*.toml).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the bundle goes.")],
     compress: Annotated[
         str | None,
@@ -36,7 +40,10 @@ def export(
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engines (default: 1:4:8).")
     ] = None,
     precision: Annotated[str | None, typer.Option(metavar="fp32|fp16", help="Default: fp32.")] = None,
-    opset: Annotated[int | None, typer.Option(metavar="N", help="Default: the newest that all targets take.")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="ONNX opset (default: the newest that every target takes, asked for or not)."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
     dry_run: DryRun = False,
     json: Json = False,

@@ -24,32 +24,24 @@ def report(
     json: Json = False,
 ) -> None:
     """Report a measurement: tables, and as files JSON, an HTML page and a trace."""
-    from trt_compress.tools.report.read import load
     from trt_compress.tools.report.tables import print_report
-    from trt_compress.tools.report.write import write_all, write_page, write_trace
+    from trt_compress.tools.reporting import opened, write_files
 
-    loaded = [load(path) for path in results]
-    names = [_name(path) for path in results]
-    places = [(str(output or item.path.parent), name) for item, name in zip(loaded, names, strict=True)]
+    loaded = [opened(path) for path in results]
+    places = [(str(output or item.path.parent), name) for item, name in loaded]
     if twice := [name for place, name in places if places.count((place, name)) > 1]:
         raise ConfigError(f"Two results would both be written as '{twice[0]}'; report them one by one.")
-    for item in loaded:
+    for item, _ in loaded:
         if trace and item.stream is None:
             raise ConfigError(f"'{item.path}' is no stream, so it has no trace; leave out --trace.")
-    for item, name in zip(loaded, names, strict=True):
-        written = []
-        if output is not None:
-            written += write_all(item.report, item.stream, output, name)
-        else:
-            written += [write_page(item.report, item.path.parent, name)] if html else []
-            written += [write_trace(item.stream, item.path.parent, name)] if trace and item.stream else []
-        for path in written:
+    for item, name in loaded:
+        for path in write_files(item, name, html=html, trace=trace, output=output):
             print(f"Wrote {path}", file=sys.stderr)
     if json:
-        reports = [item.report.to_json() for item in loaded]
+        reports = [item.report.to_json() for item, _ in loaded]
         print_json(reports[0] if len(reports) == 1 else {"reports": reports})
         return
-    for item in loaded:
+    for item, _ in loaded:
         print_report(item.report)
 
 
@@ -66,14 +58,10 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare two measurements, and hold the second to a budget."""
-    from trt_compress.tools.report.budget import parse_budget
-    from trt_compress.tools.report.compare import compare_reports, compare_sides
-    from trt_compress.tools.report.read import load
     from trt_compress.tools.report.tables import print_comparison
+    from trt_compress.tools.reporting import compare as compare_results
 
-    limits = parse_budget(budget) if budget is not None else []
-    first = load(a).report
-    comparison = compare_sides(first, limits) if b is None else compare_reports(first, load(b).report, limits)
+    comparison = compare_results(a, b, budget=budget)
     if not json:
         print_comparison(comparison)
     if broken := comparison.broken():
@@ -81,8 +69,3 @@ def compare(
         raise GateError(f"{len(broken)} of {len(comparison.budget)} limits are broken: {sentences}.", report=comparison)
     if json:
         print_json(comparison.to_json())
-
-
-def _name(given: Path) -> str:
-    """What the files of a result are called: as its file, or as its run's directory."""
-    return given.resolve().name if given.is_dir() else given.name.removesuffix(".json").removesuffix(".report")

@@ -1,44 +1,54 @@
 """The commands that look and tell: list, inspect, doctor."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
+from trt_compress.tools.cli_habits import BundlePath, Json
 from trt_compress.tools.console import print_json, print_table, print_text, progress
-
-Row = dict[str, Any]
-
-_SHORT = {"onnxruntime": "ort", "cuda": "cuda", "tensorrt": "trt"}  # libraries that hold a native form
 
 
 def list_registered(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="[operators|compressors|models|targets]", help="What to list (default: everything)."),
+        typer.Argument(
+            metavar="[operators|compressors|models|targets]",
+            help="What to list (default: everything).",
+            autocompletion=lambda: list(_LISTS),
+        ),
+    ] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD…]", help="Only rows that have all these words: models deit.")
     ] = None,
     json: Json = False,
 ) -> None:
     """List the operators, compressors, models or targets there are."""
     if kind is not None and kind not in _LISTS:
         raise ConfigError(f"Cannot list '{kind}'; allowed are {', '.join(_LISTS)}.{did_you_mean(kind, _LISTS)}")
+    from trt_compress.tools import listing
+
     with progress("Reading the registries"):
-        rows = {name: read() for name, read in _LISTS.items() if kind in (None, name)}
+        chosen = [name for name in _LISTS if kind in (None, name)]
+        rows = {name: [row.to_json() for row in getattr(listing, f"list_{name}")(*(words or ()))] for name in chosen}
     if json:
         print_json(rows)
         return
     for name, found in sorted(rows.items(), key=lambda item: len(item[1])):  # the long list last, not out of sight
-        columns = [column for column in found[0] if column != "op type"]  # Trtc and the name; for programs
-        cells = [[_lines(row[column]) for column in columns] for row in found]
-        print_table(name.capitalize(), columns, cells)
+        if not found:
+            print_text(f"None of the {name} has {' and '.join(repr(word) for word in words or ())}.")
+            continue
+        left_out = {"op_type", "exports"}  # Trtc and the name; what is alike for all
+        columns = [column for column in found[0] if column not in left_out]
+        headings = [column.replace("_", " ") for column in columns]
+        print_table(name.capitalize(), headings, [[_joined(row[column]) for column in columns] for row in found])
+        for row in found[:1] if name == "targets" else ():
+            print_text(f"Bundles are exported in {' or '.join(row['exports'])}; run, bench and evaluate run them.")
 
 
-def _lines(value: object) -> object:
-    return ("\n".join(value) or None) if isinstance(value, list) else value
+def _joined(value: object) -> object:
+    return (", ".join(value) or None) if isinstance(value, list) else value
 
 
 def inspect(bundle: BundlePath, json: Json = False) -> None:
@@ -72,67 +82,4 @@ def doctor(json: Json = False) -> None:
     print_text(f"{problems or 'No'} problem{'' if problems == 1 else 's'} found.")
 
 
-def _operators() -> list[Row]:
-    with needs_extra("export"):
-        from trt_compress.plugins.registry import specs
-    from trt_compress.plugins.library import installed_operators
-
-    built = installed_operators()
-    return [
-        {
-            "name": spec.name,
-            "op type": spec.op_type,
-            "version": spec.version,
-            "native": [_SHORT[kind] for kind, op_types in built.items() if spec.op_type in op_types],
-            "summary": spec.summary,
-        }
-        for spec in specs().values()
-    ]
-
-
-def _compressors() -> list[Row]:
-    from trt_compress.methods import METHODS
-
-    return [
-        {"name": name, "summary": method.summary, "settings": _fields(method.config), "source": method.source}
-        for name, method in METHODS.items()
-    ]
-
-
-def _models() -> list[Row]:
-    with needs_extra("export"):
-        from trt_compress.models.hosts.registry import list_models
-    return [{"name": model.name, "family": model.family, "description": model.description} for model in list_models()]
-
-
-def _targets() -> list[Row]:
-    with needs_extra("export"):
-        from trt_compress.export.targets import TARGETS
-    return [
-        {
-            "name": target.name,
-            "backend": target.backend,
-            "opset": target.max_opset,
-            "precisions": ", ".join(target.precisions),
-            "lowering": target.lowering,
-            "description": target.description,
-        }
-        for target in TARGETS.values()
-    ]
-
-
-_LISTS: dict[str, Callable[[], list[Row]]] = {
-    "operators": _operators,
-    "compressors": _compressors,
-    "models": _models,
-    "targets": _targets,
-}
-
-
-def _fields(config: Any) -> str:
-    """Write the settings of a compressor as a spec string takes them, with their defaults."""
-    missing = dataclasses.MISSING
-    return ", ".join(
-        field.name if field.default is missing else f"{field.name}={field.default}"
-        for field in dataclasses.fields(config)
-    )
+_LISTS = ("operators", "compressors", "models", "targets")

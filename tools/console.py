@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("trt_compress")
 
 _NARROWEST = 80  # below this Rich drops columns; the terminal breaks the lines instead
-_PIPED_WIDTH = 500  # a row stays on one line when the output is piped, so that grep and awk work
-
-_UNBROKEN = 19  # words up to this length are not broken over two lines, however narrow the terminal
+_PADDED = 44  # a column of a table that is piped is padded so far; longer cells stand out
+_UNBROKEN = (19, 14, 10)  # words up to this length are not broken over two lines; the less, the narrower the table
 
 _KIBI = 1024
 
@@ -33,47 +34,99 @@ def print_text(text: str) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table to stdout; cells wrap and are never cut, and columns that hold only numbers align right.
+    """Print a table to stdout; cells are never cut, and columns that hold only numbers align right.
+
+    On a terminal, or where COLUMNS is set, cells wrap so that the table fits; where it would not, every row becomes a
+    block of names and values. Otherwise a row is one line, for grep and awk, and a long cell widens only its own line.
 
     Args:
         title: Line above the table.
         columns: Headings.
         rows: Cells; None is shown as "-".
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(columns):
-        cells = [row[index] for row in rows]
-        numeric = any(cell is not None for cell in cells) and all(_is_numeric(cell) for cell in cells)
-        texts = [heading, *("" if cell is None else str(cell) for cell in cells)]
-        longest_word = max(len(word) for text in texts for word in (text.split() or [""]))
-        table.add_column(
-            heading,
-            justify="right" if numeric else "left",
-            overflow="fold",
-            min_width=min(longest_word, _UNBROKEN),
-            no_wrap=max(map(len, texts)) == longest_word <= _UNBROKEN,
-        )
-    for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    _print_compact(Text(title, style="bold"), table)
+    texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    numeric = [
+        any(row[at] is not None for row in rows) and all(_is_numeric(row[at]) for row in rows)
+        for at in range(len(columns))
+    ]
+    width = _width()
+    if width is None:
+        _print_lines(title, columns, texts, numeric)
+    elif not _print_wrapped(title, columns, texts, numeric, width):
+        for row in texts:
+            pairs = [(heading, cell) for heading, cell in zip(columns, row, strict=True) if heading]
+            print_pairs(title if len(texts) == 1 else f"{title}: {row[0]}", pairs)
+        return
     print_text("")
 
 
-def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
-    """Print names and values to stdout, one pair a line."""
+def _print_wrapped(
+    title: str, columns: Sequence[str], texts: Sequence[Sequence[str]], numeric: Sequence[bool], width: int
+) -> bool:
+    """Print a table that fits the width; says whether there is one."""
+    from rich import box
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(name, Text("-" if value is None else str(value)))
-    _print_compact(Text(title, style="bold"), table)
+    console = Console(file=sys.stdout, highlight=False, width=width)
+    for unbroken in _UNBROKEN:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for at, heading in enumerate(columns):
+            cells = [heading, *(row[at] for row in texts)]
+            longest_word = max(len(word) for text in cells for word in (text.split() or [""]))
+            table.add_column(
+                heading,
+                justify="right" if numeric[at] else "left",
+                overflow="fold",
+                min_width=min(longest_word, unbroken),
+                no_wrap=max(map(len, cells)) == longest_word <= unbroken,
+            )
+        for row in texts:
+            table.add_row(*map(Text, row))
+        lines = _rendered(console, Text(title, style="bold"), table)
+        if max(map(_cells, lines)) <= width:
+            print_text("\n".join(lines))
+            return True
+    return False
+
+
+def _print_lines(title: str, columns: Sequence[str], texts: Sequence[Sequence[str]], numeric: Sequence[bool]) -> None:
+    """Print a row a line; a column is padded to its longest cell, but for those that are very long."""
+    rows = [columns, *([cell.replace("\n", "; ") for cell in row] for row in texts)]
+    widths = [min(_PADDED, max(len(row[at]) for row in rows)) for at in range(len(columns))]
+    print_text(title)
+    for number, row in enumerate(rows):
+        cells = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        print_text(f" {'   '.join(cells)}".rstrip())
+        if number == 0:
+            print_text(" " + "   ".join("─" * width for width in widths))
+
+
+def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
+    """Print names and values to stdout, one pair a line; on a terminal long values wrap beside their names."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    texts = [(name, "-" if value is None else str(value)) for name, value in pairs]
+    width = _width()
+    if width is None:
+        longest = max((len(name) for name, _ in texts), default=0)
+        print_text(title)
+        for name, text in texts:
+            print_text(f"{name.ljust(longest)}  {text.replace(chr(10), '; ')}".rstrip())
+    else:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, text in texts:
+            table.add_row(name, Text(text))
+        console = Console(file=sys.stdout, highlight=False, width=width)
+        print_text("\n".join(_rendered(console, Text(title, style="bold"), table)))
     print_text("")
 
 
@@ -153,18 +206,25 @@ def _is_numeric(cell: object) -> bool:
         return False
 
 
-def _print_compact(*parts: "RenderableType") -> None:
-    """Print to stdout without the empty lines and trailing spaces that Rich fills its tables with."""
-    from rich.console import Console
+def _width() -> int | None:
+    """Columns there are, or None where nothing says so: a pipe, a file."""
+    if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
+        return None
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
 
-    console = Console(file=sys.stdout, highlight=False)
-    sized = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console.width = max(console.width, _NARROWEST) if sized else _PIPED_WIDTH
+
+def _rendered(console: "Console", *parts: "RenderableType") -> list[str]:
+    """The lines without the empty ones and the trailing spaces that Rich fills its tables with."""
     with console.capture() as captured:
-        console.print(*parts, sep="\n", crop=False)  # a table too wide for the terminal loses nothing
-    for line in captured.get().splitlines():
-        if line.strip():
-            print_text(line.rstrip())
+        console.print(*parts, sep="\n", crop=False)
+    return [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+
+
+def _cells(line: str) -> int:
+    """Width of a line on the terminal, without what colours it."""
+    from rich.cells import cell_len
+
+    return cell_len(re.sub("\x1b\\[[0-9;]*m", "", line))
 
 
 def _stderr() -> "Console":

@@ -20,7 +20,7 @@ from trt_compress.models.pretrained.digits_vit import digits_split
 from trt_compress.runtime.manifest import Engine, Manifest
 from trt_compress.runtime.session import Session
 from trt_compress.tools import demo_stream
-from trt_compress.tools.bench.bundle import Array, BenchResult, bench_bundle
+from trt_compress.tools.bench.bundle import Array, BenchResult, bench
 from trt_compress.tools.console import format_bytes, print_table, print_text
 
 MODEL, SPEC, TARGET = "zoo:digits_vit", "tome:num_merged=5", "rtx"
@@ -61,7 +61,7 @@ def run(output: Path, step: Progress) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "images.npz"
         np.savez(inputs, image=images[:BATCH])
-        timed = bench_bundle(output / "compressed", baseline=output / "dense", pairs=PAIRS, inputs=inputs)
+        timed = bench(output / "compressed", baseline=output / "dense", pairs=PAIRS, inputs=inputs)
     title = f"{MODEL} on {len(images)} held-out digits; ONNX Runtime on {timed.device['cpu']}"
     print_table(title, ("", "dense", SPEC), _rows(dense, compressed, labels, timed))
     if compressed.engine.bytes > dense.engine.bytes:

@@ -14,6 +14,7 @@ from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
+from trt_compress.runtime.stream.listener import Listener
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink
@@ -150,6 +151,9 @@ def run(
             captions = captions_from(sources, sessions[0].bundle.manifest, options.labels, labels)
             pictures = Branch(Overlay(overlay, fps or 30.0, captions=captions), in_latency=overlay_in_latency)
         sinks = _sinks(_path(overlay), pictures, _path(out), levels)
+        listener = _listener(levels, sources) if report is not None else None
+        if listener is not None:
+            sinks.append(listener)
         opened = open_sources(sources, levels, stall_s=stall_s, resample=resample)
 
         def stream() -> StreamResult:
@@ -172,8 +176,9 @@ def run(
         except StreamError as broken:
             error, result = broken, _result_of(broken)
     if report is not None:
-        _write(Path(report), result, wrote)
+        result = _write(Path(report), result, listener, wrote)
     if error is not None:
+        error.result = result
         raise error
     return result
 
@@ -202,6 +207,14 @@ def _sinks(overlay: Path | None, pictures: Branch | None, out: Path | None, leve
     if out is not None:
         sinks.append(JsonLines(out, {one.name: one.info.compression for one in levels.levels}))
     return sinks
+
+
+def _listener(levels: LevelSet, sources: Sequence[str]) -> Listener | None:
+    """Keeps the sound for the report's page; None where there is none, or several streams are one query."""
+    manifest = levels.sessions[0].bundle.manifest
+    if manifest.preprocess.get("kind") != "audio" or len(sources) > 1:
+        return None
+    return Listener(manifest.preprocess, manifest.postprocess, levels.inputs)
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -244,8 +257,12 @@ def _throttled(step: Callable[[str], None]) -> Callable[[int], None]:
     return tell
 
 
-def _write(directory: Path, result: StreamResult, wrote: Callable[[Path], None]) -> None:
+def _write(
+    directory: Path, result: StreamResult, listener: Listener | None, wrote: Callable[[Path], None]
+) -> StreamResult:
     path = directory / _RESULT_FILE
+    sound = listener.sound(directory, path.stem) if listener is not None else None
+    result = replace(result, sound=sound)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(result.to_text(), encoding="utf-8")
@@ -254,5 +271,9 @@ def _write(directory: Path, result: StreamResult, wrote: Callable[[Path], None])
     from trt_compress.tools.report.from_stream import report_from_stream
     from trt_compress.tools.report.write import write_all
 
+    for track in sound.tracks if sound else ():
+        if track.file is not None:
+            wrote(directory / track.file)
     for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
         wrote(written)
+    return result

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.foreign import shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.stream.branch import BEHIND
@@ -276,7 +277,7 @@ def captions_from(
         ConfigError: There is no such file.
         StreamError: A scene cannot be read.
     """
-    names: Sequence[str] = [_short(source) for source in sources]
+    names: Sequence[str] = [_short(shown(source)) for source in sources]
     if len(sources) == 1:
         names = bundle.preprocess.get("cameras", ())
         if sources[0].lower().endswith(".npz"):

@@ -14,6 +14,9 @@ from trt_compress.errors import BundleError, ConfigError
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.sound_result import Sound
+from trt_compress.runtime.stream.sound_result import Track as Track
+from trt_compress.runtime.stream.sound_result import Word as Word
 
 SCHEMA_VERSION = "1.0"
 DOCUMENT = "trt-compress stream"
@@ -265,6 +268,7 @@ class StreamResult(Record):
         after_idle_ns: End-to-end times of the delivered frames that were first after a pause.
         quality: Metric → value; empty without labels.
         overlay: What became of the frames in the video with the results; None without one.
+        sound: What was heard, of a bundle that takes sound, where a report was asked for.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -282,6 +286,7 @@ class StreamResult(Record):
     controller: ControllerLog | None = None
     resources: Resources = field(default_factory=Resources)
     overlay: OverlayCounts | None = None
+    sound: Sound | None = field(default=None, metadata={"sparse": True})
     frames: Frames
 
     @classmethod

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.foreign import shown
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.control import Controller, ControllerSettings
 from trt_compress.runtime.stream.frame import Array, Frame
@@ -254,7 +255,7 @@ class _Run:
                 native_library=str(library) if library else None,
                 versions=dict(options.versions),
                 device=dict(options.device),
-                sources=tuple(self._source.name.split(", ")) if self._streams > 1 else (self._source.name,),
+                sources=tuple(map(shown, self._source.name.split(", ") if self._streams > 1 else (self._source.name,))),
             ),
             protocol=Protocol(
                 kind=pace.kind,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.foreign import shown
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.stream.frame import Frame
 
@@ -69,7 +70,7 @@ class JsonLines:
     def _write(self, frame: Frame, now_ns: int, outcome: dict[str, Any], summary: dict[str, Any]) -> None:
         line = {
             "id": frame.id,
-            "source": frame.source,
+            "source": shown(frame.source),
             "capture_ns": frame.capture_ns,
             "arrival_ns": frame.arrival_ns - self._origin_ns,
             "start_ns": frame.start_ns - self._origin_ns,

@@ -103,7 +103,7 @@ class VideoSource:
 
     def _stream(self) -> Any:
         """The first video stream that is no cover picture."""
-        videos = [stream for stream in self._container.streams.video if not int(stream.disposition) & _COVER]
+        videos = [stream for stream in self._container.streams.video if not stream.disposition.value & _COVER]
         if not videos and self._container.streams.video:
             raise ConfigError(
                 f"'{self.name}' holds sound only (its picture is the cover); give a file with a video stream."

@@ -11,25 +11,56 @@ from trt_compress.errors import TrtCompressError
 
 if TYPE_CHECKING:
     from trt_compress import runtime
-    from trt_compress.export.api import build, export_model, preflight, verify
+    from trt_compress.export.api import export_model, verify
+    from trt_compress.export.check import preflight
+    from trt_compress.export.engines import build
+    from trt_compress.runtime.session import Session
+    from trt_compress.tools.bench.bundle import bench
     from trt_compress.tools.evaluate import evaluate
+    from trt_compress.tools.listing import list_compressors, list_models, list_operators, list_targets
+    from trt_compress.tools.reporting import compare, report
+    from trt_compress.tools.streaming import run
     from trt_compress.tools.sweep.run import sweep
 
 __version__ = "0.1.0"
 __all__ = [
+    "Session",
     "TrtCompressError",
     "__version__",
+    "bench",
     "build",
+    "compare",
     "evaluate",
     "export_model",
+    "list_compressors",
+    "list_models",
+    "list_operators",
+    "list_targets",
     "preflight",
+    "report",
+    "run",
     "runtime",
     "sweep",
     "verify",
 ]
 
-_LIVES_IN = dict.fromkeys(("build", "export_model", "preflight", "verify"), "export.api")
-_LIVES_IN |= {"evaluate": "tools.evaluate", "sweep": "tools.sweep.run"}
+_LIVES_IN = {
+    "Session": "runtime.session",
+    "bench": "tools.bench.bundle",
+    "build": "export.engines",
+    "compare": "tools.reporting",
+    "evaluate": "tools.evaluate",
+    "export_model": "export.api",
+    "list_compressors": "tools.listing",
+    "list_models": "tools.listing",
+    "list_operators": "tools.listing",
+    "list_targets": "tools.listing",
+    "preflight": "export.check",
+    "report": "tools.reporting",
+    "run": "tools.streaming",
+    "sweep": "tools.sweep.run",
+    "verify": "export.api",
+}
 
 
 def __getattr__(name: str) -> Any:

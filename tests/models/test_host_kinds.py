@@ -15,7 +15,8 @@ from trt_compress.export.api import export_model
 from trt_compress.models.hosts import codec_xytokenizer
 from trt_compress.models.hosts.audio import AstModel, AudioModel, WhisperModel
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig
-from trt_compress.models.hosts.registry import _ZOO, load_host
+from trt_compress.models.hosts.catalog import HF, ZOO
+from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream import preprocess
@@ -69,7 +70,7 @@ def _codec(folder: Path, family: str) -> str:
 
 _AST_TYPE = "audio-spectrogram-transformer"
 MODELS: dict[str, Callable[[Path], str]] = {
-    **{f"zoo:{name}": lambda folder, name=name: f"zoo:{name}" for name in _ZOO},  # type: ignore[misc]
+    **{f"zoo:{name}": lambda folder, name=name: f"zoo:{name}" for name in ZOO},  # type: ignore[misc]
     "timm": lambda folder: "timm:vit_tiny_patch16_224",
     "timm without classifier": lambda folder: "timm:vit_small_patch8_224",
     "whisper": _whisper,
@@ -81,11 +82,17 @@ MODELS: dict[str, Callable[[Path], str]] = {
 }
 
 
+def test_every_host_is_here() -> None:
+    """A new model of the zoo comes by itself; a new model type of transformers must be added above."""
+    assert {f"zoo:{name}" for name in ZOO} <= set(MODELS)
+    assert set(HF) == {"whisper", _AST_TYPE}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_a_host_writes_the_runtime_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec_xytokenizer, "HEAD_SIZE", 8)  # the golden model's heads; a checkpoint does not tell
     host = load_host(MODELS[name](tmp_path))
-    graphs = host.attach(())
+    graphs = list(host.attach(()))
     prefixes = [f"{graph.name}." if len(graphs) > 1 else "" for graph in graphs]
     inputs, outputs = (
         {

@@ -27,7 +27,7 @@ ROUTED = [
         ([site(65, 60), site(60, 55)], (65, 55), "65 → 55"),
         ([site(197, 99), site(99, 99, at="encoder_output")], (197, 99), "197 → 99"),
         ([site(50, 25, groups=2)], (100, 50), "100 → 50"),  # two halves of a sample, each halved
-        (ROUTED, (512, 160), "156 to 160 of 512"),
+        (ROUTED, (512, 160), "156–160 of 512"),
         (ROUTED[:2], (512, 160), "160 of 512"),
         ([site(144, 36, keeps_rest=True)], (144, 36), "36 of 144"),
         # windows of 25 over images of 8 x 16: 200 rows of which 72 fill up

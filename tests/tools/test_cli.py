@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from trt_compress import __version__
 from trt_compress.tools.cli import app
+from trt_compress.tools.console import print_table
 
 COMMANDS = (
     "list",
@@ -51,6 +52,7 @@ def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     program = """
 import json, sys
 from trt_compress.tools.cli import app
+from trt_compress.tools.console import print_table
 try:
     app()
 finally:
@@ -287,3 +289,36 @@ def test_inspect_refuses_a_changed_bundle(cli: Cli, make_bundle: Callable[..., P
     finished = cli("inspect", bundle)
     assert finished.returncode == 2
     assert "error: 'model.onnx' in the bundle" in finished.stderr and "was changed" in finished.stderr
+
+
+@pytest.mark.parametrize("kind", ["compressors", "operators", "targets"])
+def test_a_piped_row_is_one_line_and_no_cell_pads_the_others(cli: Cli, kind: str) -> None:
+    rows = json.loads(cli("list", kind, "--json").stdout)[kind]
+    lines = cli("list", kind, columns=None).stdout.splitlines()
+    for row in rows:
+        (line,) = [line for line in lines if line.split()[:1] == [row["name"]]]
+        text = [value for value in row.values() if isinstance(value, str) and value != row.get("op_type")]
+        assert all(value in line for value in text) and not line.endswith(" ")
+        assert len(line) < sum(max(len(value), 44) + 3 for value in text) + 40
+    assert max(map(len, lines)) < 330
+
+
+def test_rows_that_do_not_fit_become_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = [f"heading{number}" for number in range(12)]
+    print_table("Wide", columns, [[f"value{row}{number}" for number in range(12)] for row in range(2)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Wide: value00" and "heading11  value111" in lines and max(map(len, lines)) <= 80
+
+
+def test_words_filter_what_is_listed(cli: Cli) -> None:
+    assert [
+        row["name"] for row in json.loads(cli("list", "targets", "JETSON", "thor", "--json").stdout)["targets"]
+    ] == ["jetson-thor"]
+    assert cli("list", "targets", "nothing", "such").stdout == "None of the targets has 'nothing' and 'such'.\n"
+    text = cli("export", "--help").stdout
+    assert all(
+        form in text for form in ("timm:NAME", "zoo:NAME", "hf:DIR", "wavtokenizer:FILE", "FACTORY", "FILE.toml")
+    )

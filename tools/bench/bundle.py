@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -57,7 +58,8 @@ class Side:
 class BenchResult:
     """One measurement, with all that is needed to repeat or to doubt it.
 
-    `quality` compares the outputs of the bundle with its baseline's on the inputs that were timed; None without one.
+    `started_at` is when the timing began, ISO 8601 with the zone. `quality` compares the outputs of the bundle with
+    its baseline's on the inputs that were timed; None without one.
     """
 
     protocol: dict[str, Any]
@@ -66,12 +68,14 @@ class BenchResult:
     quality: dict[str, dict[str, float | int]] | None
     device: dict[str, Any]
     versions: dict[str, str]
+    started_at: str
 
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""
         return {
             "document": DOCUMENT,
             "result_version": RESULT_VERSION,
+            "started_at": self.started_at,
             "protocol": self.protocol,
             "sides": [side.to_json() for side in self.sides],
             "speedup": self.speedup.to_json() if self.speedup else None,
@@ -81,7 +85,7 @@ class BenchResult:
         }
 
 
-def bench_bundle(
+def bench(
     bundle: str | Path,
     *,
     baseline: str | Path | None = None,
@@ -148,6 +152,7 @@ def bench_bundle(
     if _batch(first.inputs, feed) == 0:
         raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     progress(f"{pairs} pairs" if baseline is not None else f"{pairs} runs")
+    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     samples = interleave(calls[0], calls[1] if baseline is not None else None, warmup=warmup, pairs=pairs)
     device: Device = "gpu" if backend == "ort-cuda" else "cpu"
     roles: tuple[Role, Role] = ("bundle", "baseline")
@@ -168,6 +173,7 @@ def bench_bundle(
         quality=compare_outputs(firsts[0].outputs, firsts[1].outputs) if baseline is not None else None,
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
+        started_at=started_at,
     )
 
 

@@ -12,7 +12,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.tools.report.budget import Held, Limit, hold
 from trt_compress.tools.report.metrics import Metric, metrics_of
 from trt_compress.tools.report.record import Ratio, Report, Side
-from trt_compress.tools.report.sections import run_sections
+from trt_compress.tools.report.sections import judged, run_sections
 
 TWO_RUNS = "two runs, no speed-up claimed: only pairs of one interleaved run make a ratio"
 
@@ -39,12 +39,14 @@ class Comparison:
     Attributes:
         ratio: Median of pairwise ratios a/b of their latencies, if they ran interleaved; else None, and `claim` says
             why.
+        verdicts, judged: Of both, as the reports have them, and in words.
         own: Speed-ups of a and b over their own baselines.
         differs: What else differs between the runs: name, a, b.
     """
 
     names: tuple[str, str]
     verdicts: tuple[str, str]
+    judged: tuple[str, str]
     rows: tuple[Row, ...]
     ratio: Ratio | None
     claim: str
@@ -128,7 +130,7 @@ def _comparison(
     ours, theirs = metrics_of(*a), metrics_of(*b)
     rows = []
     for name in dict.fromkeys([*ours, *theirs]):
-        absent = Metric(name=name, value=None, reason="the other report only", unit="", better="neither")
+        absent = Metric(name=name, value=None, reason="only the other report has it", unit="", better="neither")
         row = Row(a=ours.get(name, absent), b=theirs.get(name, absent))
         if row.a.value is not None or row.b.value is not None:
             rows.append(row)
@@ -136,6 +138,7 @@ def _comparison(
     return Comparison(
         names=names,
         verdicts=(a[1].verdict.status, b[1].verdict.status),
+        judged=(judged(a[1]).word, judged(b[1]).word),
         rows=tuple(rows),
         ratio=ratio,
         claim=claim,

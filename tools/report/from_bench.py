@@ -86,6 +86,7 @@ class _Bench(Record):
     quality: dict[str, dict[str, float]] | None
     device: dict[str, Any]
     versions: dict[str, str]
+    started_at: str | None = None
 
 
 def report_from_bench(data: dict[str, Any], where: str) -> Report:
@@ -114,7 +115,7 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
     return Report(
         title=sides[0].identity.name,
         source=DOCUMENT,
-        started_at=None,
+        started_at=bench.started_at,
         machine=machine(bench.device, bench.versions),
         protocol=Protocol(
             kind=protocol.kind,

@@ -132,6 +132,7 @@ def report_from_stream(result: StreamResult) -> Report:
         ),
         sides=(side,),
         speedup=None,
+        sound=result.sound,
     )
 
 
@@ -390,7 +391,8 @@ def _waterfalls(result: StreamResult, rows: Sequence[int], end_to_end_ms: Sequen
     median = float(np.median(end_to_end_ms))
     typical = min(order, key=lambda index: abs(end_to_end_ms[index] - median))
     of = "is the median" if end_to_end_ms[typical] == median else f"is nearest to the median of {number(median)} ms"
-    chosen = {f"A typical frame: its end-to-end time {of}": typical}
+    title = f"A typical frame: its end-to-end time {of}" if len(order) > 1 else "The only frame"
+    chosen = {title: typical}
     if len(order) > 1:
         chosen["The slowest frame"] = order[-1]
     return tuple(

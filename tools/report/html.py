@@ -3,27 +3,35 @@
 Whatever comes from a result is escaped; the page's policy forbids scripts and every outside address.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from trt_compress.tools.report.numbers import count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
 from trt_compress.tools.report.record import Distribution, Report, Side
-from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text, tokens_parts
+from trt_compress.tools.report.sections import Section, judged, run_sections, side_sections, speedup_text, tokens_parts
+from trt_compress.tools.report.sound import MEDIA_POLICY, sound_html, sound_sections
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 Tile = tuple[str, str | None, str]
 
 
-def page_from_report(report: Report) -> str:
-    """Make the page."""
+def page_from_report(report: Report, players: Mapping[str, str] | None = None) -> str:
+    """Make the page.
+
+    Args:
+        report: What it says.
+        players: As `players_of` gives them, where the files of a sound lie.
+    """
     deadline = report.protocol.deadline_ns
     body = [
         _head(report),
         *(_verdict(side, len(report.sides) > 1) for side in report.sides),
         _tiles(report),
+        *_sound(report, players or {}),
         "<h2>Plots</h2>",
         *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
@@ -38,26 +46,37 @@ def page_from_report(report: Report) -> str:
         f"{escape(report.schema_version)}. Percentiles are shown only where n supports them; what was not measured "
         "says so and is never zero.</footer>"
     )
-    return page_html(f"{report.title}: latency report", body)
+    plays = any(source.startswith("data:") for source in (players or {}).values())
+    return page_html(f"{report.title}: latency report", body, more_policy=MEDIA_POLICY if plays else "")
 
 
-def page_html(title: str, body: Sequence[str], *, more_css: str = "") -> str:
+def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_policy: str = "") -> str:
     """A whole page in the house's style.
 
     Args:
         title: Of the window.
         body: Parts of HTML, escaped.
         more_css: Rules beside those of every page.
+        more_policy: What the page may do beside what every page may, as a directive.
     """
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + more_css
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}{more_policy and "; "}{more_policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
         f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
     )
+
+
+def _sound(report: Report, players: Mapping[str, str]) -> list[str]:
+    if report.sound is None:
+        return []
+    parts = ["<h2>Sound</h2>"]
+    for figure, player in sound_html(report.sound, players):
+        parts += [figure_html(figure), player]
+    return parts + [_table(section) for section in sound_sections(report.sound)]
 
 
 def _head(report: Report) -> str:
@@ -73,17 +92,22 @@ def _head(report: Report) -> str:
         f"{identity.model}, {identity.compression}, {identity.precision}",
         f"{report.protocol.kind} on {', '.join(filter(None, [gpus, machine + cores]))}, {identity.backend}{when}",
     ]
-    return f"<header><h1>{escape(report.title)}</h1>{''.join(f'<p>{escape(line)}</p>' for line in lines)}</header>"
+    if str(report.protocol.settings.get("inputs", "")).startswith("random"):
+        lines.append("The inputs are noise (random numbers): times are those of real inputs, results are not.")
+    return f"<header><h1>{escape(report.title)}</h1>{''.join(f'<p>{_breakable(line)}</p>' for line in lines)}</header>"
+
+
+def _breakable(words: str) -> str:
+    """Escaped; a long setting breaks behind a comma."""
+    return re.sub(r",(?=\S)", ",<wbr>", escape(words))
 
 
 def _verdict(side: Side, named: bool) -> str:
-    verdict = side.verdict
+    shown = judged(side)
     name = f"{side.role}: " if named else ""
-    words = "; ".join(verdict.reasons)
-    status = verdict.status if verdict.status in ("stable", "unstable", "invalid") else "unstable"
     return (
-        f'<div class="verdict {status}"><strong>{escape(verdict.status)}</strong>'
-        f"<span>{escape(name + words)}</span></div>"
+        f'<div class="verdict {shown.kind}"><strong>{escape(shown.word)}</strong>'
+        f"<span>{escape(name + '; '.join(shown.reasons))}</span></div>"
     )
 
 
@@ -128,7 +152,10 @@ def _side_tiles(side: Side, name: str) -> list[Tile]:
         tokens = f"{count(compression.tokens_in)} → {count(compression.tokens_out)}"
         tiles.append((f"{name}tokens", tokens, ""))
     for metric in side.quality[:3]:
-        tiles.append((name + _QUALITY.get(metric.name, metric.name), f"{metric.value:.4g}", f"n {metric.n}"))
+        of = f"n {metric.n}"
+        if "random inputs" in metric.against:
+            of += ", on noise: random numbers, no real inputs"
+        tiles.append((name + _QUALITY.get(metric.name, metric.name), f"{metric.value:.4g}", of))
     power = side.resources.power
     if power is not None:
         each = power.energy_per_inference_j
@@ -166,6 +193,7 @@ def _swatch(kind: str) -> str:
         "wait": '<rect class="wait" x="1" y="3" width="12" height="9"/>',
         "dropped": '<path class="mark dropped" d="M2 3h10l-5 9z"/>',
         "failed": '<path class="mark failed" d="M2 2l10 10m0 -10l-10 10"/>',
+        "deadline": '<path class="deadline" d="M0 7h14"/>',
     }
     shape = shapes.get(kind, f'<path class="dots {escape(kind)}" style="stroke-width:8;stroke-opacity:1" d="M7 7h0"/>')
     return f'<svg viewBox="0 0 14 14" aria-hidden="true">{shape}</svg>'

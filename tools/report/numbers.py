@@ -5,6 +5,12 @@ from collections.abc import Mapping
 _KILO = 1000.0
 
 
+class Missing(str):
+    """Why there is no number, in the place of the number."""
+
+    __slots__ = ()
+
+
 def ms(ns: float | None) -> str | None:
     """Nanoseconds as `12.3 ms`, with three significant digits and at least one decimal."""
     return None if ns is None else f"{number(ns / 1e6)} ms"
@@ -47,6 +53,6 @@ def large(value: float | None) -> str | None:
     return f"{number(value)} T"
 
 
-def reason(reasons: Mapping[str, str], name: str) -> str:
+def reason(reasons: Mapping[str, str], name: str) -> Missing:
     """Why a number is missing."""
-    return reasons.get(name, "not known")
+    return Missing(reasons.get(name, "not known"))

@@ -16,6 +16,7 @@ from trt_compress.tools.report.svg import (
     linear,
     logarithmic,
     nice_ticks,
+    text_width,
     tick_text,
 )
 
@@ -23,6 +24,11 @@ Rows = list[tuple[str, ...]]
 
 _LOG_FROM = 12  # a largest value this many times the smallest is drawn on a logarithmic axis
 _SLICES = 10
+_SECONDS = "time in s"  # as the series of a stream say what their axis is
+_FEW = 60  # results up to this many are drawn as large dots
+_FEWEST_SPREAD = 5  # results below which a distribution says nothing
+_WATERFALL_TOP = 6
+_LINE = 13  # height of a line of labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,7 @@ def figures_of(sides: Sequence[Side], deadline_ms: float | None) -> list[Figure]
         figures += [
             _waterfall(fall, f"waterfall{name}-{index}-{place}") for place, fall in enumerate(side.plots.waterfalls)
         ]
-        if side.plots.tokens_x:
+        if len(set(side.plots.tokens_out)) > 1:  # a number that stays is on its card
             figures.append(_tokens(side, f"tokens{name}"))
         if side.accounting is not None:
             figures.append(_lost(side, f"lost{name}"))
@@ -54,7 +60,8 @@ def figures_of(sides: Sequence[Side], deadline_ms: float | None) -> list[Figure]
     return [figure for figure in figures if figure is not None]
 
 
-def _drawn(draw: Callable[[Board], None], identifier: str, title: str, caption: str, **changes: int) -> tuple[str, ...]:
+def drawn(draw: Callable[[Board], None], identifier: str, title: str, caption: str, **changes: int) -> tuple[str, ...]:
+    """Draw a plot in every size; `changes` are to the size's own numbers."""
     svgs = []
     for base in SIZES:
         values = {"left": base.left, "right": base.right, "height": base.height} | changes
@@ -73,13 +80,27 @@ def _value_scale(low: float, high: float, start: float, end: float) -> tuple[Sca
     """A scale for latencies: from 0, or logarithmic where they differ by much."""
     if low > 0 and high / low > _LOG_FROM:
         bottom, top = low / 1.2, high * 1.2
-        return logarithmic(bottom, top, start, end), decade_ticks(bottom, top), True
+        return logarithmic(bottom, top, start, end), decade_ticks(bottom, top, 6), True
     top = high * 1.08 or 1.0
     return linear(0, top, start, end), nice_ticks(0, top, 5), False
 
 
-def _time_ticks(scale: Scale, low: float, high: float, size: Size) -> list[tuple[float, str]]:
-    return [(scale(value), tick_text(value)) for value in nice_ticks(low, high, size.inner_width // 90)]
+def _per_unit(x: str, last: float) -> float:
+    """What a value of the axis is multiplied by for its ticks: a stream of less than a second is in milliseconds."""
+    return 1000.0 if x == _SECONDS and last < 1 else 1.0
+
+
+def _x_title(x: str, last: float) -> str:
+    if x == "run":
+        return "run, in order of time"
+    return "time in ms" if _per_unit(x, last) != 1 else x
+
+
+def time_ticks(scale: Scale, low: float, high: float, size: Size, per_unit: float = 1.0) -> list[tuple[float, str]]:
+    """Positions and words of the ticks of an axis of time."""
+    most = max(4, size.inner_width // 90)
+    values = nice_ticks(low * per_unit, high * per_unit, most)
+    return [(scale(value / per_unit), tick_text(value)) for value in values]
 
 
 def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
@@ -93,6 +114,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
     low, high = min(values), max(values)
     ends = [x for part in plots for x in (*part.latency_x, *part.lost_x)]
     first, last = min(0.0, min(ends)), max(ends)
+    few = " few" if max(len(part.latency_ms) for part in plots) <= _FEW else ""
 
     def draw(board: Board) -> None:
         size = board.size
@@ -102,33 +124,36 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
         to_y, ticks, log = _value_scale(low, high, floor - rug, size.top)
         y_title = f"{kind.lower()}, ms{', logarithmic' if log else ''}"
         board.axes(
-            _time_ticks(to_x, first, last, size),
+            time_ticks(to_x, first, last, size, _per_unit(plots[0].x, last)),
             [(to_y(value), tick_text(value)) for value in ticks],
-            plots[0].x if plots[0].x != "run" else "run, in order of time",
+            _x_title(plots[0].x, last),
             y_title,
         )
         limit = math.inf if deadline_ms is None else deadline_ms
         for index, part in enumerate(plots):
             for kind_of, late in ((_series_kind(index), False), ("late", True)):
                 points = [p for p in zip(part.latency_x, part.latency_ms, strict=True) if (p[1] > limit) == late]
-                board.dots([to_x(x) for x, _ in points], [to_y(y) for _, y in points], kind_of)
+                board.dots([to_x(x) for x, _ in points], [to_y(y) for _, y in points], kind_of + few)
         if deadline_ms is not None:
             board.line(size.left, to_y(deadline_ms), size.left + size.inner_width, to_y(deadline_ms), "deadline")
-            words = f"deadline {number(deadline_ms)} ms"
-            board.text(
-                size.left + size.inner_width, to_y(deadline_ms) - 5, words, anchor="end", kind="label deadline halo"
-            )
         for part in plots:
             for x, count, outcome in zip(part.lost_x, part.lost_count, part.lost_outcome, strict=True):
                 at = f"{tick_text(round(x, 3))} s: {count} {outcome}"
                 board.mark(to_x(x), floor - 7, outcome, at)
 
-    caption = "Each dot is a result; of many neighbours the smallest and the largest are drawn."
-    if deadline_ms is not None:
-        caption += " The dashed line is the deadline."
+    caption = "Each dot is a result."
+    if any(
+        len(p.latency_x) < part.n for p, side in zip(plots, sides, strict=False) if (part := side.latency.headline[1])
+    ):
+        caption = "Each dot is a result; of many neighbours the smallest and the largest are drawn."
     legend = _legend(sides)
-    if deadline_ms is not None and high > deadline_ms:
-        legend += [("late", "result after the deadline")]
+    if deadline_ms is not None:
+        results = [value for part in plots for value in part.latency_ms]
+        if not legend and min(results) <= deadline_ms:
+            legend += [(_series_kind(0), "result on time")]
+        if max(results) > deadline_ms:
+            legend += [("late", "result after the deadline")]
+        legend += [("deadline", f"deadline {number(deadline_ms)} ms")]
     outcomes = sorted({outcome for part in plots for outcome in part.lost_outcome})
     if outcomes:
         caption += " Marks above the axis are frames without a result, at their arrival."
@@ -140,7 +165,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, "latency", title, _range_text(kind, low, max(max(p.latency_ms) for p in plots), deadline_ms)),
+        svgs=drawn(draw, "latency", title, _range_text(kind, low, max(max(p.latency_ms) for p in plots), deadline_ms)),
         columns=(("side", *columns) if len(sides) > 1 else columns),
         rows=tuple(rows),
         legend=tuple(legend),
@@ -191,7 +216,7 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
     shown = [
         (index, side.plots, part)
         for index, side in enumerate(sides)
-        if (part := side.latency.headline[1]) is not None and side.plots.ecdf_ms
+        if (part := side.latency.headline[1]) is not None and side.plots.ecdf_ms and part.n >= _FEWEST_SPREAD
     ]
     if not shown:
         return None
@@ -210,7 +235,9 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
         margin = 0.06 * (high - low) or high * 0.1 or 1.0
         start, end = (low / 1.15, high * 1.15) if log else (max(0.0, low - margin), high + margin)
         to_x = (logarithmic if log else linear)(start, end, size.left, right)
-        ticks = decade_ticks(start, end) if log else nice_ticks(start, end, size.inner_width // 80)
+        ticks = (
+            decade_ticks(start, end, size.inner_width // 45) if log else nice_ticks(start, end, size.inner_width // 70)
+        )
         shares = [share for share in (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999) if _nines(share, most) < top]
         board.axes(
             [(to_x(value), tick_text(value)) for value in ticks],
@@ -222,11 +249,17 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
             heights = [to_y(_nines(share, part.n)) for share in plots.ecdf_share]
             board.steps([to_x(value) for value in plots.ecdf_ms], heights, _series_kind(index))
             for name, share, value in _percentiles(part):
-                x, y = to_x(value), to_y(_nines(share, part.n))
-                board.mark(x, y, _series_kind(index), f"{name}: {number(value)} ms")
-                left = x > size.left + size.inner_width * 0.6
-                words = f"{name} {number(value)}" if len(shown) == 1 else name
-                board.text(x - 9 if left else x + 9, y + 4, words, anchor="end" if left else "start", kind="label halo")
+                board.mark(to_x(value), to_y(_nines(share, part.n)), _series_kind(index), f"{name}: {number(value)} ms")
+        fastest = min(shown, key=lambda item: item[2].median_ns)[0]
+        for index, _, part in shown:
+            _label_percentiles(
+                board,
+                [
+                    (to_x(value), to_y(_nines(share, part.n)), f"{name} {number(value)}" if len(shown) == 1 else name)
+                    for name, share, value in _percentiles(part)
+                ],
+                above=index == fastest,
+            )
 
     caption = (
         "How large a share of all results was at least this fast. The upward axis spreads the tail: 90%, 99% and "
@@ -246,11 +279,31 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, "ecdf", title, description, left=72),
+        svgs=drawn(draw, "ecdf", title, description, left=72),
         columns=(("side", *columns) if len(sides) > 1 else columns),
         rows=tuple(rows),
         legend=tuple(_legend(sides)),
     )
+
+
+def _label_percentiles(board: Board, marks: Sequence[tuple[float, float, str]], *, above: bool) -> None:
+    """Write beside marks of a rising line where it does not go: left and above it, or right and below.
+
+    A mark so near to the one before that their words would touch has none; the table has it.
+    """
+    right, last = board.size.left + board.size.inner_width, math.inf
+    for x, y, words in marks:
+        if last - y < _LINE:
+            continue
+        last = y
+        fits_left, fits_right = (
+            x - 8 - text_width(words) > board.size.left,
+            x + 9 + text_width(words) < right and y + 15 < board.size.top + board.size.inner_height,
+        )
+        if (above and fits_left) or not fits_right:
+            board.text(x - 8, y - 6, words, anchor="end", kind="label halo")
+        else:
+            board.text(x + 9, y + 15, words, kind="label halo")
 
 
 def _waterfall(fall: Waterfall, identifier: str) -> Figure:
@@ -262,7 +315,7 @@ def _waterfall(fall: Waterfall, identifier: str) -> Figure:
         size = board.size
         narrow = size.name == "narrow"
         right = size.left + size.inner_width
-        to_x = linear(0, total, size.left, right - 58)
+        to_x = linear(0, total, size.left, right - 66)
         ticks = nice_ticks(0, total, max(2, size.inner_width // 110))
         for value in ticks:
             board.line(to_x(value), size.top, to_x(value), size.height - size.bottom, "grid")
@@ -286,8 +339,10 @@ def _waterfall(fall: Waterfall, identifier: str) -> Figure:
     svgs = []
     for base in SIZES:
         left = 172 if base.name == "wide" else 134
-        height = base.top + row_height * max(1, len(fall.steps)) + base.bottom
-        board = Board(Size(name=base.name, width=base.width, height=height, left=left, right=base.right))
+        height = _WATERFALL_TOP + row_height * max(1, len(fall.steps)) + base.bottom
+        board = Board(
+            Size(name=base.name, width=base.width, height=height, left=left, right=base.right, top=_WATERFALL_TOP)
+        )
         draw(board)
         words = ", ".join(f"{step.name} {number(step.ms)} ms" for step in fall.steps)
         svgs.append(board.svg(identifier, title, f"{fall.title}. {words}."))
@@ -319,9 +374,9 @@ def _tokens(side: Side, identifier: str) -> Figure:
         to_x = linear(first, last, size.left + 6, right - 6)
         to_y = linear(0, top, floor, size.top)
         board.axes(
-            _time_ticks(to_x, first, last, size),
+            time_ticks(to_x, first, last, size, _per_unit(plots.x, last)),
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, top, 4)],
-            plots.x,
+            _x_title(plots.x, last),
             "tokens",
         )
         if side.compression.tokens_in is not None:
@@ -339,7 +394,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
         title=title,
         caption=f"{description} The line goes from frame to frame; the dotted line is what "
         + ("the frame has; the tokens that are not computed are kept." if keeps else "the model gets uncompressed."),
-        svgs=_drawn(draw, identifier, title, description, height=200),
+        svgs=drawn(draw, identifier, title, description, height=200),
         columns=("from", "to", "fewest", "most"),
         rows=tuple(rows),
     )
@@ -362,7 +417,8 @@ def _lost(side: Side, identifier: str) -> Figure | None:
         to_x = linear(first, last, size.left + 6, right - 6)
         to_y = linear(0, most * 1.08, floor, size.top)
         ticks = [value for value in nice_ticks(0, most, 4) if value == round(value)]
-        board.axes(_time_ticks(to_x, first, last, size), [(to_y(v), tick_text(v)) for v in ticks], plots.x, "frames")
+        x_ticks = time_ticks(to_x, first, last, size, _per_unit(plots.x, last))
+        board.axes(x_ticks, [(to_y(v), tick_text(v)) for v in ticks], _x_title(plots.x, last), "frames")
         width = (to_x(last) - to_x(first)) / _BINS
         for place in range(_BINS):
             base = 0
@@ -382,7 +438,7 @@ def _lost(side: Side, identifier: str) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, identifier, title, caption, height=180),
+        svgs=drawn(draw, identifier, title, caption, height=180),
         columns=("cause", "frames"),
         rows=tuple(rows),
         legend=tuple((outcome, outcome) for outcome in outcomes),
@@ -415,7 +471,7 @@ def _power(side: Side, identifier: str) -> Figure | None:
         to_x = linear(0, power.seconds, size.left, right)
         to_y = linear(0, high * 1.08 or 1.0, floor, size.top)
         board.axes(
-            _time_ticks(to_x, 0, power.seconds, size),
+            time_ticks(to_x, 0, power.seconds, size),
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, high * 1.08 or 1.0, 5)],
             "time in s",
             "W",
@@ -435,7 +491,7 @@ def _power(side: Side, identifier: str) -> Figure | None:
     return Figure(
         title=title,
         caption=caption,
-        svgs=_drawn(draw, identifier, title, caption, height=220),
+        svgs=drawn(draw, identifier, title, caption, height=220),
         columns=("rail", "mean", "in the total"),
         rows=tuple(rows),
         legend=tuple((_series_kind(index % 4), name) for index, name in enumerate(power.power_mw)),

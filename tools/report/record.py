@@ -17,6 +17,9 @@ from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
 from trt_compress.runtime.manifest import Compression as SiteCompression
 from trt_compress.runtime.power.session import PowerResult
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.sound_result import Sound
+from trt_compress.runtime.stream.sound_result import Track as Track
+from trt_compress.runtime.stream.sound_result import Word as Word
 
 SCHEMA_VERSION = "1.0"
 DOCUMENT = "trt-compress report"
@@ -342,6 +345,7 @@ class Report(Record):
     Attributes:
         source: What it was made from: "trt-compress stream" or "trt-compress bench".
         started_at: Wall-clock time, ISO 8601, or None.
+        sound: What a stream heard.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -354,6 +358,7 @@ class Report(Record):
     protocol: Protocol
     sides: tuple[Side, ...]
     speedup: Ratio | None
+    sound: Sound | None = None
 
     def to_text(self) -> str:
         """Write the JSON document."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trt_compress.runtime.latency import SAMPLES_NEEDED
+from trt_compress.runtime.latency import SAMPLES_NEEDED, WINDOW_SAMPLES, WINDOWS
 from trt_compress.runtime.tokens import token_flows, tokens_text
 from trt_compress.tools.console import format_bytes
-from trt_compress.tools.report.numbers import count, large, ms, number, percent, reason
+from trt_compress.tools.report.numbers import Missing, count, large, ms, number, percent, reason
 from trt_compress.tools.report.record import Compression, Distribution, Report, Side
 
 Cell = str | None
@@ -49,17 +49,32 @@ def run_sections(report: Report) -> list[Section]:
 
 def side_sections(side: Side) -> list[Section]:
     """The sections of one side, in the order of the contract."""
+    latency, *others = figure_sections(side)
+    frames = others[:1] if side.accounting else []
+    return [identity_section(side), *frames, latency, *others[len(frames) :], verdict_section(side)]
+
+
+def figure_sections(side: Side) -> list[Section]:
+    """What was measured of one side, its latency first."""
     return [
-        _identity(side),
-        *([_accounting(side)] if side.accounting else []),
         _latency(side),
+        *([_accounting(side)] if side.accounting else []),
         _latency_more(side),
         _split(side),
         *_compression(side),
         _quality(side),
         *_resources(side),
-        _verdict(side),
     ]
+
+
+def without_missing(section: Section) -> tuple[Section, list[tuple[str, str]]]:
+    """The section with the numbers that there are, and names and reasons of the others."""
+    missing = [(str(row[0]), str(cell)) for row in section.rows for cell in row[1:] if isinstance(cell, Missing)]
+    rows = tuple(row for row in section.rows if not any(isinstance(cell, Missing) for cell in row[1:]))
+    columns = section.columns
+    if columns and columns[-1] == "" and len(columns) > 2:  # the notes, which are all gone
+        columns, rows = columns[:-1], tuple(row[:-1] for row in rows)
+    return Section(title=section.title, columns=columns, rows=rows), missing
 
 
 def speedup_text(report: Report) -> str | None:
@@ -81,7 +96,7 @@ def _text(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _identity(side: Side) -> Section:
+def identity_section(side: Side) -> Section:
     identity = side.identity
     paths = identity.operator_paths
     forms = ", ".join(f"{form} ({nodes})" for form, nodes in paths.items()) if paths else "no operators of ours"
@@ -145,6 +160,13 @@ def _latency(side: Side) -> Section:
     return Section(title="Latency in ms", columns=("", *shown), rows=rows)
 
 
+def latency_of_sides(sides: Sequence[Side]) -> Section:
+    """The latency of one inference of all sides of a run, side by side."""
+    shown = {side.role: _statistics(side.latency.inference) for side in sides}
+    rows = tuple((name, *(cells[index] for cells in shown.values())) for index, name in enumerate(_STATISTICS))
+    return Section(title="Latency in ms", columns=("", *shown), rows=rows)
+
+
 def _latency_more(side: Side) -> Section:
     latency, accounting = side.latency, side.accounting
     missed = None
@@ -174,7 +196,7 @@ def _split(side: Side) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for part in side.split:
         if part.latency is None:
-            rows.append((part.name, None, None, None, None, None, part.reason))
+            rows.append((part.name, None, None, None, None, None, Missing(part.reason or "not known")))
             continue
         latency = part.latency
         tail = "n too small" if latency.p99_ns is None else number(latency.p99_ns / 1e6)
@@ -195,7 +217,7 @@ def _split(side: Side) -> Section:
 def _compression(side: Side) -> list[Section]:
     part = side.compression
     flops = large(part.flops)
-    if part.flops and part.baseline_flops:
+    if part.flops and part.baseline_flops and part.flops != part.baseline_flops:
         flops = f"{flops}, {part.baseline_flops / part.flops:.2f}× fewer than the {large(part.baseline_flops)} of dense"
     values = {
         "flops": ("FLOPs of one sample", flops),
@@ -248,7 +270,7 @@ def tokens_parts(part: Compression) -> tuple[str, str] | None:
 
 def _quality(side: Side) -> Section:
     if not side.quality:
-        return Section(title="Quality", rows=(("quality", side.quality_reason or "not known"),))
+        return Section(title="Quality", rows=(("quality", Missing(side.quality_reason or "not known")),))
     rows = tuple((metric.name, _metric(metric.value), str(metric.n), metric.against) for metric in side.quality)
     return Section(title="Quality", columns=("metric", "value", "n", "against"), rows=rows)
 
@@ -267,8 +289,8 @@ def _resources(side: Side) -> list[Section]:
     if power is None:
         return [Section(title="Resources", rows=(*rows, ("power", reason(part.reasons, "power"))))]
     why = {name: reason(power.reasons, name) for name in ("energy_j", "idle_mw", "total") if power.reasons.get(name)}
-    energy = why.get("energy_j") or why.get("total") or "not known"
-    net = why.get("energy_j") or why.get("total") or why.get("idle_mw") or "not known"
+    energy = Missing(why.get("energy_j") or why.get("total") or "not known")
+    net = Missing(why.get("energy_j") or why.get("total") or why.get("idle_mw") or "not known")
     each = power.energy_per_inference_j, power.net_energy_per_inference_j
     rows += [
         ("power read by", f"{power.reader}, {power.num_samples} samples over {number(power.seconds)} s"),
@@ -297,10 +319,34 @@ def _resources(side: Side) -> list[Section]:
     return [Section(title="Resources", rows=tuple(rows)), Section(title="Power rails", columns=columns, rows=rails)]
 
 
-def _verdict(side: Side) -> Section:
-    verdict = side.verdict
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A verdict as it is shown: its kind ("stable", "unstable", "invalid", "few"), word and reasons."""
+
+    kind: str
+    word: str
+    reasons: tuple[str, ...]
+
+
+def judged(side: Side) -> Judged:
+    """The verdict in words; a run that is merely too short to be judged is no invalid one."""
+    verdict, part = side.verdict, side.latency.inference
+    needed = WINDOWS * WINDOW_SAMPLES
+    if verdict.status == "invalid" and part is not None and part.n < needed and len(verdict.reasons) == 1:
+        what = "frame" if side.accounting is not None else "run"
+        return Judged(
+            kind="few",
+            word=f"too few {what}s to judge the timing",
+            reasons=(f"{part.n} {what}{'s' * (part.n != 1)}, and it takes {needed}",),
+        )
+    kind = verdict.status if verdict.status in ("stable", "unstable", "invalid") else "unstable"
+    return Judged(kind=kind, word=verdict.status, reasons=verdict.reasons)
+
+
+def verdict_section(side: Side) -> Section:
+    verdict, shown = side.verdict, judged(side)
     bounds = f"CV at most {verdict.cv_bound:.1%}, windows within {verdict.window_tolerance:.0%}"
-    rows = [("verdict", verdict.status), *(("because", why) for why in verdict.reasons), ("bounds", bounds)]
+    rows = [("verdict", shown.word), *(("because", why) for why in shown.reasons), ("bounds", bounds)]
     return Section(title="Verdict", rows=tuple(rows))
 
 

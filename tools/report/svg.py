@@ -51,6 +51,13 @@ class Board:
             f'<text class="{escape(kind)}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
         )
 
+    def upright_text(self, x: float, y: float, words: str, *, kind: str = "label") -> None:
+        """Write words from the bottom up, their middle at a point."""
+        self.parts.append(
+            f'<text class="{escape(kind)}" transform="translate({x:.1f} {y:.1f}) rotate(-90)" '
+            f'text-anchor="middle">{escape(words)}</text>'
+        )
+
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         """Draw a straight line."""
         self.parts.append(f'<line class="{escape(kind)}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
@@ -73,6 +80,14 @@ class Board:
         """Draw a line from point to point."""
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
         self.parts.append(f'<path class="line {escape(kind)}" d="M{path}"/>')
+
+    def area(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> None:
+        """Fill what lies between two lines."""
+        if not x:
+            return
+        there = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, high, strict=True))
+        back = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(reversed(x), reversed(low), strict=True))
+        self.parts.append(f'<path class="area {escape(kind)}" d="M{there}L{back}Z"/>')
 
     def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
         """Draw a bar; it is never thinner than one pixel. The title shows when it is pointed at."""
@@ -129,20 +144,41 @@ def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers between low and high, at most about `most`: multiples of 1, 2 or 5 times a power of ten."""
+    """Round numbers between low and high, at most about `most` and at least three: multiples of 1, 2 or 5 times a power
+    of ten.
+    """
     span = (high - low) or abs(high) or 1.0
-    rough = span / max(most, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    ticks: list[float] = []
+    for wanted in (most, 2 * most, 4 * most):
+        rough = span / max(wanted, 1)
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+        first = math.ceil(low / step - 1e-9)
+        ticks = [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
-def decade_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between low and high; only powers of ten from 200 times low on."""
+def decade_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Powers of ten between low and high, and 2 and 5 times them, or 3 times them, if these are at most `most`."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if high <= 200 * low else (1,)
-    return [value for power in powers for f in factors if low * 0.999 <= (value := f * 10.0**power) <= high * 1.001]
+    found: list[float] = []
+    for factors, every in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3), ((1,), 5)):
+        found = [
+            value
+            for power in powers
+            for factor in factors
+            if power % every == 0 and low * 0.999 <= (value := factor * 10.0**power) <= high * 1.001
+        ]
+        if len(found) <= most:
+            break
+    return found
+
+
+def text_width(words: str) -> float:
+    """About how wide a label of 12 px is."""
+    return 6.6 * len(words)
 
 
 def tick_text(value: float) -> str:

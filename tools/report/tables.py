@@ -1,10 +1,27 @@
 """Reports and comparisons on the terminal."""
 
+import os
+import re
+import shutil
+import sys
+import textwrap
+
 from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.compare import Comparison
-from trt_compress.tools.report.numbers import count, number
+from trt_compress.tools.report.numbers import count, large, number
 from trt_compress.tools.report.record import Ratio, Report
-from trt_compress.tools.report.sections import Section, run_sections, side_sections, speedup_text
+from trt_compress.tools.report.sections import (
+    Section,
+    figure_sections,
+    identity_section,
+    latency_of_sides,
+    run_sections,
+    speedup_text,
+    verdict_section,
+    without_missing,
+)
+
+_NARROWEST = 60
 
 _COMPARED = (
     *(
@@ -21,43 +38,77 @@ _COMPARED = (
 
 
 def print_report(report: Report) -> None:
-    """Print every section of a report."""
-    for section in run_sections(report):
-        _print(section, report.title)
-    for side in report.sides:
-        for section in side_sections(side):
-            _print(section, side.role)
+    """Print a report: the figures first, then what ran how and where, and in one line what was not measured."""
+    several = len({side.role for side in report.sides}) > 1
+    missing: list[str] = []
     if text := speedup_text(report):
-        print_text(f"Speed-up: {text}.")
+        print_wrapped(f"Speed-up: {text}.")
+        print_text("")
+    if several:
+        _print(latency_of_sides(report.sides), "one inference")
+    for side in report.sides:
+        latency, *others = figure_sections(side)
+        if not several:
+            _print(latency, side.role)
+        _print(verdict_section(side), side.role)
+        for section in others:
+            shown, absent = without_missing(section)
+            if shown.rows and not (section.title == "Split in ms" and len(shown.rows) == 1):
+                _print(shown, side.role)
+            missing += [name.removeprefix("jitter: ") for name, _ in absent]
+    for side in report.sides:
+        _print(_with_short_hashes(without_missing(identity_section(side))[0]), side.role)
+    for section in run_sections(report):
+        _print(without_missing(section)[0], report.title)
+    if missing:
+        print_wrapped(f"Not measured: {', '.join(dict.fromkeys(missing))}; page and --json say why.")
+
+
+def print_wrapped(text: str) -> None:
+    """Print words as lines of the terminal; as one line where there is none."""
+    sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    width = max(shutil.get_terminal_size().columns, _NARROWEST)
+    print_text(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if sized else text)
+
+
+def _with_short_hashes(section: Section) -> Section:
+    """The first digits of a hash tell two files apart; JSON and page have all."""
+    rows = tuple(
+        (row[0], re.sub(r"(?<=sha256 )([0-9a-f]{12})[0-9a-f]{52}", r"\1…", row[1] or "")) for row in section.rows
+    )
+    return Section(title=section.title, rows=rows)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison, and what its budget says."""
     a, b = comparison.names
     rows = []
+    absent: dict[tuple[str, str], list[str]] = {}
     for row in comparison.rows:
         is_quality = row.a.unit == "" and not row.a.name.endswith("cv")
         if row.a.name not in _COMPARED and not is_quality:
             continue
-        change = "-" if row.change is None else f"{row.change:+.1%}"
-        rows.append(
-            (
-                row.a.name,
-                _value(row.a.value) or row.a.reason,
-                _value(row.b.value) or row.b.reason,
-                row.a.unit or row.b.unit,
-                change,
-            )
-        )
+        for side, metric in (("A", row.a), ("B", row.b)):
+            if metric.value is None:
+                absent.setdefault((side, metric.reason or "not known"), []).append(row.a.name)
+        if row.change is None or row.a.name.endswith("_n"):
+            change = None
+        else:
+            change = f"{row.change:+.1%}" if row.change else "same"
+        unit = row.a.unit or row.b.unit
+        shown = [large(metric.value) if unit == "FLOPs" else _value(metric.value) for metric in (row.a, row.b)]
+        rows.append((row.a.name, *shown, unit, change))
     print_table(f"A: {a}\nB: {b}", ("", "A", "B", "unit", "B − A"), rows)
-    print_text(f"Verdicts: A {comparison.verdicts[0]}, B {comparison.verdicts[1]}.")
+    for (side, why), names in absent.items():
+        print_wrapped(f"Not known of {side}: {', '.join(names)} ({why}).")
+    print_wrapped(f"Verdicts: A {comparison.judged[0]}, B {comparison.judged[1]}.")
     if comparison.ratio is not None:
-        print_text(f"B is {_ratio(comparison.ratio)} as fast as A ({comparison.claim}).")
+        print_wrapped(f"B is {_ratio(comparison.ratio)} as fast as A ({comparison.claim}).")
     else:
-        print_text(f"B against A: {comparison.claim}.")
+        print_wrapped(f"B against A: {comparison.claim}.")
     for name, ratio in zip(("A", "B"), comparison.own, strict=True):
         if ratio is not None:
-            print_text(f"{name} is {_ratio(ratio)} as fast as its own baseline.")
+            print_wrapped(f"{name} is {_ratio(ratio)} as fast as its own baseline.")
     if comparison.differs:
         print_text("")
         print_table("What else differs", ("", "A", "B"), comparison.differs)

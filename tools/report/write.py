@@ -8,11 +8,21 @@ from trt_compress.errors import ConfigError
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report.html import page_from_report
 from trt_compress.tools.report.record import Report
+from trt_compress.tools.report.sound import players_of
 from trt_compress.tools.report.trace import trace_from_stream
 
 
-def write_all(report: Report, stream: StreamResult | None, directory: Path, name: str) -> list[Path]:
+def write_all(
+    report: Report, stream: StreamResult | None, directory: Path, name: str, beside: Path | None = None
+) -> list[Path]:
     """Write `name.report.json`, `name.report.html` and, of a stream, `name.trace.json`; the directory is made.
+
+    Args:
+        report: What to write.
+        stream: The stream it was made from, or None.
+        directory: Where to.
+        name: What the files are called.
+        beside: Where the result lies, and the files of its sound; None: in the directory.
 
     Raises:
         ConfigError: A file cannot be written.
@@ -21,7 +31,7 @@ def write_all(report: Report, stream: StreamResult | None, directory: Path, name
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"'{directory}' cannot be made ({error.strerror}); give another directory.") from None
-    paths = [write_json(report, directory, name), write_page(report, directory, name)]
+    paths = [write_json(report, directory, name), write_page(report, directory, name, beside)]
     return paths if stream is None else [*paths, write_trace(stream, directory, name)]
 
 
@@ -30,9 +40,10 @@ def write_json(report: Report, directory: Path, name: str) -> Path:
     return _write(directory / f"{name}.report.json", report.to_text())
 
 
-def write_page(report: Report, directory: Path, name: str) -> Path:
-    """Write the report's HTML page, one file that needs nothing else."""
-    return _write(directory / f"{name}.report.html", page_from_report(report))
+def write_page(report: Report, directory: Path, name: str, beside: Path | None = None) -> Path:
+    """Write the report's HTML page, one file that needs nothing else; sound is taken from `beside`."""
+    page = page_from_report(report, players_of(report.sound, beside or directory))
+    return _write(directory / f"{name}.report.html", page)
 
 
 def write_trace(stream: StreamResult, directory: Path, name: str) -> Path:

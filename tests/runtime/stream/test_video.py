@@ -294,7 +294,7 @@ def write_song(path: Path, codec: str) -> Path:
         voice: Any = container.add_stream(codec, rate=44100, layout="mono")
         cover: Any = container.add_stream("mjpeg", rate=25)
         cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = 0x400  # attached picture
         form = voice.codec_context.format.name if voice.codec_context.format else "fltp"
         container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(3), format="rgb24")))
         container.mux(cover.encode())

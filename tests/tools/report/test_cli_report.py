@@ -34,8 +34,12 @@ def test_a_stream_as_tables_and_files(cli: Cli, stream_file: Write, tmp_path: Pa
     stream_file("cam/result.json", n=700, drop_every=50)
     finished = cli("report", "cam", "-o", "out")
     assert finished.returncode == 0, finished.stderr
-    for words in ("Latency in ms: stream", "n too small (needs 6636)", "not measured here: the run was on a CPU"):
+    for words in ("Latency in ms: stream", "n too small (needs 6636)", "Not measured: "):
         assert words in finished.stdout
+    assert finished.stdout.startswith("Latency in ms: stream\n"), "the figures come first"
+    missing = finished.stdout[finished.stdout.index("Not measured: ") :]
+    for words in ("device memory", "power", "host to device", "KV cache before", "page and --json say why."):
+        assert words in " ".join(missing.split()) and finished.stdout.count(words) == 1, words
     assert "verdict stable" in seen(finished)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"cam.report.json", "cam.report.html", "cam.trace.json"}
@@ -43,6 +47,25 @@ def test_a_stream_as_tables_and_files(cli: Cli, stream_file: Write, tmp_path: Pa
     jsonschema.validate(report, SCHEMA)
     assert json.loads(cli("report", "cam", "--json").stdout) == report
     assert json.loads(cli("report", "out/cam.report.json", "--json").stdout) == report
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_report_fits_the_terminal(cli: Cli, stream_file: Write, bench_file: Write, columns: int) -> None:
+    stream_file("a.json", n=700, drop_every=50)
+    bench_file("b.json")
+    for name in ("a.json", "b.json"):
+        lines = cli("report", name, columns=columns).stdout.splitlines()
+        assert max(map(len, lines)) <= columns, max(lines, key=len)
+    lines = cli("compare", "a.json", "b.json", columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= columns, max(lines, key=len)
+
+
+def test_both_sides_of_a_benchmark_stand_side_by_side(cli: Cli, bench_file: Write) -> None:
+    bench_file("bench.json")
+    out = cli("report", "bench.json").stdout
+    assert out.startswith("Speed-up: 1.50×")
+    assert re.search(r"\n +bundle +baseline\n", out) and re.search(r"\n median +10\.\d +15\.\d\n", out)
+    assert "1.00× fewer" not in out
 
 
 def test_the_page_and_the_trace_lie_beside_the_result(cli: Cli, stream_file: Write, tmp_path: Path) -> None:
