@@ -28,6 +28,8 @@ _OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20"}, "libvpx-vp9": {"dead
 _NAME = 32  # characters of a name in a picture
 _ENCODER_THREADS = 2  # the rest of the machine is the stream's
 _NICE = 10
+_CLOSEST_NS = 4_000_000  # a stream that drops a thousand frames a second is not drawn for longer than it lasts
+_MOST_EARLY = 500
 _EDGE = 4  # pixels of the frame around a repeated picture
 _DROPPED_INK, _BEHIND_INK = "#b3261e", "#8a5a00"
 
@@ -45,7 +47,8 @@ class Overlay:
 
     Each frame is shown when the source says (`capture_ns`), counted from the first; a source without time stamps has a
     frame each 1/fps. A frame that was dropped or failed, and one for which a `Branch` had no room, repeats the last
-    picture with a mark that says so: the video has a picture for every frame, and lasts as long as the source.
+    picture with a mark that says so: the video has a picture for every frame, and lasts as long as the source. (Marks
+    that come less than 4 ms after a picture are left out.)
 
     Args:
         path: Its name gives the format: .mp4, .mkv, .webm, .avi.
@@ -135,8 +138,8 @@ class Overlay:
             self._repeated += 1
         time_ns = self._moment(frame)
         if self._last is None:
-            self._early.append((frame, time_ns))
-        else:
+            self._early = [*self._early[-_MOST_EARLY:], (frame, time_ns)]
+        elif self._held is None or time_ns - self._held.time_ns >= _CLOSEST_NS:
             self._repeat(frame, time_ns)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from trt_compress.runtime.stream.frame import Array, Frame
 
 _ALONE, _BESIDE = 360, 280  # pixels of the height of a single image, and of one of several, at least
 _WIDEST = 1920  # pixels to which small images are enlarged at most
+_NARROWEST = 240  # pixels of the whole sheet, so that a line of text fits
 _LARGEST = (3840, 2160)  # of the whole sheet; H.264 ends not far above
 _TEXT, _LINE, _SMALLEST_TEXT, _BAR = 18, 14, 11, 24  # pixels
 _YELLOW, _GREEN, _RED, _WHITE, _BLACK = "#ffe14c", "#7ee787", "#ff6b6b", "#ffffff", "#000000"
@@ -180,7 +181,7 @@ def _joined(tiles: Sequence[Any], above: Any | None) -> Any:
     rows = [tiles[start : start + columns] for start in range(0, count, columns)]
     width = max(sum(tile.width for tile in row) for row in rows)
     height = sum(row[0].height for row in rows)
-    size = (width, height) if above is None else (width + above.width, max(height, above.height))
+    size = (max(width, _NARROWEST), height) if above is None else (width + above.width, max(height, above.height))
     sheet = Image.new("RGB", size)
     for number, row in enumerate(rows):
         left = 0
@@ -197,7 +198,9 @@ def _projections(data: Any, count: int) -> Array | None:
     if not isinstance(data, dict) or "img2lidar" not in data:
         return None
     back = np.asarray(data["img2lidar"], np.float64).reshape(-1, 4, 4)
-    return np.linalg.inv(back) if len(back) == count else None
+    if len(back) != count or (np.linalg.matrix_rank(back) < 4).any():
+        return None
+    return np.linalg.inv(back)
 
 
 def _as_bytes(image: Array) -> Array:

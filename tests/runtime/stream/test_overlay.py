@@ -105,8 +105,8 @@ def drawn(image: Any, result: dict[str, Any], captions: Captions | None = None) 
 
 
 def test_small_frames_are_enlarged_by_a_whole_number() -> None:
-    for shape, zoom in (((8, 8), 45), ((96, 96), 4), ((360, 640), 1), ((20, 1000), 1)):
-        assert drawn(np.full(shape, 9, np.uint8), {}).shape == (zoom * shape[0], zoom * shape[1], 3)
+    for shape, zoom in (((8, 8), 45), ((96, 96), 4), ((360, 640), 1), ((20, 1000), 1), ((500, 2), 1)):
+        assert drawn(np.full(shape, 9, np.uint8), {}).shape == (zoom * shape[0], max(240, zoom * shape[1]), 3)
     image = np.random.default_rng(0).integers(0, 255, (90, 90, 3)).astype(np.uint8)
     assert np.array_equal(drawn(image, {}), image.repeat(4, axis=0).repeat(4, axis=1))
 
@@ -144,6 +144,9 @@ def test_cameras_have_names_and_true_boxes() -> None:
         first = np.abs(named - plain)[tile * number : tile * (number + 1), : 5 * 96].any(axis=2).nonzero()
         assert len(first[0]) > 50 and first[0].max() < 30  # at the top of each camera
     assert (numbered != plain).any()
+    frame.data = scene | {"img2lidar": np.zeros((1, 2, 4, 4))}  # cameras that see nothing
+    assert np.array_equal(np.asarray(draw_sheet(frame, Captions(names=["", ""]))), plain)
+    frame.data = scene
     rows, columns = np.abs(true - plain)[:, 5 * 96 :].any(axis=2).nonzero()
     left = columns < 2 * tile * 0.6  # without the legend
     assert left.any() and (true == plain)[:, : 5 * 96].all()
@@ -202,6 +205,21 @@ def test_a_frame_without_a_result_repeats_the_last_picture_with_a_mark(tmp_path:
     assert abs(inner[2] - inner[1]) < 2 and abs(inner[5] - inner[4]) < 2 and inner[3] < inner[1] - 20
     red = [bool(frame[-6, 300:, 0].mean() > 120 > frame[-6, 300:, 1].mean()) for frame in frames]
     assert red == [True, False, True, False, False, True]
+
+
+def test_marks_that_nobody_would_see_are_left_out(tmp_path: Path) -> None:
+    sink = Overlay(tmp_path / "o.mp4", fps=1000)
+    sink.open()
+    for number in range(40):
+        frame = frame_of(picture(9, 64, 96), {}, number)
+        if number % 20 == 0:
+            sink.deliver(frame, 0)
+        else:
+            frame.outcome, frame.reason = "dropped", "a newer frame came"
+            sink.skip(frame)
+    sink.close()
+    assert sink.counts == OverlayCounts(drawn=2, behind=0, without_result=38)
+    assert times(tmp_path / "o.mp4") == [0, 0.004, 0.008, 0.012, 0.016, 0.02, 0.024, 0.028, 0.032, 0.036]
 
 
 def test_frames_of_another_size_fit_into_the_first(tmp_path: Path) -> None:
