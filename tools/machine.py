@@ -25,8 +25,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "rtx": ("tensorrt-rtx",),
     "zoo": ("pillow", "scikit-learn", "scipy"),
     "video": ("av", "pillow"),
-    "audio": ("soundfile",),
-    "mic": ("sounddevice",),
+    "audio": ("av", "soundfile", "soxr"),
+    "mic": ("sounddevice", "soxr"),
 }
 """The libraries that each extra of pyproject.toml brings."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.foreign import shown
 from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
@@ -142,18 +143,19 @@ class AudioFiles:
 
     def _fitter(self, sound: Sound, file: str, *, mid_stream: bool = False) -> Fitter:
         form, found = self._form, (sound.rate, sound.channels)
-        change = f"'{self.name}' changes mid-stream: " if mid_stream else ""
+        name = shown(file)
+        change = f"'{shown(self.name)}' changes mid-stream: " if mid_stream else ""
         error_type = StreamError if mid_stream else ConfigError
         if found != (form.sample_rate, form.channels) and not self._resample:
             raise error_type(
-                f"{change}'{file}' has {found[0]} samples a second in {found[1]} channels, and the bundle takes "
+                f"{change}'{name}' has {found[0]} samples a second in {found[1]} channels, and the bundle takes "
                 f"{form.sample_rate} in {form.channels}; convert it first, by --resample or by ffmpeg -i "
-                f"{shlex.quote(file)} -ar {form.sample_rate} -ac {form.channels} converted.wav."
+                f"{shlex.quote(name)} -ar {form.sample_rate} -ac {form.channels} converted.wav."
             )
         try:
             return Fitter(rate=found[0], channels=found[1], to_rate=form.sample_rate, to_channels=form.channels)
         except ConfigError as error:
-            raise error_type(f"{change}'{file}' cannot be resampled: {error.message}") from None
+            raise error_type(f"{change}'{name}' cannot be resampled: {error.message}") from None
 
 
 def _files(pattern: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError, UnsupportedError
+from trt_compress.foreign import reason_of, shown
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.sound_lengths import PartFile, promise_of
@@ -83,9 +84,9 @@ class SoundOpener:
         if promise is None:
             promise = self._promises[file] = self._look(file)
             if promise.doubt:
-                _LOG.warning("'%s' %s.", file, promise.doubt)
+                _LOG.warning("'%s' %s.", shown(file), promise.doubt)
         if promise.missing:
-            raise StreamError(f"'{file}' is truncated: {promise.missing} are missing; copy it again.")
+            raise StreamError(f"'{shown(file)}' is truncated: {promise.missing} are missing; copy it again.")
         for part in promise.parts or (None,):
             sound = self._sound(file, part)
             try:
@@ -94,30 +95,29 @@ class SoundOpener:
                 sound.close()
 
     def _look(self, file: str) -> Promise:
-        path = Path(file)
+        path, name = Path(file), shown(file)
         try:
             if path.is_file() and path.stat().st_size:
                 return promise_of(path)
             if path.is_file():
-                raise StreamError(f"'{file}' is empty: it has no bytes; copy it again.")
+                raise StreamError(f"'{name}' is empty: it has no bytes; copy it again.")
             is_folder = path.is_dir()
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise ConfigError(
-                f"'{file}' cannot be read ({getattr(error, 'strerror', None) or error}); check its permissions."
+                f"'{name}' cannot be read ({reason_of(error)}); check its name and permissions."
             ) from None
         if is_folder:
-            raise ConfigError(f"'{file}' is a folder; give a pattern of its files, such as '{file}/*.wav', in quotes.")
-        raise ConfigError(f"'{file}' does not exist; give a wav file.")
+            raise ConfigError(f"'{name}' is a folder; give a pattern of its files, such as '{name}/*.wav', in quotes.")
+        raise ConfigError(f"'{name}' does not exist; give a wav file.")
 
     def _sound(self, file: str, part: Part | None) -> Sound:
-        library = self._soundfile
         opened = PartFile(Path(file), part) if part else None
         try:
-            return _SoundFile(file, self._forward(opened or file), opened, library.SoundFileError)
-        except (library.SoundFileError, OSError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            return _SoundFile(file, self._forward(opened or file), opened)
+        except Exception as error:  # LibsndfileError mostly; a foreign file can bring others
             if opened is not None:
                 opened.close()
-            reason = str(getattr(error, "error_string", None) or error).rstrip(".")
+            reason = _reason(error)
             if isinstance(error, TypeError):
                 reason = "samples without a header"
             elif getattr(error, "code", 0) == _SYSTEM_ERROR:  # mpg123 found nothing, and libsndfile blames the system
@@ -128,18 +128,18 @@ class SoundOpener:
             hint = error.hint  # to install PyAV
         except _NotByAv as error:
             reason, hint = str(error) or reason, None
-        raise StreamError(f"'{file}' is not readable audio ({reason}); give {READABLE}.", hint=hint)
+        raise StreamError(f"'{shown(file)}' is not readable audio ({reason}); give {READABLE}.", hint=hint)
 
 
 class _SoundFile:
     """By soundfile."""
 
-    def __init__(self, name: str, opened: Any, part: PartFile | None, error: type[Exception]) -> None:
+    def __init__(self, name: str, opened: Any, part: PartFile | None) -> None:
         self.rate, self.channels = int(opened.samplerate), int(opened.channels)
         if self.rate < 1 or self.channels < 1:
             opened.close()
             raise ValueError(f"it has {self.rate} samples a second in {self.channels} channels")
-        self._name, self._opened, self._part, self._error = name, opened, part, error
+        self._name, self._opened, self._part = shown(name), opened, part
 
     def blocks(self) -> Iterator[Array]:
         """Give the samples."""
@@ -161,10 +161,15 @@ class _SoundFile:
     def _read(self) -> Array:
         try:
             block: Array = self._opened.read(BLOCK, dtype="float32", always_2d=True)
-        except (self._error, OSError, RuntimeError, ValueError, OverflowError, MemoryError) as error:
-            reason = str(getattr(error, "error_string", None) or error).rstrip(".")
-            raise StreamError(f"'{self._name}' cannot be read further ({reason}); copy it again.") from None
+        except Exception as error:
+            raise StreamError(f"'{self._name}' cannot be read further ({_reason(error)}); copy it again.") from None
         return block
+
+
+def _reason(error: Exception) -> str:
+    """What a library said, in a few words; of libsndfile without the file's name, which stands in the sentence."""
+    said = getattr(error, "error_string", None)
+    return shown(str(said)).rstrip(".") if said else reason_of(error)
 
 
 class _NotByAv(Exception):
@@ -175,11 +180,10 @@ class _AvSound:
     """By PyAV: the first sound track of a file, whatever else is in it."""
 
     def __init__(self, file: str) -> None:
-        self._av = load_library("av", "av", "audio", f"Reading '{file}'")
+        self._av = load_library("av", "av", "audio", f"Reading '{shown(file)}'")
         self._av.logging.set_level(None)  # its lines on stderr; errors come as exceptions
-        self._errors = (self._av.error.FFmpegError, OSError, RuntimeError, ValueError, OverflowError)
         self.rate = 0
-        self._name, self._container = file, self._opened(file)
+        self._name, self._container = shown(file), self._opened(file)
         try:
             self._check_whole()
             self._container.close()
@@ -210,7 +214,7 @@ class _AvSound:
     def _opened(self, file: str) -> Any:
         try:
             container = self._av.open(file)
-        except self._errors:
+        except Exception:
             raise _NotByAv from None
         if not _CONTAINERS & set(container.format.name.split(",")):
             container.close()
@@ -231,9 +235,8 @@ class _AvSound:
                 if packet.size:
                     count += 1
                     end = packet.pts + (packet.duration or 0) if packet.pts is not None else end
-        except self._errors as error:
-            reason = getattr(error, "strerror", None) or error
-            raise StreamError(f"'{self._name}' is truncated or damaged ({reason}); copy it again.") from None
+        except Exception as error:
+            raise StreamError(f"'{self._name}' is truncated or damaged ({reason_of(error)}); copy it again.") from None
         if track.frames and "mov" in self._container.format.name:
             if count < track.frames:
                 lost = track.frames - count
@@ -270,6 +273,7 @@ class _AvSound:
                 self.rate = frame.sample_rate
                 for converted in to_float.resample(frame):
                     yield np.ascontiguousarray(converted.to_ndarray().T, np.float32)
-        except self._errors as error:
-            reason = getattr(error, "strerror", None) or error
-            raise StreamError(f"'{self._name}' cannot be read further ({reason}); copy it again.") from None
+        except StreamError:
+            raise
+        except Exception as error:
+            raise StreamError(f"'{self._name}' cannot be read further ({reason_of(error)}); copy it again.") from None
