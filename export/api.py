@@ -157,7 +157,7 @@ def verify(
         recipe = replace(recipe, weights=str(weights))
     given = None if inputs is None else Path(inputs)
     if given is not None:
-        check_archive(given, "--inputs")
+        check_archive(given)
     _check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_verification

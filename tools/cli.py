@@ -29,7 +29,8 @@ app = typer.Typer(
     name="trt-compress",
     cls=OneVoice,
     help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
-    epilog="Exit codes: 0 done, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), 1 internal.",
+    epilog="Exit codes: 0 done, 1 internal fault, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), "
+    "130 interrupted (Ctrl-C).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,13 +1,12 @@
 """The command bench: latency of a bundle, beside its baseline in the same interleaved run."""
 
-import json as json_module
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_compress.errors import ConfigError
+from trt_compress.paths import check_apart
+from trt_compress.tools.cli_evaluate import JsonFile, try_file, write_json
 from trt_compress.tools.cli_habits import BundlePath, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
@@ -44,12 +43,12 @@ def bench(
         bool | None,
         typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
     ] = None,
-    json: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
+    try_file(json)
+    bundles = [bundle, *filter(None, [baseline])]
+    check_apart({"--json": json}, {"--inputs": [*filter(None, [inputs])], "a file of the bundle": bundles})
     with progress("Timing") as step:
         with needs_extra("cpu"):
             from trt_compress.tools.bench.bundle import bench as bench_bundle
@@ -73,7 +72,7 @@ def bench(
         return
     _show(result)
     if json is not None:
-        _write(json, result)
+        write_json(json, result.to_json())
 
 
 def _show(result: "BenchResult") -> None:
@@ -112,11 +111,3 @@ def _show(result: "BenchResult") -> None:
 
 def _milliseconds(ns: float | None) -> str | None:
     return None if ns is None else f"{ns / 1e6:.2f}"
-
-
-def _write(path: Path, result: "BenchResult") -> None:
-    try:
-        path.write_text(json_module.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
-    print(f"Wrote {path}", file=sys.stderr)

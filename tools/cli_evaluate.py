@@ -9,6 +9,7 @@ import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.foreign import shown as printable
+from trt_compress.paths import check_new_file
 from trt_compress.suggest import did_you_mean
 from trt_compress.tools.cli_habits import BundlePath, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
@@ -83,7 +84,8 @@ def evaluate(
     budget: Annotated[
         str | None,
         typer.Option(
-            metavar="LIMITS", help="Such as accuracy>=0.98 or agreement>=0.99,drop_points<=1; exit 3 if one breaks."
+            metavar="LIMITS",
+            help="In quotes: 'accuracy>=0.98' or 'agreement>=0.99,drop_points<=1'; exit 3 if one breaks.",
         ),
     ] = None,
     json: JsonFile = None,
@@ -240,16 +242,8 @@ def _held_json(held: "Held") -> dict[str, Any]:
 
 def try_file(path: Path | None, option: str = "--json") -> None:
     """Find out before the work whether a file can be written; leaves nothing behind."""
-    if path is None or str(path) == "-":
-        return
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to {option}.") from None
-    if not existed:
-        path.unlink(missing_ok=True)
+    if path is not None and str(path) != "-":
+        check_new_file(path, option)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

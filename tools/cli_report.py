@@ -53,7 +53,11 @@ def compare(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="LIMITS", help="Limits for B, such as p99_ms<=33,accuracy>=0.98; exit 3 if one breaks."),
+        typer.Option(
+            metavar="LIMITS",
+            help="Limits for B, in quotes: 'p99_ms<=33,accuracy>=0.98'. One that breaks, or whose figure is not known, "
+            "exits 3.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

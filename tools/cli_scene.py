@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from trt_compress.errors import ConfigError
+from trt_compress.paths import check_new_file, check_new_folder
 from trt_compress.tools.cli_habits import Json
 from trt_compress.tools.console import print_json, print_text, progress
 
@@ -32,6 +33,9 @@ def scene(
 
     if output.suffix != ".npz":
         raise ConfigError(f"'{output}' does not end in .npz, by which a scene is known; name it {output.stem}.npz.")
+    check_new_file(output, "--output")
+    if pictures is not None:
+        check_new_folder(pictures, "--pictures")
     manifest = Bundle.open(bundle).manifest
     states = {state.input for state in manifest.states}
     inputs = {info.name: info for info in manifest.graphs[0].inputs if info.name not in states}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.paths import check_new_folder
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.suggest import did_you_mean
 
@@ -62,6 +63,7 @@ def write_sample(kind: str, folder: Path, *, count: int | None = None) -> Sample
         raise ConfigError(f"sample '{kind}' is not known; there are {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
     if count is not None and count < 1:
         raise ConfigError(f"--count {count} makes nothing; give at least 1.")
+    check_new_folder(folder, "--output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return KINDS[kind](folder, count)

@@ -2,13 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
@@ -24,8 +27,9 @@ from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sinks import JsonLines, Sound
-from trt_compress.runtime.stream.sources import is_live
+from trt_compress.runtime.stream.sources import check_source, is_live
 from trt_compress.tools.machine import describe_device, package_versions
+from trt_compress.tools.report.names import files_of_report
 
 _RESULT_FILE = "result.json"
 _PROGRESS_S = 0.25
@@ -118,6 +122,8 @@ def run(
         frames=frames,
         stall_s=stall_s,
     )
+    files = {"--out": _path(out), "--overlay": _path(overlay)}
+    _check_files([Path(bundle), *map(Path, level)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
         settings=settings,
@@ -145,7 +151,6 @@ def run(
         if labels is not None:
             meaning = sessions[0].bundle.manifest.postprocess
             options = replace(options, labels=labels_from_file(Path(labels), meaning, levels.outputs))
-        _keep_sources(sources, {"--overlay": _path(overlay), "--out": _path(out)})
         pictures = None
         if overlay is not None and Path(overlay).suffix.lower() != ".wav":
             captions = captions_from(sources, sessions[0].bundle.manifest, options.labels, labels)
@@ -183,22 +188,45 @@ def run(
     return result
 
 
-def _keep_sources(sources: Sequence[str], written: dict[str, Path | None]) -> None:
-    """Refuse to write over what is read."""
-    for option, path in written.items():
-        if path is not None and path.is_file() and any(Path(one).is_file() and path.samefile(one) for one in sources):
-            raise ConfigError(f"{option} {path} is the source itself; give another name, or it would be lost.")
+def _check_files(
+    bundles: Sequence[Path],
+    sources: Sequence[str],
+    labels: Path | None,
+    files: Mapping[str, Path | None],
+    report: Path | None,
+) -> None:
+    """Refuse what is not there or cannot be written, before any library is loaded."""
+    for bundle in bundles:
+        manifest = Bundle.open(bundle, check_hashes=False).manifest
+        _check_overlay(files["--overlay"], manifest)
+    read = [Path(name) for text in sources for name in check_source(text)]
+    truth = [] if labels is None else [labels]
+    for path in truth:
+        if path.suffix.lower() != ".npz":  # the true boxes of a detector, which are asked for the bundle first
+            check_readable(path, "give a JSONL file to --labels")
+    for option, path in files.items():
+        if path is not None:
+            check_new_file(path, option)
+    names = (_RESULT_FILE, *files_of_report(Path(_RESULT_FILE).stem))
+    if report is not None:
+        check_new_folder(report, "--report", names)
+    written = {} if report is None else {f"--report ({name})": report / name for name in names}
+    check_apart({**files, **written}, {"the source": read, "a file of the bundle": bundles, "--labels": truth})
+
+
+def _check_overlay(overlay: Path | None, manifest: Manifest) -> None:
+    gives_sound = manifest.postprocess.get("kind") == "audio"
+    if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
+        gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
+        raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
+    if overlay is not None and not gives_sound and manifest.preprocess.get("kind") == "audio":
+        raise ConfigError(f"--overlay {overlay}: the bundle takes sound, and there is nothing to see; leave it out.")
 
 
 def _sinks(overlay: Path | None, pictures: Branch | None, out: Path | None, levels: LevelSet) -> list[Sink]:
     meaning = levels.sessions[0].bundle.manifest.postprocess
     gives_sound = meaning.get("kind") == "audio"
     sinks: list[Sink] = []
-    if overlay is not None and gives_sound != (overlay.suffix.lower() == ".wav"):
-        gives, name = ("sound", "out.wav") if gives_sound else ("no sound", "out.mp4")
-        raise ConfigError(f"--overlay {overlay}: the bundle gives {gives}; give a name such as {name}.")
-    if pictures is not None and levels.sessions[0].bundle.manifest.preprocess.get("kind") == "audio":
-        raise ConfigError(f"--overlay {overlay}: the bundle takes sound, and there is nothing to see; leave it out.")
     if overlay is not None and gives_sound:
         output, rate = meaning["output"], meaning["sample_rate"]
         sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))

@@ -91,10 +91,13 @@ class Overlay:
         self._av = load_library("av", "av", "video", "An overlay")
         load_library("PIL.Image", "pillow", "video", "An overlay")
         self._av.logging.set_level(None)  # its lines on stderr; errors come as exceptions
+        new = not Path(self._path).exists()
         try:
             Path(self._path).open("wb").close()  # PyAV would notice only at the first frame
             self._container = self._av.open(f"file:{self._path}", "w")
         except Exception as error:  # FFmpegError, OSError or ValueError, as the release of PyAV has it
+            if new:
+                Path(self._path).unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
                 f"The overlay '{self._path}' cannot be written ({reason}); give a name such as out.mp4, in a folder "

@@ -104,6 +104,24 @@ def _pattern_of(folder: str) -> str:
     return str(Path(folder) / f"*{suffix}")
 
 
+def check_source(text: str) -> list[str]:
+    """The files that a text means, none of a live source or a folder; they are not opened.
+
+    Raises:
+        ConfigError: There is no such file; of sound that is said when it is known that the bundle takes some.
+    """
+    if is_live(text) or os.path.isdir(text):
+        return []
+    suffix = Path(text).suffix.lower()
+    if (files := matching_files(text)) or suffix in AUDIO_SUFFIXES:
+        return files
+    if suffix in IMAGE_SUFFIXES or is_pattern(text):
+        raise ConfigError(nothing_matches(text, "frames/*.png"))
+    if suffix == ".npz":
+        raise ConfigError(f"'{text}' does not exist; give a file that numpy.savez wrote.")
+    raise ConfigError(f"The source '{text}' does not exist; give {FORMS}.")
+
+
 def is_live(text: str) -> bool:
     """Whether a text means a device or a network stream, which gives frames at its own pace."""
     return text == "mic" or text.startswith("camera:") or "://" in text

@@ -10,21 +10,19 @@ from pathlib import Path
 from trt_compress.errors import ConfigError
 
 _ADVICE = {
-    errno.ENOSPC: "free some space, or give {another} on another disk",
-    errno.EDQUOT: "free some of your quota, or give {another} on another disk",
+    errno.ENOSPC: "free some space, or give {another}",
+    errno.EDQUOT: "free some of your quota, or give {another}",
     errno.ENOENT: "make its folder first, or give {another}",
-    errno.EISDIR: "it is a folder, give the name of a file",
-    errno.ENOTDIR: "give {another}",
+    errno.EISDIR: "it is a folder, and {option} takes the name of a file",
 }
 _BLOCK = 4096  # of a file system: a full disk refuses the first byte
 
 
-def check_readable(path: Path, option: str, advice: str) -> None:
+def check_readable(path: Path, advice: str) -> None:
     """Refuse a file that cannot be read.
 
     Args:
         path: The file.
-        option: What it was given as, `--inputs`.
         advice: What to do, `give a file that numpy.savez wrote`.
 
     Raises:
@@ -35,20 +33,23 @@ def check_readable(path: Path, option: str, advice: str) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.open("rb").close()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{option} {path} cannot be read ({_reason(error)}); {advice}.") from None
+        raise ConfigError(f"'{path}' cannot be read ({_reason(error)}); {advice}.") from None
 
 
-def check_archive(path: Path, option: str) -> None:
+def check_archive(path: Path) -> None:
     """Refuse an .npz file that cannot be read, or that is none; an .npy file passes.
 
     Raises:
         ConfigError: it is not there, or holds no arrays.
     """
-    check_readable(path, option, "give a file that numpy.savez wrote")
+    advice = "give a file that numpy.savez wrote"
+    if not path.exists():
+        raise ConfigError(f"'{path}' does not exist; {advice}.")
+    check_readable(path, advice)
     with path.open("rb") as file:
         head = file.read(6)
     if head != b"\x93NUMPY" and not zipfile.is_zipfile(path):
-        raise ConfigError(f"{option} {path} is not a .npz file of arrays; save one with numpy.savez.")
+        raise ConfigError(f"'{path}' is not a readable .npz file of arrays; write it with numpy.savez.")
 
 
 def check_new_file(path: Path, option: str) -> None:
@@ -108,21 +109,26 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Sequenc
 
     Args:
         outputs: Option → file; None: it was not given.
-        inputs: Option → files that are read.
+        inputs: What they are, `the source` → files that are read, and folders of such files.
 
     Raises:
         ConfigError: two of them are one file.
     """
     taken: dict[Path, str] = {}
+    folders: dict[Path, str] = {}
     for option, paths in inputs.items():
-        taken |= {_place(path): option for path in paths}
+        for path in paths:
+            (folders if path.is_dir() else taken)[_place(path)] = option
     for option, path in outputs.items():
         if path is None or (path.exists() and not path.is_file()):
             continue
         place = _place(path)
-        if place in taken:
-            raise ConfigError(f"{option} {path} would be written over {taken[place]}; give it a name of its own.")
-        taken[place] = option
+        over = taken.get(place)
+        if over is None and path.exists():
+            over = next((option for folder, option in folders.items() if folder in place.parents), None)
+        if over is not None:
+            raise ConfigError(f"{option} {path} is {over} itself; give another name, or it would be lost.")
+        taken[place] = f"the file of {option}"
 
 
 def _place(path: Path) -> Path:
@@ -149,9 +155,12 @@ def _try_file(path: Path) -> None:
 
 
 def _unwritable(path: Path, option: str, error: Exception, another: str) -> ConfigError:
-    number = getattr(error, "errno", None)
-    advice = _ADVICE.get(number or 0, "give {another}, where you may write").format(another=another)
-    return ConfigError(f"{option} {path} cannot be written ({_reason(error)}); {advice}.")
+    number = getattr(error, "errno", None) or 0
+    advice = "give {another}"
+    if number != errno.ENOENT or another == "another file":  # a folder is made with those above it
+        advice = _ADVICE.get(number, advice)
+    advice = advice.format(another=f"{another} to {option}", option=option)
+    return ConfigError(f"'{path}' cannot be written ({_reason(error)}); {advice}.")
 
 
 def _reason(error: Exception) -> str:

@@ -314,7 +314,7 @@ def test_inputs_that_verify_cannot_use_are_refused(typed: Typed, exported: Calla
     for name, message in {
         "nan.npz": "inputs: 'image' in nan.npz holds NaN or infinity; verification needs finite numbers.",
         "shape.npz": "inputs: 'image' in shape.npz is float32 [1, 3, 8, 8]; it must be float32 [batch, 1, 8, 8].",
-        "none.npz": "--inputs none.npz cannot be read (No such file or directory); give a file that numpy.savez wrote.",
+        "none.npz": "'none.npz' does not exist; give a file that numpy.savez wrote.",
     }.items():
         refused(typed("verify", bundle, "--inputs", name), message)
 

@@ -13,6 +13,8 @@ import numpy as np
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.paths import check_archive
+from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, interleave, speedup, summarize, verdict
 from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
@@ -125,11 +127,19 @@ def bench(
     if batch is not None and (batch < 1 or inputs is not None):
         what = "give at least 1" if batch < 1 else "the arrays of --inputs have their own; leave one of the two out"
         raise ConfigError(f"batch={batch}; {what}.")
+    if pairs < 1 or warmup < 0 or seed < 0:
+        raise ConfigError(f"pairs={pairs}, warmup={warmup}, seed={seed}; give pairs >= 1, warmup >= 0 and seed >= 0.")
+    if inputs is not None:
+        check_archive(Path(inputs))
     progress("opening")
     if baseline is None and baseline_graph is not None:
         baseline = bundle
     paths = [path for path in (bundle, baseline) if path is not None]
     chosen = [None if name is None else [name] for name in (graph, baseline_graph)]
+    for path, graphs in zip(paths, chosen, strict=False):  # all of them before any library is loaded
+        manifest = Bundle.open(path, check_hashes=False).manifest
+        for name in graphs or ():
+            manifest.graph(name)
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores

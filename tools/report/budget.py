@@ -5,7 +5,7 @@ Grammar: `metric<=value` or `metric>=value`, several joined by commas: `p99_ms<=
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,15 +68,22 @@ def parse_budget(text: str) -> list[Limit]:
     return limits
 
 
-def hold(limits: Sequence[Limit], metrics: Mapping[str, Metric]) -> list[Held]:
+def hold(
+    limits: Sequence[Limit], metrics: Mapping[str, Metric], absent: Callable[[str], Metric | None] = lambda name: None
+) -> list[Held]:
     """Compare numbers with their limits.
+
+    Args:
+        limits: The budget.
+        metrics: What was measured, by name.
+        absent: Of a name that is not among them: the number as others have it, or None if no report has it.
 
     Raises:
         ConfigError: A limit names a number that no report has.
     """
     held = []
     for limit in limits:
-        metric = metrics.get(limit.metric)
+        metric = metrics.get(limit.metric) or metrics.get(limit.metric.lower()) or absent(limit.metric.lower())
         if metric is None:
             hint = did_you_mean(limit.metric, metrics) or " `trt-compress compare --json` lists what it has."
             raise ConfigError(f"The budget names '{limit.metric}', which this report does not have.{hint}")

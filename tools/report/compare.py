@@ -10,7 +10,7 @@ from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.tools.report.budget import Held, Limit, hold
-from trt_compress.tools.report.metrics import Metric, metrics_of
+from trt_compress.tools.report.metrics import Metric, absent_metric, metrics_of
 from trt_compress.tools.report.record import Ratio, Report, Side
 from trt_compress.tools.report.sections import judged, run_sections
 
@@ -144,7 +144,7 @@ def _comparison(
         claim=claim,
         own=(a[0].speedup, b[0].speedup) if separate else (None, None),
         differs=_differences(a, b),
-        budget=tuple(hold(limits, theirs)),
+        budget=tuple(hold(limits, theirs, lambda name: absent_metric(name, b[1]))),
     )
 
 

@@ -21,6 +21,11 @@ STATISTICS = {
 }
 
 
+_OF_LABELS = ("accuracy", "map", "translation_error_m")  # of a stream with labels
+_OF_OUTPUTS = re.compile(r"\w+_(max_abs|cosine|top1_agreement)")  # of a bench beside a baseline
+_OF_PARTS = re.compile(rf"\w+_(({'|'.join(STATISTICS)})_ms|n|cv)")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """One number; None comes with the reason why it is not there."""
@@ -58,6 +63,17 @@ def metrics_of(report: Report, side: Side) -> dict[str, Metric]:
     for metric in found:
         by_name.setdefault(metric.name, metric)
     return by_name
+
+
+def absent_metric(name: str, side: Side) -> Metric | None:
+    """A number that other reports have and this one has not, with the reason; None: no report has it."""
+    if name in _OF_LABELS or _OF_OUTPUTS.fullmatch(name):
+        reason = side.quality_reason or "the run compared other outputs"
+    elif _OF_PARTS.fullmatch(name):
+        reason = "the run has no such part"
+    else:
+        return None
+    return Metric(name=name, value=None, reason=reason, unit="", better="neither")
 
 
 def _slug(part: Part) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report.html import page_from_report
+from trt_compress.tools.report.names import files_of_report
 from trt_compress.tools.report.record import Report
 from trt_compress.tools.report.sound import players_of
 from trt_compress.tools.report.trace import trace_from_stream
@@ -37,19 +38,19 @@ def write_all(
 
 def write_json(report: Report, directory: Path, name: str) -> Path:
     """Write the report's JSON document."""
-    return _write(directory / f"{name}.report.json", report.to_text())
+    return _write(directory / files_of_report(name)[0], report.to_text())
 
 
 def write_page(report: Report, directory: Path, name: str, beside: Path | None = None) -> Path:
     """Write the report's HTML page, one file that needs nothing else; sound is taken from `beside`."""
     page = page_from_report(report, players_of(report.sound, beside or directory))
-    return _write(directory / f"{name}.report.html", page)
+    return _write(directory / files_of_report(name)[1], page)
 
 
 def write_trace(stream: StreamResult, directory: Path, name: str) -> Path:
     """Write the stream's trace."""
     text = json.dumps(trace_from_stream(stream), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return _write(directory / f"{name}.trace.json", text + "\n")
+    return _write(directory / files_of_report(name)[2], text + "\n")
 
 
 def _write(path: Path, text: str) -> Path:

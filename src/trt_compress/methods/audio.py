@@ -93,8 +93,8 @@ class FrameStackConfig(CompressorConfig):
     def check_files(self) -> None:
         """Raise ConfigError if the projector cannot be read."""
         if self.projector is not None:
-            advice = "give a .safetensors file or checkpoint with linear1 and linear2"
-            check_readable(Path(self.projector), "frame_stack: projector", advice)
+            advice = "give frame_stack a projector=FILE with the tensors linear1 and linear2"
+            check_readable(Path(self.projector), advice)
 
 
 FASTAST = Method(
