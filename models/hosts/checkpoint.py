@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import shown
 from trt_compress.suggest import did_you_mean
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
@@ -44,6 +45,7 @@ _COUNTERS = ("n_averaged",)
 _TOP = "the top level"
 _PROTOCOL = 2  # the newest of pickle that torch reads without running code
 _SHOWN = 3
+_LONGEST = 100
 _DEEPEST = 12
 
 _KINDS: tuple[tuple[bytes, str], ...] = (  # how files begin that are given by mistake
@@ -259,15 +261,15 @@ def _owner(name: str, places: Sequence[str], wanted: frozenset[str]) -> str | No
 
 def some(names: Iterable[str]) -> str:
     """The first few names, without anything that a terminal would act on, and how many more there are."""
-    shown = list(names)
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(printable(name) for name in shown[:_SHOWN]) + more
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(printable(name) for name in listed[:_SHOWN]) + more
 
 
 def printable(name: str) -> str:
-    """A name out of a file, with `?` for what is not printed, cut where it is very long."""
-    text = "".join(character if character.isprintable() else "?" for character in name)
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    """A name out of a file as it may be printed, cut where it is very long."""
+    text = shown(name)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -1,27 +1,23 @@
-"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, and
-audio codecs by their checkpoint: `wavtokenizer:FILE`, `xytokenizer:FILE`.
+"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, audio
+codecs by their checkpoint (`wavtokenizer:FILE`, `xytokenizer:FILE`), and `FILE.py:FACTORY` for a module of one's own.
 
 A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `catalog.ZOO`. A model type of
 transformers is one line in `catalog.HF`: the module that has `load(path, weights=…, **options)`.
 """
 
 import importlib
-import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.model_name import parse_model, timm_refusal, unsupported_vit
+from trt_compress.errors import ConfigError
+from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal
 from trt_compress.models.hosts import timm_vit
-from trt_compress.models.hosts.base import LoadedHost, ModelInfo, WeightsInfo
-from trt_compress.models.hosts.catalog import ZOO, hf_module, unknown_timm, zoo_module
-from trt_compress.models.hosts.weights import load_weights, tensors_sha256
-
-RANDOM_SEED = 0
+from trt_compress.models.hosts.base import LoadedHost, ModelInfo
+from trt_compress.models.hosts.catalog import ZOO, hf_module, zoo_module
+from trt_compress.models.hosts.own_module import load_own
+from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
 
 
 def list_models() -> list[ModelInfo]:
@@ -33,7 +29,8 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
     """Build a model by name and load its weights.
 
     Args:
-        model: `timm:NAME`, `zoo:NAME`, `hf:PATH`, `wavtokenizer:FILE` or `xytokenizer:FILE`.
+        model: `timm:NAME`, `zoo:NAME`, `hf:PATH`, `wavtokenizer:FILE`, `xytokenizer:FILE` or `FILE.py:FACTORY`, whose
+            code is run; options of the model follow a question mark (`trt_compress.model_name`).
         weights: A .safetensors file or checkpoint; "pretrained" for timm's own (needs a network); None: the zoo's own,
             or random ones for timm (fixed seed), good for timing only.
 
@@ -41,20 +38,21 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
         ConfigError: an unknown name, or weights that do not fit.
         UnsupportedError: a model no host drives.
     """
-    source, colon, name = model.partition(":")
-    loaders: Mapping[str, Callable[[str, str | None], LoadedHost]] = {
-        "timm": _load_timm,
+    name = parse_model(model)
+    if weights == PRETRAINED and name.source != "timm":
+        raise ConfigError(
+            f"weights: '{PRETRAINED}' downloads what timm has, and {model} is none of its models; give a file, or leave "
+            "--weights out."
+        )
+    loaders: Mapping[str, Callable[[ModelName, str | None], LoadedHost]] = {
+        "timm": load_timm,
         "zoo": _load_zoo,
         "hf": _load_hf,
-        "wavtokenizer": partial(_load_codec, "wavtokenizer"),
-        "xytokenizer": partial(_load_codec, "xytokenizer"),
+        "wavtokenizer": _load_codec,
+        "xytokenizer": _load_codec,
+        FILE_SOURCE: load_own,
     }
-    if not colon or source not in loaders:
-        raise ConfigError(
-            f"model '{model}' is not known; write timm:NAME (timm:deit_small_patch16_224), zoo:NAME "
-            "(zoo:digits_vit) or hf:PATH, or give a recipe file ending in .toml."
-        )
-    return loaders[source](name, weights)
+    return replace(loaders[name.source](name, weights), source=model)
 
 
 def _timm_names() -> list[str]:
@@ -68,89 +66,23 @@ def _timm_info(name: str) -> ModelInfo:
     return ModelInfo(name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm")
 
 
-def _load_timm(name: str, weights: str | None) -> LoadedHost:
-    import timm
-
-    if not timm.is_model(name):
-        raise unknown_timm(name, timm.list_models())
-    if what := timm_refusal(name):
-        raise unsupported_vit(f"timm:{name}", what)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(RANDOM_SEED)
-        module = _create_timm(name, pretrained=weights == "pretrained")
-    module.eval()
-    timm_vit.check_supported(module, f"timm:{name}")
-    config = module.pretrained_cfg
-    if weights == "pretrained":
-        info = WeightsInfo(
-            source=f"timm {config.get('hf_hub_id') or config.get('url')}",
-            sha256=tensors_sha256(module),
-            license=config.get("license"),
-        )
-    elif weights:
-        info = load_weights(module, Path(weights))
-    else:
-        info = WeightsInfo(source=f"random (seed {RANDOM_SEED})", sha256=tensors_sha256(module))
-    channels, height, width = config["input_size"]
-    grid = module.patch_embed.img_size
-    preprocess = {
-        "kind": "image",
-        "layout": "NCHW",
-        "scale": 1 / 255,
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-        "interpolation": config.get("interpolation", "bicubic"),
-        "crop": config.get("crop_pct"),
-    }
-    input_shape = (module.patch_embed.proj.in_channels, *(grid or (height, width)))
-    return LoadedHost(
-        source=f"timm:{name}",
-        family=timm_vit.FAMILY,
-        module=module,
-        weights=info,
-        attach=lambda specs: (timm_vit.classifier_graph(module, specs, name=f"timm:{name}", input_shape=input_shape),),
-        preprocess=preprocess,
-        postprocess={"kind": "classification", "classes": module.num_classes}
-        if module.num_classes
-        else {"kind": "raw"},
-    )
-
-
-def _create_timm(name: str, *, pretrained: bool) -> Any:
-    import timm
-
-    try:
-        module = timm.create_model(name, pretrained=pretrained)
-    except RuntimeError as error:
-        raise UnsupportedError(f"timm:{name} cannot be built: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"weights: timm's pretrained weights of {name} cannot be downloaded ({str(error).splitlines()[0][:120]}).",
-            hint="download the checkpoint elsewhere and give it as --weights FILE.",
-        ) from error
-    return module
-
-
 def _zoo_module(name: str) -> Any:
     return importlib.import_module(zoo_module(name))
 
 
-def _load_zoo(name: str, weights: str | None) -> LoadedHost:
-    host: LoadedHost = _zoo_module(name).load(weights)
+def _load_zoo(model: ModelName, weights: str | None) -> LoadedHost:
+    host: LoadedHost = _zoo_module(model.name).load(weights)
     return host
 
 
-def _load_hf(name: str, weights: str | None) -> LoadedHost:
-    model = parse_model(f"hf:{name}")
-    folder, options = Path(model.name), model.options
+def _load_hf(model: ModelName, weights: str | None) -> LoadedHost:
+    folder = Path(model.name)
     module = importlib.import_module(hf_module(folder))
-    host: LoadedHost = module.load(folder, weights=weights, **options)
+    host: LoadedHost = module.load(folder, weights=weights, **model.options)
     return host
 
 
-def _load_codec(source: str, name: str, weights: str | None) -> LoadedHost:
-    model = parse_model(f"{source}:{name}")
-    module = importlib.import_module(f"trt_compress.models.hosts.codec_{source}")
+def _load_codec(model: ModelName, weights: str | None) -> LoadedHost:
+    module = importlib.import_module(f"trt_compress.models.hosts.codec_{model.source}")
     host: LoadedHost = module.load(Path(model.name), weights=weights, **model.options)
     return host

@@ -7,22 +7,45 @@ bias and a dynamic batch, and so that a row of it can be read.
 """
 
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from timm.layers.attention import Attention
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
 from trt_compress.model_name import POOLINGS, unsupported_vit
 from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
 from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, Steps, TensorSpec
+from trt_compress.models.hosts.base import (
+    BATCH_SYMBOL,
+    CompressedModule,
+    GraphSpec,
+    LoadedHost,
+    Steps,
+    TensorSpec,
+    WeightsInfo,
+)
 from trt_compress.plugins.operator import at_site, cast, mark_tensor
 
 FAMILY = "timm_vit"
+
+_KEPT: Mapping[type[nn.Module], tuple[str, ...]] = MappingProxyType(
+    {
+        VisionTransformer: ("forward", "forward_features", "forward_head", "pool"),
+        VisionTransformerDistilled: ("forward", "forward_features", "forward_head", "pool"),
+        PatchEmbed: ("forward",),
+        Block: ("forward",),
+        Attention: ("forward",),
+    }
+)
+"""What a subclass must not override: what this host does itself, or what has another form then."""
 
 
 def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "the model") -> "CompressedViT":
@@ -44,21 +67,44 @@ def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "t
 
 
 def check_supported(module: nn.Module, name: str) -> VisionTransformer:
-    """Return `module` as a VisionTransformer; raise UnsupportedError naming what this host cannot drive."""
+    """Return `module` as a VisionTransformer; raise UnsupportedError naming what this host cannot drive.
 
-    if type(module) not in (VisionTransformer, VisionTransformerDistilled):
-        raise unsupported_vit(name, f"model class {type(module).__name__}")
-    assert isinstance(module, VisionTransformer)
-    for part in module.blocks:
-        if type(part) is not Block:
-            raise unsupported_vit(name, f"block type {type(part).__name__}")
-        if type(part.attn) is not Attention:
-            raise unsupported_vit(name, f"attention type {type(part.attn).__name__}")
-    if module.dynamic_img_size:
+    A subclass is driven if it overrides nothing that this host does itself or relies on: see `_KEPT`.
+    """
+    if not isinstance(module, VisionTransformer):
+        inside = next((at for at, part in module.named_modules() if isinstance(part, VisionTransformer)), None)
+        hint = f"it holds a {VisionTransformer.__name__} as '{inside}': give that one alone." if inside else None
+        raise unsupported_vit(name, f"model class {type(module).__name__}", hint=hint)
+    base = VisionTransformerDistilled if isinstance(module, VisionTransformerDistilled) else VisionTransformer
+    _check_kept(module, base, name)
+    _check_kept(module.patch_embed, PatchEmbed, name, "patch embedding")
+    if type(module.blocks) is not nn.Sequential:
+        raise unsupported_vit(name, f"a {type(module.blocks).__name__} of blocks")
+    bypassed = {"the model": module, "blocks": module.blocks}
+    for layer, part in enumerate(module.blocks):
+        _check_kept(part, Block, name, "block type")
+        _check_kept(part.attn, Attention, name, "attention type")
+        bypassed |= {f"blocks.{layer}": part, f"blocks.{layer}.attn": part.attn}
+    for place, part in bypassed.items():
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise unsupported_vit(name, f"a forward hook on {place}")
+    if module.dynamic_img_size or module.patch_embed.img_size is None:
         raise unsupported_vit(name, "dynamic_img_size")
     if module.global_pool not in POOLINGS:
         raise unsupported_vit(name, f"global_pool={module.global_pool!r}")
     return module
+
+
+def _check_kept(part: nn.Module, base: type[nn.Module], name: str, what: str = "model class") -> None:
+    """Refuse a part that is no `base`, or overrides a method of it that this host does itself."""
+    kind = type(part)
+    if not isinstance(part, base):
+        raise unsupported_vit(name, f"{what} {kind.__name__}")
+    for method in _KEPT[base]:
+        if getattr(kind, method) is not getattr(base, method) or method in vars(part):
+            if kind.__module__.partition(".")[0] == "timm":
+                raise unsupported_vit(name, f"{what} {kind.__name__}")
+            raise unsupported_vit(name, f"the method {method} that {kind.__name__} overrides")
 
 
 def host_info(module: VisionTransformer, name: str) -> HostInfo:
@@ -71,6 +117,76 @@ def host_info(module: VisionTransformer, name: str) -> HostInfo:
         num_prefix=module.num_prefix_tokens,
         has_class_token=module.has_class_token,
     )
+
+
+def vit_host(
+    module: nn.Module, *, source: str, weights: WeightsInfo, options: Mapping[str, Any] = MappingProxyType({})
+) -> LoadedHost:
+    """A ViT with its weights as a host.
+
+    Args:
+        module: The model, in eval mode.
+        source: Its name, for messages.
+        weights: Where its weights come from.
+        options: `mean` and `std` of pixels from 0 to 1, where they are not those of timm's configuration of the model.
+
+    Raises:
+        ConfigError: mean or std has another number of values than the input has channels.
+        UnsupportedError: see `check_supported`.
+    """
+    vit = check_supported(module, source)
+    shape = (vit.patch_embed.proj.in_channels, *vit.patch_embed.img_size)
+    preprocess, note = _preprocess(vit, source, options, shape[0])
+    if note:
+        weights = replace(weights, provenance="; ".join(filter(None, (weights.provenance, note))))
+    return LoadedHost(
+        source=source,
+        family=FAMILY,
+        module=vit,
+        weights=weights,
+        attach=lambda specs: (classifier_graph(vit, specs, name=source, input_shape=shape),),
+        preprocess=preprocess,
+        postprocess={"kind": "classification", "classes": vit.num_classes} if vit.num_classes else {"kind": "raw"},
+    )
+
+
+def _preprocess(
+    vit: VisionTransformer, source: str, options: Mapping[str, Any], channels: int
+) -> tuple[dict[str, Any], str | None]:
+    """How pictures become the input, for the manifest, and a remark where that is not simply the model's own."""
+    config: Mapping[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
+    found, note = {}, None
+    for name in ("mean", "std"):
+        values = options.get(name) or config.get(name)
+        if values and len(values) not in (1, channels):
+            if name in options:
+                raise ConfigError(
+                    f"{source}: {name} has {len(values)} values and the input {channels} "
+                    f"channel{'s'[: channels > 1]}; give one for each, or one for all."
+                )
+            mean = sum(values) / len(values)
+            if len(set(values)) > 1:
+                note = f"mean and std of {channels} channels are the averages of timm's three; ?mean=…&std=… sets them"
+            values = (mean,)
+        if values:
+            found[name] = list(values) * (channels if len(values) == 1 else 1)
+    if channels not in (1, 3):
+        return {
+            "kind": "tensors",
+            **found,
+            "reason": f"pictures have 1 or 3 channels, and the input has {channels}",
+        }, None
+    if len(found) < 2:
+        reason = "mean and std of the pixels are not known: export again with ?mean=…&std=… behind the model's name"
+        return {"kind": "tensors", **found, "reason": reason}, reason.partition(":")[0]
+    return {
+        "kind": "image",
+        "layout": "NCHW",
+        "scale": 1 / 255,
+        **found,
+        "interpolation": config.get("interpolation", "bicubic"),
+        "crop": config.get("crop_pct"),
+    }, note
 
 
 def classifier_graph(
