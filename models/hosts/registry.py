@@ -41,8 +41,8 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
     name = parse_model(model)
     if weights == PRETRAINED and name.source != "timm":
         raise ConfigError(
-            f"weights: '{PRETRAINED}' downloads what timm has, and {model} is none of its models; give a file, or leave "
-            "--weights out."
+            f"weights: '{PRETRAINED}' downloads what timm has, and {model} is none of its models; give a file, or "
+            "leave --weights out."
         )
     loaders: Mapping[str, Callable[[ModelName, str | None], LoadedHost]] = {
         "timm": load_timm,
