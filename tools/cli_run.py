@@ -146,6 +146,7 @@ def run(
                 native=native,
                 progress=step,
                 wrote=lambda path: print(f"Wrote {path}", file=sys.stderr),
+                say=_say if sys.stderr.isatty() else None,
                 interrupt=asked,
             )
     except StreamError as broken:
@@ -162,6 +163,11 @@ def run(
         raise error
     if result is not None and result.ended == "interrupted":
         raise typer.Exit(130)
+
+
+def _say(line: str) -> None:
+    """Say what is seen or heard, above the line of progress; stdout is left to the result."""
+    print(line, file=sys.stderr)
 
 
 @contextmanager

@@ -2,16 +2,21 @@
 
 from typing import Any
 
-from trt_compress.runtime.latency import summarize, verdict
+from trt_compress.runtime.latency import WINDOW_SAMPLES, WINDOWS, summarize, verdict
 from trt_compress.runtime.power.session import PowerResult, RailPower
 from trt_compress.runtime.power.stream import power_of
 from trt_compress.runtime.stream.result import Resources, StreamResult
 from trt_compress.tools.console import print_pairs, print_table, print_text
+from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import number
+from trt_compress.tools.report.tables import print_wrapped
 
 
 def print_stream(result: "StreamResult") -> None:
     """Print what a stream was and how it went."""
+    found = found_section(result.findings)
+    if found is not None:
+        print_pairs(found.title, [(str(row[0]), row[1]) for row in found.rows])
     counts, protocol, frames = result.counts, result.protocol, result.frames
     times = frames.end_to_end_ns()
     rate = counts.delivered / (result.wall_ns / 1e9) if result.wall_ns else 0.0
@@ -41,9 +46,9 @@ def print_stream(result: "StreamResult") -> None:
     rows = []
     for name, values in columns.items():
         if values:
-            found = summarize(values)
-            shown = (found.median_ns, found.p90_ns, found.p95_ns, found.p99_ns, found.max_ns)
-            rows.append((name, found.n, *(None if ns is None else f"{ns / 1e6:.3f}" for ns in shown)))
+            summary = summarize(values)
+            shown = (summary.median_ns, summary.p90_ns, summary.p95_ns, summary.p99_ns, summary.max_ns)
+            rows.append((name, summary.n, *(None if ns is None else f"{ns / 1e6:.3f}" for ns in shown)))
     if rows:
         print_table("Latency in ms", ("", "n", "p50", "p90", "p95", "p99", "max"), rows)
     if result.controller is not None:
@@ -51,8 +56,11 @@ def print_stream(result: "StreamResult") -> None:
         listed = ", ".join(f"{name} {number}" for name, number in used.items())
         print_text(f"Keep levels, frames of each: {listed}; {len(result.controller.switches)} switches.")
     if times:
+        if len(times) < WINDOWS * WINDOW_SAMPLES:
+            print_text(f"Too few frames to judge the timing: {len(times)}, and it takes {WINDOWS * WINDOW_SAMPLES}.")
+            return
         judged = verdict(times, device="cpu" if result.identity.backend.endswith("cpu") else "gpu")
-        print_text(f"{judged.status.capitalize()}: {judged.reason}.")
+        print_wrapped(f"{judged.status.capitalize()}: {judged.reason}.")
 
 
 def _milliseconds(ns: int | None) -> str | None:

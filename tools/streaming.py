@@ -20,14 +20,16 @@ from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
 from trt_compress.runtime.stream.listener import Listener
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
-from trt_compress.runtime.stream.parts import Sink
+from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Policy, Settings
+from trt_compress.runtime.stream.preprocess import audio_format
 from trt_compress.runtime.stream.quality import labels_from_file
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sinks import JsonLines, Sound
 from trt_compress.runtime.stream.sources import check_source, is_live
+from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
 
@@ -64,6 +66,7 @@ def run(
     native: bool | str | Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
     wrote: Callable[[Path], None] = lambda path: None,
+    say: Callable[[str], None] | None = None,
     interrupt: threading.Event | None = None,
 ) -> StreamResult:
     """Run a bundle on a stream: every frame timed, and none unaccounted for.
@@ -98,6 +101,7 @@ def run(
         native: As `Session.open` takes it.
         progress: Is told what is being done.
         wrote: Is told each file of the report.
+        say: Is told what is seen or heard, a line for every change, on a thread of its own.
         interrupt: Ends the stream when it is set; what was on its way arrives.
 
     Raises:
@@ -160,6 +164,8 @@ def run(
         if listener is not None:
             sinks.append(listener)
         opened = open_sources(sources, levels, stall_s=stall_s, resample=resample)
+        watcher = _watcher(levels, opened, say)
+        sinks.append(watcher)
 
         def stream() -> StreamResult:
             return run_stream(
@@ -180,6 +186,7 @@ def run(
                 result = run_with_power(stream, reader, idle_seconds=power_idle_s, interrupt=asked)
         except StreamError as broken:
             error, result = broken, _result_of(broken)
+    result = replace(result, findings=watcher.findings())
     if report is not None:
         result = _write(Path(report), result, listener, wrote)
     if error is not None:
@@ -243,6 +250,16 @@ def _listener(levels: LevelSet, sources: Sequence[str]) -> Listener | None:
     if manifest.preprocess.get("kind") != "audio" or len(sources) > 1:
         return None
     return Listener(manifest.preprocess, manifest.postprocess, levels.inputs)
+
+
+def _watcher(levels: LevelSet, source: Source, say: Callable[[str], None] | None) -> Watcher:
+    manifest = levels.sessions[0].bundle.manifest
+    if manifest.preprocess.get("kind") != "audio":
+        return Watcher(heard=False, live=source.live, say=say)
+    form = audio_format(
+        manifest.preprocess, levels.inputs[manifest.preprocess.get("input") or next(iter(levels.inputs))]
+    )
+    return Watcher(heard=True, live=source.live, span_s=form.chunk_samples / form.sample_rate, say=say)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -45,7 +45,7 @@ class Listener:
         form = audio_format(preprocess, inputs[name])
         self._rate, self._chunk = form.sample_rate, form.chunk_samples
         self._heard = _Recorder(form.sample_rate)
-        self._words = _Words()
+        self._words = Words()
         self._made: _Recorder | None = None
         self._bits: float | None = None
         if postprocess.get("kind") == "audio":
@@ -191,7 +191,7 @@ class _Span:
     score: float
 
 
-class _Words:
+class Words:
     """Classes in order of time; those that follow one another are one."""
 
     def __init__(self) -> None:

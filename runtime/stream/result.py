@@ -14,6 +14,7 @@ from trt_compress.errors import BundleError, ConfigError
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
 from trt_compress.runtime.stream.sound_result import Track as Track
 from trt_compress.runtime.stream.sound_result import Word as Word
@@ -269,6 +270,7 @@ class StreamResult(Record):
         quality: Metric → value; empty without labels.
         overlay: What became of the frames in the video with the results; None without one.
         sound: What was heard, of a bundle that takes sound, where a report was asked for.
+        findings: Classes and boxes, counted; None where the results hold neither.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -287,6 +289,7 @@ class StreamResult(Record):
     resources: Resources = field(default_factory=Resources)
     overlay: OverlayCounts | None = None
     sound: Sound | None = field(default=None, metadata={"sparse": True})
+    findings: Findings | None = field(default=None, metadata={"sparse": True})
     frames: Frames
 
     @classmethod

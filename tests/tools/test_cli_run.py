@@ -86,6 +86,39 @@ def test_json_is_the_result_and_nothing_else(typed: Callable[..., Finished], exp
     assert (done.code, result.ended, result.counts.frames_in) == (0, "frame limit", 5)
 
 
+def test_what_is_seen_is_summed_up_first(typed: Callable[..., Finished], exported: Exported) -> None:
+    done = typed(exported(), "--source", "frames/*.png", "--report", "rep")
+    assert done.out.startswith("Seen\n") and "Stream\n" in done.out
+    found = StreamResult.read("rep/result.json").findings
+    assert found is not None and found.kind == "seen" and sum(found.classes.values()) == COUNT == found.results
+    name, count = next(iter(found.classes.items()))
+    assert f"{name} {count} ({count / COUNT:.1%})" in done.out
+    assert "frame " not in done.err  # nothing is said live where no terminal is
+    assert f"{name} {count}" in Path("rep/result.report.html").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pseudo-terminals")
+def test_on_a_terminal_changes_are_said_and_stdout_stays_json(
+    typed: Callable[..., Finished], exported: Exported
+) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "trt_compress.tools.cli", "run", str(exported()), "--source", "frames/*.png"]
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    out, _ = process.communicate(timeout=60)
+    said = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.returncode == 0 and StreamResult.from_text(out).counts.delivered == COUNT
+    assert re.search(rb"frame +39  class \d  \d+%", said), said
+
+
 def test_a_video_is_resized_nowhere_unless_the_bundle_says_how(
     typed: Callable[..., Finished], exported: Exported
 ) -> None:

@@ -133,6 +133,7 @@ def report_from_stream(result: StreamResult) -> Report:
         sides=(side,),
         speedup=None,
         sound=result.sound,
+        findings=result.findings,
     )
 
 

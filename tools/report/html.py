@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from trt_compress.tools.report.numbers import count, ms, number, percent, reason
+from trt_compress.tools.report.found import found_section
+from trt_compress.tools.report.numbers import Missing, count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
 from trt_compress.tools.report.record import Distribution, Report, Side
 from trt_compress.tools.report.sections import Section, judged, run_sections, side_sections, speedup_text, tokens_parts
@@ -35,6 +36,8 @@ def page_from_report(report: Report, players: Mapping[str, str] | None = None) -
         "<h2>Plots</h2>",
         *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
+    if found := found_section(report.findings):
+        body += [f"<h2>{escape(found.title)}</h2>", rows_html(found.columns, found.rows)]
     for side in report.sides:
         name = f"Numbers of the {side.role}" if len(report.sides) > 1 else "Numbers"
         body.append(f"<h2>{escape(name)}</h2>")
@@ -218,11 +221,17 @@ def rows_html(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> s
             cells = f'<td class="missing" colspan="{len(shown) - 1}">{escape(row[-1])}</td>'
         else:
             values = row[1:-1] if noted else row[1:]
-            cells = "".join(f"<td{kinds[i]}>{escape(cell or '-')}</td>" for i, cell in enumerate(values, 1))
+            cells = "".join(_cell(cell, kinds[i]) for i, cell in enumerate(values, 1))
         body.append(f"<tr>{first}{cells}</tr>")
     thead = f"<thead><tr>{head}</tr></thead>" if columns else ""
     kind = ' class="numbers"' if any(numeric[1:]) else ""
     return f"<table{kind}>{thead}<tbody>{''.join(body)}</tbody></table>"
+
+
+def _cell(cell: str | None, kind: str) -> str:
+    """A cell; one that says why there is no number is grey."""
+    shown = ' class="missing"' if isinstance(cell, Missing) else kind
+    return f"<td{shown}>{escape(cell or '-')}</td>"
 
 
 def _is_number(cell: str | None) -> bool:

@@ -17,6 +17,7 @@ from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
 from trt_compress.runtime.manifest import Compression as SiteCompression
 from trt_compress.runtime.power.session import PowerResult
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
 from trt_compress.runtime.stream.sound_result import Track as Track
 from trt_compress.runtime.stream.sound_result import Word as Word
@@ -346,6 +347,7 @@ class Report(Record):
         source: What it was made from: "trt-compress stream" or "trt-compress bench".
         started_at: Wall-clock time, ISO 8601, or None.
         sound: What a stream heard.
+        findings: Classes and boxes of a stream, counted.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -359,6 +361,7 @@ class Report(Record):
     sides: tuple[Side, ...]
     speedup: Ratio | None
     sound: Sound | None = None
+    findings: Findings | None = None
 
     def to_text(self) -> str:
         """Write the JSON document."""

@@ -8,6 +8,7 @@ import textwrap
 
 from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.compare import Comparison
+from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import count, large, number
 from trt_compress.tools.report.record import Ratio, Report
 from trt_compress.tools.report.sections import (
@@ -56,6 +57,8 @@ def print_report(report: Report) -> None:
             if shown.rows and not (section.title == "Split in ms" and len(shown.rows) == 1):
                 _print(shown, side.role)
             missing += [name.removeprefix("jitter: ") for name, _ in absent]
+    if found := found_section(report.findings):
+        _print(found, report.title)
     for side in report.sides:
         _print(_with_short_hashes(without_missing(identity_section(side))[0]), side.role)
     for section in run_sections(report):
