@@ -297,6 +297,7 @@ def judge(
     accuracy = top5 = baseline = agreement = None
     change: Difference | None = None
     rows: list[ClassScore] = []
+    names = dict(enumerate(class_names))
     right = None if ours.predicted is None else (ours.predicted == labels) & known
     base = None if theirs is None or theirs.predicted is None else (theirs.predicted == labels) & known
     if right is not None and counted:
@@ -311,7 +312,7 @@ def judge(
             rows.append(
                 ClassScore(
                     number=number,
-                    name=class_names[number] if number < len(class_names) else "",
+                    name=names.get(number, ""),
                     n=int(of.sum()),
                     right=int(right[of].sum()),
                     baseline_right=None if base is None else int(base[of].sum()),
@@ -382,7 +383,7 @@ class _Asked:
 
     def _note(self, scores: Floats, labels: Integers) -> None:
         scores = scores.reshape(len(labels), -1)
-        finite = np.isfinite(scores).all(axis=1)
+        finite = np.asarray(np.isfinite(scores).all(axis=1))
         self._predicted.append(np.where(finite, np.where(finite[:, None], scores, 0).argmax(axis=1), NOT_FINITE))
         known = finite & (labels >= 0) & (labels < scores.shape[1])
         place = np.where(known, labels, 0)
@@ -407,7 +408,7 @@ def _compare(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> dict[str
         if mine is None or mine.shape != other.shape or other.dtype.kind != "f" or other.ndim < 1 or not other.size:
             continue
         a, b = (np.asarray(value, np.float64).reshape(len(other), -1) for value in (mine, other))
-        finite = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        finite = np.asarray(np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1))
         kept = finite[:, None]
         x, y = np.where(kept, a, 0.0), np.where(kept, b, 0.0)
         norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)

@@ -75,21 +75,20 @@ class Evaluation:
         no_labels = "the data have no labels" if not self.data["labelled"] else "the bundle is no classifier"
         no_baseline = "no baseline was given" if self.baseline is None else "the bundle is no classifier"
         few = "the bundle has five classes or fewer" if scores.accuracy is not None else no_labels
+        neither = no_baseline if self.baseline is None else no_labels
+        accuracy, agreement = scores.accuracy, scores.agreement
         values: dict[str, tuple[float | None, str]] = {
-            "accuracy": (scores.accuracy and scores.accuracy.value, no_labels),
-            "top1": (scores.accuracy and scores.accuracy.value, no_labels),
-            "top5": (scores.top5 and scores.top5.value, few),
-            "accuracy_low": (scores.accuracy and scores.accuracy.low, no_labels),
-            "agreement": (scores.agreement and scores.agreement.value, no_baseline),
-            "agreement_low": (scores.agreement and scores.agreement.low, no_baseline),
+            "accuracy": (None if accuracy is None else accuracy.value, no_labels),
+            "top1": (None if accuracy is None else accuracy.value, no_labels),
+            "top5": (None if scores.top5 is None else scores.top5.value, few),
+            "accuracy_low": (None if accuracy is None else accuracy.low, no_labels),
+            "agreement": (None if agreement is None else agreement.value, no_baseline),
+            "agreement_low": (None if agreement is None else agreement.low, no_baseline),
             "baseline_accuracy": (
-                scores.baseline_accuracy and scores.baseline_accuracy.value,
-                no_baseline if self.baseline is None else no_labels,
+                None if scores.baseline_accuracy is None else scores.baseline_accuracy.value,
+                neither,
             ),
-            "drop_points": (
-                None if scores.change is None else -100 * scores.change.value,
-                no_baseline if self.baseline is None else no_labels,
-            ),
+            "drop_points": (None if scores.change is None else round(-100 * scores.change.value, 9), neither),
             "cosine": (scores.worst_cosine, no_baseline),
             "samples": (float(scores.n), ""),
             "failed": (float(len(self.failures)), ""),

@@ -1,6 +1,6 @@
 """What a bundle is said to get right, against a restatement by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ def test_accuracy_agreement_and_what_was_lost(tmp_path: Path, batch: int) -> Non
     rows = [(row.number, row.name, row.n, row.right, row.baseline_right) for row in scores.classes]
     assert rows == [(0, "cat", 3, 0, 3), (1, "dog", 3, 0, 3), (2, "elk", 3, 3, 3), (3, "fox", 3, 3, 3)]
     assert scores.top5 is None and scores.n == 12 and told == list(range(12)) and not found.failures
-    pixels = [(np.float64(picture(place, 40 + n).flatten()) / 255 - 0.5) / 0.5 for place in range(4) for n in range(3)]
+    pixels = [
+        (picture(place, 40 + n).flatten().astype(np.float64) / 255 - 0.5) / 0.5 for place in range(4) for n in range(3)
+    ]
     wanted = [p @ p[[1, 0, 2, 3]] / (p @ p) for p in pixels]
     (output,) = scores.outputs
     assert output.name == "logits" and np.allclose(output.cosine, wanted, atol=1e-6)
@@ -141,10 +143,10 @@ def test_a_detector_is_sent_to_run(tmp_path: Path) -> None:
         classifier_of(session.bundle.manifest, session.outputs)
 
 
-def brightness(samples: list[list[list[float]]], *, name: str = "image") -> LabelledData:
+def brightness(samples: Sequence[Sequence[Sequence[float]]], *, name: str = "image") -> LabelledData:
     """Samples of several runs; each run is the four pixels of a picture."""
 
-    def sample(number: int, pictures: list[list[float]]) -> Sample:
+    def sample(number: int, pictures: Sequence[Sequence[float]]) -> Sample:
         runs = tuple({name: np.array(pixels, np.float32).reshape(1, 1, 2, 2)} for pixels in pictures)
         return Sample(name=str(number), label=None, load=lambda: runs)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brightest import save_classes, save_picture, write_brightest
+from brightest import save_classes, save_picture, write_brightest  # pyright: ignore[reportMissingImports]
 
 import trt_compress
 from trt_compress.errors import ConfigError

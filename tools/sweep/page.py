@@ -11,6 +11,7 @@ from trt_compress.tools.sweep.result import Measure, Row, SweepResult, points
 from trt_compress.tools.sweep.text import cells_of, columns_of, measure_title, sorted_rows
 
 _SERIES = 8
+_LEAST_SPAN = 5.0  # points below dense that are drawn at least, so that noise does not fill the plot
 _CSS = """
 :root { --s4: #0e7c86; --s5: #a8326e; --s6: #6b7000; --s7: #7a4b2a; }
 @media (prefers-color-scheme: dark) { :root { --s4: #4cc4cf; --s5: #f07fb4; --s6: #c5cb4a; --s7: #d09b73; } }
@@ -18,10 +19,9 @@ _CSS = """
 .series7 { stroke: var(--s7); } .mark.dense { fill: var(--ink); stroke: none; }
 .mark.random { stroke: var(--soft); fill: none; } .line.random { stroke: var(--soft); stroke-dasharray: 3 3; }
 .mark.chosen { fill: none; stroke: var(--good); stroke-width: 2.5; } .dots.dense { stroke: var(--ink); }
-.dots.random { stroke: var(--soft); } .whisker { stroke-opacity: 0.3; stroke-width: 1.5; }
-.whisker.dense { stroke: var(--ink); } .whisker.random { stroke: var(--soft); }
+.dots.random { stroke: var(--soft); }
 svg .label.good { fill: var(--good); font-weight: 600; }
-.tiles dd { overflow-wrap: anywhere; } tbody th { min-width: 180px; overflow-wrap: anywhere; }
+.tiles dd { overflow-wrap: anywhere; } tbody th { min-width: 180px; overflow-wrap: anywhere; } td { overflow-wrap: normal; }
 """
 
 
@@ -171,7 +171,7 @@ def _scatter(
     floor_y = found[0][2] - result.max_drop
     title = f"{measure_title(result).capitalize()} over {name}"
     low_x, high_x = _span([x for _, x, _ in found], 0.08)
-    low_y, high_y = _span([*(y for _, _, y in found), floor_y], 0.1)
+    low_y, high_y = _span([*(y for _, _, y in found), floor_y, found[0][2] - _LEAST_SPAN], 0.1)
     high_y = min(high_y, 100 + 0.04 * (high_y - low_y))
 
     def draw(board: Board) -> None:
@@ -192,36 +192,24 @@ def _scatter(
         for index, family in enumerate(families):
             own = sorted((x, y) for row, x, y in found if row.kind == "asked" and _family(row) == family)
             board.polyline([to_x(x) for x, _ in own], [to_y(y) for _, y in own], _kind(index))
-        for row, x, _ in found:
-            kind = row.kind if row.kind != "asked" else _kind(families.index(_family(row)))
-            share = row.scores.accuracy if measure == "accuracy" else None
-            if share is not None:
-                ends = (min(max(100 * end, low_y), high_y) for end in (share.low, share.high))
-                board.line(to_x(x), to_y(next(ends)), to_x(x), to_y(next(ends)), f"{kind} whisker")
         for row, x, y in found:
             kind = row.kind if row.kind != "asked" else _kind(families.index(_family(row)))
             board.mark(to_x(x), to_y(y), kind, f"{_name(row)}: {number(y)} %, {text(x)}")
-        for row, x, y in found:
+        labels = _Labels(board)
+        for row, x, y in sorted(found, key=lambda each: (each[0].spec != result.recommended, each[0].kind != "dense")):
             chosen = row.spec == result.recommended
             if chosen:
                 board.mark(to_x(x), to_y(y), "chosen", f"recommended: {row.spec}")
-            if row.kind == "asked":
-                board.text(to_x(x) + 7, to_y(y) - 6, numbers[row.spec], kind=f"label{' good' if chosen else ''} halo")
-        at_end = to_x(found[0][1]) > right - 48
-        board.text(
-            to_x(found[0][1]) + (-8 if at_end else 8),
-            to_y(found[0][2]) - 7,
-            "dense",
-            anchor="end" if at_end else "start",
-            kind="label halo",
-        )
+            if row.kind != "random":
+                words = "dense" if row.kind == "dense" else numbers[row.spec]
+                labels.write(to_x(x), to_y(y), words, f"label{' good' if chosen else ''} halo")
 
     legend = [("dense", "dense"), *((_kind(index), family) for index, family in enumerate(families))]
     if any(row.kind == "random" for row, _, _ in found):
         legend.append(("random", "random with as many tokens"))
     rows = [(_name(row), f"{number(y)} %", text(x)) for row, x, y in found]
     caption = (
-        "Up and to the left is better; faint bars are 95 % intervals. Numbers are those of the table; lines join the "
+        "Up and to the left is better. Numbers are those of the table; lines join the "
         f"settings of one method. The dashed line is what may be lost, {points(result.max_drop)} below dense. A "
         "setting under it is not recommended, nor one to the right of dense."
     )
@@ -239,6 +227,27 @@ def _scatter(
         rows=tuple(rows),
         legend=tuple(legend),
     )
+
+
+class _Labels:
+    """Writes labels beside points where they do not cover one another; one that finds no place is left out."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._taken: list[tuple[float, float, float, float]] = []
+
+    def write(self, x: float, y: float, words: str, kind: str) -> None:
+        """Write a label above the point, else below it, on the side where there is room."""
+        width, size = 7.5 * len(words), self._board.size
+        right = x + 7 + width <= size.left + size.inner_width
+        start = x + 7 if right else x - 7 - width
+        for base in (y - 6, y + 16):
+            box = (start, base - 11, start + width, base + 2)
+            free = all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in self._taken)
+            if free and base <= size.top + size.inner_height:
+                self._taken.append(box)
+                self._board.text(start if right else x - 7, base, words, anchor="start" if right else "end", kind=kind)
+                return
 
 
 def _percent(row: Row, measure: Measure) -> float | None:

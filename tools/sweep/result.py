@@ -258,9 +258,11 @@ def _gain_text(row: Row) -> str:
 def _drop_text(row: Row, measure: Measure, drop: float) -> str:
     change = row.scores.change
     if measure == "accuracy" and change is not None:
-        interval = f" [{-100 * change.high:.1f}, {-100 * change.low:.1f}]"
-        verb = "loses" if drop >= 0 else "gains"
-        return f"{verb} {abs(drop):.1f} points of accuracy" + (interval if drop >= 0 else "") + f" (n {change.n})"
+        if drop == 0:
+            return f"is as accurate (n {change.n}, {change.won} won and {change.lost} lost)"
+        ends = (100 * change.low, 100 * change.high) if drop < 0 else (-100 * change.high, -100 * change.low)
+        words = f"{abs(drop):.1f} points of accuracy [{ends[0]:.1f}, {ends[1]:.1f}] (n {change.n})"
+        return f"{'loses' if drop > 0 else 'gains'} {words}"
     if measure == "agreement":
         return f"gives another answer than dense in {drop:.1f} of 100 samples (n {row.scores.n})"
     return f"gives outputs whose mean cosine to dense's is {1 - drop / 100:.4f} (n {row.scores.n})"

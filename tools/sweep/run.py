@@ -201,7 +201,7 @@ def sweep(
             judging = _Judging(done, native=native, threads=threads, limit=limit, request=request, say=say)
             for number, setting in enumerate(plan.settings, start=1):
                 title = f"{number} of {len(plan.settings)}, {_title(setting)}"
-                _do(setting, source, folder, judging, lambda text, title=title: say(f"{title}: {text}"))
+                _do(setting, source, folder, judging, _titled(say, title))
                 keep()
             _time(done, judging.feed(batch), rounds=rounds, warmup=warmup, threads=threads, native=native, say=say)
         except KeyboardInterrupt:
@@ -444,6 +444,10 @@ def _folder(output: str | Path | None) -> Iterator[Path]:
 
 def _batches(batch: int) -> str:
     return f"1:{batch}:{max(batch, _LARGEST_BATCH)}"
+
+
+def _titled(say: Progress, title: str) -> Progress:
+    return lambda text: say(f"{title}: {text}")
 
 
 def _slug(spec: str) -> str:
