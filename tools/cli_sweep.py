@@ -132,8 +132,8 @@ def show_sweep(result: "SweepResult") -> None:
     if data["classes"]:
         print_text(f"Classes: {data['classes']}.")
     timed = result.dense.latency is not None
-    title = f"{protocol['rounds']} rounds in turns, batch {protocol['batch']}, {protocol['threads']} threads; "
-    title += "in brackets the 95 % interval" if timed else "not timed"
+    timing = f"{protocol['rounds']} rounds in turns, batch {protocol['batch']}, {protocol['threads']} threads"
+    title = f"{timing if timed else 'Not timed'}; in brackets the 95 % interval"
     print_table(title, columns_of(result), [cells_of(row, result) for row in sorted_rows(result)])
     show_left_out("Settings that do not fit the model, or failed", result.misfits, shown=12)
     show_left_out("Settings without random beside them", result.alone)

@@ -21,7 +21,8 @@ _CSS = """
 .mark.chosen { fill: none; stroke: var(--good); stroke-width: 2.5; } .dots.dense { stroke: var(--ink); }
 .dots.random { stroke: var(--soft); }
 svg .label.good { fill: var(--good); font-weight: 600; }
-.tiles dd { overflow-wrap: anywhere; } tbody th { min-width: 180px; overflow-wrap: anywhere; } td { overflow-wrap: normal; }
+.tiles dd { overflow-wrap: anywhere; } tbody th { min-width: 180px; overflow-wrap: anywhere; }
+td { overflow-wrap: normal; }
 """
 
 
