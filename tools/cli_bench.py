@@ -97,7 +97,9 @@ def _show(result: "BenchResult") -> None:
     for side in result.sides:
         paths = side.identity["operators"]["paths"]
         if paths:
-            print_text(f"{side.role}: operators run as {', '.join(f'{form} ({n})' for form, n in paths.items())}.")
+            words = {"native": "native operators", "function": "ONNX bodies"}
+            ran = ", ".join(f"{n} as {words.get(form, form)}" for form, n in paths.items())
+            print_text(f"{side.role}: operators run {ran}.")
         notes = [side.verdict.reason] if side.verdict.status != "stable" else []
         if side.latency.p90_ns is None:
             notes.append(f"p90: {side.latency.reasons['p90_ns']}")

@@ -72,7 +72,9 @@ def export(
     if json:
         print_json(summary)
         return
-    print_pairs("Would export" if dry_run else "Exported", [(name, _flat(value)) for name, value in summary.items()])
+    from trt_compress.tools.describe import export_pairs
+
+    print_pairs("Would export" if dry_run else "Exported", export_pairs(summary))
 
 
 def verify(
@@ -149,12 +151,16 @@ def build(
     with progress(f"Building for {target}") as step:
         asked = {"yes": True, "no": False}.get(plugins or "", plugins)
         made = build_engines(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
-    records = [record.to_json() for record in made]
     if json:
+        records = [record.to_json() for record in made]
         print_json(records[0] if len(records) == 1 else records)
         return
-    for data in records:
-        print_pairs("Would build" if dry_run else "Built", [(name, _flat(value)) for name, value in data.items()])
+    from trt_compress.export.engines import BuildPlan
+    from trt_compress.tools.describe import engine_pairs, plan_pairs
+
+    for one in made:
+        pairs = plan_pairs(one) if isinstance(one, BuildPlan) else engine_pairs(one)
+        print_pairs("Would build" if dry_run else "Built", pairs)
 
 
 def _show_verification(report: "VerifyReport") -> None:
@@ -187,7 +193,8 @@ def _show_verification(report: "VerifyReport") -> None:
     if sites:
         print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
     if report.paths:
-        ran = (f"{name} as {form} × {n}" for name, forms in report.paths.items() for form, n in forms.items() if n)
+        words = {"native": "native operators", "function": "ONNX bodies"}
+        ran = (f"{n} {name} as {words[form]}" for name, forms in report.paths.items() for form, n in forms.items() if n)
         print_text(f"In ONNX Runtime ran {', '.join(ran)}.")
     print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 
@@ -208,11 +215,3 @@ def _place(name: str, graph: str, step: int) -> str:
 
 def _verdict(passed: bool) -> str:
     return "ok" if passed else "FAILED"
-
-
-def _flat(value: object) -> object:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={_flat(item)}" for name, item in value.items()) or None
-    if isinstance(value, list | tuple):
-        return ", ".join(str(_flat(item)) for item in value) or None
-    return value

@@ -1,11 +1,18 @@
 """A bundle in words and tables."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo
 from trt_compress.runtime.tokens import part_text, token_flows, tokens_text
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
+
+if TYPE_CHECKING:
+    from trt_compress.export.engines import BuildPlan
+
+_FORMS = {"function": "ONNX bodies", "plugin": "plugins, without bodies", "inline": "standard operators"}
+_PATHS = {"plugin": "plugins", "function": "ONNX bodies", "native": "native operators"}
 
 
 def print_bundle(bundle: Bundle) -> None:
@@ -21,12 +28,17 @@ def print_bundle(bundle: Bundle) -> None:
     _print_if_any("States", ("state", "graph", "from run to run", "tensor"), states)
     sites = [(part.site, part.compressor, _site_tokens(part)) for part in manifest.compression]
     _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
-    operators = [(part.name, part.op_type, part.version, part.nodes, part.lowering) for part in manifest.operators]
-    _print_if_any("Operators", ("operator", "op type", "version", "nodes", "lowering"), operators)
-    lowered = [(part.target, part.graph, part.file, part.lowering) for part in manifest.lowered]
+    operators = [
+        (part.name, part.op_type, part.version, part.nodes, _FORMS.get(part.lowering, part.lowering))
+        for part in manifest.operators
+    ]
+    _print_if_any("Operators", ("operator", "op type", "version", "nodes", "in the file as"), operators)
+    lowered = [
+        (part.target, part.graph, part.file, _FORMS.get(part.lowering, part.lowering)) for part in manifest.lowered
+    ]
     _print_if_any("Files for targets that need another form", ("target", "graph", "file", "operators as"), lowered)
     engines = [_engine(engine) for engine in manifest.engines]
-    _print_if_any("Engines", ("target", "graph", "size", "library", "precision", "paths", "seconds"), engines)
+    _print_if_any("Engines", ("target", "graph", "size", "built by", "precision", "operators", "seconds"), engines)
 
 
 def bundle_bytes(manifest: Manifest) -> int:
@@ -41,8 +53,113 @@ def compression_text(manifest: Manifest) -> str:
 
 def sites_text(sites: Sequence[Compression]) -> str:
     """As `compression_text`, of the sites themselves."""
-    parts = (f"{part.compressor}:{_settings(part.config, ',')}".rstrip(":") for part in sites)
+    parts = (f"{part.compressor}:{_spec_settings(part.config)}".rstrip(":") for part in sites)
     return "+".join(dict.fromkeys(parts)) or "none"
+
+
+def engine_pairs(engine: Engine) -> list[tuple[str, object]]:
+    """A built engine in words and units."""
+    plugins = f"a plugin library of the sources {engine.plugins}" if engine.plugins else None
+    return [
+        ("target", engine.target),
+        ("graph", engine.graph),
+        ("file", f"{engine.file}, {format_bytes(engine.bytes)}"),
+        ("built by", f"{library_words(engine.library)} {engine.library_version} in {engine.seconds:.1f} s"),
+        ("precision", _precision(engine)),
+        ("operators", _paths(engine.paths) or "none"),
+        *([("needs to run", plugins)] if plugins else []),
+        ("inputs", "\n".join(_profile(name, shapes) for name, shapes in engine.profile.items()) or "fixed shapes"),
+        ("hash", f"{engine.sha256} (SHA-256)"),
+    ]
+
+
+def plan_pairs(plan: "BuildPlan") -> list[tuple[str, object]]:
+    """A build that is planned, in words and units."""
+    return [
+        ("target", plan.target),
+        ("file", plan.file + (", in place of the one that is there" if plan.replaces else "")),
+        ("by", library_words(plan.library)),
+        ("batch", batch_words(*map(int, plan.batch.split(":")))),
+        ("precision", plan.precision_asked),
+        ("operators", f"as plugins of {plan.plugins}" if plan.plugins else "as ONNX bodies"),
+    ]
+
+
+def export_pairs(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The summary of an export in words and units."""
+    gflops, fewer, operators = summary["gflops"], summary["flops_reduction"], summary["operators"]
+    reduction = f", {fewer:.2f} times fewer than uncompressed" if fewer and summary["compressors"] != "none" else ""
+    return [
+        ("bundle", summary["bundle"] or "none: a dry run writes nothing"),
+        ("model", summary["model"]),
+        ("weights", ", ".join(filter(None, (summary["weights"], summary.get("provenance"))))),
+        ("compressors", summary["compressors"]),
+        ("tokens", _token_words(summary["tokens"])),
+        ("FLOPs an input", f"{gflops:g} G{reduction}" if gflops is not None else "not counted"),
+        (
+            "operators",
+            ", ".join(f"{name} {count} times" for name, count in operators.items())
+            or ("none" if summary["bundle"] else "not known yet"),
+        ),
+        ("precision", f"{summary['precision']}, opset {summary['opset']}"),
+        ("batch", batch_words(*map(int, summary["batch"].split(":")))),
+        ("targets", ", ".join(summary["targets"])),
+        ("verified", summary["verified"] or "not yet: nothing was traced"),
+        *(("warning", warning) for warning in summary["warnings"]),
+    ]
+
+
+def batch_words(low: int, usual: int, high: int) -> str:
+    """A range of batch sizes: `1 to 8, best at 4`."""
+    return str(low) if low == high else f"{low} to {high}, best at {usual}"
+
+
+def library_words(module: str) -> str:
+    """Name of a library as its maker writes it."""
+    names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
+    return names.get(module, module)
+
+
+def _token_words(tokens: Any) -> str:
+    if isinstance(tokens, dict):
+        return "\n".join(f"{name}: {_token_words(chain)}" for name, chain in tokens.items()) or "all kept"
+    return (" → ".join(map(str, tokens)) or "all kept") if isinstance(tokens, list) else str(tokens)
+
+
+def _precision(engine: Engine) -> str:
+    """What an engine computes in: `fp16 asked; the model's layers: 50 in fp16; inside operators: 24 in fp32`."""
+    model, inside = (_counts(engine.precision_achieved.get(part, {})) for part in ("model", "operators"))
+    said = [f"the model's layers: {model}" if model else "", f"inside operators: {inside}" if inside else ""]
+    return "; ".join(filter(None, (f"{engine.precision_asked} asked", *said)))
+
+
+def _counts(layers: Any) -> str:
+    return " and ".join(f"{count} in {name}" for name, count in layers.items()) if isinstance(layers, dict) else ""
+
+
+def _paths(paths: Mapping[str, Mapping[str, int]]) -> str:
+    """How operators run: `TokenMerge: 8 as ONNX bodies`."""
+    return "; ".join(
+        f"{name.removeprefix('Trtc')}: "
+        + ", ".join(f"{count} as {_PATHS.get(form, form)}" for form, count in forms.items() if count)
+        for name, forms in paths.items()
+    )
+
+
+def _profile(name: str, shapes: Mapping[str, Sequence[int]]) -> str:
+    low, usual, high = (f"[{', '.join(map(str, shapes[end]))}]" for end in ("min", "opt", "max"))
+    return f"{name} {low}" if low == high else f"{name} {low} to {high}, best at {usual}"
+
+
+def _spec_settings(config: Mapping[str, object]) -> str:
+    """Settings as a spec string has them; what is left to the compressor is left out."""
+    return ",".join(f"{name}={_spec_value(value)}" for name, value in config.items() if value is not None)
+
+
+def _spec_value(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_spec_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _overview(manifest: Manifest) -> list[tuple[str, object]]:
@@ -55,12 +172,12 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("compression", compression_text(manifest)),
         ("tokens", _sample_tokens(manifest)),
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
-        ("batch", f"{batch.min}:{batch.opt}:{batch.max}"),
+        ("batch", batch_words(batch.min, batch.opt, batch.max)),
         ("FLOPs an input", _flops(manifest)),
-        ("targets", ", ".join(manifest.targets) or None),
+        ("targets", ", ".join(manifest.targets) or "none named"),
         ("verification", _verification(manifest)),
         ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
-        ("made with", _settings(manifest.created_with)),
+        ("made with", ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())),
     ]
 
 
@@ -109,15 +226,11 @@ def _engine(engine: Engine) -> tuple[object, ...]:
         engine.target,
         engine.graph,
         format_bytes(engine.bytes),
-        f"{engine.library} {engine.library_version}",
-        f"{engine.precision_asked} asked; {_settings(engine.precision_achieved)}",
-        "; ".join(f"{name}: {_settings(count)}" for name, count in engine.paths.items()),
+        f"{library_words(engine.library)} {engine.library_version}",
+        _precision(engine),
+        _paths(engine.paths) or "none",
         f"{engine.seconds:.1f}",
     )
-
-
-def _settings(values: Mapping[str, object], separator: str = ", ") -> str:
-    return separator.join(f"{name}={value}" for name, value in values.items())
 
 
 def _print_if_any(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from trt_compress import __version__
+from trt_compress.runtime.manifest import Compression, Engine
 from trt_compress.tools.cli import app
 from trt_compress.tools.console import print_table
+from trt_compress.tools.describe import engine_pairs, sites_text
 
 COMMANDS = (
     "list",
@@ -322,3 +325,52 @@ def test_words_filter_what_is_listed(cli: Cli) -> None:
     assert all(
         form in text for form in ("timm:NAME", "zoo:NAME", "hf:DIR", "wavtokenizer:FILE", "FACTORY", "FILE.toml")
     )
+
+
+INSIDES = re.compile(r"\w=\w|[{}()]'|None|True|False|Trtc\w+:|evidence|_version|max_abs")
+
+
+def test_what_is_built_and_exported_is_said_in_words_and_units() -> None:
+    engine = Engine(
+        target="rtx",
+        file="engines/rtx/model.engine",
+        sha256="0f" * 32,
+        bytes=17421964,
+        library="tensorrt_rtx",
+        library_version="1.7.1.116",
+        onnx_sha256="1f" * 32,
+        precision_asked="fp16",
+        precision_achieved={"evidence": "network", "model": {"fp16": 74}, "operators": {"fp32": 24, "fp16": 1}},
+        paths={"TrtcTokenMerge": {"plugin": 2, "function": 6}},
+        profile={"image": {"min": [1, 3], "opt": [4, 3], "max": [8, 3]}, "size": {"min": [2], "opt": [2], "max": [2]}},
+        seconds=2.719,
+    )
+    said = {name: str(value) for name, value in engine_pairs(engine)}
+    assert said["built by"] == "TensorRT-RTX 1.7.1.116 in 2.7 s" and said["file"].endswith("model.engine, 16.6 MiB")
+    assert said["precision"] == (
+        "fp16 asked; the model's layers: 74 in fp16; inside operators: 24 in fp32 and 1 in fp16"
+    )
+    assert said["operators"] == "TokenMerge: 2 as plugins, 6 as ONNX bodies"
+    assert said["inputs"] == "image [1, 3] to [8, 3], best at [4, 3]\nsize [2]"
+    assert not any(INSIDES.search(value) for value in said.values())
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_inspect_fits_and_shows_no_insides(cli: Cli, exported: Callable[..., Path], columns: int) -> None:
+    shown = cli("inspect", exported("evit:keep_ratio=0.7", batch="1:2:4"), columns=columns).stdout
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "1 to 4, best at 2" in shown and "ONNX bodies" in shown and ", torch " in shown.replace("\n", " ")
+    insides = [line for line in shown.splitlines() if INSIDES.search(line) and "evit:keep_ratio" not in line]
+    assert insides == []
+
+
+def test_a_planned_export_is_said_in_words(cli: Cli) -> None:
+    shown = cli("export", "zoo:digits_vit", "-o", "x", "--compress", "tome:num_merged=4", "--dry-run").stdout
+    assert "65 → 61 → 57" in shown and "times fewer than uncompressed" in shown and "a dry run writes nothing" in shown
+    assert [line for line in shown.splitlines() if INSIDES.search(line) and "tome:num_merged=4" not in line] == []
+
+
+def test_settings_are_written_as_a_spec_string_has_them() -> None:
+    config = {"keep_ratio": (0.7, 0.5), "layers": None, "fuse": True, "mode": "mean"}
+    site = Compression(site="a", compressor="evit", config=config, tokens_in=5, tokens_out=3)
+    assert sites_text([site, site]) == "evit:keep_ratio=[0.7,0.5],fuse=true,mode=mean"
