@@ -259,7 +259,8 @@ class _AvSound:
             )
 
     def _decoded(self) -> Iterator[Array]:
-        to_float = self._av.AudioResampler(format="fltp")
+        # Interleaved: with more than eight channels PyAV reads planes of a planar frame that are elsewhere in memory.
+        to_float = self._av.AudioResampler(format="flt")
         form: tuple[int, int] | None = None
         try:
             for frame in self._container.decode(self._track()):
@@ -272,7 +273,7 @@ class _AvSound:
                 form = found
                 self.rate = frame.sample_rate
                 for converted in to_float.resample(frame):
-                    yield np.ascontiguousarray(converted.to_ndarray().T, np.float32)
+                    yield np.asarray(converted.to_ndarray(), np.float32).reshape(-1, found[1])
         except StreamError:
             raise
         except Exception as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -157,6 +158,20 @@ def test_an_mp3_with_a_cover_plays(tmp_path: Path) -> None:
     size = bytes(len(tag) >> shift & 0x7F for shift in (21, 14, 7, 0))
     (tmp_path / "song.mp3").write_bytes(b"ID3\x03\0\0" + size + tag + sound + b"TAG" + bytes(125))
     np.testing.assert_array_equal(played(tmp_path / "song.mp3"), played(tmp_path / "plain.mp3"))
+
+
+def test_many_channels_of_what_soundfile_does_not_read(tmp_path: Path) -> None:
+    sound = np.stack([np.full(4800, (number + 1) / 32, np.float32) for number in range(16)])
+    with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as container:
+        track: Any = container.add_stream("pcm_f32le", rate=RATE, layout="hexadecagonal")
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(sound.T).reshape(1, -1), format="flt", layout="hexadecagonal"
+        )
+        frame.sample_rate = RATE
+        container.mux(track.encode(frame))
+        container.mux(track.encode())
+    np.testing.assert_allclose(played(tmp_path / "a.mka", channels=16)[:, :4800], sound, atol=1e-6)
+    np.testing.assert_allclose(played(tmp_path / "a.mka", resample=True)[:4800], sound.mean(axis=0), atol=1e-6)
 
 
 def _wav(path: Path, samples: Array, rate: int = RATE) -> Path:
