@@ -3,6 +3,7 @@
 What was built from the same sources, for the same processor, SMs and TensorRT, is not built again.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, NativeError, PluginError
+from trt_compress.paths import try_new_folder
 from trt_compress.plugins import ptxas
 from trt_compress.plugins.headers import OLDEST_API, onnxruntime_headers
 from trt_compress.plugins.library import (
@@ -44,6 +46,8 @@ SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 _NOTHING: Callable[[str], None] = lambda _: None  # noqa: E731
 _TENSORRT_FOLDERS = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
 _LOG_LINES = 25
+_NEWEST_SM = 199  # a number above it is a slip; which of the others there are, nvcc knows
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = 4  # libraries of one kind, the newest ones: those of other sources are of use while one goes to and fro
 
 
@@ -95,22 +99,74 @@ def build(
         force: Build although it is there.
         step: Takes what is being done, for a progress display.
 
+    Everything that is given, the compilers and the cache are looked at before anything is compiled.
+
     Raises:
-        ConfigError: An SM is not known.
-        PluginError: What was asked for explicitly cannot be built, or a compiler failed; the hint has its last lines.
+        ConfigError: An SM is not known or stands twice, or a folder does not hold the headers.
+        PluginError: What was asked for explicitly cannot be built here, or the cache cannot be written.
+        NativeError: A compiler failed; the hint has its last lines.
     """
+    if isinstance(cuda, str) and cuda not in ("auto", "all", "none"):
+        raise ConfigError(f"cuda='{cuda}'; give SMs such as [87, 90], or 'auto', 'all' or 'none'.")
+    if foreign := [kind for kind in only if kind not in KINDS]:
+        raise ConfigError(f"only: there is no library '{foreign[0]}'; there are {', '.join(KINDS)}.")
+    if tensorrt is not None:
+        tensorrt = _as_config(tensorrt, _given_tensorrt)
+    if onnxruntime is not None:
+        _as_config(onnxruntime, onnxruntime_headers)
     cmake = shutil.which("cmake")
     if cmake is None:
         raise PluginError("CMake is not on the path; install it, for example with 'pip install cmake ninja'.")
     if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
         raise PluginError("There is no C++ compiler on the path; install g++ or clang++ (on Debian: apt install g++).")
-    outcomes: list[Outcome] = []
-    if "onnxruntime" in only:
-        outcomes.append(_build_onnxruntime(cmake, onnxruntime, force, step))
     gpu: tuple[Kind, ...] = tuple(kind for kind in ("cuda", "tensorrt") if kind in only)
-    if gpu:
-        outcomes += _build_gpu(cmake, gpu, cuda, tensorrt, force, step)
+    wanted = _sms_or_reason(cuda, tensorrt) if gpu else ""
+    with _cache_errors():
+        try_new_folder(cache_folder() / "build")
+        try_new_folder(cache_folder() / "plugins")
+        outcomes: list[Outcome] = []
+        if "onnxruntime" in only:
+            outcomes.append(_build_onnxruntime(cmake, onnxruntime, force, step))
+        if gpu:
+            outcomes += _build_gpu(cmake, gpu, wanted, tensorrt, force, step)
     return tuple(outcomes)
+
+
+def _given_tensorrt(folder: Path) -> Path:
+    found = tensorrt_headers(folder)
+    assert found is not None
+    tensorrt_version(found)
+    return found
+
+
+def _as_config(folder: Path, look: Callable[[Path], Path]) -> Path:
+    """What `look` finds in a folder that was given; a folder without it is a bad value."""
+    try:
+        return look(folder)
+    except PluginError as error:
+        raise ConfigError(error.message) from None
+    except OSError as error:
+        raise ConfigError(f"'{folder}' cannot be read ({error.strerror}); give a folder that can be.") from None
+
+
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    """Say which setting moves the cache when it cannot be written, or its disk fills up on the way."""
+    advice = "set XDG_CACHE_HOME to a folder that may be written"
+    try:
+        yield
+    except OSError as error:
+        advice = f"free some space, or {advice}" if error.errno in _FULL else advice
+        raise PluginError(
+            f"The native libraries cannot be written to '{cache_folder()}' ({error.strerror or error}); {advice}."
+        ) from error
+    except NativeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise PluginError(
+            f"The native libraries cannot be built in '{cache_folder()}' (no space left on its disk, or on that of "
+            f"{tempfile.gettempdir()}); free some space, or {advice}."
+        ) from error
 
 
 def _build_onnxruntime(cmake: str, given: Path | None, force: bool, step: Callable[[str], None]) -> Outcome:
@@ -137,17 +193,16 @@ def _build_onnxruntime(cmake: str, given: Path | None, force: bool, step: Callab
 def _build_gpu(
     cmake: str,
     kinds: Sequence[Kind],
-    cuda: Literal["auto", "all", "none"] | Sequence[int],
+    chosen: tuple[list[int], list[int]] | str,
     given: Path | None,
     force: bool,
     step: Callable[[str], None],
 ) -> Iterator[Outcome]:
-    try:
-        sms, unknown = _sms_wanted(cuda)
-        headers = tensorrt_headers(given) if "tensorrt" in kinds else None
-    except _Skip as skip:
-        yield from (Outcome(kind=kind, library=None, note=str(skip)) for kind in kinds)
+    if isinstance(chosen, str):
+        yield from (Outcome(kind=kind, library=None, note=chosen) for kind in kinds)
         return
+    sms, unknown = chosen
+    headers = (given or tensorrt_headers()) if "tensorrt" in kinds else None
     note = f"this nvcc does not know SM {', '.join(map(str, unknown))}" if unknown else ""
     wanted: dict[Kind, Path] = {}
     facts: dict[Path, dict[str, Any]] = {}
@@ -186,10 +241,32 @@ class _Skip(Exception):
     """Nobody asked for it explicitly, and it cannot be built here."""
 
 
+def _sms_or_reason(
+    cuda: Literal["auto", "all", "none"] | Sequence[int], tensorrt: Path | None
+) -> tuple[list[int], list[int]] | str:
+    """What `_sms_wanted` gives, or why nothing is built for a GPU.
+
+    Raises:
+        PluginError: Nothing is, and the folder of TensorRT was given.
+    """
+    try:
+        return _sms_wanted(cuda)
+    except _Skip as skip:
+        if tensorrt is None:
+            return str(skip)
+        if cuda == "none":
+            raise ConfigError(
+                "--tensorrt and --cuda none: the plugins are made of the kernels; leave one out."
+            ) from None
+        raise PluginError(f"The TensorRT plugins cannot be built: {skip}.") from None
+
+
 def _sms_wanted(cuda: Literal["auto", "all", "none"] | Sequence[int]) -> tuple[list[int], list[int]]:
     """The SMs to compile for, and those that were wanted and that nvcc does not know."""
     if cuda == "none":
         raise _Skip("not asked for")
+    if not isinstance(cuda, str):
+        _check_sms(cuda)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         reason = "nvcc is not on the path; it comes with the CUDA toolkit, or with 'pip install nvidia-cuda-nvcc'"
@@ -202,9 +279,8 @@ def _sms_wanted(cuda: Literal["auto", "all", "none"] | Sequence[int]) -> tuple[l
             raise _Skip("there is no GPU here; name the SMs to compile for, such as --cuda 87,90 or --cuda all")
         cuda = here
     sms = list(SMS) if cuda == "all" else sorted(set(cuda))
-    foreign = [sm for sm in sms if sm < SMS[0]]
-    if foreign:
-        raise ConfigError(f"--cuda {foreign[0]}: SMs from {SMS[0]} on are supported: {', '.join(map(str, SMS))}.")
+    if cuda != "all":
+        _check_sms(sms)
     known = {int(sm) for sm in re.findall(r"sm_(\d+)\b", _output(nvcc, "--list-gpu-code"))}
     unknown = [sm for sm in sms if sm not in known]
     if unknown and (cuda != "all" or len(unknown) == len(sms)):
@@ -213,6 +289,16 @@ def _sms_wanted(cuda: Literal["auto", "all", "none"] | Sequence[int]) -> tuple[l
             f"{', '.join(map(str, sorted(known)))}."
         )
     return [sm for sm in sms if sm in known], unknown
+
+
+def _check_sms(sms: Sequence[int]) -> None:
+    shown = ",".join(map(str, sms))
+    if not sms:
+        raise ConfigError("--cuda names no SM; give some such as 87,90, or 'all', or 'none'.")
+    if foreign := [sm for sm in sms if not SMS[0] <= sm <= _NEWEST_SM]:
+        raise ConfigError(f"--cuda {foreign[0]}: SMs from {SMS[0]} on are supported: {', '.join(map(str, SMS))}.")
+    if len(set(sms)) != len(sms):
+        raise ConfigError(f"--cuda {shown} names an SM twice; name each once.")
 
 
 def _gpus_here() -> list[int]:

@@ -61,8 +61,27 @@ class Library:
 
 
 def cache_folder() -> Path:
-    """Where this package keeps what it can make again: `$XDG_CACHE_HOME/trt-compress`, or `~/.cache/trt-compress`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trt-compress"
+    """Where this package keeps what it can make again: `$XDG_CACHE_HOME/trt-compress`, or `~/.cache/trt-compress`.
+
+    Raises:
+        PluginError: There is neither; `has_cache()` is then False.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "trt-compress"
+    except RuntimeError:  # no HOME, and the user is not known to the system
+        raise PluginError(
+            "There is no home folder for the native libraries; set XDG_CACHE_HOME to a folder that may be written."
+        ) from None
+
+
+def has_cache() -> bool:
+    """Whether there is a place for a cache; what is asked for by default is then looked for there."""
+    try:
+        cache_folder()
+    except PluginError:
+        return False
+    return True
 
 
 def sources_folder() -> Path:
@@ -111,7 +130,7 @@ def describe(path: Path) -> Library:
     Raises:
         PluginError: The file is missing, or it is not what the description beside it says.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PluginError(f"'{path}' is not there; build the libraries with 'trt-compress plugins build'.")
     foreign = "build one with 'trt-compress plugins build'"
     beside = path.with_suffix(".json")
@@ -183,8 +202,10 @@ def find(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) ->
     Raises:
         PluginError: It was built, and may not be loaded here; see `check`.
     """
+    if not has_cache():
+        return None
     path = library_path(kind, tensorrt_major=_major(tensorrt) if tensorrt else None)
-    return check(path, kind, tensorrt=tensorrt, sms=sms) if path.exists() else None
+    return check(path, kind, tensorrt=tensorrt, sms=sms) if os.path.exists(path) else None
 
 
 def require(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) -> Library:
@@ -232,6 +253,8 @@ def refuse_on(backend: str) -> None:
 def installed() -> tuple[Library | PluginError, ...]:
     """Every library in the cache, of this version's sources or not; what cannot be described is the error it gives."""
     found: list[Library | PluginError] = []
+    if not has_cache():
+        return ()
     for path in sorted((cache_folder() / "plugins").glob("*/libtrtc_*.so")):
         try:
             found.append(describe(path))

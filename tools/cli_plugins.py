@@ -115,7 +115,7 @@ def _archs(text: str) -> Literal["auto", "all", "none"] | list[int]:
     words: dict[str, Literal["auto", "all", "none"]] = {"auto": "auto", "all": "all", "none": "none"}
     if text in words:
         return words[text]
-    try:
-        return [int(part.strip().removeprefix("sm_").replace(".", "")) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--cuda {text}: give SMs such as 87,90, or 'all', or 'none'.") from None
+    numbers = [part.strip().removeprefix("sm_").replace(".", "", 1) for part in text.split(",")]
+    if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in numbers):
+        raise ConfigError(f"--cuda {text}: give SMs such as 87,90, or 'all', or 'none'.")
+    return [int(number) for number in numbers]
