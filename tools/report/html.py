@@ -32,12 +32,11 @@ def page_from_report(report: Report, players: Mapping[str, str] | None = None) -
         _head(report),
         *(_verdict(side, len(report.sides) > 1) for side in report.sides),
         _tiles(report),
+        *_found(report),
         *_sound(report, players or {}),
         "<h2>Plots</h2>",
         *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
-    if found := found_section(report.findings):
-        body += [f"<h2>{escape(found.title)}</h2>", rows_html(found.columns, found.rows)]
     for side in report.sides:
         name = f"Numbers of the {side.role}" if len(report.sides) > 1 else "Numbers"
         body.append(f"<h2>{escape(name)}</h2>")
@@ -71,6 +70,11 @@ def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_polic
         f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
         f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
     )
+
+
+def _found(report: Report) -> list[str]:
+    found = found_section(report.findings)
+    return [] if found is None else [f"<h2>{escape(found.title)}</h2>", rows_html(found.columns, found.rows)]
 
 
 def _sound(report: Report, players: Mapping[str, str]) -> list[str]:

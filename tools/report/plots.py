@@ -85,6 +85,12 @@ def _value_scale(low: float, high: float, start: float, end: float) -> tuple[Sca
     return linear(0, top, start, end), nice_ticks(0, top, 5), False
 
 
+def _span(x: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis from 0 on, never the same."""
+    first, last = min(0.0, min(x)), max(x)
+    return first, last if last > first else first + 1.0
+
+
 def _per_unit(x: str, last: float) -> float:
     """What a value of the axis is multiplied by for its ticks: a stream of less than a second is in milliseconds."""
     return 1000.0 if x == _SECONDS and last < 1 else 1.0
@@ -113,7 +119,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
     values += [deadline_ms] if deadline_ms is not None else []
     low, high = min(values), max(values)
     ends = [x for part in plots for x in (*part.latency_x, *part.lost_x)]
-    first, last = min(0.0, min(ends)), max(ends)
+    first, last = _span(ends)
     few = " few" if max(len(part.latency_ms) for part in plots) <= _FEW else ""
 
     def draw(board: Board) -> None:
@@ -366,7 +372,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
     title = "Tokens of a frame that a site computes, at most" if keeps else "Tokens per frame after the last compressor"
     high = max(plots.tokens_out)
     top = max(high, side.compression.tokens_in or 0) * 1.08 or 1.0
-    first, last = min(0.0, plots.tokens_x[0]), plots.tokens_x[-1]
+    first, last = _span(plots.tokens_x)
 
     def draw(board: Board) -> None:
         size = board.size
@@ -406,7 +412,7 @@ def _lost(side: Side, identifier: str) -> Figure | None:
         return None
     title = "Frames without a result"
     ends = [*plots.lost_x, *plots.latency_x]
-    first, last = min(0.0, min(ends)), max(ends) or 1.0
+    first, last = _span(ends)
     outcomes = sorted(set(plots.lost_outcome))
     bins = {outcome: _binned(plots, outcome, first, last) for outcome in outcomes}
     most = max(sum(counts) for counts in zip(*bins.values(), strict=True))
