@@ -209,8 +209,9 @@ def write_any(path: Path, codec: str, *, options: dict[str, str] | None = None, 
         for number in range(40):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
             if voice is not None:
-                form, kind = ("s16", np.int16) if sound == "pcm_s16le" else ("fltp", np.float32)
-                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1920), kind), format=form, layout="mono")
+                form = "s16" if sound == "pcm_s16le" else "fltp"
+                silence: Any = np.zeros((1, 1920), np.int16 if form == "s16" else np.float32)
+                samples = av.AudioFrame.from_ndarray(silence, format=form, layout="mono")
                 samples.sample_rate, samples.pts = 48000, 1920 * number
                 container.mux(voice.encode(samples))
         for one in (stream, voice):
