@@ -19,7 +19,7 @@ def print_stream(result: "StreamResult") -> None:
         print_pairs(found.title, [(str(row[0]), row[1]) for row in found.rows])
     counts, protocol, frames = result.counts, result.protocol, result.frames
     times = frames.end_to_end_ns()
-    rate = counts.delivered / (result.wall_ns / 1e9) if result.wall_ns else 0.0
+    rate = result.throughput_per_s or 0.0
     missed = None if counts.deadline_missed is None else f"{counts.deadline_missed} of {counts.delivered} delivered"
     kind = protocol.kind if protocol.fps is None else f"{protocol.kind}, {protocol.fps:g} fps"
     realtime = ", real-time threads" if protocol.scheduling == "realtime" else ""

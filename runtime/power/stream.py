@@ -71,7 +71,7 @@ def run_with_power(
             if not isinstance(error.result, StreamResult):
                 raise
             broken, result = error, error.result
-        end_ns = clock()
+        end_ns = clock() - (result.overlay.after_ns if result.overlay else 0)
     if result.wall_ns > 0:
         power = session.result(end_ns - result.wall_ns, end_ns, num_inferences=result.counts.delivered)
         result = replace(result, resources=resources_with_power(result.resources, power))

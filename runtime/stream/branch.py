@@ -4,6 +4,8 @@ import copy
 import os
 import sys
 import threading
+import time
+from dataclasses import replace
 from typing import Any, Protocol
 
 from trt_compress.runtime.stream.frame import Frame
@@ -15,6 +17,8 @@ BEHIND = "the overlay was behind"
 
 MOST_BYTES = 128 << 20
 """Data of the frames that wait; one may wait however large it is."""
+
+_POLL_S = 0.1
 
 
 class CountingSink(Sink, Protocol):
@@ -29,9 +33,10 @@ class CountingSink(Sink, Protocol):
 class Branch:
     """Hands frames to a sink in order of their numbers, outside of the stream's time.
 
-    What waits is bounded: a delivered frame for which there is no room comes to the sink's `skip` without its data,
-    with the outcome "delivered" and the reason `BEHIND`. An error of the sink ends the stream at the next frame, or
-    when it is closed. Its thread is the only one that calls the sink while the stream runs.
+    What waits is bounded. A closed loop waits between frames until there is room; otherwise a delivered frame for which
+    there is none comes to the sink's `skip` without its data, with the outcome "delivered" and the reason `BEHIND`. An
+    error of the sink ends the stream at the next frame, or when it is closed. Its thread is the only one that calls the
+    sink while the stream runs.
 
     Args:
         sink: Reads data, summary and times of a frame; inputs and outputs are gone when it comes to it.
@@ -46,11 +51,31 @@ class Branch:
         self._most_bytes = most_bytes
         self._changed = threading.Condition()
         self._waiting: dict[int, tuple[Frame, int]] = {}  # by number: what comes to the sink, and when it was delivered
-        self._bytes = 0
+        self._bytes = self._size = 0  # of all that waits, and of the last frame
+        self._waited_ns = self._after_ns = 0
         self._next = 0  # number of the frame that is handed on next
         self._ending = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def counts(self) -> OverlayCounts:
+        """What became of the frames, and what the stream did not have to wait for."""
+        return replace(self.sink.counts, waited_ns=self._waited_ns, after_ns=self._after_ns)
+
+    def wait_for_room(self, stop: threading.Event) -> None:
+        """Wait until a frame like the last one has room, or `stop` is set; the time is counted.
+
+        A stream without a clock asks for this between frames, where it is part of no frame's time.
+        """
+        begin = time.perf_counter_ns()
+        with self._changed:
+            while not (self._bytes == 0 or self._bytes + self._size <= self._most_bytes or self._error or self._ending):
+                if stop.is_set():
+                    break
+                self._changed.wait(_POLL_S)
+                self._waited_ns += time.perf_counter_ns() - begin
+                begin = time.perf_counter_ns()
 
     def open(self) -> None:
         """Open the sink and start the thread."""
@@ -69,6 +94,7 @@ class Branch:
         size = _bytes_of(frame.data)
         with self._changed:
             self._raise_error()
+            self._size = size
             if not self._in_latency and self._bytes and self._bytes + size > self._most_bytes:
                 event.data, event.outcome, event.reason = None, "delivered", BEHIND
             else:
@@ -94,6 +120,7 @@ class Branch:
         Raises:
             BaseException: What the sink raised and no frame has told.
         """
+        begin = time.perf_counter_ns()
         with self._changed:
             self._ending = True
             self._changed.notify_all()
@@ -104,6 +131,7 @@ class Branch:
         try:
             self.sink.close()
         finally:
+            self._after_ns = time.perf_counter_ns() - begin
             if error is not None:
                 raise error
 

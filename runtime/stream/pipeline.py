@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from trt_compress.errors import ConfigError, InternalError, StreamError, TrtCompressError
+from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.frame import ROWS_KEPT, Array, Frame, Ledger
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item, Sink, Source
@@ -266,6 +267,9 @@ class Pipeline:
         if pace.waits_for_delivery:
             while not self._ledger.wait_until_empty(_POLL_S) and not self._stop.is_set():
                 pass
+            for sink in self._opened:
+                if isinstance(sink, Branch):
+                    sink.wait_for_room(self._stop)
             if pause := pace.pause_ns(index):
                 clock.sleep_until(clock.now_ns() + pause, self._stop)
         if (due := pace.due_ns(index)) is None:

@@ -240,11 +240,15 @@ class OverlayCounts(Record):
         drawn: Delivered frames that were drawn.
         behind: Delivered frames that came too fast to be drawn: the last picture is repeated, marked.
         without_result: Frames that were dropped or failed: the last picture is repeated, marked.
+        waited_ns: What a closed loop waited for it between frames. It is in the wall time, and in no frame's.
+        after_ns: What it took to finish after the stream had ended. It is not in the wall time.
     """
 
     drawn: int
     behind: int
     without_result: int
+    waited_ns: int = 0
+    after_ns: int = 0
 
     def sentence(self) -> str:
         """Say it to a person."""
@@ -253,7 +257,9 @@ class OverlayCounts(Record):
             parts.append(f"{self.behind} came too fast to be drawn (--overlay-in-latency draws every one)")
         if self.without_result:
             parts.append(f"{self.without_result} without a result")
-        return "; ".join(parts) + (" (each repeats the picture before it)." if len(parts) > 1 else ".")
+        repeated = " (each repeats the picture before it)" if len(parts) > 1 else ""
+        waited = f"; the loop waited {self.waited_ns / 1e9:.1f} s for it between frames" if self.waited_ns else ""
+        return "; ".join(parts) + repeated + waited + "."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +297,12 @@ class StreamResult(Record):
     sound: Sound | None = field(default=None, metadata={"sparse": True})
     findings: Findings | None = field(default=None, metadata={"sparse": True})
     frames: Frames
+
+    @property
+    def throughput_per_s(self) -> float | None:
+        """Delivered frames a second of the wall time, less what a closed loop waited for its overlay; None without."""
+        took_ns = self.wall_ns - (self.overlay.waited_ns if self.overlay else 0)
+        return self.counts.delivered / (took_ns / 1e9) if took_ns > 0 else None
 
     @classmethod
     def from_text(cls, text: str | bytes, where: str = "the result") -> "StreamResult":

@@ -190,7 +190,7 @@ class _Run:
             self._controller = Controller(names, deadline_ns, options.adapt, measured)
         started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         finished = pipeline.run()
-        overlay = next((sink.sink.counts for sink in sinks if isinstance(sink, Branch)), None)
+        overlay = next((sink.counts for sink in sinks if isinstance(sink, Branch)), None)
         result = self._result(finished, started_at, overlay)
         if finished.error is not None:
             finished.error.result = result

@@ -179,14 +179,13 @@ def _latency(result: StreamResult) -> Latency:
     inference = _present(stages["session"], rows) if "session" in stages else []
     end_to_end = result.frames.end_to_end_ns()
     gaps = np.diff(np.sort([result.frames.end_ns[row] for row in rows])).astype(np.float64)
-    delivered = result.counts.delivered
     missed, why_not = _missed(result)
     reasons = {}
     for name, missing, why in (
         ("inference", not inference, "no frame was delivered" if not rows else "the result does not time the session"),
         ("end_to_end", not end_to_end, "no frame was delivered"),
         ("max_minus_median_ns", not end_to_end, "no frame was delivered"),
-        ("throughput_per_s", not result.wall_ns, "the stream took no time"),
+        ("throughput_per_s", result.throughput_per_s is None, "the stream took no time"),
         ("inter_result_std_ns", len(gaps) < 2, f"n too small: {len(gaps)} of 2 times between results"),
         ("inter_result_max_minus_median_ns", len(gaps) < 1, f"n too small: {len(gaps)} of 1 times between results"),
         ("deadline_missed", missed is None, why_not),
@@ -198,7 +197,7 @@ def _latency(result: StreamResult) -> Latency:
     return Latency(
         inference=Distribution.of(inference),
         end_to_end=Distribution.of(end_to_end),
-        throughput_per_s=delivered / (result.wall_ns / 1e9) if result.wall_ns else None,
+        throughput_per_s=result.throughput_per_s,
         inter_result_std_ns=float(gaps.std(ddof=1)) if len(gaps) > 1 else None,
         inter_result_max_minus_median_ns=float(gaps.max() - np.median(gaps)) if len(gaps) else None,
         max_minus_median_ns=float(max(end_to_end) - np.median(end_to_end)) if end_to_end else None,

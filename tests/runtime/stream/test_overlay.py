@@ -291,11 +291,25 @@ def test_a_slow_overlay_is_no_part_of_latency_and_falls_behind() -> None:
     stages = identity_stages(
         preprocess=lambda data: {"x": np.float32(0)}, delivered=lambda frame: gate.set() if frame.id == 19 else None
     )
-    finished, _ = run_pipeline(ListSource(images), stages, sink=Branch(slow, most_bytes=5000))
+    pace = Pace(kind="fixed rate", fps=500)
+    finished, _ = run_pipeline(ListSource(images), stages, sink=Branch(slow, most_bytes=5000), pace=pace)
     counts = finished.ledger.counts()
     assert (counts.delivered, finished.ended) == (20, "end of source") and slow.closed
     assert [number for number, _ in slow.events] == list(range(20))
     assert slow.counts.drawn == 5 and slow.counts.behind == 15
+
+
+def test_a_closed_loop_has_no_clock_and_waits_between_frames() -> None:
+    branch = Branch(SlowSink(seconds=0.01), most_bytes=3000)
+    stages = identity_stages(preprocess=lambda data: {"x": np.float32(0)})
+    finished, _ = run_pipeline(ListSource([np.zeros(1000, np.uint8)] * 20), stages, sink=branch)
+    counts = branch.counts
+    assert (counts.drawn, counts.behind) == (20, 0)
+    # 20 frames of 10 ms: what was not waited for was drawn after the end.
+    assert 100_000_000 < counts.waited_ns < finished.wall_ns and counts.after_ns > 10_000_000
+    times_ns = finished.ledger.frames()
+    late = [end - arrival for end, arrival in zip(times_ns.end_ns, times_ns.arrival_ns, strict=True)]
+    assert np.median(late) < 8_000_000  # no frame's time
 
 
 def test_in_latency_every_frame_is_drawn_and_counts() -> None:

@@ -100,7 +100,7 @@ def full_json() -> dict[str, Any]:
             "power": None,
             "power_reason": "No power rail can be read on this machine",
         },
-        "overlay": {"drawn": 1, "behind": 0, "without_result": 2},
+        "overlay": {"drawn": 1, "behind": 0, "without_result": 2, "waited_ns": 5, "after_ns": 6},
         "frames": {
             "id": [0, 1, 2],
             "capture_ns": [0, None, 66],
