@@ -14,7 +14,7 @@ from trt_compress import __version__
 from trt_compress.errors import BuildError, BundleError, GateError, PluginError, TrtCompressError, UnsupportedError
 from trt_compress.export.build import PRODUCTS, choose_plugins, library_version, parse_file, require_library
 from trt_compress.export.findings import Finding, recorded_findings
-from trt_compress.export.forms import target_file
+from trt_compress.export.forms import is_pruned, target_file
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
@@ -71,8 +71,8 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
     """
     chosen, path = get_target(target), Path(bundle)
     rules, missing = _rules()
-    if rules is not None:
-        opened = Bundle.open(path) if path.is_dir() else None
+    opened = Bundle.open(path) if path.is_dir() or rules is None and not path.is_file() else None
+    if rules is not None and not (opened and is_pruned(opened)):
         files = [opened.file(graph.file) for graph in opened.manifest.graphs] if opened else [path]
         said = (f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it",)
         if not ask_library:
@@ -84,14 +84,15 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
         found = tuple(finding for findings, _ in judged for finding in findings)
         tried = dict.fromkeys(f"the file itself was {sentence}" for _, sentence in judged)
         return PreflightReport(target=target, findings=found, checked=(*said, *tried))
-    if path.is_file():
+    if opened is None:
         raise UnsupportedError(
             f"'{path}' is a bare ONNX file, and reading it needs '{missing}', which is not installed; give a bundle, "
             "which says what was found when it was exported.",
             hint='pip install "trt-compress[export]"',
         )
-    opened = Bundle.open(path)
     recorded = recorded_findings(opened, target)
+    if recorded is None and is_pruned(opened):
+        opened.file(opened.manifest.graphs[0].file)  # says that it is gone, and why
     if recorded is None:
         raise UnsupportedError(
             f"'{path}' does not say what preflight for '{target}' found when it was exported, and the rules need "

@@ -16,7 +16,7 @@ from trt_compress.export.build import (
 )
 from trt_compress.export.bundle import update_bundle
 from trt_compress.export.check import engine_findings, require_passed
-from trt_compress.export.forms import operator_nodes_of, target_file
+from trt_compress.export.forms import operator_nodes_of, source_file, target_file
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import get_target
 from trt_compress.runtime.bundle import Bundle
@@ -138,14 +138,14 @@ def build_engines(
                 target_file(opened, graph, chosen, with_plugins=library is not None, folder=Path(folder)),
                 chosen,
                 inputs=input_shapes(graph.inputs),
-                operators=operator_nodes_of(opened.file(graph.file)),
+                operators=operator_nodes_of(opened.file(source_file(opened, graph))),
                 batch=batch,
                 precision=manifest.precision,
                 lengths=lengths,
                 plugins=library,
             )
         file = files[graph.name]
-        records.append(engine_record(built, file, manifest.files[graph.file].sha256, graph.name))
+        records.append(engine_record(built, file, manifest.files[source_file(opened, graph)].sha256, graph.name))
         engines[file] = built.data
     kept = tuple(engine for engine in manifest.engines if engine.target != target)
     step("adding the engine" + "s"[: len(files) > 1])

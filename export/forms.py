@@ -54,6 +54,20 @@ def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: b
     return file
 
 
+def is_pruned(bundle: Bundle) -> bool:
+    """Whether a graph's own file was removed, as one target needs another form of it."""
+    return any(graph.file not in bundle.manifest.files for graph in bundle.manifest.graphs)
+
+
+def source_file(bundle: Bundle, graph: Graph) -> str:
+    """Name of the file that a graph's operators are read from: its own, or in a pruned bundle that of a target."""
+    if graph.file not in bundle.manifest.files:
+        for lowered in bundle.manifest.lowered:
+            if lowered.graph == graph.name:
+                return lowered.file
+    return graph.file
+
+
 def operator_nodes_of(file: Path) -> dict[str, str]:
     """Op type of every operator node of an ONNX file, by its name; read without the package onnx.
 

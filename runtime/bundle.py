@@ -48,6 +48,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Find a file of the bundle by the name that the manifest gives it."""
         if name not in self.manifest.files:
+            if any(name in (graph.file, *graph.external_data) for graph in self.manifest.graphs):
+                raise BundleError(
+                    f"The bundle '{self.path}' has no file '{name}' any more: it was pruned to what "
+                    f"'{', '.join(self.manifest.targets)}' needs; take the whole bundle for this, or export it again."
+                )
             suggestion = did_you_mean(name, self.manifest.files)
             raise BundleError(f"The bundle '{self.path}' has no file '{name}'.{suggestion}")
         return self.path / name

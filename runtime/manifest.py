@@ -310,8 +310,10 @@ class Manifest(Record):
         yield from self._wiring_problems()
 
     def _referenced_files(self) -> Iterator[tuple[str, str]]:
+        own_form = {part.graph for part in (*self.lowered, *self.engines)}
         for graph in self.graphs:
-            yield from ((f"graph '{graph.name}'", file) for file in (graph.file, *graph.external_data))
+            if graph.file in self.files or graph.name not in own_form:  # else pruned to what one target needs
+                yield from ((f"graph '{graph.name}'", file) for file in (graph.file, *graph.external_data))
         for state in self.states:
             if isinstance(state.initial, dict) and "file" in state.initial:
                 yield f"state '{state.graph}.{state.input}'", str(state.initial["file"])

@@ -18,6 +18,7 @@ from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
+from trt_compress.tools.cli_prune import prune
 from trt_compress.tools.cli_report import compare, report
 from trt_compress.tools.cli_run import run
 from trt_compress.tools.cli_sample import sample
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "preflight": preflight,
     "build": build,
+    "prune": prune,
     "bench": bench,
     "evaluate": evaluate,
     "sweep": sweep,

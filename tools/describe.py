@@ -209,8 +209,9 @@ def _flops(manifest: Manifest) -> str | None:
 
 
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
-    size = sum(manifest.files[file].bytes for file in (graph.file, *graph.external_data))
-    return graph.name, graph.file, format_bytes(size), _tensors(graph.inputs), _tensors(graph.outputs)
+    found = [manifest.files[file].bytes for file in (graph.file, *graph.external_data) if file in manifest.files]
+    size = format_bytes(sum(found)) if found else "pruned"
+    return graph.name, graph.file, size, _tensors(graph.inputs), _tensors(graph.outputs)
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> str:

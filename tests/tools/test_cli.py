@@ -36,6 +36,7 @@ COMMANDS = (
     "inspect",
     "doctor",
     "plugins",
+    "prune",
 )
 HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}
 

@@ -1,0 +1,122 @@
+"""A bundle with what one target needs, for a device with little room. Needs neither torch nor onnx."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trt_compress.errors import ConfigError
+from trt_compress.export.bundle import check_output, update_bundle, write_bundle
+from trt_compress.export.targets import Target, get_target
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneResult:
+    """What was taken away, or would be.
+
+    Attributes:
+        path: Where the pruned bundle is, or would be.
+        target: What it is for.
+        removed: Bytes of every file that is gone, by name.
+        bytes_before: Size of all files but the manifest, before.
+        bytes_after: The same, after.
+    """
+
+    path: Path
+    target: str
+    removed: dict[str, int]
+    bytes_before: int
+    bytes_after: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "bundle": str(self.path),
+            "target": self.target,
+            "removed": self.removed,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+        }
+
+
+def prune(
+    bundle: str | Path,
+    *,
+    target: str,
+    output: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> PruneResult:
+    """Take from a bundle what another target than this one needs: its engines, and files in another form.
+
+    What the target's engine is built from stays, and so do the engine, the recipe and the proof.
+
+    Args:
+        bundle: The bundle's directory.
+        target: What stays.
+        output: Where a pruned copy goes; None: the bundle itself changes, all or nothing.
+        force: Replace the bundle that is at `output`.
+        dry_run: Change nothing, and say what would be removed.
+
+    Raises:
+        ConfigError: an unknown target, or one that the bundle has nothing for.
+        BundleError: the bundle cannot be read, or the change cannot be written.
+    """
+    chosen, opened = get_target(target), Bundle.open(bundle)
+    manifest = _for_target(opened, chosen)
+    needed = set(_needed(manifest))
+    gone = {name: info.bytes for name, info in opened.manifest.files.items() if name not in needed}
+    before = sum(info.bytes for info in opened.manifest.files.values())
+    result = PruneResult(
+        path=opened.path if output is None else Path(output),
+        target=target,
+        removed=gone,
+        bytes_before=before,
+        bytes_after=before - sum(gone.values()),
+    )
+    if output is not None:
+        check_output(Path(output), force)
+    if dry_run:
+        return result
+    if output is None:
+        update_bundle(opened, manifest, {}, remove=list(gone))
+    else:
+        kept = {name: opened.file(name) for name in opened.manifest.files if name in needed}
+        write_bundle(Path(output), manifest, kept, force=force)
+    return result
+
+
+def _for_target(bundle: Bundle, target: Target) -> Manifest:
+    """The manifest of the pruned bundle, but for the list of its files."""
+    manifest = bundle.manifest
+    pruned = replace(
+        manifest,
+        targets=(target.name,),
+        lowered=tuple(part for part in manifest.lowered if part.target == target.name),
+        engines=tuple(engine for engine in manifest.engines if engine.target == target.name),
+    )
+    own = {part.graph for part in (*pruned.lowered, *pruned.engines)}
+    for graph in manifest.graphs:
+        own_file = graph.file in manifest.files and (target.lowering != "plugin" or not manifest.operators)
+        if graph.name not in own and not own_file:
+            raise ConfigError(
+                f"{bundle.path} has nothing for '{target.name}' of the graph '{graph.name}'; export it with --target "
+                f"{target.name}. It was exported for {', '.join(manifest.targets) or 'no target'}."
+            )
+    return pruned
+
+
+def _needed(manifest: Manifest) -> Iterator[str]:
+    """The files of a pruned bundle, out of all there were."""
+    own_form = {part.graph for part in manifest.lowered}
+    used = {file for graph in manifest.graphs for file in (graph.file, *graph.external_data)}
+    of_graphs = {
+        file for graph in manifest.graphs if graph.name not in own_form for file in (graph.file, *graph.external_data)
+    }
+    kept = {part.file for part in (*manifest.lowered, *manifest.engines)}
+    data = {f"{part.file}.data" for part in manifest.lowered}
+    for name in manifest.files:
+        if name in of_graphs | kept | data or not (name in used or name.startswith("engines/")):
+            yield name
