@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +24,14 @@ SiteKind = Literal[
     "codec",
 ]
 Signal = Literal["keys", "class_attention", "history_queries", "previous", "age"]
+USUAL_SIGNALS: Mapping[SiteKind, frozenset[Signal]] = MappingProxyType(
+    {
+        "after_attention": frozenset({"keys", "class_attention"}),
+        "block_routing": frozenset({"history_queries"}),
+        "patch_embed": frozenset({"previous", "age"}),
+    }
+)
+"""What a host computes where it has a site; behind the encoder, where no layer is left, nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +49,7 @@ class HostInfo:
         whole_layers: Layers that attend to a whole image where the others attend to windows of `num_tokens`.
         num_patches: Tokens of a whole image, where there are windows.
         width: Channels of a token; None: not told.
+        signals: What it computes at each kind of site, for the compressors that ask for it.
     """
 
     name: str
@@ -52,6 +62,7 @@ class HostInfo:
     whole_layers: tuple[int, ...] = ()
     num_patches: int = 0
     width: int | None = None
+    signals: Mapping[SiteKind, frozenset[Signal]] = field(default_factory=lambda: USUAL_SIGNALS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +124,7 @@ class Compressor(nn.Module, ABC):
         site: Kind of site it acts at.
         signals: What it needs from the attention before the site.
         layer_option: How a spec string says at which layers it acts.
+        keeps_prefix: Class, distillation and register tokens leave the site in front of the others, as they came.
         proportional_attention: Later attention adds log(size) to the logits of every key.
         tokens_out: Tokens that leave the site; set by `__init__`.
         width_out: Channels that leave the site; None: as many as came.
@@ -122,6 +134,7 @@ class Compressor(nn.Module, ABC):
     site: ClassVar[SiteKind] = "after_attention"
     signals: ClassVar[frozenset[Signal]] = frozenset()
     layer_option: ClassVar[str] = "layers=[…]"
+    keeps_prefix: ClassVar[bool] = True
 
     tokens_out: int
     width_out: int | None = None

@@ -1,7 +1,7 @@
 """Several compressors in one host: who acts where, and how many tokens are left."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -49,7 +49,7 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
         last one), and the plan in order of execution.
 
     Raises:
-        ConfigError: the host lacks a site, or a count does not fit.
+        ConfigError: the host lacks a site or offers no signal that is asked for there, or a count does not fit.
     """
     classes = [compressor_class(spec.method) for spec in specs]
     for spec, compressor in zip(specs, classes, strict=True):
@@ -59,6 +59,8 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
                 f"{spec.name}: acts at {site}, but {host.name} offers only {', '.join(sorted(host.sites))}."
             )
     wanted = [(spec, cls, cls.layers(spec.config, host)) for spec, cls in zip(specs, classes, strict=True)]
+    for spec, compressor in zip(specs, classes, strict=True):
+        check_signals(spec, compressor, host)
     steps = nn.ModuleDict()
     plans: list[SitePlan] = []
     tokens = host.num_tokens
@@ -90,6 +92,27 @@ def place_compressors(specs: Sequence[CompressorSpec], host: HostInfo) -> tuple[
                     )
                 )
                 tokens = step.tokens_out
+                host = replace(
+                    host,
+                    width=step.width_out or host.width,
+                    num_prefix=host.num_prefix if step.keeps_prefix else 0,
+                    has_class_token=host.has_class_token and step.keeps_prefix,
+                )
         if here:
             steps[key] = nn.ModuleList(here)
     return steps, tuple(plans)
+
+
+def check_signals(spec: CompressorSpec, compressor: type[Compressor], host: HostInfo) -> None:
+    """Refuse a compressor that asks for what the host does not compute at its site.
+
+    Raises:
+        ConfigError: it does; the message names what is missing, and where it would be.
+    """
+    site = compressor.site_of(spec.config)
+    if missing := compressor.signals - host.signals.get(site, frozenset()):
+        offered = [kind for kind in host.sites if compressor.signals <= host.signals.get(kind, frozenset())]
+        raise ConfigError(
+            f"{spec.name}: needs {' and '.join(sorted(missing))} at {site}, and {host.name} computes none there.",
+            hint=f"{' and '.join(sorted(offered))} would have them." if offered else None,
+        )

@@ -71,6 +71,7 @@ class FrameStack(Compressor):
 
     method = FRAME_STACK
     site = "encoder_output"
+    keeps_prefix = False
 
     @classmethod
     def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:

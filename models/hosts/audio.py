@@ -189,6 +189,11 @@ class CompressedAudio(CompressedModule):
         self.width_out = model.width
         for step in self._steps(ENCODER_OUTPUT):
             self.width_out = step.width_out or self.width_out
+        if model.num_labels and model.num_prefix and not all(step.keeps_prefix for step in self._steps(ENCODER_OUTPUT)):
+            raise ConfigError(
+                f"{specs[-1].name}: {name} classifies by its class and distillation tokens, which it drops; pool with "
+                "frame_pool instead."
+            )
         if model.num_labels and self.width_out != model.width:
             raise ConfigError(
                 f"{specs[-1].name}: {name} has a classifier for frames of {model.width} channels, and "

@@ -25,7 +25,7 @@ from torch.nn import functional
 from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.base import HostInfo, Route, Signals, TokenState
-from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.models.compressors.compose import SitePlan, check_signals
 from trt_compress.models.compressors.motion_queries import (
     EncodedHistory,
     History,
@@ -511,6 +511,7 @@ def _place(
                 f"{spec.name}: acts at {compressor.site}, but {info.name} offers only {', '.join(info.sites)}."
             )
         layers = compressor.layers(spec.config, info)
+        check_signals(spec, compressor, info)
         for layer in range(min(layers, default=info.depth), info.depth):
             tokens = info.num_tokens if layer not in info.whole_layers else info.num_patches
             groups = config.num_cameras * (1 if layer in info.whole_layers else config.windows)

@@ -357,3 +357,15 @@ def test_a_projector_that_does_not_fit(tmp_path: Path) -> None:
     save_file({"linear1.weight": torch.ones(8, 99), "linear1.bias": torch.ones(8), **more}, file)
     with pytest.raises(ConfigError, match=r"linear1\.weight \[8, 99\] .*; here they must be \[hidden, 160\]"):
         compress(f"frame_stack:projector={file}")
+
+
+def test_a_classifier_by_prefix_tokens_keeps_them(save: Callable[..., Made], tmp_path: Path) -> None:
+    path, _ = save("ASTForAudioClassification", ast_config())
+    host = load_host(f"hf:{path}")
+    weights = {"linear1": (16, 64), "linear2": (32, 16)}
+    tensors = {f"{name}.weight": torch.ones(shape) for name, shape in weights.items()}
+    save_file(tensors | {f"{n}.bias": torch.ones(shape[0]) for n, shape in weights.items()}, tmp_path / "p.safetensors")
+    with pytest.raises(ConfigError, match="classifies by its class and distillation tokens, which it drops; pool with"):
+        host.attach(parse_spec(f"frame_stack:stride=2,projector={tmp_path / 'p.safetensors'}"))
+    (graph,) = host.attach(parse_spec("frame_pool:stride=2"))
+    assert [(site.tokens_in, site.tokens_out) for site in graph.module.plan] == [(12, 7)]

@@ -7,9 +7,18 @@ from vits import compress, images, make_vit, run
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import METHODS, parse_spec
+from trt_compress.models.compressors import compose
 from trt_compress.models.compressors.avg_pool import pool_positions, pool_spans, pool_tokens
-from trt_compress.models.compressors.base import HostInfo, num_patches_kept, quarter_layers
+from trt_compress.models.compressors.base import (
+    Compressor,
+    HostInfo,
+    Signals,
+    TokenState,
+    num_patches_kept,
+    quarter_layers,
+)
 from trt_compress.models.compressors.compose import place_compressors
+from trt_compress.models.compressors.frame_pool import FramePool
 from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.compressors.tome import merge_schedule
 from trt_compress.plugins.operator import recording
@@ -163,6 +172,40 @@ def test_every_method_has_a_class() -> None:
     assert list(classes) == list(METHODS)
     for name, cls in classes.items():
         assert cls.method is METHODS[name]
+
+
+def test_a_signal_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Greedy(FramePool):
+        signals = frozenset({"keys"})
+
+    monkeypatch.setattr(compose, "compressor_class", lambda method: Greedy)
+    sites = frozenset({"after_attention", "encoder_output"})
+    assert plan("frame_pool:layer=3", host(sites=sites)) == [("blocks.3", "frame_pool", 197, 99)]
+    with pytest.raises(
+        ConfigError,
+        match=r"^frame_pool: needs keys at encoder_output, and tiny computes none there\.\n"
+        r"Hint: after_attention would have them\.$",
+    ):
+        plan("frame_pool", host(sites=sites))
+    nothing: dict[str, frozenset[str]] = {}
+    with pytest.raises(ConfigError, match=r"needs keys at after_attention, and tiny computes none there\.$"):
+        plan("frame_pool:layer=3", host(sites=sites, signals=nothing))
+
+
+def test_what_a_step_leaves_is_what_the_next_one_finds() -> None:
+    sites = frozenset({"after_attention", "encoder_output"})
+    steps, placed = place_compressors(
+        parse_spec("frame_stack:stride=2+frame_stack:stride=3+frame_pool:stride=2"),
+        host(sites=sites, num_tokens=26, num_prefix=2, width=8),
+    )
+    assert [site.tokens_out for site in placed] == [12, 4, 2]
+    behind = [step for step in steps["encoder_output"].children() if isinstance(step, Compressor)]
+    assert [step.width_out for step in behind] == [16, 48, None]
+    rows = torch.arange(26 * 8, dtype=torch.float32).reshape(26, 8)
+    state = TokenState(x=rows[None])
+    for step in behind:
+        state = step(state, Signals())
+    assert torch.equal(state.x[0], rows[2:].reshape(2, 2, 48).mean(dim=1))
 
 
 # ---- what happens to the tokens -------------------------------------------------------------------------------------
