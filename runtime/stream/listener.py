@@ -1,6 +1,8 @@
 """Keeps what a stream hears, small enough for a report: the shape of the sound, the classes, and the sound itself."""
 
 import io
+import queue
+import threading
 import wave
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +28,15 @@ MOST_PARTS = 2048
 
 MOST_WORDS = 2000
 
+_Taken = tuple[int, Array, Mapping[str, Any], Array | None]  # first sample, sound, result, what a codec made
+
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 class Listener:
     """A sink that writes nothing before `sound` is asked for.
+
+    Delivering a frame only hands it over; a thread of its own does the work, so that listening delays no frame.
 
     Args:
         preprocess: The manifest's, of kind "audio".
@@ -46,6 +52,9 @@ class Listener:
         self._rate, self._chunk = form.sample_rate, form.chunk_samples
         self._heard = _Recorder(form.sample_rate)
         self._words = Words()
+        self._taken: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
         self._made: _Recorder | None = None
         self._bits: float | None = None
         if postprocess.get("kind") == "audio":
@@ -54,7 +63,9 @@ class Listener:
             self._bits = postprocess.get("bits_per_second")
 
     def open(self) -> None:
-        """Nothing is opened."""
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._listen, name="stream listener", daemon=True)
+        self._thread.start()
 
     def start(self, origin_ns: int) -> None:
         """Times are those of the source."""
@@ -64,19 +75,19 @@ class Listener:
         start = self._start(frame)
         if start is None:
             return
-        self._heard.add(start, np.asarray(frame.data))
         results = frame.summary.get("results", [])
-        if results and "class" in results[0]:
-            self._words.add(start / self._rate, (start + self._chunk) / self._rate, results[0])
-        if self._made is not None:
-            sound = frame.outputs[self._output][0, : self._length]
-            self._made.add(round(start * self._made.rate / self._rate), sound)
+        made = None if self._made is None else frame.outputs[self._output][0, : self._length].copy()
+        self._taken.put((start, frame.data, results[0] if results else {}, made))
 
     def skip(self, frame: Frame) -> None:
         """A frame without a result is silence, where the next one says how long."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Wait until all is heard."""
+        if self._thread is not None:
+            self._taken.put(None)
+            self._thread.join()
+            self._thread = None
 
     def sound(self, folder: Path, stem: str) -> Sound | None:
         """Say what was heard, and write it into a folder as `STEM.heard.flac` or `.mp3`, and `STEM.made.…`.
@@ -88,6 +99,8 @@ class Listener:
             ConfigError: A file cannot be written.
         """
         named = [("heard", self._heard), *([("made", self._made)] if self._made is not None else [])]
+        if self._failure is not None:
+            raise self._failure
         if not self._heard.samples:
             return None
         tracks = tuple(recorder.track(name, folder, stem) for name, recorder in named)
@@ -97,6 +110,18 @@ class Listener:
             words_left_out=self._words.left_out,
             bits_per_second=None if self._bits is None else float(self._bits),
         )
+
+    def _listen(self) -> None:
+        try:
+            while (taken := self._taken.get()) is not None:
+                start, heard, result, made = taken
+                self._heard.add(start, heard)
+                if "class" in result:
+                    self._words.add(start / self._rate, (start + self._chunk) / self._rate, result)
+                if self._made is not None and made is not None:
+                    self._made.add(round(start * self._made.rate / self._rate), made)
+        except Exception as error:  # it is told where the sound is asked for
+            self._failure = error
 
     def _start(self, frame: Frame) -> int | None:
         """First sample of the frame's chunk; None for what is no single chunk: several streams, or a scene."""

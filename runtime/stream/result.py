@@ -373,6 +373,8 @@ class StreamResult(Record):
                 f"{where}: {counts.frames_in} frames came in, and {counts.delivered} delivered + {counts.dropped} "
                 f"dropped + {counts.failed} failed are not as many; run the stream again."
             )
+        if self.sound is not None:
+            self.sound.check(where)
         columns: dict[str, tuple[Any, ...]] = {}
         for name in ("capture_ns", "arrival_ns", "start_ns", "end_ns", "deadline_missed", "outcome", "reason", "level"):
             columns[name] = getattr(frames, name)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from trt_compress.errors import ConfigError
 from trt_compress.runtime.record import Record
 
 
@@ -60,3 +61,21 @@ class Sound(Record):
     words: tuple[Word, ...] = ()
     words_left_out: int = 0
     bits_per_second: float | None = field(default=None)
+
+    def check(self, where: str) -> None:
+        """Check what the types do not say.
+
+        Raises:
+            ConfigError: The shape of a track has more smallest samples than largest ones, or a number is impossible.
+        """
+        for number, track in enumerate(self.tracks):
+            if len(track.low) != len(track.high):
+                raise ConfigError(
+                    f"{where}.sound.tracks[{number}] has {len(track.low)} smallest and {len(track.high)} largest ones; "
+                    "run the stream again."
+                )
+            if track.sample_rate < 1 or track.seconds < 0:
+                raise ConfigError(
+                    f"{where}.sound.tracks[{number}] has {track.seconds:g} s at {track.sample_rate} Hz; run the stream "
+                    "again."
+                )

@@ -397,6 +397,8 @@ class Report(Record):
         Raises:
             ConfigError: They do not fit; the message names the part.
         """
+        if self.sound is not None:
+            self.sound.check(where)
         for number, side in enumerate(self.sides):
             at = f"{where}.sides[{number}]"
             for name, part in _distributions(side):

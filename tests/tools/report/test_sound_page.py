@@ -148,8 +148,10 @@ def frames(sound: Any, hop: int = CHUNK, drop: tuple[int, ...] = ()) -> list[Fra
 
 def listen(taken: list[Frame]) -> Listener:
     ear = Listener(BEFORE, {"kind": "classification"}, {"audio": AUDIO})
+    ear.open()
     for frame in taken:
         ear.deliver(frame, 0)
+    ear.close()
     return ear
 
 
@@ -190,6 +192,41 @@ def test_a_long_sound_keeps_its_shape_and_says_why_it_has_no_player(
     monkeypatch.setattr(listener, "MOST_SAMPLES", 1000)
     found = listen(frames(tone)).sound(tmp_path, "y")
     assert found is not None and "are too many for a page" in (found.tracks[0].reason or "")
+
+
+def test_a_page_of_a_result_from_anywhere_cannot_leave_its_text(typed: Callable[..., Result], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", WORDS)
+    assert typed("run", bundle, "--source", spoken(tmp_path / "a.wav", "0011"), "--report", "rep").exit_code == 0
+    data = json.loads(Path("rep/result.json").read_text())
+    evil = '"><script>alert(1)</script>'
+    data["sound"]["tracks"][0] |= {"name": evil, "reason": evil, "file": None}
+    data["sound"]["words"][0] |= {"text": evil, "start_s": 9.0, "end_s": -9.0, "score": 1e12}
+    Path("evil.json").write_text(json.dumps(data))
+    done = typed("report", "evil.json", "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    page = Path("out/evil.report.html").read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"low": [0.5]}, "result.sound.tracks[0] has 1 smallest and"),
+        ({"sample_rate": 0}, "sound.tracks[0] has 0.4 s at 0 Hz"),
+        ({"seconds": -1}, "sound.tracks[0] has -1 s at 16000 Hz"),
+        ({"high": "loud"}, "sound.tracks[0].high is"),
+    ],
+)
+def test_a_result_whose_sound_does_not_fit_is_refused(
+    typed: Callable[..., Result], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", WORDS)
+    assert typed("run", bundle, "--source", spoken(tmp_path / "a.wav", "0011"), "--report", "rep").exit_code == 0
+    data = json.loads(Path("rep/result.json").read_text())
+    data["sound"]["tracks"][0] |= change
+    Path("result.json").write_text(json.dumps(data))
+    done = typed("report", "result.json", "--html")
+    assert done.exit_code == 2 and message.split(".", 1)[-1] in re.sub(r"\s+", " ", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(
