@@ -131,6 +131,15 @@ class GraphView:
         """Every tensor whose type is known, with its TensorProto data type."""
         return dict(self._dtypes)
 
+    def tensors(self) -> tuple[str, ...]:
+        """Every tensor of which anything is known."""
+        return tuple(dict.fromkeys((*self.weights, *self._types)))
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        return max((entry.version for entry in self.model.opset_import if not entry.domain), default=0)
+
     def dtype(self, name: str) -> int:
         """TensorProto data type of a tensor, 0 if unknown."""
         return self._dtypes.get(name, 0)

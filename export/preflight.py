@@ -4,8 +4,10 @@ A test builds a refused and an accepted graph for every rule with the real Tenso
 the truth. On another TensorRT a rule is an error where `Target.limits` knows it from documentation, else a warning.
 """
 
+import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +20,7 @@ from trt_compress.export.findings import Finding as Finding
 from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
 from trt_compress.export.inferred import disagreements
 from trt_compress.export.lower import inline_bodies, lower_for_target
+from trt_compress.export.parser_rules import PARSER_RULES, does_nothing
 from trt_compress.export.soundness import KINDS, Flaw, all_graphs, flaws, is_taken
 from trt_compress.export.targets import Target
 from trt_compress.plugins.registry import specs
@@ -171,11 +174,22 @@ def _name(node: NodeProto | None) -> str:
 
 def _model_findings(view: GraphView, target: Target) -> Iterator[Finding]:
     opset = max((item.version for item in view.model.opset_import if item.domain in _STANDARD), default=0)
-    if opset > target.max_opset:
+    if target.first_refused_opset and opset >= target.first_refused_opset:
+        message = (
+            f"opset {opset} is refused by {target.name}, which reads opset {target.first_refused_opset - 1} at most"
+        )
+        yield _finding("opset", None, "", message, f"export with opset {target.max_opset} or older")
+    elif opset > target.max_opset:
         message = f"opset {opset} is newer than {target.max_opset}, the newest that '{target.name}' is known to read"
         yield _finding("opset", target, "", message, f"export with opset {target.max_opset} or older")
+    version = view.declared.ir_version
+    if target.first_refused_ir and version >= target.first_refused_ir:
+        message = f"the file has IR version {version}, and '{target.name}' reads {target.first_refused_ir - 1} at most"
+        yield _finding("ir-version", None, "", message, "save it with an older IR version")
     yield from _precisions(view, target)
     if target.is_tensorrt:
+        yield from _sizes(view)
+        yield from _quantized_constants(view, target)
         yield from _types(view, target)
         yield from _functions(view, target)
 
@@ -190,7 +204,11 @@ _PRECISIONS: Mapping[int, str] = {
 
 
 def _precisions(view: GraphView, target: Target) -> Iterator[Finding]:
-    first_of = {_PRECISIONS[dtype]: name for name, dtype in reversed(view.dtypes().items()) if dtype in _PRECISIONS}
+    first_of = {
+        _PRECISIONS[dtype]: name
+        for name, dtype in reversed(view.dtypes().items())
+        if dtype in _PRECISIONS and (target.is_tensorrt or _is_computed_with(view, name))
+    }
     for precision, tensor in first_of.items():
         if precision not in target.precisions:
             message = f"tensor '{tensor}' is {precision}, which '{target.name}' does not compute in"
@@ -200,9 +218,80 @@ def _precisions(view: GraphView, target: Target) -> Iterator[Finding]:
 
 _NO_TYPE = {
     getattr(TensorProto, name)
-    for name in ("INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128", "FLOAT8E5M2")
+    for name in (
+        *("INT16", "UINT16", "UINT32", "UINT64", "STRING", "COMPLEX64", "COMPLEX128", "FLOAT8E5M2", "FLOAT8E5M2FNUZ"),
+        *("FLOAT8E4M3FNUZ", "FLOAT8E8M0", "UINT4", "UINT2", "INT2"),
+    )
+    if hasattr(TensorProto, name)
 }
-_UINT8_READERS = {"Cast", "CastLike", "Identity", "Shape", "QuantizeLinear", "DequantizeLinear"}
+_UINT8_READERS = {"Cast", "CastLike", "Identity", "Shape", "Size", "Equal", "Flatten"} | {
+    *("QuantizeLinear", "DequantizeLinear"),
+}
+# Operators that ONNX Runtime has for every type: they carry numbers, and compute nothing with them.
+_CARRIERS = {
+    *("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Identity", "Shape", "Size", "Reshape", "Flatten"),
+    *(
+        "Squeeze",
+        "Unsqueeze",
+        "Constant",
+        "If",
+        "Loop",
+        "Scan",
+        "Pad",
+        "Gather",
+        "Slice",
+        "Split",
+        "Concat",
+        "Transpose",
+    ),
+    *("GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter", "ConstantOfShape"),
+    *("LayerNormalization", "IsInf", "IsNaN", "Sign"),
+}
+_SMALL_TYPES = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4", TensorProto.FLOAT4E2M1: "fp4"}
+_QUANTIZED = {TensorProto.INT8, *_SMALL_TYPES}
+_MOST_DIMENSIONS, _LARGEST_SIZE = 8, 2**31 - 1
+
+
+def _is_computed_with(view: GraphView, tensor: str) -> bool:
+    touching = {node.op_type for node in (*view.consumers[tensor], view.producer.get(tensor)) if node is not None}
+    return bool(touching - _CARRIERS)
+
+
+def _sizes(view: GraphView) -> Iterator[Finding]:
+    """Tensors with more dimensions or larger sizes than TensorRT has, and inputs and outputs that are no tensors."""
+    for tensor in view.tensors():
+        sizes = view.shape(tensor)
+        maker = _name(view.producer.get(tensor))
+        if sizes is not None and len(sizes) > _MOST_DIMENSIONS:
+            message = f"tensor '{tensor}' has {len(sizes)} dimensions, and TensorRT has at most {_MOST_DIMENSIONS}"
+            yield _finding("rank", None, maker, message, "Reshape it to fewer dimensions")
+        elif tensor in view.inputs and any(size == 2**31 for size in sizes or ()):
+            message = f"input '{tensor}' has a size of {2**31}, and TensorRT has at most {_LARGEST_SIZE}"
+            yield _finding("rank", None, maker, message, "split the axis")
+    for value in (*view.declared.graph.input, *view.declared.graph.output):
+        if (kind := value.type.WhichOneof("value")) not in (None, "tensor_type"):
+            message = f"'{value.name}' is a {kind.removesuffix('_type')}, and TensorRT has tensors only"
+            yield _finding("tensor-type", None, "", message, "give out the tensors one by one")
+
+
+def _quantized_constants(view: GraphView, target: Target) -> Iterator[Finding]:
+    for name, dtype in view.dtypes().items():
+        literal = name in view.weights or (name in view.producer and view.producer[name].op_type == "Constant")
+        if dtype not in _QUANTIZED or not literal:
+            continue
+        readers = [
+            node
+            for node in view.consumers[name]
+            if node.op_type not in ("DequantizeLinear", "QuantizeLinear", "Clip") and node.domain != DOMAIN
+            if not (node.op_type == "CastLike" and node.input[0] != name)
+            if not (node.op_type == "Pad" and attribute(node, "mode", b"constant") != b"constant")
+        ]
+        if readers:
+            message = (
+                f"constant '{name}' is {TensorProto.DataType.Name(dtype).lower()} and read by {readers[0].op_type}"
+            )
+            fix = "read it by DequantizeLinear, or store it as int32"
+            yield _finding("quantized-constant", target, _name(readers[0]), message, fix)
 
 
 def _types(view: GraphView, target: Target) -> Iterator[Finding]:
@@ -220,15 +309,28 @@ def _type_problem(view: GraphView, tensor: str, dtype: int) -> str | None:
     maker = view.producer[tensor].op_type if tensor in view.producer else None
     if dtype in _NO_TYPE:
         return f"is {TensorProto.DataType.Name(dtype).lower()}, which TensorRT does not have"
-    if dtype == TensorProto.FLOAT8E4M3FN and maker in ("Cast", "CastLike"):
-        return f"becomes fp8 by {maker}; only QuantizeLinear makes fp8"
+    if dtype in _SMALL_TYPES and maker in ("Cast", "CastLike"):
+        return f"becomes {_SMALL_TYPES[dtype]} by {maker}; only QuantizeLinear makes that"
     if dtype == TensorProto.UINT8:
-        readers = {node.op_type for node in view.consumers[tensor]} - _UINT8_READERS
+        readers = {
+            node.op_type
+            for node in view.consumers[tensor]
+            if not (node.op_type == "Pow" and node.input[0] != tensor) and not _passes_on(node)
+        }
+        if tensor in view.weights:
+            zero_points = {node.op_type for node in view.consumers[tensor] if tensor == _input(node, 2)}
+            readers -= {"Cast"} | (zero_points & {"QuantizeLinear", "DequantizeLinear"})
+        else:
+            readers -= _UINT8_READERS
         if readers:
             return f"is uint8 and read by {', '.join(sorted(readers))}; Cast it first"
         if maker not in (None, "QuantizeLinear") and tensor not in view.outputs:
             return "is uint8 inside the graph"
     return None
+
+
+def _passes_on(node: NodeProto) -> bool:
+    return does_nothing(node) or (node.op_type in ("Max", "Min") and len(node.input) == 1)
 
 
 def _functions(view: GraphView, target: Target) -> Iterator[Finding]:
@@ -291,9 +393,28 @@ def _foreign(node: NodeProto, target: Target) -> Iterator[Finding]:
     if target.is_tensorrt and onnx.defs.has(node.op_type) and node.op_type not in target.refused_ops:
         message = f"{kind} is read as the standard {node.op_type}, since the parser ignores the domain"
         yield _finding("foreign-domain", target, _name(node), message, "use the standard operator")
-    elif target.is_tensorrt or node.domain not in _ONNXRUNTIME_DOMAINS:
+    elif target.is_tensorrt or node.domain not in _ONNXRUNTIME_DOMAINS or node.op_type not in _contributed(node):
         message = f"{kind} has neither a function body in the file nor a kernel on '{target.name}'"
         yield _finding("unknown-operator", None, _name(node), message, "add the body, or use standard operators")
+
+
+@cache
+def _onnxruntime_operators() -> Mapping[str, frozenset[str]] | None:
+    """Operators of ONNX Runtime's own domains as the installed library knows them, None without it."""
+    try:
+        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        schemas = state.get_all_operator_schema()
+    except (ImportError, AttributeError, OSError):
+        return None
+    known: dict[str, set[str]] = {}
+    for schema in schemas:
+        known.setdefault(schema.domain, set()).add(schema.name)
+    return {domain: frozenset(names) for domain, names in known.items()}
+
+
+def _contributed(node: NodeProto) -> Container[str]:
+    known = _onnxruntime_operators()
+    return {node.op_type} if known is None else known.get(node.domain, frozenset())
 
 
 # ---- standard operators with conditions (TensorRT family) -----------------------------------------------------------
@@ -304,8 +425,10 @@ Check = Callable[[GraphView, NodeProto, Target], str | None]
 def _node_findings(view: GraphView, target: Target) -> Iterator[Finding]:
     if not target.is_tensorrt:
         return
+    rules = [(rule, *parts) for rule, parts in _NODE_RULES.items()]
+    rules += [(rule, ops, _without_target(check), fix) for rule, ops, check, fix in PARSER_RULES]
     for node in view.nodes:
-        for rule, (operators, check, fix) in _NODE_RULES.items():
+        for rule, operators, check, fix in rules:
             if node.domain not in _STANDARD or node.op_type not in operators:
                 continue
             try:
@@ -318,6 +441,10 @@ def _node_findings(view: GraphView, target: Target) -> Iterator[Finding]:
                 continue
             if message:
                 yield _finding(rule, target, _name(node), message, fix)
+
+
+def _without_target(check: Callable[[GraphView, NodeProto], str | None]) -> Check:
+    return lambda view, node, target: check(view, node)
 
 
 def _input(node: NodeProto, index: int) -> str:
@@ -356,7 +483,13 @@ def _scale_axis(view: GraphView, node: NodeProto, target: Target) -> str | None:
 
 
 def _attention_fp32(view: GraphView, node: NodeProto, target: Target) -> str | None:
-    return "Attention in float32" if view.dtype(node.input[0]) == TensorProto.FLOAT else None
+    if view.dtype(node.input[0]) not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return None
+    sizes, heads = view.shape(node.input[0]), [attribute(node, name, 0) for name in ("q_num_heads", "kv_num_heads")]
+    plain = not _input(node, 3) and not attribute(node, "is_causal", 0)
+    if sizes is not None and (sizes[-2] == 1 or (len(sizes) == 3 and heads[0] == heads[1] and plain)):
+        return None  # one query, or the flat form: these are taken apart
+    return "Attention in float32"
 
 
 def _attention_shared(view: GraphView, node: NodeProto, target: Target) -> str | None:
@@ -372,6 +505,8 @@ def _origin(view: GraphView, name: str) -> str:
 
 def _operand_type(view: GraphView, node: NodeProto, target: Target) -> str | None:
     dtype = view.dtype(node.input[0])
+    if does_nothing(node):
+        return None
     refused = {TensorProto.BOOL} if node.op_type.startswith("Reduce") else _INTEGERS
     return f"{node.op_type} over {TensorProto.DataType.Name(dtype).lower()}" if dtype in refused else None
 
@@ -451,5 +586,6 @@ RULES = (
         "function-name",
     ),
     *("refused-operator", "unknown-operator", "foreign-domain", "plugin-not-taken", "plugin-attributes"),
-    *("needs-plugin", "data-dependent-size", *_NODE_RULES),
+    *("needs-plugin", "data-dependent-size", "ir-version", "rank", "quantized-constant"),
+    *dict.fromkeys((*_NODE_RULES, *(rule for rule, *_ in PARSER_RULES))),
 )

@@ -33,6 +33,8 @@ class Target:
         sms: Compute capabilities times ten; empty: whatever the installed library was compiled for.
         precisions: Number formats that every one of `sms` computes in.
         max_opset: Newest ONNX opset the target reads by its documentation.
+        first_refused_opset, first_refused_ir: Versions from which on the newest library seen refuses a file, None if
+            it reads every stamp.
         topk_max_k: Largest K of TopK, None without a limit.
         lowering: The form the operators get for this target.
         plugin_wins: When a registered plugin is taken instead of a function body of the same name.
@@ -50,6 +52,8 @@ class Target:
     sms: tuple[int, ...] = ()
     precisions: tuple[str, ...]
     max_opset: int
+    first_refused_opset: int | None = None
+    first_refused_ir: int | None = None
     topk_max_k: int | None = None
     lowering: Lowering
     plugin_wins: PluginWins
@@ -107,6 +111,7 @@ _RTX_LIMITS = dict.fromkeys(
     (
         *(_DOCUMENTED_LIMITS.keys() - {"opset"}),
         *("scatter-elements-reduction", "dynamic-scale-axis", "attention-fp32", "attention-shared-input"),
+        *("attention-form", "operand-rank", "resized-axes", "control-flow", "quantized-constant"),
     ),
     "run: tensorrt-rtx 1.7.1",
 )
@@ -118,6 +123,8 @@ _COMMON_SOURCES = {
 
 _ONNXRUNTIME_SOURCES = {
     "max_opset": "doc: onnxruntime 1.20; run: 1.32 loads opset 28 and refuses 29",
+    "first_refused_opset": "run: 1.32",
+    "first_refused_ir": "run: 1.32 loads IR version 14 and refuses 15",
     "plugin_wins": "run: body, library and plugin attributes in all combinations",
 }
 
@@ -128,6 +135,8 @@ _TARGETS = (
         backend="onnxruntime",
         precisions=("fp32", "fp16", "int8"),
         max_opset=21,
+        first_refused_opset=29,
+        first_refused_ir=15,
         lowering="function",
         plugin_wins="if_registered",
         notes="fp16 graphs run, but most CPUs compute them through casts; a custom op wins over a body of its name.",
@@ -139,6 +148,8 @@ _TARGETS = (
         backend="onnxruntime",
         precisions=("fp32", "fp16", "bf16", "int8"),
         max_opset=21,
+        first_refused_opset=29,
+        first_refused_ir=15,
         lowering="function",
         plugin_wins="if_registered",
         sources=_ONNXRUNTIME_SOURCES,

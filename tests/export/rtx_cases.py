@@ -421,12 +421,14 @@ def _judge(trt: Any, builder: Any, logger: Any, model: onnx.ModelProto) -> tuple
 
 
 def main(out: str, names: list[str]) -> None:
+    importlib.import_module("parser_cases")  # adds to the cases of this file as a module, which is not __main__
+    cases: dict[str, Case] = importlib.import_module("rtx_cases").CASES
     trt: Any = importlib.import_module("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     with open(out, "a", buffering=1) as file:
         for name in names:
-            print(json.dumps([name, *_judge(trt, builder, logger, CASES[name].model())]), file=file)
+            print(json.dumps([name, *_judge(trt, builder, logger, cases[name].model())]), file=file)
 
 
 if __name__ == "__main__":

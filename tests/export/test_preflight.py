@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import onnx.defs
 import onnx.parser
+import parser_cases  # noqa: F401  adds its cases
 import pytest
 from rtx_cases import CASES, Case, Verdict, verdicts
 
