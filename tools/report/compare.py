@@ -128,9 +128,10 @@ def _comparison(
     limits: Sequence[Limit],
 ) -> Comparison:
     ours, theirs = metrics_of(*a), metrics_of(*b)
+    what = "report" if a[0] is not b[0] else "side"
     rows = []
     for name in dict.fromkeys([*ours, *theirs]):
-        absent = Metric(name=name, value=None, reason="only the other report has it", unit="", better="neither")
+        absent = Metric(name=name, value=None, reason=f"only the other {what} has it", unit="", better="neither")
         row = Row(a=ours.get(name, absent), b=theirs.get(name, absent))
         if row.a.value is not None or row.b.value is not None:
             rows.append(row)
