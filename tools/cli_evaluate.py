@@ -2,6 +2,7 @@
 
 import json as json_module
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.foreign import shown as printable
-from trt_compress.paths import check_new_file
+from trt_compress.paths import check_apart, check_new_file
 from trt_compress.suggest import did_you_mean
 from trt_compress.tools.cli_habits import BundlePath, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
@@ -94,11 +95,11 @@ def evaluate(
 
     Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
     """
+    check_outputs({"--json": json}, data, labels, classes)
     limits = _limits(budget)
     with progress("Evaluating") as step:
         with needs_extra("cpu"):
             from trt_compress.tools.evaluate import evaluate as evaluate_bundle
-        try_file(json)
         result = evaluate_bundle(
             bundle,
             data=data,
@@ -132,6 +133,27 @@ def evaluate(
         print_json(document)
 
 
+def check_outputs(
+    outputs: Mapping[str, Path | None], data: str | None, labels: Path | None, classes: str | None
+) -> None:
+    """Refuse files that could not be written, or would be written over what is read.
+
+    Args:
+        outputs: Option → file; "-" and None are none.
+        data: As the user gave it.
+        labels: The same.
+        classes: The same.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    files = {option: path for option, path in outputs.items() if path is not None and str(path) != "-"}
+    for option, path in files.items():
+        try_file(path, option)
+    read = {"--data": data, "--labels": labels, "--classes": classes}
+    check_apart(files, {option: [Path(path)] for option, path in read.items() if path is not None})
+
+
 def _limits(budget: str | None) -> "list[Limit]":
     """The limits of a budget, whose names are looked at before anything is run."""
     if budget is None:
@@ -141,7 +163,7 @@ def _limits(budget: str | None) -> "list[Limit]":
 
     limits = parse_budget(budget)
     for limit in limits:
-        if limit.metric not in METRICS:
+        if limit.metric.lower() not in METRICS:
             raise ConfigError(
                 f"The budget names '{limit.metric}', which an evaluation does not have; there are "
                 f"{', '.join(METRICS)}.{did_you_mean(limit.metric, METRICS)}"

@@ -8,6 +8,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.model_name import parse_model
+from trt_compress.paths import check_new_folder
 from trt_compress.tools.cli_evaluate import (
     Classes,
     Data,
@@ -16,8 +17,8 @@ from trt_compress.tools.cli_evaluate import (
     LimitSamples,
     Native,
     Resample,
+    check_outputs,
     show_left_out,
-    try_file,
     write_json,
 )
 from trt_compress.tools.cli_habits import needs_extra
@@ -74,6 +75,9 @@ def sweep(
     Ctrl-C ends it early: what is done is shown and kept.
     """
     with progress(f"Sweeping {model}") as step:
+        check_outputs({"--json": json, "--html": html}, data, labels, classes)
+        if output is not None:
+            check_new_folder(output, "-o")
         _check_specs(compress)
         if not model.endswith(".toml"):
             parse_model(model)
@@ -83,8 +87,6 @@ def sweep(
         request_of(data, labels, classes, resample=resample)
         check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
         check_limits(max_drop=max_drop, warmup=warmup)
-        for path, option in ((json, "--json"), (html, "--html")):
-            try_file(path, option)
         with needs_extra("export"):
             from trt_compress.tools.sweep.page import page_from_sweep
             from trt_compress.tools.sweep.run import sweep as sweep_model
