@@ -68,7 +68,7 @@ def inspect(bundle: BundlePath, json: Json = False) -> None:
 
 def doctor(json: Json = False) -> None:
     """Explain this machine: what is installed, what works, and what to do about the rest."""
-    from trt_compress.tools.doctor import run_checks
+    from trt_compress.tools.doctor import conclusion, run_checks
 
     with progress("Looking around"):
         checks = run_checks()
@@ -78,8 +78,7 @@ def doctor(json: Json = False) -> None:
     for group in dict.fromkeys(check.group for check in checks):
         rows = [(check.name, check.found or "missing", check.advice or "") for check in checks if check.group == group]
         print_table(group.capitalize() if group.islower() else group, ("", "found", "what to do"), rows)
-    problems = sum(check.problem for check in checks)
-    print_text(f"{problems or 'No'} problem{'' if problems == 1 else 's'} found.")
+    print_text(conclusion(checks))
 
 
 _LISTS = ("operators", "compressors", "models", "targets")

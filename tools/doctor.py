@@ -1,10 +1,13 @@
 """What is installed here, what works, and what to do about the rest."""
 
+import os
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from trt_compress import __version__
@@ -13,6 +16,8 @@ from trt_compress.plugins import library
 from trt_compress.tools import machine
 from trt_compress.tools.console import format_bytes
 
+POSSIBLE = "What can be done here"
+_RUN, _EXPORT = "run and time bundles", "export and verify models"
 _FREE_WANTED = 2 << 30  # an export of a large model writes its weights twice
 
 
@@ -32,8 +37,25 @@ class Check:
 
 
 def run_checks() -> tuple[Check, ...]:
-    """Look at the machine, the packages, the libraries behind them and the GPU."""
-    return (*_machine(), *_packages(), *_libraries(), *_gpu())
+    """Look at the machine, the packages, the libraries behind them, tools and GPU, and what can be done with them."""
+    found = (*_machine(), *_packages(), *_libraries(), *_tools(), *_gpu())
+    return (*found, *_possible({check.name: check for check in found}))
+
+
+def conclusion(checks: Sequence[Check]) -> str:
+    """One or two sentences: problems, and what can and cannot be done here."""
+    problems = sum(check.problem for check in checks)
+    able = {check.name: check for check in checks if check.group == POSSIBLE}
+    main = [able[name] for name in (_RUN, _EXPORT) if name in able]
+    missing = [check for check in main if check.found != "yes"]
+    counted = f"{problems or 'No'} problem{'' if problems == 1 else 's'} found"
+    if not missing:
+        return f"{counted}."
+    if len(missing) == len(main):
+        start = f"{counted}, and nothing" if problems else "Nothing"
+        return f"{start} can be run or exported here yet: {missing[0].advice}"
+    (can,) = (check for check in main if check not in missing)
+    return f"{counted}. Here one can {can.name}, and cannot {missing[0].name}: {missing[0].advice}"
 
 
 def _machine() -> Iterator[Check]:
@@ -99,6 +121,87 @@ def _tensorrt(module: str) -> Check:
         return _broken(module, error, extra)
 
 
+def _tools() -> Iterator[Check]:
+    """Programs that build the native operators, and ffmpeg."""
+    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "c++")
+    needed = "Needed to build the native operators (trt-compress plugins build); "
+    for name, command, advice in (
+        ("C++ compiler", (compiler, "--version"), f"{needed}on Debian and Ubuntu: apt install g++."),
+        ("cmake", ("cmake", "--version"), f"{needed}pip install cmake."),
+        ("ninja", ("ninja", "--version"), "Makes the native operators build faster; pip install ninja."),
+        ("nvcc", ("nvcc", "--version"), "Needed to compile CUDA kernels and plugins; it comes with the CUDA toolkit."),
+        ("ffmpeg", ("ffmpeg", "-version"), "Not needed, as PyAV reads video; of use to convert files."),
+    ):
+        said = machine.command_output(*command)
+        found = None if said is None else f"{_version_of(said)} ({shutil.which(command[0])})"
+        yield Check(group="tools", name=name, found=found, advice=None if found else advice)
+
+
+def _version_of(said: str) -> str:
+    """The version in what a program says of itself, or its first line."""
+    for form in (r"\brelease (\d[\w.]*)", r"\bversion (\S+)", r"\) (\d[\w.]*)", r"(\d+\.\d[\w.+-]*)"):
+        if number := re.search(form, said):
+            return number.group(1)
+    return (said.splitlines() or [""])[0]
+
+
+def _possible(found: Mapping[str, Check]) -> Iterator[Check]:
+    """What can be done here, and what to do about the rest."""
+
+    def there(name: str) -> bool:
+        check = found.get(name)
+        return check is not None and check.found is not None and not check.found.startswith("does not import")
+
+    providers = (found["onnxruntime"].found or "") if there("onnxruntime") else ""
+    gpu = found["NVIDIA GPU"].found not in (None, "none")
+    can_run = "CPUExecutionProvider" in providers
+    wanted = [name for name in machine.PACKAGES["export"] if not _is_there(name.replace("-", "_"))]
+    install_cpu = _install("cpu")
+    sums: tuple[tuple[str, str | None], ...] = (
+        (_RUN, None if can_run else f"onnxruntime is missing; {install_cpu}."),
+        (
+            f"{_RUN} on the GPU (ort-cuda)",
+            None if "CUDAExecutionProvider" in providers and gpu else "It needs an NVIDIA GPU and onnxruntime-gpu.",
+        ),
+        (
+            _EXPORT,
+            f"{', '.join(wanted)} missing; {_install('export')}."
+            if wanted
+            else None
+            if can_run
+            else f"verification needs onnxruntime; {install_cpu}.",
+        ),
+        ("build engines for rtx", None if there("tensorrt_rtx") else f"{_install('rtx')}."),
+        (
+            "build engines for TensorRT",
+            None if there("tensorrt") and gpu else "It needs an NVIDIA GPU and its TensorRT: build on the device.",
+        ),
+        (
+            "stream video and images",
+            None if _is_there("av") and _is_there("PIL") else f"{_install('video')}.",
+        ),
+        ("stream sound", None if _is_there("soundfile") else f"{_install('audio')}."),
+        (
+            "build native operators for the CPU",
+            None if there("C++ compiler") and there("cmake") else "It needs a C++ compiler and cmake; see above.",
+        ),
+        (
+            "build CUDA kernels and plugins",
+            None if there("nvcc") and there("cmake") else "It needs nvcc of the CUDA toolkit.",
+        ),
+    )
+    for name, lacking in sums:
+        yield Check(group=POSSIBLE, name=name, found="no" if lacking else "yes", advice=lacking)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found, without loading it."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _broken(module: str, error: Exception, extra: str) -> Check:
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         return Check(group="libraries", name=module, found=None, advice=_install(extra))
@@ -124,6 +227,3 @@ def _gpu() -> Iterator[Check]:
     jetpack = machine.jetpack_release()
     advice = None if found or jetpack else "Engines for TensorRT-RTX build without one; running any engine needs one."
     yield Check(group="GPU", name="NVIDIA GPU", found="; ".join(found) or jetpack or "none", advice=advice)
-    nvcc = machine.command_output("nvcc", "--version")
-    advice = None if nvcc else "Needed only to compile the plugins; it comes with the CUDA toolkit."
-    yield Check(group="GPU", name="nvcc", found=nvcc.splitlines()[-1] if nvcc else None, advice=advice)

@@ -273,6 +273,54 @@ def test_doctor_explains_and_exits_0(cli: Cli) -> None:
     assert all(check["advice"] for check in checks if check["group"] == "packages" and check["found"] is None)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "last"),
+    [
+        (
+            ("torch", "onnx", "onnxruntime"),
+            "Nothing can be run or exported here yet: onnxruntime is missing; pip install",
+        ),
+        (
+            ("torch", "onnx"),
+            "Here one can run and time bundles, and cannot export and verify models: onnx, torch missing",
+        ),
+    ],
+    ids=["nothing runs", "a device"],
+)
+def test_doctor_says_what_cannot_be_done(lacking: tuple[str, ...], last: str) -> None:
+    blocked = f"import sys\nfor name in {lacking}: sys.modules[name] = None\n"
+    program = f"{blocked}from trt_compress.tools.cli import main; main()"
+    said = run_python(program, "doctor").stdout.splitlines()[-1]
+    assert last in said and (len(lacking) == 2 or "No problems found" not in said)
+    checks = json.loads(run_python(program, "doctor", "--json").stdout)["checks"]
+    able = {check["name"]: check["found"] for check in checks if check["group"] == "What can be done here"}
+    assert able["export and verify models"] == "no"
+    assert able["run and time bundles"] == ("no" if "onnxruntime" in lacking else "yes")
+
+
+def test_doctor_shows_the_tools_with_their_versions(tmp_path: Path) -> None:
+    said = {
+        "c++": "c++ (Debian 12.2.0-14) 12.2.0",
+        "cmake": "cmake version 3.25.1\n\nCMake suite",
+        "ninja": "1.11.1",
+        "nvcc": "nvcc: NVIDIA (R)\nBuilt on Tue_2025\nCuda compilation tools, release 12.6, V12.6.85",
+        "ffmpeg": "ffmpeg version n7.1-dev Copyright (c) 2000-2024",
+    }
+    for name, text in said.items():
+        (tmp_path / name).write_text(f"#!{sys.executable}\nprint({text!r})\n")
+        (tmp_path / name).chmod(0o755)
+    program = "from trt_compress.tools.cli import main; main()"
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    command = [sys.executable, "-c", program, "doctor", "--json"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    tools = {
+        check["name"]: check["found"] for check in json.loads(finished.stdout)["checks"] if check["group"] == "tools"
+    }
+    found = {"C++ compiler": ("c++", "12.2.0"), "cmake": ("cmake", "3.25.1"), "ninja": ("ninja", "1.11.1")}
+    found |= {"nvcc": ("nvcc", "12.6"), "ffmpeg": ("ffmpeg", "n7.1-dev")}
+    assert tools == {name: f"{version} ({tmp_path / file})" for name, (file, version) in found.items()}
+
+
 def test_inspect_shows_a_bundle_without_torch_and_onnx(make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle("tiny", compressor="tome")
     blocked = "import sys\nfor name in ('torch', 'onnx', 'timm', 'onnxruntime'): sys.modules[name] = None\n"
