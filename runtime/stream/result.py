@@ -252,14 +252,18 @@ class OverlayCounts(Record):
 
     def sentence(self) -> str:
         """Say it to a person."""
+
+        def repeat(count: int) -> str:
+            return f"repeat{'s'[: count == 1]} the picture before"
+
         parts = [f"{self.drawn} frame{'s'[: self.drawn != 1]} drawn"]
         if self.behind:
-            parts.append(f"{self.behind} came too fast to be drawn (--overlay-in-latency draws every one)")
+            parts.append(f"{self.behind} came too fast and {repeat(self.behind)} (--overlay-in-latency draws all)")
         if self.without_result:
-            parts.append(f"{self.without_result} without a result")
-        repeated = " (each repeats the picture before it)" if len(parts) > 1 else ""
-        waited = f"; the loop waited {self.waited_ns / 1e9:.1f} s for it between frames" if self.waited_ns else ""
-        return "; ".join(parts) + repeated + waited + "."
+            parts.append(f"{self.without_result} without a result {repeat(self.without_result)}")
+        if self.waited_ns:
+            parts.append(f"the loop waited {self.waited_ns / 1e9:.1f} s for it between frames")
+        return "; ".join(parts) + "."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -312,6 +312,14 @@ def test_a_closed_loop_has_no_clock_and_waits_between_frames() -> None:
     assert np.median(late) < 8_000_000  # no frame's time
 
 
+def test_what_is_said_of_an_overlay() -> None:
+    assert OverlayCounts(drawn=1, behind=0, without_result=0).sentence() == "1 frame drawn."
+    assert OverlayCounts(drawn=5, behind=2, without_result=3, waited_ns=1_250_000_000).sentence() == (
+        "5 frames drawn; 2 came too fast and repeat the picture before (--overlay-in-latency draws all); 3 without a "
+        "result repeat the picture before; the loop waited 1.2 s for it between frames."
+    )
+
+
 def test_in_latency_every_frame_is_drawn_and_counts() -> None:
     slow = SlowSink(seconds=0.01)
     stages = identity_stages(preprocess=lambda data: {"x": np.float32(0)})
