@@ -17,7 +17,7 @@ from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
-from trt_compress.runtime.stream.listener import Listener
+from trt_compress.runtime.stream.listener import Listener, files_of_sound
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink, Source
@@ -214,7 +214,8 @@ def _check_files(
     for option, path in files.items():
         if path is not None:
             check_new_file(path, option)
-    names = (_RESULT_FILE, *files_of_report(Path(_RESULT_FILE).stem))
+    stem = Path(_RESULT_FILE).stem
+    names = (_RESULT_FILE, *files_of_report(stem), *files_of_sound(stem))
     if report is not None:
         check_new_folder(report, "--report", names)
     written = {} if report is None else {f"--report ({name})": report / name for name in names}

@@ -28,9 +28,16 @@ MOST_PARTS = 2048
 
 MOST_WORDS = 2000
 
+_NAMES, _SUFFIXES = ("heard", "made"), ("flac", "mp3", "wav")
+
 _Taken = tuple[int, Array, Mapping[str, Any], Array | None]  # first sample, sound, result, what a codec made
 
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+
+def files_of_sound(stem: str) -> tuple[str, ...]:
+    """Every name that a file of sound beside the result `stem` may have."""
+    return tuple(f"{stem}.{name}.{suffix}" for name in _NAMES for suffix in _SUFFIXES)
 
 
 class Listener:

@@ -130,6 +130,16 @@ def test_of_a_codec_both_sides_play_and_the_bitrate_is_said(typed: Callable[...,
     assert "Bitrate of the codec" in page and "500 bit/s" in page and "512 times" in page
 
 
+def test_the_sound_that_is_heard_is_not_written_over(typed: Callable[..., Result], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", WORDS)
+    Path("rep").mkdir()
+    soundfile.write("rep/result.heard.flac", np.zeros(CHUNK), RATE)
+    before = Path("rep/result.heard.flac").read_bytes()
+    done = typed("run", bundle, "--source", "rep/result.heard.flac", "--report", "rep")
+    assert done.exit_code == 2 and "result.heard.flac" in done.stderr
+    assert Path("rep/result.heard.flac").read_bytes() == before
+
+
 def test_without_a_report_nothing_is_kept(typed: Callable[..., Result], tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle", WORDS)
     done = typed("run", bundle, "--source", spoken(tmp_path / "a.wav", "01"), "--json")
