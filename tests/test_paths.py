@@ -1,0 +1,84 @@
+"""Files are tried before they are needed, and nothing is left behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from trt_compress.errors import ConfigError
+from trt_compress.paths import check_apart, check_archive, check_new_file, check_new_folder, check_readable
+
+
+def test_a_file_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "not yet")
+    for name in ("new", "old", "link"):
+        check_new_file(tmp_path / name, "--json")
+    check_new_file(Path(os.devnull), "--json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "old"]
+    assert (tmp_path / "old").read_text() == "kept" and not (tmp_path / "link").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "no/a",
+            r"no/a' cannot be written \(No such file or directory\); make its folder first, or give another file to",
+        ),
+        ("", r"cannot be written \(Is a directory\); it is a folder, and --json takes the name of a file\."),
+        ("file/a", r"cannot be written \(Not a directory\); give another file to --json\."),
+        ("x" * 300, r"cannot be written \(File name too long\)"),
+        ("a\0b", r"cannot be written \(embedded null byte\)"),
+        ("loop", r"cannot be written \(Too many levels of symbolic links\)"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match=message):
+        check_new_file(tmp_path / name, "--json")
+
+
+def test_a_folder_is_made_and_unmade(tmp_path: Path) -> None:
+    check_new_folder(tmp_path / "a" / "b", "--report", ("result.json",))
+    check_new_folder(tmp_path, "--report", ("result.json",))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a" / "result.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"a' cannot be written \(Is a directory\)"):
+        check_new_folder(tmp_path / "a", "--report", ("result.json",))
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"cannot be written \(.*\); give another folder to --report\."):
+            check_new_folder(tmp_path / name, "--report")
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "source").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "source")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").touch()
+    read = {"the source": [tmp_path / "source"], "a file of the bundle": [tmp_path / "bundle"]}
+    check_apart({"--out": tmp_path / "new", "--json": tmp_path / "bundle" / "new.json", "--overlay": None}, read)
+    for name in ("source", "link"):
+        with pytest.raises(
+            ConfigError, match=r"^--out .* is the source itself; give another name, or it would be lost"
+        ):
+            check_apart({"--out": tmp_path / name}, read)
+    with pytest.raises(ConfigError, match="is a file of the bundle itself"):
+        check_apart({"--out": tmp_path / "bundle" / "manifest.json"}, read)
+    with pytest.raises(ConfigError, match="--overlay .* is the file of --out itself"):
+        check_apart({"--out": tmp_path / "a", "--overlay": tmp_path / "b" / ".." / "a"}, {})
+    check_apart({"--out": Path(os.devnull), "--overlay": Path(os.devnull)}, {})
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(
+        ConfigError, match=r"text' is not a readable \.npz file of arrays; write it with numpy\.savez\."
+    ):
+        check_archive(tmp_path / "text")
+    with pytest.raises(ConfigError, match="none' does not exist; give a file that numpy.savez wrote"):
+        check_archive(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); give a list\."):
+        check_readable(tmp_path, "give a list")

@@ -1,0 +1,137 @@
+"""A mistake is said before anything heavy is loaded: under 1 s of CPU and 100 MB, and nothing is left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MOST_SECONDS, MOST_MIB = 1.0, 100.0
+HEAVY = ("torch", "timm", "onnx", "onnxscript", "transformers", "onnxruntime", "safetensors", "scipy", "sklearn", "av")
+EXPORT = ("export", "zoo:digits_vit", "-o", "out")
+RUN = ("run", "bundle", "--source", "frames/*.png")
+CHILD = f"""
+import json, sys, time
+from pathlib import Path
+from trt_compress.tools.cli import main
+code = 0
+try:
+    main()
+except SystemExit as ended:
+    code = ended.code
+status = Path("/proc/self/status").read_text().split()
+peak = int(status[status.index("VmHWM:") + 1]) / 1024
+loaded = sorted(set({HEAVY!r}) & set(sys.modules))
+print(json.dumps({{"code": code, "seconds": time.process_time(), "mib": peak, "loaded": loaded}}))
+"""
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "source of a model": (("export", "digits_vit", "-o", "out"), "model 'digits_vit' is not known"),
+    "zoo": (("export", "zoo:digit_vit", "-o", "out"), "model 'zoo:digit_vit' is not known; there are zoo:digits_vit"),
+    "timm": (("export", "timm:vit_tiny_patch16_225", "-o", "out"), "Did you mean 'vit_tiny_patch16_224'?"),
+    "timm, nothing like it": (("export", "timm:zebra", "-o", "out"), "model 'timm:zebra' is not known to timm"),
+    "timm, weights": (("export", "timm:vit_tiny_patch16_224.nope", "-o", "out"), "knows no weights 'nope'"),
+    "timm, of another kind": (("export", "timm:resnet18", "-o", "out"), "timm.models.resnet is not supported"),
+    "timm, refused by name": (("export", "timm:vit_base_patch16_siglip_224", "-o", "out"), "global_pool='map' is not"),
+    "timm, option": (("export", "timm:vit_tiny_patch16_224?classes=3", "-o", "out"), "'classes' is not known"),
+    "hf": (("export", "hf:nowhere", "-o", "out"), "hf:nowhere: config.json cannot be read"),
+    "hf, type": (("export", "hf:gpt", "-o", "out"), "hf:gpt: model_type 'gpt9' is not supported"),
+    "codec": (("export", "wavtokenizer:no.ckpt", "-o", "out"), "no.ckpt is not a file"),
+    "own file": (("export", "no.py:make", "-o", "out"), "model no.py: the file cannot be read"),
+    "compressor": ((*EXPORT, "--compress", "tomee:num_merged=4"), "compressor 'tomee' is not known; there are tome"),
+    "option": ((*EXPORT, "--compress", "tome:num_mergd=4"), "Did you mean 'num_merged'?"),
+    "value": ((*EXPORT, "--compress", "evit:keep_ratio=1.5"), "evit: keep_ratio=1.5 is out of range"),
+    "layers": ((*EXPORT, "--compress", "evit:layers=[6,3]"), "evit: layers=[6, 3] does not ascend"),
+    "projector": ((*EXPORT, "--compress", "frame_stack:projector=no.pt"), "'no.pt' cannot be read"),
+    "target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
+    "precision": ((*EXPORT, "--precision", "FP12"), "precision 'fp12' is not known; give one of fp32, fp16."),
+    "opset": ((*EXPORT, "--opset", "99"), "opset 99 is out of range; cpu takes 18 to 21."),
+    "weights": ((*EXPORT, "--weights", "no.pt"), "no.pt is not a file"),
+    "weights, a folder": ((*EXPORT, "--weights", "frames"), "frames is not a file"),
+    "weights of timm": ((*EXPORT, "--weights", "pretrained"), "'pretrained' downloads what timm has"),
+    "recipe": (("export", "no.toml", "-o", "out"), "recipe no.toml cannot be read"),
+    "recipe, a number without end": (("export", "long.toml", "-o", "out"), "recipe long.toml is not valid TOML"),
+    "recipe, precision": (("export", "half.toml", "-o", "out"), "precision 'half' is not known"),
+    "output is there": (("export", "zoo:digits_vit", "-o", "frames"), "The output directory 'frames' exists"),
+    "output nowhere": (("export", "zoo:digits_vit", "-o", "/proc/out"), "The bundle '/proc/out' cannot be written"),
+    "output in a file": (("export", "zoo:digits_vit", "-o", "long.toml/out"), "cannot be written"),
+    "output, too long a name": (("export", "zoo:digits_vit", "-o", "x" * 300), "File name too long"),
+    "build, target": (("build", "bundle", "--target", "rtxx"), "Did you mean 'rtx'?"),
+    "build, no engine": (("build", "bundle", "--target", "cpu"), "target 'cpu' runs the ONNX file itself"),
+    "build, bundle": (("build", "no", "--target", "rtx"), "'no' does not exist"),
+    "build, module": (("build", "bundle", "--target", "x86-trt10"), "needs the Python module 'tensorrt'"),
+    "preflight, target": (("preflight", "bundle", "--target", "gpu"), "target 'gpu' is not known"),
+    "verify, bundle": (("verify", "no"), "'no' does not exist"),
+    "verify, native": (("verify", "bundle", "--native"), "are not built for this version of the sources"),
+    "bench, bundle": (("bench", "no"), "'no' does not exist"),
+    "bench, backend": (("bench", "bundle", "--backend", "cpu"), "Unknown backend 'cpu'"),
+    "bench, graph": (("bench", "bundle", "--graph", "x"), "no graph 'x'"),
+    "bench, baseline": (("bench", "bundle", "--baseline", "no"), "'no' does not exist"),
+    "bench, pairs": (("bench", "bundle", "--pairs", "0"), "pairs=0"),
+    "bench, seed": (("bench", "bundle", "--seed", "-1"), "seed=-1"),
+    "bench, inputs": (("bench", "bundle", "--inputs", "no.npz"), "'no.npz' does not exist"),
+    "bench, no archive": (("bench", "bundle", "--inputs", "long.toml"), "'long.toml' is not a readable .npz file"),
+    "bench, json nowhere": (("bench", "bundle", "--json", "no/a.json"), "'no/a.json' cannot be written"),
+    "bench, json a folder": (("bench", "bundle", "--json", "frames"), "'frames' cannot be written (Is a directory)"),
+    "bench, json over the bundle": (
+        ("bench", "bundle", "--json", "bundle/manifest.json"),
+        "--json bundle/manifest.json is a file of the bundle itself",
+    ),
+    "bench, native": (("bench", "bundle", "--native"), "are not built for this version of the sources"),
+    "run, bundle": (("run", "no", "--source", "frames/*.png"), "'no' does not exist"),
+    "run, source": (("run", "bundle", "--source", "no.mp4"), "The source 'no.mp4' does not exist"),
+    "run, pattern": (("run", "bundle", "--source", "no/*.png"), "Nothing matches 'no/*.png'"),
+    "run, power": ((*RUN, "--power", "volts"), "Unknown power reader 'volts'"),
+    "run, policy": ((*RUN, "--policy", "newest"), "Unknown policy 'newest'"),
+    "run, labels": ((*RUN, "--labels", "no.jsonl"), "'no.jsonl' cannot be read"),
+    "run, out": ((*RUN, "--out", "no/a.jsonl"), "'no/a.jsonl' cannot be written"),
+    "run, out over the source": ((*RUN, "--out", "frames/0.png"), "--out frames/0.png is the source itself"),
+    "run, overlay": ((*RUN, "--overlay", "a.wav"), "--overlay a.wav: the bundle gives no sound"),
+    "run, two outputs in one": ((*RUN, "--out", "a.mp4", "--overlay", "a.mp4"), "is the file of --out itself"),
+    "run, report": ((*RUN, "--report", "/proc/a"), "'/proc/a' cannot be written"),
+    "run, report in a file": ((*RUN, "--report", "long.toml"), "'long.toml' cannot be written"),
+    "run, level": ((*RUN, "--adapt", "--level", "no", "--deadline-ms", "9"), "'no' does not exist"),
+    "run, native": ((*RUN, "--native"), "are not built for this version of the sources"),
+    "scene, output": (("scene", "made:1", "--bundle", "bundle", "-o", "no/a.npz"), "'no/a.npz' cannot be written"),
+    "sample, kind": (("sample", "videos", "-o", "out"), "Did you mean 'video'?"),
+    "sample, output": (("sample", "video", "-o", "/proc/out"), "'/proc/out' cannot be written"),
+    "compare": (("compare", "no.json"), "no.json"),
+    "list": (("list", "compressor"), "Did you mean 'compressors'?"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mistakes")
+
+
+@pytest.fixture
+def filled(place: Path, make_bundle: Callable[..., Path]) -> Path:
+    """A folder with a bundle, a picture and files that are none of what they should be, made once."""
+    if not (place / "frames").exists():
+        make_bundle("bundle").rename(place / "bundle")
+        (place / "frames").mkdir()
+        (place / "frames" / "0.png").write_bytes(b"no picture")
+        (place / "long.toml").write_text(f"opset = {'9' * 5000}\n")
+        (place / "half.toml").write_text('model = "zoo:digits_vit"\nprecision = "half"\n')
+        (place / "gpt").mkdir()
+        (place / "gpt" / "config.json").write_text('{"model_type": "gpt9"}')
+    return place
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path) -> None:
+    arguments, message = MISTAKES[mistake]
+    before = sorted(filled.rglob("*"))
+    command = [sys.executable, "-c", CHILD, *arguments]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=filled, env=environment, capture_output=True, text=True)
+    assert message in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
+    cost = json.loads(done.stdout.splitlines()[-1])
+    assert (cost["code"], cost["loaded"], len(done.stdout.splitlines())) == (2, [], 1)
+    assert cost["seconds"] < MOST_SECONDS and cost["mib"] < MOST_MIB, cost
+    assert sorted(filled.rglob("*")) == before and not (tmp_path / "cache").exists()
