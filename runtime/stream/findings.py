@@ -7,6 +7,23 @@ from trt_compress.runtime.stream.sound_result import Word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Features(Record):
+    """The features that an encoder without a head gives.
+
+    Attributes:
+        frames: Of a result, the fewest.
+        most_frames: The most.
+        width: Numbers of a frame.
+        ms_per_frame: Time that a frame stands for, the mean of all; None where frames have no time.
+    """
+
+    frames: int
+    most_frames: int
+    width: int
+    ms_per_frame: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings(Record):
     """The results of a stream together.
 
@@ -18,6 +35,7 @@ class Findings(Record):
         with_boxes: Results with at least one box.
         words: Classes as they came, those that follow one another as one; of a single stream whose frames have a time.
         words_left_out: How many more there were at the end.
+        features: What came of an encoder that has no head, or None.
     """
 
     kind: str
@@ -27,3 +45,4 @@ class Findings(Record):
     with_boxes: int
     words: tuple[Word, ...]
     words_left_out: int
+    features: Features | None = None

@@ -14,6 +14,7 @@ from trt_compress.errors import BundleError, ConfigError
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
 from trt_compress.runtime.stream.sound_result import Track as Track

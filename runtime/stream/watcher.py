@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trt_compress.runtime.stream.findings import Findings
+from trt_compress.runtime.stream.findings import Features, Findings
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.listener import Words
 
@@ -41,6 +41,8 @@ class Watcher:
         self._classes: Counter[str] = Counter()
         self._boxes: Counter[str] = Counter()
         self._words = Words()
+        self._features: list[int] = []  # frames of a result: the fewest, the most; their width; how many in all
+        self._features_ms: float | None = 0.0
         self._last: str | None = None
         self._lock = threading.Lock()
         self._news: list[str] = []
@@ -82,8 +84,8 @@ class Watcher:
             self._speaker = None
 
     def findings(self) -> Findings | None:
-        """What was counted; None where the results hold neither classes nor boxes."""
-        if self._last is None:
+        """What was counted; None where the results hold neither classes nor boxes nor features."""
+        if self._last is None and not self._features:
             return None
         return Findings(
             kind="heard" if self._heard else "seen",
@@ -93,6 +95,7 @@ class Watcher:
             with_boxes=self._with_boxes,
             words=tuple(self._words.words()),
             words_left_out=self._words.left_out,
+            features=self._feature_sum(),
         )
 
     def _count(self, result: Mapping[str, Any]) -> str | None:
@@ -101,12 +104,28 @@ class Watcher:
             text = class_text(result)
             self._classes[text] += 1
             return text
+        if "frames" in result and "width" in result:
+            self._count_features(result)
         if "boxes" not in result:
             return None
         found = Counter(class_text(box) for box in result["boxes"])
         self._boxes.update(found)
         self._with_boxes += bool(found)
         return counts_text(found) or "nothing"
+
+    def _count_features(self, result: Mapping[str, Any]) -> None:
+        frames, ms = int(result["frames"]), result.get("ms_per_frame")
+        fewest, most, _, total = self._features or (frames, frames, 0, 0)
+        self._features = [min(fewest, frames), max(most, frames), int(result["width"]), total + frames]
+        self._features_ms = None if ms is None or self._features_ms is None else self._features_ms + ms * frames
+
+    def _feature_sum(self) -> Features | None:
+        if not self._features:
+            return None
+        fewest, most, width, total = self._features
+        known = self._features_ms is not None and total > 0
+        ms = round((self._features_ms or 0.0) / total, 3) if known else None
+        return Features(frames=fewest, most_frames=most, width=width, ms_per_frame=ms)
 
     def _note_word(self, frame: Frame, results: Sequence[Mapping[str, Any]]) -> None:
         at = self._at_s(frame)

@@ -80,6 +80,20 @@ def test_features_of_every_kind_of_file(typed: Typed, name: str) -> None:
         assert result["rms"] == pytest.approx(0.25, abs=1e-3)
 
 
+def test_features_are_summed_up(typed: Typed) -> None:
+    soundfile.write("a.wav", np.full(3200, 0.25), RATE)
+    done = typed("--source", "a.wav", "--report", "rep")
+    assert done.exit_code == 0, done.stderr
+    words = r"features +5 frames of 320 numbers a result, 20\S* ms a frame"
+    assert re.search(words, done.stdout), done.stdout
+    found = StreamResult.read("rep/result.json").findings
+    assert found is not None and found.features is not None
+    assert (found.kind, found.results, found.features.frames, found.features.ms_per_frame) == ("heard", 2, 5, 20.0)
+    page = Path("rep/result.report.html").read_text()
+    assert re.search(r"5 frames of 320 numbers a result, 20\S* ms a frame", page)
+    assert "<audio" in page
+
+
 def test_another_rate_is_refused_with_the_command_that_helps(typed: Typed) -> None:
     soundfile.write("my call.wav", np.zeros((4410, 2)), 44100)
     done = typed("--source", "my call.wav")

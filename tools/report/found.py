@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from trt_compress.runtime.stream.findings import Findings
+from trt_compress.runtime.stream.findings import Features, Findings
 from trt_compress.runtime.stream.watcher import counts_text
-from trt_compress.tools.report.numbers import percent
+from trt_compress.tools.report.numbers import number, percent
 from trt_compress.tools.report.sections import Section
 
 MOST_WORDS = 40
@@ -28,11 +28,21 @@ def found_section(findings: Findings | None) -> Section | None:
         rows.append(("how often", counts_text(Counter(word.text for word in words))))
     elif findings.classes:
         rows.append(("best class of frames", _shares(findings.classes, findings.results)))
-    if findings.boxes or not findings.classes:
+    if findings.features is not None:
+        rows.append(("features", _features(findings.features)))
+    elif findings.boxes or not findings.classes:
         total = sum(findings.boxes.values())
         rows.append(("boxes", f"{total}: {counts_text(findings.boxes)}" if total else "none"))
         rows.append(("results with boxes", f"{findings.with_boxes} of {findings.results}"))
     return Section(title="Heard" if heard else "Seen", rows=tuple(rows))
+
+
+def _features(found: Features) -> str:
+    frames = f"{found.frames} frames"
+    if found.most_frames != found.frames:
+        frames = f"{found.frames} to {found.most_frames} frames"
+    time = "" if found.ms_per_frame is None else f", {number(found.ms_per_frame)} ms a frame"
+    return f"{frames} of {found.width} numbers a result{time}"
 
 
 def _shares(classes: dict[str, int], results: int, most: int = 12) -> str:

@@ -17,6 +17,7 @@ from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
 from trt_compress.runtime.manifest import Compression as SiteCompression
 from trt_compress.runtime.power.session import PowerResult
 from trt_compress.runtime.record import Record
+from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
 from trt_compress.runtime.stream.sound_result import Track as Track
