@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_compress.errors import ConfigError
 from trt_compress.export.bundle import check_output
 from trt_compress.export.check import preflight
 from trt_compress.export.engines import BuildPlan, Progress, build, build_engines
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.model_file import check_model_file
+from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_archive
 from trt_compress.plugins.library import choose
@@ -87,7 +90,8 @@ def export_model(
     """Export a model with compressors as a bundle, checked against its targets and proven against PyTorch.
 
     Args:
-        model: `timm:NAME`, `zoo:NAME`, or a recipe file (`*.toml`) that the other options override.
+        model: A name as `trt_compress.model_name` reads it (`timm:NAME?num_classes=10`, `zoo:NAME`, `hf:DIR`, or
+            `FILE.py:FACTORY`, whose code is run), or a recipe file (`*.toml`) that the other options override.
         output: Directory of the bundle; must not exist unless `force`.
         compress: Spec string, `tome:num_merged=13`, several joined by `+`; default `none`.
         weights: .safetensors file or checkpoint; default: the zoo's own, or random for timm.
@@ -115,7 +119,7 @@ def export_model(
         opset=opset,
     )
     check_output(Path(output), force)
-    _check_files(recipe)
+    recipe = _check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_export
 
@@ -128,6 +132,7 @@ def verify(
     *,
     inputs: str | Path | None = None,
     weights: str | Path | None = None,
+    model: str | None = None,
     native: bool | str | Path = False,
     progress: Progress | None = None,
 ) -> "VerifyReport":
@@ -139,6 +144,7 @@ def verify(
             more axis in front); default: the model's own examples or seeded ones, at the smallest, usual and largest
             batch.
         weights: Where the file of weights is now, if it moved; it must be the same file.
+        model: Where the file of an own model is now, if it moved (`FILE.py:FACTORY`); it must be the same file.
         native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
         progress: Called with the name of each step.
 
@@ -155,21 +161,56 @@ def verify(
     )
     if weights is not None:
         recipe = replace(recipe, weights=str(weights))
+    if model is not None:
+        recipe = replace(recipe, model=_moved(recipe.model, model))
+    name = parse_model(recipe.model)
+    if name.source == FILE_SOURCE and not Path(name.name).is_file():
+        raise ConfigError(
+            f"model: {name.name} is not there any more; say where it is now with --model FILE.py:{name.factory}."
+        )
     given = None if inputs is None else Path(inputs)
     if given is not None:
         check_archive(given)
-    _check_files(recipe)
+    recipe = _check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_verification
 
     return run_verification(opened, recipe, inputs=given, library=library, step=progress or (lambda text: None))
 
 
-def _check_files(recipe: Recipe) -> None:
-    """Refuse a model that is not there, and files that a recipe names and that cannot be read."""
+def _check_files(recipe: Recipe) -> Recipe:
+    """Refuse a model that is not there, and files that a recipe names and that cannot be read, or have changed.
+
+    Returns:
+        The recipe, which then says what the file of an own model is.
+    """
     check_model(recipe.model, recipe.weights)
     for spec in recipe.compressors:
         spec.config.check_files()
+    name = parse_model(recipe.model)
+    if name.source != FILE_SOURCE:
+        return recipe
+    found = check_model_file(name)
+    if recipe.model_sha256 not in (None, found):
+        raise ConfigError(
+            f"model: {name.name} has sha256 {found[:12]}…, and the recipe was made with "
+            f"{str(recipe.model_sha256)[:12]}…; give that file, or export again with the new one."
+        )
+    return replace(recipe, model_sha256=found)
+
+
+def _moved(before: str, now: str) -> str:
+    """The name of an own model whose file has moved, with the options that it had.
+
+    Raises:
+        ConfigError: `now` is no name of an own model, or `before` is none.
+    """
+    if parse_model(before).source != FILE_SOURCE or parse_model(now).source != FILE_SOURCE:
+        raise ConfigError(
+            f"model: '{now}' is given for '{before}'; only the file of an own model can have moved, FILE.py:FACTORY."
+        )
+    _, mark, options = before.partition("?")
+    return with_absolute_path(now if "?" in now else now + mark + options)
 
 
 def _tokens(manifest: Manifest) -> list[Any] | dict[str, Any] | str:

@@ -35,6 +35,7 @@ from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph, with_precision
 from trt_compress.export.verify import VerifyReport, merge_reports, verify_onnx
 from trt_compress.methods import spec_string
+from trt_compress.model_name import FILE_SOURCE, parse_model
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
@@ -172,6 +173,12 @@ def _prepare(recipe: Recipe) -> _Prepared:
     """
     host = load_host(recipe.model, weights=recipe.weights)
     if recipe.weights_sha256 not in (None, host.weights.sha256):
+        if recipe.weights is None and parse_model(recipe.model).source == FILE_SOURCE:
+            raise ConfigError(
+                f"weights: '{host.weights.source}' are others than those of the recipe although the file is the same; "
+                "what it makes must not depend on anything else: seed its random numbers, or save the weights and give "
+                "them as --weights FILE."
+            )
         raise ConfigError(
             f"weights: '{host.weights.source}' has sha256 {host.weights.sha256[:12]}…, and the recipe was made with "
             f"{str(recipe.weights_sha256)[:12]}…; give those weights as --weights FILE, or take weights_sha256 out of "

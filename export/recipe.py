@@ -11,6 +11,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, get_target, newest_common_opset
 from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table, spec_string
+from trt_compress.model_name import with_absolute_path
 from trt_compress.suggest import did_you_mean
 
 if sys.version_info >= (3, 11):
@@ -20,6 +21,7 @@ else:
 
 _KEYS: dict[str, tuple[type, bool, str]] = {  # of a recipe: the type of its value, or of the items of a list
     "model": (str, False, "a text"),
+    "model_sha256": (str, False, "a text"),
     "weights": (str, False, "a text"),
     "weights_sha256": (str, False, "a text"),
     "targets": (str, True, "a list of names"),
@@ -37,7 +39,8 @@ class Recipe:
     """Everything an export depends on.
 
     Attributes:
-        model: `timm:NAME` or `zoo:NAME`.
+        model: A name as `trt_compress.model_name` reads it; a path in it is absolute.
+        model_sha256: What the file of `FILE.py:FACTORY` must be; None: whatever is there. Written into every bundle.
         weights: A file, "pretrained", or None for the model's own or random ones.
         weights_sha256: What they must be; None: whatever is there. Written into every bundle.
         compressors: In the order in which they share sites.
@@ -49,6 +52,7 @@ class Recipe:
     """
 
     model: str
+    model_sha256: str | None = None
     weights: str | None = None
     weights_sha256: str | None = None
     compressors: tuple[CompressorSpec, ...] = ()
@@ -74,10 +78,9 @@ class Recipe:
                 f"opset {self.opset} is out of range; {', '.join(self.targets) or 'this version'} takes "
                 f"{OLDEST_OPSET} to {newest}."
             )
-        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ConfigError(
-                f"weights_sha256 '{self.weights_sha256}' is not a hash; give 64 hexadecimal digits, or leave it out."
-            )
+        for name, value in (("weights_sha256", self.weights_sha256), ("model_sha256", self.model_sha256)):
+            if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+                raise ConfigError(f"{name} '{value}' is not a hash; give 64 hexadecimal digits, or leave it out.")
 
     @property
     def spec(self) -> str:
@@ -86,11 +89,11 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The content of the recipe file."""
-        weights = _without_none({"weights": self.weights, "weights_sha256": self.weights_sha256})
+        files = {"model_sha256": self.model_sha256, "weights": self.weights, "weights_sha256": self.weights_sha256}
         compressors = [{"name": c.name, **_without_none(c.config.to_json())} for c in self.compressors]
         return {
             "model": self.model,
-            **weights,
+            **_without_none(files),
             "targets": list(self.targets),
             "batch": str(self.batch),
             **({"lengths": {name: str(length) for name, length in self.lengths.items()}} if self.lengths else {}),
@@ -120,7 +123,7 @@ def recipe_from_options(
 
     A file given as `weights` must still be the one that a recipe was made with, if it says which that was.
     """
-    base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=model)
+    base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=_model(model, None))
     given = {
         "compressors": None if compress is None else parse_spec(compress),
         "weights": weights if weights in (None, "pretrained") else str(Path(weights).absolute()),
@@ -148,7 +151,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None = None) -> Recipe:
-    """The recipe in a table; a relative path to weights counts from `base`."""
+    """The recipe in a table; a relative path to weights, or in the model's name, counts from `base`."""
     for key, value in table.items():
         if key not in _KEYS:
             raise ConfigError(f"{where}: '{key}' is not known; there are {', '.join(_KEYS)}.{did_you_mean(key, _KEYS)}")
@@ -169,10 +172,19 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
         values["precision"] = values["precision"].lower()
     if "lengths" in values:
         values["lengths"] = {name: LengthRange.parse(name, text) for name, text in values["lengths"].items()}
+    values["model"] = _model(values["model"], base)
     weights = values.get("weights")
     if weights and weights != "pretrained" and base is not None:
         values["weights"] = str((base / weights).resolve())
     return Recipe(**values)
+
+
+def _model(text: str, base: Path | None) -> str:
+    """A model's name with the path in it absolute; one that cannot be read stays, and is refused where it is loaded."""
+    try:
+        return with_absolute_path(text, base)
+    except ConfigError:
+        return text
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:

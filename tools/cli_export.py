@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from trt_compress.errors import GateError
+from trt_compress.errors import ConfigError, GateError
 from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 _MODEL = (
     "timm:NAME, zoo:NAME, hf:DIR (as save_pretrained wrote it), wavtokenizer:FILE, xytokenizer:FILE, FILE.py:FACTORY "
-    "(your own), or a recipe (FILE.toml); `trt-compress list models` names them."
+    "(your own; the file is run), or a recipe (FILE.toml); `trt-compress list models` names them. Options of a "
+    "timm model follow its name: timm:NAME?num_classes=10&img_size=384."
 )
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the bundle goes.")],
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)] = None,
+    model_option: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="The same as MODEL; of FILE.py:FACTORY the code in the file is run."
+        ),
+    ] = None,
     compress: Annotated[
         str | None,
         typer.Option(
@@ -52,11 +59,18 @@ def export(
 
     What is given here overrides what a recipe file says.
     """
-    with progress(f"Exporting {model}") as step:
+    if (model is None) == (model_option is None):
+        raise ConfigError(
+            "MODEL is missing; write `trt-compress export MODEL -o DIR`, with timm:NAME, zoo:NAME or FILE.py:FACTORY."
+            if model is None
+            else f"MODEL is given twice, as '{model}' and as --model '{model_option}'; give it once."
+        )
+    name = str(model or model_option)
+    with progress(f"Exporting {name}") as step:
         with needs_extra("export"):
             from trt_compress.export import api
         result = api.export_model(
-            model,
+            name,
             output=output,
             compress=compress,
             weights=weights,
@@ -86,6 +100,12 @@ def verify(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where the weights are now, if their file moved.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FACTORY", help="Where the file of your own model is now, if it moved; it is run."
+        ),
+    ] = None,
     native: Annotated[
         bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
     ] = False,
@@ -96,7 +116,7 @@ def verify(
         with progress("Verifying") as step:
             with needs_extra("export"):
                 from trt_compress.export import api
-            report = api.verify(bundle, inputs=inputs, weights=weights, native=native, progress=step)
+            report = api.verify(bundle, inputs=inputs, weights=weights, model=model, native=native, progress=step)
     except GateError as error:
         if error.report is not None and not json:
             _show_verification(cast("VerifyReport", error.report))

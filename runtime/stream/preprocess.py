@@ -73,6 +73,11 @@ def preprocess_from_manifest(bundle: Bundle, inputs: Mapping[str, TensorInfo], s
         parts = data if isinstance(data, tuple) else (data,)
         if isinstance(parts[0], dict):
             arrays = _from_scene(parts, constants)
+        elif convert is None and not others and "reason" in settings:
+            raise ConfigError(
+                f"The bundle does not say how a source's data become its input '{name}' ({settings['reason']}); give "
+                "arrays by name, a scene.npz."
+            )
         elif others or convert is None:
             raise ConfigError(
                 f"The bundle takes {', '.join(inputs)}, and this source gives one of them at most; give a scene.npz."
