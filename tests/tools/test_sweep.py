@@ -18,6 +18,7 @@ from trt_compress.runtime.proportion import difference, share
 from trt_compress.tools.sweep import run as sweep_run
 from trt_compress.tools.sweep.page import page_from_sweep
 from trt_compress.tools.sweep.result import Row, SweepResult, recommend, words_of
+from trt_compress.tools.sweep.run import in_groups
 from trt_compress.tools.sweep.settings import Setting, expand, expand_all, plan_sweep
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -195,6 +196,13 @@ def test_all_are_timed_in_turns_that_change_direction() -> None:
         interleave_many(calls, warmup=0, rounds=0)
 
 
+def test_what_does_not_fit_in_memory_at_once_is_timed_in_several_runs() -> None:
+    assert in_groups([3, 3, 3, 3], 100) == [[0, 1, 2, 3]]
+    assert in_groups([3, 3, 3, 3], 7) == [[0, 1], [2, 3]]
+    assert in_groups([9, 1, 9], 5) == [[0], [1], [2]]
+    assert in_groups([3, 3], -1) == [[0], [1]] and in_groups([], 7) == [[]]
+
+
 # ---- the whole ------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +239,7 @@ def test_a_sweep(swept: tuple[SweepResult, Path]) -> None:
     assert dense.flops and tome.flops and tome.flops < 0.7 * dense.flops
     assert all(row.latency and row.latency.n == 20 for row in found.rows) and tome.speedup and tome.speedup.n == 20
     assert dense.scores.accuracy and dense.scores.accuracy.count == 60 and tome.scores.agreement is not None
+    assert found.protocol["interleaved_runs"] == 1
     assert tome.random is not None and tome.random_value == random.value("accuracy")
     assert [name for name, _ in found.misfits] == ["frame_stack"]
     document = json.loads((folder / "sweep.json").read_text())

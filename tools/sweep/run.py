@@ -28,6 +28,7 @@ from trt_compress.runtime.evaluate import (
     Answers,
     Classifier,
     Collected,
+    Integers,
     Scores,
     classifier_of,
     collect,
@@ -35,6 +36,7 @@ from trt_compress.runtime.evaluate import (
     refuse_detector,
 )
 from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
+from trt_compress.runtime.labelled.open import Request
 from trt_compress.runtime.latency import interleave_many, speedup, summarize, verdict
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.proportion import Difference, difference
@@ -55,6 +57,7 @@ from trt_compress.tools.sweep.settings import Setting, check_limits, expand_all,
 
 RESULT_FILE = "sweep.json"
 _LARGEST_BATCH = 8
+_MOST_BYTES = 4 << 30  # of graphs and weights that are open at once while they are timed
 _LONGEST_NAME = 40
 _RANDOM_WEIGHTS = (
     "The weights of {} are random, so its answers mean nothing and no setting can be recommended; only FLOPs and "
@@ -79,12 +82,13 @@ class _Done:
     rows: list[Row] = field(default_factory=list)
     answers: dict[str, Answers] = field(default_factory=dict)
     bundles: dict[str, Path] = field(default_factory=dict)
-    labels: Any = None
+    labels: Integers | None = None
     failures: tuple[tuple[str, str], ...] = ()
     failed: list[tuple[str, str]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     measure: Measure = "accuracy"
     interrupted: bool = False
+    runs: int = 0
 
 
 def sweep(
@@ -182,7 +186,7 @@ def sweep(
                 started_at=started_at,
                 model=info,
                 data=done.data,
-                protocol=protocol,
+                protocol={**protocol, "interleaved_runs": done.runs},
                 rows=rows,
                 misfits=(*plan.misfits, *done.failed),
                 alone=plan.alone,
@@ -239,7 +243,7 @@ class _Judging:
         native: bool | None,
         threads: int | None,
         limit: int | None,
-        request: Any,
+        request: Request | None,
         say: Progress,
     ) -> None:
         self.done, self._native, self._threads = done, native, threads
@@ -377,30 +381,63 @@ def _time(
     native: bool | None,
     say: Progress,
 ) -> None:
-    """Time all bundles in turns, in one run, on the same real inputs."""
-    say(f"timing {len(done.rows)} settings, {warmup + rounds} rounds")
-    with ExitStack() as stack:
-        calls: list[Callable[[], object]] = []
-        for row in done.rows:
-            session = Session.open(
-                done.bundles[row.spec], threads=threads or cpu_cores(), spin=False, native=native, check_hashes=False
+    """Time all bundles in turns, on the same real inputs; dense is in every run, if there must be several."""
+    dense, others = done.rows[0], done.rows[1:]
+    sizes = [_graph_bytes(done.bundles[row.spec]) for row in done.rows]
+    timed: list[Row] = []
+    groups = in_groups(sizes[1:], _MOST_BYTES - sizes[0])
+    for number, group in enumerate(groups, start=1):
+        part = f", run {number} of {len(groups)}" if len(groups) > 1 else ""
+        rows = [dense, *(others[place] for place in group)]
+        with ExitStack() as stack:
+            calls: list[Callable[[], object]] = []
+            for row in rows:
+                session = Session.open(
+                    done.bundles[row.spec],
+                    threads=threads or cpu_cores(),
+                    spin=False,
+                    native=native,
+                    check_hashes=False,
+                )
+                calls.append(repeated(stack.enter_context(session), feed))
+            tell = _titled(say, f"timing {len(rows)} settings in turns{part}")
+            total = warmup + rounds
+            latencies = interleave_many(calls, warmup=warmup, rounds=rounds, progress=_of_rounds(tell, total))
+        found = [
+            replace(
+                row,
+                latency=summarize(own),
+                speedup=None if row.kind == "dense" else speedup(own, latencies[0]),
+                timing=verdict(own, device="cpu"),
             )
-            calls.append(repeated(stack.enter_context(session), feed))
+            for row, own in zip(rows, latencies, strict=True)
+        ]
+        timed += found if number == 1 else found[1:]
+    done.rows = timed
+    done.runs = len(groups)
 
-        def tell(number: int) -> None:
-            say(f"timing {len(done.rows)} settings, round {number + 1} of {warmup + rounds}")
 
-        latencies = interleave_many(calls, warmup=warmup, rounds=rounds, progress=tell)
-    dense = latencies[0]
-    done.rows = [
-        replace(
-            row,
-            latency=summarize(own),
-            speedup=None if row.kind == "dense" else speedup(own, dense),
-            timing=verdict(own, device="cpu"),
-        )
-        for row, own in zip(done.rows, latencies, strict=True)
-    ]
+def in_groups(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Places of what is open at once: as many as `most` bytes hold, in order, and at least one."""
+    groups: list[list[int]] = [[]]
+    left = most
+    for place, size in enumerate(sizes):
+        if groups[-1] and size > left:
+            groups.append([])
+            left = most
+        groups[-1].append(place)
+        left -= size
+    return groups
+
+
+def _graph_bytes(bundle: Path) -> int:
+    manifest = Bundle.open(bundle, check_hashes=False).manifest
+    names = [name for graph in manifest.graphs for name in (graph.file, *graph.external_data)]
+    return sum(manifest.files[name].bytes for name in names)
+
+
+def _of_rounds(tell: Progress, total: int) -> Callable[[int], None]:
+    return lambda number: tell(f"round {number + 1} of {total}")
 
 
 def _judged(done: _Done, max_drop: float) -> tuple[Row, ...]:
@@ -418,12 +455,10 @@ def _against(done: _Done, row: Row, partner: Row) -> Difference | None:
     ours, theirs = done.answers[row.spec].predicted, done.answers[partner.spec].predicted
     if ours is None or theirs is None:
         return None
-    if done.measure == "accuracy":
-        known = done.labels >= 0
-        wanted = done.labels
-    else:
-        wanted = done.answers["none"].predicted
-        known = np.ones(len(ours), bool)
+    wanted = done.labels if done.measure == "accuracy" else done.answers["none"].predicted
+    if wanted is None:
+        return None
+    known = wanted >= 0
     right, other = (ours == wanted) & known, (theirs == wanted) & known
     return difference(int((right & ~other).sum()), int((other & ~right).sum()), int(known.sum()))
 
