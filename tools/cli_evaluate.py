@@ -178,7 +178,7 @@ def _show(result: "Evaluation", held: "list[Held]") -> None:
     if str(result.bundle["weights"]).startswith("random"):
         print_text("Its weights are random, so its answers mean nothing; export it with --weights FILE.")
     if data["classes"]:
-        print_text(f"Classes: {data['classes']}.")
+        print_text(f"Labels: {data['classes']}.")
     rows: list[tuple[str | None, ...]] = []
     if scores.accuracy is not None:
         rows.append(

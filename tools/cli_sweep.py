@@ -132,7 +132,7 @@ def show_sweep(result: "SweepResult") -> None:
     data, protocol = result.data, result.protocol
     print_text(f"{result.model['source']} on {data['source']}: {data['form']}, {data['answered']} samples answered.")
     if data["classes"]:
-        print_text(f"Classes: {data['classes']}.")
+        print_text(f"Labels: {data['classes']}.")
     timed = result.dense.latency is not None
     timing = f"{protocol['rounds']} rounds in turns, batch {protocol['batch']}, {protocol['threads']} threads"
     title = f"{timing if timed else 'Not timed'}; in brackets the 95 % interval"

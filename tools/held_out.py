@@ -71,7 +71,7 @@ def _moving_digits(model: str, input_name: str) -> LabelledData:
         source=HELD_OUT,
         form=f"{model}'s held-out clips, the answer at the last of {CLIP_LENGTH} frames",
         samples=[sample(number, clip.frames, clip.digit) for number, clip in enumerate(clips)],
-        labelled_by="the data itself",
+        labelled_by="its own",
     )
 
 

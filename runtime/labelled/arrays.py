@@ -85,7 +85,7 @@ def from_npz(
             Sample(name=f"row {row}", label=None if labels is None else int(labels[row]), load=partial(load, row))
             for row in range(count)
         ],
-        labelled_by=None if labels is None else "numbers of the file",
+        labelled_by=None if labels is None else "numbers in the file",
         class_names=() if names is None else names.names,
     )
 

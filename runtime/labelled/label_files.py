@@ -53,7 +53,7 @@ def from_labels(
         samples=[
             Sample(name=name, label=number, load=partial(reader.read, base / name)) for name, number in rows.items()
         ],
-        labelled_by="numbers of the file" if names is None else f"the file, names of {names.origin}",
+        labelled_by="numbers in the file" if names is None else f"in the file, names of {names.origin}",
         class_names=() if names is None else names.names,
         left_out=tuple(left_out),
     )

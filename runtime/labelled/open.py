@@ -146,6 +146,6 @@ def from_arrays(
         source=source,
         form=form,
         samples=[of(row) for row in range(len(next(iter(runs.values()))))],
-        labelled_by=None if labels is None else "the data itself",
+        labelled_by=None if labels is None else "its own",
         class_names=class_names,
     )
