@@ -32,6 +32,7 @@ _NAMES, _SUFFIXES = ("heard", "made"), ("flac", "mp3", "wav")
 
 _Taken = tuple[int, Array, Mapping[str, Any], Array | None]  # first sample, sound, result, what a codec made
 
+_MP3_BYTES_PER_S = 3500  # of speech, about
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -267,7 +268,8 @@ def _encoded(samples: Array, rate: int) -> tuple[str, bytes]:
             writer.writeframes(samples.astype("<i2").tobytes())
         return "wav", file.getvalue()
     forms = [("flac", "FLAC", "PCM_16")]
-    if rate in _MP3_RATES and "MP3" in soundfile.available_formats():
+    hopeless = len(samples) / rate * _MP3_BYTES_PER_S > MOST_BYTES  # it would take minutes to find that out
+    if rate in _MP3_RATES and not hopeless and "MP3" in soundfile.available_formats():
         forms.append(("mp3", "MP3", "MPEG_LAYER_III"))
     found = ("flac", b"")
     for suffix, form, subtype in forms:

@@ -24,7 +24,8 @@ _TITLES = {"heard": "What was heard", "made": "What the codec made of it"}
 _LANE = 58  # room for words above the sound
 _LETTER = 6.8  # width of a letter, about
 _LINE = 13  # and its height
-_WORDS_LISTED = 200
+_THINNEST = 2  # pixels that a word takes at least, on average
+_WORDS_LISTED = 500
 _BITS = 16  # of a sample of plain sound
 
 
@@ -100,6 +101,10 @@ def _figure(track: Track, words: tuple[Word, ...], left_out: int, title: str, id
         step = track.seconds / max(len(track.low), 1)
         at = [to_x((index + 0.5) * step) for index in range(len(track.low))]
         board.area(at, [to_y(value) for value in track.low], [to_y(value) for value in track.high], "series0")
+        if len(words) * _THINNEST > size.inner_width:
+            text = f"{len(words)} words are too many to be drawn; the table has them"
+            board.text(size.left + size.inner_width / 2, size.top + lane / 2, text, anchor="middle", kind="tick")
+            return
         for word in words:
             _draw_word(board, word, to_x(word.start_s), to_x(word.end_s), size.top)
 

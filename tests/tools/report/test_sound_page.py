@@ -197,6 +197,7 @@ def test_a_long_sound_keeps_its_shape_and_says_why_it_has_no_player(
     file = io.BytesIO()
     soundfile.write(file, tone, RATE, format="MP3")
     monkeypatch.setattr(listener, "MOST_BYTES", len(file.getvalue()) + 1000)  # its FLAC is larger
+    monkeypatch.setattr(listener, "_MP3_BYTES_PER_S", 0)
     found = listen(frames(tone)).sound(tmp_path, "x")
     assert found is not None and found.tracks[0].file == "x.heard.mp3"
     monkeypatch.setattr(listener, "MOST_SAMPLES", 1000)
