@@ -43,6 +43,10 @@ def _undeclared(model: ModelProto) -> ModelProto:
     imported = {entry.domain for entry in bare.opset_import}
     for graph in all_graphs(bare.graph):
         del graph.value_info[:]
+        for sparse in graph.sparse_initializer:  # inference does not know what it stands for
+            shape = onnx.helper.make_tensor_value_info(sparse.values.name, sparse.values.data_type, list(sparse.dims))
+            graph.input.append(shape)
+        del graph.sparse_initializer[:]
         nodes = in_order(graph)
         del graph.node[:]
         graph.node.extend(nodes)

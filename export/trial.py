@@ -37,7 +37,7 @@ _PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider"
 MOST_BYTES_BUILT = 1 << 30  # weights; larger graphs are parsed and not built
 _SECONDS = 600
 # Smallest, usual and largest size tried for every open axis of a bare file: none is known to fit, so several are tried.
-_SIZES = ((1, 2, 8), (64, 64, 64), (60, 60, 60), (1, 1, 1))
+_SIZES = ((1, 2, 4), (16, 32, 64), (60, 120, 240))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
 """Minimal graphs with the preflight rule each is about, and a child process that asks the real TensorRT-RTX.
 
-`python rtx_cases.py OUT NAME…` builds the named cases and appends a JSON line for each to OUT; the caller starts it
-again for the rest when a case takes the process down.
+`python rtx_cases.py OUT FILE…` builds the files and appends a JSON line for each to OUT; the caller starts it again for
+the rest when one takes the process down.
 """
 
 import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -380,16 +381,26 @@ accept("foreign-domain", "relu", f"{X} => {Y}", "y = other.Relu(x)")
 
 def verdicts(names: list[str], folder: Path) -> dict[str, Verdict]:
     """What TensorRT-RTX says to each case; a case that takes the child process down counts as refused."""
+    return model_verdicts({name: CASES[name].model() for name in names}, folder)
+
+
+def model_verdicts(models: Mapping[str, onnx.ModelProto], folder: Path) -> dict[str, Verdict]:
+    """What TensorRT-RTX says to each model; one that takes the child process down counts as refused."""
+    files = {}
+    for number, (name, model) in enumerate(models.items()):
+        files[name] = folder / f"{number}.onnx"
+        files[name].write_bytes(model.SerializeToString())
     said: dict[str, Verdict] = {}
-    for attempt in range(len(names)):
-        left = [name for name in names if name not in said]
+    for attempt in range(len(files)):
+        left = [name for name in files if name not in said]
         if not left:
             break
         out = folder / f"verdicts{attempt}.jsonl"
         out.touch()
-        done = subprocess.run([sys.executable, __file__, str(out), *left], capture_output=True, text=True, timeout=120)
-        for line in out.read_text().splitlines():
-            name, accepted, reason = json.loads(line)
+        command = [sys.executable, __file__, str(out), *(str(files[name]) for name in left)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        for name, line in zip(left, out.read_text().splitlines(), strict=False):
+            accepted, reason = json.loads(line)
             said[name] = Verdict(accepted=accepted, reason=reason)
         if done.returncode == 0:
             break
@@ -400,10 +411,10 @@ def verdicts(names: list[str], folder: Path) -> dict[str, Verdict]:
     return said
 
 
-def _judge(trt: Any, builder: Any, logger: Any, model: onnx.ModelProto) -> tuple[bool, str]:
+def _judge(trt: Any, builder: Any, logger: Any, model: bytes) -> tuple[bool, str]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
+    if not parser.parse(model):
         return False, "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
     config, profile, dynamic = builder.create_builder_config(), builder.create_optimization_profile(), False
     for index in range(network.num_inputs):
@@ -420,15 +431,13 @@ def _judge(trt: Any, builder: Any, logger: Any, model: onnx.ModelProto) -> tuple
     return engine is not None, "" if engine is not None else "the builder refused it"
 
 
-def main(out: str, names: list[str]) -> None:
-    importlib.import_module("parser_cases")  # adds to the cases of this file as a module, which is not __main__
-    cases: dict[str, Case] = importlib.import_module("rtx_cases").CASES
+def main(out: str, files: list[str]) -> None:
     trt: Any = importlib.import_module("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     with open(out, "a", buffering=1) as file:
-        for name in names:
-            print(json.dumps([name, *_judge(trt, builder, logger, cases[name].model())]), file=file)
+        for name in files:
+            print(json.dumps(_judge(trt, builder, logger, Path(name).read_bytes())), file=file)
 
 
 if __name__ == "__main__":
