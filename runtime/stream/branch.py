@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -141,7 +142,8 @@ class Branch:
 
     def _run(self) -> None:
         if not self._in_latency and sys.platform == "linux":  # the stream's threads may be real-time ones
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            with suppress(OSError):  # a sandbox may forbid to ask
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (taken := self._take()) is not None:
             event, now_ns = taken
             try:

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +30,8 @@ _ENCODER_THREADS = 2  # the rest of the machine is the stream's
 _NICE = 10
 _CLOSEST_NS = 4_000_000  # a stream that drops a thousand frames a second is not drawn for longer than it lasts
 _MOST_EARLY = 500
+_LONGEST_NS = 600_000_000_000  # a gap above this is a jump of the source's clock
+_FASTEST_NS, _SLOWEST_NS = 1_000_000, 100_000_000  # of a frame
 _EDGE = 4  # pixels of the frame around a repeated picture
 _DROPPED_INK, _BEHIND_INK = "#b3261e", "#8a5a00"
 
@@ -71,8 +73,8 @@ class Overlay:
         self._last: Any = None  # the last picture that was drawn, without marks
         self._early: list[tuple[Frame, int]] = []  # frames without a picture, before the first that has one
         self._held: _Picture | None = None  # is written when it is known how long it is shown
-        self._first_ns: int | None = None
-        self._time_ns = -1
+        self._time_ns: int | None = None  # when the last frame is shown
+        self._offset_ns = 0  # of the source's clock
         self._ticks = -1
         self._drawn = self._behind = self._repeated = 0
 
@@ -131,7 +133,7 @@ class Overlay:
             self._early = []
         self._last = self._fitted(image)
         self._drawn += 1
-        self._show(with_line(self._last, f"frame {frame.id}   {self._seconds(time_ns)}"), time_ns)
+        self._show(with_line(self._last, f"frame {frame.id}   {time_ns / 1e9:.2f} s"), time_ns)
 
     def skip(self, frame: Frame) -> None:
         """Repeat the last picture for a frame that has no result, or that came too fast to be drawn."""
@@ -167,14 +169,18 @@ class Overlay:
             path.unlink()
 
     def _moment(self, frame: Frame) -> int:
-        """When a frame is shown, on the source's clock; time does not go back."""
-        time_ns = frame.capture_ns
-        if time_ns is None or time_ns <= self._time_ns:
-            time_ns = self._time_ns + self._step_ns if self._first_ns is not None else 0
-        if self._first_ns is None:
-            self._first_ns = time_ns
-        elif self._time_ns >= 0:
-            self._step_ns = time_ns - self._time_ns
+        """When a frame is shown, counted from the first. Where the source's clock jumps, it goes on by one step."""
+        if self._time_ns is None:
+            self._offset_ns = frame.capture_ns or 0
+            self._time_ns = 0
+            return 0
+        last_ns, stamp_ns = self._time_ns, frame.capture_ns
+        time_ns = last_ns + self._step_ns if stamp_ns is None else stamp_ns - self._offset_ns
+        if not last_ns < time_ns < last_ns + _LONGEST_NS:
+            time_ns = last_ns + self._step_ns
+            self._offset_ns = (stamp_ns or 0) - time_ns
+        elif stamp_ns is not None:
+            self._step_ns = time_ns - last_ns
         self._time_ns = time_ns
         return time_ns
 
@@ -187,10 +193,7 @@ class Overlay:
         ink = _BEHIND_INK if behind else _DROPPED_INK
         ImageDraw.Draw(picture).rectangle([0, 0, picture.width - 1, picture.height - 1], outline=ink, width=_EDGE)
         why = f"not drawn: {frame.reason}" if behind else f"{frame.outcome}: {frame.reason}"
-        self._show(with_line(picture, f"frame {frame.id}   {self._seconds(time_ns)}   {why}", ground=ink), time_ns)
-
-    def _seconds(self, time_ns: int) -> str:
-        return f"{(time_ns - (self._first_ns or 0)) / 1e9:.2f} s"
+        self._show(with_line(picture, f"frame {frame.id}   {time_ns / 1e9:.2f} s   {why}", ground=ink), time_ns)
 
     def _fitted(self, image: Any) -> Any:
         """The picture in the size of the first one."""
@@ -211,7 +214,7 @@ class Overlay:
         if self._stream is None:
             self._stream = self._new_stream(container, picture.image, lasts_ns)
         base = self._stream.codec_context.time_base
-        ticks = round((picture.time_ns - (self._first_ns or 0)) / 1_000_000_000 / base)
+        ticks = round(picture.time_ns / 1_000_000_000 / base)
         self._ticks = max(ticks, self._ticks + 1)
         size = (self._stream.width, self._stream.height)
         image = picture.image if picture.image.size == size else picture.image.crop((0, 0, *size))
@@ -221,15 +224,16 @@ class Overlay:
             container.mux(packet)
 
     def _new_stream(self, container: Any, image: Any, lasts_ns: int) -> Any:
-        rate = Fraction(1_000_000_000, lasts_ns).limit_denominator(1001)
         options = dict(_OPTIONS.get(self._codec, {}))
-        if container.format.name == "avi":  # it says when frames are decoded, not when they are shown
+        if container.format.name == "avi":  # it has one rate, and says when frames are decoded, not when they are shown
             options["bf"] = "0"
+            lasts_ns = min(lasts_ns, _SLOWEST_NS)
+        rate = Fraction(1_000_000_000, max(lasts_ns, _FASTEST_NS)).limit_denominator(1001)
         stream = container.add_stream(self._codec, rate=rate, options=options)
         stream.width, stream.height = image.width & ~1, image.height & ~1
         stream.pix_fmt = "yuvj420p" if self._codec == "mjpeg" else "yuv420p"
         stream.codec_context.thread_count = _ENCODER_THREADS
-        if container.format.name != "avi" and self._codec != "mpeg4":  # these have one rate, and fill gaps
+        if container.format.name != "avi" and self._codec != "mpeg4":  # these two fill gaps
             stream.codec_context.time_base = Fraction(1, _TICKS)
         with self._disk_errors():
             _open_encoder(stream.codec_context)
@@ -256,7 +260,8 @@ def _open_encoder(context: Any) -> None:
     def opening() -> None:
         try:
             if sys.platform == "linux":
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+                with suppress(OSError):  # a sandbox may forbid it
+                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
             context.open()
         except BaseException as error:
             errors.append(error)

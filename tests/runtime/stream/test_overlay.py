@@ -173,6 +173,33 @@ def test_an_overlay_keeps_the_times_of_the_source(tmp_path: Path, name: str) -> 
         assert abs(float(container.streams.video[0].guessed_rate or 0) - 25) < 4
 
 
+@pytest.mark.parametrize(
+    ("stamps", "shown"),
+    [
+        ([5, 45, 85, 0, 40, 80], [0, 40, 80, 120, 160, 200]),  # a camera that starts anew
+        ([5, 45, 10**9, 10**9 + 40], [0, 40, 80, 120]),  # a clock that was set
+        ([5, 45, None, 125, 5125], [0, 40, 80, 120, 5120]),  # a frame without a stamp, and a real pause
+        ([7, 7, 7], [0, 33.3333, 66.6667]),
+    ],
+)
+def test_a_clock_that_jumps(tmp_path: Path, stamps: list[int | None], shown: list[float]) -> None:
+    sink = Overlay(tmp_path / "o.mp4")
+    sink.open()
+    for number, stamp in enumerate(stamps):
+        sink.deliver(frame_of(picture(number, 64, 96), {}, number, None if stamp is None else stamp * 1_000_000), 0)
+    sink.close()
+    np.testing.assert_allclose(np.array(times(tmp_path / "o.mp4")) * 1000, shown, atol=0.1)
+
+
+def test_time_stamps_that_count_frames_are_no_error(tmp_path: Path) -> None:
+    sink = Overlay(tmp_path / "o.mp4")
+    sink.open()
+    for number in range(5):
+        sink.deliver(frame_of(picture(number, 64, 96), {}, number, number), 0)
+    sink.close()
+    assert len(decoded(tmp_path / "o.mp4")) == 5
+
+
 def test_frames_without_time_stamps_come_at_the_rate_that_is_given(tmp_path: Path) -> None:
     sink = Overlay(tmp_path / "o.mp4", fps=12.5)
     sink.open()
