@@ -145,12 +145,13 @@ def _on_meta(source: str, name: str, keywords: Mapping[str, Any] | None = None) 
     """The model without storage, to see what it is made of."""
     with torch.device("meta"):
         try:
-            return _create(name, keywords or {})
+            module: nn.Module = _create(name, keywords or {})
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             if not keywords:
                 raise UnsupportedError(f"{source} cannot be built: {_line(error)}") from error
             given = ", ".join(f"{key}={written(value)}" for key, value in keywords.items())
             raise ConfigError(f"{source}: timm cannot build it with {given}: {_line(error)}") from error
+    return module
 
 
 def _create(name: str, keywords: Mapping[str, Any]) -> Any:

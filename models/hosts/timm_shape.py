@@ -157,8 +157,10 @@ def _facts(plain: VisionTransformer, tensors: Mapping[str, Tensor]) -> Iterator[
     if not isinstance(plain, VisionTransformerDistilled):
         token, registers = "cls_token" in tensors, tensors.get("reg_token")
         yield "class_token", (token, f"there is {'a' if token else 'no'} cls_token")
-        count = registers.shape[1] if registers is not None and registers.ndim == 3 else 0
-        yield "reg_tokens", (count, f"reg_token is {list(registers.shape)}" if count else "there is no reg_token")
+        if registers is not None and registers.ndim == 3:
+            yield "reg_tokens", (registers.shape[1], f"reg_token is {list(registers.shape)}")
+        else:
+            yield "reg_tokens", (0, "there is no reg_token")
 
 
 def _pooling(

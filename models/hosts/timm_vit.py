@@ -77,18 +77,19 @@ def check_supported(module: nn.Module, name: str) -> VisionTransformer:
         raise unsupported_vit(name, f"model class {type(module).__name__}", hint=hint)
     base = VisionTransformerDistilled if isinstance(module, VisionTransformerDistilled) else VisionTransformer
     _check_kept(module, base, name)
-    _check_kept(module.patch_embed, PatchEmbed, name, "patch embedding")
-    if type(module.blocks) is not nn.Sequential:
-        raise unsupported_vit(name, f"a {type(module.blocks).__name__} of blocks")
-    bypassed = {"the model": module, "blocks": module.blocks}
-    for layer, part in enumerate(module.blocks):
+    vit: Any = module
+    _check_kept(vit.patch_embed, PatchEmbed, name, "patch embedding")
+    if type(vit.blocks) is not nn.Sequential:
+        raise unsupported_vit(name, f"a {type(vit.blocks).__name__} of blocks")
+    bypassed: dict[str, nn.Module] = {"the model": vit, "blocks": vit.blocks}
+    for layer, part in enumerate(vit.blocks):
         _check_kept(part, Block, name, "block type")
         _check_kept(part.attn, Attention, name, "attention type")
         bypassed |= {f"blocks.{layer}": part, f"blocks.{layer}.attn": part.attn}
     for place, part in bypassed.items():
         if part._forward_hooks or part._forward_pre_hooks:
             raise unsupported_vit(name, f"a forward hook on {place}")
-    if module.dynamic_img_size or module.patch_embed.img_size is None:
+    if vit.dynamic_img_size or vit.patch_embed.img_size is None:
         raise unsupported_vit(name, "dynamic_img_size")
     if module.global_pool not in POOLINGS:
         raise unsupported_vit(name, f"global_pool={module.global_pool!r}")
