@@ -24,13 +24,13 @@ def test_a_file_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> No
     [
         (
             "no/a",
-            r"no/a' cannot be written \(No such file or directory\); make its folder first, or give another file to",
+            r"no/a' cannot be written \(No such file or directory\); make its folder first, or give another file",
         ),
         ("", r"cannot be written \(Is a directory\); it is a folder, and --json takes the name of a file\."),
         ("file/a", r"cannot be written \(Not a directory\); give another file to --json\."),
         ("x" * 300, r"cannot be written \(File name too long\)"),
         ("a\0b", r"cannot be written \(embedded null byte\)"),
-        ("loop", r"cannot be written \(Too many levels of symbolic links\)"),
+        ("loop", r"loop' cannot be written \(.*\); give another file to --json\."),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, name: str, message: str) -> None:

@@ -15,8 +15,7 @@ from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
 from trt_compress.tools.console import print_json, progress
 
 if TYPE_CHECKING:
-    from trt_compress.runtime.stream.pipeline import Policy
-    from trt_compress.runtime.stream.result import StreamResult
+    from trt_compress.runtime.stream.result import Policy, StreamResult
 
 
 def run(

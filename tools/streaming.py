@@ -21,10 +21,10 @@ from trt_compress.runtime.stream.listener import Listener, files_of_sound
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink, Source
-from trt_compress.runtime.stream.pipeline import Policy, Settings
+from trt_compress.runtime.stream.pipeline import Settings
 from trt_compress.runtime.stream.preprocess import audio_format
 from trt_compress.runtime.stream.quality import labels_from_file
-from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.runtime.stream.result import Policy, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sinks import JsonLines, Sound
@@ -208,9 +208,9 @@ def _check_files(
         _check_overlay(files["--overlay"], manifest)
     read = [Path(name) for text in sources for name in check_source(text)]
     truth = [] if labels is None else [labels]
-    for path in truth:
-        if path.suffix.lower() != ".npz":  # the true boxes of a detector, which are asked for the bundle first
-            check_readable(path, "give a JSONL file to --labels")
+    for answers in truth:
+        if answers.suffix.lower() != ".npz":  # the true boxes of a detector, which are asked for the bundle first
+            check_readable(answers, "give a JSONL file to --labels")
     for option, path in files.items():
         if path is not None:
             check_new_file(path, option)

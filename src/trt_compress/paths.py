@@ -119,15 +119,15 @@ def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Sequenc
     for option, paths in inputs.items():
         for path in paths:
             (folders if path.is_dir() else taken)[_place(path)] = option
-    for option, path in outputs.items():
-        if path is None or (path.exists() and not path.is_file()):
+    for option, output in outputs.items():
+        if output is None or (output.exists() and not output.is_file()):
             continue
-        place = _place(path)
+        place = _place(output)
         over = taken.get(place)
-        if over is None and path.exists():
+        if over is None and output.exists():
             over = next((option for folder, option in folders.items() if folder in place.parents), None)
         if over is not None:
-            raise ConfigError(f"{option} {path} is {over} itself; give another name, or it would be lost.")
+            raise ConfigError(f"{option} {output} is {over} itself; give another name, or it would be lost.")
         taken[place] = f"the file of {option}"
 
 
