@@ -101,13 +101,15 @@ class SoundOpener:
                 return promise_of(path)
             if path.is_file():
                 raise StreamError(f"'{name}' is empty: it has no bytes; copy it again.")
-            is_folder = path.is_dir()
+            is_folder, is_there = path.is_dir(), path.exists()
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise ConfigError(
                 f"'{name}' cannot be read ({reason_of(error)}); check its name and permissions."
             ) from None
         if is_folder:
             raise ConfigError(f"'{name}' is a folder; give a pattern of its files, such as '{name}/*.wav', in quotes.")
+        if is_there:
+            raise ConfigError(f"'{name}' is a pipe or a device; write the sound to a file first, and give that.")
         raise ConfigError(f"'{name}' does not exist; give a wav file.")
 
     def _sound(self, file: str, part: Part | None) -> Sound:

@@ -156,7 +156,8 @@ def _streamed(layout: _Layout, file: BinaryIO, chunk: _Chunk, length: int, size:
     rest = size - chunk.begin
     if length == 0:
         return rest > 0 and not layout.fills(file, chunk.begin, size)
-    return length > rest and _is_unknown(length)
+    # more than a placeholder's two gigabytes may have come, and then what lies behind those is no chunk
+    return _is_unknown(length) and (length > rest or not layout.fills(file, chunk.begin + length, size))
 
 
 def _samples(missing: int) -> Promise:

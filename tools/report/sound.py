@@ -102,7 +102,7 @@ def _figure(track: Track, words: tuple[Word, ...], left_out: int, title: str, id
         at = [to_x((index + 0.5) * step) for index in range(len(track.low))]
         board.area(at, [to_y(value) for value in track.low], [to_y(value) for value in track.high], "series0")
         if len(words) * _THINNEST > size.inner_width:
-            text = f"{len(words)} words are too many to be drawn; the table has them"
+            text = f"{len(words)} words, too close to be drawn: see the table"
             board.text(size.left + size.inner_width / 2, size.top + lane / 2, text, anchor="middle", kind="tick")
             return
         for word in words:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sounds import FORMATS, LOSSY, RATE, STREAMED, Array, streamed, tone, write_
 
 from trt_compress.errors import ConfigError, StreamError, TrtCompressError
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat
+from trt_compress.runtime.stream.sound_lengths import PartFile, promise_of
 
 CHUNK = 1000
 
@@ -96,6 +98,20 @@ def test_two_gigabytes_and_more_are_not_all_placeholders(tmp_path: Path) -> None
     path.write_bytes(data)
     with pytest.raises(StreamError, match="is truncated: 2999936000 bytes of its samples are missing"):
         played(path)
+
+
+@pytest.mark.parametrize("name", ["wav of sox", "wav of ffmpeg"])
+def test_more_than_a_placeholder_came(tmp_path: Path, name: str) -> None:
+    """Five gigabytes in a pipe, most of them a hole: all of them are counted."""
+    path = tmp_path / "a.wav"
+    head = streamed(name, np.zeros(0))
+    path.write_bytes(head)
+    with path.open("r+b") as file:
+        file.truncate(len(head) + 5 * 2**30)
+    (part,) = promise_of(path).parts
+    with PartFile(path, part) as opened, soundfile.SoundFile(opened) as sound:
+        assert sound.frames == 5 * 2**29
+    path.unlink()
 
 
 def test_mp3_without_a_count_of_frames_plays_to_its_end(tmp_path: Path) -> None:
@@ -216,6 +232,7 @@ def test_files_of_several_rates_are_one_stream(tmp_path: Path) -> None:
         (lambda path: _wav(path, np.zeros(9), 10), {}, "10 samples a second cannot be made 16000"),
         (lambda path: path.write_bytes(b""), {}, "is empty: it has no bytes"),
         (lambda path: path.write_bytes(b"no sound at all"), {}, r"is not readable audio .*; give wav, rf64, .* mp3"),
+        (lambda path: os.mkfifo(path), {}, "is a pipe or a device; write the sound to a file first"),
         (lambda path: path.mkdir(), {}, "is a folder; give a pattern of its files"),
         (lambda path: path.write_bytes(_mad_header(channels=0)), {}, "is not readable audio"),
         (lambda path: path.write_bytes(_mad_header(channels=65535)), {}, "is not readable audio|cannot be resampled"),
