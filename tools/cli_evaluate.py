@@ -2,7 +2,7 @@
 
 import json as json_module
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,7 +95,7 @@ def evaluate(
 
     Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
     """
-    check_outputs({"--json": json}, data, labels, classes)
+    check_outputs({"--json": json}, data, labels, classes, bundles=[bundle, baseline])
     limits = _limits(budget)
     with progress("Evaluating") as step:
         with needs_extra("cpu"):
@@ -134,7 +134,12 @@ def evaluate(
 
 
 def check_outputs(
-    outputs: Mapping[str, Path | None], data: str | None, labels: Path | None, classes: str | None
+    outputs: Mapping[str, Path | None],
+    data: str | None,
+    labels: Path | None,
+    classes: str | None,
+    *,
+    bundles: Sequence[Path | None] = (),
 ) -> None:
     """Refuse files that could not be written, or would be written over what is read.
 
@@ -143,6 +148,7 @@ def check_outputs(
         data: As the user gave it.
         labels: The same.
         classes: The same.
+        bundles: Directories of bundles that are read.
 
     Raises:
         ConfigError: One of them is.
@@ -151,7 +157,8 @@ def check_outputs(
     for option, path in files.items():
         try_file(path, option)
     read = {"--data": data, "--labels": labels, "--classes": classes}
-    check_apart(files, {option: [Path(path)] for option, path in read.items() if path is not None})
+    inputs = {option: [Path(path)] for option, path in read.items() if path is not None}
+    check_apart(files, {"a file of the bundle": [path for path in bundles if path is not None], **inputs})
 
 
 def _limits(budget: str | None) -> "list[Limit]":

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_compress.errors import ConfigError
-from trt_compress.model_name import parse_model
-from trt_compress.paths import check_new_folder
 from trt_compress.tools.cli_evaluate import (
     Classes,
     Data,
@@ -76,17 +74,6 @@ def sweep(
     """
     with progress(f"Sweeping {model}") as step:
         check_outputs({"--json": json, "--html": html}, data, labels, classes)
-        if output is not None:
-            check_new_folder(output, "-o")
-        _check_specs(compress)
-        if not model.endswith(".toml"):
-            parse_model(model)
-        with needs_extra("cpu"):
-            from trt_compress.tools.evaluate import check_numbers, request_of
-            from trt_compress.tools.sweep.settings import check_limits
-        request_of(data, labels, classes, resample=resample)
-        check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
-        check_limits(max_drop=max_drop, warmup=warmup)
         with needs_extra("export"):
             from trt_compress.tools.sweep.page import page_from_sweep
             from trt_compress.tools.sweep.run import sweep as sweep_model
@@ -144,14 +131,6 @@ def show_sweep(result: "SweepResult") -> None:
         print_text("Interrupted: only what was done until then is shown.")
     for sentence in result.advice:
         print_text(sentence)
-
-
-def _check_specs(compress: list[str] | None) -> None:
-    """Read the settings before anything is loaded."""
-    from trt_compress.tools.sweep.settings import expand_all
-
-    if compress and not expand_all(compress):
-        raise ConfigError("Only 'none' was given, and dense is measured anyway; name a setting, or leave it out.")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -10,11 +10,21 @@ from typing import Any
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.evaluate import Classifier, Scores, check_comparable, classifier_of, collect, judge
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.evaluate import (
+    Classifier,
+    Scores,
+    check_comparable,
+    classifier_of,
+    collect,
+    judge,
+    refuse_detector,
+)
 from trt_compress.runtime.labelled.data import LabelledData, limited
 from trt_compress.runtime.labelled.open import HELD_OUT, Request, open_data
 from trt_compress.runtime.session import Session
 from trt_compress.tools.bench.bundle import identity, operators_run
+from trt_compress.tools.held_out import check_held_out, held_out
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.metrics import Better, Metric
 
@@ -171,6 +181,13 @@ def evaluate(
     say = progress or (lambda text: None)
     request = request_of(data, labels, classes, resample=resample)
     check_numbers(batch=batch, limit=limit, threads=threads)
+    for path, name in ((bundle, graph), (baseline or bundle, baseline_graph)):  # before any library is loaded
+        manifest = Bundle.open(path, check_hashes=False).manifest
+        if name is not None:
+            manifest.graph(name)
+        refuse_detector(manifest.model.source, manifest.postprocess)
+        if request is None:
+            check_held_out(manifest.model.source)
     start, started_at = time.monotonic(), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     say("opening")
     with ExitStack() as stack:
@@ -258,8 +275,6 @@ def open_for(session: Session, request: Request | None, classifier: Classifier |
     """
     if request is not None:
         return open_data(session.bundle, session.inputs, request, None if classifier is None else classifier.classes)
-    from trt_compress.tools.held_out import held_out
-
     manifest = session.bundle.manifest
     return held_out(manifest.model.source, manifest.preprocess.get("input") or next(iter(session.inputs)))
 

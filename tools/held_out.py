@@ -1,14 +1,15 @@
 """The held-out data of the zoo's own models, as labelled data: what `--data held-out` names."""
 
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.runtime.evaluate import refuse_detector
 from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
 from trt_compress.runtime.labelled.open import HELD_OUT, from_arrays
 
+_DETECTORS = ("zoo:surround_detector",)
 CLIPS = 200
 """Clips of moving digits; the model cards' figures are from every frame of the first 100."""
 
@@ -23,13 +24,23 @@ def held_out(model: str, input_name: str) -> LabelledData:
     Raises:
         ConfigError: The model has no held-out data with answers.
     """
-    name = re.sub(r"\?.*", "", model)
-    if name not in _MAKERS:
+    check_held_out(model)
+    return _MAKERS[model](model, input_name)
+
+
+def check_held_out(model: str) -> None:
+    """Refuse a model without held-out data, before anything is loaded.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if model in _DETECTORS:
+        refuse_detector(model, {"kind": "detection3d"})
+    if model not in _MAKERS:
         raise ConfigError(
             f"'{model}' has no held-out data with labels; {HELD_OUT} goes with {', '.join(_MAKERS)}. Give --data DIR "
             "or --labels FILE."
         )
-    return _MAKERS[name](name, input_name)
 
 
 def _digits(model: str, input_name: str) -> LabelledData:

@@ -1,8 +1,7 @@
 """`trt-compress sweep`: ranges, what fits, random at the same budget, the recommendation, and an interruption."""
 
 import json
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from trt_compress.tools.sweep.page import page_from_sweep
 from trt_compress.tools.sweep.result import Row, SweepResult, recommend, words_of
 from trt_compress.tools.sweep.run import in_groups
 from trt_compress.tools.sweep.settings import Setting, expand, expand_all, plan_sweep
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # ---- settings -------------------------------------------------------------------------------------------------------
 
@@ -286,26 +283,6 @@ def test_what_was_exported_is_taken_again_and_an_interruption_keeps_what_is_done
 def found_random(spec: str) -> str:
     plan = plan_sweep(load_host("zoo:digits_vit"), [spec])
     return next(setting.spec for setting in plan.settings if setting.kind == "random")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["zoo:digits_vit"], "No data is given"),
-        (["zoo:digits_vit", "--data", "held-out", "--compress", "tmoe:num_merged=2"], "compressor 'tmoe' is not known"),
-        (["zoo:digits_vit", "--data", "held-out", "--compress", "tome:num_merged=2|"], "has an empty value"),
-        (["zoo:digits_vit", "--data", "held-out", "--compress", "none"], "Only 'none' was given"),
-        (["zoo:digits_vit", "--data", "held-out", "--compress", "evit", "--rounds", "0"], "rounds=0"),
-        (["zoo:digits_vit", "--data", "held-out", "--compress", "evit", "--max-drop", "-1"], "max_drop=-1"),
-        (
-            ["zoo:digits_vit", "--data", "held-out", "--compress", "evit", "--html", "no/x.html"],
-            "give another file to --html",
-        ),
-    ],
-)
-def test_mistakes_end_with_2_before_anything_heavy(cli: Cli, arguments: list[str], said: str) -> None:
-    found = cli("sweep", *arguments)
-    assert found.returncode == 2 and said in found.stderr and "Traceback" not in found.stderr
 
 
 def test_nothing_that_fits_is_a_mistake() -> None:

@@ -13,16 +13,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
+from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
-from trt_compress.models.hosts.base import LoadedHost
-from trt_compress.models.hosts.registry import load_host
+from trt_compress.methods import parse_spec
+from trt_compress.models.hosts.catalog import check_model
+from trt_compress.paths import check_new_folder
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.evaluate import (
     Answers,
@@ -51,9 +53,13 @@ from trt_compress.tools.evaluate import (
     open_for,
     request_of,
 )
+from trt_compress.tools.held_out import check_held_out
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 from trt_compress.tools.sweep.result import Measure, Row, SweepResult, recommend, words_of
 from trt_compress.tools.sweep.settings import Setting, check_limits, expand_all, plan_sweep
+
+if TYPE_CHECKING:
+    from trt_compress.models.hosts.base import LoadedHost
 
 RESULT_FILE = "sweep.json"
 _LARGEST_BATCH = 8
@@ -72,7 +78,7 @@ class _Source:
     model: str
     weights: str | None
     recipe: Recipe
-    host: LoadedHost
+    host: "LoadedHost"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,9 +161,20 @@ def sweep(
         raise ConfigError("Only 'none' was given, and dense is measured anyway; name a setting, or leave it out.")
     if not texts and recipe.compressors:
         specs = (recipe.spec,)
+    check_model(recipe.model, recipe.weights)
+    for spec in specs:
+        for part in parse_spec(spec):
+            part.config.check_files()
+    if request is None:
+        check_held_out(recipe.model)
+    if output is not None:
+        check_new_folder(Path(output), "-o")
+    require_modules(*EXPORT_NEEDS)
     started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     done = _Done()
     with _folder(output) as folder:
+        from trt_compress.models.hosts.registry import load_host
+
         say("loading the model")
         host = load_host(recipe.model, weights=recipe.weights)
         refuse_detector(model, host.postprocess)
