@@ -239,7 +239,7 @@ def test_plan_and_tokens_agree() -> None:
         (site.name, site.groups, site.tokens_out) for site in net.plan
     ]
     whole = net.info.num_patches * net.detector.config.num_cameras  # the windows of 16 are padded
-    assert all(site.groups * site.tokens_in - site.padding == whole for site in net.plan)
+    assert all(site.groups * int(site.tokens_in) - site.padding == whole for site in net.plan)
     assert [site.padding > 0 for site in net.plan] == [True, False, True]
 
 

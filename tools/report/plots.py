@@ -149,7 +149,7 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
 
     caption = "Each dot is a result."
     if any(
-        len(p.latency_x) < part.n for p, side in zip(plots, sides, strict=False) if (part := side.latency.headline[1])
+        len(p.latency_x) < whole.n for p, side in zip(plots, sides, strict=False) if (whole := side.latency.headline[1])
     ):
         caption = "Each dot is a result; of many neighbours the smallest and the largest are drawn."
     legend = _legend(sides)

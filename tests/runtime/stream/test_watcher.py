@@ -69,7 +69,11 @@ def test_many_changes_at_once_are_the_last_ones_and_a_number(heard: bool, most: 
 
 def test_a_slow_terminal_delays_no_frame() -> None:
     held = threading.Event()
-    watcher = Watcher(heard=False, live=True, say=lambda line: held.wait(5) and None)
+
+    def slow(line: str) -> None:
+        held.wait(5)
+
+    watcher = Watcher(heard=False, live=True, say=slow)
     watcher.open()
     watcher.start(4 * SECOND)
     watcher.deliver(frame(0, word("a")), 0)
