@@ -12,7 +12,7 @@ import typer
 
 from trt_compress.errors import StreamError
 from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
-from trt_compress.tools.console import print_json, progress
+from trt_compress.tools.console import is_watched, print_json, progress
 
 if TYPE_CHECKING:
     from trt_compress.runtime.stream.result import Policy, StreamResult
@@ -145,7 +145,7 @@ def run(
                 native=native,
                 progress=step,
                 wrote=lambda path: print(f"Wrote {path}", file=sys.stderr),
-                say=_say if sys.stderr.isatty() else None,
+                say=_say if is_watched() else None,
                 interrupt=asked,
             )
     except StreamError as broken:

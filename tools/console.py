@@ -138,7 +138,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
         A function that takes the name of the next step. Without a terminal the steps are log lines.
     """
     stderr = _stderr()
-    if not stderr.is_terminal or any(isinstance(handler.formatter, _JsonLines) for handler in LOGGER.handlers):
+    if not stderr.is_terminal or _logs_json():
         yield LOGGER.info
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -181,6 +181,15 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= _KIBI
     return f"{size:.1f} GiB"
+
+
+def is_watched() -> bool:
+    """Whether somebody reads stderr at a terminal: what happens may be said there as it happens."""
+    return sys.stderr.isatty() and not _logs_json()
+
+
+def _logs_json() -> bool:
+    return any(isinstance(handler.formatter, _JsonLines) for handler in LOGGER.handlers)
 
 
 class _JsonLines(logging.Formatter):
