@@ -99,11 +99,9 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
             f"'{missing}', which is not installed; export it again with this version, or install the package.",
             hint='pip install "trt-compress[export]"',
         )
-    said = f"the rules of trt-compress {recorded.version} were held against the graph when the bundle was exported"
-    found_here, said_here = _read_here(opened, chosen)
-    return PreflightReport(
-        target=target, findings=(*recorded.findings, *found_here), checked=(said, said_here), by_rules=False
-    )
+    then = f"the rules of trt-compress {recorded.version} were held against the graph when the bundle was exported"
+    found, here = _read_here(opened, chosen)
+    return PreflightReport(target=target, findings=(*recorded.findings, *found), checked=(then, here), by_rules=False)
 
 
 def engine_findings(bundle: Bundle, target: str) -> PreflightReport:

@@ -97,7 +97,7 @@ def _for_target(bundle: Bundle, target: Target) -> Manifest:
         lowered=tuple(part for part in manifest.lowered if part.target == target.name),
         engines=tuple(engine for engine in manifest.engines if engine.target == target.name),
     )
-    own = {part.graph for part in (*pruned.lowered, *pruned.engines)}
+    own = {part.graph for part in pruned.lowered} | {engine.graph for engine in pruned.engines}
     for graph in manifest.graphs:
         own_file = graph.file in manifest.files and (target.lowering != "plugin" or not manifest.operators)
         if graph.name not in own and not own_file:
@@ -115,7 +115,7 @@ def _needed(manifest: Manifest) -> Iterator[str]:
     of_graphs = {
         file for graph in manifest.graphs if graph.name not in own_form for file in (graph.file, *graph.external_data)
     }
-    kept = {part.file for part in (*manifest.lowered, *manifest.engines)}
+    kept = {part.file for part in manifest.lowered} | {engine.file for engine in manifest.engines}
     data = {f"{part.file}.data" for part in manifest.lowered}
     for name in manifest.files:
         if name in of_graphs | kept | data or not (name in used or name.startswith("engines/")):

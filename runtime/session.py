@@ -332,7 +332,7 @@ def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]
     return symbols
 
 
-def _check_input(name: str, array: Array, info: TensorInfo, symbols: dict[str, int]) -> None:
+def _check_input(name: str, array: object, info: TensorInfo, symbols: dict[str, int]) -> None:
     if not isinstance(array, np.ndarray):
         make = ".detach().cpu().numpy()" if hasattr(array, "detach") else f"numpy.asarray(…, '{info.dtype}')"
         raise ShapeError(

@@ -25,13 +25,21 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 class OneVoice(TyperGroup):
     """The group of all commands, which says usage errors as every other error is said."""
 
-    def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run a command and end the process with its exit code."""
         if not standalone_mode:
-            return super().main(args, *given, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         typed = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(args, *given, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             sys.exit(130)
         except _UsageError as error:
@@ -68,7 +76,7 @@ def _found_so_far(error: TrtCompressError) -> dict[str, Any]:
     found = getattr(error, "report", None) or getattr(error, "result", None)
     if isinstance(found, dict):
         return found
-    if hasattr(found, "to_json"):
+    if found is not None and hasattr(found, "to_json"):
         return dict(found.to_json())
     if isinstance(found, tuple) and found and all(map(dataclasses.is_dataclass, found)):
         return {"findings": [dataclasses.asdict(item) for item in found]}

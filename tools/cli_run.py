@@ -115,6 +115,7 @@ def run(
         from trt_compress.tools.streaming import run as run_bundle
 
     error: StreamError | None = None
+    result: StreamResult | None
     try:
         with progress("Streaming") as step, _interruptible() as asked:
             result = run_bundle(

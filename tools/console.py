@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ _NARROWEST = 80  # below this Rich drops columns; the terminal breaks the lines 
 _PADDED = 44  # a column of a table that is piped is padded so far; longer cells stand out
 _UNBROKEN = (19, 14, 10)  # words up to this length are not broken over two lines; the less, the narrower the table
 
+_NUMERIC = 24  # a number with its unit is no longer than this
 _KIBI = 1024
 
 
@@ -29,7 +31,10 @@ def print_json(data: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print one line of plain text to stdout."""
+    """Print plain text to stdout; on a terminal a long line breaks between words."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if width and "\n" not in text and len(text) > width:
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
     sys.stdout.write(text + "\n")
 
 
@@ -208,9 +213,11 @@ class _JsonLines(logging.Formatter):
 
 
 def _is_numeric(cell: object) -> bool:
-    """Whether a cell is a number, perhaps with a unit, or empty."""
+    """Whether a cell is a number, perhaps with a unit, or empty; a sentence that begins with one is none."""
     try:
-        return cell is None or float(str(cell).partition(" ")[0].rstrip("%×")) is not None
+        return (
+            cell is None or len(str(cell)) <= _NUMERIC and float(str(cell).partition(" ")[0].rstrip("%×")) is not None
+        )
     except ValueError:
         return False
 
