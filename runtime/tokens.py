@@ -109,7 +109,8 @@ def _flow(graph: str, sites: Sequence[Compression]) -> TokenFlow:
         numbers = [count for count in outs if isinstance(count, int)]
         before = whole.pop() if len(whole) == 1 else None
         if len(numbers) == len(outs):
-            after, fewest = max(numbers), min(numbers)
+            most = before if isinstance(before, int) else max(numbers)  # rows that fill up windows are no tokens
+            after, fewest = min(max(numbers), most), min(*numbers, most)
         else:
             after = fewest = outs[0] if len(set(outs)) == 1 else None
         return TokenFlow(

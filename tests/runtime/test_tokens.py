@@ -32,6 +32,7 @@ ROUTED = [
         ([site(144, 36, keeps_rest=True)], (144, 36), "36 of 144"),
         # windows of 25 over images of 8 x 16: 200 rows of which 72 fill up
         ([site(25, 13, groups=8, padding=72, keeps_rest=True)], (128, 104), "104 of 128"),
+        ([site(25, 25, groups=8, padding=72, keeps_rest=True)], (128, 128), "128 of 128"),
         # of bundles made before: neither groups nor rest are said, and the sites are no chain
         ([site(64, 20), site(64, 20), site(128, 39)], None, "20 of 64 at a site, 39 of 128 at a site"),
         ([site("frames", "kept")], None, "frames → kept"),

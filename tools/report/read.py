@@ -32,7 +32,7 @@ def load(path: Path) -> Loaded:
     Raises:
         ConfigError: It cannot be read, is none of the three documents, or its parts do not fit.
     """
-    if path.is_dir():
+    if _is_directory(path):
         if not (path / "result.json").exists():
             raise ConfigError(f"'{path}' is a directory without a result.json; {_GIVE}.")
         path = path / "result.json"
@@ -54,6 +54,14 @@ def load(path: Path) -> Loaded:
         )
     report.check(where)
     return Loaded(path=path, report=report, stream=stream)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a null
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"'{str(path)[:60]}…' cannot be read ({reason}); {_GIVE}.") from None
 
 
 def _read_json(path: Path, where: str) -> Any:

@@ -63,6 +63,12 @@ def test_a_directory_without_a_result_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    for name in ("a" * 5000, "a" * 300 + ".json"):
+        with pytest.raises(ConfigError, match=r"cannot be read \(File name too long\)"):
+            load(Path(name))
+
+
 def test_an_emoji_is_no_half_character(stream_file: Write) -> None:
     path = stream_file("a.json", n=5, name="bundle \N{RACING CAR}")
     path.write_text(json.dumps(json.loads(path.read_text())))  # as two escapes
