@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from trt_compress.errors import ConfigError, GateError
-from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
+from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def export(
         typer.Option(metavar="FILE", help="safetensors file or checkpoint; 'pretrained' downloads timm's own."),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="T", help="Target to export for, repeatable (default: cpu).")
+        list[str] | None,
+        typer.Option(metavar="T", autocompletion=target_names, help="Target to export for, repeatable (default: cpu)."),
     ] = None,
     batch: Annotated[
         str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engines (default: 1:4:8).")
@@ -129,7 +130,9 @@ def verify(
 
 def preflight(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_OR_ONNX", help="A bundle, or a bare ONNX file.")],
-    target: Annotated[str, typer.Option(metavar="T", help="See `trt-compress list targets`.")],
+    target: Annotated[
+        str, typer.Option(metavar="T", autocompletion=target_names, help="See `trt-compress list targets`.")
+    ],
     json: Json = False,
 ) -> None:
     """Hold a graph against the rules of a target; a finding that would stop the build exits 3."""
@@ -153,7 +156,9 @@ def preflight(
 
 def build(
     bundle: BundlePath,
-    target: Annotated[str, typer.Option(metavar="T", help="See `trt-compress list targets`.")],
+    target: Annotated[
+        str, typer.Option(metavar="T", autocompletion=target_names, help="See `trt-compress list targets`.")
+    ],
     plugins: Annotated[
         str | None,
         typer.Option(

@@ -26,6 +26,14 @@ Json = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
 
+
+def target_names() -> list[str]:
+    """What a shell completes after --target."""
+    from trt_compress.export.targets import TARGETS
+
+    return list(TARGETS)
+
+
 _OPTIONS = {"verbose": Verbose, "log_json": LogJson}
 
 

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from trt_compress.tools.cli_habits import BundlePath, Json
+from trt_compress.tools.cli_habits import BundlePath, Json, target_names
 from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
 
 
 def prune(
     bundle: BundlePath,
-    target: Annotated[str, typer.Option(metavar="T", help="What stays; see `trt-compress list targets`.")],
+    target: Annotated[
+        str, typer.Option(metavar="T", autocompletion=target_names, help="What stays; see `trt-compress list targets`.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -175,12 +175,21 @@ def test_the_package_is_run_as_the_command() -> None:
     assert finished.returncode == 2 and finished.stderr.startswith("error: 'nowhere' does not exist; ")
 
 
-def test_a_shell_completes_commands() -> None:
-    environment = {"_TRT_COMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": "trt-compress ins", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("trt-compress ins", ["inspect"]),
+        ("trt-compress build b --target jetson-o", ["jetson-orin-jp6", "jetson-orin-jp7"]),
+        ("trt-compress list comp", ["compressors"]),
+    ],
+)
+def test_a_shell_completes(typed: str, completed: list[str]) -> None:
+    at = str(len(typed.split()) - 1)
+    environment = {"_TRT_COMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": at}
     program = "import sys; sys.argv[0] = 'trt-compress'; from trt_compress.tools.cli import main; main()"
     command = [sys.executable, "-c", program]
     finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert finished.stdout.split() == ["inspect"]
+    assert finished.stdout.split() == completed
 
 
 @pytest.mark.parametrize("kind", ["operators", "compressors", "targets"])
