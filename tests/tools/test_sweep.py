@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import trt_compress
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.evaluate import Scores
-from trt_compress.runtime.latency import Speedup, interleave_many, summarize, verdict
+from trt_compress.runtime.latency import Speedup, interleave_many, speedup, summarize, verdict
 from trt_compress.runtime.proportion import difference, share
 from trt_compress.tools.sweep import run as sweep_run
 from trt_compress.tools.sweep.page import page_from_sweep
@@ -180,6 +181,13 @@ def test_the_fastest_within_the_loss_is_recommended(rows: Sequence[Row], chosen:
 
     found, sentences = recommend([DENSE, *rows], "accuracy", 1.0)
     assert found == chosen and re.search(said, " ".join(sentences))
+
+
+def test_too_few_rounds_claim_nothing() -> None:
+    few = replace(row("a", 95, 1.5), speedup=speedup([1, 1, 1], [2, 2, 2]))
+    assert words_of(few, "accuracy", DENSE, 1.0) == ("too few rounds to compare",)
+    found, (sentence,) = recommend([DENSE, few], "accuracy", 1.0)
+    assert found is None and "too few to compare latencies (n too small: 3 of 6 pairs)" in sentence
 
 
 def test_all_are_timed_in_turns_that_change_direction() -> None:

@@ -151,9 +151,11 @@ def words_of(row: Row, measure: Measure, dense: Row, max_drop: float) -> tuple[s
     words = []
     if row.speedup is not None and row.kind != "dense":
         low, high = row.speedup.low, row.speedup.high
-        if (high if high is not None else row.speedup.median) < 1:
+        if low is None or high is None:
+            words.append("too few rounds to compare")
+        elif high < 1:
             words.append("slower than dense here")
-        elif low is not None and low <= 1:
+        elif low <= 1:
             words.append("no faster than dense here")
     if row.random is not None:
         if row.random.value < 0:
@@ -176,6 +178,8 @@ def recommend(rows: Sequence[Row], measure: Measure, max_drop: float) -> tuple[s
         return None, ("No setting was measured, so none can be recommended.",)
     if any(row.speedup is None for row in asked):
         return None, ("The latency was not measured, so no setting can be recommended.",)
+    if few := [row.speedup for row in asked if row.speedup is not None and row.speedup.low is None]:
+        return None, (f"The rounds are too few to compare latencies ({few[0].reason}), so no setting is recommended.",)
     reference = dense.value(measure)
 
     def drop(row: Row) -> float:
@@ -186,8 +190,7 @@ def recommend(rows: Sequence[Row], measure: Measure, max_drop: float) -> tuple[s
         return row.speedup.median if row.speedup is not None else 0.0
 
     def surely_faster(row: Row) -> bool:
-        low = row.speedup.low if row.speedup is not None else None
-        return (low if low is not None else gain(row)) > 1
+        return row.speedup is not None and row.speedup.low is not None and row.speedup.low > 1
 
     kept = [row for row in asked if drop(row) <= max_drop]
     fit = [row for row in kept if surely_faster(row)]

@@ -208,6 +208,5 @@ def _levels(host: "LoadedHost", name: str) -> list[str]:
     else:
         knob, values = "", ()
     specs = [spec_string(parse_spec(f"{name}:{knob}={value}")) for value in values] or [name]
-    for spec in specs:
-        _sites(host, spec)
+    _sites(host, specs[0])  # the mildest; what does not fit of the others is listed by itself
     return specs
