@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from trt_compress.errors import ConfigError, InternalError, TrtCompressError
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.console import LOGGER, configure_logging, print_json
+from trt_compress.tools.console import LOGGER, broken_between_words, configure_logging, print_json
 
 # Typer carries its own copy of click from some version on; the base of its errors is found where it surely is.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -61,7 +61,8 @@ def report_error(error: TrtCompressError, *, verbose: bool, log_json: bool, json
     else:
         if unexpected:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        for line in f"error: {error}".split("\n"):
+            print(broken_between_words(line, sys.stderr), file=sys.stderr)
     if json:
         said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print_json({**_found_so_far(error), "error": said})

@@ -44,7 +44,8 @@ def list_registered(
         headings = [column.replace("_", " ") for column in columns]
         print_table(name.capitalize(), headings, [[_joined(row[column]) for column in columns] for row in found])
         for row in found[:1] if name == "targets" else ():
-            print_text(f"Bundles are exported in {' or '.join(row['exports'])}; run, bench and evaluate run them.")
+            precisions = " or ".join(row["exports"])
+            print_text(f"Bundles are exported in {precisions}; 'run by' names the backend of run, bench and evaluate.")
 
 
 def _joined(value: object) -> object:

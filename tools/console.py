@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -32,10 +32,15 @@ def print_json(data: object) -> None:
 
 def print_text(text: str) -> None:
     """Print plain text to stdout; on a terminal a long line breaks between words."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    if width and "\n" not in text and len(text) > width:
-        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(broken_between_words(text, sys.stdout) + "\n")
+
+
+def broken_between_words(text: str, stream: TextIO) -> str:
+    """The text as it is printed: on a terminal a long line breaks between words, elsewhere it stays one line."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else 0
+    if not width or "\n" in text or len(text) <= width:
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

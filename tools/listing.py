@@ -15,6 +15,8 @@ class _Row(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Listed:
+    name: str
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
@@ -26,7 +28,6 @@ class _Listed:
 class ListedOperator(_Listed):
     """An operator; `native` names the libraries that are built here and hold it."""
 
-    name: str
     op_type: str
     version: int
     native: tuple[str, ...]
@@ -37,7 +38,6 @@ class ListedOperator(_Listed):
 class ListedCompressor(_Listed):
     """A compressor, with its settings as a spec string takes them."""
 
-    name: str
     summary: str
     settings: str
     source: str
@@ -47,7 +47,6 @@ class ListedCompressor(_Listed):
 class ListedModel(_Listed):
     """A model that can be compressed, or the form of those that lie in a file of the user's."""
 
-    name: str
     family: str
     description: str
 
@@ -64,7 +63,6 @@ class ListedTarget(_Listed):
         operators: How operators run there.
     """
 
-    name: str
     exports: tuple[str, ...]
     opset: int
     engine: str
