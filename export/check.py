@@ -74,16 +74,16 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
     opened = Bundle.open(path) if path.is_dir() or rules is None and not path.is_file() else None
     if rules is not None and not (opened and is_pruned(opened)):
         files = [opened.file(graph.file) for graph in opened.manifest.graphs] if opened else [path]
-        said = (f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it",)
+        by_rules = f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it"
         if not ask_library:
             found = tuple(finding for file in files for finding in rules(file, chosen))
-            return PreflightReport(target=target, findings=found, checked=said)
+            return PreflightReport(target=target, findings=found, checked=(by_rules,))
         from trt_compress.export.trial import preflight_file
 
         judged = [preflight_file(file, chosen, _ranges(opened) if opened else None) for file in files]
         found = tuple(finding for findings, _ in judged for finding in findings)
         tried = dict.fromkeys(f"the file itself was {sentence}" for _, sentence in judged)
-        return PreflightReport(target=target, findings=found, checked=(*said, *tried))
+        return PreflightReport(target=target, findings=found, checked=(by_rules, *tried))
     if opened is None:
         raise UnsupportedError(
             f"'{path}' is a bare ONNX file, and reading it needs '{missing}', which is not installed; give a bundle, "

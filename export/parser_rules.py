@@ -4,6 +4,7 @@ Beside the rules of `preflight`: operand types, ranks, attribute values and inpu
 node that ONNX itself finds no fault with, and says what is wrong with it, or nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -267,7 +268,8 @@ def _reshaped(view: GraphView, node: NodeProto) -> str | None:
         return None
     # A size that inference does not know may be fixed all the same; that of an input is open.
     opens = None in rest and operand(node, 0) in view.inputs
-    if opens or (None not in rest and np.prod(rest, dtype=object) != np.prod(new, dtype=object)):
+    fixed = [size for size in rest if size is not None]
+    if opens or (len(fixed) == len(rest) and math.prod(fixed) != math.prod(new)):
         given = "×".join("?" if size is None else str(size) for size in sizes)
         return f"Reshape of {given} to {'×'.join(str(int(size)) for size in wanted)}"
     return None

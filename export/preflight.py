@@ -97,8 +97,8 @@ def _call_problem(node: NodeProto, *, may_be_unknown: bool) -> str | None:
     if spec is None:
         return None if may_be_unknown else "is no operator of this version of trt-compress"
     if not len(node.input) == len(spec.inputs) or len(node.output) > len(spec.outputs):
-        there, wanted = (len(node.input), len(node.output)), (len(spec.inputs), len(spec.outputs))
-        return f"has {there[0]} inputs and {there[1]} outputs, not {wanted[0]} and {wanted[1]}"
+        takes, gives = len(spec.inputs), len(spec.outputs)
+        return f"has {len(node.input)} inputs and {len(node.output)} outputs, not {takes} and {gives}"
     kinds = {"int": AttributeProto.INT, "ints": AttributeProto.INTS, "float": AttributeProto.FLOAT}
     given = {item.name: item.type for item in node.attribute}
     for wanted in spec.attributes:
@@ -247,7 +247,11 @@ _CARRIERS = {
     *("GatherElements", "GatherND", "ScatterElements", "ScatterND", "TensorScatter", "ConstantOfShape"),
     *("LayerNormalization", "IsInf", "IsNaN", "Sign"),
 }
-_SMALL_TYPES = {TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.INT4: "int4", TensorProto.FLOAT4E2M1: "fp4"}
+_SMALL_TYPES: Mapping[int, str] = {
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.INT4: "int4",
+    TensorProto.FLOAT4E2M1: "fp4",
+}
 _QUANTIZED = {TensorProto.INT8, *_SMALL_TYPES}
 _MOST_DIMENSIONS, _LARGEST_SIZE = 8, 2**31 - 1
 

@@ -121,8 +121,8 @@ def _ask(file: Path, model: ModelProto, target: Target, ranges: Mapping[str, Len
         folder = Path(name)
         try:
             asked = _as_read(file, model, target, folder)
-        except Exception as error:  # the rules have said why it cannot be lowered
-            return _Answer(f"not tried: the file cannot be lowered ({' '.join(str(error).split())})")
+        except Exception:  # the rules have said why
+            return _Answer(f"not tried: it cannot be put into the form that '{target.name}' reads")
         heavy = _weight_bytes(asked) > MOST_BYTES_BUILT
         request = {
             "backend": target.backend,
@@ -159,7 +159,7 @@ def _weight_bytes(file: Path) -> int:
     """Bytes of a model file and of the files beside it that it names."""
     model = load_structure(file)
     named = {
-        entry.value
+        str(entry.value)
         for graph in all_graphs(model.graph)
         for tensor in graph.initializer
         for entry in tensor.external_data
