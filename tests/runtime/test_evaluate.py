@@ -122,19 +122,28 @@ def test_fp16_is_compared_with_fp32(tmp_path: Path) -> None:
     assert scores.worst_cosine is not None and 0.9999 < scores.worst_cosine < 1
 
 
-def test_bundles_that_answer_another_question_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"values": np.eye(4)[:, :3], "postprocess": {"kind": "raw"}}, "do not name the same classes"),
+        (
+            {"postprocess": {"kind": "classification", "classes": 4, "labels": list(NAMES)}},
+            "do not name the same classes",
+        ),
+        ({"preprocess": {"kind": "tensors"}}, "prepare their inputs differently"),
+    ],
+)
+def test_bundles_that_answer_another_question_are_refused(tmp_path: Path, other: dict[str, Any], words: str) -> None:
     dense = Session.open(write_brightest(tmp_path / "dense"))
-    names = {"kind": "classification", "classes": 4, "labels": list(NAMES)}
-    others = {
-        "gives": write_brightest(tmp_path / "raw", values=np.eye(4)[:, :3].repeat(2, 1), postprocess={"kind": "raw"}),
-        "do not name the same classes": write_brightest(tmp_path / "named", postprocess=names),
-        "prepare their inputs differently": write_brightest(tmp_path / "other", preprocess={"kind": "tensors"}),
-    }
-    for words, path in list(others.items())[1:]:
-        with pytest.raises(ConfigError, match=words):
-            check_comparable(dense, Session.open(path))
-    with pytest.raises(ConfigError, match="classes"):
-        check_comparable(dense, Session.open(others["gives"]))
+    with pytest.raises(ConfigError, match=words):
+        check_comparable(dense, Session.open(write_brightest(tmp_path / "other", **other)))
+
+
+def test_bundles_that_take_other_things_are_refused(make_bundle: Callable[..., Any], tmp_path: Path) -> None:
+    graph = ([helper.make_node("Identity", ["x"], ["y"])], {"x": ("float32", [1])}, {"y": ("float32", [1])})
+    other = Session.open(make_bundle({"model": graph}).path)
+    with pytest.raises(ConfigError, match="The bundle takes image float32 .*, and the baseline x float32"):
+        check_comparable(Session.open(write_brightest(tmp_path / "dense")), other)
 
 
 def test_a_detector_is_sent_to_run(tmp_path: Path) -> None:
