@@ -91,8 +91,13 @@ def try_new_folder(path: Path, files: Iterable[str] = ()) -> None:
     try:
         for folder in reversed((path, *path.parents)):
             if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
+                made.append(folder)  # before it is there: an interruption may come right behind
+                try:
+                    folder.mkdir()
+                except OSError:
+                    made.pop()
+                    if not folder.is_dir():  # else another process was faster
+                        raise
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         _try_file(path / f".{os.getpid()}.try")
@@ -144,7 +149,13 @@ def _try_file(path: Path) -> None:
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return
-    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError:
+        raise
+    except BaseException:  # an interruption right behind it
+        place.unlink(missing_ok=True)
+        raise
     try:
         if os.write(descriptor, b"\0" * _BLOCK) < _BLOCK:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
