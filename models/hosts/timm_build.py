@@ -122,6 +122,7 @@ def _check_pretrained(
         "class_token": plain.has_class_token,
         "reg_tokens": plain.num_reg_tokens,
         "global_pool": plain.global_pool,
+        "no_embed_class": plain.no_embed_class,
     }
     for name, value in own.items():
         if keywords.get(name, value) != value:

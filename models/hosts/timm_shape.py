@@ -23,8 +23,8 @@ from trt_compress.models.hosts.checkpoint import Weights
 
 Size = tuple[int, int]
 
-SHAPE_OPTIONS = ("num_classes", "img_size", "in_chans", "patch_size", "class_token", "reg_tokens", "global_pool")
-_NOT_OF_DISTILLED = ("class_token", "reg_tokens", "global_pool")
+_NOT_OF_DISTILLED = ("class_token", "reg_tokens", "global_pool", "no_embed_class")
+SHAPE_OPTIONS = ("num_classes", "img_size", "in_chans", "patch_size", *_NOT_OF_DISTILLED)
 
 
 def shape_of_options(source: str, plain: VisionTransformer, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,8 @@ def shape_of_weights(
     keywords |= _positions(source, plain, options, weights, keywords)
     own = _own_shape(plain)
     read = {name: value for name, value in keywords.items() if name not in options and value != own.get(name, value)}
-    text = ", ".join(f"{name}={written(value)}" for name, value in read.items())
+    square = {"img_size": " (taken to be square)"}
+    text = ", ".join(f"{name}={written(value)}{square.get(name, '')}" for name, value in read.items())
     return keywords, f"read off the file: {text}" if text else None
 
 
@@ -137,7 +138,6 @@ def _own_shape(plain: VisionTransformer) -> dict[str, Any]:
         "class_token": plain.has_class_token,
         "reg_tokens": plain.num_reg_tokens,
         "global_pool": plain.global_pool,
-        "no_embed_class": plain.no_embed_class,
         "fc_norm": not isinstance(plain.fc_norm, nn.Identity),
     }
 
@@ -198,7 +198,7 @@ def _positions(
     weights: Weights,
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The size of the input, by the length of the position table, and whether that counts the prefix tokens."""
+    """The size of the input, by the length of the position table; a square one, if no option says otherwise."""
     asked: Size | None = options.get("img_size")
     table = weights.tensors.get("pos_embed")
     if table is None or table.ndim != 3:
@@ -206,37 +206,33 @@ def _positions(
     patch: Size = known.get("patch_size", plain.patch_embed.patch_size)
     distilled = isinstance(plain, VisionTransformerDistilled)
     prefix = 2 if distilled else int(known["class_token"]) + known["reg_tokens"]
-    own = plain.no_embed_class
-    # The table may also be of the other kind, with or without places for the prefix: only if it cannot be of this one.
-    kinds = [own] if distilled or not prefix else [own, not own]
-    counts = {kind: table.shape[1] - (0 if kind else prefix) for kind in kinds}
-    wanted = None if asked is None else (asked[0] // patch[0]) * (asked[1] // patch[1])
-    for kind, count in counts.items():
-        more = {} if kind == own else {"no_embed_class": kind}
-        if asked is not None and count == wanted:
-            return {"img_size": asked, **more}
-        grid = _grid(count, plain, patch) if asked is None else None
-        if grid is not None:
-            same = grid == plain.patch_embed.grid_size and patch == plain.patch_embed.patch_size
-            return {
-                "img_size": plain.patch_embed.img_size if same else (grid[0] * patch[0], grid[1] * patch[1]),
-                **more,
-            }
-    count = counts[own]
-    if asked is None:
+    without_prefix = options.get("no_embed_class", plain.no_embed_class)
+    count = table.shape[1] - (0 if without_prefix else prefix)
+    more = {"no_embed_class": without_prefix} if "no_embed_class" in options else {}
+    grid = _grid(count, plain, patch)
+    if asked is None and grid is None:
         raise ConfigError(
-            f"{source}: the position table of {weights.file} has {count} places, which form no square; say which image "
-            f"they are for by img_size=HEIGHTxWIDTH, patches of {written(patch)} pixels."
+            f"{source}: the position table of {weights.file} has {count} places for patches, which form no square; say "
+            f"which image they are for by img_size=HEIGHTxWIDTH, patches of {written(patch)} pixels."
         )
-    grid = next((found for n in counts.values() if (found := _grid(n, plain, patch)) is not None), None)
+    if asked is None and grid is not None:
+        same = grid == plain.patch_embed.grid_size and patch == plain.patch_embed.patch_size
+        return {"img_size": plain.patch_embed.img_size if same else (grid[0] * patch[0], grid[1] * patch[1]), **more}
+    assert asked is not None
+    wanted = (asked[0] // patch[0], asked[1] // patch[1])
+    if count == wanted[0] * wanted[1] or (grid is not None and options.get("resample_pos")):
+        return {"img_size": asked, **more}
     places = f"{grid[0]} x {grid[1]} patches" if grid else f"{count} patches"
-    needs = f"img_size={written(asked)} needs {asked[0] // patch[0]} x {asked[1] // patch[1]}"
-    if grid is None or not options.get("resample_pos"):
-        how = "add resample_pos=true to have it resampled" if grid else "it forms no square, so it cannot be resampled"
-        also = f", or leave img_size out for {grid[0] * patch[0]}x{grid[1] * patch[1]}" if grid else ""
-        raise ConfigError(f"{source}: the position table of {weights.file} is for {places}, and {needs}; {how}{also}.")
-    kind = next(kind for kind, n in counts.items() if _grid(n, plain, patch) is not None)
-    return {"img_size": asked, **({} if kind == own else {"no_embed_class": kind})}
+    how = "it forms no square, so it cannot be resampled"
+    if grid:
+        how = (
+            "add resample_pos=true to have it resampled, or leave img_size out for "
+            f"{grid[0] * patch[0]}x{grid[1] * patch[1]}"
+        )
+    raise ConfigError(
+        f"{source}: the position table of {weights.file} is for {places}, and img_size={written(asked)} needs "
+        f"{wanted[0]} x {wanted[1]}; {how}."
+    )
 
 
 def _grid(count: int, plain: VisionTransformer, patch: Size | None = None) -> Size | None:

@@ -77,12 +77,12 @@ def check_supported(module: nn.Module, name: str) -> VisionTransformer:
         raise unsupported_vit(name, f"model class {type(module).__name__}", hint=hint)
     base = VisionTransformerDistilled if isinstance(module, VisionTransformerDistilled) else VisionTransformer
     _check_kept(module, base, name)
-    vit: Any = module
+    vit = typing.cast(Any, module)
     _check_kept(vit.patch_embed, PatchEmbed, name, "patch embedding")
     if type(vit.blocks) is not nn.Sequential:
         raise unsupported_vit(name, f"a {type(vit.blocks).__name__} of blocks")
     bypassed: dict[str, nn.Module] = {"the model": vit, "blocks": vit.blocks}
-    for layer, part in enumerate(vit.blocks):
+    for layer, part in enumerate(typing.cast(Iterable[Any], vit.blocks)):
         _check_kept(part, Block, name, "block type")
         _check_kept(part.attn, Attention, name, "attention type")
         bypassed |= {f"blocks.{layer}": part, f"blocks.{layer}.attn": part.attn}
@@ -167,7 +167,7 @@ def _preprocess(
                 )
             mean = sum(values) / len(values)
             if len(set(values)) > 1:
-                note = f"mean and std of {channels} channels are the averages of timm's three; ?mean=…&std=… sets them"
+                note = "mean and std of the one channel are the averages of timm's three; ?mean=…&std=… sets them"
             values = (mean,)
         if values:
             found[name] = list(values) * (channels if len(values) == 1 else 1)

@@ -137,6 +137,7 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
             example="avg",
             read=lambda text: _choice(text, {word: word for word in POOLINGS}),
         ),
+        "no_embed_class": _Option(form="true or false", example="true", read=_flag),
         "resample_pos": _Option(form="true or false", example="true", read=_flag),
         "mean": _Option(
             form="a number for each channel, or one for all",
@@ -154,7 +155,16 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
 )
 """What may follow a question mark. Mean and std are of pixels from 0 to 1."""
 
-_TIMM_SHAPE = ("num_classes", "img_size", "in_chans", "patch_size", "class_token", "reg_tokens", "global_pool")
+_TIMM_SHAPE = (
+    "num_classes",
+    "img_size",
+    "in_chans",
+    "patch_size",
+    "class_token",
+    "reg_tokens",
+    "global_pool",
+    "no_embed_class",
+)
 SOURCES: Mapping[str, _Source] = MappingProxyType(
     {
         "timm": _Source(form="timm:NAME", options=(*_TIMM_SHAPE, "resample_pos", "mean", "std", "weights_key")),

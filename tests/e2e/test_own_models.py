@@ -98,7 +98,10 @@ def test_a_fine_tuned_checkpoint_becomes_a_bundle_of_its_shape(
         "export", "timm:vit_tiny_patch16_224", "--weights", "tuned.pth.tar", "-o", "out", "--batch", "1", "--json"
     )
     assert done.code == 0, done.err
-    assert json.loads(done.out)["provenance"] == "read off the file: in_chans=1, num_classes=3, img_size=64x64"
+    assert (
+        json.loads(done.out)["provenance"]
+        == "read off the file: in_chans=1, num_classes=3, img_size=64x64 (taken to be square)"
+    )
     found = manifest(tmp_path / "out")
     assert found["graphs"][0]["inputs"][0]["shape"] == ["batch", 1, 64, 64]
     assert found["postprocess"] == {"output": "logits", "kind": "classification", "classes": 3}
