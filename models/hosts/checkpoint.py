@@ -12,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ class Checkpoint:
 
     def _checked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, if all are plain ones: dense, with data, not quantized."""
-        problems = (
+        problems: tuple[tuple[str, str, Callable[[Tensor], bool]], ...] = (
             ("sparse", "save them dense: tensor.to_dense()", lambda t: t.layout != torch.strided or t.is_nested),
             ("quantized", "give the weights in floating point: tensor.dequantize()", lambda t: t.is_quantized),
             ("empty", "they were saved from the meta device, without data", lambda t: t.is_meta),
