@@ -196,6 +196,16 @@ _LOOP += "{{ e = Identity(d) f = Relu(a) }}>({inputs})"
 refuse("control-flow", "loop_without_condition", f"{X} => {Y}", _LOOP.format(inputs="n, , x"), weights="int64 n = {3}")
 accept("control-flow", "loop", f"{X} => {Y}", _LOOP.format(inputs="n, t, x"), weights="int64 n = {3}, bool t = {1}")
 
+# Inference does not know the sizes that a body makes of open ones; they are no change.
+accept(
+    "control-flow",
+    "loop_of_unknown_sizes",
+    f"{X} => (float[N,M] y)",
+    "y = Loop<body = b (int64 i, bool d, float[2,8] a) => (bool e, float[N,M] f) "
+    "{ e = Identity(d) s = Shape(a) f = Expand(a, s) }>(n, t, x)",
+    weights="int64 n = {3}, bool t = {1}",
+)
+
 # ---- Attention
 _QKV = "({t}[{s}] q, {t}[{s}] k, {t}[{v}] v{more}) => ({t}[{v}] y)"
 
