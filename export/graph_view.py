@@ -56,7 +56,8 @@ def _not_text(message: Message) -> Iterator[str]:
             yield f"{message.DESCRIPTOR.name.removesuffix('Proto').lower()} {field.name}"
         elif field.type == field.TYPE_MESSAGE:
             for item in items:
-                yield from _not_text(item)
+                if isinstance(item, Message):
+                    yield from _not_text(item)
 
 
 def _tensor_texts(tensor: TensorProto) -> Iterator[tuple[Any, Any]]:
