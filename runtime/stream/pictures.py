@@ -94,9 +94,12 @@ class PictureReader:
         with _pillow_lock:
             before, self._pillow.MAX_IMAGE_PIXELS = self._pillow.MAX_IMAGE_PIXELS, None
             try:
-                return self._pillow.open(file)
+                image = self._pillow.open(file)
             finally:
                 self._pillow.MAX_IMAGE_PIXELS = before
+        if image.format == "TIFF":
+            image.filename = ""  # by its name Pillow would map it into memory, and take the rows of a turned one wrongly
+        return image
 
     def _item(self, image: Any) -> Item:
         """The picture that a file is at."""

@@ -82,6 +82,17 @@ def test_grey_pictures_are_turned_and_damaged_exif_is_none(tmp_path: Path) -> No
     assert np.array_equal(read_all(tmp_path / "b.png")[0].data, CORNERS)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("deep", [False, True])
+def test_grey_tiff_in_one_strip_is_turned(tmp_path: Path, deep: bool, orientation: int) -> None:
+    stored = Image.fromarray((RAMP * 257).astype(np.uint16) if deep else RAMP.astype(np.uint8))
+    if (turn := _STORED[orientation]) is not None:
+        stored = stored.transpose(turn)
+    stored.save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    (item,) = read_all(tmp_path / "a.tif")
+    assert np.array_equal(item.data, RAMP)
+
+
 def tiff(path: Path, numbers: Array, *, bits: int | None = None, photometric: int = 1) -> Path:
     """A TIFF of one strip, in the byte order and with the kind of numbers of the array [8, 256] (or packed bytes)."""
     order = ">" if numbers.dtype.str[0] == ">" else "<"
