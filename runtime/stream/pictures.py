@@ -21,6 +21,8 @@ _BITS, _PHOTOMETRIC, _KIND, _SAMPLE_FORMAT, _ORIENTATION = 258, 262, 254, 339, 2
 _THUMBNAIL_OR_MASK = 1 | 4  # bits of a TIFF page's kind
 _UNSIGNED, _SIGNED = 1, 2  # sample formats of TIFF
 _BEYOND = 0.1  # how far numbers may be outside their range, as what resizing leaves; they are cut off
+_SIZ = bytes.fromhex("ff4fff51")  # how a JPEG 2000 stream begins
+_JPEG2000_HEADER = 1 << 20  # bytes before that; a colour profile may be among them
 _pillow_lock = threading.Lock()
 
 
@@ -66,6 +68,9 @@ class PictureReader:
             yield Item(error=UNREADABLE)
             return
         with image:
+            if image.format == "JPEG2000" and len(image.getbands()) > 1 and (bits := _bits_of_jpeg2000(file)) > 8:
+                yield Item(error=f"the picture is JPEG 2000 of {bits} bits in colour; save it as PNG")
+                return
             try:
                 pages = _pages(image)
             except Exception:
@@ -97,8 +102,8 @@ class PictureReader:
                 image = self._pillow.open(file)
             finally:
                 self._pillow.MAX_IMAGE_PIXELS = before
-        if image.format == "TIFF":
-            image.filename = ""  # by its name Pillow would map it into memory, and take the rows of a turned one wrongly
+        if image.format == "TIFF":  # by its name Pillow maps it into memory, and takes the rows of a turned one wrongly
+            image.filename = ""
         return image
 
     def _item(self, image: Any) -> Item:
@@ -173,6 +178,17 @@ def _pages(image: Any) -> list[int]:
         if not (_first(image.tag_v2.get(_KIND)) or 0) & _THUMBNAIL_OR_MASK:
             pages.append(page)
     return pages or [0]
+
+
+def _bits_of_jpeg2000(file: str) -> int:
+    """Bits of a number. Pillow makes 8 of more by rounding, and what rounds up to 256 comes as black.
+
+    Source: ISO/IEC 15444-1, A.5.1 (SIZ).
+    """
+    with open(file, "rb") as opened:
+        data = opened.read(_JPEG2000_HEADER)
+    at = data.find(_SIZ)
+    return 1 + (data[at + 42] & 0x7F) if 0 <= at < len(data) - 42 else 8
 
 
 def _orientation(image: Any) -> object:

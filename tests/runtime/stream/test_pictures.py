@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from media import Array
@@ -178,6 +179,25 @@ def test_png_of_16_bits(tmp_path: Path, channels: int) -> None:
     (item,) = read_all(png_16(tmp_path / "a.png", channels))
     wanted = RAMP if item.data.ndim == 2 else RAMP[..., np.newaxis]
     assert np.abs(item.data.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        ("rgb24", [255]),
+        ("gray16le", [255]),
+        ("rgb48le", ["the picture is JPEG 2000 of 16 bits in colour; save it as PNG"]),  # white would come as black
+    ],
+)
+def test_white_in_jpeg_2000_is_white_or_refused(tmp_path: Path, pixels: str, expected: list[object]) -> None:
+    shape = (8, 256, 3) if pixels.startswith("rgb") else (8, 256)
+    white = np.full(shape, 255 if pixels == "rgb24" else 65535, np.uint8 if pixels == "rgb24" else np.uint16)
+    with av.open(str(tmp_path / "a.jp2"), "w", format="image2") as container:
+        stream: Any = container.add_stream("jpeg2000", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 8, 256, pixels
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(white, format=pixels)))
+        container.mux(stream.encode())
+    assert shades(read_all(tmp_path / "a.jp2")) == expected
 
 
 def test_pgm_of_any_depth(tmp_path: Path) -> None:
