@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.flops import count_flops
@@ -17,12 +18,13 @@ from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
 from trt_compress.plugins.registry import specs
-from trt_compress.tools.bench import gpu_report, workloads
+from trt_compress.tools.bench import costs, gpu_report, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
+from trt_compress.tools.bench.records import speedup_text
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)
-FILES = (Path("README.md"), Path("plugins/README.md"))
+FILES = (Path("README.md"), Path("docs/figures.md"), Path("plugins/README.md"))
 
 # Three levels of roughly a half, three eighths and a quarter of the patches at the end, for every compressor.
 DIGITS_SPECS = {
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite or check the tables; returns the exit code (3: a table is not up to date)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 3 if a table is not up to date")
-    shown = " and ".join(map(str, FILES))
+    shown = ", ".join(map(str, FILES))
     parser.add_argument("--file", type=Path, default=None, metavar="FILE", help=f"one file only (default: {shown})")
     given = parser.parse_args(arguments)
     outdated = False
@@ -111,15 +113,40 @@ def digits_table() -> str:
 
 def performance_table() -> str:
     """The last recorded run of the DeiT-S benchmark."""
-    if not RESULTS.is_file():
-        raise ConfigError(f"{RESULTS} does not exist; run python -m trt_compress.tools.bench.deit_small first.")
-    record = json.loads(RESULTS.read_text(encoding="utf-8").splitlines()[-1])
+    record = _deit_record()
     device, versions = record["device"], record["versions"]
     caption = (
         f"`{MODEL}`, `{SPEC}`, batch {BATCH}, random weights, {device['cpu']} ({device['cores']} cores), ONNX Runtime "
         f"{versions['onnxruntime']}, commit {record['commit']}, {record['date'][:10]}.\n\n"
     )
     return caption + _markdown(("figure", "measured", "wanted"), figure_rows(record))
+
+
+def _deit_record() -> dict[str, Any]:
+    if not RESULTS.is_file():
+        raise ConfigError(f"{RESULTS} does not exist; run python -m trt_compress.tools.bench.deit_small first.")
+    record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8").splitlines()[-1])
+    return record
+
+
+def headline_table() -> str:
+    """The main figure of DeiT-S, and the best setting of each streaming workload."""
+    record = _deit_record()
+    native, plain = (speedup_text(record[f"speedup_over_dense{form}"]).rpartition(",")[0] for form in ("_native", ""))
+    rows = [
+        (f"`{MODEL}`", f"`{SPEC}`", native, "random weights", "random weights"),
+        ("the same as standard ONNX operators", f"`{SPEC}`", plain, "random weights", "random weights"),
+        *workloads.best_rows(),
+    ]
+    return _markdown(workloads.BEST_COLUMNS, rows)
+
+
+def costs_table() -> str:
+    """Time and memory of the commands, as recorded last."""
+    found = list(costs.rows())
+    if not found:
+        raise ConfigError("no costs are on record; run python -m trt_compress.tools.bench.costs first.")
+    return _markdown(costs.COLUMNS, found)
 
 
 def gpu_kernels_table() -> str:
@@ -147,7 +174,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "compressors": compressors_table,
     "targets": targets_table,
     "digits": digits_table,
+    "headline": headline_table,
     "performance": performance_table,
+    "costs": costs_table,
     "workloads": workloads_table,
     "gpu_kernels": gpu_kernels_table,
     "gpu_models": gpu_models_table,
