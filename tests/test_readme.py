@@ -12,6 +12,9 @@ from trt_compress.tools import gen_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "plugins/README.md", "docs/figures.md", "docs/jetson.md")
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -20,8 +23,11 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_tables_are_up_to_date() -> None:
-    assert gen_tables.fill(README) == README
+@pytest.mark.parametrize("file", gen_tables.FILES, ids=str)
+def test_tables_are_up_to_date(file: Path) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert "<!-- table: " in text
+    assert gen_tables.fill(text) == text
 
 
 def test_check_notices_an_outdated_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +61,18 @@ def test_what_the_readme_shows_runs(tmp_path: Path, language: str, command: list
         assert done.stdout
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^):]+)\)", text)
+    for target in links:
+        file, _, place = target.partition("#")
+        assert not file or (page.parent / file).exists(), target
+        if place and (not file or file.endswith(".md")):
+            there = (page.parent / file).read_text(encoding="utf-8") if file else text
+            assert place in {anchor(heading) for heading in re.findall(r"^#+ (.+)$", there, re.MULTILINE)}, target
+
+
+def anchor(heading: str) -> str:
+    """The name that a heading has in a link, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
