@@ -50,9 +50,7 @@ def run(output: Path, step: Progress) -> Path:
     labels = write_video(video, clips=CLIPS, length=LENGTH)
     bundles = {"none": output / "video-dense", SPEC: output / "video-reuse"}
     for spec, path in bundles.items():
-        export_model(
-            MODEL, compress=spec, output=path, force=True, progress=lambda text, spec=spec: step(f"{spec}: {text}")
-        )
+        export_model(MODEL, compress=spec, output=path, force=True, progress=_prefixed(step, spec))
     results: dict[str, list[StreamResult]] = {spec: [] for spec in bundles}
     for number in range(ROUNDS):
         for spec, path in bundles.items():
@@ -64,6 +62,10 @@ def run(output: Path, step: Progress) -> Path:
     title = f"{MODEL} on a video of {CLIPS * LENGTH} frames, {ROUNDS} times in turn; every frame accounted for"
     print_table(title, ("", "dense", SPEC), _rows(results["none"], results[SPEC]))
     return picture
+
+
+def _prefixed(step: Progress, spec: str) -> Progress:
+    return lambda text: step(f"{spec}: {text}")
 
 
 def _stream(path: Path, video: Path, labels: Path) -> StreamResult:
