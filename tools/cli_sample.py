@@ -35,6 +35,8 @@ def sample(
     print_text(f"Wrote {made.source}{labels}: {made.summary}.")
     print_text("Try:")
     name = made.model.partition(":")[2]
-    source = f"'{made.source}'" if "*" in made.source else made.source
     print_text(f"  trt-compress export {made.model} -o {name}")
-    print_text(f"  trt-compress run {name} --source {source} --labels {made.labels}")
+    if kind == "images":
+        print_text(f"  trt-compress evaluate {name} --images {output / 'images'}")
+    else:
+        print_text(f"  trt-compress run {name} --source {made.source} --labels {made.labels}")

@@ -83,7 +83,9 @@ def token_picture(clips: Sequence[int] = CLIPS, *, zoom: int = _ZOOM) -> "Pictur
         with torch.no_grad(), recording() as record:
             logits: Any = module(torch.from_numpy(moving_digits.as_input(clip.frames)))[0]
         share = logits.softmax(dim=-1)[0]
-        row = [(Image.fromarray(frame.repeat(zoom, axis=0).repeat(zoom, axis=1)), f"{plan[0].tokens_in - 1} patches")]
+        row = [
+            (Image.fromarray(frame.repeat(zoom, axis=0).repeat(zoom, axis=1)), f"{int(plan[0].tokens_in) - 1} patches")
+        ]
         for layers in (len(plan) // 2, len(plan)):
             groups = token_of_patch(record, [site.name for site in plan[:layers]], num_prefix=1)
             row.append(
