@@ -26,7 +26,7 @@ COMMANDS = (
     "build digits --target rtx",
     "export timm:deit_small_patch16_224 --compress tome:num_merged=13 --target rtx -o deit",
     "build deit --target rtx",
-    "export timm:vit_large_patch16_224 --compress tome:num_merged=8 -o large",
+    "export timm:vit_large_patch16_224 --compress tome:num_merged=7 -o large",
     "sample video -o samples",
     "export zoo:video_vit --compress static_reuse:keep_ratio=0.25 -o video",
     "run video --source samples/video.mp4 --labels samples/video.jsonl",
