@@ -14,6 +14,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _ASF_DATA_HEADER = 50
 _ISO_FIRST = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot")
+_FLV_TAG, _FLV_LENGTH = 11, 4
 _TS_SYNC, _TS_LOOK = 0x47, 5
 _LINE = 256  # longest line of a YUV4MPEG2 file that is looked at
 _OGG_LAST = 4  # flag of a stream's last page
@@ -141,6 +142,17 @@ def _asf(file: BinaryIO, size: int) -> bool | None:
     return at > size
 
 
+def _flv(file: BinaryIO, size: int) -> bool | None:
+    """Tags follow one another, each with its length behind it."""
+    file.seek(5)
+    (at,) = struct.unpack(">I", file.read(4))
+    at += _FLV_LENGTH
+    while at < size:
+        file.seek(at)
+        at += _FLV_TAG + int.from_bytes(file.read(_FLV_TAG)[1:4], "big") + _FLV_LENGTH
+    return True if at > size else None
+
+
 def _ogg(file: BinaryIO, size: int) -> bool | None:
     """Pages follow one another; the last page of every stream says so."""
     ended: dict[int, bool] = {}
@@ -191,6 +203,7 @@ _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], bool | 
     (lambda head: head[4:8] in _ISO_FIRST, _iso_media),
     (lambda head: head[:4] == _EBML.to_bytes(4, "big"), _matroska),
     (lambda head: head == _ASF, _asf),
+    (lambda head: head[:4] == b"FLV\1", _flv),
     (lambda head: head[:4] == b"OggS", _ogg),
     (lambda head: head[:10] == b"YUV4MPEG2 ", _yuv4mpeg),
 )

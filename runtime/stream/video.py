@@ -25,6 +25,7 @@ _MATRIX = "DISPLAYMATRIX"
 _COVER = 0x400  # FFmpeg's disposition of a picture that belongs to a sound
 _JPEG_TAIL = 64  # bytes in which the end marker of a JPEG lies; some cameras pad it
 _PARTIAL_WITHIN = 4  # packets from the end of a file
+_NO_COUNT = 1 << 30  # what FFmpeg writes into an AVI that goes into a pipe
 _SQUARE = 0.02  # how far the sides of a pixel may differ without a word
 
 
@@ -69,6 +70,7 @@ class VideoSource:
         except Exception as error:  # FFmpegError and OSError mostly; a foreign file can bring others
             if self.live and self._clock.now_ns() - begin_ns > 0.9e9 * self._stall_s:  # FFmpeg names other reasons too
                 raise self._silent() from None
+            self._say_if_cut_off()
             reason = getattr(error, "strerror", None) or error
             what = (
                 "is a camera that this machine has"
@@ -80,9 +82,10 @@ class VideoSource:
             stream = self._stream()
         except ConfigError:
             self.close()
+            self._say_if_cut_off()
             raise
         stream.thread_type = "SLICE"  # threads over frames would hold back as many frames as there are threads
-        self.length = None if self.live else (stream.frames or None)
+        self.length = None if self.live else _count_of(stream)
         self._items = self._frames(stream)
 
     def read(self) -> Item | None:
@@ -100,6 +103,13 @@ class VideoSource:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+    def _say_if_cut_off(self) -> None:
+        """What cannot be opened may lack what stands at its end, as the index of an MP4."""
+        if os.path.isfile(self.name) and is_cut_off(self.name):
+            raise ConfigError(
+                f"'{self.name}' ends too early to be opened: the file is truncated; copy it again."
+            ) from None
 
     def _stream(self) -> Any:
         """The first video stream that is no cover picture."""
@@ -132,11 +142,13 @@ class VideoSource:
 
     def _frames(self, stream: Any) -> Iterator[Item]:
         """Demultiplex and decode; what arrives late arrived when its packet did."""
-        given, size, end_ns = 0, None, None
+        given, size, end_ns, turn = 0, None, None, UNTURNED
         partial: set[int | None] = set()  # time stamps of packets that the file does not hold to their end
         last: Any = None
         since_partial = _PARTIAL_WITHIN  # packets since such a one; a format may give its last packets out of order
         joined = self._container.format.name == "mpegts"  # there the mark means that the packets do not join
+        # AVI says when frames are decoded, and FFmpeg takes that for when they are shown, which B-frames mix up
+        in_order_only, stamp = self._container.format.name == "avi", 0
         for packet, arrived_ns in self._packets(stream):
             if packet.size:
                 last = packet
@@ -157,7 +169,7 @@ class VideoSource:
                 if given == 0:
                     self._say_if_not_square(stream, frame)
                 given += 1
-                turn = self._turn(frame)
+                turn = self._turn(frame, turn)
                 now = (frame.height, frame.width) if turn.swap else (frame.width, frame.height)
                 if size is not None and now != size:
                     raise StreamError(
@@ -165,8 +177,13 @@ class VideoSource:
                         "one stream has one resolution, so run the parts one by one."
                     )
                 size = now
-                capture = _nanoseconds(frame.pts, frame.time_base)
-                end_ns = capture if capture is not None else end_ns
+                shown_ns = _nanoseconds(frame.pts, frame.time_base)
+                end_ns = shown_ns if shown_ns is not None else end_ns
+                if in_order_only:
+                    stamp = frame.dts if frame.dts is not None else stamp + 1
+                    capture = _nanoseconds(stamp, frame.time_base)
+                else:
+                    capture = shown_ns
                 error = (
                     _DAMAGED
                     if frame.is_corrupt or (frame.pts in partial and frame.pts is not None)
@@ -180,8 +197,16 @@ class VideoSource:
         if not self.live:
             self._check_whole(stream, given, end_ns, last, since_partial < _PARTIAL_WITHIN)
 
-    def _turn(self, frame: Any) -> Turn:
-        """How a frame is to be turned; its decoder attaches the display matrix of the file, or the frame's own."""
+    def _turn(self, frame: Any, before: Turn) -> Turn:
+        """How a frame is to be turned.
+
+        Its decoder attaches the display matrix of the file to every frame, and that of a stream (SEI) to the one that
+        brings it: it holds up to the next key frame.
+
+        Args:
+            frame: The frame.
+            before: The turn of the frame before.
+        """
         for data in frame.side_data:
             if data.type.name == _MATRIX:
                 turn = turn_from_matrix(np.frombuffer(data, np.int32).tolist())
@@ -191,7 +216,7 @@ class VideoSource:
                         "example with ffmpeg -i IN OUT, and give the result."
                     )
                 return turn
-        return UNTURNED
+        return UNTURNED if frame.key_frame else before
 
     def _say_if_not_square(self, stream: Any, frame: Any) -> None:
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
@@ -236,19 +261,21 @@ class VideoSource:
             last: The last packet that held data, or None.
             partial: Whether the file ends within it.
         """
-        duration = _nanoseconds(stream.duration, stream.time_base)
-        if duration is None and len(self._container.streams) == 1 and self._container.duration:
-            duration = self._container.duration * 1000  # microseconds
+        count, duration = _count_of(stream), None
+        if count or not stream.frames:  # else the number is a placeholder, and the durations are made of it
+            duration = _nanoseconds(stream.duration, stream.time_base)
+            if duration is None and len(self._container.streams) == 1 and self._container.duration:
+                duration = self._container.duration * 1000  # microseconds
         rate = stream.average_rate or stream.base_rate
-        wanted = stream.frames or (round(duration * rate / 1_000_000_000) if duration and rate else None)
+        wanted = count or (round(duration * rate / 1_000_000_000) if duration and rate else None)
         cut_off = is_cut_off(self.name) if os.path.isfile(self.name) else None
         if cut_off or partial or (last is not None and _is_partial_jpeg(stream, last)):
             raise self._truncated(given, wanted)
-        if cut_off is False or (stream.frames and given >= stream.frames):
+        if cut_off is False or (count and given >= count):
             return
         if not duration or not rate:
-            if stream.frames:
-                raise self._truncated(given, stream.frames)
+            if count:
+                raise self._truncated(given, count)
             return
         start = _nanoseconds(stream.start_time, stream.time_base) or 0
         frame_ns = round(1e9 / rate)
@@ -270,6 +297,11 @@ class VideoSource:
 
 def _nanoseconds(ticks: int | None, base: Any) -> int | None:
     return None if ticks is None or base is None else round(ticks * base * 1_000_000_000)
+
+
+def _count_of(stream: Any) -> int | None:
+    """How many frames a file says that it has; None where it does not, or its writer never came back to put it in."""
+    return stream.frames if 0 < stream.frames < _NO_COUNT else None
 
 
 def _rgb(frame: Any) -> Array | None:

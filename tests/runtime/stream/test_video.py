@@ -82,9 +82,12 @@ def test_a_truncated_file_ends_with_an_error_after_its_frames(
     assert counts.frames_in == counts.delivered + counts.failed
 
 
-def test_a_file_cut_before_its_index_cannot_be_opened(tmp_path: Path) -> None:
-    path = cut(write_video(tmp_path / "a.mp4"), 0.5)
-    with pytest.raises(ConfigError, match=r"'.*' cannot be opened \(Invalid data found.*\); check that it is a video"):
+@pytest.mark.parametrize("part", [b"moov", b"trak", b"stsd"])
+def test_a_file_without_its_whole_index_is_truncated(tmp_path: Path, part: bytes) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(part) + 4])
+    with pytest.raises(ConfigError, match=r"'.*a\.mp4' ends too early to be opened: the file is truncated; copy it"):
         open_video(path)
 
 
@@ -157,6 +160,29 @@ def test_video_is_shown_upright(tmp_path: Path, stored: Array, matrix: tuple[int
     for item in items:
         assert item.data.shape == CORNERS.shape
         assert np.abs(item.data.astype(int) - CORNERS).mean() < 8
+
+
+def test_a_display_matrix_in_the_stream_holds_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    """As a camera that was held upside down writes it: an SEI message of H.264 with key frames only."""
+    message = bytes.fromhex("00000001062f0310000980")  # half a turn, until something else is said
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"g": "4", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        pictures = [np.ascontiguousarray(CORNERS[::-1, ::-1])] * 8 + [CORNERS] * 2
+        packets = [p for one in pictures for p in stream.encode(av.VideoFrame.from_ndarray(one, format="rgb24"))]
+        for packet in (*packets, *stream.encode()):
+            data = bytes(packet)
+            at = data.find(b"\0\0\1\x65")  # an IDR picture
+            if at >= 0 and packet.pts < 8:
+                turned = av.Packet(data[:at] + message + data[at:])
+                turned.stream, turned.pts, turned.dts = stream, packet.pts, packet.dts
+                turned.time_base, turned.is_keyframe = packet.time_base, True
+                packet = turned
+            container.mux(packet)
+    items = read_all(open_video(path))
+    assert len(items) == 10
+    assert all(np.abs(item.data.astype(int) - CORNERS).mean() < 8 for item in items)
 
 
 def test_a_slanted_video_is_refused(tmp_path: Path) -> None:
@@ -235,6 +261,7 @@ _CONTAINERS: list[tuple[str, str, dict[str, str], str | None]] = [
     ("a.ts", "libx264", {}, None),
     ("a.asf", "wmv2", {}, None),
     ("a.flv", "flv", {}, None),
+    ("b.flv", "flv", {}, "aac"),
     ("a.ogg", "libvpx", {}, None),
     ("a.ivf", "libvpx", {}, None),
     ("a.mjpeg", "mjpeg", {}, None),
@@ -257,6 +284,39 @@ def test_any_container_that_is_cut_is_noticed_and_none_that_is_whole(
         path.write_bytes(data[:-missing])
         with pytest.raises((StreamError, ConfigError), match=r"the file is truncated; copy it again|cannot be opened"):
             read_all(open_video(path))
+
+
+def test_an_avi_from_a_pipe_is_whole(tmp_path: Path) -> None:
+    """Its writer cannot go back to say how many frames there are, and leaves a number that is none."""
+    data = bytearray(write_video(tmp_path / "a.avi", 12, codec="mpeg4").read_bytes())
+    header, stream = data.index(b"avih") + 8, data.index(b"strh") + 8
+    struct.pack_into("<I", data, 4, 0xFFFFFFFF)
+    for place in (header + 16, stream + 32):
+        assert struct.unpack_from("<I", data, place) == (12,)
+        struct.pack_into("<I", data, place, 1 << 30)
+    path = tmp_path / "pipe.avi"
+    path.write_bytes(data[: data.index(b"idx1")])
+    source = open_video(path)
+    assert source.length is None and brightness(read_all(source)) == list(range(12))
+    source.close()
+    path.write_bytes(data[: data.index(b"idx1") - 100])
+    with pytest.raises(StreamError, match="the file is truncated"):
+        read_all(open_video(path))
+
+
+def test_frames_of_an_avi_with_b_frames_have_their_own_times(tmp_path: Path) -> None:
+    """It holds the times of decoding alone."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"b-adapt": "0", "sc_threshold": "0"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.max_b_frames = 2
+        for number in range(16):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(stream.encode())
+    items = read_all(open_video(path))
+    assert brightness(items) == list(range(16))
+    assert np.diff([item.capture_ns or 0 for item in items]).tolist() == [40_000_000] * 15
 
 
 def test_a_last_frame_that_lasts_is_no_truncation(tmp_path: Path) -> None:
