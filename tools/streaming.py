@@ -161,11 +161,9 @@ def run(
             pictures = Branch(Overlay(overlay, fps or 30.0, captions=captions), in_latency=overlay_in_latency)
         sinks = _sinks(_path(overlay), pictures, _path(out), levels)
         listener = _listener(levels, sources) if report is not None else None
-        if listener is not None:
-            sinks.append(listener)
         opened = open_sources(sources, levels, stall_s=stall_s, resample=resample)
         watcher = _watcher(levels, opened, say)
-        sinks.append(watcher)
+        watchers: list[Sink] = [watcher] if listener is None else [watcher, listener]
 
         def stream() -> StreamResult:
             return run_stream(
@@ -176,6 +174,7 @@ def run(
                 streams=len(sources),
                 progress=_throttled(progress),
                 interrupt=asked,
+                watchers=watchers,
             )
 
         try:

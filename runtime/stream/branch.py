@@ -16,6 +16,12 @@ from trt_compress.runtime.stream.result import OverlayCounts
 BEHIND = "the overlay was behind"
 """Reason that a delivered frame has when it is handed to `Sink.skip`, as there was no room for its picture."""
 
+UNMARKED = "the overlay was far behind"
+"""Reason of a frame without a picture that is only to be counted, as `MOST_MARKS` others wait behind it."""
+
+MOST_MARKS = 250
+"""Frames without a picture that wait. Beyond that the sink could never catch up with a stream that has no end."""
+
 MOST_BYTES = 128 << 20
 """Data of the frames that wait; one may wait however large it is."""
 
@@ -35,9 +41,10 @@ class Branch:
     """Hands frames to a sink in order of their numbers, outside of the stream's time.
 
     What waits is bounded. A closed loop waits between frames until there is room; otherwise a delivered frame for which
-    there is none comes to the sink's `skip` without its data, with the outcome "delivered" and the reason `BEHIND`. An
-    error of the sink ends the stream at the next frame, or when it is closed. Its thread is the only one that calls the
-    sink while the stream runs.
+    there is none comes to the sink's `skip` without its data, with the outcome "delivered" and the reason `BEHIND`.
+    Where more than `MOST_MARKS` such frames, or dropped ones, wait, the first have the reason `UNMARKED`: they are only
+    to be counted. An error of the sink ends the stream at the next frame, or when it is closed. Its thread is the only
+    one that calls the sink while the stream runs.
 
     Args:
         sink: Reads data, summary and times of a frame; inputs and outputs are gone when it comes to it.
@@ -52,6 +59,7 @@ class Branch:
         self._most_bytes = most_bytes
         self._changed = threading.Condition()
         self._waiting: dict[int, tuple[Frame, int]] = {}  # by number: what comes to the sink, and when it was delivered
+        self._marks = 0  # of them, frames without data
         self._bytes = self._size = 0  # of all that waits, and of the last frame
         self._waited_ns = self._after_ns = 0
         self._next = 0  # number of the frame that is handed on next
@@ -98,6 +106,7 @@ class Branch:
             self._size = size
             if not self._in_latency and self._bytes and self._bytes + size > self._most_bytes:
                 event.data, event.outcome, event.reason = None, "delivered", BEHIND
+                self._marks += 1
             else:
                 self._bytes += size
             self._waiting[frame.id] = event, now_ns
@@ -113,6 +122,7 @@ class Branch:
         with self._changed:
             if frame.id >= self._next and frame.id not in self._waiting and self._error is None:
                 self._waiting[frame.id] = event, 0
+                self._marks += 1
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -167,7 +177,13 @@ class Branch:
         with self._changed:
             self._changed.wait_for(lambda: self._next in self._waiting or self._ending)
             number = self._next if self._next in self._waiting else min(self._waiting, default=None)
-            return None if number is None else self._waiting.pop(number)
+            if number is None:
+                return None
+            event, now_ns = self._waiting.pop(number)
+            if event.data is None:
+                self._marks -= 1
+                event.reason = UNMARKED if self._marks >= MOST_MARKS else event.reason
+            return event, now_ns
 
 
 def _bytes_of(data: Any) -> int:

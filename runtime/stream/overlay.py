@@ -14,7 +14,7 @@ from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.foreign import shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
 from trt_compress.runtime.manifest import Manifest
-from trt_compress.runtime.stream.branch import BEHIND
+from trt_compress.runtime.stream.branch import BEHIND, UNMARKED
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.images import load_library, load_npz
 from trt_compress.runtime.stream.quality import BoxLabels, Labels, Scorer
@@ -50,7 +50,7 @@ class Overlay:
     Each frame is shown when the source says (`capture_ns`), counted from the first; a source without time stamps has a
     frame each 1/fps. A frame that was dropped or failed, and one for which a `Branch` had no room, repeats the last
     picture with a mark that says so: the video has a picture for every frame, and lasts as long as the source. (Marks
-    that come less than 4 ms after a picture are left out.)
+    that come less than 4 ms after a picture, and those of a branch that is far behind, are left out.)
 
     Args:
         path: Its name gives the format: .mp4, .mkv, .webm, .avi.
@@ -144,7 +144,7 @@ class Overlay:
         time_ns = self._moment(frame)
         if self._last is None:
             self._early = [*self._early[-_MOST_EARLY:], (frame, time_ns)]
-        elif self._held is None or time_ns - self._held.time_ns >= _CLOSEST_NS:
+        elif frame.reason != UNMARKED and (self._held is None or time_ns - self._held.time_ns >= _CLOSEST_NS):
             self._repeat(frame, time_ns)
 
     def close(self) -> None:

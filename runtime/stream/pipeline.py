@@ -96,6 +96,7 @@ class Pipeline:
         sinks: Where results go, in this order.
         settings: How.
         clock: The stream's one clock.
+        watchers: Sinks that are told of a frame when it counts as delivered: they are no part of its time.
         progress: Is told after every delivered frame how many frames have come.
         interrupt: Ends the stream when it is set, as KeyboardInterrupt in the thread of `run` does.
     """
@@ -109,11 +110,13 @@ class Pipeline:
         clock: Clock | None = None,
         progress: Callable[[int], None] = lambda frames: None,
         interrupt: threading.Event | None = None,
+        *,
+        watchers: Sequence[Sink] = (),
     ) -> None:
         self._interrupt = interrupt or threading.Event()
         self._source = source
         self._stages = stages
-        self._sinks = sinks
+        self._sinks, self._watchers = sinks, watchers
         self._settings = settings or Settings()
         self._clock = clock or MonotonicClock()
         self._progress = progress
@@ -145,7 +148,7 @@ class Pipeline:
                 if not self._source.live:
                     self._source.close()
                     self._guarded("open", self._source.open)
-            for sink in self._sinks:
+            for sink in (*self._sinks, *self._watchers):
                 self._opened.append(sink)
                 sink.open()
         except BaseException:
@@ -243,9 +246,13 @@ class Pipeline:
         self._queues["postprocess"].end()
 
     def _deliver(self) -> None:
+        def to_sinks(frame: Frame) -> None:
+            self._give_to(self._sinks, frame)
+
         while (frame := self._next_frame("postprocess")) is not None:
             if self._do("postprocess", frame, self._stages.postprocess):
-                if self._do("sink", frame, self._give_to_sinks):
+                if self._do("sink", frame, to_sinks):
+                    self._give_to(self._watchers, frame)
                     self._stages.delivered(frame)
                     self._ledger.settle(frame, "delivered", frame.mark_ns)
                     frame.release()
@@ -311,8 +318,8 @@ class Pipeline:
         frame.stage_ns[stage] = frame.mark_ns - begin
         return True
 
-    def _give_to_sinks(self, frame: Frame) -> None:
-        for sink in self._sinks:
+    def _give_to(self, sinks: Sequence[Sink], frame: Frame) -> None:
+        for sink in sinks:
             sink.deliver(frame, self._clock.now_ns() - self._origin_ns)
 
     def _hand_over(self, stage: str, frame: Frame) -> None:

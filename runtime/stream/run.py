@@ -109,6 +109,7 @@ def run_stream(
     clock: Clock | None = None,
     progress: Callable[[int], None] = lambda frames: None,
     interrupt: threading.Event | None = None,
+    watchers: Sequence[Sink] = (),
 ) -> StreamResult:
     """Run a stream to its end.
 
@@ -124,6 +125,7 @@ def run_stream(
         clock: The stream's clock.
         progress: Is told after every delivered frame how many frames have come.
         interrupt: Ends the stream when it is set, as Ctrl-C does.
+        watchers: As `sinks`, but told of a frame when it counts as delivered: they are no part of its time.
 
     Returns:
         The result; `ended` says whether the source ended, the frames were enough, or the stream was interrupted.
@@ -140,7 +142,7 @@ def run_stream(
         raise ConfigError(f"The protocol is '{kind}', and '{source.name}' {what}.")
     with levels.claimed(streams), scheduled(options.scheduling):
         run = _Run(levels, source, options, streams, clock or MonotonicClock())
-        return run.result(sinks, progress, interrupt)
+        return run.result(sinks, watchers, progress, interrupt)
 
 
 class _Run:
@@ -171,11 +173,17 @@ class _Run:
         )
 
     def result(
-        self, sinks: Sequence[Sink], progress: Callable[[int], None], interrupt: threading.Event | None
+        self,
+        sinks: Sequence[Sink],
+        watchers: Sequence[Sink],
+        progress: Callable[[int], None],
+        interrupt: threading.Event | None,
     ) -> StreamResult:
         """Warm up, run, and say how it went."""
         options, levels = self._options, self._levels
-        pipeline = Pipeline(self._source, self._stages, sinks, options.settings, self._clock, progress, interrupt)
+        pipeline = Pipeline(
+            self._source, self._stages, sinks, options.settings, self._clock, progress, interrupt, watchers=watchers
+        )
         levels.reset()
         measured: dict[str, list[int]] = {}
 

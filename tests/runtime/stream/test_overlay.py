@@ -14,7 +14,7 @@ from stream_parts import ListSource, by_outcome, identity_stages, run_pipeline
 
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.runtime.camera_frames import CAMERA_NAMES
-from trt_compress.runtime.stream.branch import BEHIND, Branch
+from trt_compress.runtime.stream.branch import BEHIND, MOST_MARKS, UNMARKED, Branch
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.overlay import Overlay
 from trt_compress.runtime.stream.pace import Pace
@@ -368,6 +368,45 @@ def test_frames_come_in_order_also_when_many_are_dropped() -> None:
     assert counts.dropped > 20
     assert [number for number, _ in slow.events] == list(range(200))
     assert sum(reason == "a newer frame came" for _, reason in slow.events) == counts.dropped
+
+
+def test_what_waits_for_an_overlay_that_never_catches_up_is_bounded() -> None:
+    gate = threading.Event()
+    slow = SlowSink(gate=gate)
+    branch = Branch(slow, most_bytes=1)
+    branch.open()
+    branch.start(0)
+    for number in range(1000):
+        frame = Frame(id=number, source="s", arrival_ns=0, start_ns=0, mark_ns=0, data=np.zeros(1, np.uint8))
+        if number % 3:
+            frame.outcome, frame.reason = "dropped", "a newer frame came"
+            branch.skip(frame)
+        else:
+            branch.deliver(frame, 0)
+    gate.set()
+    branch.close()
+    assert [number for number, _ in slow.events] == list(range(1000))
+    reasons = [reason for _, reason in slow.events]
+    marked = 1000 - MOST_MARKS
+    assert reasons[0] is None and set(reasons[1:marked]) == {UNMARKED}
+    assert set(reasons[marked:]) == {BEHIND, "a newer frame came"}
+
+
+def test_frames_that_are_only_counted_make_no_picture_and_time_goes_on(tmp_path: Path) -> None:
+    overlay = Overlay(tmp_path / "o.mp4", fps=10.0)
+    overlay.open()
+    for number in range(6):
+        frame = Frame(id=number, source="s", arrival_ns=0, start_ns=0, mark_ns=0, data=np.zeros((48, 64, 3), np.uint8))
+        if number in (0, 5):
+            overlay.deliver(frame, 0)
+        else:
+            frame.outcome, frame.reason = "dropped", UNMARKED
+            overlay.skip(frame)
+    overlay.close()
+    assert (overlay.counts.drawn, overlay.counts.without_result) == (2, 4)
+    with av.open(str(tmp_path / "o.mp4")) as video:
+        times = [float(frame.time or 0) for frame in video.decode(video=0)]
+    assert times == pytest.approx([0.0, 0.5], abs=1e-3)
 
 
 @pytest.mark.parametrize("in_latency", [False, True])

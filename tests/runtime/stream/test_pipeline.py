@@ -34,6 +34,37 @@ class Gate:
         frame.outputs = {"y": frame.inputs["x"]}
 
 
+class Slow(KeepingSink):
+    """Takes its time with a frame, and looks at its arrays."""
+
+    def deliver(self, frame: Frame, now_ns: int) -> None:
+        time.sleep(0.02)
+        assert frame.data is not None and frame.outputs
+        super().deliver(frame, now_ns)
+
+
+def test_a_watcher_is_no_part_of_a_frames_time() -> None:
+    watcher = Slow()
+    sink = KeepingSink()
+    pipeline = Pipeline(ListSource([float(n) for n in range(8)]), identity_stages(), [sink], watchers=[watcher])
+    pipeline.prepare()
+    finished = pipeline.run()
+    frames = finished.ledger.frames()
+    assert watcher.delivered == sink.delivered == list(range(8)) and watcher.state == "closed"
+    assert finished.wall_ns > 8 * 20_000_000
+    assert np.median(np.subtract(frames.end_ns, frames.arrival_ns)) < 10_000_000
+    assert all((ns or 0) < 20_000_000 for ns in frames.stage_ns["sink"])
+
+
+def test_a_watcher_that_raises_ends_the_stream_with_every_frame_accounted_for() -> None:
+    watcher = KeepingSink(fail_at=3)
+    pipeline = Pipeline(ListSource([float(n) for n in range(8)]), identity_stages(), watchers=[watcher])
+    pipeline.prepare()
+    finished = pipeline.run()
+    assert finished.ended == "error" and finished.error is not None and watcher.state == "closed"
+    assert by_outcome(finished)["delivered"] == [0, 1, 2]
+
+
 def test_all_frames_are_delivered_in_order_with_a_time_for_everything() -> None:
     finished, sink = run_pipeline(ListSource([float(n) for n in range(50)]))
     assert sink.delivered == list(range(50))
