@@ -12,9 +12,16 @@ from trt_compress.foreign import reading, reason_of, shown, strict_json
 from trt_compress.runtime.stream.images import load_npz
 
 
+class Numbered(ValueError):
+    """As FFmpeg's errors are: no OSError, with its number in the text and the reason beside it."""
+
+    strerror = "Invalid data found when processing input"
+
+
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
+        (Numbered("[Errno 1094995529] Invalid data found: 'x()'"), "Invalid data found when processing input"),
         (struct.error("unpack requires a buffer of 4 bytes"), "unpack requires a buffer of 4 bytes"),
         (FileNotFoundError(2, "No such file or directory", "x"), "No such file or directory"),
         (OSError("broken data stream"), "broken data stream"),

@@ -106,7 +106,8 @@ class Overlay:
                 "that exists."
             ) from None
         fitting = self._container.supported_codecs & self._av.codecs_available
-        self._codec = next((name for name in _CODECS if name in fitting), "")
+        if self._container.format.name != "image2":  # pictures, one a file
+            self._codec = next((name for name in _CODECS if name in fitting), "")
         if not self._codec:
             self.close()
             raise ConfigError(

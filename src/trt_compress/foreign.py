@@ -46,7 +46,7 @@ def reason_of(cause: BaseException) -> str:
         return "it would take more memory than there is"
     if isinstance(cause, RecursionError):
         return "it is nested too deeply"
-    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    said = str(getattr(cause, "strerror", None) or cause)  # not only an OSError has one: FFmpeg's errors too
     lines = said.strip().splitlines()
     text = shown(lines[0].split(". ")[0]).rstrip(".") if lines else ""  # further ones give advice that is not ours
     return (text[: _LONGEST_REASON - 1] + "…" if len(text) > _LONGEST_REASON else text) or type(cause).__name__

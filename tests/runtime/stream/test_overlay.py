@@ -271,7 +271,7 @@ def test_names_that_are_no_video(tmp_path: Path) -> None:
         Overlay(tmp_path / "nowhere" / "o.mp4").open()
     with pytest.raises(ConfigError, match=r"The overlay '.*o\.what' cannot be written"):
         Overlay(tmp_path / "o.what").open()
-    for name in ("o.gif", "o.mp3"):
+    for name in ("o.gif", "o.mp3", "o.jpg", "o.png"):
         with pytest.raises(
             ConfigError, match="would hold no video of a kind that is written here; give a name such as"
         ):
