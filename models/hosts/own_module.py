@@ -48,8 +48,7 @@ def load_own(model: ModelName, weights: str | None) -> LoadedHost:
         module = _made(_found(model, path, source), path, source)
     module.eval()
     timm_vit.check_supported(module, source)
-    if any(tensor.is_meta for tensor in module.state_dict().values()):
-        raise ConfigError(f"{source} gives a module on the meta device, without weights; make it on the CPU.")
+    _check_state(module, source)
     module = module.cpu().float()
     if weights is None:
         if "weights_key" in model.options:
@@ -152,6 +151,19 @@ def _as_if_alone(path: Path) -> Iterator[None]:
             file = getattr(sys.modules[name], "__file__", None)
             if file and str(file) != str(path) and Path(file).is_relative_to(folder):
                 del sys.modules[name]
+
+
+def _check_state(module: nn.Module, source: str) -> None:
+    """Refuse a module that keeps something else than plain tensors: quantized layers do, and so may extra state."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.is_quantized:
+            what = "a quantized tensor" if isinstance(value, torch.Tensor) else _kind(value)
+            raise UnsupportedError(
+                f"{source} gives a module that keeps {what} as {name}, which cannot be exported; give one in floating "
+                "point whose state is tensors alone."
+            )
+        if value.is_meta:
+            raise ConfigError(f"{source} gives a module on the meta device, without weights; make it on the CPU.")
 
 
 def _check_finite(module: nn.Module, source: str) -> None:

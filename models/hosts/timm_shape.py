@@ -61,6 +61,7 @@ def shape_of_weights(
         ConfigError: the file contradicts an option, or does not show what no option says.
     """
     _check_options(source, plain, options)
+    _check_distilled(source, plain, weights)
     facts = dict(_facts(plain, weights.tensors))
     for name, (value, seen) in facts.items():
         if name in options and options[name] != value:
@@ -127,6 +128,18 @@ def _check_options(source: str, plain: VisionTransformer, options: Mapping[str, 
         )
     if options.get("resample_pos") and size is None:
         raise ConfigError(f"{source}: resample_pos=true needs the size to resample to; add img_size=HEIGHTxWIDTH.")
+
+
+def _check_distilled(source: str, plain: VisionTransformer, weights: Weights) -> None:
+    """Refuse weights of the other kind of DeiT: its one token more or less would make the positions look wrong."""
+    distilled, there = isinstance(plain, VisionTransformerDistilled), "dist_token" in weights.tensors
+    if distilled == there or not weights.tensors.keys() & {"cls_token", "dist_token"}:
+        return
+    token, name = ("a", "distilled") if there else ("no", "plain")
+    raise ConfigError(
+        f"{source}: {weights.file} has {token} dist_token, so it belongs to a {name} model and not to this one; name "
+        f"that, such as timm:deit_small_{'distilled_' if there else ''}patch16_224."
+    )
 
 
 def _own_shape(plain: VisionTransformer) -> dict[str, Any]:

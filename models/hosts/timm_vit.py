@@ -102,7 +102,9 @@ def _check_kept(part: nn.Module, base: type[nn.Module], name: str, what: str = "
     if not isinstance(part, base):
         raise unsupported_vit(name, f"{what} {kind.__name__}")
     for method in _KEPT[base]:
-        if getattr(kind, method) is not getattr(base, method) or method in vars(part):
+        if method in vars(part):
+            raise unsupported_vit(name, f"a method {method} that is set on one {kind.__name__}")
+        if getattr(kind, method) is not getattr(base, method):
             if kind.__module__.partition(".")[0] == "timm":
                 raise unsupported_vit(name, f"{what} {kind.__name__}")
             raise unsupported_vit(name, f"the method {method} that {kind.__name__} overrides")

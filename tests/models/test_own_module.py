@@ -108,6 +108,17 @@ def broken():
 def nowhere():
     with torch.device("meta"):
         return make()
+class Noted(nn.Identity):
+    def get_extra_state(self): return {"note": 1}
+    def set_extra_state(self, state): pass
+def noted():
+    net = make()
+    net.norm_pre = Noted()
+    return net
+def patched_inside():
+    net = make()
+    net.blocks[0].attn.forward = lambda x, attn_mask=None: x
+    return net
 number = 3
 """
 
@@ -183,7 +194,9 @@ REFUSED = {
     "pooled": "the method pool that Pooled overrides is not supported",
     "gated": "the method forward that Gated overrides is not supported",
     "sparse": "the method forward that Sparse overrides is not supported",
-    "patched": "the method forward that Mine overrides is not supported",
+    "patched": "a method forward that is set on one Mine is not supported",
+    "patched_inside": "a method forward that is set on one Attention is not supported",
+    "noted": r"net\.py:noted gives a module that keeps a dict as norm_pre\._extra_state, which cannot be exported",
     "hooked": r"a forward hook on blocks\.1 is not supported",
     "Wrapped": r"model class Wrapped is not supported; .*\nHint: it holds a VisionTransformer as 'backbone': give that",
     "linear": r"net\.py:linear: model class Linear is not supported",

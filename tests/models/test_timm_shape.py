@@ -187,6 +187,21 @@ def test_what_contradicts_the_weights_is_refused(case: str, tmp_path: Path) -> N
     assert "\n" not in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("saved_as", "read_as", "message"),
+    [
+        ("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224", "has a dist_token, .* such as timm:deit_small_dis"),
+        ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "has no dist_token, .* timm:deit_small_patch16_"),
+    ],
+)
+def test_weights_of_the_other_kind_of_deit_are_told_by_the_token(
+    saved_as: str, read_as: str, message: str, tmp_path: Path
+) -> None:
+    path = saved(timm.create_model(saved_as, depth=1), tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_host(f"timm:{read_as}", weights=path)
+
+
 def test_a_norm_that_leaves_the_pooling_open_is_asked_for(tmp_path: Path) -> None:
     name = "vit_little_patch16_reg4_gap_256"
     path = saved(made(name, class_token=True, global_pool="token"), tmp_path)
