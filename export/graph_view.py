@@ -1,5 +1,6 @@
 """What is known about an ONNX graph before it runs: constants, static shapes, types, who makes and reads a tensor."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ _SMALL = 4096  # elements: no count, axis or scale is larger, and folding stays 
 _FOLDABLE = frozenset(
     {
         *("Constant", "Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Concat", "Gather", "Slice"),
-        *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Floor", "Ceil", "ConstantOfShape", "Shape"),
+        *("Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Floor", "Ceil", "ConstantOfShape", "Shape", "Size"),
+        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or"),
     }
 )
 
@@ -170,6 +172,15 @@ class GraphView:
             return None
         if node.op_type == "Shape":
             return self._static_shape(node)
+        if node.op_type == "Size":
+            sizes = self.shape(node.input[0])
+            return (
+                None
+                if sizes is None or None in sizes
+                else np.array(math.prod(size or 0 for size in sizes), dtype=np.int64)
+            )
+        if node.op_type == "Gather" and (size := self._one_size(node)) is not None:
+            return size
         feeds = {source: self.value(source) for source in node.input if source}
         if any(value is None or value.size > _SMALL for value in feeds.values()):
             return None
@@ -177,6 +188,19 @@ class GraphView:
             return np.asarray(next(iter(ReferenceEvaluator(node).run(None, feeds))))
         except Exception:
             return None  # what the evaluator raises about a foreign node: it has no value, and its reader will say so
+
+    def _one_size(self, node: NodeProto) -> Array | None:
+        """What a Gather picks from the sizes of a tensor, where those are known that it picks, if not all are."""
+        shape = self.producer.get(node.input[0])
+        if shape is None or shape.op_type != "Shape" or shape.attribute:
+            return None
+        sizes, index = self.shape(shape.input[0]), self.value(node.input[1])
+        if sizes is None or index is None or index.ndim > 1 or index.dtype.kind != "i":
+            return None
+        if not all(-len(sizes) <= place < len(sizes) for place in index.reshape(-1).tolist()):
+            return None
+        picked = [sizes[place] for place in index.reshape(-1).tolist()]
+        return None if None in picked else np.array(picked, dtype=np.int64).reshape(index.shape)
 
     def _static_shape(self, node: NodeProto) -> Array | None:
         sizes = self.shape(node.input[0])

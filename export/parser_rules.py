@@ -325,6 +325,8 @@ def _condition(view: GraphView, node: NodeProto) -> str | None:
     sizes = view.shape(operand(node, 0))
     if sizes and any(size not in (1, None) for size in sizes):
         return f"If on a condition of {'×'.join(map(str, sizes))} values"
+    if view.value(operand(node, 0)) is not None:
+        return None  # one branch is taken in every run, and the other is not built
     ranks = []
     for branch in (attribute(node, "then_branch"), attribute(node, "else_branch")):
         shapes = [view.shape(value.name) for value in branch.output] if branch is not None else []

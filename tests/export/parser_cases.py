@@ -191,6 +191,14 @@ refuse(
     weights="int64[1] s = {16}",
 )
 accept("control-flow", "if_one_condition", "(float[2,8] x, bool[1] c) => (float[2,8] y)", _BRANCHES)
+_BY_SIZE = "h = Shape(x) d = Gather(h, i) c = Equal(d, k) " + _IF.format(a="M", then="a = Reshape(x, s)")
+accept(  # as exporters write a squeeze: the size of the batch is open, and the one asked about is not
+    "control-flow",
+    "if_known",
+    "(float[N,8] x) => (float[A,B] y)",
+    _BY_SIZE.replace("float[2,8]", "float[N,8]"),
+    weights="int64[1] s = {-1}, int64 i = {1}, int64 k = {1}",
+)
 _LOOP = "y = Loop<body = b (int64 i, bool d, float[2,8] a) => (bool e, float[2,8] f) "
 _LOOP += "{{ e = Identity(d) f = Relu(a) }}>({inputs})"
 refuse("control-flow", "loop_without_condition", f"{X} => {Y}", _LOOP.format(inputs="n, , x"), weights="int64 n = {3}")

@@ -190,7 +190,11 @@ def test_what_contradicts_the_weights_is_refused(case: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("saved_as", "read_as", "message"),
     [
-        ("deit_tiny_distilled_patch16_224", "deit_tiny_patch16_224", "has a dist_token, .* such as timm:deit_small_dis"),
+        (
+            "deit_tiny_distilled_patch16_224",
+            "deit_tiny_patch16_224",
+            "has a dist_token, .* such as timm:deit_small_dis",
+        ),
         ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "has no dist_token, .* timm:deit_small_patch16_"),
     ],
 )
