@@ -80,6 +80,11 @@ def source_from_text(
         raise ConfigError(nothing_matches(text, "frames/*.png"))
     if not os.path.exists(text):
         raise ConfigError(f"The source '{text}' does not exist; give {FORMS}.")
+    if not os.path.isfile(text):  # warming up takes the first frame, and a pipe gives it once
+        raise ConfigError(
+            f"'{text}' is a pipe or a device; write the video to a file first and give that, or send it to udp://…; a "
+            "camera is given as camera:/dev/video0."
+        )
     return VideoSource(text, clock, stall_s)
 
 

@@ -1,5 +1,6 @@
 """Which files a name or a pattern means, whatever characters are in it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -95,4 +96,11 @@ def test_which_source_a_text_means(folder: Path) -> None:
         ("x" * 5000, "does not exist"),
     ):
         with pytest.raises(ConfigError, match=message):
+            meant(text)
+
+
+def test_a_pipe_would_lose_its_first_frames_and_is_refused(folder: Path) -> None:
+    os.mkfifo("live.ts")
+    for text in ("live.ts", os.devnull):
+        with pytest.raises(ConfigError, match=rf"'{text}' is a pipe or a device; write the video to a file first"):
             meant(text)
