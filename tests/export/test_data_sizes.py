@@ -204,7 +204,7 @@ def test_tensorrt_rtx_builds_it_and_what_follows(trimmed: ModelProto, tmp_path: 
     pytest.importorskip("tensorrt_rtx", reason="needs the real builder: pip install 'trt-compress[rtx]'")
     onnx.save(lower_for_target(trimmed, get_target("rtx")), tmp_path / "model.onnx")
     shapes = {name: [size, TOKENS, CHANNELS] for name, size in (("min", 1), ("opt", 2), ("max", 8))}
-    request = {"target": "rtx", "profile": {"x": shapes}, "plugin_library": None}
+    request = {"target": "rtx", "model": str(tmp_path / "model.onnx"), "profile": {"x": shapes}, "plugin_library": None}
     (tmp_path / "request.json").write_text(json.dumps(request))
     engine_worker.main(tmp_path)
     reply = json.loads((tmp_path / "reply.json").read_text())

@@ -119,7 +119,7 @@ def test_tensorrt_rtx_builds_the_chain(model: ModelProto, tmp_path: Path) -> Non
         for name, value in feeds().items()
         if name != "bias"
     }
-    request = {"target": "rtx", "profile": profile, "plugin_library": None}
+    request = {"target": "rtx", "model": str(tmp_path / "model.onnx"), "profile": profile, "plugin_library": None}
     (tmp_path / "request.json").write_text(json.dumps(request))
     subprocess.run([sys.executable, "-m", "trt_compress.export.engine_worker", str(tmp_path)], check=True)
     reply = json.loads((tmp_path / "reply.json").read_text())

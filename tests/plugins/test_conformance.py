@@ -197,7 +197,7 @@ def write_request(case: Case, model: onnx.ModelProto, folder: Path) -> None:
         shapes = {name: [size, *tensor.shape[1:]] for name, size in sizes.items()}
         if is_batched(spec, tensor, batch):
             profile[spec.name] = shapes
-    request = {"target": "rtx", "profile": profile, "plugin_library": None}
+    request = {"target": "rtx", "model": str(folder / "model.onnx"), "profile": profile, "plugin_library": None}
     (folder / "request.json").write_text(json.dumps(request))
 
 
