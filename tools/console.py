@@ -124,14 +124,15 @@ def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
 
     texts = [(name, "-" if value is None else str(value)) for name, value in pairs]
     width = _width()
+    longest = max((len(name) for name, _ in texts), default=0)
     if width is None:
-        longest = max((len(name) for name, _ in texts), default=0)
         print_text(title)
         for name, text in texts:
-            print_text(f"{name.ljust(longest)}  {text.replace(chr(10), '; ')}".rstrip())
+            print_text(f"{name.ljust(min(_PADDED, longest))}  {text.replace(chr(10), '; ')}".rstrip())
     else:
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
+        # no name, however long, takes the room of the values
+        table.add_column(style="dim", overflow="fold", no_wrap=longest <= width // 2, max_width=width // 2)
         table.add_column(overflow="fold")
         for name, text in texts:
             table.add_row(name, Text(text))

@@ -30,7 +30,7 @@ def print_stream(result: "StreamResult") -> None:
         ("delivered", f"{counts.delivered}, {rate:.1f} a second"),
         ("dropped", counts.dropped),
         ("failed", counts.failed),
-        *((f"  {reason}", number) for reason, number in counts.reasons.items()),
+        *((f"  {number}", reason) for reason, number in counts.reasons.items()),
         ("deadline missed", missed),
         ("first inference", _milliseconds(result.first_inference_ns)),
         ("ended", result.ended),

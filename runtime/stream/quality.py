@@ -47,7 +47,11 @@ def labels_from_file(path: str | Path, postprocess: Mapping[str, Any], outputs: 
     """
     if Path(path).suffix.lower() == ".npz":
         return BoxLabels.read(path, postprocess, outputs)
-    return Labels.read(path)
+    labels, count = Labels.read(path), postprocess.get("classes")
+    numbers = [number for several in labels.classes.values() for number in several]
+    if type(count) is int and (foreign := [number for number in numbers if not 0 <= number < count]):
+        raise ConfigError(f"'{path}' has the label {foreign[0]}, and the bundle's classes are 0 to {count - 1}.")
+    return labels
 
 
 class Labels:
@@ -78,7 +82,8 @@ class Labels:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 frame, label = _read_line(line, f"line {number} of '{path}'")
-                classes[frame] = label
+                if classes.setdefault(frame, label) != label:
+                    raise ConfigError(f"Line {number} of '{path}' gives frame {frame} another label; give it one.")
         if not classes:
             raise ConfigError(f"'{path}' holds no label; give a line such as {_EXAMPLE} for each frame.")
         return cls(classes)
@@ -193,7 +198,7 @@ def _read_line(line: str, where: str) -> tuple[int, Sequence[int]]:
         data: Any = strict_json(line)
         label = data["label"]
         labels = label if isinstance(label, list) else [label]
-        if type(data["id"]) is int and labels and all(type(value) is int for value in labels):
+        if type(data["id"]) is int and data["id"] >= 0 and labels and all(type(value) is int for value in labels):
             return data["id"], labels
     except (ValueError, TypeError, KeyError):
         pass

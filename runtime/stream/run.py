@@ -1,5 +1,6 @@
 """Run a bundle on a stream: everything between a source's name and a `StreamResult`."""
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from trt_compress.runtime.stream.quality import Scorer
 from trt_compress.runtime.stream.result import Identity, OverlayCounts, Protocol, Resources, Scheduling, StreamResult
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
+
+_LOGGER = logging.getLogger("trt_compress")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +250,11 @@ class _Run:
         options, settings = self._options, self._options.settings
         pace = settings.pace
         frames = finished.ledger.frames()
+        quality = options.labels.quality() if options.labels else {}
+        if options.labels and not quality and finished.ledger.counts().delivered:
+            _LOGGER.warning(
+                "None of the frames that were delivered has a label, so nothing is scored; ids count from 0."
+            )
         idle = zip(frames.first_after_idle, frames.outcome, frames.arrival_ns, frames.end_ns, strict=True)
         session = self._levels.sessions[0]
         manifest = session.bundle.manifest
@@ -287,7 +295,7 @@ class _Run:
             counts=finished.ledger.counts(),
             first_inference_ns=self._first_inference_ns,
             after_idle_ns=tuple(end - start for first, what, start, end in idle if first and what == "delivered"),
-            quality=options.labels.quality() if options.labels else {},
+            quality=quality,
             controller=self._controller.log() if self._controller else None,
             resources=Resources(peak_rss_bytes=_peak_rss_bytes(), power_reason=options.power_reason),
             overlay=overlay,

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from trt_compress import __version__
 from trt_compress.runtime.manifest import Compression, Engine
 from trt_compress.tools.cli import app
-from trt_compress.tools.console import print_table
+from trt_compress.tools.console import print_pairs, print_table
 from trt_compress.tools.describe import engine_pairs, sites_text
 
 COMMANDS = (
@@ -372,6 +372,17 @@ def test_rows_that_do_not_fit_become_blocks(
     print_table("Wide", columns, [[f"value{row}{number}" for number in range(12)] for row in range(2)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Wide: value00" and "heading11  value111" in lines and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("columns", ["", "80"])
+def test_a_long_name_hides_no_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    print_pairs("Title", [("a name " * 20, "value1"), ("short", "value2")])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("short") and line.endswith("value2") and len(line) <= 80 for line in lines)
+    assert any(line.endswith("value1") for line in lines)
 
 
 def test_words_filter_what_is_listed(cli: Cli) -> None:

@@ -252,6 +252,22 @@ def test_a_bad_picture_among_good_ones_is_counted(typed: Callable[..., Finished]
     assert counts.reasons == {"the file is not a readable image": 1}
 
 
+def test_a_long_reason_leaves_room_for_the_figures(
+    typed: Callable[..., Finished], exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = exported()
+    digit = np.asarray(load_digits().images[4] * 255 / 16, np.uint8)
+    Image.fromarray(np.full(digit.shape, 1e9, np.float32)).save("frames/3.tif")
+    Image.fromarray(digit).save("frames/4.tif")
+    for columns in ("", "80"):
+        monkeypatch.setenv("COLUMNS", columns)
+        done = typed(bundle, "--source", "frames/*.tif")
+        assert re.search(r"^frames in {2,9}2$", done.out, re.MULTILINE), done.out
+        assert re.search(
+            r"^failed {2,12}1\n {2}1 {2,15}the picture holds floating-point numbers", done.out, re.MULTILINE
+        )
+
+
 def test_realtime_threads_are_on_record_or_refused_in_one_sentence(
     typed: Callable[..., Finished], exported: Exported
 ) -> None:

@@ -20,7 +20,7 @@ from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.pipeline import Settings
-from trt_compress.runtime.stream.quality import Labels
+from trt_compress.runtime.stream.quality import Labels, labels_from_file
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 
@@ -239,11 +239,39 @@ def test_the_protocol_and_the_source_must_fit(open_adder: Callable[..., Session]
         StreamOptions(adapt=ControllerSettings())
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"id": 0}', '{"id": 0, "label": "7"}', "[1]", '{"id": 0.5, "label": 7}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"id": 0}', '{"id": 0, "label": "7"}', "[1]", '{"id": 0.5, "label": 7}', '{"id": -1, "label": 7}'],
+)
 def test_labels_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=r"labels\.jsonl' (is no label; write|holds no label)"):
         Labels.read(tmp_path / "labels.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"id": 0, "label": 1}\n{"id": 0, "label": 2}', r"Line 2 of '.*' gives frame 0 another label; give it one"),
+        ('{"id": 0, "label": 10}', r"labels\.jsonl' has the label 10, and the bundle's classes are 0 to 9"),
+    ],
+)
+def test_labels_that_contradict_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labels.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        labels_from_file(tmp_path / "labels.jsonl", {"kind": "classification", "classes": 10}, {})
+
+
+def test_labels_of_other_frames_are_said_to_score_nothing(
+    open_adder: Callable[..., Session], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "labels.jsonl").write_text('{"id": 100, "label": 7}')
+    options = StreamOptions(labels=Labels.read(tmp_path / "labels.jsonl"))
+    result = run_stream(levels_from_sessions([open_adder()]), ListSource(ones(4)), options=options)
+    assert result.quality == {} and result.counts.delivered == 4
+    assert caplog.messages == [
+        "None of the frames that were delivered has a label, so nothing is scored; ids count from 0."
+    ]
 
 
 def test_labels_need_a_classification(open_adder: Callable[..., Session], tmp_path: Path) -> None:
