@@ -90,9 +90,10 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
             "which says what was found when it was exported.",
             hint='pip install "trt-compress[export]"',
         )
+    for graph in opened.manifest.graphs:
+        if not any((form.target, form.graph) == (target, graph.name) for form in opened.manifest.lowered):
+            opened.file(graph.file)  # of a pruned bundle: says that it is gone, and why
     recorded = recorded_findings(opened, target)
-    if recorded is None and is_pruned(opened):
-        opened.file(opened.manifest.graphs[0].file)  # says that it is gone, and why
     if recorded is None:
         raise UnsupportedError(
             f"'{path}' does not say what preflight for '{target}' found when it was exported, and the rules need "

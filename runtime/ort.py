@@ -48,9 +48,9 @@ class OrtGraph:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if native is not None:
             register_native(options, native)
-        provider = _PROVIDERS[backend]
+        provider, file = _PROVIDERS[backend], str(bundle.file(graph.file))
         try:
-            self._session = ort.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
+            self._session = ort.InferenceSession(file, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise BundleError(
                 f"ONNX Runtime {ort.__version__} cannot load '{graph.file}' of '{bundle.path}': {_first_line(error)}."

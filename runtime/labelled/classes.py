@@ -175,7 +175,7 @@ def number_folders(
     if numeric:
         return as_numbers, "their folders' names as numbers"
     raise ConfigError(
-        f"'{where}' has {len(folders)} folders of classes ({', '.join(sorted(folders)[:6])}"
+        f"'{where}' has {len(folders)} folder{'s'[: len(folders) != 1]} of classes ({', '.join(sorted(folders)[:6])}"
         f"{', …' if len(folders) > 6 else ''}) and the bundle has {num_classes} classes, so it cannot be told which is "
         f"which. {how_to}"
     )

@@ -27,10 +27,11 @@ def from_folder(
     found = {path.name: _taken(files_below(path), reader, folder, left_out) for path in folders}
     flat = _taken([path for path in inside if path.is_file()], reader, folder, left_out)
     if not flat and not any(found.values()):
-        what = f"{len(left_out)} other files" if left_out else "nothing else"
+        count = len(left_out)
+        others = f", and {count} file{'s'[: count > 1]} of another kind ('{left_out[0][0]}')" if left_out else ""
         raise ConfigError(
-            f"'{folder}' holds no {kind} that a name ends for, and {what}; give a folder of classes, "
-            f"DIR/<class>/FILE, or a flat one with --labels FILE."
+            f"'{folder}' holds no {kind} file{others}; give a folder of classes, DIR/<class>/FILE, or a flat one with "
+            "--labels FILE."
         )
     if not any(found.values()):
         return LabelledData(

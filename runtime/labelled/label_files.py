@@ -96,7 +96,8 @@ def _rows(labels: Path) -> Iterator[tuple[str, str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(f"'{labels}' cannot be read ({reason}); give {_FORM}.") from None
-    return _of_json(text, labels) if text.lstrip()[:1] == "{" else _of_csv(text, labels)
+    is_json = text.lstrip()[:1] == "{" or labels.suffix.lower() in (".json", ".jsonl", ".ndjson")
+    return _of_json(text, labels) if is_json else _of_csv(text, labels)
 
 
 def _of_json(text: str, labels: Path) -> Iterator[tuple[str, str, Any]]:

@@ -106,9 +106,10 @@ def open_data(
         )
     else:
         if kind not in SUFFIXES:
+            reason = f" ({settings['reason']})" if "reason" in settings else ""
             raise ConfigError(
-                f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that; "
-                "give an .npz file of arrays by these names and 'label'."
+                f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that"
+                f"{reason}; give an .npz file of arrays by these names and 'label'."
             )
         reader = FileReader(kind, settings, inputs[name], prepare, resample=request.resample)
         if request.labels is not None:

@@ -203,6 +203,12 @@ def test_a_file_of_labels_that_is_none(session: Session, tmp_path: Path, text: s
         opened(session, None, tmp_path / "labels")
 
 
+def test_a_list_is_no_lines_of_json(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('[{"file": "a.png", "label": 1}, {"file": "b.png", "label": 2}]')
+    with pytest.raises(ConfigError, match="Line 1 of .* is no label of a file; write"):
+        opened(session, None, tmp_path / "labels.json")
+
+
 def test_what_cannot_be_read_is_a_bad_sample(session: Session, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -287,7 +293,11 @@ def test_what_was_asked_for_is_looked_at_first(tmp_path: Path, request_: dict[st
 
 def test_an_empty_folder_is_refused(session: Session, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(ConfigError, match="holds no image"):
+    with pytest.raises(ConfigError, match="none' holds no image file; give"):
+        opened(session, tmp_path / "none")
+    (tmp_path / "none/dog").mkdir()
+    (tmp_path / "none/dog/bark.wav").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"no image file, and 1 file of another kind \('dog/bark\.wav'\); give"):
         opened(session, tmp_path / "none")
 
 
@@ -295,6 +305,12 @@ def test_a_bundle_that_takes_no_files_says_so(tmp_path: Path) -> None:
     session = Session.open(write_brightest(tmp_path / "b", preprocess={"kind": "tensors"}))
     with pytest.raises(ConfigError, match="does not say how a file becomes that; give an .npz file"):
         opened(session, save_classes(tmp_path / "val", NAMES, each=1))
+    why = {"kind": "tensors", "reason": "mean and std are not known: export again with ?mean=…"}
+    session = Session.open(write_brightest(tmp_path / "c", preprocess=why))
+    with pytest.raises(
+        ConfigError, match=r"becomes that \(mean and std are not known: export again .*\); give an .npz"
+    ):
+        opened(session, tmp_path / "val")
 
 
 def test_a_limit_is_spread_and_what_was_read_is_kept() -> None:
