@@ -310,7 +310,7 @@ class Manifest(Record):
         yield from self._wiring_problems()
 
     def _referenced_files(self) -> Iterator[tuple[str, str]]:
-        own_form = {part.graph for part in (*self.lowered, *self.engines)}
+        own_form = {part.graph for part in self.lowered} | {part.graph for part in self.engines}
         for graph in self.graphs:
             if graph.file in self.files or graph.name not in own_form:  # else pruned to what one target needs
                 yield from ((f"graph '{graph.name}'", file) for file in (graph.file, *graph.external_data))

@@ -256,7 +256,8 @@ def test_a_long_reason_leaves_room_for_the_figures(
     typed: Callable[..., Finished], exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = exported()
-    digit = np.asarray(load_digits().images[4] * 255 / 16, np.uint8)
+    digits: Any = load_digits()
+    digit = np.asarray(digits.images[4] * 255 / 16, np.uint8)
     Image.fromarray(np.full(digit.shape, 1e9, np.float32)).save("frames/3.tif")
     Image.fromarray(digit).save("frames/4.tif")
     for columns in ("", "80"):
