@@ -86,7 +86,7 @@ def test_pictures_reach_the_model_as_the_images_it_was_tested_on(tmp_path: Path)
         opset=20,
         batch=Batch(min=1, opt=1, max=1),
         graphs=(),
-        preprocess=load(None).preprocess,
+        preprocess=dict(load(None).preprocess),
     )
     prepare = preprocess_from_manifest(Bundle(path=tmp_path, manifest=manifest), inputs)
     source = ImageFiles(made.source)

@@ -191,7 +191,7 @@ def test_png_of_16_bits(tmp_path: Path, channels: int) -> None:
 )
 def test_white_in_jpeg_2000_is_white_or_refused(tmp_path: Path, pixels: str, expected: list[object]) -> None:
     shape = (8, 256, 3) if pixels.startswith("rgb") else (8, 256)
-    white = np.full(shape, 255 if pixels == "rgb24" else 65535, np.uint8 if pixels == "rgb24" else np.uint16)
+    white: Any = np.full(shape, 255 if pixels == "rgb24" else 65535, np.uint8 if pixels == "rgb24" else np.uint16)
     with av.open(str(tmp_path / "a.jp2"), "w", format="image2") as container:
         stream: Any = container.add_stream("jpeg2000", rate=1)
         stream.height, stream.width, stream.pix_fmt = 8, 256, pixels

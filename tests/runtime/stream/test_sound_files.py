@@ -109,7 +109,8 @@ def test_more_than_a_placeholder_came(tmp_path: Path, name: str) -> None:
     with path.open("r+b") as file:
         file.truncate(len(head) + 5 * 2**30)
     (part,) = promise_of(path).parts
-    with PartFile(path, part) as opened, soundfile.SoundFile(opened) as sound:
+    file_object: Any = PartFile(path, part)
+    with file_object as opened, soundfile.SoundFile(opened) as sound:
         assert sound.frames == 5 * 2**29
     path.unlink()
 
