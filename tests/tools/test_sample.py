@@ -115,7 +115,10 @@ def test_the_scene_suits_the_detector_of_the_zoo() -> None:
     [
         (["vidoe", "-o", "out"], "sample 'vidoe' is not known; there are video, speech, images, scene."),
         (["video", "-o", "out", "--count", "0"], "--count 0 makes nothing; give at least 1."),
-        (["speech", "-o", "file/out"], "'file/out' cannot be written (Not a directory); give another folder."),
+        (
+            ["speech", "-o", "file/out"],
+            "'file/out' cannot be written (Not a directory); give another folder to --output.",
+        ),
     ],
 )
 def test_a_bad_request_is_one_sentence(
