@@ -123,6 +123,21 @@ def recipe_from_options(
 
     A file given as `weights` must still be the one that a recipe was made with, if it says which that was.
     """
+    if not isinstance(model, str):
+        raise ConfigError(
+            f"model is of type {type(model).__name__}; give a name such as timm:NAME or zoo:NAME, or FILE.py:FACTORY "
+            "for a module of your own."
+        )
+    if compress is not None and not isinstance(compress, str):
+        raise ConfigError(
+            f"compress={compress!r} is not a text; write it as 'tome:num_merged=13', several joined by '+'."
+        )
+    if targets is not None:
+        targets = [targets] if isinstance(targets, str) else list(targets)
+    named = {"weights": weights, "targets": targets, "batch": batch, "precision": precision, "opset": opset}
+    for key, value in named.items():
+        if value is not None:
+            _check_kind(key, value, f"{key}={value!r}")
     base = read_recipe(Path(model)) if model.endswith(".toml") else Recipe(model=_model(model, None))
     given = {
         "compressors": None if compress is None else parse_spec(compress),
@@ -133,6 +148,13 @@ def recipe_from_options(
         "opset": opset,
     }
     return replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _check_kind(key: str, value: Any, said: str) -> None:
+    kind, many, words = _KEYS[key]
+    items = value if many and isinstance(value, list) else [None if many else value]
+    if not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
+        raise ConfigError(f"{said} is not {words}.")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -155,10 +177,7 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
     for key, value in table.items():
         if key not in _KEYS:
             raise ConfigError(f"{where}: '{key}' is not known; there are {', '.join(_KEYS)}.{did_you_mean(key, _KEYS)}")
-        kind, many, words = _KEYS[key]
-        items = value if many and isinstance(value, list) else [None if many else value]
-        if not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
-            raise ConfigError(f"{where}: {key} = {value!r} is not {words}.")
+        _check_kind(key, value, f"{where}: {key} = {value!r}")
     if "model" not in table:
         raise ConfigError(f'{where}: model is missing; write model = "timm:NAME" or "zoo:NAME".')
     values = dict(table)

@@ -1,6 +1,7 @@
 """Recipes: what an export is made from survives every form it is written in."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,28 @@ def test_options_win_over_a_file(tmp_path: Path) -> None:
         precision="fp32",
         opset=20,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model": object()},
+            "^model is of type object; give a name such as timm:NAME .*FILE.py:FACTORY for a mod",
+        ),
+        ({"opset": "20"}, "^opset='20' is not a whole number"),
+        ({"batch": 3}, "^batch=3 is not a text like 1:4:8"),
+        ({"targets": [1]}, r"^targets=\[1\] is not a list of names"),
+        ({"compress": ["tome"]}, r"^compress=\['tome'\] is not a text; write it as"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe_from_options(**{"model": "zoo:digits_vit", **options})
+
+
+def test_one_target_needs_no_list() -> None:
+    assert recipe_from_options("zoo:digits_vit", targets="rtx").targets == ("rtx",)
 
 
 def test_a_hash_is_a_hash() -> None:
