@@ -1,6 +1,7 @@
 """Sources that are files of arrays or images: `frames/*.png` and `scene.npz`."""
 
 import importlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
-from trt_compress.foreign import reading
+from trt_compress.foreign import reading, shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.files import matching_files, nothing_matches
@@ -19,6 +20,9 @@ from trt_compress.suggest import did_you_mean
 
 TIMESTAMPS = "timestamp_ns"
 
+_LOGGER = logging.getLogger("trt_compress")
+
+_MOST_NAMED = 5  # files that failed
 _SINGLE = (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm")  # formats that hold one picture a file
 
 
@@ -41,7 +45,7 @@ class ImageFiles:
     """Images by a pattern, in natural order (`2.png` before `10.png`), and all pictures of each (animations, pages).
 
     An image in colour comes as RGB, [H, W, 3] uint8; a grey one as [H, W] uint8; both upright. A file that is no
-    readable image is a frame that failed.
+    readable image is a frame that failed; among several files the first such ones are named in the log.
     """
 
     live = False
@@ -52,6 +56,7 @@ class ImageFiles:
         single = all(Path(file).suffix.lower() in _SINGLE for file in self._files)
         self.length: int | None = len(self._files) if single else None
         self._items: Iterator[Item] | None = None
+        self._bad: set[str] = set()
 
     def open(self) -> None:
         """Start at the first image.
@@ -65,7 +70,7 @@ class ImageFiles:
             raise ConfigError(nothing_matches(self.name, "frames/*.png"))
         if len(self._files) == 1:
             self.length = reader.count(self._files[0])
-        self._items = (item for file in self._files for item in reader.read(file))
+        self._items = self._pictures(reader)
 
     def read(self) -> Item | None:
         """Give the next image, or None."""
@@ -75,6 +80,16 @@ class ImageFiles:
     def close(self) -> None:
         """Let go of the file."""
         self._items = None
+
+    def _pictures(self, reader: PictureReader) -> Iterator[Item]:
+        for file in self._files:
+            for item in reader.read(file):
+                if item.error is not None and len(self._files) > 1 and file not in self._bad:
+                    self._bad.add(file)
+                    if len(self._bad) <= _MOST_NAMED:
+                        rest = "; further ones are only counted" if len(self._bad) == _MOST_NAMED else ""
+                        _LOGGER.warning("'%s': %s%s.", shown(file), item.error, rest)
+                yield item
 
 
 class SceneFile:
@@ -121,9 +136,9 @@ class SceneFile:
             {} if times is None else {TIMESTAMPS: len(times)}
         )
         if len(set(lengths.values())) != 1:
-            shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise ConfigError(
-                f"The arrays of '{self.name}' differ in their number of frames ({shown}); make them equal."
+                f"The arrays of '{self.name}' differ in their number of frames ({counts}); make them equal."
             )
         self._times = None if times is None else [int(value) for value in times]
         self.length = next(iter(lengths.values()))

@@ -1,5 +1,6 @@
 """The habits of every command: help, exit codes, errors, logs, JSON."""
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from trt_compress import __version__
 from trt_compress.runtime.manifest import Compression, Engine
 from trt_compress.tools.cli import app
-from trt_compress.tools.console import print_pairs, print_table
+from trt_compress.tools.console import LOGGER, configure_logging, print_pairs, print_table, progress
 from trt_compress.tools.describe import engine_pairs, sites_text
 
 COMMANDS = (
@@ -383,6 +384,30 @@ def test_a_long_name_hides_no_value(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("short") and line.endswith("value2") and len(line) <= 80 for line in lines)
     assert any(line.endswith("value1") for line in lines)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_of_the_log_stands_above_the_one_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for name, value in (("TERM", "xterm-256color"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    before = LOGGER.handlers, LOGGER.propagate, LOGGER.level
+    try:
+        configure_logging(verbose=False, log_json=False)
+        with progress("Working") as step:
+            step("first part")
+            LOGGER.warning("something odd")
+    finally:
+        LOGGER.handlers, LOGGER.propagate = before[0], before[1]
+        LOGGER.setLevel(before[2])
+    assert "Working" in terminal.getvalue()
+    (line,) = [line for line in terminal.getvalue().split("\n") if "something odd" in line]
+    assert "Working" not in line.split("\x1b[2K")[-1]
 
 
 def test_words_filter_what_is_listed(cli: Cli) -> None:

@@ -270,6 +270,19 @@ def test_a_phones_second_picture_and_thumbnails_are_no_frames(tmp_path: Path) ->
     assert shades(read_all(tmp_path / "a.tif")) == [50, 150]
 
 
+def test_the_files_that_failed_are_named_the_first_of_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    source = ImageFiles(str(tmp_path / "*.png"))
+    for _ in range(2):  # as after warming up
+        source.open()
+        while source.read() is not None:
+            pass
+    assert len(caplog.messages) == 5
+    assert caplog.messages[0] == f"'{tmp_path}/0.png': {UNREADABLE}."
+    assert caplog.messages[4] == f"'{tmp_path}/4.png': {UNREADABLE}; further ones are only counted."
+
+
 def test_a_picture_that_is_too_large_is_a_failed_frame(tmp_path: Path) -> None:
     Image.fromarray(CORNERS).save(tmp_path / "0.png")
     Image.new("1", (20_000, 10_000)).save(tmp_path / "1.png")
