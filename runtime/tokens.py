@@ -83,9 +83,10 @@ def why_no_tokens(sites: Sequence[Compression]) -> str:
     flows = token_flows(sites)
     if not flows:
         return "nothing compresses it"
-    if len(flows) > 1:
+    first, *more = flows
+    if more:
         return f"several graphs are compressed ({', '.join(flow.graph for flow in flows)}); see the sites"
-    if flows[0].tokens_in is None:
+    if first.tokens_in is None:
         return "the sites have counts of their own; see them"
     return "the number varies with the input"
 

@@ -186,3 +186,8 @@ def test_type_checkers_know_the_public_names(checker: str, tmp_path: Path) -> No
     assert len(errors) == 2, finished.stdout + finished.stderr
     assert "misuse.py:4" in errors[0] and "output" in errors[0]
     assert "misuse.py:5" in errors[1] and "policy" in errors[1]
+
+
+def test_one_level_needs_no_list(tmp_path: Path) -> None:
+    with pytest.raises(trt_compress.TrtCompressError, match="^--level gives levels to choose from"):
+        trt_compress.run("bundle", source="a.npz", level=tmp_path)

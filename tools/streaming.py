@@ -51,7 +51,7 @@ def run(
     stall_s: float = 10.0,
     warmup: int = 5,
     adapt: bool = False,
-    level: Sequence[str | Path] = (),
+    level: str | Path | Sequence[str | Path] = (),
     labels: str | Path | None = None,
     resample: bool = False,
     out: str | Path | None = None,
@@ -110,7 +110,8 @@ def run(
     """
     if overlay_in_latency and (overlay is None or Path(overlay).suffix.lower() == ".wav"):
         raise ConfigError("--overlay-in-latency says when a video is drawn, and there is none; give --overlay out.mp4.")
-    if level and not adapt:
+    more = [level] if isinstance(level, str | Path) else list(level)
+    if more and not adapt:
         raise ConfigError("--level gives levels to choose from, and nothing chooses without --adapt; give both.")
     if not 0 <= power_idle_s < 1e6:
         raise ConfigError(f"--power-idle-s {power_idle_s:g}; give a time of at least 0 s.")
@@ -127,7 +128,7 @@ def run(
         stall_s=stall_s,
     )
     files = {"--out": _path(out), "--overlay": _path(overlay)}
-    _check_files([Path(bundle), *map(Path, level)], sources, _path(labels), files, _path(report))
+    _check_files([Path(bundle), *map(Path, more)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
         settings=settings,
@@ -149,7 +150,7 @@ def run(
         with scheduled(options.scheduling):
             sessions = [
                 Session.open(path, backend=backend, threads=threads, spin=False, native=native)
-                for path in (bundle, *level)
+                for path in (bundle, *more)
             ]
         levels = levels_from_sessions(sessions)
         if labels is not None:
