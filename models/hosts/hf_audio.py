@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.foreign import reason_of
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
@@ -102,8 +103,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."
         ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); copy or download it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({reason_of(error)}); copy or download it again.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no JSON object; copy or download it again.")
     return content
