@@ -45,7 +45,8 @@ def list_registered(
         print_table(name.capitalize(), headings, [[_joined(row[column]) for column in columns] for row in found])
         for row in found[:1] if name == "targets" else ():
             precisions = " or ".join(row["exports"])
-            print_text(f"Bundles are exported in {precisions}; 'run by' names the backend of run, bench and evaluate.")
+            print_text(f"Bundles are exported in {precisions}.")
+            print_text("'run by' names the backend of run, bench and evaluate.")
 
 
 def _joined(value: object) -> object:
