@@ -89,7 +89,9 @@ def test_the_recipe_of_a_bundle_makes_the_same_file_again(
     for name in ("model.onnx", "recipe.toml", "verify.json"):
         assert (place / "again" / name).read_bytes() == (first / name).read_bytes(), name
     assert Bundle.open(place / "again").manifest == Bundle.open(first).manifest
-    assert json.loads(finished.out) == {
+    summary = json.loads(finished.out)
+    assert "trained here on" in summary.pop("provenance")
+    assert summary == {
         "bundle": "again",
         "model": "zoo:digits_vit",
         "weights": "digits_vit.safetensors",
@@ -102,10 +104,10 @@ def test_the_recipe_of_a_bundle_makes_the_same_file_again(
         "gflops": pytest.approx(0.094, abs=0.002),
         "flops_reduction": pytest.approx(1.36, abs=0.02),
         "operators": {"TokenMerge": 8},
-        "verified": json.loads(finished.out)["verified"],
+        "verified": summary["verified"],
         "warnings": [],
     }
-    assert json.loads(finished.out)["verified"].startswith("largest error ")
+    assert summary["verified"].startswith("largest error ")
 
 
 def test_options_win_over_a_recipe(exported: Exported, typed: Typed, place: Path) -> None:
@@ -156,7 +158,9 @@ def test_python_and_command_line_agree(exported: Exported, typed: Typed) -> None
     planned = trt_compress.export_model("zoo:digits_vit", output="out", compress=TOME, dry_run=True)
     command = ("export", "zoo:digits_vit", "-o", "out", "--compress", TOME, "--dry-run", "--json")
     assert json.loads(typed(*command).out) == planned.summary()
-    assert json.loads(typed("preflight", bundle, "--target", "rtx", "--json").out) == {"target": "rtx", "findings": []}
+    preflight = json.loads(typed("preflight", bundle, "--target", "rtx", "--json").out)
+    assert preflight.pop("checked")
+    assert preflight == {"target": "rtx", "findings": []}
     assert trt_compress.preflight(bundle, target="rtx") == trt_compress.preflight(bundle / "model.onnx", target="rtx")
 
 
