@@ -58,6 +58,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (  # how files begin that are given by m
     (b"{", "it is a text file"),
 )
 _OPTIMIZER = "holds the state of an optimizer and no weights; save model.state_dict() and give that."
+_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
 _FORM = "give a .safetensors file, or one saved by torch.save(model.state_dict(), …)."
 
 
@@ -243,7 +244,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
     pickled = start.startswith((b"PK\x03\x04", b"\x80"))
-    if not pickled and (path.suffix == ".safetensors" or start[8:9] == b"{"):
+    # the length of a header may begin with the byte of a pickle
+    safe = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
+    if safe or (path.suffix == ".safetensors" and not pickled):
         return Checkpoint(path=path, entries=_entries(_read_safetensors(path, start)))
     return Checkpoint(path=path, entries=_entries(_read_pickled(path, start)))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vits import make_vit
 
 from trt_compress.errors import ConfigError
+from trt_compress.models.hosts.checkpoint import read_checkpoint
 from trt_compress.models.hosts.weights import load_weights, read_tensors
 
 Table = dict[str, Tensor]
@@ -290,3 +291,16 @@ def test_a_folder_says_what_lies_in_it(tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors", good())
     with pytest.raises(ConfigError, match=r"is not a file; give a .* It has model\.safetensors\."):
         load_weights(vit(), tmp_path)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_one_of_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for width in range(1, 200):  # until the length of the header ends in 0x80
+        save_file({"w" * width: torch.ones(2)}, path)
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    for name in ("weights.safetensors", "weights.bin"):
+        path = path.rename(tmp_path / name)
+        (entry,) = read_checkpoint(path).entries
+        assert entry.name == "w" * width

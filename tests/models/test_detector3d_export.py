@@ -12,7 +12,7 @@ from detectors import SMALL, compress, make_detector, make_frames, run
 from typer.testing import CliRunner
 
 from trt_compress.errors import ShapeError
-from trt_compress.export import api
+from trt_compress.export import api, pipeline
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo
 from trt_compress.models.hosts.detector3d import FAMILY, INPUTS, STATES, detector_graph, postprocess_of
 from trt_compress.models.pretrained.driving_scenes import CLASSES, Frame
@@ -37,7 +37,7 @@ def as_inputs(frames: list[Frame]) -> dict[str, np.ndarray]:  # type: ignore[typ
 def host() -> LoadedHost:
     detector = make_detector()
     return LoadedHost(
-        source="zoo:small",
+        source="zoo:surround_detector",
         family=FAMILY,
         module=detector,
         weights=WeightsInfo(source="random (seed 0)", sha256="0" * 64),
@@ -55,8 +55,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     def export(spec: str) -> Path:
         output = folder / str(SPECS.index(spec))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "load_host", lambda model, weights: host())
-            api.export_model("zoo:small", compress=spec, output=output, targets=("cpu", "rtx"), batch="1:1:2")
+            patch.setattr(pipeline, "load_host", lambda model, weights: host())
+            api.export_model(
+                "zoo:surround_detector", compress=spec, output=output, targets=("cpu", "rtx"), batch="1:1:2"
+            )
         return output
 
     return export
@@ -153,7 +155,7 @@ def test_scenes_that_give_no_truth_are_refused(bundle, tmp_path: Path) -> None: 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 def test_an_engine_is_built(bundle) -> None:  # type: ignore[no-untyped-def]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "load_host", lambda model, weights: host())
+        patch.setattr(pipeline, "load_host", lambda model, weights: host())
         api.build(bundle(SPECS[1]), target="rtx")
     (engine,) = Bundle.open(bundle(SPECS[1])).manifest.engines
     assert engine.target == "rtx" and engine.bytes > 0
