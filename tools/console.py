@@ -149,8 +149,8 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
         A function that takes the name of the next step. Without a terminal the steps are log lines.
     """
     # that of the log, whose lines then come above the one of progress
-    consoles = [handler.console for handler in LOGGER.handlers if hasattr(handler, "console")]
-    stderr: Console = next((one for one in consoles if one.file is sys.stderr), None) or _stderr()
+    consoles: list[Console | None] = [getattr(handler, "console", None) for handler in LOGGER.handlers]
+    stderr = next((one for one in consoles if one is not None and one.file is sys.stderr), None) or _stderr()
     if not stderr.is_terminal or _logs_json():
         yield LOGGER.info
         return

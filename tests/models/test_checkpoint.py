@@ -295,11 +295,11 @@ def test_a_folder_says_what_lies_in_it(tmp_path: Path) -> None:
 
 def test_a_header_whose_length_begins_like_a_pickle_is_one_of_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    for width in range(1, 200):  # until the length of the header ends in 0x80
+    width = 1
+    save_file({"w": torch.ones(2)}, path)
+    while path.read_bytes()[0] != 0x80:
+        width += 1
         save_file({"w" * width: torch.ones(2)}, path)
-        if path.read_bytes()[0] == 0x80:
-            break
-    assert path.read_bytes()[0] == 0x80
     for name in ("weights.safetensors", "weights.bin"):
         path = path.rename(tmp_path / name)
         (entry,) = read_checkpoint(path).entries
