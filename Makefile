@@ -1,5 +1,6 @@
 # make demo    install, then export, verify, build and time a compressed model
 # make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them, JOBS=1 runs one at a time)
+# make attack  the long form of the attacks on the product (about 30 minutes), with its figures in the records
 # make check   formatting, lint and types
 # make gpu-check  check every kernel on the GPU of this machine (GPU_ARGS="--tensorrt DIR", GPU_PYTHON=python3)
 # make gpu-kernels, make gpu-end-to-end  time kernels and models there
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.trt-compress-installed
 CPP_SOURCES := $(shell git ls-files '*.cu' '*.cuh' '*.cpp' '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := test
-.PHONY: install demo test check gpu-check gpu-kernels gpu-end-to-end format clean
+.PHONY: install demo test attack check gpu-check gpu-kernels gpu-end-to-end format clean
 
 install: $(STAMP)
 
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+attack: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/attack --attack --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP)
 	@echo "ruff format" && $(BIN)/ruff format --quiet --check .

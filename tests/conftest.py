@@ -11,6 +11,10 @@ import pytest
 from trt_compress.tools.machine import gpus
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attack", action="store_true", help="run the long form of the attacks, and record what they saw")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.skip("nvidia-smi reports no GPU")

@@ -32,7 +32,18 @@ ALLOWED = {
     "plugins": ("plugins",),
     "runtime": ("runtime", "plugins.library"),
 }
-FOR_ALL = ("errors", "foreign", "methods", "model_file", "model_name", "paths", "suggest", "__version__")
+FOR_ALL = (
+    "children",
+    "errors",
+    "files",
+    "foreign",
+    "methods",
+    "model_file",
+    "model_name",
+    "paths",
+    "suggest",
+    "__version__",
+)
 
 PUBLIC = {
     "trt_compress.runtime": ["Bundle", "Manifest", "Session"],
