@@ -1,5 +1,6 @@
 """Run a bundle: check what comes in, feed the graphs in order, carry the state from one run to the next."""
 
+import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ class Session:
     `run` runs all opened graphs in order, `run_graph` one of them. With one graph, inputs and outputs go by their own
     names; with several, by `graph.tensor`, and what a link or a state feeds or takes is not among them.
 
+    Several threads may run graphs without states at the same time. A state is the history of one caller: while a run
+    carries it on, a run of another thread that needs it, and `reset`, are refused.
+
     Attributes:
         bundle: What was opened.
         backend: What runs it.
@@ -57,9 +61,13 @@ class Session:
         self._graphs = {graph.name: graph for graph in manifest.graphs if graph.name in runners}
         self.graphs = tuple(self._graphs)
         self._states = {state.key: StateTensor(state, bundle) for state in manifest.states if state.graph in runners}
+        self._every_key = frozenset(self._states)
+        self._carried: list[frozenset[str]] = []  # states of the runs that are going on
+        self._carried_lock = threading.Lock()  # held for an instant, never while a graph runs
         self._states_of = {
             name: tuple(state for state in manifest.states if state.graph == name) for name in self._graphs
         }
+        self._keys_of = {name: frozenset(state.key for state in mine) for name, mine in self._states_of.items()}
         self._links = {
             link.to: link.source
             for link in manifest.links
@@ -147,8 +155,8 @@ class Session:
             Array by name, as `self.outputs` lists them.
 
         Raises:
-            ConfigError: An input is missing or unknown, the session was closed, or several graphs carry on the same
-                state, so that one of them has to be chosen.
+            ConfigError: An input is missing or unknown, the session was closed, another thread runs it and it has
+                states, or several graphs carry on the same state, so that one of them has to be chosen.
             ShapeError: An input has another dtype or shape, axes with the same symbol differ, or a state would not fit.
                 The states stay as they were.
             UnsupportedError: The backend failed.
@@ -214,14 +222,21 @@ class Session:
         }
 
     def reset(self) -> None:
-        """Forget the states: the next run starts from their initial values."""
-        for state in self._states.values():
-            state.reset()
+        """Forget the states: the next run starts from their initial values.
+
+        Raises:
+            ConfigError: Another thread runs a graph that has states.
+        """
+        self._claim(self._every_key)
+        try:
+            self._forget()
+        finally:
+            self._give_back(self._every_key)
 
     def close(self) -> None:
-        """Let go of the loaded graphs and the states."""
+        """Let go of the loaded graphs and the states; a run that another thread is in ends as if it had been first."""
         self._runners.clear()
-        self.reset()
+        self._forget()
 
     def __enter__(self) -> "Session":
         return self
@@ -233,18 +248,47 @@ class Session:
 
     def _run(self, graphs: Collection[str], given: Mapping[str, Array], symbols: Mapping[str, int]) -> dict[str, Array]:
         """Run graphs in order and keep their new states; returns every value, as `graph.tensor`."""
-        values = dict(given)
+        values, runners = dict(given), dict(self._runners)
+        keys = self._keys_of[next(iter(graphs))] if len(graphs) == 1 else self._every_key
         states = [state for name in graphs for state in self._states_of[name]]
-        for state in states:
-            values[f"{state.graph}.{state.input}"] = self._states[state.key].value(symbols)
-        for name in graphs:
-            feed = {info.name: self._value(values, f"{name}.{info.name}") for info in self._graphs[name].inputs}
-            values |= {f"{name}.{key}": value for key, value in self._runners[name].run(feed).items()}
-        for state in states:
-            self._states[state.key].check(values[f"{state.graph}.{state.output}"], symbols)
-        for state in states:
-            self._states[state.key].keep(values[f"{state.graph}.{state.output}"])
+        self._claim(keys)
+        try:
+            for state in states:
+                values[f"{state.graph}.{state.input}"] = self._states[state.key].value(symbols)
+            for name in graphs:
+                if name not in runners:  # another thread closed the session
+                    self._require_open()
+                feed = {info.name: self._value(values, f"{name}.{info.name}") for info in self._graphs[name].inputs}
+                values |= {f"{name}.{key}": value for key, value in runners[name].run(feed).items()}
+            for state in states:
+                self._states[state.key].check(values[f"{state.graph}.{state.output}"], symbols)
+            for state in states:
+                self._states[state.key].keep(values[f"{state.graph}.{state.output}"])
+        finally:
+            self._give_back(keys)
         return values
+
+    def _claim(self, states: frozenset[str]) -> None:
+        """Have states for oneself; whoever else needs one of them meanwhile is refused, and waits for nothing."""
+        if not states:
+            return
+        with self._carried_lock:
+            for carried in self._carried:
+                if not states.isdisjoint(carried):
+                    raise ConfigError(
+                        f"Another thread is running this session, and its states ({_some(states)}) hold the history of "
+                        "one caller; open the bundle once for each thread."
+                    )
+            self._carried.append(states)
+
+    def _give_back(self, states: frozenset[str]) -> None:
+        if states:
+            with self._carried_lock:
+                self._carried.remove(states)
+
+    def _forget(self) -> None:
+        for state in self._states.values():
+            state.reset()
 
     def _of(self, name: str) -> tuple[State, ...]:
         if name not in self._graphs:
@@ -273,6 +317,11 @@ class Session:
     def _value(self, values: Mapping[str, Array], name: str) -> Array:
         given = values.get(name)
         return values[self._links[name]] if given is None else given
+
+
+def _some(names: Collection[str]) -> str:
+    first, *rest = sorted(names)
+    return f"'{first}' and {len(rest)} more" if rest else f"'{first}'"
 
 
 def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | None:

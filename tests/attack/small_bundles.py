@@ -1,0 +1,49 @@
+"""Bundles that run in microseconds, so that an attack is on what is around them."""
+
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from trt_compress.export.bundle import write_bundle
+from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
+
+WIDTH = 64
+
+
+def counter_bundle(folder: Path, *, stateful: bool = True, graphs: tuple[str, ...] = ("model",)) -> Bundle:
+    """`total = total before + x`, the total a state of each graph; without states `total = x + x`."""
+    shape = [1, WIDTH]
+    files, entries, states = {}, [], []
+    for name in graphs:
+        node = helper.make_node("Add", ["before", "x"] if stateful else ["x", "x"], ["total"])
+        nodes = [node, *([helper.make_node("Identity", ["total"], ["after"])] if stateful else [])]
+        names = (["x", "before"], ["total", "after"]) if stateful else (["x"], ["total"])
+        values = [[helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one in side] for side in names]
+        model = helper.make_model(
+            helper.make_graph(nodes, name, *values), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+        )
+        files[f"{name}.onnx"] = model.SerializeToString()
+        infos = [tuple(TensorInfo(name=one, dtype="float32", shape=tuple(shape)) for one in side) for side in names]
+        entries.append(Graph(name=name, file=f"{name}.onnx", inputs=infos[0], outputs=infos[1]))
+        if stateful:
+            states.append(State(graph=name, input="before", output="after", shape=tuple(shape), dtype="float32"))
+    manifest = Manifest(
+        name="counter",
+        created_with={},
+        model=Model(source="zoo:counter", family="test", weights=Weights(source="none")),
+        recipe={},
+        precision="fp32",
+        opset=20,
+        batch=Batch(min=1, opt=1, max=1),
+        graphs=tuple(entries),
+        states=tuple(states),
+        preprocess={"kind": "tensors"},
+    )
+    return write_bundle(folder, manifest, files)
+
+
+def ones(value: float = 1.0) -> dict[str, np.ndarray]:
+    """An input of `counter_bundle`."""
+    return {"x": np.full((1, WIDTH), value, np.float32)}
