@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.paths import check_apart, check_archive, check_new_file, check_new_folder, check_readable
+from trt_compress.paths import (
+    check_apart,
+    check_archive,
+    check_kept,
+    check_new_file,
+    check_new_folder,
+    check_readable,
+)
 
 
 def test_a_file_that_can_be_written_passes_and_is_not_made(tmp_path: Path) -> None:
@@ -72,6 +79,57 @@ def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
     check_apart({"--out": Path(os.devnull), "--overlay": Path(os.devnull)}, {})
 
 
+def test_files_are_told_apart_as_the_system_does(tmp_path: Path) -> None:
+    """By device and inode: second names, links to folders, and what is not there yet."""
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0.png").touch()
+    (tmp_path / "away").symlink_to(tmp_path / "frames")
+    os.link(tmp_path / "frames" / "0.png", tmp_path / "second")
+    (tmp_path / "linked").symlink_to(tmp_path / "second")
+    for name in ("second", "linked", "away/0.png", "away/../frames/0.png"):
+        with pytest.raises(ConfigError, match="is the source itself"):
+            check_apart({"--json": tmp_path / name}, {"the source": [tmp_path / "frames" / "0.png"]})
+        with pytest.raises(ConfigError, match="is --data itself"):
+            check_apart({"--json": tmp_path / name}, {"--data": [tmp_path / "frames"]})
+    check_apart({"--json": tmp_path / "frames" / "new"}, {"--data": [tmp_path / "frames"]})
+    with pytest.raises(ConfigError, match="--json .* is the file of --out itself"):
+        check_apart({"--out": tmp_path / "frames" / "new", "--json": tmp_path / "away" / "new"}, {})
+    with pytest.raises(ConfigError, match="is the source itself"):
+        check_apart({"--out": tmp_path / "away" / "gone"}, {"the source": [tmp_path / "frames" / "gone"]})
+
+
+def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").touch()
+    (tmp_path / "away").symlink_to("bundle")
+    os.link(tmp_path / "bundle" / "manifest.json", tmp_path / "second")
+    for name in ("bundle/manifest.json", "second", "away/manifest.json"):
+        with pytest.raises(ConfigError, match="is a file of the bundle itself"):
+            check_apart({"--json": tmp_path / name}, {}, [tmp_path / "bundle"])
+    for name in ("bundle/new.json", "away/new.json", "bundle/new/below.json"):
+        with pytest.raises(
+            ConfigError, match="--json .* would be a file of the bundle '.*bundle'.*place outside of it"
+        ):
+            check_apart({"--json": tmp_path / name}, {}, [tmp_path / "bundle"])
+    check_apart({"--json": tmp_path / "new.json"}, {}, [tmp_path / "bundle"])
+
+
+def test_one_stream_is_not_two_outputs() -> None:
+    with pytest.raises(ConfigError, match="--json /dev/fd/1 is the file of --out itself"):
+        check_apart({"--out": Path("/dev/stdout"), "--json": Path("/dev/fd/1")}, {})
+    check_apart({"--out": Path("/dev/stdout"), "--json": Path("/dev/null"), "--overlay": Path("/dev/null")}, {})
+
+
+def test_what_is_read_is_not_replaced_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "w.safetensors").touch()
+    (tmp_path / "link").symlink_to("bundle")
+    for name in ("bundle/w.safetensors", "link/w.safetensors", "bundle"):
+        with pytest.raises(ConfigError, match="--weights .* lies in -o .*, which is replaced, and would be lost"):
+            check_kept(tmp_path / "bundle", "-o", {"--weights": tmp_path / name})
+    check_kept(tmp_path / "bundle", "-o", {"--weights": tmp_path / "w", "--recipe": None})
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no archive")
     with pytest.raises(
@@ -80,5 +138,9 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         check_archive(tmp_path / "text")
     with pytest.raises(ConfigError, match="none' does not exist; give a file that numpy.savez wrote"):
         check_archive(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    for given in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"cannot be read \(it is a (pipe|device), not a file\); give"):
+            check_archive(given)
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); give a list\."):
         check_readable(tmp_path, "give a list")

@@ -1,15 +1,32 @@
 """Files of others are opened as what they are said to be, and what is written is there whole or not at all."""
 
 import errno
+import io
 import os
+import re
 import secrets
 import stat
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TEXT_LIMIT = 1 << 26  # bytes of a list, recipe or description that a person or a program wrote
+RECORD_LIMIT = 1 << 30  # bytes of a result, with every frame of a stream
+
+_DRAFT = ".trtc-{}.new"
+_IS_DRAFT = re.compile(r"\.trtc-[0-9a-f]{16}\.new")
+_DESCRIPTORS = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
+_NOT_BESIDE = (errno.EACCES, errno.EPERM, errno.EROFS)  # the folder takes no further file
+_NOT_REPLACED = (errno.EBUSY, errno.EXDEV)  # the file is a mount of its own
 
 _KINDS = {
-    stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -33,13 +50,24 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _require_regular(os.fstat(descriptor), path)
+        if inside is not None:  # else a folder on the way became a link in between
+            _require_inside(Path(f"/proc/self/fd/{descriptor}"), inside, path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_regular(path: Path, *, limit: int, inside: Path | None = None) -> bytes:
+def check_regular(path: Path, *, inside: Path | None = None) -> None:
+    """Refuse what `open_regular` would, for a library that opens its file by name.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    open_regular(path, inside=inside).close()
+
+
+def read_regular(path: Path, *, limit: int = TEXT_LIMIT, inside: Path | None = None) -> bytes:
     """Read a regular file that has at most `limit` bytes.
 
     Raises:
@@ -55,7 +83,9 @@ def read_regular(path: Path, *, limit: int, inside: Path | None = None) -> bytes
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file: aside under a name that cannot be guessed, to the disk, then in place of what was there.
 
-    A link is followed, and what it points to replaced. What is no regular file (`/dev/stdout`, a pipe) is written to.
+    A link is followed, and what it points to replaced; mode and owner stay. What is no regular file (a pipe, a device)
+    and what is a descriptor of this process (`/dev/stdout`) is written to. So is, as carefully as it goes, a file that
+    cannot be replaced: in a folder that takes no others, or mounted by itself.
 
     Args:
         path: The file.
@@ -65,32 +95,151 @@ def write_whole(path: Path, content: bytes | str) -> None:
         OSError: It cannot be written; what was there is as it was, and nothing is left beside it.
     """
     data = content.encode() if isinstance(content, str) else content
+    if _is_stream(path):
+        with _open_stream(path) as special:
+            write_all(special, data)
+        return
     place = Path(os.path.realpath(path))
-    mode = None
-    with suppress(FileNotFoundError):
-        there = os.stat(path)
-        if not stat.S_ISREG(there.st_mode):
-            with open(path, "wb") as special:
-                special.write(data)
-            return
-        mode = stat.S_IMODE(there.st_mode)
-    draft = place.with_name(f".{place.name[:200]}.{secrets.token_hex(8)}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(draft, flags, 0o666 if mode is None else 0o600)
+    there = _status(place)
+    if there is not None and not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        _require_regular(there, path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(draft, place)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # it is in place; not every file system can sync a folder
-        sync_folder(place.parent)
+        _replace(place, data, there)
+    except OSError as error:
+        if there is None or error.errno not in (*_NOT_BESIDE, *_NOT_REPLACED):
+            raise
+        _write_over(place, data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a record, in one write, behind those of other processes and never into one that was cut off.
+
+    Args:
+        path: The record; it is made if it is not there.
+        line: Its text, without the end of the line.
+
+    Raises:
+        OSError: It cannot be written; the record is as it was.
+    """
+    if _is_stream(path):
+        with _open_stream(path) as special:
+            write_all(special, line.encode() + b"\n")
+        return
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        status = os.fstat(descriptor)
+        _require_regular(status, path)
+        with suppress(OSError):  # not every file system has locks; O_APPEND holds there as well
+            _lock(descriptor, wait=True)
+        size = os.fstat(descriptor).st_size
+        cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        data = (b"\n" if cut else b"") + line.encode() + b"\n"
+        try:
+            write_all(file, data)
+            os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+
+
+class GrowingFile(io.FileIO):
+    """A file that is written as it goes and can be read meanwhile. What was there stays until `begin`.
+
+    Closed before that, it leaves everything as it was. `/dev/stdout` and other descriptors are continued, not opened
+    anew: what was printed before is not written over.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        place = Path(path)
+        self._place: Path | None = None  # where a file was made that is taken away if nothing begins
+        self._begun = False
+        if _is_stream(place):
+            super().__init__(_stream_descriptor(place), "wb")
+            self._regular = False
+            return
+        place = Path(os.path.realpath(place))
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            descriptor = os.open(place, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            self._place = place
+        except FileExistsError:
+            descriptor = os.open(place, flags)
+        try:
+            _require_regular(os.fstat(descriptor), place)
+        except OSError:
+            os.close(descriptor)
+            raise
+        super().__init__(descriptor, "wb")
+        self._regular = True
+
+    def begin(self) -> None:
+        """From here on it is the new file: what was there is gone.
+
+        Raises:
+            OSError: It cannot be emptied.
+        """
+        if self._regular and not self._begun:
+            os.ftruncate(self.fileno(), 0)
+        self._begun = True
+
+    def write(self, data: Any) -> int:
+        """Write all of it.
+
+        Raises:
+            OSError: The disk is full, or the reader of a pipe is gone. What was written of it may be there.
+        """
+        self.begin()
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest:
+            rest = rest[super().write(rest) or 0 :]
+        return size
+
+    def close(self) -> None:
+        """Close it; without `begin`, a file that was made here is removed."""
+        if self.closed:
+            return
+        if self._place is not None and not self._begun:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(self.fileno()), os.stat(self._place)):
+                    self._place.unlink()
+        super().close()
+
+
+def write_all(file: io.RawIOBase, data: bytes) -> None:
+    """Write every byte to a file without a buffer, which may take a part at a time.
+
+    Raises:
+        OSError: It takes no more.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
+def descriptor_of(path: Path) -> int | None:
+    """The descriptor of this process that a path stands for (`/dev/stdout`: 1), or None."""
+    seen = os.path.abspath(path)
+    for _ in range(40):  # as many links as the system follows
+        folder, name = os.path.realpath(os.path.dirname(seen)), os.path.basename(seen)
+        found = _DESCRIPTORS.fullmatch(folder)
+        if found is not None:
+            return int(name) if name.isdecimal() and folder in _own_descriptors() else None
+        seen = os.path.join(folder, name)
+        if not os.path.islink(seen):
+            return None
+        seen = os.path.normpath(os.path.join(folder, os.readlink(seen)))
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -106,6 +255,117 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _own_descriptors() -> tuple[str, ...]:
+    return "/proc/self/fd", "/proc/thread-self/fd", f"/proc/{os.getpid()}/fd"
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is written to as it stands: a pipe, a device, a descriptor that somebody holds."""
+    if descriptor_of(path) is not None:
+        return True
+    status = _status(path)
+    return status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+
+
+def _stream_descriptor(path: Path) -> int:
+    own = descriptor_of(path)
+    if own is None:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait for a reader
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise OSError(errno.ENXIO, "no program reads from it", str(path)) from None
+            raise
+        os.set_blocking(descriptor, True)
+        return descriptor
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    return os.dup(own)
+
+
+def _open_stream(path: Path) -> io.FileIO:
+    return io.FileIO(_stream_descriptor(path), "wb")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _replace(place: Path, data: bytes, there: os.stat_result | None) -> None:
+    with _draft_beside(place, 0o666 if there is None else 0o600) as (draft, file):
+        write_all(file, data)
+        if there is not None:
+            if (there.st_uid, there.st_gid) != (os.geteuid(), os.getegid()):
+                with suppress(OSError):
+                    os.fchown(file.fileno(), there.st_uid, there.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(there.st_mode))
+        os.fsync(file.fileno())
+        os.replace(draft, place)
+    with suppress(OSError):  # it is in place; not every file system can sync a folder
+        sync_folder(place.parent)
+
+
+@contextmanager
+def _draft_beside(place: Path, mode: int) -> Iterator[tuple[Path, io.FileIO]]:
+    """A new file beside another, locked as long as it is written; those of killed processes are removed."""
+    _remove_strays(place.parent)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        draft = place.with_name(_DRAFT.format(secrets.token_hex(8)))
+        file = io.FileIO(os.open(draft, flags, mode), "wb")
+        with suppress(OSError):
+            _lock(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:  # else it was taken for a stray before it was locked
+            break
+        file.close()
+    try:
+        with file:
+            yield draft, file
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def _remove_strays(folder: Path) -> None:
+    """Remove drafts that nobody is writing: their process was killed."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if _IS_DRAFT.fullmatch(entry.name)]:
+            with suppress(OSError):
+                descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    _lock(descriptor)
+                    if os.fstat(descriptor).st_uid == os.geteuid():
+                        (folder / name).unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool = False) -> None:
+    if fcntl is None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _write_over(place: Path, data: bytes) -> None:
+    descriptor = os.open(place, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with io.FileIO(descriptor, "wb") as file:
+        size = os.fstat(descriptor).st_size
+        try:
+            if len(data) > size:
+                os.posix_fallocate(descriptor, 0, len(data))  # a full disk says so before anything is lost
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        write_all(file, data)
+        os.ftruncate(descriptor, len(data))
+        os.fsync(descriptor)
+
+
 def _resolved_inside(path: Path, inside: Path) -> Path:
     root = Path(os.path.realpath(inside))
     resolved = Path(os.path.realpath(path))
@@ -114,9 +374,19 @@ def _resolved_inside(path: Path, inside: Path) -> Path:
     return resolved
 
 
+def _require_inside(opened: Path, inside: Path, path: Path) -> None:
+    try:
+        place = Path(os.readlink(opened))
+    except OSError:  # no /proc
+        return
+    if Path(os.path.realpath(inside)) not in place.parents:
+        raise OSError(errno.EPERM, f"it is a link out of '{inside}'", str(path))
+
+
 def _require_regular(status: os.stat_result, path: Path) -> None:
     if stat.S_ISREG(status.st_mode):
         return
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-    code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
-    raise OSError(code, f"it is {kind}, not a file", str(path))
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import check_regular, descriptor_of, open_regular
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or give {another}",
@@ -29,9 +31,7 @@ def check_readable(path: Path, advice: str) -> None:
         ConfigError: it is not there, is no file, or may not be read.
     """
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.open("rb").close()
+        check_regular(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"'{path}' cannot be read ({_reason(error)}); {advice}.") from None
 
@@ -46,9 +46,10 @@ def check_archive(path: Path) -> None:
     if not path.exists():
         raise ConfigError(f"'{path}' does not exist; {advice}.")
     check_readable(path, advice)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(6)
-    if head != b"\x93NUMPY" and not zipfile.is_zipfile(path):
+        is_archive = head == b"\x93NUMPY" or zipfile.is_zipfile(file)
+    if not is_archive:
         raise ConfigError(f"'{path}' is not a readable .npz file of arrays; write it with numpy.savez.")
 
 
@@ -109,31 +110,113 @@ def try_new_folder(path: Path, files: Iterable[str] = ()) -> None:
                 folder.rmdir()
 
 
-def check_apart(outputs: Mapping[str, Path | None], inputs: Mapping[str, Sequence[Path]]) -> None:
-    """Refuse outputs that would be written over each other, or over what is read.
+def check_apart(
+    outputs: Mapping[str, Path | None],
+    inputs: Mapping[str, Sequence[Path]],
+    bundles: Sequence[Path] = (),
+) -> None:
+    """Refuse outputs that would be written over each other, over what is read, or into a bundle.
+
+    Files are compared as the system knows them, not by their names: links of both kinds, folders mounted twice and
+    names that differ in case alone are seen through.
 
     Args:
         outputs: Option → file; None: it was not given.
         inputs: What they are, `the source` → files that are read, and folders of such files.
+        bundles: Folders that nothing may be written to, as all their files are listed.
 
     Raises:
-        ConfigError: two of them are one file.
+        ConfigError: two of them are one file, or one lies in a bundle.
     """
-    taken: dict[Path, str] = {}
-    folders: dict[Path, str] = {}
+    given = {option: path for option, path in outputs.items() if path is not None and not _is_null(path)}
+    taken: dict[_Identity, str] = {}
+    folders: list[tuple[Path, str]] = [(bundle, "a file of the bundle") for bundle in bundles]
     for option, paths in inputs.items():
         for path in paths:
-            (folders if path.is_dir() else taken)[_place(path)] = option
-    for option, output in outputs.items():
-        if output is None or (output.exists() and not output.is_file()):
-            continue
-        place = _place(output)
-        over = taken.get(place)
-        if over is None and output.exists():
-            over = next((option for folder, option in folders.items() if folder in place.parents), None)
+            if path.is_dir():
+                folders.append((path, option))
+            else:
+                taken[_identity(path)] = option
+    for option, output in given.items():
+        over = taken.get(_identity(output)) or _in_folders(output, folders)
         if over is not None:
             raise ConfigError(f"{option} {output} is {over} itself; give another name, or it would be lost.")
-        taken[place] = f"the file of {option}"
+        into = next((bundle for bundle in bundles if _lies_in(output, bundle)), None)
+        if into is not None:
+            raise ConfigError(
+                f"{option} {output} would be a file of the bundle '{into}', which holds only what its manifest lists; "
+                "give a place outside of it."
+            )
+        taken[_identity(output)] = f"the file of {option}"
+
+
+def check_kept(folder: Path, option: str, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse files that would be lost with a folder that is replaced as a whole.
+
+    Args:
+        folder: The folder that will be replaced, where it is there.
+        option: What it was given as, `-o`.
+        inputs: Option → file or folder that is read; None: it was not given.
+
+    Raises:
+        ConfigError: one of them lies in the folder.
+    """
+    for given, path in inputs.items():
+        if path is not None and (_identity(path) == _identity(folder) or _lies_in(path, folder)):
+            raise ConfigError(
+                f"{given} {path} lies in {option} {folder}, which is replaced, and would be lost; give another folder "
+                f"to {option}."
+            )
+
+
+_Identity = tuple[int, int, str]
+
+
+def _identity(path: Path) -> _Identity:
+    """What a name stands for: device and inode; those of the nearest folder and the rest, where it is not there yet."""
+    descriptor = descriptor_of(path)
+    place = path if descriptor is not None else _place(path)
+    rest: list[str] = []
+    while True:
+        with suppress(OSError, ValueError):
+            status = os.stat(place)
+            if stat.S_ISCHR(status.st_mode):  # a terminal is stdout and stderr, and both may be written to
+                rest.append(str(place if descriptor is None else descriptor))
+            return status.st_dev, status.st_ino, "/".join(reversed(rest))
+        if place == place.parent:
+            return 0, 0, "/".join(reversed(rest))
+        rest.append(place.name)
+        place = place.parent
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    if descriptor_of(path) is not None or not folder.is_dir():
+        return False
+    root = _identity(folder)
+    return any(_identity(above) == root for above in _place(path).parents)
+
+
+def _in_folders(output: Path, folders: Sequence[tuple[Path, str]]) -> str | None:
+    """Whose file it is, of the folders that are read; a file that is not there is nobody's."""
+    if not output.is_file():
+        return None
+    own = os.stat(output)
+    for folder, option in folders:
+        if _lies_in(output, folder):
+            return option
+        for above, _, names in os.walk(folder):  # a second name of a file in there
+            for name in names:
+                with suppress(OSError):
+                    if os.path.samestat(os.stat(os.path.join(above, name)), own):
+                        return option
+    return None
+
+
+def _is_null(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        status = os.stat(path)
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev
+    return False
 
 
 def _place(path: Path) -> Path:
