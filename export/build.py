@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from trt_compress.export.targets import TARGETS, Target
 from trt_compress.plugins.library import Library, choose, refuse_on
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.runtime.manifest import Dim, TensorInfo
+from trt_compress.strays import temporary_folder
 
 if TYPE_CHECKING:
     import onnx
@@ -118,8 +118,8 @@ def build_engine(
     weights = {weight.name for weight in lowered.graph.initializer}
     inputs = {value.name: _dims(value) for value in lowered.graph.input if value.name not in weights}
     operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
-        (file, *_) = save_onnx(lowered, Path(name) / "model.onnx")
+    with temporary_folder("build") as folder:
+        (file, *_) = save_onnx(lowered, folder / "model.onnx")
         return build_engine_file(
             file,
             target,
@@ -171,8 +171,7 @@ def build_engine_file(
         "profile": profile,
         "plugin_library": str(plugins.path.absolute()) if plugins else None,
     }
-    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
-        folder = Path(name)
+    with temporary_folder("build") as folder:
         reply = _run_worker(folder, request, target)
         data = (folder / "engine").read_bytes()
 
@@ -212,8 +211,8 @@ def parse_file(file: Path, target: Target, *, plugins: Library | None = None) ->
     """
     library = str(plugins.path.absolute()) if plugins else None
     request = {"target": target.name, "model": str(file.absolute()), "plugin_library": library, "parse_only": True}
-    with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as name:
-        return str(_run_worker(Path(name), request, target)["version"])
+    with temporary_folder("build") as folder:
+        return str(_run_worker(folder, request, target)["version"])
 
 
 def choose_plugins(target: Target, asked: bool | str | Path | None) -> Library | None:

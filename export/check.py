@@ -4,7 +4,6 @@ A device has neither torch nor onnx. There the bundle tells what the rules found
 that is installed reads the file itself. What was checked, and what was not, is part of the answer.
 """
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
 from trt_compress.runtime.bundle import Bundle
+from trt_compress.strays import temporary_folder
 
 Rules = Callable[[Path, Target], tuple[Finding, ...]]
 
@@ -162,8 +162,8 @@ def _read_by_tensorrt(bundle: Bundle, target: Target) -> tuple[str, tuple[Findin
     require_library(target)
     library, found = choose_plugins(target, None), []
     for graph in bundle.manifest.graphs:
-        with tempfile.TemporaryDirectory(prefix="trt-compress-preflight-") as folder:
-            file = target_file(bundle, graph, target, with_plugins=library is not None, folder=Path(folder))
+        with temporary_folder("preflight") as folder:
+            file = target_file(bundle, graph, target, with_plugins=library is not None, folder=folder)
             try:
                 parse_file(file, target, plugins=library)
             except BuildError as error:

@@ -1,6 +1,5 @@
 """Engines of a bundle: build them for a target and add them, all or none. Needs neither torch nor onnx."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import get_target
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Engine
+from trt_compress.strays import temporary_folder
 
 Progress = Callable[[str], None]
 
@@ -133,9 +133,9 @@ def build_engines(
     records, engines = [], {}
     for graph in manifest.graphs:
         step("building" if len(files) == 1 else f"building {graph.name}")
-        with tempfile.TemporaryDirectory(prefix="trt-compress-build-") as folder:
+        with temporary_folder("build") as folder:
             built = build_engine_file(
-                target_file(opened, graph, chosen, with_plugins=library is not None, folder=Path(folder)),
+                target_file(opened, graph, chosen, with_plugins=library is not None, folder=folder),
                 chosen,
                 inputs=input_shapes(graph.inputs),
                 operators=operator_nodes_of(opened.file(source_file(opened, graph))),

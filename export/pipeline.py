@@ -41,6 +41,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
+from trt_compress.strays import temporary_folder
 
 Progress = Callable[[str], None]
 Made = tuple[Path | None, Manifest, tuple[str, ...]]
@@ -155,8 +156,8 @@ def run_verification(
 def _working_folder(output: Path) -> Iterator[Path]:
     """A temporary folder that is gone afterwards; a full disk becomes one sentence."""
     try:
-        with tempfile.TemporaryDirectory(prefix="trt-compress-") as name:
-            yield Path(name)
+        with temporary_folder("export") as folder:
+            yield folder
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise BundleError(

@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from trt_compress.export.ranges import LengthRange
 from trt_compress.export.soundness import all_graphs
 from trt_compress.export.targets import Target
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.strays import temporary_folder
 
 _PRODUCTS = {"onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT-RTX"}
 _PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
@@ -117,8 +117,7 @@ def _ask(file: Path, model: ModelProto, target: Target, ranges: Mapping[str, Len
         return _Answer(f"not tried: TensorRT reads it when an engine is built for '{target.name}'")
     if importlib.util.find_spec(target.backend) is None:
         return _Answer(f"not tried: {product} is not installed here")
-    with tempfile.TemporaryDirectory(prefix="trt-compress-preflight-") as name:
-        folder = Path(name)
+    with temporary_folder("preflight") as folder:
         try:
             asked = _as_read(file, model, target, folder)
         except Exception:  # the rules have said why

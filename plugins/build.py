@@ -39,6 +39,7 @@ from trt_compress.plugins.library import (
     source_hash,
     sources_folder,
 )
+from trt_compress.strays import put_in_place, staged_folder
 
 SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 """The GPUs that are supported, from Turing to Blackwell; 87 is Orin, 110 is Thor."""
@@ -406,15 +407,11 @@ def _install(folder: Path, kind: Kind, path: Path, facts: dict[str, Any]) -> Lib
     if "sms" in facts:
         info["resources"] = _resources(folder, facts["sms"])
     path.parent.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent.parent) as name:
-        new = Path(name) / "new"
-        new.mkdir()
+    with staged_folder(path.parent) as new:
         shutil.copy2(built, new / path.name)
         info["sha256"] = sha256_of(new / path.name)
         (new / path.with_suffix(".json").name).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        if path.parent.exists():
-            path.parent.rename(Path(name) / "old")  # whoever has it loaded keeps the file
-        new.rename(path.parent)
+        put_in_place(new, path.parent)  # whoever has the old one loaded keeps the file
     _forget_old(path)
     return describe(path)
 

@@ -10,12 +10,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trt_compress.errors import PluginError
 from trt_compress.plugins.library import cache_folder
+from trt_compress.strays import temporary_folder
 
 HEADER = "onnxruntime_c_api.h"
 OLDEST_API = 20  # what ort/adapter.h asks ONNX Runtime for; older headers do not know it
@@ -86,8 +86,7 @@ def _fetch(kept: Path) -> Path:
             f"{_GIVE_ONE}."
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=kept.parent) as name:
-        folder = Path(name)
+    with temporary_folder("fetch", within=kept.parent) as folder:
         configuration = _private_apt(folder)
         _run(folder, configuration, "apt-get", "update", "-qq")
         _run(folder, configuration, "apt-get", "download", "-qq", _PACKAGE)

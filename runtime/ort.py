@@ -2,7 +2,6 @@
 
 import importlib
 import mmap
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph
 from trt_compress.runtime.onnx_nodes import Node, read_nodes
+from trt_compress.strays import temporary_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -110,8 +110,8 @@ def operator_paths(model: Path, library: Library | None) -> dict[str, OperatorPa
     if not asked:
         return {}
     ort = importlib.import_module("onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
+    with temporary_folder("prepared") as folder:
+        prepared = folder / "prepared.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

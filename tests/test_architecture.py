@@ -41,6 +41,7 @@ FOR_ALL = (
     "model_file",
     "model_name",
     "paths",
+    "strays",
     "suggest",
     "__version__",
 )

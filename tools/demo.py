@@ -6,7 +6,6 @@ computing only the patches that changed.
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from trt_compress.export.api import BuildPlan, Progress, build, export_model
 from trt_compress.models.pretrained.digits_vit import digits_split
 from trt_compress.runtime.manifest import Engine, Manifest
 from trt_compress.runtime.session import Session
+from trt_compress.strays import temporary_folder
 from trt_compress.tools import demo_stream
 from trt_compress.tools.bench.bundle import Array, BenchResult, bench
 from trt_compress.tools.console import format_bytes, print_table, print_text
@@ -58,8 +58,8 @@ def run(output: Path, step: Progress) -> None:
     dense = _side("none", output / "dense", images, lambda text: step(f"dense: {text}"))
     compressed = _side(SPEC, output / "compressed", images, lambda text: step(f"{SPEC}: {text}"))
     step(f"timing {PAIRS} interleaved pairs of {BATCH} images")
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "images.npz"
+    with temporary_folder("demo") as folder:
+        inputs = folder / "images.npz"
         np.savez(inputs, image=images[:BATCH])
         timed = bench(output / "compressed", baseline=output / "dense", pairs=PAIRS, inputs=inputs)
     title = f"{MODEL} on {len(images)} held-out digits; ONNX Runtime on {timed.device['cpu']}"

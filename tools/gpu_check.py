@@ -14,7 +14,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.gpu_check_device import CudaDevice
 from trt_compress.tools.gpu_check_kernels import Array, Bytes, Case, Tensor
 from trt_compress.tools.gpu_check_runs import NO_TIME, RESERVE_S, Runner, Sanitized, harness_modules, sanitize
@@ -493,7 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = _usable_device()
         given.output.parent.mkdir(parents=True, exist_ok=True)
-        with given.output.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
+        with given.output.open("a", encoding="utf-8") as file, temporary_folder("gpu-check") as folder:
             record = device_record(device, given)
             file.write(json.dumps(record) + "\n")
             gpu = record["gpu"]
@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(f"{line.state:8}{line.step:20}{line.subject}  {line.detail}", flush=True)
 
             try:
-                run(given, device, report, Path(name))
+                run(given, device, report, folder)
             except TrtCompressError as error:
                 if not lines:
                     raise

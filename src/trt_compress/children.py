@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
+from trt_compress import strays
+
 _BOOT = """\
 import sys
 parent, path, module, *arguments = sys.argv[1:]
@@ -69,7 +71,7 @@ def run_python(
         folder: Where it stands: a folder of its own, empty or with what it was given.
         output: Where its output and its errors go together.
         timeout: Seconds after which it is killed with everything it started.
-        pass_fds: Descriptors that it keeps, the locks of what it works on.
+        pass_fds: Descriptors that it keeps, the locks of what it works on; that of the temporary folder it has anyway.
 
     Raises:
         subprocess.TimeoutExpired: It was killed after `timeout`.
@@ -81,7 +83,7 @@ def run_python(
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        pass_fds=tuple(pass_fds),
+        pass_fds=(*pass_fds, *strays.locks_of(folder)),
     )
     try:
         said, _ = process.communicate(timeout=timeout)

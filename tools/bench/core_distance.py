@@ -9,9 +9,10 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from trt_compress.strays import temporary_folder
 
 NEAR_NS = 200.0
 """Round trips below this are within one cache."""
@@ -29,8 +30,8 @@ def core_distance() -> Callable[[], float | None]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if compiler is None or len(cores) < 2:
         return lambda: None
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "core_distance.so"
+    with temporary_folder("bench") as folder:
+        library = folder / "core_distance.so"
         command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(library)]
         if subprocess.run(command, capture_output=True).returncode:
             return lambda: None

@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import InternalError, TrtCompressError
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import format_bytes, print_table, progress
 
@@ -36,11 +36,11 @@ COMMANDS = (
 def main() -> int:
     """Measure, print and record; returns the exit code."""
     try:
-        with progress("Costs") as step, tempfile.TemporaryDirectory() as folder:
+        with progress("Costs") as step, temporary_folder("bench") as folder:
             measured = []
             for command in COMMANDS:
                 step(command)
-                measured.append(measure(command, Path(folder)))
+                measured.append(measure(command, folder))
     except TrtCompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -9,7 +9,6 @@ attention, graph size, export time, verification error, TensorRT-RTX build time.
 import argparse
 import json
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +31,7 @@ from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
 from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
 from trt_compress.runtime.ort import register_native
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.ort_turns import Turns, time_in_turns
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.bench.textbook import TextbookTome
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
     quick = parser.parse_args(arguments).quick
     rounds, exports = (6, 1) if quick else (60, 3)
-    with progress("DeiT-S") as step, tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), rounds=rounds, exports=exports, step=step)
+    with progress("DeiT-S") as step, temporary_folder("bench") as folder:
+        figures = measure(folder, rounds=rounds, exports=exports, step=step)
     print_table(
         f"{MODEL}, batch {BATCH}, ONNX Runtime on the CPU, {SPEC}",
         ("figure", "measured", "wanted"),

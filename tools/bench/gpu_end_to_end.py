@@ -11,7 +11,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import functional
 
 from trt_compress.errors import GateError, TrtCompressError
 from trt_compress.plugins.native_torch import CudaKernels, install, torch_forms, uninstall
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.gpu_account import account
 from trt_compress.tools.bench.gpu_kernels import open_kernels
 from trt_compress.tools.bench.gpu_models import BATCHES, MODELS, TINY, TINY_BATCHES, Model, flops
@@ -194,8 +194,7 @@ class EndToEnd:
                 present.append((backend, capability))
         if not present:
             return
-        with tempfile.TemporaryDirectory(prefix="gpu-end-to-end-") as name:
-            folder = Path(name)
+        with temporary_folder("gpu-end-to-end") as folder:
             try:
                 bundles = self.export(folder)
             except (TrtCompressError, ImportError, RuntimeError) as error:

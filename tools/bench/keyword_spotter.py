@@ -8,7 +8,6 @@ right, and clips per second against the dense model in one interleaved run. One 
 import argparse
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from trt_compress.export.api import export_model
 from trt_compress.models.pretrained import speech
 from trt_compress.runtime.latency import interleave, speedup, summarize
 from trt_compress.runtime.session import Session
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import print_table, progress
 
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-timing", action="store_true", help="accuracy only, nothing recorded")
     options = parser.parse_args(arguments)
     pairs = 6 if options.quick else 60
-    with progress("keyword spotter") as step, tempfile.TemporaryDirectory() as temporary:
-        folder = options.bundles or Path(temporary)
+    with progress("keyword spotter") as step, temporary_folder("bench") as temporary:
+        folder = options.bundles or temporary
         settings = [setting for setting in SETTINGS if options.model in (None, setting[0])]
         if not settings:
             parser.error(f"--model {options.model}: there are {', '.join(sorted({model for model, _ in SETTINGS}))}")

@@ -15,7 +15,6 @@ that the timed run needs no export beside it.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -36,6 +35,7 @@ from trt_compress.runtime.stream.pipeline import Pipeline, Settings, Stages
 from trt_compress.runtime.stream.result import STAGES, Scheduling, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.trend import trend
 from trt_compress.tools.console import print_table
 from trt_compress.tools.machine import command_output, describe_device, package_versions
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--realtime", action="store_true", help="real-time threads, part `overhead` only")
     parser.add_argument("--bundles", type=Path, help="where the bundles are, or go (part `bundles` only makes them)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        bundles = options.bundles or Path(folder)
+    with temporary_folder("bench") as folder:
+        bundles = options.bundles or folder
         if options.part != "account":
             _export(bundles)
         if options.part == "bundles":

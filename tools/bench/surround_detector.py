@@ -8,7 +8,6 @@ exported files in ONNX Runtime as streams with history, and the speed-up over de
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from trt_compress.models.pretrained.surround_detector import (
 from trt_compress.plugins.library import Library, find
 from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
 from trt_compress.runtime.ort import register_native
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress
 
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundles", type=Path, metavar="DIR", help="where the bundles are, or are to be kept")
     options = parser.parse_args(arguments)
     scenes = options.scenes if options.scenes is not None else 2 if options.quick else NUM_HELD_OUT
-    with progress("ToC3D") as step, tempfile.TemporaryDirectory() as folder:
-        figures = measure(options.bundles or Path(folder), scenes=scenes, pairs=8 if options.quick else 130, step=step)
+    with progress("ToC3D") as step, temporary_folder("bench") as folder:
+        figures = measure(options.bundles or folder, scenes=scenes, pairs=8 if options.quick else 130, step=step)
     print_table(f"{MODEL}, batch 1, ONNX Runtime on one thread", ("", "mAP", "error", *_TIMES), rows(figures))
     if not options.quick and scenes == NUM_HELD_OUT:
         append_record(RESULTS, "surround_detector", {"model": MODEL, **figures})

@@ -8,7 +8,6 @@ frames. Streams with reuse begin with one frame of the level `dense`. One JSON l
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -22,6 +21,7 @@ from trt_compress.models.pretrained.moving_digits import as_input, make_clip
 from trt_compress.models.pretrained.video_vit import TEST_CLIPS, Stream, score_stream
 from trt_compress.runtime.latency import Speedup, interleave, speedup, summarize
 from trt_compress.runtime.session import Session
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import print_table, progress
 
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few samples, nothing recorded: to see that it runs")
     quick = parser.parse_args(arguments).quick
     clips, pairs = (3, 10) if quick else (TEST_CLIPS, 200)
-    with progress(MODEL) as step, tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), clips=clips, pairs=pairs, step=step)
+    with progress(MODEL) as step, temporary_folder("bench") as folder:
+        figures = measure(folder, clips=clips, pairs=pairs, step=step)
     rows = [_row(name, figure) for name, figure in figures["variants"].items()]
     columns = ("", "digit", "place", "both", "place error", "frames a second", "speed-up over dense")
     print_table(f"{MODEL}, batch 1, ONNX Runtime on one thread, {clips} held-out clips", columns, rows)

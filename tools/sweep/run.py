@@ -7,7 +7,6 @@ folder are taken again where they are of the same model, weights and version.
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from trt_compress.runtime.latency import interleave_many, speedup, summarize, ve
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.proportion import Difference, difference
 from trt_compress.runtime.session import Session
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.bundle import repeated
 from trt_compress.tools.evaluate import (
     Progress,
@@ -484,8 +484,8 @@ def _against(done: _Done, row: Row, partner: Row) -> Difference | None:
 def _folder(output: str | Path | None) -> Iterator[Path]:
     """Where bundles go: the folder that the user wants, or one that is gone afterwards."""
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="trt-compress-sweep-") as folder:
-            yield Path(folder)
+        with temporary_folder("sweep") as folder:
+            yield folder
         return
     try:
         Path(output).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,376 @@
+"""What a run makes on its way carries its owner's lock, so that the next run can tell what a killed one left behind.
+
+A temporary folder and a folder that is staged beside an output have a name of our own pattern, with a token that cannot
+be guessed, and are held by a `flock` as long as their owner lives, or a child that was given the descriptor. What bears
+such a name, belongs to this user and is held by nobody is a stray, and whoever makes the next one in that place removes
+it. Where a file system cannot lock a folder (NFS), nothing is taken for a stray. Drafts of files: `files.write_whole`.
+"""
+
+import atexit
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_TOKEN_BYTES = 8
+_TOKEN = r"[0-9a-f]{16}"
+_TEMPORARY = re.compile(rf"trt-compress-[a-z-]+-{_TOKEN}")
+_LONGEST_NAME = 200  # of 255 bytes, in characters that may take more than one where the name is short anyway
+_HOW_LONG_TO_WAIT = 60.0
+_HEALED_WITHIN = 2.0
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+
+_held: dict[Path, int] = {}
+_process = os.getpid()
+
+
+# ---- folders that are held -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def temporary_folder(use: str, within: Path | None = None) -> Iterator[Path]:
+    """A folder of this process alone that is gone afterwards; those of killed runs are removed first.
+
+    Args:
+        use: What it is for, in small letters: `build`.
+        within: Where; None is where temporary files go.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    place = Path(tempfile.gettempdir()).absolute() if within is None else within
+    _sweep(place, _TEMPORARY)
+    with _held_folder(lambda: place / f"trt-compress-{use}-{secrets.token_hex(_TOKEN_BYTES)}", 0o700) as folder:
+        yield folder
+
+
+@contextmanager
+def staged_folder(target: Path, before: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """A new folder beside `target`, for what will be put in its place; what is at its name afterwards is removed.
+
+    Strays of the same target are removed first, and a target that a killed replacement left aside is put back. Folders
+    above it are made, and removed again where they stay empty.
+
+    Args:
+        target: What it will become; links resolved.
+        before: Called with each stray before it is removed.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    try:
+        if new_parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            remove_strays(target, before)
+        with _held_folder(lambda: beside(target, "new"), 0o777) as folder:
+            yield folder
+    finally:
+        for parent in new_parents:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def beside(target: Path, use: str) -> Path:
+    """A name beside `target` that is ours: `.target.0123456789abcdef.new`."""
+    return target.with_name(f".{target.name[:_LONGEST_NAME]}.{secrets.token_hex(_TOKEN_BYTES)}.{use}")
+
+
+def locks_of(folder: Path) -> tuple[int, ...]:
+    """The descriptors that hold the folders of this process in which `folder` lies, for a child that works in it."""
+    place = Path(os.path.abspath(folder))
+    return tuple(lock for held, lock in list(_held.items()) if held == place or held in place.parents)
+
+
+@contextmanager
+def _held_folder(name: Callable[[], Path], mode: int) -> Iterator[Path]:
+    made: list[Path] = []
+    try:
+        while True:
+            folder = name()
+            made.append(folder)  # before it is there: an interruption may come right behind
+            os.mkdir(folder, mode)
+            if _hold(folder):
+                break
+        yield folder
+    finally:
+        for folder in made:
+            remove_tree(folder)
+            _release(folder)
+
+
+def _hold(folder: Path) -> bool:
+    """Lock a new folder; False: somebody took it for a stray before it was held."""
+    try:
+        lock = _open(folder)
+    except FileNotFoundError:
+        return False
+    try:
+        _flock(lock)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    except OSError:  # this file system cannot lock a folder, and then no other process can either
+        os.close(lock)
+        return True
+    if not _is_at(lock, folder):
+        os.close(lock)
+        return False
+    _held[Path(os.path.abspath(folder))] = lock
+    return True
+
+
+def _release(folder: Path) -> None:
+    lock = _held.pop(Path(os.path.abspath(folder)), None)
+    if lock is not None:
+        os.close(lock)
+
+
+@atexit.register
+def _remove_own() -> None:
+    """What an interruption at an unlucky moment kept from its own end."""
+    if os.getpid() == _process:
+        for folder in list(_held):
+            remove_tree(folder)
+
+
+# ---- strays ---------------------------------------------------------------------------------------------------------
+
+
+def remove_strays(target: Path, before: Callable[[Path], None] | None = None) -> None:
+    """Remove what killed runs left beside `target` on their way to it.
+
+    Args:
+        target: A file or folder that will be made or replaced; one that a kill left aside is put back.
+        before: Called with each stray before it is removed.
+    """
+    with suppress(OSError):
+        put_back(target, patience=0)
+    _sweep(target.parent, _pattern(target, "new" if not os.path.lexists(target) else "new|old"), before)
+
+
+def _pattern(target: Path, uses: str) -> re.Pattern[str]:
+    return re.compile(rf"\.{re.escape(target.name[:_LONGEST_NAME])}\.{_TOKEN}\.({uses})")
+
+
+def _sweep(place: Path, pattern: re.Pattern[str], before: Callable[[Path], None] | None = None) -> None:
+    for path in _matching(place, pattern):
+        with suppress(OSError):
+            _remove_stray(path, before)
+
+
+def _matching(place: Path, pattern: re.Pattern[str]) -> list[Path]:
+    try:
+        with os.scandir(place) as entries:
+            return [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]
+    except OSError:
+        return []
+
+
+def _remove_stray(path: Path, before: Callable[[Path], None] | None) -> None:
+    status = os.lstat(path)
+    is_folder = stat.S_ISDIR(status.st_mode)
+    if status.st_uid != os.geteuid() or not (is_folder or stat.S_ISREG(status.st_mode)):
+        return
+    lock = _open(path)
+    try:
+        _flock(lock)
+        if not _is_at(lock, path):
+            return
+        if before is not None:
+            before(path)
+        if is_folder:
+            remove_tree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(lock)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with what is in it, also when an interruption comes meanwhile; what cannot be removed stays."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+# ---- putting in place -----------------------------------------------------------------------------------------------
+
+
+def put_in_place(staged: Path, target: Path) -> None:
+    """Put a staged folder in its place; a folder that was there is then at the name of the staged one.
+
+    In one step where the file system can exchange two names; else the old one is set aside for a moment, and a kill in
+    that moment is healed by `put_back`. Whoever opens the target meanwhile is kept waiting by its lock: `locked`.
+
+    Raises:
+        OSError: It cannot; everything is as it was.
+    """
+    if not os.path.lexists(target):
+        os.rename(staged, target)
+        return
+    try:
+        exchange(staged, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_EXCHANGE:
+            raise
+        _put_by_steps(staged, target)
+
+
+def _put_by_steps(staged: Path, target: Path) -> None:
+    aside = staged.with_name(f"{staged.name.removesuffix('.new')}.old")
+    try:
+        os.rename(target, aside)
+        os.rename(staged, target)
+        os.rename(aside, staged)
+    except BaseException:
+        if os.path.lexists(aside):
+            os.rename(aside, staged if os.path.lexists(target) else target)
+        raise
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names in one step.
+
+    Raises:
+        OSError: The system or the file system cannot (ENOSYS, EINVAL), or a name is not there.
+    """
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def put_back(target: Path, *, patience: float = _HEALED_WITHIN) -> bool:
+    """Put a folder back that a replacement set aside and was killed; wait a moment for one that is going on.
+
+    Args:
+        target: The folder, which is not there.
+        patience: Seconds to wait for a replacement that is going on.
+
+    Returns:
+        Whether it is there now.
+
+    Raises:
+        OSError: It is there under another name, `filename`, and may not be renamed.
+    """
+    target = Path(os.path.realpath(target))
+    until = time.monotonic() + patience
+    while not os.path.lexists(target):
+        asides = _matching(target.parent, _pattern(target, "old"))
+        for aside in sorted(asides, key=_changed, reverse=True):
+            if not _is_held(aside):
+                with suppress(FileNotFoundError):  # somebody else was faster
+                    os.rename(aside, target)
+                    return True
+        if not asides or time.monotonic() >= until:
+            break
+        time.sleep(0.01)
+    return os.path.lexists(target)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        lock = _open(folder)
+    except FileNotFoundError:
+        return True
+    try:
+        _flock(lock)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
+# ---- one change at a time -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path, files: Iterable[Path] = ()) -> Iterator[None]:
+    """Keep other processes from changing a folder; its name is held, also when the folder is exchanged.
+
+    Args:
+        folder: The folder.
+        files: What is locked where the file system cannot lock a folder (NFS locks files that may be written).
+
+    Raises:
+        TimeoutError: Another process has it locked for a minute.
+        OSError: It is not there.
+    """
+    until = time.monotonic() + _HOW_LONG_TO_WAIT
+    locks: list[int | None] = []
+    try:
+        locks.append(_lock(folder, os.O_RDONLY, until))
+        if locks == [None]:
+            for file in files:
+                with suppress(PermissionError):
+                    locks.append(_lock(file, os.O_RDWR, until))
+        yield
+    finally:
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
+
+
+def _lock(path: Path, flags: int, until: float) -> int | None:
+    """A descriptor that holds what is at `path`; None: this file system cannot lock it."""
+    while True:
+        lock = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            _flock(lock)
+            if _is_at(lock, path):
+                return lock
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(lock)
+                raise TimeoutError(errno.ETIMEDOUT, "another process is changing it", str(path)) from None
+            time.sleep(0.02)
+        except OSError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _flock(descriptor: int) -> None:
+    import fcntl  # not on Windows, where this module is loaded and nothing of it used
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
