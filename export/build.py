@@ -8,18 +8,15 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import trt_compress
+from trt_compress.children import run_python
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
@@ -320,23 +317,10 @@ def _dims(value: "onnx.ValueInfoProto") -> tuple[Dim, ...]:
     return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims)
 
 
-def _worker_command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "trt_compress.export.engine_worker", str(folder)]
-
-
 def _run_worker(folder: Path, request: Mapping[str, Any], target: Target) -> dict[str, Any]:
     (folder / "request.json").write_text(json.dumps(request))
-    package_root = str(Path(trt_compress.__file__).parents[1])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        _worker_command(folder),
-        env={**os.environ, "PYTHONPATH": search_path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    log = tuple(done.stdout.splitlines()[-_LOG_LINES_KEPT:])
+    done = run_python("trt_compress.export.engine_worker", [folder], folder=folder)
+    log = tuple(done.stdout.decode(errors="replace").splitlines()[-_LOG_LINES_KEPT:])
     product = PRODUCTS[target.backend]
     if done.returncode < 0:
         raise BuildError(_killed(product, -done.returncode), log=log)

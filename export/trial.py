@@ -7,11 +7,8 @@ take it down.
 
 import importlib.util
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, TensorProto
 
-import trt_compress
+from trt_compress.children import TimeoutExpired, run_python
 from trt_compress.export.findings import Finding
 from trt_compress.export.graph_view import load_structure
 from trt_compress.export.lower import lower_for_target
@@ -195,14 +192,9 @@ def _triple(dim: Any, known: Mapping[str, LengthRange], sizes: Sequence[int]) ->
 
 def _run(folder: Path) -> int | None:
     """Exit code of the child, None if it was stopped after `_SECONDS`."""
-    package_root = str(Path(trt_compress.__file__).parents[1])
-    search_path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", "trt_compress.export.trial_worker", str(folder)]
     try:
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": search_path}, capture_output=True, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+        done = run_python("trt_compress.export.trial_worker", [folder], folder=folder, timeout=_SECONDS)
+    except TimeoutExpired:
         return None
     return done.returncode
 

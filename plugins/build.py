@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trt_compress import __version__
+from trt_compress.children import find_program, python_command, run, started
 from trt_compress.errors import ConfigError, NativeError, PluginError
 from trt_compress.paths import try_new_folder
 from trt_compress.plugins import ptxas
@@ -39,7 +39,7 @@ from trt_compress.plugins.library import (
     source_hash,
     sources_folder,
 )
-from trt_compress.strays import put_in_place, staged_folder
+from trt_compress.strays import put_in_place, staged_folder, temporary_folder
 
 SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 """The GPUs that are supported, from Turing to Blackwell; 87 is Orin, 110 is Thor."""
@@ -115,10 +115,10 @@ def build(
         tensorrt = _as_config(tensorrt, _given_tensorrt)
     if onnxruntime is not None:
         _as_config(onnxruntime, onnxruntime_headers)
-    cmake = shutil.which("cmake")
+    cmake = find_program("cmake")
     if cmake is None:
         raise PluginError("CMake is not on the path; install it, for example with 'pip install cmake ninja'.")
-    if shutil.which("c++") is None and shutil.which("g++") is None and shutil.which("clang++") is None:
+    if find_program("c++") is None and find_program("g++") is None and find_program("clang++") is None:
         raise PluginError("There is no C++ compiler on the path; install g++ or clang++ (on Debian: apt install g++).")
     gpu: tuple[Kind, ...] = tuple(kind for kind in ("cuda", "tensorrt") if kind in only)
     wanted = _sms_or_reason(cuda, tensorrt) if gpu else ""
@@ -268,7 +268,7 @@ def _sms_wanted(cuda: Literal["auto", "all", "none"] | Sequence[int]) -> tuple[l
         raise _Skip("not asked for")
     if not isinstance(cuda, str):
         _check_sms(cuda)
-    nvcc = shutil.which("nvcc")
+    nvcc = find_program("nvcc")
     if nvcc is None:
         reason = "nvcc is not on the path; it comes with the CUDA toolkit, or with 'pip install nvidia-cuda-nvcc'"
         if cuda == "auto":
@@ -303,7 +303,7 @@ def _check_sms(sms: Sequence[int]) -> None:
 
 
 def _gpus_here() -> list[int]:
-    if shutil.which("nvidia-smi") is None:
+    if find_program("nvidia-smi") is None:
         return []
     try:
         text = _output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
@@ -375,15 +375,15 @@ def _run_cmake(
     checkout = hashlib.sha256(str(sources).encode()).hexdigest()[:8]
     folder = cache_folder() / "build" / checkout / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock"), step):
+    with _locked(folder.with_suffix(".lock"), step) as lock:
         hashes = {path: source_hash(_kind_of(path)) for path in libraries}
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        generator = ["-G", "Ninja"] if find_program("ninja") else []
         if (folder / "CMakeCache.txt").exists():
             generator = []
         definitions = [f"-D{key}={value}" for key, value in options.items()]
         step("configuring")
-        _run([cmake, "-S", str(sources), "-B", str(folder), *generator, *definitions], step)
-        _run([cmake, "--build", str(folder), "--parallel", str(_jobs())], step)
+        _run([cmake, "-S", str(sources), "-B", str(folder), *generator, *definitions], step, lock)
+        _run([cmake, "--build", str(folder), "--parallel", str(_jobs())], step, lock)
         made = []
         for path, facts in libraries.items():
             kind = _kind_of(path)
@@ -425,11 +425,9 @@ def _forget_old(path: Path) -> None:
 
 def _contracts(library: Path) -> list[dict[str, Any]]:
     """Ask the new library what it holds, in a process of its own."""
-    program = (
-        "import ctypes, sys\nlibrary = ctypes.CDLL(sys.argv[1])\nlibrary.trtcDescribe.restype = ctypes.c_char_p\n"
-        "print(library.trtcDescribe().decode())"
-    )
-    found: list[dict[str, Any]] = json.loads(_output(sys.executable, "-c", program, str(library)))["operators"]
+    command = python_command("trt_compress.plugins.describe_worker", library)
+    with temporary_folder("describe") as folder:
+        found: list[dict[str, Any]] = json.loads(_output(*command, folder=folder))["operators"]
     return found
 
 
@@ -451,26 +449,24 @@ def _jobs() -> int:
 
 
 @contextmanager
-def _locked(path: Path, step: Callable[[str], None]) -> Iterator[None]:
-    """One build at a time in one folder, over all processes."""
+def _locked(path: Path, step: Callable[[str], None]) -> Iterator[int]:
+    """One build at a time in one folder, over all processes; gives the lock, which what is started shall keep."""
     with path.open("w", encoding="ascii") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             step("waiting for another build")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def _run(command: list[str], step: Callable[[str], None]) -> None:
+def _run(command: list[str], step: Callable[[str], None], lock: int) -> None:
     """Run a command, pass its lines to `step`, and keep the last ones for the error."""
-    environment = {**os.environ, "LC_ALL": "C", "NINJA_STATUS": "[%f/%t] "}
+    variables = {"LC_ALL": "C", "NINJA_STATUS": "[%f/%t] "}
     lines: deque[str] = deque(maxlen=400)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+    with started(command, variables=variables, pass_fds=[lock]) as process:
+        for raw in process.stdout or ():
+            line = raw.decode(errors="replace")
             lines.append(line.rstrip())
             if line.startswith("["):
                 step(line.strip().replace("CMakeFiles/", "")[:100])
@@ -483,8 +479,9 @@ def _run(command: list[str], step: Callable[[str], None]) -> None:
         )
 
 
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _output(*command: str, folder: Path | None = None) -> str:
+    done = run(command, folder=folder)
     if done.returncode:
-        raise NativeError(f"'{' '.join(command[:2])}' ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return done.stdout
+        said = done.stderr.decode(errors="replace").strip()
+        raise NativeError(f"'{' '.join(command[:2])}' ended with {done.returncode}: {said[-500:]}")
+    return done.stdout.decode(errors="replace")

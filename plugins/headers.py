@@ -4,15 +4,14 @@ No wheel of ONNX Runtime holds them. The Debian package libonnxruntime-dev does;
 user's cache by a private apt configuration, made from the machine's own sources: nothing is installed.
 """
 
-import os
 import platform
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trt_compress.children import TimeoutExpired, find_program, run
 from trt_compress.errors import PluginError
 from trt_compress.plugins.library import cache_folder
 from trt_compress.strays import temporary_folder
@@ -79,7 +78,7 @@ def _find(given: Path) -> Path | None:
 
 
 def _fetch(kept: Path) -> Path:
-    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    missing = [tool for tool in ("apt-get", "dpkg-deb") if find_program(tool) is None]
     if missing:
         raise PluginError(
             f"The headers of ONNX Runtime are not here, and without {' and '.join(missing)} they cannot be fetched; "
@@ -166,13 +165,11 @@ def _codename() -> str:
 
 
 def _run(folder: Path, configuration: Path, *command: str) -> None:
-    environment = {**os.environ, "APT_CONFIG": str(configuration), "LC_ALL": "C"}
+    variables = {"APT_CONFIG": str(configuration), "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_APT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
+        done = run(command, folder=folder, variables=variables, timeout=_APT_SECONDS)
+    except TimeoutExpired:
         raise PluginError(f"'{shlex.join(command)}' took longer than {_APT_SECONDS} s; {_GIVE_ONE}.") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
-        raise PluginError(f"'{shlex.join(command)}' failed ({said}); {_GIVE_ONE}.")
+        said = (done.stderr.strip() or done.stdout.strip() or b"it said nothing").decode(errors="replace").splitlines()
+        raise PluginError(f"'{shlex.join(command)}' failed ({said[-1]}); {_GIVE_ONE}.")

@@ -3,7 +3,7 @@
     python ptxas.py nvcc … -o kernel.o
 
 runs the call, keeps ptxas' lines out of the output and writes what they say to `kernel.o.ptxas.json`. It runs by its
-path inside CMake, so it imports nothing of this package.
+path inside CMake, so it imports nothing of this package; the PATH that it gets there names absolute folders only.
 """
 
 import json

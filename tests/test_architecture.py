@@ -34,6 +34,7 @@ ALLOWED = {
 }
 FOR_ALL = (
     "children",
+    "current_folder",
     "errors",
     "files",
     "foreign",
@@ -45,6 +46,16 @@ FOR_ALL = (
     "suggest",
     "__version__",
 )
+
+STARTS = {"subprocess", "multiprocessing", "runpy", "pty", "popen2", "commands"}
+STARTS_BY_NAME = {"ProcessPoolExecutor", "create_subprocess_exec", "create_subprocess_shell", "system", "popen"}
+STARTS_BY_START = ("exec", "spawn", "posix_spawn", "fork")  # of os
+MAY = {
+    "src/trt_compress/children.py": {"subprocess", "sys.executable", "shutil.which"},  # and in its text, what it starts
+    "plugins/ptxas.py": {"subprocess", "shutil.which"},  # it stands alone, in the environment that children gave CMake
+    "plugins/build.py": {"sys.executable"},  # what CMake starts, in isolated mode
+    "tools/demo.py": {"sys.executable"},  # whose folder it shows
+}
 
 PUBLIC = {
     "trt_compress.runtime": ["Bundle", "Manifest", "Session"],
@@ -74,6 +85,58 @@ def test_imports_go_one_way(path: Path) -> None:
     allowed = (*ALLOWED.get(folder, public), *FOR_ALL)
     wrong = [name for name in imports_of(path) if not any(f"{name}.".startswith(f"{start}.") for start in allowed)]
     assert wrong == [], f"{relative(path)} may import {', '.join(allowed)} of trt_compress"
+
+
+def starts_in(tree: ast.AST) -> Iterator[str]:
+    """What in a file starts programs, or looks for one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.partition(".")[0] in STARTS)
+        elif isinstance(node, ast.ImportFrom):
+            if (node.module or "").partition(".")[0] in STARTS:
+                yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if starts(str(node.module), alias.name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+            if starts(owner, node.attr):
+                yield f"{owner}.{node.attr}"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "import_module", "find_spec"):
+            named = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+            yield from (str(name) for name in named if str(name).partition(".")[0] in STARTS)
+
+
+def starts(owner: str, name: str) -> bool:
+    found = owner == "os" and name.startswith(STARTS_BY_START)
+    return found or f"{owner}.{name}" in ("sys.executable", "shutil.which") or name in STARTS_BY_NAME and owner != "re"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_programs_are_started_in_one_place_only(path: Path) -> None:
+    """Anything else would look for modules or programs in the current folder, which may be a stranger's bundle."""
+    found = set(starts_in(ast.parse(path.read_text(encoding="utf-8"))))
+    assert found <= MAY.get(relative(path), set()), "use trt_compress.children"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import subprocess",
+        "from subprocess import run",
+        "import multiprocessing.pool",
+        "import sys\ncommand = [sys.executable, '-m', 'x']",
+        "from sys import executable",
+        "import os\nos.execv('/bin/sh', [])",
+        "import os\nos.system('ls')",
+        "from os import fork",
+        "from concurrent.futures import ProcessPoolExecutor",
+        "import concurrent.futures\nconcurrent.futures.ProcessPoolExecutor()",
+        "import asyncio\nasyncio.create_subprocess_exec('ls')",
+        "from importlib import import_module\nimport_module('runpy')",
+        "import shutil\nshutil.which('cmake')",
+    ],
+)
+def test_another_way_to_start_a_program_is_seen(text: str) -> None:
+    assert list(starts_in(ast.parse(text)))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

@@ -73,7 +73,7 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3.10" in metadata
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
-    assert "trt-compress = trt_compress.tools.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+    assert "trt-compress = trt_compress.__main__:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 
 def test_the_five_names_agree(pyproject: dict[str, Any]) -> None:

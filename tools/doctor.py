@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trt_compress import __version__
+from trt_compress.children import find_program
 from trt_compress.errors import PluginError
 from trt_compress.plugins import library
 from trt_compress.tools import machine
@@ -123,7 +124,7 @@ def _tensorrt(module: str) -> Check:
 
 def _tools() -> Iterator[Check]:
     """Programs that build the native operators, and ffmpeg."""
-    compiler = os.environ.get("CXX") or next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "c++")
+    compiler = os.environ.get("CXX") or next(filter(find_program, ("c++", "g++", "clang++")), "c++")
     needed = "Needed to build the native operators (trt-compress plugins build); "
     for name, command, advice in (
         ("C++ compiler", (compiler, "--version"), f"{needed}on Debian and Ubuntu: apt install g++."),
@@ -133,7 +134,7 @@ def _tools() -> Iterator[Check]:
         ("ffmpeg", ("ffmpeg", "-version"), "Not needed, as PyAV reads video; of use to convert files."),
     ):
         said = machine.command_output(*command)
-        found = None if said is None else f"{_version_of(said)} ({shutil.which(command[0])})"
+        found = None if said is None else f"{_version_of(said)} ({find_program(command[0])})"
         yield Check(group="tools", name=name, found=found, advice=None if found else advice)
 
 

@@ -11,8 +11,6 @@ import importlib
 import json
 import platform
 import random
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +23,8 @@ import numpy as np
 import torch
 
 from trt_compress import __version__
-from trt_compress.errors import ConfigError, PluginError, ShapeError, TrtCompressError, UnsupportedError
+from trt_compress.children import TimeoutExpired, find_program
+from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError, TrtCompressError, UnsupportedError
 from trt_compress.plugins.build import build, tensorrt_headers
 from trt_compress.plugins.library import source_hash, sources_folder
 from trt_compress.plugins.operator import Operator
@@ -321,7 +320,7 @@ def check_sanitizer(runner: Runner, checks: Sequence[Check], tool: str, sm: int,
     cases = [check.case for check in checks if _largest(check.case) <= SMALL_BYTES]
     try:
         found = sanitize(runner, cases, tool, sm, deadline)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, NativeError, TimeoutExpired) as error:
         found = Sanitized(is_fine=None, detail=f"the program with a planted mistake could not be made: {error}")
     state: State = "skipped" if found.is_fine is None else "passed" if found.is_fine else "failed"
     return Line(step=f"sanitizer-{tool}", subject="kernels", state=state, detail=found.detail)
@@ -365,7 +364,7 @@ def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: 
             answers = _ask_plugins(driving, program, outcome.library.path, asked, inside, deadline)
         except AssertionError as error:
             lines.append(line("failed", op_type, str(error)))
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             lines.append(line("skipped", op_type, NO_TIME))
         else:
             lines += [_judge_plugin(check, answers[check.case.name]) for check in asked]
@@ -541,7 +540,7 @@ def _usable_device() -> CudaDevice:
             f"gpu-check needs an NVIDIA GPU, and {error}; run it on a machine with one (the kernels' logic is tested "
             "without: make test PYTEST_ARGS=tests/native)."
         ) from None
-    if shutil.which("nvcc") is None:
+    if find_program("nvcc") is None:
         raise UnsupportedError(
             "gpu-check compiles the kernels for this GPU, and nvcc is not on the path; install CUDA."
         )

@@ -2,11 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from trt_compress.children import Process, TimeoutExpired, end, find_program, python_command, run, started
+from trt_compress.errors import NativeError
 from trt_compress.plugins.library import sources_folder
 from trt_compress.tools.gpu_check_kernels import Bytes, Case
 from trt_compress.tools.gpu_check_worker import LOST, RESULTS
@@ -24,7 +22,7 @@ CRASHES = 5  # after so many the GPU is not asked again
 STALL_S = 60.0  # a case without a result for so long hangs
 RESERVE_S = 20.0
 NO_TIME = "no time was left"
-WORKER: tuple[str, ...] = ("-m", "trt_compress.tools.gpu_check_worker")
+WORKER = "trt_compress.tools.gpu_check_worker"
 _FOUND = 9  # what compute-sanitizer returns where it found something
 _TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 
@@ -48,23 +46,20 @@ def run_program(command: Sequence[str], *, seconds: float, log: Path, progress: 
         progress: A file that grows while it gets on.
     """
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
+        with started(command, output=out) as process:
             why = _watch(process, time.monotonic() + seconds, progress)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nothing else is in that group
-            process.wait()
+            if why:
+                end(process)
     return Ended(returncode=process.returncode, text=log.read_text(encoding="utf-8", errors="replace"), why=why)
 
 
-def _watch(process: "subprocess.Popen[bytes]", end: float, progress: Path | None) -> str:
+def _watch(process: "Process[bytes]", end: float, progress: Path | None) -> str:
     size, moved = -1, time.monotonic()
     while True:
         try:
             process.wait(timeout=max(min(0.2, end - time.monotonic()), 0.01))
             return ""
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             now = time.monotonic()
         have = progress.stat().st_size if progress is not None and progress.exists() else -1
         if have != size:
@@ -83,10 +78,10 @@ class Runner:
         self.folder = folder
         self.crashes = 0
 
-    def command(self, folder: Path, names: Sequence[str], *options: str) -> list[str]:
-        """What runs the named cases of a folder."""
+    def command(self, folder: Path, names: Sequence[str], *options: str, between: bool = False) -> list[str]:
+        """What runs the named cases of a folder; `between`: another program starts it."""
         (folder / "names").write_text("\n".join(names), encoding="utf-8")
-        return [sys.executable, *WORKER, str(self.library), str(folder), str(folder / "names"), *options]
+        return python_command(WORKER, self.library, folder, folder / "names", *options, between=between)
 
     def run(self, cases: Sequence[Case], *, repeats: int = 0, deadline: float, step: str) -> dict[str, dict[str, Any]]:
         """Results by name of the case; one that crashed has that as its problem, one without time is missing."""
@@ -185,7 +180,9 @@ def sanitize(runner: Runner, cases: Sequence[Case], tool: str, sm: int, deadline
     # One of each operator first: what there is no time for is spread over all of them.
     names = [case.name for case in _spread(cases)]
     seconds = max(deadline - time.monotonic(), 1.0)
-    ended = run_program([*command, *runner.command(folder, names, "--once")], seconds=seconds, log=folder / "log")
+    ended = run_program(
+        [*command, *runner.command(folder, names, "--once", between=True)], seconds=seconds, log=folder / "log"
+    )
     results = read_results(folder)
     problems = [f"{name}: {'; '.join(r['problems'])}" for name, r in results.items() if r["problems"]]
     told = _told(ended.text)
@@ -200,19 +197,25 @@ def sanitize(runner: Runner, cases: Sequence[Case], tool: str, sm: int, deadline
 
 
 def plant(folder: Path, sm: int) -> Path:
-    """A program with mistakes that the tools must find."""
+    """A program with mistakes that the tools must find.
+
+    Raises:
+        NativeError, OSError, subprocess.TimeoutExpired: nvcc does not compile it.
+    """
     source, program = sources_folder().parent / "tests" / "native" / "planted.cu", folder / "planted"
     command = ["nvcc", f"-arch=sm_{sm}", str(source), "-o", str(program)]
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = run(command, timeout=120)
+    if done.returncode:
+        raise NativeError(f"nvcc ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-400:]}")
     return program
 
 
 def beside_nvcc(name: str) -> str | None:
     """A program of the CUDA toolkit: on the path, beside nvcc, or where CUDA is installed."""
-    nvcc = shutil.which("nvcc")
+    nvcc = find_program("nvcc")
     folders = [*([Path(nvcc).resolve().parent] if nvcc else []), *map(Path, _TOOLKITS)]
     beside = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    return shutil.which(name) or (str(beside) if beside else None)
+    return find_program(name) or (str(beside) if beside else None)
 
 
 def _spread(cases: Sequence[Case]) -> list[Case]:

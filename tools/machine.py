@@ -3,11 +3,11 @@
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from trt_compress.children import TimeoutExpired, run
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "base": ("numpy", "rich", "typer"),
@@ -94,13 +94,11 @@ def power_mode() -> str | None:
 
 def command_output(*command: str) -> str | None:
     """What a command prints, or None if it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
+        finished = run(command, timeout=20)
+    except (OSError, TimeoutExpired):
         return None
-    return finished.stdout.strip()
+    return None if finished.returncode else finished.stdout.decode(errors="replace").strip()
 
 
 def commit_of_sources(given: str | None = None) -> str | None:

@@ -9,8 +9,6 @@ speaks in training, and half of the words that are no keyword are heard in the t
 
 import argparse
 import io
-import shutil
-import subprocess
 import sys
 import wave
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_compress.children import find_program, run
 from trt_compress.errors import TrtCompressError, UnsupportedError
 
 SAMPLE_RATE = 16000
@@ -90,7 +89,7 @@ def synthesize(utterance: Utterance) -> Array:
     Raises:
         UnsupportedError: espeak-ng is not installed, or lacks the voice.
     """
-    program = shutil.which("espeak-ng")
+    program = find_program("espeak-ng")
     if program is None:
         raise UnsupportedError(
             "speech is synthesized by espeak-ng, which is not installed.", hint="apt install espeak-ng"
@@ -100,7 +99,7 @@ def synthesize(utterance: Utterance) -> Array:
             raise UnsupportedError(f"espeak-ng has no voice '{name}' here; the speech would be another one.")
     command = [program, "--stdout", "-v", f"{utterance.accent}+{utterance.speaker}"]
     command += ["-s", str(utterance.words_per_minute), "-p", str(utterance.pitch), utterance.text]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = run(command)
     if done.returncode or not done.stdout:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
         raise UnsupportedError(f"espeak-ng cannot speak '{utterance.text}': {(reason or ['no sound came'])[0]}")
@@ -248,7 +247,7 @@ def write_heldout(directory: Path) -> Path:
 @cache
 def _known(program: str, language: str) -> frozenset[str]:
     """Names of the voices that espeak-ng lists for a language, or of its variants."""
-    lines = subprocess.run([program, f"--voices={language}"], capture_output=True, text=True, check=True).stdout
+    lines = run([program, f"--voices={language}"]).stdout.decode(errors="replace")
     names = [line.split() for line in lines.splitlines()[1:]]
     return frozenset(part.rpartition("/")[2] for words in names for part in words)
 

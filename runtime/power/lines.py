@@ -14,12 +14,11 @@ Source: docs.nvidia.com/deploy/nvml-api (nvmlDeviceGetPowerUsage); nvidia-smi --
 """
 
 import re
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
 
+from trt_compress.children import TimeoutExpired, find_program, run, start
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime.power.reader import RailSamples, Source
 
@@ -116,7 +115,7 @@ class LineReader:
         rails: frozenset[str] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        if shutil.which(command[0]) is None:
+        if find_program(command[0]) is None:
             raise UnsupportedError(
                 f"The program '{command[0]}' is not on this machine; use another power reader, or put it on the PATH."
             )
@@ -127,14 +126,7 @@ class LineReader:
         self._clock = clock
         self._closed = False
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                text=True,
-                start_new_session=True,  # Ctrl-C ends the stream, and only then the program
-            )
+            self._process = start(command)  # Ctrl-C ends the stream, and only then the program
         except OSError as error:
             raise UnsupportedError(f"'{command[0]}' cannot be started ({error.strerror}).") from None
         self._timer = threading.Timer(_START_TIMEOUT_S, self._process.kill)  # a program that never prints must not hang
@@ -161,7 +153,7 @@ class LineReader:
         self._process.terminate()
         try:
             self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self._process.kill()
             self._process.wait()
         if self._process.stdout is not None:
@@ -196,23 +188,24 @@ class LineReader:
         if self._process.stdout is None:
             return None
         try:
-            return self._process.stdout.readline() or None
+            return self._process.stdout.readline().decode(errors="replace") or None
         except ValueError:  # closed by another thread while it waited
             return None
 
 
 def _gpus(command: str) -> list[str]:
-    if shutil.which(command) is None:
+    if find_program(command) is None:
         raise UnsupportedError(
             f"The program '{command}' is not on this machine; use another power reader, or put it on the PATH."
         )
     query = (command, "--query-gpu=index", "--format=csv,noheader")
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        done = run(query, timeout=20)
+    except (OSError, TimeoutExpired) as error:
         raise UnsupportedError(f"'{command}' does not answer ({error}); check the NVIDIA driver.") from None
-    lines = done.stdout.split()
+    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    lines = output.split()
     if done.returncode != 0 or not lines or not all(line.isdigit() for line in lines):
-        said = (done.stdout + done.stderr).strip().splitlines() or ["nothing"]
+        said = (output + errors).strip().splitlines() or ["nothing"]
         raise UnsupportedError(f"'{command}' lists no GPU; it says: {said[0][:120]!r}. Check the NVIDIA driver.")
     return lines

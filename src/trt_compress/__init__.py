@@ -4,6 +4,14 @@ What is public is loaded on first use, so importing this package costs nothing a
 torch nor onnx.
 """
 
+# ruff: noqa: E402
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m trt_compress…` is being found, and the current folder stands first on its path
+    from trt_compress import current_folder
+
+    current_folder.forget()
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

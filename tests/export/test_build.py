@@ -11,8 +11,8 @@ import onnx.parser
 import pytest
 from rtx_cases import CASES
 
+from trt_compress import children
 from trt_compress.errors import BuildError, ConfigError, GateError, PluginError, UnsupportedError
-from trt_compress.export import build
 from trt_compress.export.build import BatchRange, build_engine, choose_plugins
 from trt_compress.export.targets import get_target
 from trt_compress.plugins.library import Library
@@ -248,6 +248,6 @@ def test_a_crash_of_the_library_does_not_take_us_along() -> None:
 def test_a_builder_that_ends_without_an_engine_is_an_error(
     code: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_worker_command", lambda folder: [sys.executable, "-c", code])
+    monkeypatch.setattr(children, "python_command", lambda *_: [sys.executable, "-c", code])
     with pytest.raises(BuildError, match=message):
         build_engine(merge_model(), RTX, batch=BATCH, precision="fp32")

@@ -122,7 +122,7 @@ def test_espeak_speaks_as_it_is_told() -> None:
 
 
 def test_without_espeak_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(speech, "find_program", lambda name: None)
     word = speech.Utterance(text="yes", accent="en-us", speaker="f2", words_per_minute=150, pitch=50)
     with pytest.raises(UnsupportedError, match="espeak-ng, which is not installed"):
         speech.synthesize(word)

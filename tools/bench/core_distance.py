@@ -7,11 +7,10 @@ against each other.
 
 import ctypes
 import os
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from trt_compress.children import find_program, run
 from trt_compress.strays import temporary_folder
 
 NEAR_NS = 200.0
@@ -26,14 +25,14 @@ def core_distance() -> Callable[[], float | None]:
 
     It gives None where that cannot be known: one core, no C++ compiler, not Linux.
     """
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    compiler = next(filter(None, map(find_program, ("c++", "g++", "clang++"))), None)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if compiler is None or len(cores) < 2:
         return lambda: None
     with temporary_folder("bench") as folder:
         library = folder / "core_distance.so"
         command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(library)]
-        if subprocess.run(command, capture_output=True).returncode:
+        if run(command).returncode:
             return lambda: None
         measure = ctypes.CDLL(str(library)).roundTripNs
     measure.restype = ctypes.c_double

@@ -5,13 +5,13 @@ One JSON line is appended to `tools/bench/results/costs.jsonl`; the README has i
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trt_compress.children import PIPE, python_command, started
 from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
@@ -55,13 +55,14 @@ def measure(command: str, folder: Path) -> dict[str, Any]:
     Raises:
         InternalError: It failed.
     """
-    arguments = [sys.executable, "-m", "trt_compress.tools.cli", *command.split()]
     start = time.monotonic()
-    child = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    said = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
+    with (
+        open(os.devnull, "wb") as nothing,
+        started(python_command("trt_compress", *command.split()), folder=folder, output=nothing, errors=PIPE) as child,
+    ):
+        said = child.stderr.read() if child.stderr else b""
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise InternalError(f"'trt-compress {command}' ended with {child.returncode}: {said.decode()[-300:]}")
     return {

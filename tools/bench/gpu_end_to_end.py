@@ -9,7 +9,6 @@ goes is told kernel by kernel. One call of less than ten minutes; each result is
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trt_compress.children import PIPE, TimeoutExpired, run_python
 from trt_compress.errors import GateError, TrtCompressError
 from trt_compress.plugins.native_torch import CudaKernels, install, torch_forms, uninstall
 from trt_compress.strays import temporary_folder
@@ -36,7 +36,7 @@ LEAST_COSINE = 0.98  # of logits: a near tie that goes the other way in fp16 mov
 SLOW = 0.95  # of what the operations say; below it the account is what a reader wants
 EXIT_FAILED = 3
 ENGINE_RESERVE_S = 30.0
-_WORKER = ("-m", "trt_compress.tools.bench.gpu_engine_worker")
+_WORKER = "trt_compress.tools.bench.gpu_engine_worker"
 
 
 class EndToEnd:
@@ -258,13 +258,13 @@ class EndToEnd:
             **{name: str(own / f"{name}.onnx") for name in bundles},
         }
         (own / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, *_WORKER, str(own / "request.json")]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-            output, ended = done.stdout, f"it ended with {done.returncode}: {done.stderr.strip()[-600:]}"
-        except subprocess.TimeoutExpired as error:
-            output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-            ended = "no time was left"
+            done = run_python(_WORKER, [own / "request.json"], folder=own, errors=PIPE, timeout=seconds)
+            said, errors = done.stdout, done.stderr.decode(errors="replace").strip()
+            ended = f"it ended with {done.returncode}: {errors[-600:]}"
+        except TimeoutExpired as error:
+            said, ended = error.stdout or b"", "no time was left"
+        output = said.decode(errors="replace")
         lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         is_told = False
         for line in lines:

@@ -1,11 +1,10 @@
 """Times ONNX files in turns in a process that holds nothing else: no torch, no other pool of threads.
 
-What was imported, traced and profiled before would be timed too: pools that spin, a heap in pieces. Started as
-`python -m trt_compress.tools.bench.ort_turns` with a request on standard input; the latencies go to standard output.
+What was imported, traced and profiled before would be timed too: pools that spin, a heap in pieces. It is
+started with a request on standard input; the latencies go to standard output.
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -16,9 +15,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from trt_compress.children import PIPE, run_python
 from trt_compress.errors import InternalError
 from trt_compress.plugins.library import Library, require
 from trt_compress.runtime.ort import register_native
+from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.core_distance import NEAR_NS, core_distance
 
 _SEED = 0
@@ -64,16 +65,19 @@ def time_in_turns(
         InternalError: The process failed.
     """
     request = {
-        "files": {name: str(path) for name, path in files.items()},
-        "native": {name: str(path) for name, path in native.items()},
+        "files": {name: str(path.absolute()) for name, path in files.items()},
+        "native": {name: str(path.absolute()) for name, path in native.items()},
         "feed": {name: list(shape) for name, shape in feed.items()},
         "threads": threads,
         "runs": runs,
     }
-    command = [sys.executable, "-m", "trt_compress.tools.bench.ort_turns"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    with temporary_folder("bench") as folder:
+        given = json.dumps(request).encode()
+        done = run_python("trt_compress.tools.bench.ort_turns", folder=folder, given=given, errors=PIPE)
     if done.returncode:
-        raise InternalError(f"The timing process ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        raise InternalError(
+            f"The timing process ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-400:]}"
+        )
     return Turns(**json.loads(done.stdout))
 
 

@@ -1,13 +1,13 @@
 """Lines of JSON under `tools/bench/results/`: what was measured, with the machine, the versions and the commit."""
 
 import json
-import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from trt_compress import __version__
+from trt_compress.children import run
 from trt_compress.runtime.latency import Speedup
 from trt_compress.tools.machine import describe_device, package_versions
 
@@ -37,5 +37,8 @@ def speedup_text(ratio: Mapping[str, Any]) -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    try:
+        done = run(["git", *arguments], folder=Path(__file__).resolve().parent)
+    except OSError:  # no git
+        return ""
+    return done.stdout.decode(errors="replace").strip()

@@ -240,7 +240,9 @@ def test_a_kernel_that_takes_the_context_along(merges: list[Check], tmp_path: Pa
         "w.run_folder(w.Kernels(library), w.CudaDevice(), folder, names.read_text().split())\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_check_runs, "WORKER", (str(worker),))
+        patch.setattr(
+            gpu_check_runs, "python_command", lambda _, *given, between: [sys.executable, str(worker), *given]
+        )
         results = runner.run(cases, deadline=time.monotonic() + 60, step="again")
     assert results["first"]["problems"] == ["cuStreamSynchronize: unspecified launch failure."]
     assert results["second"]["problems"] == [] and runner.crashes == 1
@@ -258,7 +260,7 @@ def test_the_whole_command(
     made = SimpleNamespace(library=library, note="", seconds=1.5, was_built=True)
     monkeypatch.setattr(gpu_check, "build", lambda **_: (made,))
     monkeypatch.setattr(gpu_check, "operators", lambda: {"TrtcTokenRestore": few})
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(gpu_check, "find_program", lambda name: f"/bin/{name}")
     monkeypatch.setattr(gpu_check, "REPEATS", 10)
     monkeypatch.setattr(gpu_check_device, "_COPY_BYTES", 1 << 20)
     monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: None)

@@ -211,7 +211,8 @@ def test_outside_of_a_checkout_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.fixture
 def emulated_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check_runs, "WORKER", (str(HERE / "emulated_worker.py"),))
+    worker = str(HERE / "emulated_worker.py")
+    monkeypatch.setattr(gpu_check_runs, "python_command", lambda _, *given, between: [sys.executable, worker, *given])
 
 
 @pytest.mark.usefixtures("emulated_worker")
