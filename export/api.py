@@ -19,7 +19,7 @@ from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_archive
-from trt_compress.plugins.library import choose
+from trt_compress.plugins.library import choose, library_or_none
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.tokens import token_flows
@@ -153,7 +153,7 @@ def verify(
         ConfigError: the model cannot be built again as it was (weights moved or changed).
         PluginError: the native library is missing, or may not be loaded.
     """
-    library = choose("onnxruntime", native)
+    library = library_or_none(choose("onnxruntime", native))
     opened = Bundle.open(bundle)
     recipe = replace(
         recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),

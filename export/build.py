@@ -21,7 +21,7 @@ from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedE
 from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import TARGETS, Target
-from trt_compress.plugins.library import Library, choose, refuse_on
+from trt_compress.plugins.library import Library, choose, library_or_none, refuse_on
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.runtime.manifest import Dim, TensorInfo
 from trt_compress.strays import temporary_folder
@@ -233,7 +233,7 @@ def choose_plugins(target: Target, asked: bool | str | Path | None) -> Library |
     version = library_version(target)
     if asked is None and target.lowering == "plugin":
         asked = True
-    return choose("tensorrt", asked, tensorrt=version, sms=target.sms)
+    return library_or_none(choose("tensorrt", asked, tensorrt=version, sms=target.sms))
 
 
 def library_version(target: Target) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trt_compress import __version__
+from trt_compress.cache import SET, cache_folder, check_own_so_far, make_own_folder
 from trt_compress.children import find_program, python_command, run, started
 from trt_compress.errors import ConfigError, NativeError, PluginError
 from trt_compress.paths import try_new_folder
@@ -30,7 +31,6 @@ from trt_compress.plugins.library import (
     KINDS,
     Kind,
     Library,
-    cache_folder,
     cpu_level,
     describe,
     find,
@@ -123,8 +123,9 @@ def build(
     gpu: tuple[Kind, ...] = tuple(kind for kind in ("cuda", "tensorrt") if kind in only)
     wanted = _sms_or_reason(cuda, tensorrt) if gpu else ""
     with _cache_errors():
-        try_new_folder(cache_folder() / "build")
-        try_new_folder(cache_folder() / "plugins")
+        for part in ("build", "plugins"):
+            check_own_so_far(cache_folder() / part)  # what is compiled there is loaded
+            try_new_folder(cache_folder() / part)
         outcomes: list[Outcome] = []
         if "onnxruntime" in only:
             outcomes.append(_build_onnxruntime(cmake, onnxruntime, force, step))
@@ -134,8 +135,7 @@ def build(
 
 
 def _given_tensorrt(folder: Path) -> Path:
-    found = tensorrt_headers(folder)
-    assert found is not None
+    found = _headers_in(folder)
     tensorrt_version(found)
     return found
 
@@ -153,7 +153,7 @@ def _as_config(folder: Path, look: Callable[[Path], Path]) -> Path:
 @contextmanager
 def _cache_errors() -> Iterator[None]:
     """Say which setting moves the cache when it cannot be written, or its disk fills up on the way."""
-    advice = "set XDG_CACHE_HOME to a folder that may be written"
+    advice = SET
     try:
         yield
     except OSError as error:
@@ -320,6 +320,10 @@ def tensorrt_headers(given: Path | None = None) -> Path | None:
     """
     if given is None:
         return next((Path(name) for name in _TENSORRT_FOLDERS if (Path(name) / "NvInfer.h").is_file()), None)
+    return _headers_in(given)
+
+
+def _headers_in(given: Path) -> Path:
     for folder in (given, given / "include"):
         if (folder / "NvInfer.h").is_file():
             return folder.resolve()
@@ -373,8 +377,7 @@ def _run_cmake(
     sources = sources_folder()
     # Two checkouts keep two build folders; ptxas and CMake then rebuild only what changed.
     checkout = hashlib.sha256(str(sources).encode()).hexdigest()[:8]
-    folder = cache_folder() / "build" / checkout / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_own_folder(cache_folder() / "build" / checkout / name)
     with _locked(folder.with_suffix(".lock"), step) as lock:
         hashes = {path: source_hash(_kind_of(path)) for path in libraries}
         generator = ["-G", "Ninja"] if find_program("ninja") else []
@@ -406,11 +409,15 @@ def _install(folder: Path, kind: Kind, path: Path, facts: dict[str, Any]) -> Lib
     }
     if "sms" in facts:
         info["resources"] = _resources(folder, facts["sms"])
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_own_folder(path.parent.parent)
     with staged_folder(path.parent) as new:
-        shutil.copy2(built, new / path.name)
-        info["sha256"] = sha256_of(new / path.name)
-        (new / path.with_suffix(".json").name).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        library, beside = new / path.name, new / path.with_suffix(".json").name
+        shutil.copy2(built, library)
+        info["sha256"] = sha256_of(library)
+        beside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        new.chmod(0o700)  # whatever the umask is: what others may write is not loaded
+        library.chmod(0o755)
+        beside.chmod(0o644)
         put_in_place(new, path.parent)  # whoever has the old one loaded keeps the file
     _forget_old(path)
     return describe(path)

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class CudaLibrary:
 
     def __init__(self, path: Path) -> None:
         try:
-            library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(os.path.realpath(path))  # a bare name would be looked for by the loader
             message = (ctypes.c_char_p, ctypes.c_size_t)
             library.trtcDescribe.restype = ctypes.c_char_p
             library.trtcDescribe.argtypes = ()

@@ -4,6 +4,7 @@ No wheel of ONNX Runtime holds them. The Debian package libonnxruntime-dev does;
 user's cache by a private apt configuration, made from the machine's own sources: nothing is installed.
 """
 
+import os
 import platform
 import re
 import shlex
@@ -11,9 +12,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trt_compress.cache import cache_folder, make_own_folder, own_path
 from trt_compress.children import TimeoutExpired, find_program, run
 from trt_compress.errors import PluginError
-from trt_compress.plugins.library import cache_folder
 from trt_compress.strays import temporary_folder
 
 HEADER = "onnxruntime_c_api.h"
@@ -43,9 +44,11 @@ def onnxruntime_headers(given: Path | None = None, step: Callable[[str], None] =
             raise PluginError(f"'{given}' has no {HEADER}; {_GIVE_ONE}.")
         return _check(folder)
     kept = cache_folder() / "headers" / _PACKAGE
-    for folder in (*_SYSTEM, kept / _BELOW[-1]):
+    for folder in _SYSTEM:
         if (folder / HEADER).is_file():
             return _check(folder)
+    if os.path.isfile(kept / _BELOW[-1] / HEADER):
+        return _check(own_path(kept / _BELOW[-1] / HEADER).parent)  # what is compiled with them is loaded
     step(f"fetching {_PACKAGE}")
     return _check(_fetch(kept))
 
@@ -84,7 +87,7 @@ def _fetch(kept: Path) -> Path:
             f"The headers of ONNX Runtime are not here, and without {' and '.join(missing)} they cannot be fetched; "
             f"{_GIVE_ONE}."
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    make_own_folder(kept.parent)
     with temporary_folder("fetch", within=kept.parent) as folder:
         configuration = _private_apt(folder)
         _run(folder, configuration, "apt-get", "update", "-qq")
@@ -103,7 +106,8 @@ def _fetch(kept: Path) -> Path:
             if _find(kept) is None:
                 raise
     found = _find(kept)
-    assert found is not None
+    if found is None:
+        raise PluginError(f"{_PACKAGE} was unpacked in '{kept}' and has no {HEADER}; {_GIVE_ONE}.")
     return found
 
 

@@ -1,12 +1,11 @@
 """The native libraries: where they live, what each one is, and whether this machine may load it.
 
 A library lies in the user's cache in a folder named after the hash of the sources it was made from, beside a JSON file
-that says what it is. Everything is checked on that file before anything is loaded. Needs the standard library only.
+that says what it is. Everything is checked on these two before anything is loaded: first whose they are, then what they
+are. Needs the standard library only.
 """
 
 import hashlib
-import json
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trt_compress import __version__
+from trt_compress.cache import SET, CacheError, ForeignError, cache_folder, named_path, own_path, passed_over
 from trt_compress.errors import PluginError
+from trt_compress.files import open_regular, read_regular
+from trt_compress.foreign import strict_json
 
 Kind = Literal["onnxruntime", "cuda", "tensorrt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,6 +34,8 @@ _BUILD: Mapping[Kind, str] = {
 }
 _HASH_DIGITS = 16
 _CHUNK = 1 << 20
+_MOST_DESCRIPTION = 16 << 20
+_FILES = "libtrtc_*.so"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Library:
 
     Attributes:
         kind: What loads it.
-        path: The file.
+        path: The file, without a link in its path: no loader has to look for it.
         info: The description: `version` of trt-compress, `source_hash`, `sha256`, `operators` (name, version, inputs,
             outputs, attributes), `compilers`, and by kind `cpu_features` and `onnxruntime_api`, or `sms`, `ptx` and
             `resources` (registers and spilled bytes by kernel and SM), or `tensorrt` (the version of the headers).
@@ -60,28 +64,17 @@ class Library:
         return {"kind": self.kind, "path": str(self.path), **self.info}
 
 
-def cache_folder() -> Path:
-    """Where this package keeps what it can make again: `$XDG_CACHE_HOME/trt-compress`, or `~/.cache/trt-compress`.
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """That there is no library to load.
 
-    Raises:
-        PluginError: There is neither; `has_cache()` is then False.
+    Attributes:
+        reason: Why, and what to do about it, in one sentence.
+        foreign: It is there, and is not taken, as others could have put it there.
     """
-    given = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(given) if given else Path.home() / ".cache") / "trt-compress"
-    except RuntimeError:  # no HOME, and the user is not known to the system
-        raise PluginError(
-            "There is no home folder for the native libraries; set XDG_CACHE_HOME to a folder that may be written."
-        ) from None
 
-
-def has_cache() -> bool:
-    """Whether there is a place for a cache; what is asked for by default is then looked for there."""
-    try:
-        cache_folder()
-    except PluginError:
-        return False
-    return True
+    reason: str
+    foreign: bool = False
 
 
 def sources_folder() -> Path:
@@ -124,33 +117,74 @@ def library_path(kind: Kind, *, hash_: str | None = None, tensorrt_major: int | 
     return cache_folder() / "plugins" / name / f"libtrtc_{kind}.so"
 
 
-def describe(path: Path) -> Library:
+def describe(path: Path, *, named: bool = False) -> Library:
     """Read what lies beside a library, and compare the two.
 
+    Args:
+        path: The library.
+        named: The user named it, so it may belong to somebody else, but not everybody may write to it; what is found in
+            the cache has to be the user's own.
+
     Raises:
-        PluginError: The file is missing, or it is not what the description beside it says.
+        PluginError: The file is missing, is not the user's, or is not what the description beside it says.
     """
-    if not os.path.isfile(path):
-        raise PluginError(f"'{path}' is not there; build the libraries with 'trt-compress plugins build'.")
-    foreign = "build one with 'trt-compress plugins build'"
-    beside = path.with_suffix(".json")
+    trusted = named_path if named else own_path
     try:
-        info = json.loads(beside.read_text(encoding="utf-8"))
-        kind, wanted = info["kind"], info["sha256"]
-        known = kind in KINDS and all(key in info for key in ("source_hash", "operators", "version"))
+        place = trusted(path)
+    except OSError as error:
+        raise _not_there(path, error) from None
+    foreign = "build one with 'trt-compress plugins build'"
+    beside = place.with_suffix(".json")
+    try:
+        info = strict_json(read_regular(trusted(beside), limit=_MOST_DESCRIPTION))
     except FileNotFoundError:
         raise PluginError(
             f"'{path}' was not built by trt-compress: '{beside.name}' is not beside it; {foreign}."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise PluginError(f"'{beside}' does not describe a library ({error!r}); {foreign}.") from None
-    if not known:
-        raise PluginError(f"'{beside}' does not describe a library that this version knows; {foreign}.")
-    if _sha256(path, path.stat().st_mtime_ns) != wanted:
+    if lacking := _lacking(info):
+        raise PluginError(
+            f"'{beside}' does not describe a library that this version knows ({lacking} is not what it should be); "
+            f"{foreign}."
+        )
+    try:
+        found = sha256_of(place)
+    except OSError as error:
+        raise _not_there(path, error) from None
+    if found != info["sha256"]:
         raise PluginError(
             f"'{path}' is not the file that '{beside.name}' describes: it was changed or cut off; {foreign}."
         )
-    return Library(kind=kind, path=path, info=info)
+    return Library(kind=info["kind"], path=place, info=info)
+
+
+def _not_there(path: Path, error: OSError) -> PluginError:
+    if isinstance(error, FileNotFoundError):
+        return PluginError(f"'{path}' is not there; build the libraries with 'trt-compress plugins build'.")
+    return CacheError(f"'{path}' cannot be read ({error.strerror}); {SET}, and run 'trt-compress plugins build'.")
+
+
+def _lacking(info: Any) -> str:
+    """The first entry of a description that is not there or of another type; nothing if all are right."""
+    if not isinstance(info, dict):
+        return "it"
+    words = ("version", "source_hash", "sha256", *(["tensorrt"] if "tensorrt" in info else []))
+    operators = info.get("operators")
+    right = {
+        "kind": info.get("kind") in KINDS,
+        **{word: isinstance(info.get(word), str) for word in words},
+        "operators": isinstance(operators, list)
+        and all(isinstance(one, dict) and isinstance(one.get("op_type"), str) for one in operators),
+        "cpu_features": _all_are(str, info.get("cpu_features", [])),
+        "sms": _all_are(int, info.get("sms", [])),
+        "ptx": isinstance(info.get("ptx") or 0, int),
+    }
+    return next((f"'{name}'" for name, is_right in right.items() if not is_right), "")
+
+
+def _all_are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def check(
@@ -160,6 +194,7 @@ def check(
     tensorrt: str | None = None,
     sms: Sequence[int] = (),
     features: Iterable[str] | None = None,
+    named: bool = False,
 ) -> Library:
     """Make sure that a library may be loaded here, before it is.
 
@@ -169,12 +204,13 @@ def check(
         tensorrt: The version of the TensorRT that is going to load it.
         sms: The GPUs that are going to run it: 87, 90, …
         features: What this processor has, as `cpu_features()` reads it.
+        named: As `describe` takes it.
 
     Raises:
-        PluginError: It is missing, foreign, of another kind, made from other sources, for another TensorRT, or needs
-            an SM or processor that is not here.
+        PluginError: It is missing, somebody else's, not ours, of another kind, made from other sources, for another
+            TensorRT, or needs an SM or processor that is not here.
     """
-    library = describe(path)
+    library = describe(path, named=named)
     info, rebuild = library.info, f"build it again with '{_BUILD[kind]}'"
     if library.kind != kind:
         raise PluginError(f"'{path}' holds {_WHAT[library.kind]}; {_WHAT[kind]} are wanted: '{_BUILD[kind]}'.")
@@ -196,45 +232,76 @@ def check(
     return library
 
 
+def look(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) -> Library | Absent:
+    """The library of this kind that was built from this package's sources and may be loaded here, or why there is none.
+
+    What may not be looked at is not built; what somebody else could have put there is not taken.
+
+    Raises:
+        PluginError: It was built, and does not fit or was damaged; see `check`.
+    """
+    run = f"run '{_BUILD[kind]}'"
+    try:
+        path = library_path(kind, tensorrt_major=_major(tensorrt) if tensorrt else None)
+        own_path(path)
+        return check(path, kind, tensorrt=tensorrt, sms=sms)
+    except ForeignError as error:
+        return Absent(f"The {_WHAT[kind]} are not taken: {error.message}", foreign=True)
+    except CacheError as error:
+        return Absent(f"The {_WHAT[kind]} are not built: {error.message}")
+    except FileNotFoundError:
+        also = f" {passed_over()}" if passed_over() else ""
+        return Absent(f"The {_WHAT[kind]} are not built for this version of the sources; {run}.{also}")
+    except OSError as error:
+        folder = cache_folder()
+        return Absent(
+            f"The {_WHAT[kind]} are not built, as '{folder}' may not be looked at ({error.strerror}); {SET}, and {run}."
+        )
+
+
+def library_or_none(found: Library | Absent) -> Library | None:
+    """For a caller that does not ask why there is none."""
+    return found if isinstance(found, Library) else None
+
+
 def find(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) -> Library | None:
-    """The library of this kind that was built from this package's sources and may be loaded here; None: not built.
+    """As `look`, for a caller that does not ask why there is none.
 
     Raises:
         PluginError: It was built, and may not be loaded here; see `check`.
     """
-    if not has_cache():
-        return None
-    path = library_path(kind, tensorrt_major=_major(tensorrt) if tensorrt else None)
-    return check(path, kind, tensorrt=tensorrt, sms=sms) if os.path.exists(path) else None
+    return library_or_none(look(kind, tensorrt=tensorrt, sms=sms))
 
 
 def require(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) -> Library:
-    """As `find`, for a caller that cannot do without.
+    """As `look`, for a caller that cannot do without.
 
     Raises:
         PluginError: It is not built, or may not be loaded here.
     """
-    library = find(kind, tensorrt=tensorrt, sms=sms)
-    if library is None:
-        raise PluginError(f"The {_WHAT[kind]} are not built for this version of the sources; run '{_BUILD[kind]}'.")
-    return library
+    found = look(kind, tensorrt=tensorrt, sms=sms)
+    if isinstance(found, Absent):
+        raise PluginError(found.reason)
+    return found
 
 
 def choose(
     kind: Kind, asked: bool | str | Path | None, *, tensorrt: str | None = None, sms: Sequence[int] = ()
-) -> Library | None:
+) -> Library | Absent:
     """The library a caller asked for: True needs the built one, None takes it if it is there, False takes none.
+
+    A path is one that the user named: it may belong to somebody else, but not everybody may write there.
 
     Raises:
         PluginError: It is needed and not there, or it may not be loaded here; see `check`.
     """
     if asked is False:
-        return None
+        return Absent(f"The {_WHAT[kind]} were not asked for.")
     if asked is None:
-        return find(kind, tensorrt=tensorrt, sms=sms)
+        return look(kind, tensorrt=tensorrt, sms=sms)
     if asked is True:
         return require(kind, tensorrt=tensorrt, sms=sms)
-    return check(Path(asked), kind, tensorrt=tensorrt, sms=sms)
+    return check(Path(asked), kind, tensorrt=tensorrt, sms=sms, named=True)
 
 
 def refuse_on(backend: str) -> None:
@@ -251,11 +318,16 @@ def refuse_on(backend: str) -> None:
 
 
 def installed() -> tuple[Library | PluginError, ...]:
-    """Every library in the cache, of this version's sources or not; what cannot be described is the error it gives."""
+    """Every library in the cache, of this version's sources or not; what cannot be described is the error it gives.
+
+    Where there is no cache, or it may not be looked at, there is none.
+    """
     found: list[Library | PluginError] = []
-    if not has_cache():
+    try:
+        folders = sorted((cache_folder() / "plugins").iterdir())
+    except (OSError, CacheError):
         return ()
-    for path in sorted((cache_folder() / "plugins").glob("*/libtrtc_*.so")):
+    for path in (path for folder in folders for path in sorted(folder.glob(_FILES))):
         try:
             found.append(describe(path))
         except PluginError as error:
@@ -308,15 +380,14 @@ def _major(version: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-@cache
-def _sha256(path: Path, _modified: int) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file's bytes.
+
+    Raises:
+        OSError: It cannot be read, or is no file.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file's bytes."""
-    return _sha256(path, path.stat().st_mtime_ns)

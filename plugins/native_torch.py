@@ -191,7 +191,7 @@ def use_cuda_kernels(library: Path | None = None) -> CudaKernels:
         raise UnsupportedError("use_cuda_kernels needs an NVIDIA GPU and a torch built for CUDA; torch sees none here.")
     major, minor = torch.cuda.get_device_capability()
     sms = [10 * major + minor]
-    found = require("cuda", sms=sms) if library is None else check(library, "cuda", sms=sms)
+    found = require("cuda", sms=sms) if library is None else check(library, "cuda", sms=sms, named=True)
     return install(CudaKernels(found.path))
 
 

@@ -1,5 +1,6 @@
 """Run a bundle: check what comes in, feed the graphs in order, carry the state from one run to the next."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.plugins import library as native_library
-from trt_compress.plugins.library import Library
+from trt_compress.plugins.library import Absent, Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
@@ -21,6 +22,9 @@ from trt_compress.suggest import did_you_mean
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BACKENDS = ("ort-cpu", "ort-cuda")
+
+_LOGGER = logging.getLogger(__name__)
+_NOT_ASKED = Absent("The native operators were not asked for.")
 
 
 class GraphRunner(Protocol):
@@ -44,6 +48,8 @@ class Session:
         bundle: What was opened.
         backend: What runs it.
         native: The library whose operators run in place of their ONNX bodies, or None.
+        native_reason: Why there is none, in one sentence: not built, no home, somebody else's, not asked for, …; None
+            where the native operators are taken.
         graphs: Names of the graphs that are loaded, in order.
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
@@ -51,12 +57,17 @@ class Session:
     """
 
     def __init__(
-        self, bundle: Bundle, backend: str, runners: Mapping[str, GraphRunner], native: Library | None = None
+        self,
+        bundle: Bundle,
+        backend: str,
+        runners: Mapping[str, GraphRunner],
+        native: Library | Absent = _NOT_ASKED,
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
-        self.native = native
+        self.native = native if isinstance(native, Library) else None
+        self.native_reason = native.reason if isinstance(native, Absent) else None
         self._runners = dict(runners)
         self._graphs = {graph.name: graph for graph in manifest.graphs if graph.name in runners}
         self.graphs = tuple(self._graphs)
@@ -108,8 +119,10 @@ class Session:
                 process then take the cores from each other.
             check_hashes: Compare the hash of every file first.
             native: The native operators for the CPU: True needs them, False runs the ONNX bodies, a path is the library
-                to take; None takes them if `trt-compress plugins build` made them from these sources. `session.native`
-                and `session.operator_paths()` say what was taken.
+                to take; None takes them if `trt-compress plugins build` made them from these sources. What others
+                could have put into the cache is not taken; a path that you give may be another user's, but not one that
+                everybody may write to. `session.native`, `session.native_reason` and `session.operator_paths()` say
+                what was taken, and why not.
             graphs: Names of the graphs to load; None loads all. An input that a graph left out would feed has to be
                 given to `run`, and an output for it is returned.
 
@@ -130,10 +143,11 @@ class Session:
             raise ConfigError(f"graphs={graphs!r}; give a list of at least one name, or nothing for all graphs.")
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, check_hashes=check_hashes)
-        library = _native_library(native, backend, bundle.manifest)
+        chosen = _native_library(native, backend, bundle.manifest)
+        library = chosen if isinstance(chosen, Library) else None
         wanted = bundle.manifest.graphs if graphs is None else [bundle.manifest.graph(name) for name in graphs]
         runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
-        return cls(bundle, backend, runners, library)
+        return cls(bundle, backend, runners, chosen)
 
     def __repr__(self) -> str:
         if not self._runners:
@@ -324,15 +338,20 @@ def _some(names: Collection[str]) -> str:
     return f"'{first}' and {len(rest)} more" if rest else f"'{first}'"
 
 
-def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | None:
-    if native is False or (native is None and (backend != "ort-cpu" or not manifest.operators)):
-        return None
-    if backend != "ort-cpu":
+def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | Absent:
+    if native is None and backend != "ort-cpu":
+        return Absent(f"The native operators run on the CPU, and the backend is '{backend}'.")
+    if native is None and not manifest.operators:
+        return Absent("The bundle has none of the operators that there are native forms of.")
+    if native is not False and backend != "ort-cpu":
         raise UnsupportedError(
             f"The native operators run on the CPU, and the backend is '{backend}'; leave native=False, or choose the "
             "backend 'ort-cpu'."
         )
-    return native_library.choose("onnxruntime", native)
+    chosen = native_library.choose("onnxruntime", native)
+    if isinstance(chosen, Absent) and chosen.foreign:
+        _LOGGER.warning(chosen.reason)
+    return chosen
 
 
 def _named(graphs: tuple[Graph, ...], kind: str, hidden: set[str]) -> dict[str, TensorInfo]:

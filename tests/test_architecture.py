@@ -33,6 +33,7 @@ ALLOWED = {
     "runtime": ("runtime", "plugins.library"),
 }
 FOR_ALL = (
+    "cache",
     "children",
     "current_folder",
     "errors",

@@ -1,13 +1,15 @@
 """The commands plugins build and plugins list: the native libraries."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trt_compress.cache import SET, cache_folder, passed_over
 from trt_compress.errors import ConfigError, PluginError
 from trt_compress.tools.cli_habits import Json
-from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
+from trt_compress.tools.console import LOGGER, format_bytes, print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
     from trt_compress.plugins.library import Library
@@ -30,6 +32,7 @@ def build(
     """Build the native libraries: CPU operators for ONNX Runtime, CUDA kernels, TensorRT plugins."""
     from trt_compress.plugins.build import build as build_libraries
 
+    _say_passed_over()
     with progress("Building") as step:
         outcomes = build_libraries(
             cuda=_archs(cuda), tensorrt=tensorrt, onnxruntime=onnxruntime, force=force, step=step
@@ -54,11 +57,12 @@ def build(
 
 def list_libraries(json: Json = False) -> None:
     """List the native libraries that are built, and whether they fit this version and this machine."""
+    _say_passed_over()
     rows = described()
     if json:
         print_json({"libraries": rows})
     elif not rows:
-        print_text("No native library is built; 'trt-compress plugins build' does.")
+        print_text(_nothing_built())
     else:
         columns = ("library", "state", "operators", "for", "size", "path")
         cells = [[row[name] for name in columns] for row in rows]
@@ -66,6 +70,23 @@ def list_libraries(json: Json = False) -> None:
         for row in rows:
             if row["state"] == "unusable":
                 print_text(row["why"])
+
+
+def _say_passed_over() -> None:
+    if note := passed_over():
+        LOGGER.warning(note)
+
+
+def _nothing_built() -> str:
+    try:
+        os.listdir(cache_folder() / "plugins")
+    except PluginError as error:
+        return f"No native library is built. {error.message}"
+    except PermissionError as error:
+        return f"No native library is built: '{error.filename}' may not be looked at; {SET}."
+    except OSError:
+        pass
+    return "No native library is built; 'trt-compress plugins build' does."
 
 
 def described() -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from trt_compress import __version__
+from trt_compress.cache import SET, CacheError, cache_folder, check_own_so_far, passed_over
 from trt_compress.children import find_program
 from trt_compress.errors import PluginError
 from trt_compress.plugins import library
@@ -89,19 +90,42 @@ def _libraries() -> Iterator[Check]:
 
 
 def _native() -> Iterator[Check]:
+    yield _cache()
     for kind in library.KINDS:
-        name = f"native operators ({kind})"
-        majors = (10, 11) if kind == "tensorrt" else (None,)
-        paths = [path for major in majors if (path := library.library_path(kind, tensorrt_major=major)).exists()]
-        if not paths:
-            advice = "trt-compress plugins build" if kind == "onnxruntime" else None
-            yield Check(group="libraries", name=name, found="not built", advice=advice)
-        for path in paths:
-            try:
-                found = library.check(path, kind)
-                yield Check(group="libraries", name=name, found=", ".join(found.operators))
-            except PluginError as error:
-                yield Check(group="libraries", name=name, found="unusable", advice=error.message, problem=True)
+        majors = ("10", "11") if kind == "tensorrt" else (None,)
+        seen = [_state_of(kind, tensorrt=major) for major in majors]
+        built = [one for one in seen if one.found != "not built"]
+        yield from built or seen[:1]
+
+
+def _cache() -> Check:
+    """The folder of the native libraries, and what is wrong with it."""
+    note = passed_over() or None
+    try:
+        folder = cache_folder()
+        check_own_so_far(folder / "plugins")
+    except CacheError as error:
+        return Check(group="libraries", name="cache", found="none", advice=error.message, problem=True)
+    except OSError as error:
+        advice = f"It may not be looked at ({error.strerror}); {SET}."
+        return Check(group="libraries", name="cache", found=str(folder), advice=advice, problem=True)
+    if note is None and not os.access(next(part for part in (folder, *folder.parents) if part.exists()), os.W_OK):
+        return Check(group="libraries", name="cache", found=str(folder), advice=f"It may not be written; {SET}.")
+    return Check(group="libraries", name="cache", found=str(folder), advice=note, problem=note is not None)
+
+
+def _state_of(kind: library.Kind, *, tensorrt: str | None) -> Check:
+    name = f"native operators ({kind})"
+    try:
+        found = library.look(kind, tensorrt=tensorrt)
+    except PluginError as error:
+        return Check(group="libraries", name=name, found="unusable", advice=error.message, problem=True)
+    if isinstance(found, library.Library):
+        return Check(group="libraries", name=name, found=", ".join(found.operators))
+    if found.foreign:
+        return Check(group="libraries", name=name, found="not taken", advice=found.reason, problem=True)
+    advice = "trt-compress plugins build" if kind == "onnxruntime" else None
+    return Check(group="libraries", name=name, found="not built", advice=advice)
 
 
 def _onnxruntime() -> Check:

@@ -5,6 +5,7 @@ torch nor onnx.
 """
 
 # ruff: noqa: E402
+import os
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m trt_compress…` is being found, and the current folder stands first on its path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from trt_compress.tools.reporting import compare, report
     from trt_compress.tools.streaming import run
     from trt_compress.tools.sweep.run import sweep
+
+# ONNX Runtime would write a number of this machine into HOME, and warn where it may not.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = [

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trt_compress.errors import UnsupportedError
+
 _TOKEN_BYTES = 8
 _TOKEN = r"[0-9a-f]{16}"
 _TEMPORARY = re.compile(rf"trt-compress-[a-z-]+-{_TOKEN}")
@@ -45,11 +47,21 @@ def temporary_folder(use: str, within: Path | None = None) -> Iterator[Path]:
 
     Raises:
         OSError: It cannot be made.
+        UnsupportedError: Nothing may be written where temporary files go.
     """
-    place = Path(tempfile.gettempdir()).absolute() if within is None else within
+    place = _temporary_place() if within is None else within
     _sweep(place, _TEMPORARY)
     with _held_folder(lambda: place / f"trt-compress-{use}-{secrets.token_hex(_TOKEN_BYTES)}", 0o700) as folder:
         yield folder
+
+
+def _temporary_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir()).absolute()
+    except FileNotFoundError:
+        raise UnsupportedError(
+            "There is no folder for temporary files that may be written; set TMPDIR to one."
+        ) from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trt_compress.plugins.library import cache_folder
+from trt_compress.cache import cache_folder
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[2] / "plugins"

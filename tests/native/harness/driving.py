@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from trt_compress.cache import cache_folder
 from trt_compress.errors import ConfigError, PluginError, ShapeError
 from trt_compress.plugins.build import tensorrt_headers, tensorrt_version
-from trt_compress.plugins.library import cache_folder
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.spec import DOMAIN, Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
