@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trt_compress.errors import BundleError
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest
+from trt_compress.runtime.unlisted import refuse_unlisted
 from trt_compress.suggest import did_you_mean
 
 _AGAIN = "copy the bundle again from where it was made, or export it again"
@@ -28,7 +29,8 @@ class Bundle:
             check_hashes: Read every file and compare its hash. Without it only presence and size are compared.
 
         Raises:
-            BundleError: It is not a bundle, has a newer schema, or a file is missing or was changed.
+            BundleError: It is not a bundle, has a newer schema, a file is missing or was changed, or it holds code or
+                weights that the manifest does not list.
         """
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"A bundle is a directory, and {path!r} was given; give its path, as export wrote it.")
@@ -37,6 +39,7 @@ class Bundle:
         manifest.check()
         if manifest.compute_digest() != manifest.digest:
             raise BundleError(f"'{path / MANIFEST_NAME}' was changed after it was written; {_AGAIN}.")
+        refuse_unlisted(path, manifest.files, [graph.name for graph in manifest.graphs])
         bundle = cls(path=path, manifest=manifest)
         for name, info in manifest.files.items():
             bundle._check_file(name, info, check_hashes)

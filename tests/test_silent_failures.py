@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from trt_compress import children
 from trt_compress.errors import (
     BuildError,
     BundleError,
@@ -26,7 +27,6 @@ from trt_compress.errors import (
     UnsupportedError,
 )
 from trt_compress.export import api
-from trt_compress.export import build as build_module
 from trt_compress.export import verify as verify_module
 from trt_compress.export.build import BatchRange, build_engine
 from trt_compress.export.bundle import write_bundle
@@ -268,7 +268,7 @@ def test_a_build_that_was_killed_says_so_and_adds_nothing(
     shutil.copytree(exported(TOME), bundle)
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     suicide = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"]
-    monkeypatch.setattr(build_module, "_worker_command", lambda folder: suicide)
+    monkeypatch.setattr(children, "python_command", lambda *_: suicide)
     with pytest.raises(BuildError, match=r"^the TensorRT-RTX builder was killed \(signal 9, Killed\), usually memory"):
         api.build(bundle, target="rtx")
     result = CliRunner().invoke(app, ["build", str(bundle), "--target", "rtx"])
