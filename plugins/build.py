@@ -24,6 +24,7 @@ from trt_compress import __version__
 from trt_compress.cache import SET, cache_folder, check_own_so_far, make_own_folder
 from trt_compress.children import find_program, python_command, run, started
 from trt_compress.errors import ConfigError, NativeError, PluginError
+from trt_compress.files import write_whole
 from trt_compress.paths import try_new_folder
 from trt_compress.plugins import ptxas
 from trt_compress.plugins.headers import OLDEST_API, onnxruntime_headers
@@ -414,7 +415,7 @@ def _install(folder: Path, kind: Kind, path: Path, facts: dict[str, Any]) -> Lib
         library, beside = new / path.name, new / path.with_suffix(".json").name
         shutil.copy2(built, library)
         info["sha256"] = sha256_of(library)
-        beside.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+        write_whole(beside, json.dumps(info, indent=1) + "\n")
         new.chmod(0o700)  # whatever the umask is: what others may write is not loaded
         library.chmod(0o755)
         beside.chmod(0o644)

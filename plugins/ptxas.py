@@ -7,6 +7,7 @@ path inside CMake, so it imports nothing of this package; the PATH that it gets 
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -59,7 +60,9 @@ def main(command: list[str]) -> int:
         output = Path(command[command.index("-o") + 1])
         found = demangled(resources(ours))
         if found:
-            output.with_name(output.name + SUFFIX).write_text(json.dumps(found, indent=1), encoding="utf-8")
+            draft = output.with_name(f"{output.name}{SUFFIX}.new")  # nothing of this package: no files.write_whole
+            draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            os.replace(draft, output.with_name(output.name + SUFFIX))
     return done.returncode
 
 

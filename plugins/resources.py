@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trt_compress.files import write_whole
 from trt_compress.plugins.build import build
 from trt_compress.plugins.library import Library
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.parse_args(arguments)
     (outcome,) = build(only=("cuda",), cuda="all", step=lambda line: print(line, file=sys.stderr))
     assert outcome.library is not None
-    RECORD.write_text(json.dumps(record_of(outcome.library), indent=1) + "\n", encoding="utf-8")
+    write_whole(RECORD, json.dumps(record_of(outcome.library), indent=1) + "\n")
     spilling = spills(outcome.library.info["resources"])
     print(f"Wrote {RECORD.name}: {len(outcome.library.info['resources'])} kernels, {len(spilling)} of them spill.")
     print("\n".join(spilling), end="\n" if spilling else "")

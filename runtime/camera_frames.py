@@ -4,6 +4,7 @@ A box is a mapping as a stream's results hold it: `label`, `score`, `center` [x,
 `yaw`, `velocity` [x, y]; metres, radians and seconds, in the ego frame (x forward, y to the left, z up).
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
+from trt_compress.files import write_whole
 from trt_compress.runtime.manifest import TensorInfo
 
 Floats = npt.NDArray[np.float64]
@@ -189,8 +191,10 @@ def write_scene(path: Path, frames: Iterable[CameraFrame], inputs: Mapping[str, 
     frames = tuple(frames)
     arrays = scene_arrays(frames, inputs) | _truth_arrays(frames)
     arrays[CAMERA_NAMES] = np.array(frames[0].cameras, np.str_)
+    packed = io.BytesIO()
     try:
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        np.savez_compressed(packed, allow_pickle=False, **arrays)
+        write_whole(path, packed.getvalue())
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror or error}); give a path that can be.") from None
     return len(arrays["timestamp_ns"])

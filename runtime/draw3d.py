@@ -3,13 +3,16 @@
 Boxes are mappings as a stream's results hold them; see `camera_frames`.
 """
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trt_compress.errors import ShapeError, UnsupportedError
+from trt_compress.files import write_whole
 from trt_compress.runtime.camera_frames import Box, CameraFrame, Floats, corners_of
 
 if TYPE_CHECKING:
@@ -138,6 +141,19 @@ def draw_frame(frame: CameraFrame, boxes: Sequence[Box], *, zoom: int = 1, truth
         _draw(sheet).text((left + 4, top + 3), name, fill="#ffffff", stroke_fill="#000000", stroke_width=1)
     sheet.paste(draw_bev(boxes, truth=known, size=side), (columns * width, 0))
     return sheet
+
+
+def write_picture(path: Path, picture: "Image") -> None:
+    """Write a picture whole; the suffix chooses the format.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: No format has that suffix.
+    """
+    packed = io.BytesIO()
+    packed.name = str(path)
+    picture.save(packed, optimize=True)
+    write_whole(path, packed.getvalue())
 
 
 class _Place:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.files import write_whole
 from trt_compress.foreign import shown as printable
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.suggest import did_you_mean
@@ -282,7 +283,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         ConfigError: It cannot be written.
     """
     try:
-        path.write_text(json_module.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(path, json_module.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
     print(f"Wrote {path}", file=sys.stderr)

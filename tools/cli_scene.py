@@ -28,7 +28,7 @@ def scene(
     from trt_compress.models.pretrained.driving_scenes import Rig
     from trt_compress.runtime.bundle import Bundle
     from trt_compress.runtime.camera_frames import SCENE_INPUTS, check_cameras, write_scene
-    from trt_compress.runtime.draw3d import draw_frame
+    from trt_compress.runtime.draw3d import draw_frame, write_picture
     from trt_compress.tools.scenes import open_scene
 
     if output.suffix != ".npz":
@@ -51,7 +51,8 @@ def scene(
             pictures.mkdir(parents=True, exist_ok=True)
             for number, frame in enumerate(found):
                 fitted = frame.resized(*check_cameras(frame, inputs))
-                draw_frame(fitted, (), zoom=max(1, 384 // numbers[3])).save(pictures / f"{number:04}.png")
+                picture = draw_frame(fitted, (), zoom=max(1, 384 // numbers[3]))
+                write_picture(pictures / f"{number:04}.png", picture)
         except OSError as error:
             raise ConfigError(f"'{pictures}' cannot be written ({error.strerror or error}); give a folder.") from None
     facts = {"file": str(output), "frames": count, "cameras": list(found[0].cameras), "scene": found[0].scene}

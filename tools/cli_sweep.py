@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import write_whole
 from trt_compress.tools.cli_evaluate import (
     Classes,
     Data,
@@ -135,7 +136,7 @@ def show_sweep(result: "SweepResult") -> None:
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file.") from None
     print(f"Wrote {path}", file=sys.stderr)

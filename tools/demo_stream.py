@@ -15,6 +15,7 @@ from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording
+from trt_compress.runtime.draw3d import write_picture
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.quality import labels_from_file
@@ -58,7 +59,7 @@ def run(output: Path, step: Progress) -> Path:
             results[spec].append(_stream(path, video, labels))
     step("drawing")
     picture = output / "stream.png"
-    draw_replays(replay(SHOWN_CLIP, SHOWN_FRAMES)).save(picture)
+    write_picture(picture, draw_replays(replay(SHOWN_CLIP, SHOWN_FRAMES)))
     title = f"{MODEL} on a video of {CLIPS * LENGTH} frames, {ROUNDS} times in turn; every frame accounted for"
     print_table(title, ("", "dense", SPEC), _rows(results["none"], results[SPEC]))
     return picture

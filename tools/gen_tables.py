@@ -14,6 +14,7 @@ from typing import Any
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.flops import count_flops
 from trt_compress.export.targets import TARGETS
+from trt_compress.files import write_whole
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if not given.check:
-            file.write_text(after, encoding="utf-8")
+            write_whole(file, after)
         elif before != after:
             print(f"error: tables of {file} are not up to date; run python -m trt_compress.tools.gen_tables.")
             outdated = True

@@ -25,6 +25,7 @@ import torch
 from trt_compress import __version__
 from trt_compress.children import TimeoutExpired, find_program
 from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError, TrtCompressError, UnsupportedError
+from trt_compress.files import append_line
 from trt_compress.plugins.build import build, tensorrt_headers
 from trt_compress.plugins.library import source_hash, sources_folder
 from trt_compress.plugins.operator import Operator
@@ -492,16 +493,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = _usable_device()
         given.output.parent.mkdir(parents=True, exist_ok=True)
-        with given.output.open("a", encoding="utf-8") as file, temporary_folder("gpu-check") as folder:
+        with temporary_folder("gpu-check") as folder:
             record = device_record(device, given)
-            file.write(json.dumps(record) + "\n")
+            append_line(given.output, json.dumps(record))
             gpu = record["gpu"]
             print(f"{gpu['name']}, SM {gpu['sm']}, CUDA driver {gpu['cuda_driver']}, seed {given.seed}", flush=True)
 
             def report(line: Line) -> None:
                 lines.append(line)
-                file.write(json.dumps(line.to_json()) + "\n")
-                file.flush()
+                append_line(given.output, json.dumps(line.to_json()))
                 if line.step not in ("kernels", "plugins", "turns") or line.state != "passed":
                     print(f"{line.state:8}{line.step:20}{line.subject}  {line.detail}", flush=True)
 

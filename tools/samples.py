@@ -4,6 +4,7 @@ All are of the parts of the data that no training saw, the same each time, so th
 held against the truth.
 """
 
+import io
 import json
 import wave
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import write_whole
+from trt_compress.foreign import reason_of
 from trt_compress.paths import check_new_folder
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.suggest import did_you_mean
@@ -108,7 +111,9 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
     encoder, options = CODECS[codec]
     answers: list[dict[str, Any]] = []
     try:
-        with av.open(str(path), "w") as container:
+        packed = io.BytesIO()
+        packed.name = str(path)  # its suffix chooses the container
+        with av.open(packed, "w") as container:
             stream = cast("VideoStream", container.add_stream(encoder, rate=Fraction(fps), options=dict(options)))
             stream.width = stream.height = FRAME_SIZE
             stream.pix_fmt = "yuv420p"
@@ -119,10 +124,11 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
                     answers.append({**answer, "x": round(x, 2), "y": round(y, 2)})
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode(None))
+        write_whole(path, packed.getvalue())
         return _write_answers(path.with_suffix(".jsonl"), answers)
-    except FFmpegError as error:
+    except (FFmpegError, ValueError) as error:
         raise ConfigError(
-            f"'{path}' cannot be written ({error.strerror}); give another file, such as digits.mp4."
+            f"'{path}' cannot be written ({reason_of(error)}); give another file, such as digits.mp4."
         ) from error
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file.") from error
@@ -144,11 +150,13 @@ def _speech(folder: Path, count: int | None) -> Sample:
     chosen = [number * 37 % len(words.audio) for number in range(count or 20)]  # words of a class stand together
     clips = [speech.make_clip(words.audio[number], noise, snr_db=_MILD_NOISE_DB) for number in chosen]
     file = folder / "speech.wav"
-    with wave.open(str(file), "wb") as sound:
+    packed = io.BytesIO()
+    with wave.open(packed, "wb") as sound:
         sound.setnchannels(1)
         sound.setsampwidth(2)
         sound.setframerate(speech.SAMPLE_RATE)
         sound.writeframes(np.round(np.concatenate(clips) * 32767).astype("<i2").tobytes())
+    write_whole(file, packed.getvalue())
     said = [int(words.labels[number]) for number in chosen]
     answers = [{"id": second, "label": label, "word": speech.CLASSES[label]} for second, label in enumerate(said)]
     labels = _write_answers(folder / "speech.jsonl", answers)
@@ -172,7 +180,8 @@ def _images(folder: Path, count: int | None) -> Sample:
         (folder / "images" / str(label)).mkdir(parents=True, exist_ok=True)
         for number in np.flatnonzero(split.test_labels == label)[:count]:
             name = f"images/{label}/{number:03}.png"
-            Image.fromarray(np.round(pixels[number, 0] * 255).astype(np.uint8)).save(folder / name)
+            Image.fromarray(np.round(pixels[number, 0] * 255).astype(np.uint8)).save(packed := io.BytesIO(), "png")
+            write_whole(folder / name, packed.getvalue())
             answers.append({"id": len(answers), "file": name, "label": label})
     labels = _write_answers(folder / "images.jsonl", answers)
     summary = f"{len(answers)} handwritten digits of 8 x 8 pixels, a folder for each class"
@@ -214,5 +223,5 @@ KINDS: Mapping[str, Callable[[Path, int | None], Sample]] = {
 
 
 def _write_answers(path: Path, answers: Iterable[Mapping[str, Any]]) -> Path:
-    path.write_text("".join(f"{json.dumps(answer)}\n" for answer in answers), encoding="utf-8")
+    write_whole(path, "".join(f"{json.dumps(answer)}\n" for answer in answers))
     return path

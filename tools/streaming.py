@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.files import write_whole
 from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
@@ -311,7 +312,7 @@ def _write(
     result = replace(result, sound=sound)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(result.to_text(), encoding="utf-8")
+        write_whole(path, result.to_text())
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None
     from trt_compress.tools.report.from_stream import report_from_stream

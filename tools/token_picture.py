@@ -17,10 +17,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.foreign import reason_of
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording
+from trt_compress.runtime.draw3d import write_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -113,9 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         picture = token_picture()
         try:
-            picture.save(file, optimize=True)
+            write_picture(file, picture)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"'{file}' cannot be written ({error}); give another file, such as tokens.png.") from None
+            raise ConfigError(
+                f"'{file}' cannot be written ({reason_of(error)}); give another file, such as tokens.png."
+            ) from None
     except TrtCompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

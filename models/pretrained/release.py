@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.files import write_whole
 
 LICENSE = "Apache-2.0"
 
@@ -25,13 +26,13 @@ def read_card(file: Path) -> dict[str, Any]:
 
 def write_weights(module: torch.nn.Module, file: Path, *, half: bool = False) -> dict[str, Any]:
     """Write the tensors of `module`, as fp16 if `half`, and return what the card says of the file."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    save_file(tensors, file)
-    content = file.read_bytes()
+    content = save(tensors)
+    write_whole(file, content)
     row = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     return {**row, **({"dtype": "float16"} if half else {}), "license": LICENSE}
 
@@ -45,7 +46,7 @@ def write_card(card: Mapping[str, Any], file: Path, *, command: str, packages: S
         "command": command,
         "date": datetime.date.today().isoformat(),
     }
-    file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(whole, indent=2) + "\n")
     return whole
 
 

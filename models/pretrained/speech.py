@@ -22,6 +22,7 @@ import numpy as np
 
 from trt_compress.children import find_program, run
 from trt_compress.errors import TrtCompressError, UnsupportedError
+from trt_compress.files import write_whole
 
 SAMPLE_RATE = 16000
 CLIP_SAMPLES = 16000
@@ -234,13 +235,15 @@ def write_heldout(directory: Path) -> Path:
     """Synthesize the test words and write them."""
     words = make_words(TEST_SPEAKERS, [*OTHER_WORDS[::3], *OTHER_WORDS_IN_TEST_ONLY], draws=2, seed=7)
     path = directory / HELDOUT_FILE.name
+    packed = io.BytesIO()
     np.savez_compressed(
-        path,
+        packed,
         speech=compress(np.concatenate(words.audio)),
         lengths=np.array([len(word) for word in words.audio], dtype=np.int32),
         labels=words.labels.astype(np.uint8),
         speakers=np.array(words.speakers),
     )
+    write_whole(path, packed.getvalue())
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import write_whole
 from trt_compress.runtime.stream.frame import Array, Frame
 from trt_compress.runtime.stream.preprocess import audio_format
 from trt_compress.runtime.stream.sound_result import Sound, Track, Word
@@ -183,7 +184,7 @@ class _Recorder:
             path = folder / file
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+                write_whole(path, data)
             except OSError as error:
                 raise ConfigError(
                     f"'{path}' cannot be written ({error.strerror}); give another folder to --report."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
 from trt_compress.runtime.manifest import Manifest
@@ -32,6 +33,8 @@ _CLOSEST_NS = 4_000_000  # a stream that drops a thousand frames a second is not
 _MOST_EARLY = 500
 _LONGEST_NS = 600_000_000_000  # a gap above this is a jump of the source's clock
 _FASTEST_NS, _SLOWEST_NS = 1_000_000, 100_000_000  # of a frame
+_FRAGMENTED = (".mp4", ".m4v", ".mov")
+_WRITES_FRAGMENTS = (61, 7, 0)  # libavformat of FFmpeg 7.1
 _EDGE = 4  # pixels of the frame around a repeated picture
 _DROPPED_INK, _BEHIND_INK = "#b3261e", "#8a5a00"
 
@@ -68,6 +71,7 @@ class Overlay:
         self._captions = captions or Captions()
         self._av: Any = None
         self._container: Any = None
+        self._file: GrowingFile | None = None
         self._codec = ""
         self._stream: Any = None
         self._last: Any = None  # the last picture that was drawn, without marks
@@ -93,13 +97,11 @@ class Overlay:
         self._av = load_library("av", "av", "video", "An overlay")
         load_library("PIL.Image", "pillow", "video", "An overlay")
         self._av.logging.set_level(None)  # its lines on stderr; errors come as exceptions
-        new = not Path(self._path).exists()
         try:
-            Path(self._path).open("wb").close()  # PyAV would notice only at the first frame
-            self._container = self._av.open(f"file:{self._path}", "w")
+            self._file = GrowingFile(self._path)  # PyAV would notice only at the first frame
+            self._container = self._av.open(f"file:{self._path}", "w", options=self._muxing())
         except Exception as error:  # FFmpegError, OSError or ValueError, as the release of PyAV has it
-            if new:
-                Path(self._path).unlink(missing_ok=True)
+            self._let_go()
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
                 f"The overlay '{self._path}' cannot be written ({reason}); give a name such as out.mp4, in a folder "
@@ -116,7 +118,9 @@ class Overlay:
             )
 
     def start(self, origin_ns: int) -> None:
-        """Nothing depends on the stream's clock."""
+        """The stream starts: what was in the file goes."""
+        if self._file is not None:
+            self._file.begin()
 
     def deliver(self, frame: Frame, now_ns: int) -> None:
         """Draw a frame.
@@ -164,10 +168,25 @@ class Overlay:
                 for packet in self._stream.encode() if self._stream is not None else ():
                     container.mux(packet)
             finally:
-                container.close()
-        path = Path(self._path)
-        if self._stream is None and path.is_file():
-            path.unlink()
+                try:
+                    container.close()
+                finally:
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the file, and take away one that was made or emptied here and has no picture."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            if file.begun and self._stream is None:
+                Path(self._path).unlink(missing_ok=True)
+
+    def _muxing(self) -> dict[str, str]:
+        """Makes an MP4 that a kill cut off playable up to its last second; one that is finished is as any other."""
+        knows = self._av.library_versions["libavformat"] >= _WRITES_FRAGMENTS
+        if not knows or Path(self._path).suffix.lower() not in _FRAGMENTED:
+            return {}
+        return {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 
     def _moment(self, frame: Frame) -> int:
         """When a frame is shown, counted from the first. Where the source's clock jumps, it goes on by one step."""
@@ -213,6 +232,7 @@ class Overlay:
 
     def _write(self, container: Any, picture: _Picture, lasts_ns: int) -> None:
         if self._stream is None:
+            self.start(0)
             self._stream = self._new_stream(container, picture.image, lasts_ns)
         base = self._stream.codec_context.time_base
         ticks = round(picture.time_ns / 1_000_000_000 / base)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError
+from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.stream.frame import Frame
@@ -28,7 +29,7 @@ class JsonLines:
     def __init__(self, path: str | Path, tokens: dict[str, tuple[Compression, ...]] | None = None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._file: Any = None
+        self._file: GrowingFile | None = None
         self._origin_ns = 0
         self._sites = {
             level: {part.site: [part.tokens_in, part.tokens_out] for part in parts}
@@ -42,7 +43,7 @@ class JsonLines:
             ConfigError: It cannot be made.
         """
         try:
-            self._file = open(self._path, "wb", buffering=0)
+            self._file = GrowingFile(self._path)
         except OSError as error:
             raise ConfigError(
                 f"'{self._path}' cannot be written ({error.strerror}); give another file to --out."
@@ -51,6 +52,8 @@ class JsonLines:
     def start(self, origin_ns: int) -> None:
         """Count times from here."""
         self._origin_ns = origin_ns
+        if self._file is not None:
+            self._file.begin()
 
     def deliver(self, frame: Frame, now_ns: int) -> None:
         """Write the line of a delivered frame."""
@@ -82,16 +85,14 @@ class JsonLines:
             "tokens": self._sites.get(frame.level or ""),
             **summary,
         }
+        if self._file is None:  # it was closed
+            return
         data = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:
-                written = self._file.write(data)
+                self._file.append(data)
             except OSError as error:
                 raise disk_full(self._path, error) from None
-            if written != len(data):
-                raise StreamError(
-                    f"'{self._path}' took half a line and no more; free some space, or give another file."
-                )
 
 
 class Sound:
@@ -107,7 +108,7 @@ class Sound:
     def __init__(self, path: str | Path, *, output: str, sample_rate: int, samples: int | None = None) -> None:
         self._path, self._output = path, output
         self._rate, self._samples = sample_rate, samples
-        self._file: Any = None
+        self._file: GrowingFile | None = None
         self._wave: wave.Wave_write | None = None
 
     def open(self) -> None:
@@ -117,16 +118,15 @@ class Sound:
             ConfigError: It cannot be made.
         """
         try:
-            self._file = open(self._path, "wb")
+            self._file = GrowingFile(self._path)
         except OSError as error:
             raise ConfigError(
                 f"'{self._path}' cannot be written ({error.strerror}); give another name, such as out.wav."
             ) from None
-        self._wave = wave.open(self._file, "wb")
-        self._wave.setparams((1, 2, self._rate, 0, "NONE", "not compressed"))
 
     def start(self, origin_ns: int) -> None:
-        """Nothing depends on the clock."""
+        """The stream starts: what was in the file goes."""
+        self._begun()
 
     def deliver(self, frame: Frame, now_ns: int) -> None:
         """Write the sound of a frame.
@@ -139,15 +139,22 @@ class Sound:
         if len(sound) != 1:
             raise ConfigError(f"The query has {len(sound)} streams, and '{self._path}' holds the sound of one.")
         numbers = np.round(np.clip(sound[0, : self._samples], -1, 1) * 32767).astype("<i2")
-        assert self._wave is not None
         try:
-            self._wave.writeframes(numbers.tobytes())
-            self._file.flush()
+            self._begun().writeframes(numbers.tobytes())
         except OSError as error:
             raise disk_full(self._path, error) from None
 
     def skip(self, frame: Frame) -> None:
         """A frame without results is not in the file."""
+
+    def _begun(self) -> wave.Wave_write:
+        if self._wave is None:
+            if self._file is None:
+                raise StreamError(f"'{self._path}' was closed, and a frame came after it.")
+            self._file.begin()
+            self._wave = wave.open(self._file, "wb")
+            self._wave.setparams((1, 2, self._rate, 0, "NONE", "not compressed"))
+        return self._wave
 
     def close(self) -> None:
         """Finish the file."""

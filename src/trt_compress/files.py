@@ -109,6 +109,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
         _replace(place, data, there)
     except OSError as error:
         if there is None or error.errno not in (*_NOT_BESIDE, *_NOT_REPLACED):
+            error.filename, error.filename2 = str(path), None  # not the draft's
             raise
         _write_over(place, data)
 
@@ -182,6 +183,11 @@ class GrowingFile(io.FileIO):
         super().__init__(descriptor, "wb")
         self._regular = True
 
+    @property
+    def begun(self) -> bool:
+        """Whether what was there is gone."""
+        return self._begun
+
     def begin(self) -> None:
         """From here on it is the new file: what was there is gone.
 
@@ -204,6 +210,23 @@ class GrowingFile(io.FileIO):
         while rest:
             rest = rest[super().write(rest) or 0 :]
         return size
+
+    def append(self, data: bytes) -> None:
+        """Write all of it at the end, or nothing: no half line is left on a full disk.
+
+        Raises:
+            OSError: As `write`.
+        """
+        self.begin()
+        size = os.fstat(self.fileno()).st_size if self._regular else 0
+        try:
+            self.write(data)
+        except OSError:
+            if self._regular:
+                with suppress(OSError):
+                    os.ftruncate(self.fileno(), size)
+                    self.seek(size)
+            raise
 
     def close(self) -> None:
         """Close it; without `begin`, a file that was made here is removed."""
@@ -296,7 +319,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _replace(place: Path, data: bytes, there: os.stat_result | None) -> None:
-    with _draft_beside(place, 0o666 if there is None else 0o600) as (draft, file):
+    with draft_beside(place, 0o666 if there is None else 0o600) as (draft, file):
         write_all(file, data)
         if there is not None:
             if (there.st_uid, there.st_gid) != (os.geteuid(), os.getegid()):
@@ -310,8 +333,18 @@ def _replace(place: Path, data: bytes, there: os.stat_result | None) -> None:
 
 
 @contextmanager
-def _draft_beside(place: Path, mode: int) -> Iterator[tuple[Path, io.FileIO]]:
-    """A new file beside another, locked as long as it is written; those of killed processes are removed."""
+def draft_beside(place: Path, mode: int = 0o666) -> Iterator[tuple[Path, io.FileIO]]:
+    """A new file beside another, locked as long as it is written; those of killed processes are removed.
+
+    Whoever is content with it replaces the other by it; where something is raised, it is removed.
+
+    Args:
+        place: The file, links followed.
+        mode: Of the new one, before the umask.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     _remove_strays(place.parent)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
-from trt_compress.files import check_regular, descriptor_of, open_regular
+from trt_compress.files import check_regular, descriptor_of, draft_beside, open_regular, write_all
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or give {another}",
@@ -101,7 +101,7 @@ def try_new_folder(path: Path, files: Iterable[str] = ()) -> None:
                         raise
         if not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        _try_file(path / f".{os.getpid()}.try")
+        _try_file(path / ".try")
         for name in files:
             _try_file(path / name)
     finally:
@@ -224,28 +224,22 @@ def _place(path: Path) -> Path:
 
 
 def _try_file(path: Path) -> None:
-    """Write to a file that is not there and remove it, or see whether one that is there may be written."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    """Write beside a file that is not there and remove that, or see whether one that is there may be written."""
     place = _place(path)  # a link whose file is not there yet
-    if place.exists():
-        if not os.access(place, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    try:
+        is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+    except FileNotFoundError:
+        with draft_beside(place) as (draft, file):  # never under its own name: a kill would leave an empty one
+            try:
+                write_all(file, b"\0" * _BLOCK)
+                os.fsync(file.fileno())
+            finally:
+                draft.unlink()
         return
-    try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError:
-        raise
-    except BaseException:  # an interruption right behind it
-        place.unlink(missing_ok=True)
-        raise
-    try:
-        if os.write(descriptor, b"\0" * _BLOCK) < _BLOCK:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-        place.unlink()
+    if is_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _unwritable(path: Path, option: str, error: Exception, another: str) -> ConfigError:

@@ -16,6 +16,7 @@ import torch
 
 from trt_compress import __version__
 from trt_compress.errors import UnsupportedError
+from trt_compress.files import append_line
 from trt_compress.plugins.library import source_hash
 from trt_compress.runtime.latency import speedup
 from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
@@ -233,5 +234,4 @@ class Recorder:
         self._write(full)
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, json.dumps(line))

@@ -8,6 +8,7 @@ from typing import Any
 
 from trt_compress import __version__
 from trt_compress.children import run
+from trt_compress.files import append_line
 from trt_compress.runtime.latency import Speedup
 from trt_compress.tools.machine import describe_device, package_versions
 
@@ -25,8 +26,7 @@ def append_record(path: Path, benchmark: str, figures: Mapping[str, Any]) -> Non
         **figures,
     }
     path.parent.mkdir(exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(path, json.dumps(line))
 
 
 def speedup_text(ratio: Mapping[str, Any]) -> str:

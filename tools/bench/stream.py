@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress import __version__
+from trt_compress.files import append_line
 from trt_compress.runtime.latency import LatencySummary, summarize
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.control import ControllerSettings
@@ -332,8 +333,7 @@ def _record(part: str, figures: dict[str, Any]) -> None:
         **figures,
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(RESULTS, json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Write a report's files: JSON, page and trace."""
 
 import json
-import os
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import write_whole
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report.html import page_from_report
 from trt_compress.tools.report.names import files_of_report
@@ -55,11 +55,8 @@ def write_trace(stream: StreamResult, directory: Path, name: str) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
+        write_whole(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another directory with -o.") from None
     return path

@@ -21,6 +21,7 @@ from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.files import write_whole
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_new_folder
@@ -241,10 +242,8 @@ def write_result(result: SweepResult, folder: Path) -> Path:
         ConfigError: It cannot be written.
     """
     path = folder / RESULT_FILE
-    draft = folder / f".{RESULT_FILE}.part"
     try:
-        draft.write_text(json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder with -o.") from None
     return path
