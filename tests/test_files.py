@@ -177,6 +177,18 @@ def test_drafts_of_killed_processes_are_removed_and_no_others(tmp_path: Path) ->
     assert names == [".trtc-00000000000000ff.new", ".trtc-0123456789abcdef.old", ".trtc-fedcba9876543210.new", "result"]
 
 
+def test_many_write_at_once_and_each_file_is_whole(tmp_path: Path) -> None:
+    """Nobody takes the draft of another for a stray."""
+    program = (
+        "import sys; from pathlib import Path; from trt_compress.files import write_whole\n"
+        "for number in range(150): write_whole(Path(sys.argv[1]), sys.argv[2] * 5000)"
+    )
+    many = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "file"), letter]) for letter in "abcd"]
+    assert [one.wait() for one in many] == [0, 0, 0, 0]
+    assert (tmp_path / "file").read_text() in {letter * 5000 for letter in "abcd"}
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_pipe_is_written_to_and_one_without_a_reader_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for tried in (lambda: write_whole(tmp_path / "pipe", "new"), lambda: GrowingFile(tmp_path / "pipe")):

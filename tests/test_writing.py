@@ -49,7 +49,8 @@ def ways_of_writing(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield node.lineno, name
         elif name in ("open", "fdopen", "FileIO") and _writes(node):
             owner = node.func.value.id if isinstance(node.func, ast.Attribute) and _is_name(node.func.value) else ""
-            if not (owner in ("wave", "av") and _in_memory(first)):
+            nowhere = first is not None and ast.unparse(first) == "os.devnull"
+            if not nowhere and not (owner in ("wave", "av") and _in_memory(first)):
                 yield node.lineno, name
         elif name in _SAVES and first is not None and not _in_memory(first) and not _is_tensors(first):
             yield node.lineno, name

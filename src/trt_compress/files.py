@@ -350,11 +350,9 @@ def draft_beside(place: Path, mode: int = 0o666) -> Iterator[tuple[Path, io.File
     while True:
         draft = place.with_name(_DRAFT.format(secrets.token_hex(8)))
         file = io.FileIO(os.open(draft, flags, mode), "wb")
-        with suppress(OSError):
-            _lock(file.fileno())
-        if os.fstat(file.fileno()).st_nlink:  # else it was taken for a stray before it was locked
+        if _hold(file.fileno()):
             break
-        file.close()
+        file.close()  # it was taken for a stray before it was held
     try:
         with file:
             yield draft, file
@@ -362,6 +360,16 @@ def draft_beside(place: Path, mode: int = 0o666) -> Iterator[tuple[Path, io.File
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def _hold(descriptor: int) -> bool:
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system has no locks, and then nobody removes strays either
+        return True
+    return os.fstat(descriptor).st_nlink > 0
 
 
 def _remove_strays(folder: Path) -> None:
