@@ -1,23 +1,38 @@
-"""Write a bundle, whole or not at all."""
+"""Write a bundle, whole or not at all: a kill at any moment leaves the old one or the new one.
+
+A new bundle is staged beside its place and gets there in one rename, or in one exchange with the bundle that was there.
+A bundle that changes gets its new files under names that are not listed, and then its new manifest in one rename, which
+alone is what makes the change count; a listed file is never written to. Everything is on the disk before the step that
+counts, and nothing is deleted before that step is.
+
+What a change needs on its way is in the folder `.change.TOKEN.new` of the bundle: files, and the manifests of before
+and after. Whoever ends a change deletes what those list and the bundle does not, and whoever makes the next one does so
+for a change that was killed.
+"""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from trt_compress import strays
 from trt_compress.errors import BundleError
+from trt_compress.files import sync_folder
 from trt_compress.paths import try_new_folder
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
+from trt_compress.runtime.unlisted import listed_in
 
 Content = bytes | Path
 """What a file holds: the bytes themselves, or the file to copy."""
+
+_CHANGE, _BEFORE = "change", "before.json"
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def write_bundle(output: Path, manifest: Manifest, files: Mapping[str, Content], *, force: bool = False) -> Bundle:
@@ -38,36 +53,16 @@ def write_bundle(output: Path, manifest: Manifest, files: Mapping[str, Content],
     """
     with _os_errors_as_bundle_errors(output):
         check_output(output, force)
-        _check_names(files)
-        target = Path(os.path.realpath(output))
-        staged, aside = _aside(target, "new"), _aside(target, "old")
-        new_parents = [parent for parent in target.parents if not parent.exists()]
-        try:
-            staged.mkdir(parents=True)
-            sealed = _seal(manifest, {name: _store(staged / name, content) for name, content in files.items()})
-            _store(staged / MANIFEST_NAME, sealed.to_text().encode())
-            for folder, _, _ in os.walk(staged):
-                _sync_directory(Path(folder))
-            if force and target.exists():
-                os.rename(target, aside)
-            os.rename(staged, target)
-            shutil.rmtree(aside, ignore_errors=True)
-        except BaseException:
-            if aside.exists() and not target.exists():
-                os.rename(aside, target)
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            _remove_empty(new_parents)
-            raise
-    with contextlib.suppress(OSError):  # the bundle is in place; not every file system can sync a directory
-        _sync_directory(target.parent)
-    return Bundle(path=output, manifest=sealed)
+        return _write(output, manifest, files, force, None)
 
 
 def update_bundle(
     bundle: Bundle, manifest: Manifest, add: Mapping[str, Content], remove: Collection[str] = ()
 ) -> Bundle:
-    """Add files to a bundle, replace or remove some, and then its manifest, which is what makes the change count.
+    """Add files to a bundle and remove some, by a new manifest that takes the place of its own.
+
+    A name in `add` that the bundle has with other content cannot be written to: the whole bundle is then written anew
+    beside it, and exchanged. Give a new name, and the old one to `remove`, where the manifest can name it.
 
     Args:
         bundle: The bundle as it was opened.
@@ -79,80 +74,114 @@ def update_bundle(
         The bundle as it would be opened again.
 
     Raises:
-        BundleError: The bundle changed since it was opened, or the change cannot be written. The bundle is as it was.
+        BundleError: The bundle changed since it was opened, another process is changing it, or the change cannot be
+            written. The bundle is as it was.
     """
     _check_names(add)
-    removed = [bundle.file(name) for name in remove if name not in add]
-    kept = {name: info for name, info in bundle.manifest.files.items() if name not in remove}
+    for name in remove:
+        bundle.file(name)  # says that it is not there
+    kept = {name: info for name, info in bundle.manifest.files.items() if name not in remove or name in add}
     with _os_errors_as_bundle_errors(bundle.path):
-        change = _Change(bundle, add, removed)
-        try:
-            sealed = _seal(manifest, {**kept, **change.stage()})
-            change.commit(sealed)
-        finally:
-            change.finish()
-    return Bundle(path=bundle.path, manifest=sealed)
+        before = _manifest_bytes(bundle)
+        same = {name for name in add.keys() & kept.keys() if _info_of(add[name]) == kept[name]}
+        new = {name: content for name, content in add.items() if name not in same}
+        if new.keys() & kept.keys():
+            whole: dict[str, Content] = {name: bundle.file(name) for name in kept}
+            return _write(bundle.path, manifest, {**whole, **new}, True, before)
+        return _change(bundle, manifest, kept, new, before)
 
 
-class _Change:
-    """Files on their way into a bundle: `.name.token.new` beside each target, `.name.token.old` for what was there."""
+def _write(
+    output: Path, manifest: Manifest, files: Mapping[str, Content], force: bool, expected: bytes | None
+) -> Bundle:
+    _check_names(files)
+    target = Path(os.path.realpath(output))
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    with strays.staged_folder(target) as staged:
+        sealed = _seal(manifest, {name: _store(staged / name, content) for name, content in files.items()})
+        _store(staged / MANIFEST_NAME, sealed.to_text().encode())
+        for folder, _, _ in os.walk(staged, topdown=False):
+            _sync(Path(folder))
+        with contextlib.ExitStack() as stack:
+            if force and target.exists():
+                stack.enter_context(strays.locked(target, [target / MANIFEST_NAME]))
+                if expected is not None and (target / MANIFEST_NAME).read_bytes() != expected:
+                    raise _changed(output)
+                strays.put_in_place(staged, target)
+            else:
+                os.rename(staged, target)
+            with contextlib.suppress(OSError):  # the bundle is in place
+                for folder in (target.parent, *(parent.parent for parent in new_parents)):
+                    _sync(folder)  # before the old one, which is at the name of the staged one now, is deleted
+    return Bundle(path=output, manifest=sealed)
 
-    def __init__(self, bundle: Bundle, add: Mapping[str, Content], removed: Collection[Path]) -> None:
-        self._root = bundle.path
-        self._add = add
-        self._removed = removed
-        self._token = secrets.token_hex(4)
-        self._replaced = {name for name in add if (self._root / name).exists()}
-        self._new_folders = [folder for folder in self._folders() if not folder.exists()]
-        self._manifest_before = (self._root / MANIFEST_NAME).read_bytes()
-        if Manifest.from_text(self._manifest_before) != bundle.manifest:
-            raise BundleError(f"The bundle '{bundle.path}' was changed since it was opened; open it again.")
 
-    def stage(self) -> dict[str, FileInfo]:
-        return {name: _store(self._sibling(name, "new"), content) for name, content in self._add.items()}
+def _change(
+    bundle: Bundle, manifest: Manifest, kept: Mapping[str, FileInfo], new: Mapping[str, Content], before: bytes
+) -> Bundle:
+    root = bundle.path
+    with strays.staged_folder(root / _CHANGE) as staged:
+        parts = {name: staged / str(number) for number, name in enumerate(new)}
+        sealed = _seal(manifest, {**kept, **{name: _store(parts[name], content) for name, content in new.items()}})
+        after = staged / MANIFEST_NAME
+        _store(after, sealed.to_text().encode())
+        _store(staged / _BEFORE, before)
+        _sync(staged)
+        with strays.locked(root, [root / MANIFEST_NAME]):
+            if _manifest_bytes(bundle) != before:
+                raise _changed(root)
+            strays.remove_strays(root / _CHANGE, before=_settle)
+            _sync(root)  # from here on the next run finds what is put into place below
+            try:
+                for name, part in parts.items():
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(part, root / name)
+                for folder in _folders(root, parts):
+                    _sync(folder)
+                with strays.locked(after, [after]):  # so is who opens the new one
+                    os.replace(after, root / MANIFEST_NAME)
+                    with contextlib.suppress(OSError):  # the change is in place
+                        _sync(root)
+            finally:
+                _settle(staged)
+    return Bundle(path=root, manifest=sealed)
 
-    def commit(self, manifest: Manifest) -> None:
-        _store(self._sibling(MANIFEST_NAME, "new"), manifest.to_text().encode())
-        for name in self._add:
-            if name in self._replaced:
-                os.rename(self._root / name, self._sibling(name, "old"))
-            os.rename(self._sibling(name, "new"), self._root / name)
-        for folder in [*self._folders(), self._root]:
-            _sync_directory(folder)
-        os.replace(self._sibling(MANIFEST_NAME, "new"), self._root / MANIFEST_NAME)
-        with contextlib.suppress(OSError):  # the change is in place
-            _sync_directory(self._root)
 
-    def finish(self) -> None:
-        """Delete what the bundle no longer has; or, when the new manifest did not get into place, undo everything."""
-        if (self._root / MANIFEST_NAME).read_bytes() == self._manifest_before:
-            self._undo()
-        else:
-            for file in self._removed:
-                with contextlib.suppress(OSError):  # no longer listed, so what cannot be deleted does no harm
+def _settle(staged: Path) -> None:
+    """Delete what a change has brought or taken out of use: what it lists and the bundle does not."""
+    root = staged.parent
+    current = listed_in(root / MANIFEST_NAME)
+    if current is None:
+        return
+    for journal in (staged / MANIFEST_NAME, staged / _BEFORE):
+        for name in (listed_in(journal) or set()) - current:
+            if path_problem(name):
+                continue
+            file = root / name
+            with contextlib.suppress(OSError):  # not listed, so what cannot be deleted does no harm
+                inside = os.path.realpath(file.parent) == os.path.join(os.path.realpath(root), *Path(name).parts[:-1])
+                if inside and stat.S_ISREG(os.lstat(file).st_mode):
                     file.unlink()
-                _remove_empty(_folders_between(self._root, file))
-        for name in (*self._add, MANIFEST_NAME):
-            for use in ("new", "old"):
-                self._sibling(name, use).unlink(missing_ok=True)
-        _remove_empty(self._new_folders)
+            _remove_empty(_folders(root, [name]))
 
-    def _undo(self) -> None:
-        for name in self._add:
-            old = self._sibling(name, "old")
-            if old.exists():
-                os.replace(old, self._root / name)
-            elif name not in self._replaced:
-                (self._root / name).unlink(missing_ok=True)
 
-    def _sibling(self, name: str, use: str) -> Path:
-        file = self._root / name
-        return file.with_name(f".{file.name}.{self._token}.{use}")
+def _manifest_bytes(bundle: Bundle) -> bytes:
+    """The manifest as it lies there.
 
-    def _folders(self) -> list[Path]:
-        """The folders below the bundle that hold a file of this change, the deepest first."""
-        folders = {folder for name in self._add for folder in _folders_between(self._root, self._root / name)}
-        return sorted(folders, key=lambda folder: len(folder.parts), reverse=True)
+    Raises:
+        BundleError: It is another than the one that was opened.
+    """
+    try:
+        data = (bundle.path / MANIFEST_NAME).read_bytes()
+        if Manifest.from_text(data) == bundle.manifest:
+            return data
+    except FileNotFoundError:
+        pass
+    raise _changed(bundle.path)
+
+
+def _changed(path: Path) -> BundleError:
+    return BundleError(f"The bundle '{path}' was changed since it was opened; open it again.")
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -178,16 +207,13 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def _check_place(output: Path) -> None:
-    """Raise the error that making `output` would end with."""
+    """Raise the error that making `output` would end with; a bundle that a kill left aside is put back before."""
     place = next(parent for parent in output.parents if parent.exists())
     problem = errno.EACCES if place.is_dir() else errno.ENOTDIR
     if problem == errno.ENOTDIR or not os.access(place, os.W_OK | os.X_OK):
         raise OSError(problem, os.strerror(problem), str(place))
-    try_new_folder(_aside(output, "new"))
-
-
-def _aside(target: Path, use: str) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{use}")
+    with strays.staged_folder(output) as tried:
+        try_new_folder(tried)
 
 
 def _is_bundle(path: Path) -> bool:
@@ -214,6 +240,11 @@ def _seal(manifest: Manifest, files: dict[str, FileInfo]) -> Manifest:
 def _os_errors_as_bundle_errors(output: Path) -> Iterator[None]:
     try:
         yield
+    except TimeoutError as error:
+        raise BundleError(
+            f"The bundle '{output}' is being changed by another process; run this again when that is done. Nothing was "
+            "changed."
+        ) from error
     except OSError as error:
         cause = f"{error.strerror or error} at '{error.filename}'" if error.filename else f"{error.strerror or error}"
         advice = {
@@ -221,6 +252,7 @@ def _os_errors_as_bundle_errors(output: Path) -> Iterator[None]:
             errno.EDQUOT: "free some of your quota, or give an output directory on another disk",
             errno.EFBIG: "the file is larger than the limit set here; raise it (ulimit -f), or use another file system",
             errno.ENOENT: "check that it is there",
+            errno.EBUSY: "it is where something is mounted; give a directory below it",
         }.get(error.errno or 0, "give a directory that you may write to")
         raise BundleError(
             f"The bundle '{output}' cannot be written ({cause}); {advice}. Nothing was changed."
@@ -248,8 +280,18 @@ def _chunks(content: Content) -> Iterator[bytes]:
             yield chunk
 
 
-def _folders_between(root: Path, file: Path) -> list[Path]:
-    return [parent for parent in file.parents if root in parent.parents]
+def _info_of(content: Content) -> FileInfo:
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(content):
+        digest.update(chunk)
+        size += len(chunk)
+    return FileInfo(sha256=digest.hexdigest(), bytes=size)
+
+
+def _folders(root: Path, names: Collection[str]) -> list[Path]:
+    """The folders below a bundle that hold these files, and those above up to the bundle, the deepest first."""
+    folders = {parent for name in names for parent in (root / name).parents if root in parent.parents}
+    return sorted(folders, key=lambda folder: len(folder.parts), reverse=True)
 
 
 def _remove_empty(folders: Collection[Path]) -> None:
@@ -258,9 +300,10 @@ def _remove_empty(folders: Collection[Path]) -> None:
             folder.rmdir()
 
 
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the file system can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise

@@ -1,6 +1,6 @@
 """Engines of a bundle: build them for a target and add them, all or none. Needs neither torch nor onnx."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,24 +115,23 @@ def build_engines(
     library = choose_plugins(chosen, plugins)
     step("checking the graph")
     require_passed(engine_findings(opened, target))
-    files = {graph.name: f"engines/{target}/{graph.name}.engine" for graph in manifest.graphs}
     if dry_run:
         return tuple(
             BuildPlan(
                 target=target,
                 library=chosen.backend,
-                file=file,
+                file=_engine_file(target, graph.name, "<hash>" if existing else ""),
                 batch=str(batch),
                 precision_asked=manifest.precision,
                 plugins=str(library.path) if library else None,
                 replaces=bool(existing),
             )
-            for file in files.values()
+            for graph in manifest.graphs
         )
     lengths = {name: LengthRange.parse(name, text) for name, text in manifest.recipe.get("lengths", {}).items()}
     records, engines = [], {}
     for graph in manifest.graphs:
-        step("building" if len(files) == 1 else f"building {graph.name}")
+        step("building" if len(manifest.graphs) == 1 else f"building {graph.name}")
         with temporary_folder("build") as folder:
             built = build_engine_file(
                 target_file(opened, graph, chosen, with_plugins=library is not None, folder=folder),
@@ -144,13 +143,47 @@ def build_engines(
                 lengths=lengths,
                 plugins=library,
             )
-        file = files[graph.name]
+        file = _engine_file(target, graph.name, built.record.sha256[:8] if existing else "")
         records.append(engine_record(built, file, manifest.files[source_file(opened, graph)].sha256, graph.name))
         engines[file] = built.data
-    kept = tuple(engine for engine in manifest.engines if engine.target != target)
-    step("adding the engine" + "s"[: len(files) > 1])
-    update_bundle(opened, replace(manifest, engines=(*kept, *records)), engines)
+    step("adding the engine" + "s"[: len(engines) > 1])
+    _add(opened, target, records, engines)
     return tuple(records)
+
+
+def _engine_file(target: str, graph: str, token: str) -> str:
+    """Where an engine goes: beside one that is there under a name of its own, as a listed file is never written to."""
+    return f"engines/{target}/{graph}.{token}.engine" if token else f"engines/{target}/{graph}.engine"
+
+
+def _add(opened: Bundle, target: str, records: Sequence[Engine], engines: Mapping[str, bytes]) -> None:
+    """Add engines to a bundle; also to one that was changed meanwhile, if not in what they were built from."""
+    bundle = opened
+    while True:
+        kept = tuple(engine for engine in bundle.manifest.engines if engine.target != target)
+        old = [engine.file for engine in bundle.manifest.engines if engine.target == target]
+        manifest = replace(bundle.manifest, engines=(*kept, *records))
+        try:
+            update_bundle(bundle, manifest, engines, remove=[file for file in old if file not in engines])
+            return
+        except BundleError:
+            now = Bundle.open(opened.path, check_hashes=False)
+            if now.manifest == bundle.manifest or _origin(now, target) != _origin(opened, target):
+                raise
+            bundle = now
+
+
+def _origin(bundle: Bundle, target: str) -> object:
+    """What engines for a target are built from and what they replace."""
+    manifest = bundle.manifest
+    sources = [source_file(bundle, graph) for graph in manifest.graphs]
+    return (
+        manifest.graphs,
+        [manifest.files.get(name) for name in sources],
+        [part for part in manifest.lowered if part.target == target],
+        [engine for engine in manifest.engines if engine.target == target],
+        (manifest.precision, manifest.batch, manifest.recipe),
+    )
 
 
 def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -> Engine:

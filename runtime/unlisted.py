@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from trt_compress.errors import BundleError
-from trt_compress.foreign import shown
+from trt_compress.files import read_regular
+from trt_compress.foreign import shown, strict_json
 
 _CODE = ("py", "pyc", "pyo", "pyd", "pyw", "pyz", "pth", "so", "dll", "dylib")
 _WEIGHTS = ("onnx", "ort", "data", "bin", "weights", "safetensors", "gguf", "pt", "ckpt", "pkl", "pickle")
@@ -21,6 +22,7 @@ _ENGINES = ("engine", "plan", "trt")
 _KIND = re.compile(rf"\.({'|'.join((*_CODE, *_WEIGHTS, *_ENGINES))})(\.[0-9]+)*$", re.IGNORECASE)  # libfoo.so.1.2 too
 _SHOWN = 3
 _MOST = 10_000
+_LARGEST_JOURNAL = 64 << 20
 
 
 def refuse_unlisted(path: Path, listed: Collection[str], graphs: Collection[str]) -> None:
@@ -29,13 +31,13 @@ def refuse_unlisted(path: Path, listed: Collection[str], graphs: Collection[str]
     Args:
         path: The bundle.
         listed: What its manifest lists, and the manifest itself.
-        graphs: Names of its graphs. An engine of one of them, where `build` puts it, is passed over: a build that was
-            killed right before or after its commit leaves one, which the next build removes.
+        graphs: Names of its graphs. An engine of one of them, where `build` puts it, is passed over, and so is what a
+            change that was killed right before or after its commit has left, which the next change removes.
 
     Raises:
         BundleError: It does; the first few are named.
     """
-    known = set(listed)
+    known = {*listed, *leftovers(path)}
     ours = re.compile(rf"engines/[^/]+/({'|'.join(map(re.escape, graphs))})(\.[0-9a-f]{{8,16}})?\.engine")
     found = sorted(name for name in _names(path) if _KIND.search(name) and not (name in known or ours.fullmatch(name)))
     if found:
@@ -45,6 +47,24 @@ def refuse_unlisted(path: Path, listed: Collection[str], graphs: Collection[str]
             "which its manifest does not list and which could be code or weights; take it out of the folder, or copy "
             "the bundle again from where it was made."
         )
+
+
+def leftovers(path: Path) -> set[str]:
+    """What changes of a bundle that were killed had listed before and after: the journals in `.change.TOKEN.new`."""
+    names: set[str] = set()
+    for journal in path.glob(".change.*.new/*.json"):
+        names |= listed_in(journal) or set()
+    return names
+
+
+def listed_in(manifest: Path) -> set[str] | None:
+    """The files that a manifest lists, which need not be one that could be opened; None: it does not say."""
+    try:
+        data = strict_json(read_regular(manifest, limit=_LARGEST_JOURNAL))
+    except (OSError, ValueError):
+        return None
+    files = data.get("files") if isinstance(data, dict) else None
+    return set(files) if isinstance(files, dict) else None
 
 
 def _names(path: Path) -> Iterator[str]:

@@ -25,6 +25,7 @@ ALLOWED = {
         "runtime.manifest",
         "runtime.tokens",
         "runtime.bundle",
+        "runtime.unlisted",
         "runtime.ort",
         "runtime.onnx_nodes",
     ),

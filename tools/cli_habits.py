@@ -12,6 +12,7 @@ import typer
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
 from trt_compress.tools.cli_errors import report_error, wants_json
 from trt_compress.tools.console import configure_logging
+from trt_compress.tools.interrupts import Interrupted, ended_by_signals
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log every step, and print the traceback of an internal error.")
@@ -49,12 +50,13 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
         configure_logging(verbose=verbose, log_json=log_json)
         how = {"verbose": verbose, "log_json": log_json, "json": wants_json(arguments.get("json"))}
         try:
-            command(**arguments)
+            with ended_by_signals():
+                command(**arguments)
         except TrtCompressError as error:
             report_error(error, **how)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as ended:
+            raise typer.Exit(ended.exit_code if isinstance(ended, Interrupted) else 130) from None
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:

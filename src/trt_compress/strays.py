@@ -65,7 +65,7 @@ def _temporary_place() -> Path:
 
 
 @contextmanager
-def staged_folder(target: Path, before: Callable[[Path], None] | None = None) -> Iterator[Path]:
+def staged_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, for what will be put in its place; what is at its name afterwards is removed.
 
     Strays of the same target are removed first, and a target that a killed replacement left aside is put back. Folders
@@ -73,7 +73,6 @@ def staged_folder(target: Path, before: Callable[[Path], None] | None = None) ->
 
     Args:
         target: What it will become; links resolved.
-        before: Called with each stray before it is removed.
 
     Raises:
         OSError: It cannot be made.
@@ -83,7 +82,7 @@ def staged_folder(target: Path, before: Callable[[Path], None] | None = None) ->
         if new_parents:
             target.parent.mkdir(parents=True, exist_ok=True)
         else:
-            remove_strays(target, before)
+            remove_strays(target)
         with _held_folder(lambda: beside(target, "new"), 0o777) as folder:
             yield folder
     finally:
@@ -211,6 +210,9 @@ def _remove_stray(path: Path, before: Callable[[Path], None] | None) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder with what is in it, also when an interruption comes meanwhile; what cannot be removed stays."""
     try:
+        with suppress(OSError):
+            os.rmdir(folder)
+            return
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -324,10 +326,10 @@ def _is_held(folder: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path, files: Iterable[Path] = ()) -> Iterator[None]:
-    """Keep other processes from changing a folder; its name is held, also when the folder is exchanged.
+    """Keep other processes from changing a folder or file: one at a time holds what is at this path, by a `flock`.
 
     Args:
-        folder: The folder.
+        folder: The folder; who waits for one that was exchanged meanwhile gets the new one.
         files: What is locked where the file system cannot lock a folder (NFS locks files that may be written).
 
     Raises:

@@ -222,8 +222,11 @@ def test_a_disk_that_fills_up_leaves_nothing(where: str, typed_alone: Typed, pla
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["tracing", "verifying", "writing the bundle"])
-def test_an_interrupted_export_leaves_nothing(step: str, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [("tracing", signal.SIGHUP), ("verifying", signal.SIGINT), ("writing the bundle", signal.SIGTERM)],
+)
+def test_an_interrupted_export_leaves_nothing(step: str, number: signal.Signals, place: Path) -> None:
     program = f"""
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
@@ -245,9 +248,9 @@ main()
     assert process.stderr is not None and process.stdout is not None
     while "now" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (130, "") and "Traceback" not in err
+    assert (process.returncode, out) == (128 + number, "") and "Traceback" not in err
     assert list(place.iterdir()) == []
 
 
