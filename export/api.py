@@ -3,7 +3,7 @@
 What can be known of names, files and libraries is checked here; torch, timm and onnx are loaded behind that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_archive
 from trt_compress.plugins.library import choose, library_or_none
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.bundle import Bundle, as_digests
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.tokens import token_flows
 
@@ -134,6 +134,7 @@ def verify(
     weights: str | Path | None = None,
     model: str | None = None,
     native: bool | str | Path = False,
+    require_digest: str | Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> "VerifyReport":
     """Prove again that a bundle computes what its torch model computes.
@@ -146,6 +147,7 @@ def verify(
         weights: Where the file of weights is now, if it moved; it must be the same file.
         model: Where the file of an own model is now, if it moved (`FILE.py:FACTORY`); it must be the same file.
         native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
+        require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
         progress: Called with the name of each step.
 
     Raises:
@@ -153,8 +155,9 @@ def verify(
         ConfigError: the model cannot be built again as it was (weights moved or changed).
         PluginError: the native library is missing, or may not be loaded.
     """
+    required = as_digests(require_digest)
     library = library_or_none(choose("onnxruntime", native))
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, require_digest=required)
     recipe = replace(
         recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),
         weights_sha256=opened.manifest.model.weights.sha256,

@@ -28,8 +28,8 @@ from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
 from trt_compress.runtime.unlisted import listed_in
 
-Content = bytes | Path
-"""What a file holds: the bytes themselves, or the file to copy."""
+Content = bytes | Path | Iterator[bytes]
+"""What a file holds: the bytes themselves, the file to copy, or pieces, as `Bundle.chunks` gives them."""
 
 _CHANGE, _BEFORE = "change", "before.json"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
@@ -274,6 +274,9 @@ def _store(target: Path, content: Content) -> FileInfo:
 def _chunks(content: Content) -> Iterator[bytes]:
     if isinstance(content, bytes):
         yield content
+        return
+    if not isinstance(content, Path):
+        yield from content
         return
     with content.open("rb") as stream:
         while chunk := stream.read(1 << 20):

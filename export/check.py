@@ -4,20 +4,30 @@ A device has neither torch nor onnx. There the bundle tells what the rules found
 that is installed reads the file itself. What was checked, and what was not, is part of the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trt_compress import __version__
-from trt_compress.errors import BuildError, BundleError, GateError, PluginError, TrtCompressError, UnsupportedError
+from trt_compress.errors import (
+    BuildError,
+    BundleError,
+    ConfigError,
+    GateError,
+    PluginError,
+    TrtCompressError,
+    UnsupportedError,
+)
 from trt_compress.export.build import PRODUCTS, choose_plugins, library_version, parse_file, require_library
 from trt_compress.export.findings import Finding, recorded_findings
 from trt_compress.export.forms import is_pruned, target_file
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.bundle import Bundle, as_digests
+from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
 
 Rules = Callable[[Path, Target], tuple[Finding, ...]]
@@ -50,40 +60,41 @@ class PreflightReport:
         return {"target": self.target, "findings": found, "checked": list(self.checked)}
 
 
-def preflight(bundle: str | Path, *, target: str) -> tuple[Finding, ...]:
+def preflight(
+    bundle: str | Path, *, target: str, require_digest: str | Collection[str] | None = None
+) -> tuple[Finding, ...]:
     """Hold every graph of a bundle, or a bare ONNX file, against the rules of a target.
 
     Without torch and onnx a bundle is judged by what it says itself and by the library that is installed;
-    `preflight_report` tells what was checked.
+    `preflight_report` tells what was checked. `require_digest` is what `Bundle.open` takes.
 
     Raises:
-        ConfigError: an unknown target, or a file that is not ONNX.
-        BundleError: the bundle cannot be read.
+        ConfigError: an unknown target, a file that is not ONNX, or a digest that is required of a bare file.
+        BundleError: the bundle cannot be read, or its digest is not the one that is required.
         UnsupportedError: a bare file where onnx is not installed, or a bundle that says nothing of this target.
     """
-    return preflight_report(bundle, target=target).findings
+    return preflight_report(bundle, target=target, require_digest=require_digest).findings
 
 
-def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = True) -> PreflightReport:
-    """As `preflight`, with what was checked.
-
-    `ask_library` lets ONNX Runtime or TensorRT-RTX read the file too, where it is installed.
-    """
-    chosen, path = get_target(target), Path(bundle)
+def preflight_report(
+    bundle: str | Path, *, target: str, require_digest: str | Collection[str] | None = None
+) -> PreflightReport:
+    """As `preflight`, with what was checked; ONNX Runtime or TensorRT-RTX reads the file too, where it is installed."""
+    chosen, path, required = get_target(target), Path(bundle), as_digests(require_digest)
     rules, missing = _rules()
-    opened = Bundle.open(path) if path.is_dir() or rules is None and not path.is_file() else None
+    opened = None
+    if path.is_dir() or rules is None and not path.is_file():
+        opened = Bundle.open(path, require_digest=required)
+    elif required:
+        raise ConfigError(f"'{path}' is a bare ONNX file, which has no digest; leave --require-digest out.")
     if rules is not None and not (opened and is_pruned(opened)):
-        files = [opened.file(graph.file) for graph in opened.manifest.graphs] if opened else [path]
-        by_rules = f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it"
-        if not ask_library:
-            found = tuple(finding for file in files for finding in rules(file, chosen))
-            return PreflightReport(target=target, findings=found, checked=(by_rules,))
         from trt_compress.export.trial import preflight_file
 
-        judged = [preflight_file(file, chosen, _ranges(opened) if opened else None) for file in files]
+        with _files_of(opened, path) as files:
+            judged = [preflight_file(file, chosen, _ranges(opened) if opened else None) for file in files]
         found = tuple(finding for findings, _ in judged for finding in findings)
         tried = dict.fromkeys(f"the file itself was {sentence}" for _, sentence in judged)
-        return PreflightReport(target=target, findings=found, checked=(by_rules, *tried))
+        return PreflightReport(target=target, findings=found, checked=(_by_rules(target), *tried))
     if opened is None:
         raise UnsupportedError(
             f"'{path}' is a bare ONNX file, and reading it needs '{missing}', which is not installed; give a bundle, "
@@ -108,8 +119,10 @@ def preflight_report(bundle: str | Path, *, target: str, ask_library: bool = Tru
 def engine_findings(bundle: Bundle, target: str) -> PreflightReport:
     """What is known before a build, which shows the rest: by the rules, else by what the bundle says, else nothing."""
     rules, _ = _rules()
-    if rules is not None:
-        return preflight_report(bundle.path, target=target, ask_library=False)
+    if rules is not None and not is_pruned(bundle):
+        with _files_of(bundle, bundle.path) as files:
+            found = tuple(finding for file in files for finding in rules(file, get_target(target)))
+        return PreflightReport(target=target, findings=found, checked=(_by_rules(target),))
     recorded = recorded_findings(bundle, target)
     return PreflightReport(target=target, findings=recorded.findings if recorded else (), checked=(), by_rules=False)
 
@@ -124,6 +137,27 @@ def require_passed(report: PreflightReport) -> None:
             hint=first.fix,
             report=report.errors,
         )
+
+
+@contextmanager
+def _files_of(bundle: Bundle | None, path: Path) -> Iterator[list[Path]]:
+    """The ONNX files of a bundle, each a checked copy of this process alone; without a bundle the file itself."""
+    if bundle is None:
+        yield [path]
+        return
+    with temporary_folder("preflight") as folder:
+        try:
+            yield [copy_graph(bundle, graph.file, folder / graph.name) for graph in bundle.manifest.graphs]
+        except ConfigError as error:  # it names the copy, of which nobody knows
+            names = {str(folder / graph.name): str(bundle.path) for graph in bundle.manifest.graphs}
+            message = error.message
+            for copy, known in names.items():
+                message = message.replace(copy, known)
+            raise ConfigError(message, hint=error.hint) from error
+
+
+def _by_rules(target: str) -> str:
+    return f"the rules of trt-compress {__version__} were held against the graph as '{target}' gets it"
 
 
 def _ranges(bundle: Bundle) -> dict[str, LengthRange]:

@@ -1,6 +1,6 @@
 """Engines of a bundle: build them for a target and add them, all or none. Needs neither torch nor onnx."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from trt_compress.export.check import engine_findings, require_passed
 from trt_compress.export.forms import operator_nodes_of, source_file, target_file
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import get_target
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.bundle import Bundle, as_digests
 from trt_compress.runtime.manifest import Engine
 from trt_compress.strays import temporary_folder
 
@@ -49,6 +49,7 @@ def build(
     plugins: bool | str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    require_digest: str | Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> Engine | BuildPlan:
     """Build the engine of a bundle with one graph for a target, and add it to the bundle.
@@ -60,41 +61,45 @@ def build(
             take; None takes what is built here.
         force: Replace the engine that the bundle has for this target.
         dry_run: Check what can be checked and return the plan.
+        require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
         progress: Called with the name of each step.
 
     Raises:
         ConfigError: the bundle has several graphs; `export.engines.build_engines` builds them all.
         UnsupportedError, GateError, BuildError, PluginError: as `build_engines`.
     """
-    graphs = Bundle.open(bundle, check_hashes=False).manifest.graphs
+    opened = Bundle.open(bundle, require_digest=require_digest)
+    graphs = opened.manifest.graphs
     if len(graphs) > 1:
         raise ConfigError(
             f"{bundle} has the graphs {', '.join(graph.name for graph in graphs)}, and build makes one engine; call "
             "build_engines, which builds them all."
         )
-    (made,) = build_engines(bundle, target=target, plugins=plugins, force=force, dry_run=dry_run, progress=progress)
+    (made,) = build_engines(opened, target=target, plugins=plugins, force=force, dry_run=dry_run, progress=progress)
     return made
 
 
 def build_engines(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     *,
     target: str,
     plugins: bool | str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    require_digest: str | Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Engine | BuildPlan, ...]:
     """Build an engine of every graph for a target and add them to the bundle, all or none.
 
     Args:
-        bundle: The bundle's directory.
+        bundle: The bundle's directory, or a bundle that is open already.
         target: A target with engines: rtx, x86-trt10, jetson-…
         plugins: The native operators: True needs them, False builds from the ONNX bodies, a path is the library to
             take; None takes what `trt-compress plugins build` made for this TensorRT, if it did, and needs it where the
             target's file has no bodies. The record says which operators became plugins.
         force: Replace the engines that the bundle has for this target.
         dry_run: Check what can be checked and return the plans.
+        require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
         progress: Called with the name of each step.
 
     Raises:
@@ -104,8 +109,9 @@ def build_engines(
         PluginError: the plugin library is missing, or may not be loaded.
     """
     step = progress or (lambda text: None)
-    chosen = get_target(target)
-    opened = Bundle.open(bundle)
+    chosen, required = get_target(target), as_digests(require_digest)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened.require(required)
     manifest = opened.manifest
     existing = [engine for engine in manifest.engines if engine.target == target]
     if existing and not force:
@@ -137,7 +143,7 @@ def build_engines(
                 target_file(opened, graph, chosen, with_plugins=library is not None, folder=folder),
                 chosen,
                 inputs=input_shapes(graph.inputs),
-                operators=operator_nodes_of(opened.file(source_file(opened, graph))),
+                operators=operator_nodes_of(opened, source_file(opened, graph)),
                 batch=batch,
                 precision=manifest.precision,
                 lengths=lengths,

@@ -45,7 +45,7 @@ def recorded_findings(bundle: Bundle, target: str) -> Recorded | None:
     if PREFLIGHT_FILE not in bundle.manifest.files:
         return None
     try:
-        data = json.loads(bundle.file(PREFLIGHT_FILE).read_bytes())
+        data = json.loads(bundle.read(PREFLIGHT_FILE))
         found = data["targets"].get(target)
         if found is None:
             return None

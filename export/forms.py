@@ -1,18 +1,19 @@
 """The ONNX file of a graph in the form that a target gets: one that the bundle holds, or one made from it here."""
 
-import mmap
 from pathlib import Path
 
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.export.targets import Target
+from trt_compress.foreign import reading
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph
 from trt_compress.runtime.onnx_nodes import read_nodes
+from trt_compress.runtime.onnx_source import OnnxSource, copy_graph
 
 
 def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: bool, folder: Path) -> Path:
-    """The file that a build for `target` reads.
+    """The file that a build for `target` reads, checked and in a folder of the caller's alone.
 
     Where the bundle has none for this target and the packages that make one (torch and onnx) are not installed, it is
     the graph's own file, which holds the bodies of all operators: TensorRT reads those too, in the same layers.
@@ -22,19 +23,19 @@ def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: b
         graph: One of its graphs.
         target: Where the file goes.
         with_plugins: Whether a plugin library will be there; without it the file needs its bodies.
-        folder: An empty folder for a file that has to be made.
+        folder: An empty folder for the file, and for the weights that are beside it.
 
     Raises:
+        BundleError: A file is missing or was changed, or the ONNX file names one that the manifest does not list.
         UnsupportedError: Plugins are to be used, the target takes them in a file without bodies only, the bundle has
             none, and none can be made here.
     """
     bodies = target.lowering != "plugin" or not with_plugins
     for lowered in bundle.manifest.lowered:
         if (lowered.target, lowered.graph) == (target.name, graph.name) and bodies == (lowered.lowering != "plugin"):
-            return bundle.file(lowered.file)
-    source = bundle.file(graph.file)
+            return copy_graph(bundle, lowered.file, folder)
     if bodies and target.lowering == "plugin":
-        return source
+        return copy_graph(bundle, graph.file, folder)
     try:
         import onnx
 
@@ -45,11 +46,12 @@ def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: b
         if missing in ("", "trt_compress"):
             raise
         if bodies:
-            return source
+            return copy_graph(bundle, graph.file, folder)
         raise UnsupportedError(
             f"'{bundle.path}' has no file for '{target.name}', and making one here needs '{missing}', which is not "
             f"installed; export with --target {target.name} where the model is exported, or build with --plugins no."
         ) from None
+    source = copy_graph(bundle, graph.file, folder / "source")
     (file, *_) = save_onnx(lower_for_target(onnx.load(source), target), folder / f"{graph.name}.onnx")
     return file
 
@@ -68,15 +70,12 @@ def source_file(bundle: Bundle, graph: Graph) -> str:
     return graph.file
 
 
-def operator_nodes_of(file: Path) -> dict[str, str]:
-    """Op type of every operator node of an ONNX file, by its name; read without the package onnx.
+def operator_nodes_of(bundle: Bundle, file: str) -> dict[str, str]:
+    """Op type of every operator node of an ONNX file of a bundle, by its name; read without the package onnx.
 
     Raises:
         BundleError: The file cannot be read.
     """
-    try:
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                return {node.name: node.op_type for node in read_nodes(view) if node.domain == DOMAIN}
-    except (OSError, ValueError) as error:
-        raise BundleError(f"'{file}' is not a readable ONNX file: {error}.") from None
+    with OnnxSource(bundle, file) as source:
+        with reading(f"{source}", "export the bundle again", error=BundleError):
+            return {node.name: node.op_type for node in read_nodes(source.view) if node.domain == DOMAIN}

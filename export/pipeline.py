@@ -41,6 +41,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Manifest
+from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
 
 Progress = Callable[[str], None]
@@ -145,8 +146,9 @@ def run_verification(
     reports = []
     for graph in prepared.graphs:
         module = with_precision(graph.module, recipe.precision)
-        file = opened.file(opened.manifest.graph(graph.name).file)
-        reports.append(_verify(graph, module, file, *chosen[graph.name], recipe.precision, library))
+        with temporary_folder("verify") as folder:
+            file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder)
+            reports.append(_verify(graph, module, file, *chosen[graph.name], recipe.precision, library))
     report = merge_reports(reports)
     _require_passed(report)
     return report

@@ -1,6 +1,6 @@
 """A bundle with what one target needs, for a device with little room. Needs neither torch nor onnx."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def prune(
     output: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    require_digest: str | Collection[str] | None = None,
 ) -> PruneResult:
     """Take from a bundle what another target than this one needs: its engines, and files in another form.
 
@@ -59,12 +60,13 @@ def prune(
         output: Where a pruned copy goes; None: the bundle itself changes, all or nothing.
         force: Replace the bundle that is at `output`.
         dry_run: Change nothing, and say what would be removed.
+        require_digest: The digest that the bundle must have, as `Bundle.open` takes it; the pruned one has another.
 
     Raises:
         ConfigError: an unknown target, or one that the bundle has nothing for.
         BundleError: the bundle cannot be read, or the change cannot be written.
     """
-    chosen, opened = get_target(target), Bundle.open(bundle)
+    chosen, opened = get_target(target), Bundle.open(bundle, require_digest=require_digest)
     manifest = _for_target(opened, chosen)
     needed = set(_needed(manifest))
     gone = {name: info.bytes for name, info in opened.manifest.files.items() if name not in needed}
@@ -83,7 +85,7 @@ def prune(
     if output is None:
         update_bundle(opened, manifest, {}, remove=list(gone))
     else:
-        kept = {name: opened.file(name) for name in opened.manifest.files if name in needed}
+        kept = {name: opened.chunks(name) for name in opened.manifest.files if name in needed}
         write_bundle(Path(output), manifest, kept, force=force)
     return result
 

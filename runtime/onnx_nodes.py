@@ -7,7 +7,7 @@ AttributeProto.g 6, graphs 11. Weights are skipped by their length.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from trt_compress.runtime.protobuf import fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,33 +50,4 @@ def _nodes_of_graph(graph: memoryview) -> Iterator[Node]:
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of every field of one message."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == _VARINT:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        if kind == _BYTES:
-            length, at = _varint(message, at)
-        elif kind in (_FIXED64, _FIXED32):
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"a field of kind {kind}")
-        if at + length > len(message):
-            raise ValueError("it ends inside a field")
-        yield key >> 3, message[at : at + length]
-        at += length
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(message) or shift > 63:
-            raise ValueError("it ends inside a number")
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
+    return ((field.number, field.value) for field in fields(message))

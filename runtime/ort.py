@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from trt_compress.errors import BundleError, PluginError, UnsupportedError
+from trt_compress.foreign import reading
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph
 from trt_compress.runtime.onnx_nodes import Node, read_nodes
+from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.strays import temporary_folder
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,7 +30,11 @@ OperatorPath = Literal["native", "function"]
 
 
 class OrtGraph:
-    """One graph, loaded."""
+    """One graph, loaded.
+
+    Attributes:
+        files: What was read of the bundle for it.
+    """
 
     def __init__(
         self,
@@ -40,21 +46,20 @@ class OrtGraph:
         native: Library | None = None,
     ) -> None:
         ort = _load(backend)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors come back as exceptions with the same text
+        options = _options(ort)
         if threads is not None:
             options.intra_op_num_threads = threads
         if not spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if native is not None:
             register_native(options, native)
-        provider, file = _PROVIDERS[backend], str(bundle.file(graph.file))
-        try:
-            self._session = ort.InferenceSession(file, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise BundleError(
-                f"ONNX Runtime {ort.__version__} cannot load '{graph.file}' of '{bundle.path}': {_first_line(error)}."
-            ) from error
+        provider = _PROVIDERS[backend]
+        with OnnxSource(bundle, graph.file) as source:
+            self._session = _load_source(source, options, provider)
+            source.confirm()
+            source.rest()
+        self.files = source.files
+        self._weights = source.weights  # the session reads from their memory
         if self._session.get_providers()[0] != provider:
             raise UnsupportedError(
                 f"The backend '{backend}' was asked for and ONNX Runtime could not start it; it would have run on "
@@ -91,11 +96,11 @@ def register_native(options: Any, library: Library) -> None:
         ) from error
 
 
-def operator_paths(model: Path, library: Library | None) -> dict[str, OperatorPath]:
+def operator_paths(model: OnnxSource | Path, library: Library | None) -> dict[str, OperatorPath]:
     """What ONNX Runtime makes of every operator of ours in a graph, read from the graph that it runs.
 
     Args:
-        model: The ONNX file.
+        model: The ONNX file: of a bundle, or one that the caller has made.
         library: The native library that is registered; None: none is.
 
     Returns:
@@ -106,35 +111,61 @@ def operator_paths(model: Path, library: Library | None) -> dict[str, OperatorPa
         BundleError: The file cannot be loaded.
         PluginError: The library cannot be loaded.
     """
-    asked = _unique_names(_read(model))
+    asked = _unique_names(_nodes(model))
     if not asked:
         return {}
     ort = importlib.import_module("onnxruntime")
     with temporary_folder("prepared") as folder:
         prepared = folder / "prepared.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = _options(ort)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.optimized_model_filepath = str(prepared)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         if library is not None:
             register_native(options, library)
-        try:
-            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load '{model}': {_first_line(error)}.") from error
-        left = set(_unique_names(_read(prepared)))
+        _load_source(model, options, "CPUExecutionProvider")
+        left = set(_unique_names(_nodes(prepared)))
     return {name: "native" if name in left else "function" for name in asked}
 
 
-def _read(model: Path) -> list[Node]:
-    """The nodes of our operators in an ONNX file."""
+def _options(ort: ModuleType) -> Any:
+    """Options of every session: errors come back as exceptions with the same text, and ONNX is what is loaded."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
+
+
+def _load_source(source: OnnxSource | Path, options: Any, provider: str) -> Any:
+    """An ONNX Runtime session of a file, with the weights that are handed over beside it.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
+    ort = importlib.import_module("onnxruntime")
+    model, name = (source.model, source) if isinstance(source, OnnxSource) else (str(source), f"'{source}'")
     try:
-        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            with memoryview(mapped) as view:
-                return [node for node in read_nodes(view) if node.domain == _DOMAIN]
-    except (OSError, ValueError) as error:
-        raise BundleError(f"'{model}' is not a readable ONNX file: {error}.") from None
+        if isinstance(source, OnnxSource) and source.weights:
+            make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+            values = [make(weight.data, weight.dtype) for weight in source.weights.values()]
+            options.add_external_initializers(list(source.weights), values)
+        session = ort.InferenceSession(model, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_first_line(error)}.") from error
+    if isinstance(model, bytes) and hasattr(session, "_model_bytes"):
+        session._model_bytes = None  # kept there to start it again with other providers, which is never done here
+    return session
+
+
+def _nodes(model: OnnxSource | Path) -> list[Node]:
+    """The nodes of our operators in an ONNX file."""
+    with reading(str(model) if isinstance(model, OnnxSource) else f"'{model}'", "export it again", error=BundleError):
+        if isinstance(model, OnnxSource):
+            view = model.view
+        else:
+            with model.open("rb") as file:
+                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return [node for node in read_nodes(view) if node.domain == _DOMAIN]
 
 
 def _unique_names(nodes: list[Node]) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trt_compress.errors import BundleError
@@ -35,7 +36,7 @@ class Record:
         """
         if not isinstance(data, dict):
             raise _wrong(where, "an object", data)
-        known, hints = _fields(cls), get_type_hints(cls)
+        known, hints = _fields(cls), _hints(cls)
         values: dict[str, Any] = {
             name: _decode(hints[item.name], data[name], f"{where}.{name}")
             for name, item in known.items()
@@ -57,6 +58,12 @@ class Record:
         return {**known, **self.extra} if with_extra else known
 
 
+@cache
+def _hints(cls: type[Record]) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+@cache
 def _fields(cls: type[Record]) -> dict[str, "dataclasses.Field[Any]"]:
     return {item.metadata.get("json", item.name): item for item in dataclasses.fields(cls) if item.name != "extra"}
 

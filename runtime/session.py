@@ -15,6 +15,7 @@ from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import Graph, Manifest, State, TensorInfo
+from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.state import StateTensor
 from trt_compress.suggest import did_you_mean
@@ -108,6 +109,7 @@ class Session:
         check_hashes: bool = True,
         native: bool | str | Path | None = None,
         graphs: Sequence[str] | None = None,
+        require_digest: str | Collection[str] | None = None,
     ) -> "Session":
         """Load a bundle.
 
@@ -117,7 +119,8 @@ class Session:
             threads: Threads of one operator on the CPU; None leaves the number to the backend.
             spin: Threads wait for work in a busy loop: faster while a session is alone, but two sessions in one
                 process then take the cores from each other.
-            check_hashes: Compare the hash of every file first.
+            check_hashes: Compare the hash of every file, of those that are loaded with what is in memory; without it
+                what `Bundle.open` says holds. A bundle that is open already keeps to what it was opened with.
             native: The native operators for the CPU: True needs them, False runs the ONNX bodies, a path is the library
                 to take; None takes them if `trt-compress plugins build` made them from these sources. What others
                 could have put into the cache is not taken; a path that you give may be another user's, but not one that
@@ -125,10 +128,13 @@ class Session:
                 what was taken, and why not.
             graphs: Names of the graphs to load; None loads all. An input that a graph left out would feed has to be
                 given to `run`, and an output for it is returned.
+            require_digest: The digest that the bundle must have, or several of which it must have one, as
+                `Bundle.open` takes them.
 
         Raises:
-            BundleError: The bundle cannot be read, has no such graph, or a graph is not what the manifest says.
-            ConfigError: An unknown backend, or `threads` below 1.
+            BundleError: The bundle cannot be read, has no such graph, a graph is not what the manifest says, or its
+                digest is not the one that is required.
+            ConfigError: An unknown backend, `threads` below 1, or `require_digest` is no digest.
             PluginError: The native library is not there, or is not one that may be loaded here.
             UnsupportedError: The backend is not installed, or this machine cannot run it.
         """
@@ -141,12 +147,22 @@ class Session:
             raise ConfigError(f"native={native!r}; give True, False, the path of a library, or nothing.")
         if graphs is not None and (isinstance(graphs, str) or not graphs):
             raise ConfigError(f"graphs={graphs!r}; give a list of at least one name, or nothing for all graphs.")
-        if not isinstance(bundle, Bundle):
-            bundle = Bundle.open(bundle, check_hashes=check_hashes)
+        unread: set[str] = set()
+        if isinstance(bundle, Bundle):
+            bundle.require(require_digest)
+        else:
+
+            def later(manifest: Manifest) -> set[str]:
+                unread.update(n for graph in _wanted(manifest, graphs) for n in (graph.file, *graph.external_data))
+                return unread
+
+            bundle = Bundle.open(bundle, check_hashes=check_hashes, require_digest=require_digest, later=later)
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
-        wanted = bundle.manifest.graphs if graphs is None else [bundle.manifest.graph(name) for name in graphs]
+        wanted = _wanted(bundle.manifest, graphs)
         runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
+        for name in unread.difference(*(runner.files for runner in runners.values())):  # listed as its, and not taken
+            bundle.check(name)
         return cls(bundle, backend, runners, chosen)
 
     def __repr__(self) -> str:
@@ -229,11 +245,13 @@ class Session:
 
         Read from the graphs as ONNX Runtime prepares them, which takes about as long as opening the bundle.
         """
-        return {
-            f"{graph.name}/{node}": path
-            for graph in self._graphs.values()
-            for node, path in operator_paths(self.bundle.file(graph.file), self.native).items()
-        }
+        paths: dict[str, OperatorPath] = {}
+        for graph in self._graphs.values():
+            with OnnxSource(self.bundle, graph.file) as source:
+                found = operator_paths(source, self.native)
+                source.confirm()
+            paths |= {f"{graph.name}/{node}": path for node, path in found.items()}
+        return paths
 
     def reset(self) -> None:
         """Forget the states: the next run starts from their initial values.
@@ -336,6 +354,10 @@ class Session:
 def _some(names: Collection[str]) -> str:
     first, *rest = sorted(names)
     return f"'{first}' and {len(rest)} more" if rest else f"'{first}'"
+
+
+def _wanted(manifest: Manifest, graphs: Sequence[str] | None) -> Sequence[Graph]:
+    return manifest.graphs if graphs is None else [manifest.graph(name) for name in graphs]
 
 
 def _native_library(native: bool | str | Path | None, backend: str, manifest: Manifest) -> Library | Absent:

@@ -7,6 +7,7 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ShapeError
 from trt_compress.foreign import reading
+from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import State
 
@@ -23,7 +24,7 @@ class StateTensor:
     def __init__(self, state: State, bundle: Bundle) -> None:
         self._name = f"{state.graph}.{state.input}"
         self._state = state
-        self._bundle = bundle
+        self._content = _initial_file(state, bundle)
         self._value: Array | None = None
 
     def reset(self) -> None:
@@ -91,7 +92,7 @@ class StateTensor:
     def _from_file(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         start = f"'{name}', from which the state '{self._name}' starts,"
         with reading(start, "export the bundle again", error=BundleError):
-            stored = np.load(self._bundle.file(name), allow_pickle=False)
+            stored = array_of(self._content)
         if stored.dtype != dtype:
             raise BundleError(
                 f"The state '{self._name}' cannot start from '{name}': it holds {stored.dtype}, not {dtype}."
@@ -100,3 +101,11 @@ class StateTensor:
             return np.broadcast_to(stored, shape).copy()
         except ValueError as error:
             raise BundleError(f"The state '{self._name}' cannot start from '{name}': {error}.") from None
+
+
+def _initial_file(state: State, bundle: Bundle) -> bytes:
+    """What the file holds that the state starts from, read once, so that it starts from the same after every reset."""
+    match state.initial:
+        case {"file": str() as name}:
+            return bundle.read(name)
+    return b""

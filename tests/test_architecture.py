@@ -28,6 +28,7 @@ ALLOWED = {
         "runtime.unlisted",
         "runtime.ort",
         "runtime.onnx_nodes",
+        "runtime.onnx_source",
     ),
     "models": ("models", "plugins", "runtime.detection_metric"),
     "plugins": ("plugins",),

@@ -12,6 +12,7 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.foreign import reading
+from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFormat
@@ -242,7 +243,7 @@ def _constants(bundle: Bundle, inputs: Mapping[str, TensorInfo]) -> dict[str, Ar
         if name not in inputs:
             raise BundleError(f"The manifest's 'preprocess.constants' names '{name}', which is no input of the bundle.")
         with reading(f"'{file}' of the bundle '{bundle.path}'", "export the bundle again", error=BundleError):
-            arrays[name] = np.load(bundle.file(file), allow_pickle=False)
+            arrays[name] = array_of(bundle.read(file))
     return arrays
 
 

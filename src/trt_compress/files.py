@@ -44,14 +44,15 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
     Raises:
         OSError: It cannot be opened, is no regular file, or lies outside; `strerror` says which.
     """
-    if inside is not None:
-        path = _resolved_inside(path, inside)
+    root = None if inside is None else Path(os.path.realpath(inside))
+    if root is not None:
+        path = _resolved_inside(path, root, inside)
     _require_regular(os.stat(path), path)  # before it is opened: some devices do something when they are
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _require_regular(os.fstat(descriptor), path)
-        if inside is not None:  # else a folder on the way became a link in between
-            _require_inside(Path(f"/proc/self/fd/{descriptor}"), inside, path)
+        if root is not None:  # else a folder on the way became a link in between
+            _require_inside(Path(f"/proc/self/fd/{descriptor}"), root, inside, path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -407,20 +408,19 @@ def _write_over(place: Path, data: bytes) -> None:
         os.fsync(descriptor)
 
 
-def _resolved_inside(path: Path, inside: Path) -> Path:
-    root = Path(os.path.realpath(inside))
+def _resolved_inside(path: Path, root: Path, inside: Path | None) -> Path:
     resolved = Path(os.path.realpath(path))
     if root not in resolved.parents:
         raise OSError(errno.EPERM, f"it is a link out of '{inside}'", str(path))
     return resolved
 
 
-def _require_inside(opened: Path, inside: Path, path: Path) -> None:
+def _require_inside(opened: Path, root: Path, inside: Path | None, path: Path) -> None:
     try:
         place = Path(os.readlink(opened))
     except OSError:  # no /proc
         return
-    if Path(os.path.realpath(inside)) not in place.parents:
+    if root not in place.parents:
         raise OSError(errno.EPERM, f"it is a link out of '{inside}'", str(path))
 
 

@@ -1,6 +1,8 @@
 """What a session is given, against timm's own transforms and plain restatements."""
 
+import io
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,21 @@ from PIL import Image
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Batch, Manifest, Model, TensorInfo, Weights
+from trt_compress.runtime.manifest import Batch, FileInfo, Manifest, Model, TensorInfo, Weights
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
 
 Shape = tuple[int | str, ...]
 
 
-def bundle_of(path: Path, preprocess: dict[str, Any], files: dict[str, Any] | None = None) -> Bundle:
-    from trt_compress.runtime.manifest import FileInfo
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
+
+def bundle_of(path: Path, preprocess: dict[str, Any], files: dict[str, Any] | None = None) -> Bundle:
+    content = {name: npy(array) for name, array in (files or {}).items()}
     manifest = Manifest(
         name="test",
         created_with={},
@@ -30,10 +37,10 @@ def bundle_of(path: Path, preprocess: dict[str, Any], files: dict[str, Any] | No
         batch=Batch(min=1, opt=1, max=1),
         graphs=(),
         preprocess=preprocess,
-        files={name: FileInfo(sha256="", bytes=0) for name in files or {}},
+        files={name: FileInfo(sha256=sha256(data).hexdigest(), bytes=len(data)) for name, data in content.items()},
     )
-    for name, array in (files or {}).items():
-        np.save(path / name, array)
+    for name, data in content.items():
+        (path / name).write_bytes(data)
     return Bundle(path=path, manifest=manifest)
 
 
