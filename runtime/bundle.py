@@ -76,8 +76,8 @@ class Bundle:
                 once.
 
         Raises:
-            BundleError: It is not a bundle, has a newer schema, a file is missing or was changed, it holds code or weights
-                that the manifest does not list, or its digest is not the one that is required.
+            BundleError: It is not a bundle, has a newer schema, a file is missing or was changed, it holds code or
+                weights that the manifest does not list, or its digest is not the one that is required.
             ConfigError: `require_digest` is no digest.
         """
         required = as_digests(require_digest)
