@@ -57,7 +57,7 @@ def write_bundle(output: Path, manifest: Manifest, files: Mapping[str, Content],
 
 
 def update_bundle(
-    bundle: Bundle, manifest: Manifest, add: Mapping[str, Content], remove: Collection[str] = ()
+    bundle: Bundle, manifest: Manifest, add: Mapping[str, bytes | Path], remove: Collection[str] = ()
 ) -> Bundle:
     """Add files to a bundle and remove some, by a new manifest that takes the place of its own.
 
@@ -79,15 +79,16 @@ def update_bundle(
     """
     _check_names(add)
     for name in remove:
-        bundle.file(name)  # says that it is not there
+        bundle.info(name)  # says that it is not there
     kept = {name: info for name, info in bundle.manifest.files.items() if name not in remove or name in add}
     with _os_errors_as_bundle_errors(bundle.path):
         before = _manifest_bytes(bundle)
         same = {name for name in add.keys() & kept.keys() if _info_of(add[name]) == kept[name]}
         new = {name: content for name, content in add.items() if name not in same}
         if new.keys() & kept.keys():
-            whole: dict[str, Content] = {name: bundle.file(name) for name in kept}
-            return _write(bundle.path, manifest, {**whole, **new}, True, before)
+            whole: dict[str, Content] = {name: bundle.chunks(name) for name in kept if name not in new}
+            written = _write(bundle.root, manifest, {**whole, **new}, True, before)
+            return bundle.with_manifest(written.manifest)
         return _change(bundle, manifest, kept, new, before)
 
 
@@ -119,7 +120,7 @@ def _write(
 def _change(
     bundle: Bundle, manifest: Manifest, kept: Mapping[str, FileInfo], new: Mapping[str, Content], before: bytes
 ) -> Bundle:
-    root = bundle.path
+    root = bundle.root
     with strays.staged_folder(root / _CHANGE) as staged:
         parts = {name: staged / str(number) for number, name in enumerate(new)}
         sealed = _seal(manifest, {**kept, **{name: _store(parts[name], content) for name, content in new.items()}})
@@ -129,7 +130,7 @@ def _change(
         _sync(staged)
         with strays.locked(root, [root / MANIFEST_NAME]):
             if _manifest_bytes(bundle) != before:
-                raise _changed(root)
+                raise _changed(bundle.path)
             strays.remove_strays(root / _CHANGE, before=_settle)
             _sync(root)  # from here on the next run finds what is put into place below
             try:
@@ -144,7 +145,7 @@ def _change(
                         _sync(root)
             finally:
                 _settle(staged)
-    return Bundle(path=root, manifest=sealed)
+    return bundle.with_manifest(sealed)
 
 
 def _settle(staged: Path) -> None:
@@ -172,7 +173,7 @@ def _manifest_bytes(bundle: Bundle) -> bytes:
         BundleError: It is another than the one that was opened.
     """
     try:
-        data = (bundle.path / MANIFEST_NAME).read_bytes()
+        data = (bundle.root / MANIFEST_NAME).read_bytes()
         if Manifest.from_text(data) == bundle.manifest:
             return data
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from trt_compress import strays
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import shown
@@ -84,10 +85,27 @@ class Bundle:
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"A bundle is a directory, and {path!r} was given; give its path, as export wrote it.")
         path = Path(path)
-        manifest = Manifest.from_text(_read_manifest(path), str(path / MANIFEST_NAME))
+        content = _read_manifest(path)
+        try:
+            return cls._checked(path, content, check_hashes, required, later)
+        except BundleError:
+            again = _read_manifest(path)
+            if again == content:
+                raise
+            return cls._checked(path, again, check_hashes, required, later)  # it was replaced meanwhile
+
+    @classmethod
+    def _checked(
+        cls,
+        path: Path,
+        content: bytes,
+        check_hashes: bool,
+        required: tuple[str, ...],
+        later: Callable[[Manifest], Collection[str]] | None,
+    ) -> "Bundle":
+        manifest = Manifest.from_text(content, str(path / MANIFEST_NAME))
         manifest.check()
-        digest = manifest.compute_digest()
-        if digest != manifest.digest:
+        if manifest.compute_digest() != manifest.digest:
             raise BundleError(f"'{path / MANIFEST_NAME}' was changed after it was written; {_AGAIN}.")
         bundle = cls(path=path, manifest=manifest, check_hashes=check_hashes)
         bundle.require(required)
@@ -99,8 +117,22 @@ class Bundle:
                 bundle.check(name)
         return bundle
 
+    def is_current(self) -> bool:
+        """Whether what lies in the directory is still what was opened.
+
+        Raises:
+            BundleError: It is no bundle any more.
+        """
+        return Manifest.from_text(_read_manifest(self.root)).digest == self.manifest.digest
+
     def __repr__(self) -> str:
         return f"<Bundle {str(self.path)!r}: {self.manifest.name}, {len(self.manifest.files)} files>"
+
+    def with_manifest(self, manifest: Manifest) -> "Bundle":
+        """The same directory with what it says of itself now, after it was changed."""
+        bundle = Bundle(path=self.path, manifest=manifest, check_hashes=self.check_hashes)
+        object.__setattr__(bundle, "root", self.root)
+        return bundle
 
     def require(self, digests: str | Collection[str] | None) -> None:
         """Refuse the bundle if its digest is none of these; None: any will do.
@@ -325,16 +357,29 @@ def _check_records(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _read_manifest(path: Path) -> bytes:
+def _read_manifest(path: Path, *, healed: bool = False) -> bytes:
     try:
         return read_regular(path / MANIFEST_NAME, limit=_LARGEST_MANIFEST, inside=path)
     except FileNotFoundError:
+        if not healed and _put_back(path):
+            return _read_manifest(path, healed=True)
         problem = f"is not a bundle: it has no {MANIFEST_NAME}" if path.exists() else "does not exist"
     except NotADirectoryError:
         problem = "is not a bundle: it is not a directory"
     except OSError as error:
         raise _unreadable(path / MANIFEST_NAME, error) from None
     raise BundleError(f"'{path}' {problem}; give the directory that export wrote.")
+
+
+def _put_back(path: Path) -> bool:
+    """Whether a bundle that a killed replacement left beside its place is there again."""
+    try:
+        return strays.put_back(path)
+    except OSError as error:
+        raise BundleError(
+            f"The bundle '{path}' is at '{error.filename}', where a replacement that was killed has set it aside; give "
+            f"it its name again ({error.strerror})."
+        ) from None
 
 
 def _sha256(stream: BinaryIO) -> str:

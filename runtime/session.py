@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
+from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
 from trt_compress.runtime.bundle import Bundle
@@ -147,21 +147,42 @@ class Session:
             raise ConfigError(f"native={native!r}; give True, False, the path of a library, or nothing.")
         if graphs is not None and (isinstance(graphs, str) or not graphs):
             raise ConfigError(f"graphs={graphs!r}; give a list of at least one name, or nothing for all graphs.")
-        unread: set[str] = set()
         if isinstance(bundle, Bundle):
             bundle.require(require_digest)
-        else:
+            return cls._loaded(bundle, backend, threads, spin, native, graphs)
+        unread: set[str] = set()
 
-            def later(manifest: Manifest) -> set[str]:
-                unread.update(n for graph in _wanted(manifest, graphs) for n in (graph.file, *graph.external_data))
-                return unread
+        def later(manifest: Manifest) -> set[str]:
+            unread.clear()
+            unread.update(n for graph in _wanted(manifest, graphs) for n in (graph.file, *graph.external_data))
+            return unread
 
-            bundle = Bundle.open(bundle, check_hashes=check_hashes, require_digest=require_digest, later=later)
+        how: dict[str, Any] = {"check_hashes": check_hashes, "require_digest": require_digest, "later": later}
+        opened = Bundle.open(bundle, **how)
+        try:
+            return cls._loaded(opened, backend, threads, spin, native, graphs, unread)
+        except BundleError:
+            if opened.is_current():
+                raise
+        return cls._loaded(Bundle.open(bundle, **how), backend, threads, spin, native, graphs, unread)  # the new one
+
+    @classmethod
+    def _loaded(
+        cls,
+        bundle: Bundle,
+        backend: str,
+        threads: int | None,
+        spin: bool,
+        native: bool | str | Path | None,
+        graphs: Sequence[str] | None,
+        unread: Collection[str] = (),
+    ) -> "Session":
+        """Load graphs of a bundle, and check the files that were left to be checked when they are loaded."""
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
         wanted = _wanted(bundle.manifest, graphs)
         runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
-        for name in unread.difference(*(runner.files for runner in runners.values())):  # listed as its, and not taken
+        for name in set(unread).difference(*(runner.files for runner in runners.values())):  # a graph's, and not taken
             bundle.check(name)
         return cls(bundle, backend, runners, chosen)
 
