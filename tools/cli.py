@@ -20,7 +20,7 @@ from trt_compress.tools.cli_plugins import build as build_plugins
 from trt_compress.tools.cli_plugins import list_libraries
 from trt_compress.tools.cli_prune import prune
 from trt_compress.tools.cli_report import compare, report
-from trt_compress.tools.cli_run import run
+from trt_compress.tools.cli_run import end_process, run
 from trt_compress.tools.cli_sample import sample
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
@@ -31,7 +31,7 @@ app = typer.Typer(
     cls=OneVoice,
     help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
     epilog="Exit codes: 0 done, 1 internal fault, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), "
-    "130 interrupted (Ctrl-C).",
+    "130 interrupted (Ctrl-C; of a stream also SIGTERM and SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -85,14 +85,19 @@ def _before_command(
 
 def main() -> None:
     """Run the command line; a reader that closes the pipe early is no error to talk about."""
+    code: int | str | None = 0
     try:
         try:
             app()
-        finally:
-            sys.stdout.flush()
+        except SystemExit as ended:
+            code = ended.code
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = code or 1
+    except OSError:  # stdout is a terminal that went away
+        code = code or 1
+    end_process(code)
 
 
 if __name__ == "__main__":

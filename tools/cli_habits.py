@@ -13,6 +13,7 @@ from trt_compress.errors import InternalError, TrtCompressError, UnsupportedErro
 from trt_compress.tools.cli_errors import report_error, wants_json
 from trt_compress.tools.console import configure_logging
 from trt_compress.tools.interrupts import Interrupted, ended_by_signals
+from trt_compress.tools.signals import let_go
 
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log every step, and print the traceback of an internal error.")
@@ -50,6 +51,10 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
         configure_logging(verbose=verbose, log_json=log_json)
         how = {"verbose": verbose, "log_json": log_json, "json": wants_json(arguments.get("json"))}
         try:
+            if command.__name__ == "run":  # a stream ends in its own way
+                command(**arguments)
+                return
+            let_go()
             with ended_by_signals():
                 command(**arguments)
         except TrtCompressError as error:

@@ -1,18 +1,23 @@
 """The command run: a bundle on a stream."""
 
-import signal
+import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
 from trt_compress.errors import StreamError
 from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
 from trt_compress.tools.console import is_watched, print_json, progress
+from trt_compress.tools.signals import Signals, of_a_stream
+
+_PATIENCE_S = 2.0  # for a stdout or stderr that takes nothing, where something else has stopped or the stream was ended
+_ENDING_S = 0.1
+_INTERRUPTED = 130  # whichever signal it was
 
 if TYPE_CHECKING:
     from trt_compress.runtime.stream.result import Policy, StreamResult
@@ -44,7 +49,12 @@ def run(
         float | None, typer.Option(metavar="MS", help="From arrival to delivery; later frames are counted as misses.")
     ] = None,
     frames: Annotated[int | None, typer.Option(metavar="N", help="End after N frames.")] = None,
-    stall_s: Annotated[float, typer.Option(metavar="S", help="Give up when the source is silent for so long.")] = 10.0,
+    stall_s: Annotated[
+        float,
+        typer.Option(
+            metavar="S", help="Give up when the source is silent, or a stage or a file takes nothing, for so long."
+        ),
+    ] = 10.0,
     resample: Annotated[
         bool,
         typer.Option("--resample", help="Make sound of another sample rate or number of channels fit the bundle."),
@@ -109,80 +119,113 @@ def run(
 ) -> None:
     """Run a bundle on a stream: every frame timed, and none unaccounted for.
 
-    Ctrl-C ends the stream; what was on its way arrives, and the result is written.
+    Ctrl-C (or SIGTERM, SIGHUP) ends the stream: what was on its way arrives, and the result is written. A second one
+    waits for nothing but the result, a third for nothing at all. A source, a stage or a file that stays in one call
+    longer than --stall-s ends the stream too, with exit code 2 and a result.
     """
-    with needs_extra("cpu"):
-        from trt_compress.tools.streaming import run as run_bundle
+    with of_a_stream() as signals:
+        with needs_extra("cpu"):
+            from trt_compress.tools.streaming import run as run_bundle
 
-    error: StreamError | None = None
-    result: StreamResult | None
-    try:
-        with progress("Streaming") as step, _interruptible() as asked:
-            result = run_bundle(
-                bundle,
-                source=source,
-                fps=fps,
-                burst=burst,
-                gap_ms=gap_ms,
-                policy=cast("Policy", policy),  # it is checked there
-                queue_depth=queue_depth,
-                deadline_ms=deadline_ms,
-                frames=frames,
-                stall_s=stall_s,
-                warmup=warmup,
-                adapt=adapt,
-                level=level or (),
-                labels=labels,
-                resample=resample,
-                out=out,
-                overlay=overlay,
-                overlay_in_latency=overlay_in_latency,
-                report=report,
-                power=power,
-                power_idle_s=idle_s,
-                realtime=realtime,
-                backend=backend,
-                threads=threads,
-                native=native,
-                progress=step,
-                wrote=lambda path: print(f"Wrote {path}", file=sys.stderr),
-                say=_say if is_watched() else None,
-                interrupt=asked,
-            )
-    except StreamError as broken:
-        error, result = broken, cast("StreamResult | None", broken.result)
-    if overlay is not None and result is not None and result.overlay is not None:
-        print(f"Wrote {overlay}: {result.overlay.sentence()}", file=sys.stderr)
-    if json and error is None and result is not None:
-        print_json(result.to_json())
-    elif result is not None and not json:
-        from trt_compress.tools.stream_tables import print_stream
+        error: StreamError | None = None
+        result: StreamResult | None
+        try:
+            with progress("Streaming") as step:
+                result = run_bundle(
+                    bundle,
+                    source=source,
+                    fps=fps,
+                    burst=burst,
+                    gap_ms=gap_ms,
+                    policy=cast("Policy", policy),  # it is checked there
+                    queue_depth=queue_depth,
+                    deadline_ms=deadline_ms,
+                    frames=frames,
+                    stall_s=stall_s,
+                    warmup=warmup,
+                    adapt=adapt,
+                    level=level or (),
+                    labels=labels,
+                    resample=resample,
+                    out=out,
+                    overlay=overlay,
+                    overlay_in_latency=overlay_in_latency,
+                    report=report,
+                    power=power,
+                    power_idle_s=idle_s,
+                    realtime=realtime,
+                    backend=backend,
+                    threads=threads,
+                    native=native,
+                    progress=step,
+                    wrote=lambda path: _say(f"Wrote {path}"),
+                    say=_say if is_watched() else None,
+                    interrupt=signals.asked,
+                    hurry=signals.hurry,
+                )
+        except StreamError as broken:
+            error, result = broken, cast("StreamResult | None", broken.result)
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        if overlay is not None and result is not None and result.overlay is not None:
+            _say(f"Wrote {overlay}: {result.overlay.sentence()}")
+        if result is not None:
+            _show(result, signals, json=json, error=error)
+        if error is not None:
+            raise error
+        if signals.asked.is_set() or (result is not None and result.ended == "interrupted"):
+            raise typer.Exit(_INTERRUPTED)
 
-        print_stream(result)
-    if error is not None:
-        raise error
-    if result is not None and result.ended == "interrupted":
-        raise typer.Exit(130)
+
+def end_process(code: int | str | None) -> NoReturn:
+    """End the process, also where a thread of a stream is in a call that does not come back."""
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("stream ")]
+    for thread in left:
+        thread.join(_ENDING_S)  # one that is just ending
+    if any(thread.is_alive() for thread in left) and not isinstance(code, str):
+        _patiently(sys.stderr.flush, _PATIENCE_S)
+        os._exit(code or 0)  # the exit of Python, or of a library, would wait for it
+    sys.exit(code)
+
+
+def _show(result: "StreamResult", signals: Signals, *, json: bool, error: StreamError | None) -> None:
+    """Print the result; where it has been written, or the stream was given up, a stdout that takes nothing may not
+    keep the process."""
+
+    def show() -> None:
+        if not json:
+            from trt_compress.tools.stream_tables import print_stream
+
+            print_stream(result)
+        elif error is None:
+            print_json(result.to_json())
+        sys.stdout.flush()
+
+    if error is None and not signals.asked.is_set():
+        show()
+    elif not _patiently(show, _PATIENCE_S):
+        _say("The result was not printed, as stdout takes nothing.")
+
+
+def _patiently(work: Callable[[], None], limit_s: float) -> bool:
+    """Do something on a thread that is waited for only so long; whether it was done."""
+    errors: list[Exception] = []
+
+    def doing() -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=doing, name="stream printing", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if errors and not isinstance(errors[0], OSError):  # nobody reads any more
+        raise errors[0]
+    return not thread.is_alive() and not errors
 
 
 def _say(line: str) -> None:
-    """Say what is seen or heard, above the line of progress; stdout is left to the result."""
-    print(line, file=sys.stderr)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn Ctrl-C, and SIGTERM as a service manager sends it, into an event; a second one ends the command at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Say what is seen, heard or written, above the line of progress; stdout is left to the result."""
+    with suppress(OSError):  # a terminal that went away
+        print(line, file=sys.stderr)

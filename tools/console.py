@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -157,9 +157,14 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task(title, total=None)
+    bar = Progress(*columns, console=stderr, transient=True)
+    bar.start()
+    task = bar.add_task(title, total=None)
+    try:
         yield lambda step: bar.update(task, description=f"{title}: {step}")
+    finally:
+        with suppress(OSError):  # a terminal that went away
+            bar.stop()
 
 
 def configure_logging(*, verbose: bool, log_json: bool) -> None:

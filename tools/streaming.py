@@ -1,11 +1,11 @@
 """A bundle on a stream: what stands behind `trt-compress run`."""
 
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from trt_compress import __version__
 from trt_compress.errors import ConfigError, StreamError
@@ -16,7 +16,9 @@ from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
+from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.control import ControllerSettings
+from trt_compress.runtime.stream.guard import POLL_S, Job
 from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
 from trt_compress.runtime.stream.listener import Listener, files_of_sound
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
@@ -33,6 +35,8 @@ from trt_compress.runtime.stream.sources import check_source, is_live
 from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
+
+T = TypeVar("T")
 
 _RESULT_FILE = "result.json"
 _PROGRESS_S = 0.25
@@ -69,6 +73,7 @@ def run(
     wrote: Callable[[Path], None] = lambda path: None,
     say: Callable[[str], None] | None = None,
     interrupt: threading.Event | None = None,
+    hurry: threading.Event | None = None,
 ) -> StreamResult:
     """Run a bundle on a stream: every frame timed, and none unaccounted for.
 
@@ -83,7 +88,7 @@ def run(
         queue_depth: Frames that may wait before each stage.
         deadline_ms: From arrival to delivery; later frames are counted as misses.
         frames: End after as many.
-        stall_s: Give up when the source is silent for so long.
+        stall_s: Give up when the source is silent, or a stage or a file takes nothing, for so long.
         warmup: Runs on the first frame, before the stream starts.
         adapt: Choose a keep level for every frame, so that `deadline_ms` holds.
         level: More keep levels for `adapt`: bundles of the same model, kept otherwise.
@@ -104,10 +109,12 @@ def run(
         wrote: Is told each file of the report.
         say: Is told what is seen or heard, a line for every change, on a thread of its own.
         interrupt: Ends the stream when it is set; what was on its way arrives.
+        hurry: Set after `interrupt`, nothing but the writing of the result is waited for.
 
     Raises:
         ConfigError, BundleError, UnsupportedError: Something that was given is wrong, or cannot be done here.
         StreamError: The stream could not go on; its `result` is what there is, and the report has been written.
+        KeyboardInterrupt: `hurry` was set before the bundle was open: there is no result.
     """
     if overlay_in_latency and (overlay is None or Path(overlay).suffix.lower() == ".wav"):
         raise ConfigError("--overlay-in-latency says when a video is drawn, and there is none; give --overlay out.mp4.")
@@ -142,17 +149,21 @@ def run(
         device=describe_device(),
         versions={"trt-compress": __version__, **package_versions()},
     )
-    asked = interrupt or threading.Event()
+    asked, hurried = interrupt or threading.Event(), hurry or threading.Event()
     error: StreamError | None = None
     with ExitStack() as held:
         if reader is not None:
             held.callback(reader.close)
         progress("opening")
-        with scheduled(options.scheduling):
-            sessions = [
-                Session.open(path, backend=backend, threads=threads, spin=False, native=native)
-                for path in (bundle, *more)
-            ]
+
+        def opened_sessions() -> list[Session]:
+            with scheduled(options.scheduling):
+                return [
+                    Session.open(path, backend=backend, threads=threads, spin=False, native=native)
+                    for path in (bundle, *more)
+                ]
+
+        sessions = _unless(hurried, opened_sessions)
         levels = levels_from_sessions(sessions)
         if labels is not None:
             meaning = sessions[0].bundle.manifest.postprocess
@@ -174,9 +185,10 @@ def run(
                 options=options,
                 sinks=sinks,
                 streams=len(sources),
-                progress=_throttled(progress),
+                progress=held.enter_context(_telling(progress)),
                 interrupt=asked,
                 watchers=watchers,
+                hurry=hurried,
             )
 
         try:
@@ -189,7 +201,7 @@ def run(
             error, result = broken, _result_of(broken)
     result = replace(result, findings=watcher.findings())
     if report is not None:
-        result = _write(Path(report), result, listener, wrote)
+        result = _write(Path(report), result, None if hurried.is_set() else listener, wrote, hurried)
     if error is not None:
         error.result = result
         raise error
@@ -291,36 +303,78 @@ def _nanoseconds(option: str, milliseconds: float | None) -> int | None:
     return round(milliseconds * 1e6)
 
 
-def _throttled(step: Callable[[str], None]) -> Callable[[int], None]:
-    """Tell how many frames have come, but not for every one."""
-    said_at = 0.0
+@contextmanager
+def _telling(step: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+    """Tell now and then how many frames have come, on a thread of its own: a terminal that has stopped holds nobody
+    up."""
+    came = 0
+    over = threading.Event()
 
-    def tell(frames: int) -> None:
-        nonlocal said_at
-        if (now := time.monotonic()) - said_at > _PROGRESS_S:
-            said_at = now
-            step(f"{frames} frames")
+    def tell() -> None:
+        said = 0
+        while not over.wait(_PROGRESS_S):
+            if said != came:
+                said = came
+                step(f"{said} frames")
 
-    return tell
+    def note(frames: int) -> None:
+        nonlocal came
+        came = frames
+
+    threading.Thread(target=tell, name=f"{THREADS}progress", daemon=True).start()
+    try:
+        yield note
+    finally:
+        over.set()
+
+
+def _unless(hurried: threading.Event, work: Callable[[], T]) -> T:
+    """Do something that may take long, on a thread that is left behind when the stream is hurried.
+
+    Raises:
+        KeyboardInterrupt: It was hurried.
+    """
+    found: list[T] = []
+    job = Job("opening", None, lambda: found.append(work()))
+    while job.thread.is_alive():
+        job.thread.join(POLL_S)
+        if hurried.is_set():
+            raise KeyboardInterrupt
+    if job.error is not None:
+        raise job.error
+    return found[0]
 
 
 def _write(
-    directory: Path, result: StreamResult, listener: Listener | None, wrote: Callable[[Path], None]
+    directory: Path,
+    result: StreamResult,
+    listener: Listener | None,
+    wrote: Callable[[Path], None],
+    hurried: threading.Event,
 ) -> StreamResult:
+    """Write the result first, whatever else there is to be made of it; nothing else where the stream is hurried."""
     path = directory / _RESULT_FILE
-    sound = listener.sound(directory, path.stem) if listener is not None else None
-    result = replace(result, sound=sound)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, result.to_text())
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None
+    _write_result(path, result)
+    wrote(path)
+    if listener is not None and (sound := listener.sound(directory, path.stem)) is not None:
+        result = replace(result, sound=sound)
+        _write_result(path, result)
+        for track in sound.tracks:
+            if track.file is not None:
+                wrote(directory / track.file)
+    if hurried.is_set():
+        return result
     from trt_compress.tools.report.from_stream import report_from_stream
     from trt_compress.tools.report.write import write_all
 
-    for track in sound.tracks if sound else ():
-        if track.file is not None:
-            wrote(directory / track.file)
-    for written in (path, *write_all(report_from_stream(result), result, directory, path.stem)):
+    for written in write_all(report_from_stream(result), result, directory, path.stem):
         wrote(written)
     return result
+
+
+def _write_result(path: Path, result: StreamResult) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, result.to_text())
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another folder to --report.") from None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+from trt_compress.runtime.stream.calls import THREADS, Calls
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.parts import Sink
 from trt_compress.runtime.stream.result import OverlayCounts
@@ -26,6 +27,7 @@ MOST_BYTES = 128 << 20
 """Data of the frames that wait; one may wait however large it is."""
 
 _POLL_S = 0.1
+_OVERLAY, _CLOSING = "overlay", "close overlay"
 
 
 class CountingSink(Sink, Protocol):
@@ -44,7 +46,8 @@ class Branch:
     there is none comes to the sink's `skip` without its data, with the outcome "delivered" and the reason `BEHIND`.
     Where more than `MOST_MARKS` such frames, or dropped ones, wait, the first have the reason `UNMARKED`: they are only
     to be counted. An error of the sink ends the stream at the next frame, or when it is closed. Its thread is the only
-    one that calls the sink while the stream runs.
+    one that calls the sink while the stream runs, and `calls` says which call it is in: `close` waits as long as the
+    sink goes on from frame to frame, and it is the stream that leaves behind what stays in one call.
 
     Args:
         sink: Reads data, summary and times of a frame; inputs and outputs are gone when it comes to it.
@@ -55,6 +58,7 @@ class Branch:
 
     def __init__(self, sink: CountingSink, *, in_latency: bool = False, most_bytes: int = MOST_BYTES) -> None:
         self.sink = sink
+        self.calls = Calls()
         self._in_latency = in_latency
         self._most_bytes = most_bytes
         self._changed = threading.Condition()
@@ -71,6 +75,11 @@ class Branch:
     def counts(self) -> OverlayCounts:
         """What became of the frames, and what the stream did not have to wait for."""
         return replace(self.sink.counts, waited_ns=self._waited_ns, after_ns=self._after_ns)
+
+    @property
+    def name(self) -> str | None:
+        """What the sink is called in messages."""
+        return getattr(self.sink, "name", None)
 
     def wait_for_room(self, stop: threading.Event) -> None:
         """Wait until a frame like the last one has room, or `stop` is set; the time is counted.
@@ -93,7 +102,7 @@ class Branch:
     def start(self, origin_ns: int) -> None:
         """The stream starts now."""
         self.sink.start(origin_ns)
-        self._thread = threading.Thread(target=self._run, name="stream overlay", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{THREADS}overlay", daemon=True)
         self._thread.start()
 
     def deliver(self, frame: Frame, now_ns: int) -> None:
@@ -112,7 +121,8 @@ class Branch:
             self._waiting[frame.id] = event, now_ns
             self._changed.notify_all()
             if self._in_latency:
-                self._changed.wait_for(lambda: self._next > frame.id or self._error or self._ending)
+                while not (self._next > frame.id or self._error or self._ending):
+                    self._changed.wait(_POLL_S)
                 self._raise_error()
 
     def skip(self, frame: Frame) -> None:
@@ -136,12 +146,15 @@ class Branch:
             self._ending = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(_POLL_S)
             self._thread = None
         error, self._error = self._error, None
+        self.calls.begin(_CLOSING, "close", self)
         try:
             self.sink.close()
         finally:
+            self.calls.end(_CLOSING)
             self._after_ns = time.perf_counter_ns() - begin
             if error is not None:
                 raise error
@@ -156,6 +169,7 @@ class Branch:
                 os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (taken := self._take()) is not None:
             event, now_ns = taken
+            self.calls.begin(_OVERLAY, "overlay", self, event.id)
             try:
                 if event.data is None:
                     self.sink.skip(event)
@@ -167,6 +181,8 @@ class Branch:
                     self._waiting.clear()
                     self._changed.notify_all()
                 return
+            finally:
+                self.calls.end(_OVERLAY)
             with self._changed:
                 self._bytes -= _bytes_of(event.data)
                 self._next = event.id + 1
@@ -175,7 +191,8 @@ class Branch:
     def _take(self) -> tuple[Frame, int] | None:
         """The frame whose turn it is, waiting for it; at the end whichever is left, then None."""
         with self._changed:
-            self._changed.wait_for(lambda: self._next in self._waiting or self._ending)
+            while not (self._next in self._waiting or self._ending):
+                self._changed.wait(_POLL_S)
             number = self._next if self._next in self._waiting else min(self._waiting, default=None)
             if number is None:
                 return None

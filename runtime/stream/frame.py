@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,12 +111,19 @@ class Ledger:
             if not self._closed:
                 self._settle(frame, outcome, now_ns, reason)
 
-    def close(self, now_ns: int, reason: str) -> list[Frame]:
-        """End the stream: what is still on its way is dropped for this reason, and given back."""
+    def close(self, now_ns: int, reason: str, lost: Mapping[int, str] | None = None) -> list[Frame]:
+        """End the stream: what is still on its way is dropped for this reason, and given back.
+
+        Args:
+            now_ns: The stream's clock.
+            reason: Why frames are dropped.
+            lost: Frames that a stage has kept → why they have failed.
+        """
         with self._lock:
             left = list(self._in_flight.values())
             for frame in left:
-                self._settle(frame, "dropped", now_ns, reason)
+                why = (lost or {}).get(frame.id)
+                self._settle(frame, "failed" if why else "dropped", now_ns, why or reason)
             self._closed = True
             return left
 

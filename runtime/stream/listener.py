@@ -14,6 +14,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
+from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Array, Frame
 from trt_compress.runtime.stream.preprocess import audio_format
 from trt_compress.runtime.stream.sound_result import Sound, Track, Word
@@ -30,6 +31,9 @@ MOST_PARTS = 2048
 MOST_WORDS = 2000
 
 _NAMES, _SUFFIXES = ("heard", "made"), ("flac", "mp3", "wav")
+
+_MOST_WAITING = 256  # chunks; the stream waits where listening cannot follow
+_POLL_S = 0.1
 
 _Taken = tuple[int, Array, Mapping[str, Any], Array | None]  # first sample, sound, result, what a codec made
 
@@ -61,7 +65,8 @@ class Listener:
         self._rate, self._chunk = form.sample_rate, form.chunk_samples
         self._heard = _Recorder(form.sample_rate)
         self._words = Words()
-        self._taken: queue.SimpleQueue[_Taken | None] = queue.SimpleQueue()
+        self.name = "the sound for the report"
+        self._taken: queue.Queue[_Taken | None] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._made: _Recorder | None = None
@@ -73,7 +78,7 @@ class Listener:
 
     def open(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._listen, name="stream listener", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name=f"{THREADS}listener", daemon=True)
         self._thread.start()
 
     def start(self, origin_ns: int) -> None:
@@ -86,7 +91,7 @@ class Listener:
             return
         results = frame.summary.get("results", [])
         made = None if self._made is None else frame.outputs[self._output][0, : self._length].copy()
-        self._taken.put((start, frame.data, results[0] if results else {}, made))
+        self._put((start, frame.data, results[0] if results else {}, made))
 
     def skip(self, frame: Frame) -> None:
         """A frame without a result is silence, where the next one says how long."""
@@ -94,8 +99,9 @@ class Listener:
     def close(self) -> None:
         """Wait until all is heard."""
         if self._thread is not None:
-            self._taken.put(None)
-            self._thread.join()
+            self._put(None)
+            while self._thread.is_alive():  # the stream leaves behind whoever waits here for too long
+                self._thread.join(_POLL_S)
             self._thread = None
 
     def sound(self, folder: Path, stem: str) -> Sound | None:
@@ -119,6 +125,13 @@ class Listener:
             words_left_out=self._words.left_out,
             bits_per_second=None if self._bits is None else float(self._bits),
         )
+
+    def _put(self, taken: _Taken | None) -> None:
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                return self._taken.put(taken, timeout=_POLL_S)
+            except queue.Full:
+                pass
 
     def _listen(self) -> None:
         try:

@@ -16,6 +16,7 @@ from trt_compress.foreign import shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.stream.branch import BEHIND, UNMARKED
+from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.images import load_library, load_npz
 from trt_compress.runtime.stream.quality import BoxLabels, Labels, Scorer
@@ -35,6 +36,7 @@ _LONGEST_NS = 600_000_000_000  # a gap above this is a jump of the source's cloc
 _FASTEST_NS, _SLOWEST_NS = 1_000_000, 100_000_000  # of a frame
 _FRAGMENTED = (".mp4", ".m4v", ".mov")
 _WRITES_FRAGMENTS = (61, 7, 0)  # libavformat of FFmpeg 7.1
+_POLL_S = 0.1
 _EDGE = 4  # pixels of the frame around a repeated picture
 _DROPPED_INK, _BEHIND_INK = "#b3261e", "#8a5a00"
 
@@ -65,7 +67,7 @@ class Overlay:
     def __init__(
         self, path: str | Path, fps: float = 30.0, range_m: float = 30.0, captions: Captions | None = None
     ) -> None:
-        self._path = str(path)
+        self._path = self.name = str(path)
         self._step_ns = round(1e9 / fps)
         self._range_m = range_m
         self._captions = captions or Captions()
@@ -287,9 +289,10 @@ def _open_encoder(context: Any) -> None:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=opening, name="stream encoder")
+    thread = threading.Thread(target=opening, name=f"{THREADS}encoder", daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():  # the stream leaves behind whoever waits here for too long
+        thread.join(_POLL_S)
     if errors:
         raise errors[0]
 

@@ -57,7 +57,11 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where results go. Whatever is raised ends the stream: what cannot be written is not dropped silently."""
+    """Where results go. Whatever is raised ends the stream: what cannot be written is not dropped silently.
+
+    One thread at a time calls a sink. A call that does not come back ends the stream after the stall time; the sink is
+    then left as it is, and never called again. A sink that has a `name` is called by it in messages.
+    """
 
     def open(self) -> None:
         """Make ready, before the first frame."""
@@ -72,7 +76,7 @@ class Sink(Protocol):
         ...
 
     def skip(self, frame: Frame) -> None:
-        """Take note of a frame that was dropped or failed. Any thread may call this, while another delivers."""
+        """Take note of a frame that was dropped or failed; its arrays are gone."""
         ...
 
     def close(self) -> None:

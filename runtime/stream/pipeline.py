@@ -6,26 +6,33 @@ The drop policy holds for the first queue, so a state never sees a frame that is
 frame that will be, and a result is never dropped: the second queue always blocks. A dropped frame leaves the states as
 they were: the next frame meets the history of the last one that ran. Preprocessing shares the session's thread, as each
 change of thread costs some 80 µs and lets a frame grow old.
+
+The last thread is the sinks' writer: while the stream runs it alone calls them, and what was dropped or failed comes to
+it through the same bounded queue. A sink that is slow holds up the stream from there: a closed loop and the policy
+"block" slow down, the other policies drop frames. No call is waited for without limit: one that takes longer than the
+stall time ends the stream, and its thread is left behind.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from trt_compress.errors import ConfigError, InternalError, StreamError, TrtCompressError
 from trt_compress.runtime.stream.branch import Branch
+from trt_compress.runtime.stream.calls import THREADS, Call, say
 from trt_compress.runtime.stream.frame import ROWS_KEPT, Array, Frame, Ledger
+from trt_compress.runtime.stream.guard import POLL_S, Guard, Interrupted, Job
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item, Sink, Source
 from trt_compress.runtime.stream.queues import DROPPED_FOR, FrameQueue
 from trt_compress.runtime.stream.result import Ended, Outcome, Policy
 
-T = TypeVar("T")
-
-_POLL_S = 0.1
 _GRACE_S = 5.0  # for threads to end, and for frames on their way after an interruption
-_READ_GRACE_S = 1.0  # for a source that is being read
+_READ_GRACE_S = 1.0  # for a source that is being read, and for all threads after an interruption
+_TOLD_S = 1.0  # of waiting after an interruption, until it is said for what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,8 @@ class Settings:
     Attributes:
         queue_depth: Frames that may wait before each stage.
         frames: Frames after which the stream ends, or None.
-        stall_s: Silence of a source after which the stream gives up.
+        stall_s: Time in one call (reading a frame, running the session, writing to a sink) after which the stream gives
+            up.
 
     Raises:
         ConfigError: A number out of range.
@@ -98,7 +106,9 @@ class Pipeline:
         clock: The stream's one clock.
         watchers: Sinks that are told of a frame when it counts as delivered: they are no part of its time.
         progress: Is told after every delivered frame how many frames have come.
-        interrupt: Ends the stream when it is set, as KeyboardInterrupt in the thread of `run` does.
+        interrupt: Ends the stream when it is set, as KeyboardInterrupt in the thread of `run` does: what is on its way
+            arrives, if it does so in time.
+        hurry: Ends the end: nothing is waited for any more, as after a second KeyboardInterrupt.
     """
 
     def __init__(
@@ -112,8 +122,10 @@ class Pipeline:
         interrupt: threading.Event | None = None,
         *,
         watchers: Sequence[Sink] = (),
+        hurry: threading.Event | None = None,
     ) -> None:
         self._interrupt = interrupt or threading.Event()
+        self._hurry = hurry or threading.Event()
         self._source = source
         self._stages = stages
         self._sinks, self._watchers = sinks, watchers
@@ -121,6 +133,11 @@ class Pipeline:
         self._clock = clock or MonotonicClock()
         self._progress = progress
         self._origin_ns = 0
+        self._guard = Guard(source, (*sinks, *watchers), self._settings.stall_s, self._interrupt, self._hurry)
+        self._calls = self._guard.calls
+        self._over = False  # no thread of the stream may call a sink any more
+        self._left: set[str] = set()  # threads that are waited for no more
+        self._lost: dict[int, str] = {}  # frames that a call has kept → why they failed
         self._queues = {
             "preprocess": FrameQueue(self._settings.queue_depth, self._settings.policy),
             "postprocess": FrameQueue(self._settings.queue_depth, "block"),
@@ -129,7 +146,6 @@ class Pipeline:
         self._finished = threading.Event()  # the last frame has its outcome, or the stream failed
         self._failure: StreamError | None = None
         self._failure_lock = threading.Lock()
-        self._reading_since_ns: int | None = None
         self._ended: Ended = "end of source"
         self._opened: list[Sink] = []
 
@@ -139,21 +155,46 @@ class Pipeline:
         A live source has given that frame away. Any other is opened again, and the stream starts with the same frame.
 
         Raises:
-            StreamError: The source does not open in `stall_s`, or gives nothing.
+            StreamError: The source gives nothing.
+            Stalled: Something does not come back in `stall_s`.
+            Interrupted: The stream is to end; its sinks hold nothing.
         """
         try:
-            self._guarded("open", self._source.open)
+            if self._interrupt.is_set():
+                raise Interrupted
+            self._guard.call("open", self._source, self._source.open)
             if warm_up is not None:
-                warm_up(self._first_inputs())
+                warm = warm_up
+                self._guard.call("warm-up", self._source, lambda: warm(self._first_inputs()), marked=False)
                 if not self._source.live:
-                    self._source.close()
-                    self._guarded("open", self._source.open)
-            for sink in (*self._sinks, *self._watchers):
-                self._opened.append(sink)
-                sink.open()
+                    self._guard.call("close", self._source, self._source.close)
+                    self._guard.call("open", self._source, self._source.open)
+            self._open((*self._sinks, *self._watchers))
+        except Interrupted:
+            with suppress(Interrupted, TrtCompressError):
+                self._open([sink for sink in self._sinks if sink not in self._opened])
+                for sink in self._sinks:  # their files hold no frame, as the result does
+                    sink.start(self._clock.now_ns())
+            self._close_parts()
+            raise
         except BaseException:
             self._close_parts()
             raise
+
+    def warming(self) -> None:
+        """`warm_up` runs the session, once more.
+
+        Raises:
+            Interrupted: The stream is to end.
+        """
+        if self._interrupt.is_set():
+            raise Interrupted
+        self._calls.begin("prepare", "session")
+
+    def unstarted(self, error: StreamError | None) -> Finished:
+        """The end of a stream that `prepare` did not let begin: stalled, or interrupted where there is no error."""
+        now = self._clock.now_ns()
+        return Finished(ledger=Ledger(now), ended="error" if error else "interrupted", error=error, wall_ns=0)
 
     def run(self) -> Finished:
         """Run the stream until its source ends, its frames are enough, it is interrupted, or something breaks.
@@ -173,31 +214,34 @@ class Pipeline:
             expected=min(known, default=None),
             rows_kept=settings.rows_kept,
         )
-        threads = [
-            threading.Thread(target=self._shielded, args=(target,), name=f"stream {name}", daemon=True)
+        threads = {
+            name: threading.Thread(target=self._shielded, args=(target,), name=f"{THREADS}{name}", daemon=True)
             for name, target in (
                 ("deliver", self._deliver),
                 ("session", self._run_session),
                 ("source", self._read_source),
             )
-        ]
+        }
         interrupted = False
         try:
-            for thread in threads:
+            for thread in threads.values():
                 thread.start()
             interrupted = self._watch()
         except KeyboardInterrupt:
             interrupted = True
-        if interrupted and all(thread.ident for thread in threads):
+        if interrupted and all(thread.ident for thread in threads.values()):
             self._drain()
         self._abort()
         now = self._clock.now_ns()
-        source_is_back = self._join(threads)
-        reason = "the stream was interrupted" if interrupted else "the stream stopped"
-        for frame in self._ledger.close(now, reason):
-            self._skip(frame)
+        self._join(threads, _READ_GRACE_S if interrupted else _GRACE_S)
+        self._over = True
+        left = self._queues["postprocess"].left()
+        left += self._ledger.close(
+            now, "the stream was interrupted" if interrupted else "the stream stopped", self._lost
+        )
+        for frame in left:
             frame.release()
-        self._close_parts(with_source=source_is_back)
+        self._close_parts(left)
         self._ledger.counts()  # every frame is accounted for, or this raises
         ended: Ended = "error" if self._failure else "interrupted" if interrupted else self._ended
         return Finished(ledger=self._ledger, ended=ended, error=self._failure, wall_ns=now - self._origin_ns)
@@ -214,14 +258,16 @@ class Pipeline:
             due = self._wait_until_due(index)
             if self._stop.is_set():
                 break
-            asked = self._reading_since_ns = clock.now_ns()
+            asked = clock.now_ns()
+            self._calls.begin("source", "decode", self._source, index)
             try:
                 item = self._source.read()
             except Exception as error:
                 self._fail_with(f"The source '{self._source.name}' failed at frame {index}", error)
                 return
+            finally:
+                self._calls.end("source")
             done = clock.now_ns()
-            self._reading_since_ns = None
             if item is None:
                 if index == 0:
                     self._fail(_no_frame(self._source))
@@ -240,7 +286,8 @@ class Pipeline:
         def preprocess(frame: Frame) -> None:
             frame.inputs = self._stages.preprocess(frame.data)
 
-        while (frame := self._next_frame("preprocess")) is not None:
+        while (frame := self._queues["preprocess"].get()) is not None:
+            self._end_wait("preprocess", frame)
             if self._do("preprocess", frame, preprocess) and self._do("session", frame, self._stages.run):
                 self._hand_over("postprocess", frame)
         self._queues["postprocess"].end()
@@ -249,22 +296,25 @@ class Pipeline:
         def to_sinks(frame: Frame) -> None:
             self._give_to(self._sinks, frame)
 
-        while (frame := self._next_frame("postprocess")) is not None:
-            if self._do("postprocess", frame, self._stages.postprocess):
-                if self._do("sink", frame, to_sinks):
-                    self._give_to(self._watchers, frame)
-                    self._stages.delivered(frame)
-                    self._ledger.settle(frame, "delivered", frame.mark_ns)
-                    frame.release()
-                    self._progress(frame.id + 1)
+        while (frame := self._queues["postprocess"].get()) is not None:
+            if frame.outcome is not None:
+                self._note(frame)
+                continue
+            self._end_wait("postprocess", frame)
+            if self._do("postprocess", frame, self._stages.postprocess) and self._do("sink", frame, to_sinks):
+                self._give_to(self._watchers, frame)
+                self._calls.begin("deliver", "progress", None, frame.id)
+                self._stages.delivered(frame)
+                self._ledger.settle(frame, "delivered", frame.mark_ns)
+                frame.release()
+                self._progress(frame.id + 1)
+                self._calls.end("deliver")
         self._finished.set()
 
-    def _next_frame(self, stage: str) -> Frame | None:
-        """Take the next frame of a queue; its wait ends here."""
-        if (frame := self._queues[stage].get()) is not None:
-            now = self._clock.now_ns()
-            frame.wait_ns[stage], frame.mark_ns = now - frame.mark_ns, now
-        return frame
+    def _end_wait(self, stage: str, frame: Frame) -> None:
+        """A stage takes a frame: its wait ends here."""
+        now = self._clock.now_ns()
+        frame.wait_ns[stage], frame.mark_ns = now - frame.mark_ns, now
 
     # One frame.
 
@@ -272,7 +322,7 @@ class Pipeline:
         """Wait for a frame's turn; return when it arrives by schedule."""
         pace, clock = self._settings.pace, self._clock
         if pace.waits_for_delivery:
-            while not self._ledger.wait_until_empty(_POLL_S) and not self._stop.is_set():
+            while not self._ledger.wait_until_empty(POLL_S) and not self._stop.is_set():
                 pass
             for sink in self._opened:
                 if isinstance(sink, Branch):
@@ -304,6 +354,8 @@ class Pipeline:
     def _do(self, stage: str, frame: Frame, work: Callable[[Frame], None]) -> bool:
         """Do one stage's work on a frame and time it; False if the frame goes no further."""
         begin = frame.mark_ns
+        thread = "session" if stage in ("preprocess", "session") else "deliver"
+        self._calls.begin(thread, stage, None, frame.id)
         try:
             work(frame)
         except BadFrame as bad:
@@ -314,64 +366,105 @@ class Pipeline:
             self._fail_with(what, error)
             self._leave(frame, "failed", f"'{stage}' raised {type(error).__name__}")
             return False
+        finally:
+            self._calls.end(thread)
         frame.mark_ns = self._clock.now_ns()
         frame.stage_ns[stage] = frame.mark_ns - begin
         return True
 
     def _give_to(self, sinks: Sequence[Sink], frame: Frame) -> None:
         for sink in sinks:
+            if self._over:  # this thread was left behind, and has come back
+                return
+            self._calls.begin("deliver", "sink", sink, frame.id)
             sink.deliver(frame, self._clock.now_ns() - self._origin_ns)
+        self._calls.end("deliver")
 
     def _hand_over(self, stage: str, frame: Frame) -> None:
         for dropped in self._queues[stage].put(frame):
             self._leave(dropped, "dropped", DROPPED_FOR[self._settings.policy])
 
     def _leave(self, frame: Frame, outcome: Outcome, reason: str) -> None:
+        """A frame goes no further; the thread of the sinks tells them."""
         self._ledger.settle(frame, outcome, self._clock.now_ns(), reason)
-        self._skip(frame)
         frame.release()
+        if threading.current_thread().name == f"{THREADS}deliver":
+            self._note(frame)
+        else:
+            self._queues["postprocess"].note(frame)
 
-    def _skip(self, frame: Frame) -> None:
+    def _note(self, frame: Frame) -> None:
+        """Tell the sinks of a frame without a result."""
         for sink in self._opened:
-            try:
-                sink.skip(frame)
-            except Exception as error:
-                self._fail_with(f"Frame {frame.id} of '{frame.source}', {frame.outcome}, was not noted", error)
+            if self._over:
+                return
+            self._calls.begin("deliver", "sink", sink, frame.id)
+            self._skip(sink, frame)
+        self._calls.end("deliver")
+
+    def _skip(self, sink: Sink, frame: Frame) -> None:
+        try:
+            sink.skip(frame)
+        except Exception as error:
+            self._fail_with(f"Frame {frame.id} of '{frame.source}', {frame.outcome}, was not noted", error)
 
     # The stream.
 
     def _watch(self) -> bool:
-        """Wait for the end, and notice a source that gives nothing. Return whether the stream was interrupted."""
-        while not self._finished.wait(_POLL_S):
+        """Wait for the end, and notice a call that does not come back. Return whether the stream was interrupted."""
+        while not self._finished.wait(POLL_S):
             if self._interrupt.is_set():
                 return True
-            since = self._reading_since_ns
-            if since is not None and self._clock.now_ns() - since > self._settings.stall_s * 1e9:
-                self._fail(_stalled(self._source, self._settings.stall_s))
+            if (late := self._guard.overdue()) is not None:
+                call, error = late
+                if call.frame is not None:
+                    self._lost[call.frame] = f"'{call.stage}' did not come back"
+                self._leave_behind(call)
+                self._fail(error)
         return False
 
     def _drain(self) -> None:
         """After an interruption: take up nothing more and let what is on its way arrive, until a second one."""
         self._stop.set()
         self._queues["preprocess"].end()
+        began_s, told = time.monotonic(), False
         try:
-            self._finished.wait(_GRACE_S)
+            while not self._finished.wait(POLL_S) and not self._hurry.is_set():
+                waited_s = time.monotonic() - began_s
+                if waited_s > _GRACE_S:
+                    return
+                if waited_s > _TOLD_S and not told:
+                    told = True
+                    say(
+                        f"The stream was interrupted; waiting for {self._guard.going_on()}, at most {_GRACE_S:g} s. "
+                        "Interrupt again to leave it behind."
+                    )
         except KeyboardInterrupt:
-            pass
+            self._hurry.set()
 
     def _abort(self) -> None:
         self._stop.set()
         for queue in self._queues.values():
             queue.abort()
 
-    def _join(self, threads: Sequence[threading.Thread]) -> bool:
-        """Wait for the threads, but not for ever: a driver may never come back. Return whether the source's did."""
-        source = threads[-1]
-        for thread in reversed(threads):
-            if thread.ident:
-                reading = thread is source and self._reading_since_ns is not None
-                thread.join(_READ_GRACE_S if reading else _GRACE_S)
-        return not source.is_alive()
+    def _join(self, threads: Mapping[str, threading.Thread], grace_s: float) -> None:
+        """Wait for the threads, but not for ever: a driver may never come back."""
+        began_s = time.monotonic()
+        for name, thread in reversed(threads.items()):
+            if not thread.ident:
+                continue
+            call = self._calls.of(name)
+            limit_s = _READ_GRACE_S if name == "source" and call is not None else grace_s
+            try:
+                while thread.is_alive() and not (name in self._left or self._hurry.is_set()):
+                    left_s = began_s + limit_s - time.monotonic()
+                    if left_s <= 0:
+                        break
+                    thread.join(min(POLL_S, left_s))
+            except KeyboardInterrupt:
+                self._hurry.set()
+            if thread.is_alive():
+                self._leave_behind(self._calls.of(name))
 
     def _shielded(self, target: Callable[[], None]) -> None:
         """A fault of ours in a thread must not let the others wait for ever."""
@@ -391,30 +484,16 @@ class Pipeline:
     def _fail_with(self, what: str, cause: BaseException) -> None:
         self._fail(_stream_error(what, cause))
 
-    def _guarded(self, what: str, call: Callable[[], T]) -> T:
-        """Call into a source that may never come back, on a thread that can be left behind."""
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def target() -> None:
-            try:
-                results.append(call())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=target, name=f"stream {what}", daemon=True)
-        thread.start()
-        thread.join(self._settings.stall_s)
-        if thread.is_alive():
-            raise _stalled(self._source, self._settings.stall_s)
-        if errors:
-            raise errors[0]
-        return results[0]
+    def _open(self, sinks: Sequence[Sink]) -> None:
+        for sink in sinks:
+            self._opened.append(sink)
+            self._guard.call("open", sink, sink.open)
 
     def _first_inputs(self) -> dict[str, Array]:
         """The inputs of the first frame that is good."""
         reason = None
-        while (item := self._guarded("read", self._source.read)) is not None:
+        while (item := self._first_item()) is not None:
+            self._calls.begin("prepare", "preprocess")
             try:
                 if item.error is not None:
                     raise BadFrame(item.error)
@@ -427,16 +506,44 @@ class Pipeline:
                 ) from error
         raise _no_frame(self._source, reason)
 
-    def _close_parts(self, *, with_source: bool = True) -> None:
-        """Close what was opened; a source that another thread is stuck in is left alone."""
-        for sink in self._opened:
-            try:
-                sink.close()
-            except Exception as error:
-                self._fail_with("A sink could not be finished", error)
+    def _first_item(self) -> Item | None:
+        self._calls.begin("prepare", "decode", self._source)
+        return self._source.read()
+
+    def _leave_behind(self, call: Call | None) -> None:
+        """A thread is waited for no more, and what it is in is called no more."""
+        if call is not None:
+            self._left.add(call.thread)
+            if call.part is not None:
+                self._guard.left.append(call.part)
+
+    def _close_parts(self, left: Sequence[Frame] = ()) -> None:
+        """Tell the sinks of the frames that are left, and close all parts but those that a thread is stuck in."""
+
+        def closing(number: int, part: Any) -> Callable[[], None]:
+            return lambda: self._finish(f"close {number}", part, left if part is not self._source else ())
+
+        jobs = [
+            Job("close", part, closing(number, part))
+            for number, part in enumerate((*self._opened, self._source))
+            if not self._guard.is_left(part)
+        ]
+        self._guard.finish(jobs, self._fail)
         self._opened = []
-        if with_source:
-            self._source.close()
+
+    def _finish(self, thread: str, part: Any, left: Sequence[Frame]) -> None:
+        try:
+            for frame in left:
+                self._calls.begin(thread, "sink", part, frame.id)
+                self._skip(part, frame)
+            if not isinstance(part, Branch):  # it says itself what it is in
+                self._calls.begin(thread, "close", part)
+            part.close()
+        except Exception as error:
+            source = f"The source '{self._source.name}' could not be closed"
+            self._fail_with(source if part is self._source else "A sink could not be finished", error)
+        finally:
+            self._calls.end(thread)
 
 
 def _stream_error(what: str, cause: BaseException) -> StreamError:
@@ -455,10 +562,3 @@ def _stream_error(what: str, cause: BaseException) -> StreamError:
 def _no_frame(source: Source, reason: str | None = None) -> StreamError:
     why = f"none of its frames is good ({reason})" if reason else "it ended at once"
     return StreamError(f"The source '{source.name}' gave no frame: {why}. Check that it plays elsewhere.")
-
-
-def _stalled(source: Source, stall_s: float) -> StreamError:
-    return StreamError(
-        f"The source '{source.name}' gave nothing for {stall_s:g} s; check the device or the connection, or allow a "
-        "longer silence with --stall-s."
-    )

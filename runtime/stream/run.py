@@ -12,8 +12,10 @@ from typing import Any
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.foreign import shown
 from trt_compress.runtime.stream.branch import Branch
+from trt_compress.runtime.stream.calls import Stalled
 from trt_compress.runtime.stream.control import Controller, ControllerSettings
 from trt_compress.runtime.stream.frame import Array, Frame
+from trt_compress.runtime.stream.guard import Interrupted
 from trt_compress.runtime.stream.levels import LevelSet
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock
 from trt_compress.runtime.stream.parts import Sink, Source
@@ -113,6 +115,7 @@ def run_stream(
     progress: Callable[[int], None] = lambda frames: None,
     interrupt: threading.Event | None = None,
     watchers: Sequence[Sink] = (),
+    hurry: threading.Event | None = None,
 ) -> StreamResult:
     """Run a stream to its end.
 
@@ -129,12 +132,15 @@ def run_stream(
         progress: Is told after every delivered frame how many frames have come.
         interrupt: Ends the stream when it is set, as Ctrl-C does.
         watchers: As `sinks`, but told of a frame when it counts as delivered: they are no part of its time.
+        hurry: Set after `interrupt`, nothing is waited for any more, as after a second Ctrl-C.
 
     Returns:
-        The result; `ended` says whether the source ended, the frames were enough, or the stream was interrupted.
+        The result; `ended` says whether the source ended, the frames were enough, or the stream was interrupted, be it
+        before its first frame.
 
     Raises:
-        StreamError: The stream broke; `result` holds what there is of it. (Before the first frame, `result` is None.)
+        StreamError: The stream broke, or a part of it did not come back in the stall time; `result` holds what there is
+            of it. (Where it could not begin, and nothing stalled, `result` is None.)
         ConfigError: Something does not fit, before the first frame.
         UnsupportedError: Real-time scheduling was asked for, and may not be had.
     """
@@ -145,7 +151,7 @@ def run_stream(
         raise ConfigError(f"The protocol is '{kind}', and '{source.name}' {what}.")
     with levels.claimed(streams), scheduled(options.scheduling):
         run = _Run(levels, source, options, streams, clock or MonotonicClock())
-        return run.result(sinks, watchers, progress, interrupt)
+        return run.result(sinks, watchers, progress, interrupt, hurry)
 
 
 class _Run:
@@ -181,26 +187,41 @@ class _Run:
         watchers: Sequence[Sink],
         progress: Callable[[int], None],
         interrupt: threading.Event | None,
+        hurry: threading.Event | None,
     ) -> StreamResult:
         """Warm up, run, and say how it went."""
         options, levels = self._options, self._levels
         pipeline = Pipeline(
-            self._source, self._stages, sinks, options.settings, self._clock, progress, interrupt, watchers=watchers
+            self._source,
+            self._stages,
+            sinks,
+            options.settings,
+            self._clock,
+            progress,
+            interrupt,
+            watchers=watchers,
+            hurry=hurry,
         )
         levels.reset()
         measured: dict[str, list[int]] = {}
 
         def warm_up(inputs: dict[str, Array]) -> None:
-            measured.update(self._warm_up(inputs))
+            measured.update(self._warm_up(inputs, pipeline.warming))
 
-        pipeline.prepare(warm_up if options.warmup else None)
+        unstarted: Finished | None = None
+        try:
+            pipeline.prepare(warm_up if options.warmup else None)
+        except Interrupted:
+            unstarted = pipeline.unstarted(None)
+        except Stalled as stalled:
+            unstarted = pipeline.unstarted(stalled)
         if options.adapt is not None:
             names = [level.name for level in levels.levels]
             deadline_ns = options.settings.deadline_ns
             assert deadline_ns is not None  # StreamOptions sees to it
             self._controller = Controller(names, deadline_ns, options.adapt, measured)
         started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        finished = pipeline.run()
+        finished = unstarted or pipeline.run()
         overlay = next((sink.counts for sink in sinks if isinstance(sink, Branch)), None)
         result = self._result(finished, started_at, overlay)
         if finished.error is not None:
@@ -208,11 +229,12 @@ class _Run:
             raise finished.error
         return result
 
-    def _warm_up(self, inputs: dict[str, Array]) -> dict[str, list[int]]:
+    def _warm_up(self, inputs: dict[str, Array], step: Callable[[], None]) -> dict[str, list[int]]:
         measured: dict[str, list[int]] = {}
         for level in self._levels.levels if self._options.adapt else self._levels.levels[:1]:
             times = []
             for _ in range(self._options.warmup):
+                step()
                 begin = self._clock.now_ns()
                 level.run(inputs)
                 times.append(self._clock.now_ns() - begin)

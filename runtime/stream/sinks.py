@@ -1,7 +1,7 @@
 """Where results go: one JSON line a frame, or the sound that was made. A video of them is in `overlay`."""
 
+import errno
 import json
-import threading
 import wave
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class JsonLines:
 
     def __init__(self, path: str | Path, tokens: dict[str, tuple[Compression, ...]] | None = None) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self.name = str(path)
         self._file: GrowingFile | None = None
         self._origin_ns = 0
         self._sites = {
@@ -88,11 +88,10 @@ class JsonLines:
         if self._file is None:  # it was closed
             return
         data = json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        with self._lock:
-            try:
-                self._file.append(data)
-            except OSError as error:
-                raise disk_full(self._path, error) from None
+        try:
+            self._file.append(data)
+        except OSError as error:
+            raise disk_full(self._path, error) from None
 
 
 class Sound:
@@ -107,6 +106,7 @@ class Sound:
 
     def __init__(self, path: str | Path, *, output: str, sample_rate: int, samples: int | None = None) -> None:
         self._path, self._output = path, output
+        self.name = str(path)
         self._rate, self._samples = sample_rate, samples
         self._file: GrowingFile | None = None
         self._wave: wave.Wave_write | None = None
@@ -172,6 +172,8 @@ class Sound:
 
 
 def disk_full(path: str | Path, error: Any) -> StreamError:
-    """The error of a file that takes no more."""
+    """The error of a file that takes no more, or of a pipe that nobody reads any more."""
+    if getattr(error, "errno", None) == errno.EPIPE:
+        return StreamError(f"'{path}' is read no more (Broken pipe); let its reader run until the stream has ended.")
     reason = getattr(error, "strerror", None) or error
     return StreamError(f"'{path}' cannot be written any more ({reason}); free some space, or give another file.")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.findings import Features, Findings
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.listener import Words
@@ -20,6 +21,7 @@ MOST_HEARD = 25
 """Lines that are said at a time; of more the last ones, and how many were left out."""
 
 _MOST_NOTED = 200
+_LAST_WORDS_S = 2.0  # a terminal that has stopped is not waited for
 
 
 class Watcher:
@@ -35,6 +37,7 @@ class Watcher:
     def __init__(
         self, *, heard: bool, live: bool, span_s: float = 0.0, say: Callable[[str], None] | None = None
     ) -> None:
+        self.name = "what is seen and heard"
         self._heard, self._live, self._span_s, self._say = heard, live, span_s, say
         self._origin_ns = 0
         self._results = self._with_boxes = 0
@@ -53,7 +56,7 @@ class Watcher:
     def open(self) -> None:
         """Start to speak."""
         if self._say is not None:
-            self._speaker = threading.Thread(target=self._speak, name="stream watcher", daemon=True)
+            self._speaker = threading.Thread(target=self._speak, name=f"{THREADS}watcher", daemon=True)
             self._speaker.start()
 
     def start(self, origin_ns: int) -> None:
@@ -80,7 +83,7 @@ class Watcher:
         """Say what is left."""
         self._closing.set()
         if self._speaker is not None:
-            self._speaker.join(5.0)
+            self._speaker.join(_LAST_WORDS_S)
             self._speaker = None
 
     def findings(self) -> Findings | None:

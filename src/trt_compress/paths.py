@@ -227,7 +227,7 @@ def _try_file(path: Path) -> None:
     """Write beside a file that is not there and remove that, or see whether one that is there may be written."""
     place = _place(path)  # a link whose file is not there yet
     try:
-        is_folder = stat.S_ISDIR(os.stat(place).st_mode)
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # of /dev/stdout, a pipe that has no place
     except FileNotFoundError:
         with draft_beside(place) as (draft, file):  # never under its own name: a kill would leave an empty one
             try:
@@ -238,7 +238,7 @@ def _try_file(path: Path) -> None:
         return
     if is_folder:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not os.access(place, os.W_OK):
+    if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
