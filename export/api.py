@@ -15,6 +15,8 @@ from trt_compress.export.engines import BuildPlan, Progress, build, build_engine
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.export.trust import refuse_paths, refuse_paths_of_bundle
+from trt_compress.foreign import shown
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
@@ -85,6 +87,7 @@ def export_model(
     opset: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    trust_paths: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a model with compressors as a bundle, checked against its targets and proven against PyTorch.
@@ -101,10 +104,12 @@ def export_model(
         opset: ONNX opset; default: the newest that all known targets take.
         force: Replace the bundle that is there.
         dry_run: Check everything that needs no tracing and write nothing.
+        trust_paths: Of a recipe that lies in a bundle, follow the paths too; without it only models of the zoo and of
+            timm, and what is given here, are taken.
         progress: Called with the name of each step.
 
     Raises:
-        ConfigError: a name or a value is wrong.
+        ConfigError: a name or a value is wrong, or a bundle's recipe names a path.
         BundleError: the output cannot be written.
         GateError: preflight or verification failed; nothing is written.
     """
@@ -118,6 +123,9 @@ def export_model(
         precision=precision,
         opset=opset,
     )
+    if not trust_paths:
+        given = {"weights": weights, "compressors": compress}
+        refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_output(Path(output), force)
     recipe = _check_files(recipe)
     require_modules(*EXPORT_NEEDS)
@@ -135,6 +143,7 @@ def verify(
     model: str | None = None,
     native: bool | str | Path = False,
     require_digest: str | Collection[str] | None = None,
+    trust_paths: bool = False,
     progress: Progress | None = None,
 ) -> "VerifyReport":
     """Prove again that a bundle computes what its torch model computes.
@@ -144,15 +153,18 @@ def verify(
         inputs: .npz file with an array for each input (with several graphs `graph.input`; with states, steps along one
             more axis in front); default: the model's own examples or seeded ones, at the smallest, usual and largest
             batch.
-        weights: Where the file of weights is now, if it moved; it must be the same file.
-        model: Where the file of an own model is now, if it moved (`FILE.py:FACTORY`); it must be the same file.
+        weights: The file of weights that the bundle was made with, wherever it is now; "pretrained" lets timm's own be
+            downloaded.
+        model: The own model that it was made with, wherever its file is now (`FILE.py:FACTORY`, `hf:DIR`).
         native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
         require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
+        trust_paths: Follow the paths in the bundle's recipe, and run the file of an own model; without it only models
+            of the zoo and of timm, and what is given here, are taken.
         progress: Called with the name of each step.
 
     Raises:
         GateError: something differs; `report` holds the VerifyReport.
-        ConfigError: the model cannot be built again as it was (weights moved or changed).
+        ConfigError: the model cannot be built again as it was (weights moved or changed), or the recipe names a path.
         PluginError: the native library is missing, or may not be loaded.
     """
     required = as_digests(require_digest)
@@ -166,6 +178,9 @@ def verify(
         recipe = replace(recipe, weights=str(weights))
     if model is not None:
         recipe = replace(recipe, model=_moved(recipe.model, model))
+    if not trust_paths:
+        named = [name for name, value in {"model": model, "weights": weights}.items() if value is not None]
+        refuse_paths(recipe, where=f"the recipe of the bundle '{shown(str(bundle))}'", named=named)
     name = parse_model(recipe.model)
     if name.source == FILE_SOURCE and not Path(name.name).is_file():
         raise ConfigError(
@@ -203,14 +218,16 @@ def _check_files(recipe: Recipe) -> Recipe:
 
 
 def _moved(before: str, now: str) -> str:
-    """The name of an own model whose file has moved, with the options that it had.
+    """The name of an own model whose file or directory has moved, with the options that it had.
 
     Raises:
-        ConfigError: `now` is no name of an own model, or `before` is none.
+        ConfigError: `now` is no name of an own model, or one of another kind than `before`.
     """
-    if parse_model(before).source != FILE_SOURCE or parse_model(now).source != FILE_SOURCE:
+    was, is_now = parse_model(before), parse_model(now)
+    if was.path is None or was.source != is_now.source:
         raise ConfigError(
-            f"model: '{now}' is given for '{before}'; only the file of an own model can have moved, FILE.py:FACTORY."
+            f"model: '{now}' is given for '{before}'; only the file of an own model can have moved, FILE.py:FACTORY, "
+            "or the directory or file of hf: and of a codec, each by a name of its kind."
         )
     _, mark, options = before.partition("?")
     return with_absolute_path(now if "?" in now else now + mark + options)

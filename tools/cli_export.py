@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from trt_compress.errors import ConfigError, GateError
-from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra, target_names
+from trt_compress.tools.cli_habits import BundlePath, Json, TrustPaths, needs_extra, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
     dry_run: DryRun = False,
+    trust_paths: TrustPaths = False,
     json: Json = False,
 ) -> None:
     """Export MODEL as a bundle: one ONNX file, checked against its targets and proven against PyTorch.
@@ -81,6 +82,7 @@ def export(
             opset=opset,
             force=force,
             dry_run=dry_run,
+            trust_paths=trust_paths,
             progress=step,
         )
     summary = result.summary()
@@ -99,17 +101,19 @@ def verify(
         typer.Option(metavar="FILE.npz", help="Input arrays (default: the model's examples, or seeded ones)."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where the weights are now, if their file moved.")
+        str | None,
+        typer.Option(metavar="FILE", help="The weights it was made with, if from a file; 'pretrained': timm's own."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE.py:FACTORY", help="Where the file of your own model is now, if it moved; it is run."
+            metavar="FILE.py:FACTORY", help="Your own model that it was made with; the code in the file is run."
         ),
     ] = None,
     native: Annotated[
         bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
     ] = False,
+    trust_paths: TrustPaths = False,
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
@@ -117,7 +121,15 @@ def verify(
         with progress("Verifying") as step:
             with needs_extra("export"):
                 from trt_compress.export import api
-            report = api.verify(bundle, inputs=inputs, weights=weights, model=model, native=native, progress=step)
+            report = api.verify(
+                bundle,
+                inputs=inputs,
+                weights=weights,
+                model=model,
+                native=native,
+                trust_paths=trust_paths,
+                progress=step,
+            )
     except GateError as error:
         if error.report is not None and not json:
             _show_verification(cast("VerifyReport", error.report))

@@ -26,6 +26,13 @@ Json = Annotated[
         help="Print one JSON document instead of tables; of a failure it holds 'error': message, hint, exit_code.",
     ),
 ]
+TrustPaths = Annotated[
+    bool,
+    typer.Option(
+        "--trust-paths",
+        help="Follow the paths in a bundle's recipe, and run the FILE.py of its model: for bundles of your own.",
+    ),
+]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
 
 

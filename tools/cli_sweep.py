@@ -20,7 +20,7 @@ from trt_compress.tools.cli_evaluate import (
     show_left_out,
     write_json,
 )
-from trt_compress.tools.cli_habits import needs_extra
+from trt_compress.tools.cli_habits import TrustPaths, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def sweep(
     limit: LimitSamples = None,
     resample: Resample = False,
     native: Native = None,
+    trust_paths: TrustPaths = False,
     json: JsonFile = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page with the plots there.")] = None,
 ) -> None:
@@ -96,6 +97,7 @@ def sweep(
             limit=limit,
             resample=resample,
             native=native,
+            trust_paths=trust_paths,
             progress=step,
         )
     pages = [path for path in (html, output / PAGE_FILE if output is not None else None) if path is not None]

@@ -41,19 +41,19 @@ def test_a_factory_becomes_a_bundle_that_knows_its_file(typed: Typed, net: Path)
     assert len(found["recipe"]["model_sha256"]) == 64
     assert (found["preprocess"]["mean"], found["postprocess"]["classes"]) == ([0.5], 5)
     assert found["graphs"][0]["inputs"][0]["shape"] == ["batch", 1, 16, 16]
-    assert typed("verify", "out").code == 0
+    assert typed("verify", "out", "--trust-paths").code == 0
 
-    again = typed("export", "out/recipe.toml", "-o", "again", "--json")
+    again = typed("export", "out/recipe.toml", "-o", "again", "--trust-paths", "--json")
     assert again.code == 0, again.err
     assert manifest(net.parent / "again")["files"]["model.onnx"] == found["files"]["model.onnx"]
 
     (net.parent / "new").mkdir()
     net.rename(net.parent / "new" / "net.py")
-    gone = typed("verify", "out")
+    gone = typed("verify", "out", "--trust-paths")
     assert gone.code == 2 and "net.py is not there any more; say where it is now with --model FILE.py:make" in gone.err
     assert typed("verify", "out", "--model", "new/net.py:make").code == 0
     net.write_text(NET.replace("num_heads=2", "num_heads=4"))
-    changed = typed("verify", "out")
+    changed = typed("verify", "out", "--trust-paths")
     assert changed.code == 2
     assert "and the recipe was made with" in changed.err and "give that file, or export again" in changed.err
 
@@ -83,7 +83,7 @@ def test_weights_that_change_from_run_to_run_are_noticed(typed: Typed, net: Path
         )
     )
     assert typed("export", "net.py:make", "-o", "out").code == 0
-    done = typed("verify", "out")
+    done = typed("verify", "out", "--trust-paths")
     assert done.code == 2
     assert "are others than those of the recipe although the file is the same" in done.err
 
@@ -106,7 +106,7 @@ def test_a_fine_tuned_checkpoint_becomes_a_bundle_of_its_shape(
     assert found["graphs"][0]["inputs"][0]["shape"] == ["batch", 1, 64, 64]
     assert found["postprocess"] == {"output": "logits", "kind": "classification", "classes": 3}
     assert found["model"]["weights"]["provenance"].startswith("read off the file: ")
-    assert typed("verify", "out").code == 0
+    assert typed("verify", "out", "--weights", "tuned.pth.tar").code == 0
     wrong = typed("export", "timm:vit_tiny_patch16_224?num_classes=10", "--weights", "tuned.pth.tar", "-o", "x")
     assert wrong.code == 2 and "num_classes=10 contradicts tuned.pth.tar" in wrong.err
     assert not (tmp_path / "x").exists()

@@ -69,7 +69,7 @@ def test_a_directory_becomes_a_bundle(hf: dict[str, Path], tmp_path: Path, model
     assert manifest.verification and manifest.verification.passed
     assert manifest.preprocess["sample_rate"] == 16000
     passes(tmp_path / "b", "cpu", "rtx", "x86-trt10")
-    assert verify(tmp_path / "b").passed
+    assert verify(tmp_path / "b", model=f"hf:{hf[model]}").passed
     host = load_host(f"hf:{hf[model]}")
     audio = np.random.default_rng(0).standard_normal((2, int(manifest.graphs[0].inputs[0].shape[1]))).astype(np.float32)
     with Session.open(tmp_path / "b") as session:

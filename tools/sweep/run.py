@@ -21,6 +21,7 @@ from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.export.trust import refuse_paths_of_bundle
 from trt_compress.files import write_whole
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.catalog import check_model
@@ -80,6 +81,7 @@ class _Source:
     weights: str | None
     recipe: Recipe
     host: "LoadedHost"
+    trust_paths: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,6 +119,7 @@ def sweep(
     limit: int | None = None,
     resample: bool = False,
     native: bool | None = None,
+    trust_paths: bool = False,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Find out which compressor a model bears, and how much of it.
@@ -140,6 +143,7 @@ def sweep(
         limit: At most so many samples, evenly spread over the data.
         resample: As `evaluate` takes it.
         native: As `Session.open` takes it.
+        trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
 
     Returns:
@@ -162,6 +166,9 @@ def sweep(
         raise ConfigError("Only 'none' was given, and dense is measured anyway; name a setting, or leave it out.")
     if not texts and recipe.compressors:
         specs = (recipe.spec,)
+    if not trust_paths:
+        given = {"weights": weights, "compressors": texts or None}
+        refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_model(recipe.model, recipe.weights)
     for spec in specs:
         for part in parse_spec(spec):
@@ -179,7 +186,13 @@ def sweep(
         say("loading the model")
         host = load_host(recipe.model, weights=recipe.weights)
         refuse_detector(model, host.postprocess)
-        source = _Source(model=model, weights=None if weights is None else str(weights), recipe=recipe, host=host)
+        source = _Source(
+            model=model,
+            weights=None if weights is None else str(weights),
+            recipe=recipe,
+            host=host,
+            trust_paths=trust_paths,
+        )
         plan = plan_sweep(host, specs, random=random)
         if not any(setting.kind == "asked" for setting in plan.settings):
             raise ConfigError(_nothing_fits(plan.misfits, model))
@@ -370,6 +383,7 @@ def _exported(setting: Setting, source: _Source, folder: Path, say: Progress) ->
         batch=str(source.recipe.batch),
         precision=source.recipe.precision,
         force=True,
+        trust_paths=source.trust_paths,
         progress=say,
     )
     return path, result.manifest

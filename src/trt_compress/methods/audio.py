@@ -90,6 +90,10 @@ class FrameStackConfig(CompressorConfig):
         if self.stride < 1:
             raise ConfigError(f"frame_stack: stride={self.stride} is out of range; give 1 or more.")
 
+    def files(self) -> tuple[str, ...]:
+        """The projector, if there is one."""
+        return () if self.projector is None else (self.projector,)
+
     def check_files(self) -> None:
         """Raise ConfigError if the projector cannot be read."""
         if self.projector is not None:

@@ -16,6 +16,10 @@ class CompressorConfig:
         """Options as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
+    def files(self) -> tuple[str, ...]:
+        """The options that name files."""
+        return ()
+
     def check_files(self) -> None:
         """Raise ConfigError for a file among the options that cannot be read."""
 

@@ -1,0 +1,65 @@
+"""What the recipe of a bundle may name on this machine: a bundle may be a stranger's, and its recipe then too.
+
+It may name models of the zoo and of timm, which are part of what is installed. A path in it would be read, and of
+FILE.py:FACTORY run, and timm's pretrained weights would be downloaded: none of that is done unless the user names the
+file himself, or says that the recipe may.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from trt_compress.errors import ConfigError
+from trt_compress.export.recipe import Recipe
+from trt_compress.foreign import shown
+from trt_compress.model_name import FILE_SOURCE, parse_model
+from trt_compress.runtime.manifest import MANIFEST_NAME
+
+_PRETRAINED = "pretrained"
+
+
+def refuse_paths_of_bundle(file: str, recipe: Recipe, *, named: Collection[str]) -> None:
+    """`refuse_paths` of a recipe file that lies in a bundle, links followed; one that lies elsewhere is the user's own.
+
+    Args:
+        file: What was given as a model: a recipe file, or the name of a model, which the user wrote.
+        recipe, named: As `refuse_paths` takes them.
+    """
+    path = Path(file)
+    if file.endswith(".toml"):
+        folders = {path.absolute().parent, path.resolve().parent}
+        if any((folder / MANIFEST_NAME).exists() for folder in folders):
+            refuse_paths(recipe, where=f"the recipe '{shown(file)}', which lies in a bundle,", named=named)
+
+
+def refuse_paths(recipe: Recipe, *, where: str, named: Collection[str]) -> None:
+    """Refuse a bundle's recipe that names something on this machine, or on the network.
+
+    Args:
+        recipe: What it says, and in place of it what the user gave.
+        where: Whose recipe it is, for the message.
+        named: What the user named himself, of "model", "weights" and "compressors".
+
+    Raises:
+        ConfigError: It does; the message has the path.
+    """
+    model = parse_model(recipe.model)
+    if model.path is not None and "model" not in named:
+        run = ", whose code would be run" if model.source == FILE_SOURCE else ""
+        raise _untrusted(where, f"model {recipe.model}{run}", "--trust-paths")
+    weights = None if "weights" in named else recipe.weights
+    if weights == _PRETRAINED:
+        raise _untrusted(
+            where, "timm's pretrained weights, which may be downloaded", "--weights pretrained or --trust-paths"
+        )
+    if weights is not None:
+        raise _untrusted(where, f"the weights {weights}", "--weights FILE or --trust-paths")
+    for spec in () if "compressors" in named else recipe.compressors:
+        for file in spec.config.files():
+            raise _untrusted(where, f"{file} of {spec.name}", "--trust-paths")
+
+
+def _untrusted(where: str, what: str, option: str) -> ConfigError:
+    return ConfigError(
+        f"{where} names {shown(what)}; a bundle may be a stranger's, so only models of the zoo and of timm are taken "
+        f"from its recipe: give {option} if you know that it is what it should be."
+    )
