@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.runtime.kinds import ClassOutput, fitted_output
 from trt_compress.runtime.labelled.data import BadSample, LabelledData, Runs
 from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.proportion import Difference, Share, difference, share
@@ -153,21 +154,15 @@ def classifier_of(manifest: Manifest, outputs: Mapping[str, TensorInfo]) -> Clas
         ConfigError: It is a detector.
         BundleError: Its manifest names an output that there is not.
     """
-    settings = manifest.postprocess
-    kind = settings.get("kind", "raw")
-    refuse_detector(manifest.model.source, settings)
-    if kind != "classification":
+    refuse_detector(manifest.model.source, manifest.postprocess)
+    found = fitted_output(manifest.postprocess, {name: info.shape for name, info in outputs.items()})
+    if not isinstance(found, ClassOutput):
         return None
-    name = str(settings.get("output", next(iter(outputs))))
-    if name not in outputs:
-        raise BundleError(
-            f"The manifest's 'postprocess.output' names the output '{name}', and the bundle has {', '.join(outputs)}."
-        )
-    last = outputs[name].shape[-1]
-    classes = settings.get("classes", last)
-    if not isinstance(classes, int) or classes < 1:
-        raise BundleError(f"The manifest's 'postprocess.classes' is {classes!r}; it must be the number of classes.")
-    return Classifier(output=name, classes=classes, labels=tuple(settings.get("labels") or ()))
+    name = found.output or next(iter(outputs))
+    classes = outputs[name].shape[-1] if found.classes is None else found.classes
+    if not isinstance(classes, int):
+        raise BundleError("The manifest's 'postprocess.classes' is missing; it must be the number of classes.")
+    return Classifier(output=name, classes=classes, labels=found.labels or ())
 
 
 def refuse_detector(model: str, postprocess: Mapping[str, Any]) -> None:

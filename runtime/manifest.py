@@ -8,6 +8,7 @@ version that wants its own fields covered adds a digest of its own. Numbers are 
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +16,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from trt_compress.errors import BundleError
+from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.foreign import strict_json
+from trt_compress.runtime import kinds
 from trt_compress.runtime.record import Record
 
 SCHEMA_VERSION = "1.0"
 MANIFEST_NAME = "manifest.json"
+LARGEST_MANIFEST = 16 << 20
+"""Bytes; a real one has some ten thousand."""
+
+DTYPES = frozenset(
+    "bool int4 uint4 int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float4_e2m1 "
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0 complex64 complex128".split()
+)
+"""What a tensor may be; numpy does not have all of them, and a session refuses those that it lacks."""
+
+_MOST_AXES = 8  # of TensorRT
+_MOST_ELEMENTS = 2**31 - 1  # of one tensor, likewise
+_LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
+_LONGEST_NAME, _LONGEST_PATH = 200, 1000
+_MOST_FLOPS = 1e24
+_LENGTHS = re.compile(r"\d{1,9}(:\d{1,9}:\d{1,9})?")
 
 Dim = int | str
 """The length of an axis: a number, or a symbol such as "batch" that means the same number in the whole bundle."""
@@ -197,7 +214,7 @@ class Engine(Record):
     precision_asked: str
     precision_achieved: dict[str, Any]
     paths: dict[str, dict[str, int]]
-    profile: dict[str, Any]
+    profile: dict[str, dict[str, tuple[int, ...]]]
     seconds: float
     graph: str = "model"
     plugins: str | None = None
@@ -262,7 +279,7 @@ class Manifest(Record):
             BundleError: It is not JSON, was written to a newer schema, or does not fit the schema.
         """
         try:
-            data = strict_json(text)
+            data = strict_json(text, limit=LARGEST_MANIFEST)
         except ValueError as error:
             raise BundleError(f"{where} is not valid JSON ({error}); copy or export the bundle again.") from None
         _check_version(data, where)
@@ -307,7 +324,70 @@ class Manifest(Record):
         for name, count in Counter(graph.name for graph in self.graphs).items():
             if count > 1:
                 yield f"two graphs are named '{name}'"
+        yield from self._value_problems()
         yield from self._wiring_problems()
+        yield from self._kind_problems()
+
+    def _value_problems(self) -> Iterator[str]:
+        """Values that no bundle has: each is checked here once, so that whoever reads it need not."""
+        low, usual, high = self.batch.min, self.batch.opt, self.batch.max
+        if not 1 <= low <= usual <= high <= _LARGEST_BATCH:
+            yield f"batch {low}:{usual}:{high} is not in ascending order from 1 to {_LARGEST_BATCH}"
+        yield from (problem for graph in self.graphs for problem in _graph_problems(graph))
+        for state in self.states:
+            yield from tensor_problems(f"state '{state.graph}.{state.input}'", state.dtype, state.shape)
+            if state.capacity is not None and not 0 <= state.capacity <= _MOST_ELEMENTS:
+                yield f"state '{state.graph}.{state.input}' has the capacity {state.capacity}"
+        for site in self.compression:
+            for count in (site.tokens_in, site.tokens_out):
+                if isinstance(count, int) and not 0 <= count <= _MOST_ELEMENTS:
+                    yield f"compression at '{site.site[:60]}' has {count} tokens"
+        for name, info in self.files.items():
+            if info.bytes < 0:
+                yield f"file '{name[:60]}' has {info.bytes} bytes"
+        yield from _flops_problems(self.flops, self.baseline_flops)
+        yield from _lengths_problems(self.recipe)
+        yield from (problem for engine in self.engines for problem in _engine_problems(engine))
+        names = {graph.name for graph in self.graphs}
+        for part in (*self.lowered, *self.engines, *self.states):
+            if part.graph not in names:
+                yield f"a {type(part).__name__.lower()} is of the graph '{part.graph[:60]}', which there is not"
+
+    def _kind_problems(self) -> Iterator[str]:
+        """What is wrong with `preprocess` and `postprocess`, as far as that can be told without a session."""
+        inputs, outputs = (
+            {
+                key: info.shape
+                for graph in self.graphs
+                for info in getattr(graph, side)
+                for key in (info.name, f"{graph.name}.{info.name}")
+            }
+            for side in ("inputs", "outputs")
+        )
+        before: kinds.InputKind | None = None
+        after: kinds.OutputKind | None = None
+        try:
+            before = kinds.input_kind(self.preprocess)
+        except UnsupportedError:  # of a later version; whoever needs it says so
+            pass
+        try:
+            after = kinds.output_kind(self.postprocess)
+        except UnsupportedError:
+            pass
+        named = {} if before is None or before.input is None else {"preprocess.input": before.input}
+        named |= {f"preprocess.constants['{name}']": name for name in (before.constants if before else ())}
+        for what, name in named.items():
+            if name not in inputs:
+                yield f"'{what}' names '{name[:60]}', which is no input of a graph"
+            elif before is not None and what == "preprocess.input":
+                for misfit in before.misfits(inputs[name]):
+                    yield f"'preprocess' of kind '{before.kind}' does not fit the input '{name}': {misfit}"
+        for what, name in after.named().items() if after is not None else ():
+            if name not in outputs:
+                yield f"'postprocess.{what}' names '{name[:60]}', which is no output of a graph"
+            elif after is not None:
+                for misfit in after.misfits(what, outputs[name]):
+                    yield f"'postprocess.{what}' names the output '{name}', and {misfit}"
 
     def _referenced_files(self) -> Iterator[tuple[str, str]]:
         own_form = {part.graph for part in self.lowered} | {part.graph for part in self.engines}
@@ -317,6 +397,8 @@ class Manifest(Record):
         for state in self.states:
             if isinstance(state.initial, dict) and "file" in state.initial:
                 yield f"state '{state.graph}.{state.input}'", str(state.initial["file"])
+        if isinstance(constants := self.preprocess.get("constants"), dict):
+            yield from (("'preprocess.constants'", str(file)) for file in constants.values())
         yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
         yield from ((f"engine for '{engine.target}'", engine.file) for engine in self.engines)
         if self.verification:
@@ -361,14 +443,80 @@ def path_problem(name: str) -> str | None:
         return "is not a relative path with '/' between its parts"
     if ".." in path.parts:
         return "leads out of the bundle"
-    if name != str(path) or name in (".", MANIFEST_NAME):
+    if name != str(path) or name in (".", MANIFEST_NAME) or len(name) > _LONGEST_PATH:
         return "cannot be the name of a file in a bundle"
     return None
 
 
+def tensor_problems(what: str, dtype: str, shape: tuple[Dim, ...]) -> Iterator[str]:
+    """What is wrong with a tensor's dtype or shape."""
+    if dtype not in DTYPES:
+        yield f"{what} is of the dtype '{dtype[:60]}'; there are {', '.join(sorted(DTYPES))}"
+    if len(shape) > _MOST_AXES:
+        yield f"{what} has {len(shape)} axes; there are at most {_MOST_AXES}"
+    if any(_name_problem(dim) if isinstance(dim, str) else not 0 <= dim <= _MOST_ELEMENTS for dim in shape):
+        said = str(list(shape))[:200]
+        yield f"{what} has the shape {said}; an axis is a name, or a number from 0 to {_MOST_ELEMENTS}"
+    elif math.prod(dim for dim in shape if isinstance(dim, int)) > _MOST_ELEMENTS:
+        yield f"{what} has the shape {list(shape)}; a tensor has at most {_MOST_ELEMENTS} elements"
+
+
+def _name_problem(name: str) -> bool:
+    """Whether something cannot be a name: it is empty, too long, or cannot be printed."""
+    return not name or len(name) > _LONGEST_NAME or not name.isprintable()
+
+
+def _graph_problems(graph: Graph) -> Iterator[str]:
+    if _name_problem(graph.name) or "/" in graph.name or "\\" in graph.name:
+        yield f"'{graph.name[:60]}' cannot be the name of a graph, as files are named after it"
+    for infos in (graph.inputs, graph.outputs):
+        for info in infos:
+            if _name_problem(info.name):
+                yield f"graph '{graph.name}' has a tensor of the name '{info.name[:60]}', which cannot be one"
+            yield from tensor_problems(f"'{graph.name}.{info.name}'", info.dtype, info.shape)
+        for name, count in Counter(info.name for info in infos).items():
+            if count > 1:
+                yield f"graph '{graph.name}' has two tensors named '{name}'"
+
+
+def _engine_problems(engine: Engine) -> Iterator[str]:
+    what = f"engine for '{engine.target[:60]}'"
+    if engine.bytes < 0 or not 0 <= engine.seconds < 1e9:
+        yield f"{what} has {engine.bytes} bytes and was built in {engine.seconds} s"
+    for name, shapes in engine.profile.items():
+        ranks = {len(shape) for shape in shapes.values()}
+        sizes = [length for shape in shapes.values() for length in shape]
+        if not {"min", "opt", "max"} <= shapes.keys() or len(ranks) > 1 or max(ranks) > _MOST_AXES:
+            yield f"{what} has a profile of '{name[:60]}' without min, opt and max of the same number of axes"
+        elif not all(0 <= length <= _MOST_ELEMENTS for length in sizes):
+            yield f"{what} has a profile of '{name[:60]}' with an axis that is not from 0 to {_MOST_ELEMENTS}"
+
+
+def _flops_problems(flops: dict[str, Any] | None, baseline: float | None) -> Iterator[str]:
+    """`total`, or `graphs` with one for each graph; what else stands there is for people."""
+    parts = {} if flops is None else flops
+    counts: list[Any] = [parts.get("total", 0), 0 if baseline is None else baseline]
+    graphs = parts.get("graphs", {})
+    if not isinstance(graphs, dict) or not all(isinstance(part, dict) for part in graphs.values()):
+        yield "'flops.graphs' is no object of objects by graph"
+    else:
+        counts += [part.get("total", 0) for part in graphs.values()]
+    for count in counts:
+        if type(count) not in (int, float) or not 0 <= count <= _MOST_FLOPS:
+            yield f"the FLOPs are {str(count)[:60]}; they are a number from 0 to {_MOST_FLOPS:g}"
+
+
+def _lengths_problems(recipe: dict[str, Any]) -> Iterator[str]:
+    lengths = recipe.get("lengths", {})
+    if not isinstance(lengths, dict) or not all(
+        isinstance(text, str) and _LENGTHS.fullmatch(text) for text in lengths.values()
+    ):
+        yield "'recipe.lengths' is no object of texts such as \"1:100:400\""
+
+
 def _check_version(data: object, where: str) -> None:
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+", version):
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
         raise BundleError(f"{where} has no 'schema_version' such as \"{SCHEMA_VERSION}\", so it is not a bundle's.")
     major, ours = version.split(".")[0], SCHEMA_VERSION.split(".")[0]
     if int(major) > int(ours):

@@ -81,7 +81,14 @@ class StateTensor:
             case "zeros":
                 return np.zeros(shape, dtype)
             case {"fill": int() | float() as number}:
-                return np.full(shape, number, dtype)
+                try:
+                    with np.errstate(over="ignore"):
+                        filled = np.full(shape, number, dtype)
+                except OverflowError:
+                    filled = None
+                if filled is None or not np.isfinite(filled.flat[:1]).all():
+                    raise BundleError(f"The state '{self._name}' starts from {number:g}, which no {dtype} is.")
+                return filled
             case {"file": str() as name}:
                 return self._from_file(name, shape, dtype)
         raise BundleError(

@@ -12,6 +12,7 @@ from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import write_whole
 from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
 from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.kinds import SoundOutput, input_kind, output_kind
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
@@ -25,7 +26,7 @@ from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Settings
-from trt_compress.runtime.stream.preprocess import audio_format
+from trt_compress.runtime.stream.preprocess import audio_format, input_name
 from trt_compress.runtime.stream.quality import labels_from_file
 from trt_compress.runtime.stream.result import Policy, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
@@ -245,12 +246,11 @@ def _check_overlay(overlay: Path | None, manifest: Manifest) -> None:
 
 
 def _sinks(overlay: Path | None, pictures: Branch | None, out: Path | None, levels: LevelSet) -> list[Sink]:
-    meaning = levels.sessions[0].bundle.manifest.postprocess
-    gives_sound = meaning.get("kind") == "audio"
+    meaning = output_kind(levels.sessions[0].bundle.manifest.postprocess)
     sinks: list[Sink] = []
-    if overlay is not None and gives_sound:
-        output, rate = meaning["output"], meaning["sample_rate"]
-        sinks.append(Sound(overlay, output=output, sample_rate=rate, samples=meaning.get("samples")))
+    if overlay is not None and isinstance(meaning, SoundOutput):
+        output = meaning.output or next(iter(levels.outputs))
+        sinks.append(Sound(overlay, output=output, sample_rate=meaning.sample_rate, samples=meaning.samples))
     elif pictures is not None:
         sinks.append(pictures)
     if out is not None:
@@ -270,9 +270,7 @@ def _watcher(levels: LevelSet, source: Source, say: Callable[[str], None] | None
     manifest = levels.sessions[0].bundle.manifest
     if manifest.preprocess.get("kind") != "audio":
         return Watcher(heard=False, live=source.live, say=say)
-    form = audio_format(
-        manifest.preprocess, levels.inputs[manifest.preprocess.get("input") or next(iter(levels.inputs))]
-    )
+    form = audio_format(manifest.preprocess, levels.inputs[input_name(input_kind(manifest.preprocess), levels.inputs)])
     return Watcher(heard=True, live=source.live, span_s=form.chunk_samples / form.sample_rate, say=say)
 
 

@@ -59,7 +59,6 @@ def load(weights: str | None) -> LoadedHost:
             "channels": 1,
             "samples": CHUNK_SAMPLES,
             "range": [-1, 1],
-            "stream": True,
         },
         postprocess={"kind": "classification", "classes": model.num_labels, "labels": list(CLASSES)},
     )

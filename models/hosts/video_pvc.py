@@ -62,7 +62,6 @@ def load(weights: str | None) -> LoadedHost:
             "classes": NUM_DIGITS,
             "output": "logits",
             "place": {"output": "centre", "is": "x and y of the digit's centre, as shares of the frame"},
-            "tokens": {"output": "tokens", "of_patches": int(model.vit.patch_embed.num_patches)},
         },
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.kinds import ArrayInput, ClassOutput, input_kind, output_kind
 from trt_compress.runtime.labelled.arrays import from_npz
 from trt_compress.runtime.labelled.classes import ORDERS, ClassNames, names_of_bundle, read_names
 from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
@@ -15,7 +16,7 @@ from trt_compress.runtime.labelled.files import SUFFIXES, FileReader
 from trt_compress.runtime.labelled.folders import from_folder
 from trt_compress.runtime.labelled.label_files import from_labels
 from trt_compress.runtime.manifest import TensorInfo
-from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
+from trt_compress.runtime.stream.preprocess import input_name, preprocess_from_manifest
 
 HELD_OUT = "held-out"
 
@@ -87,17 +88,17 @@ def open_data(
     """
     request.check()
     manifest = bundle.manifest
-    settings = manifest.preprocess
-    kind = str(settings.get("kind", "tensors"))
+    settings, meaning = input_kind(manifest.preprocess), output_kind(manifest.postprocess)
+    kind = settings.kind
     if request.resample and kind != "audio":
         raise ConfigError("--resample is for sound, and the bundle takes none; leave it out.")
     prepare = preprocess_from_manifest(bundle, inputs)
-    name = settings.get("input") or next(iter(inputs))
+    name = input_name(settings, inputs)
     by_name = request.classes is not None and request.classes not in ORDERS
     names: ClassNames | None = (
         read_names(str(request.classes), num_classes)
         if by_name
-        else names_of_bundle(manifest.postprocess.get("labels") or ())
+        else names_of_bundle((meaning.labels if isinstance(meaning, ClassOutput) else None) or ())
     )
     order = request.classes if request.classes in ORDERS else None
     if request.data is not None and request.data.is_file():
@@ -106,12 +107,13 @@ def open_data(
         )
     else:
         if kind not in SUFFIXES:
-            reason = f" ({settings['reason']})" if "reason" in settings else ""
+            said = settings.reason if isinstance(settings, ArrayInput) else None
+            reason = f" ({said})" if said else ""
             raise ConfigError(
                 f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that"
                 f"{reason}; give an .npz file of arrays by these names and 'label'."
             )
-        reader = FileReader(kind, settings, inputs[name], prepare, resample=request.resample)
+        reader = FileReader(kind, manifest.preprocess, inputs[name], prepare, resample=request.resample)
         if request.labels is not None:
             data = from_labels(request.labels, request.data, reader, names=names, num_classes=num_classes)
         else:

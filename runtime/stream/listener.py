@@ -14,9 +14,10 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
+from trt_compress.runtime.kinds import SoundOutput, input_kind, output_kind
 from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Array, Frame
-from trt_compress.runtime.stream.preprocess import audio_format
+from trt_compress.runtime.stream.preprocess import audio_format, input_name
 from trt_compress.runtime.stream.sound_result import Sound, Track, Word
 
 MOST_BYTES = 4_000_000
@@ -60,8 +61,7 @@ class Listener:
     def __init__(
         self, preprocess: Mapping[str, Any], postprocess: Mapping[str, Any], inputs: Mapping[str, Any]
     ) -> None:
-        name = preprocess.get("input") or next(iter(inputs))
-        form = audio_format(preprocess, inputs[name])
+        form = audio_format(preprocess, inputs[input_name(input_kind(preprocess), inputs)])
         self._rate, self._chunk = form.sample_rate, form.chunk_samples
         self._heard = _Recorder(form.sample_rate)
         self._words = Words()
@@ -71,10 +71,11 @@ class Listener:
         self._failure: Exception | None = None
         self._made: _Recorder | None = None
         self._bits: float | None = None
-        if postprocess.get("kind") == "audio":
-            self._output, self._length = str(postprocess["output"]), postprocess.get("samples")
-            self._made = _Recorder(int(postprocess["sample_rate"]))
-            self._bits = postprocess.get("bits_per_second")
+        meaning = output_kind(postprocess)
+        if isinstance(meaning, SoundOutput):
+            self._output, self._length = meaning.output, meaning.samples
+            self._made = _Recorder(meaning.sample_rate)
+            self._bits = meaning.bits_per_second
 
     def open(self) -> None:
         """Start the thread."""
@@ -90,7 +91,9 @@ class Listener:
         if start is None:
             return
         results = frame.summary.get("results", [])
-        made = None if self._made is None else frame.outputs[self._output][0, : self._length].copy()
+        made = None
+        if self._made is not None:
+            made = frame.outputs[self._output or next(iter(frame.outputs))][0, : self._length].copy()
         self._put((start, frame.data, results[0] if results else {}, made))
 
     def skip(self, frame: Frame) -> None:

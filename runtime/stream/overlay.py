@@ -14,6 +14,7 @@ from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
+from trt_compress.runtime.kinds import ClassOutput, ImageInput, input_kind, output_kind
 from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.stream.branch import BEHIND, UNMARKED
 from trt_compress.runtime.stream.calls import THREADS
@@ -312,9 +313,10 @@ def captions_from(
         ConfigError: There is no such file.
         StreamError: A scene cannot be read.
     """
+    settings, meaning = input_kind(bundle.preprocess), output_kind(bundle.postprocess)
     names: Sequence[str] = [_short(shown(source)) for source in sources]
     if len(sources) == 1:
-        names = bundle.preprocess.get("cameras", ())
+        names = settings.cameras
         if sources[0].lower().endswith(".npz"):
             names = [str(name) for name in load_npz(sources[0], only=(CAMERA_NAMES,)).get(CAMERA_NAMES, names)]
     boxes: Mapping[int, Sequence[Box]] = {}
@@ -324,8 +326,8 @@ def captions_from(
         names=names,
         classes=labels.classes if isinstance(labels, Labels) else {},
         boxes=boxes,
-        labels=bundle.postprocess.get("labels", ()),
-        with_place=not bundle.preprocess.get("crop"),
+        labels=(meaning.labels if isinstance(meaning, ClassOutput) else None) or (),
+        with_place=not (isinstance(settings, ImageInput) and settings.crop),
     )
 
 

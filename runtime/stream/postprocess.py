@@ -1,7 +1,6 @@
 """From what a session gives to a summary as JSON data, as the manifest's `postprocess` says.
 
-A kind is one function in `KINDS`: `{"kind": "classification" | "detection3d" | "audio" | "frames" | "raw", …}`. Its
-summary is `{"results": [one of each sample of the query]}`.
+`trt_compress.runtime.kinds` says what may stand there. A summary is `{"results": [one of each sample of the query]}`.
 """
 
 import math
@@ -11,20 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.errors import BundleError, UnsupportedError
+from trt_compress.errors import BundleError
+from trt_compress.runtime.kinds import (
+    BoxOutput,
+    ClassOutput,
+    FrameOutput,
+    OutputKind,
+    SoundOutput,
+    fitted_output,
+)
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import BadFrame
-from trt_compress.suggest import did_you_mean
 
 Postprocess = Callable[[dict[str, Array]], dict[str, Any]]
 Summarize = Callable[[Mapping[str, Array]], list[dict[str, Any]]]
 
 TOP = 5
 """Classes of a classification that are listed."""
-
-BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "sin_yaw", "cos_yaw", "velocity_x", "velocity_y")
-"""Columns of a 3D box where the manifest does not name them; metres, in the ego frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,25 +58,24 @@ def box_layout(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -
     Raises:
         BundleError: It names an output that there is not.
     """
-    boxes, scores = (_output(settings, part, outputs, part) for part in ("boxes", "scores"))
-    columns = tuple(settings.get("columns", BOX_COLUMNS))
-    return BoxLayout(boxes=boxes, scores=scores, columns=columns, classes=tuple(settings.get("classes") or ()))
+    found = fitted_output({"kind": "detection3d", **settings}, _shapes(outputs))
+    if not isinstance(found, BoxOutput):
+        raise BundleError(f"The manifest's 'postprocess' is of kind '{found.kind}', which has no boxes.")
+    return _layout(found)
+
+
+def _layout(found: BoxOutput) -> BoxLayout:
+    return BoxLayout(boxes=found.boxes, scores=found.scores, columns=found.columns, classes=found.classes or ())
 
 
 def postprocess_from_manifest(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Postprocess:
     """Make the postprocessing of a bundle.
 
     Raises:
-        BundleError: The manifest's `postprocess` names an output that there is not.
+        BundleError: The manifest's `postprocess` is wrong, or names an output that there is not or does not fit.
         UnsupportedError: This version knows no such kind.
     """
-    kind = settings.get("kind", "raw")
-    if kind not in KINDS:
-        raise UnsupportedError(
-            f"The bundle's postprocessing is '{kind}'; this trt-compress knows {', '.join(KINDS)}."
-            f"{did_you_mean(str(kind), KINDS)}"
-        )
-    summarize = KINDS[kind](settings, outputs)
+    summarize = _summary_of(fitted_output(settings, _shapes(outputs)), next(iter(outputs)))
     floats = [name for name, info in outputs.items() if np.dtype(info.dtype).kind == "f"]
 
     def apply(found: dict[str, Array]) -> dict[str, Any]:
@@ -85,15 +87,27 @@ def postprocess_from_manifest(settings: Mapping[str, Any], outputs: Mapping[str,
     return apply
 
 
-def _classification(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
-    """Logits [B, classes] → {"class", "score", "top": [[class, score], …], "label" if the manifest has `labels`}.
+def _summary_of(kind: OutputKind, first: str) -> Summarize:
+    output = kind.output or first
+    match kind:
+        case ClassOutput():
+            return _classification(kind, output)
+        case BoxOutput():
+            return _detection3d(kind)
+        case SoundOutput():
+            return _sound(kind, output)
+        case FrameOutput():
+            return _frames(kind, output)
+    return _raw
 
-    With the setting `place`, {"output": NAME, …}, an output [B, 2] says where: "place" is [x, y], shares of the frame
-    that the model takes, from its left upper corner.
+
+def _classification(kind: ClassOutput, name: str) -> Summarize:
+    """Logits [B, classes] → {"class", "score", "top": [[class, score], …], "label" if there are labels}.
+
+    With a place, an output [B, 2], "place" is [x, y], shares of the frame that the model takes.
     """
-    name = _output(settings, "output", outputs)
-    labels = settings.get("labels")
-    place = _output(settings["place"], "output", outputs) if "place" in settings else None
+    labels = kind.labels or ()
+    place = None if kind.place is None else kind.place.output
 
     def one(logits: Array) -> dict[str, Any]:
         shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
@@ -105,7 +119,7 @@ def _classification(settings: Mapping[str, Any], outputs: Mapping[str, TensorInf
             "score": round(float(scores[best]), 6),
             "top": [[int(index), round(float(scores[index]), 6)] for index in order],
         }
-        return found | ({"label": labels[best]} if labels else {})
+        return found | ({"label": labels[best]} if best < len(labels) else {})
 
     def every(found: Mapping[str, Array]) -> list[dict[str, Any]]:
         results = [one(row) for row in found[name]]
@@ -116,14 +130,13 @@ def _classification(settings: Mapping[str, Any], outputs: Mapping[str, TensorInf
     return every
 
 
-def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
-    """Boxes [B, Q, columns] and scores [B, Q, classes] → {"boxes": [{class, score, center, size, yaw, velocity}, …]}.
-
-    Settings: `boxes` and `scores` (output names), `columns`, `classes`, `threshold` (0.3), best score first.
+def _detection3d(kind: BoxOutput) -> Summarize:
+    """Boxes [B, Q, columns] and scores [B, Q, classes] → {"boxes": [{class, score, center, size, yaw, velocity}, …]},
+    best score first, those above the threshold.
     """
-    layout = box_layout(settings, outputs)
+    layout = _layout(kind)
     classes = layout.classes
-    threshold = float(settings.get("threshold", 0.3))
+    threshold = kind.threshold
     index = {column: number for number, column in enumerate(layout.columns)}
 
     def one(box: Array, score: float, label: int) -> dict[str, Any]:
@@ -133,7 +146,7 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
         yaw = float(box[index["yaw"]]) if "yaw" in index else math.atan2(box[index["sin_yaw"]], box[index["cos_yaw"]])
         return {
             "class": label,
-            **({"label": classes[label]} if classes else {}),
+            **({"label": classes[label]} if label < len(classes) else {}),
             "score": round(score, 6),
             "center": part("x", "y", "z"),
             "size": part("length", "width", "height"),
@@ -150,18 +163,16 @@ def _detection3d(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo])
     return lambda found: [sample(*pair) for pair in zip(found[layout.boxes], found[layout.scores], strict=True)]
 
 
-def _audio(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
-    """Audio [B, samples] from -1 to 1 → {"samples", "rms", "peak"}, the last two as shares of full scale.
-
-    Settings: `output`, `samples` (what is behind them is padding), and `codes`, the output with a codec's code numbers
-    [B, frames, codebooks], which are listed too.
+def _sound(kind: SoundOutput, name: str) -> Summarize:
+    """Sound [B, samples] from -1 to 1 → {"samples", "rms", "peak"}, the last two as shares of full scale, and "codes",
+    a codec's code numbers, where there are such.
     """
-    name = _output(settings, "output", outputs)
-    codes = _output(settings, "codes", outputs) if "codes" in settings else None
-    length = settings.get("samples")
+    codes, length = kind.codes, kind.samples
 
     def one(samples: Array) -> dict[str, Any]:
         numbers = samples[:length].astype(np.float64)
+        if not numbers.size:
+            return {"samples": 0, "rms": 0.0, "peak": 0.0}
         rms, peak = math.sqrt(float(np.square(numbers).mean())), float(np.abs(numbers).max())
         return {"samples": len(numbers), "rms": round(rms, 6), "peak": round(peak, 6)}
 
@@ -174,21 +185,13 @@ def _audio(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Su
     return every
 
 
-def _frames(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
+def _frames(kind: FrameOutput, name: str) -> Summarize:
     """Features [B, M, C] → {"frames": M, "width": C, "ms_per_frame", "longest_ms", "rms", "min", "max"}.
 
-    Settings: `output`, `sizes` (the output [B, M] that says how many frames each stands for), and `seconds`, the time
-    of all of them; without it, the numbers of milliseconds are left out. `longest_ms` is there where frames were merged
-    unequally.
+    Where the time of all is not known, the numbers of milliseconds are left out. `longest_ms` is there where frames
+    were merged unequally.
     """
-    name = _output(settings, "output", outputs)
-    sizes = _output(settings, "sizes", outputs) if "sizes" in settings else None
-    if len(outputs[name].shape) != 3:
-        raise BundleError(
-            f"The manifest's 'postprocess' of kind 'frames' names the output '{name}' of shape "
-            f"{list(outputs[name].shape)}; features are [batch, frames, width]."
-        )
-    seconds = settings.get("seconds")
+    sizes, seconds = kind.sizes, kind.seconds
 
     def one(features: Array, size: Array | None) -> dict[str, Any]:
         frames, width = features.shape
@@ -211,7 +214,7 @@ def _frames(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> S
     return every
 
 
-def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summarize:
+def _raw(found: Mapping[str, Array]) -> list[dict[str, Any]]:
     """Any outputs → for each its shape, mean, smallest and largest number."""
 
     def describe(array: Array) -> dict[str, Any]:
@@ -221,28 +224,11 @@ def _raw(settings: Mapping[str, Any], outputs: Mapping[str, TensorInfo]) -> Summ
         low, mean, high = float(numbers.min()), float(numbers.mean()), float(numbers.max())
         return {"shape": list(array.shape), "mean": mean, "min": low, "max": high}
 
-    return lambda found: [{name: describe(array) for name, array in found.items()}]
+    return [{name: describe(array) for name, array in found.items()}]
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, TensorInfo]], Summarize]] = {
-    "classification": _classification,
-    "detection3d": _detection3d,
-    "audio": _audio,
-    "frames": _frames,
-    "raw": _raw,
-}
-"""What `postprocess.kind` may be."""
-
-
-def _output(
-    settings: Mapping[str, Any], key: str, outputs: Mapping[str, TensorInfo], default: str | None = None
-) -> str:
-    name = str(settings.get(key, default or next(iter(outputs))))
-    if name not in outputs:
-        raise BundleError(
-            f"The manifest's 'postprocess.{key}' names the output '{name}', and the bundle has {', '.join(outputs)}."
-        )
-    return name
+def _shapes(outputs: Mapping[str, TensorInfo]) -> dict[str, tuple[int | str, ...]]:
+    return {name: info.shape for name, info in outputs.items()}
 
 
 def top_classes(summary: Mapping[str, Any]) -> Sequence[int] | None:

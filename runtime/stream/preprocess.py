@@ -1,7 +1,7 @@
 """From what a source gives to what a session takes, as the manifest's `preprocess` says.
 
-A kind is one class in `KINDS`. `{"kind": "image" | "audio" | "tensors", "input": NAME, …}`; what else a kind reads is
-listed in its class. Arrays by input name (of a scene.npz) go past every kind: they are checked, not changed.
+`trt_compress.runtime.kinds` says what may stand there. Arrays by input name (of a scene.npz) go past every kind: they
+are checked, not changed.
 """
 
 import math
@@ -10,16 +10,16 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
+from trt_compress.errors import BundleError, ConfigError, ShapeError
 from trt_compress.foreign import reading
 from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.bundle import Bundle
+from trt_compress.runtime.kinds import ArrayInput, ImageInput, InputKind, SoundInput, fitted_input, input_kind
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFormat
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.parts import BadFrame
-from trt_compress.suggest import did_you_mean
 
 Preprocess = Callable[[Any], dict[str, Array]]
 
@@ -27,7 +27,7 @@ CONSTANT_RTOL, CONSTANT_ATOL = 1e-3, 1e-5
 """How far an array of a scene may be from the bundle's constant of the same name."""
 
 
-class Kind(Protocol):
+class Converter(Protocol):
     """Makes the input of one sample from what one source gave for one frame."""
 
     def __call__(self, data: Any) -> Array:
@@ -49,34 +49,21 @@ def preprocess_from_manifest(bundle: Bundle, inputs: Mapping[str, TensorInfo], s
         ConfigError: The number of sources does not fit the input.
         UnsupportedError: This version knows no such kind.
     """
-    settings = bundle.manifest.preprocess
-    kind = settings.get("kind", "tensors")
-    if kind not in KINDS:
-        raise UnsupportedError(
-            f"The bundle's preprocessing is '{kind}'; this trt-compress knows {', '.join(KINDS)}."
-            f"{did_you_mean(str(kind), KINDS)}"
-        )
-    constants = _constants(bundle, inputs)
-    name = settings.get("input") or next(iter(inputs))
-    if name not in inputs:
-        raise BundleError(
-            f"The manifest's 'preprocess' names the input '{name}', and the bundle takes {', '.join(inputs)}."
-        )
+    settings = input_kind(bundle.manifest.preprocess)
+    constants = _constants(bundle, settings, inputs)
+    name = input_name(settings, inputs)
     others = [other for other in inputs if other != name and other not in constants]
-    try:
-        convert = KINDS[kind](settings, inputs[name])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"The manifest's 'preprocess' of kind '{kind}' does not fit: {error}.") from None
-    stack = _stacking(inputs[name], kind, streams)
+    convert = converter_of(bundle.manifest.preprocess, inputs[name])
+    stack = _stacking(inputs[name], settings, streams)
     finite = _finite_check(inputs)
 
     def apply(data: Any) -> dict[str, Array]:
         parts = data if isinstance(data, tuple) else (data,)
         if isinstance(parts[0], dict):
             arrays = _from_scene(parts, constants)
-        elif convert is None and not others and "reason" in settings:
+        elif not others and isinstance(settings, ArrayInput) and settings.reason is not None:
             raise ConfigError(
-                f"The bundle does not say how a source's data become its input '{name}' ({settings['reason']}); give "
+                f"The bundle does not say how a source's data become its input '{name}' ({settings.reason}); give "
                 "arrays by name, a scene.npz."
             )
         elif others or convert is None:
@@ -91,37 +78,23 @@ def preprocess_from_manifest(bundle: Bundle, inputs: Mapping[str, TensorInfo], s
     return apply
 
 
-class ImageKind:
-    """Images: settings `layout` ("NCHW" or "NHWC"), `scale`, `mean`, `std`, `interpolation`, `crop`.
-
-    With `crop` (0 to 1] the image is resized so that its shorter side is the input's divided by `crop`, and the middle
-    is cut out, as timm does; without, it is resized to the input's size. Pixels become `(pixel * scale - mean) / std`.
-    The number of channels says whether images are RGB (3) or grey (1).
+class ImageConverter:
+    """Makes the input of pictures. With `crop` the image is resized so that its shorter side is the input's divided by
+    `crop`, and the middle is cut out, as timm does; without, it is resized to the input's size.
     """
 
-    def __init__(self, settings: Mapping[str, Any], info: TensorInfo) -> None:
-        layout = settings.get("layout", "NCHW")
-        if layout not in ("NCHW", "NHWC") or len(info.shape) not in (4, 5):
-            raise ValueError(f"layout is '{layout}' and the input has the shape {list(info.shape)}")
-        axes = dict(zip(layout[1:], info.shape[-3:], strict=True))
-        self._channels_last = layout == "NHWC"
-        channels = axes["C"]
-        if channels not in (1, 3):
-            raise ValueError(f"{channels} channels are neither RGB (3) nor grey (1)")
+    def __init__(self, settings: ImageInput, info: TensorInfo) -> None:
+        channels, self._size = settings.axes(info.shape)
         self._channels = int(channels)
-        height, width = axes["H"], axes["W"]
-        self._size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        self._crop = settings.get("crop")
-        self._interpolation = settings.get("interpolation")
+        self._channels_last = settings.layout == "NHWC"
+        self._crop = settings.crop
+        self._interpolation = settings.interpolation
         self._dtype = np.dtype(info.dtype)
-        scale = float(settings.get("scale", 1.0))
-        std = np.asarray(settings.get("std", [1.0]), np.float64)
-        mean = np.asarray(settings.get("mean", [0.0]), np.float64)
-        self._plain = scale == 1.0 and not mean.any() and bool((std == 1.0).all())
-        self._factor = self._per_channel(scale / std)
+        std = np.asarray(settings.std, np.float64)
+        mean = np.asarray(settings.mean, np.float64)
+        self._plain = settings.scale == 1.0 and not mean.any() and bool((std == 1.0).all())
+        self._factor = self._per_channel(settings.scale / std)
         self._offset = self._per_channel(-mean / std)
-        if self._size is None and self._crop:
-            raise ValueError("'crop' needs an input of fixed height and width")
 
     def __call__(self, data: Any) -> Array:
         """Convert an image [H, W, 3] or [H, W] to [C, H, W] or [H, W, C]."""
@@ -138,8 +111,6 @@ class ImageKind:
         return values if self._dtype == np.float32 else values.astype(self._dtype)
 
     def _per_channel(self, values: Array) -> Array:
-        if values.size not in (1, self._channels):
-            raise ValueError(f"mean or std has {values.size} numbers for {self._channels} channels")
         shape = (1, 1, -1) if self._channels_last else (-1, 1, 1)
         return np.broadcast_to(values.astype(np.float32), (self._channels,)).reshape(shape)
 
@@ -162,11 +133,7 @@ class ImageKind:
                 "manifest gives no 'interpolation' to resize by, so give images of that size."
             )
         pillow = load_library("PIL.Image", "pillow", "video", "Resizing images")
-        method = getattr(pillow.Resampling, str(self._interpolation).upper(), None)
-        if method is None:
-            raise BundleError(
-                f"The manifest's interpolation '{self._interpolation}' is unknown; Pillow has bilinear, bicubic, …."
-            )
+        method = pillow.Resampling[self._interpolation.upper()]
         resized = pillow.fromarray(image)
         if not self._crop:
             return np.asarray(resized.resize((width, height), method))
@@ -185,15 +152,14 @@ class ImageKind:
         return (targets[side], long) if side == 0 else (long, targets[side])
 
 
-class AudioKind:
-    """Audio: settings as `audio_format` reads them, and `scale`, `mean`, `std` (numbers)."""
+class SoundConverter:
+    """Makes the input of chunks of sound."""
 
-    def __init__(self, settings: Mapping[str, Any], info: TensorInfo) -> None:
-        form = audio_format(settings, info)
-        self._shape = (1, form.chunk_samples) if len(info.shape) == 3 and form.channels == 1 else None
-        std = float(settings.get("std", 1.0))
-        self._factor = np.float32(float(settings.get("scale", 1.0)) / std)
-        self._offset = np.float32(-float(settings.get("mean", 0.0)) / std)
+    def __init__(self, settings: SoundInput, info: TensorInfo) -> None:
+        chunk, _ = settings.chunk_and_hop(info.shape)
+        self._shape = (1, chunk) if len(info.shape) == 3 and settings.channels == 1 and chunk is not None else None
+        self._factor = np.float32(settings.scale / settings.std)
+        self._offset = np.float32(-settings.mean / settings.std)
         self._dtype = np.dtype(info.dtype)
 
     def __call__(self, data: Any) -> Array:
@@ -203,43 +169,56 @@ class AudioKind:
 
 
 def audio_format(settings: Mapping[str, Any], info: TensorInfo) -> AudioFormat:
-    """Read how a bundle takes audio: `sample_rate`, `chunk_samples`, `hop_samples` or `overlap_samples`, `channels`.
+    """Read how a bundle takes sound.
 
-    A chunk is as long as the input where its length is fixed; without hop and overlap, chunks follow one another.
+    Args:
+        settings: The manifest's `preprocess`, of kind "audio".
+        info: The input.
+
+    Raises:
+        BundleError: The settings are wrong, or do not fit the input.
     """
-    last = info.shape[-1]
-    chunk = settings.get("chunk_samples", last if isinstance(last, int) else None)
-    if chunk is None:
-        raise ValueError("it has no 'chunk_samples', and the input's length is not fixed")
-    if isinstance(last, int) and chunk != last:
-        raise ValueError(f"'chunk_samples' is {chunk}, and the input takes {last}")
-    if "hop_samples" in settings and "overlap_samples" in settings:
-        raise ValueError("it has both 'hop_samples' and 'overlap_samples'")
-    hop = settings.get("hop_samples", chunk - settings.get("overlap_samples", 0))
-    return AudioFormat(
-        sample_rate=int(settings["sample_rate"]),
-        channels=int(settings.get("channels", 1)),
-        chunk_samples=int(chunk),
-        hop_samples=int(hop),
-    )
+    found = fitted_input({"kind": "audio", **settings}, info.shape)
+    chunk, hop = found.chunk_and_hop(info.shape) if isinstance(found, SoundInput) else (None, None)
+    if not isinstance(found, SoundInput) or chunk is None or hop is None:
+        raise BundleError(f"The manifest's 'preprocess' is of kind '{found.kind}', which is no sound.")
+    return AudioFormat(sample_rate=found.sample_rate, channels=found.channels, chunk_samples=chunk, hop_samples=hop)
 
 
-def _no_kind(settings: Mapping[str, Any], info: TensorInfo) -> None:
-    """Kind "tensors": only arrays by input name."""
+def input_name(settings: InputKind, inputs: Mapping[str, TensorInfo]) -> str:
+    """The input that a source's data become.
+
+    Raises:
+        BundleError: There is no such input.
+    """
+    name = settings.input or next(iter(inputs))
+    if name not in inputs:
+        raise BundleError(
+            f"The manifest's 'preprocess' names the input '{name}', and the bundle takes {', '.join(inputs)}."
+        )
+    return name
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any], TensorInfo], Kind | None]] = {
-    "image": ImageKind,
-    "audio": AudioKind,
-    "tensors": _no_kind,
-}
-"""What `preprocess.kind` may be."""
+def converter_of(settings: Mapping[str, Any], info: TensorInfo) -> Converter | None:
+    """What makes an input of one sample of a source, as a manifest's `preprocess` says; None: nothing does.
+
+    Raises:
+        BundleError: The settings are wrong, or do not fit the input.
+        UnsupportedError: This version knows no such kind.
+    """
+    found = fitted_input(settings, info.shape)
+    match found:
+        case ImageInput():
+            return ImageConverter(found, info)
+        case SoundInput():
+            return SoundConverter(found, info)
+    return None
 
 
-def _constants(bundle: Bundle, inputs: Mapping[str, TensorInfo]) -> dict[str, Array]:
+def _constants(bundle: Bundle, settings: InputKind, inputs: Mapping[str, TensorInfo]) -> dict[str, Array]:
     """Inputs that never change, such as the calibration of the cameras: `constants`, input name → .npy file."""
     arrays: dict[str, Array] = {}
-    for name, file in dict(bundle.manifest.preprocess.get("constants", {})).items():
+    for name, file in settings.constants.items():
         if name not in inputs:
             raise BundleError(f"The manifest's 'preprocess.constants' names '{name}', which is no input of the bundle.")
         with reading(f"'{file}' of the bundle '{bundle.path}'", "export the bundle again", error=BundleError):
@@ -247,10 +226,10 @@ def _constants(bundle: Bundle, inputs: Mapping[str, TensorInfo]) -> dict[str, Ar
     return arrays
 
 
-def _stacking(info: TensorInfo, kind: str, streams: int) -> Callable[[Sequence[Array]], Array]:
+def _stacking(info: TensorInfo, settings: InputKind, streams: int) -> Callable[[Sequence[Array]], Array]:
     """How the samples of one query become the input."""
     shape = info.shape
-    cameras = shape[1] if kind == "image" and len(shape) == 5 else None
+    cameras = shape[1] if isinstance(settings, ImageInput) and len(shape) == 5 else None
     if cameras is not None:
         refusal = ConfigError(
             f"The bundle takes {cameras} cameras a frame and {streams} source{'s'[: streams > 1]} "

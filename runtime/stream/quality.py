@@ -11,6 +11,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
+from trt_compress.runtime.kinds import ClassOutput, output_kind
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.images import TIMESTAMPS, load_npz
@@ -47,9 +48,10 @@ def labels_from_file(path: str | Path, postprocess: Mapping[str, Any], outputs: 
     """
     if Path(path).suffix.lower() == ".npz":
         return BoxLabels.read(path, postprocess, outputs)
-    labels, count = Labels.read(path), postprocess.get("classes")
+    labels, meaning = Labels.read(path), output_kind(postprocess)
+    count = meaning.classes if isinstance(meaning, ClassOutput) else None
     numbers = [number for several in labels.classes.values() for number in several]
-    if type(count) is int and (foreign := [number for number in numbers if not 0 <= number < count]):
+    if count is not None and (foreign := [number for number in numbers if not 0 <= number < count]):
         raise ConfigError(f"'{path}' has the label {foreign[0]}, and the bundle's classes are 0 to {count - 1}.")
     return labels
 

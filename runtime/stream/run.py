@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from importlib import import_module
 from typing import Any
 
-from trt_compress.errors import BundleError, ConfigError
+from trt_compress.errors import ConfigError
 from trt_compress.foreign import shown
+from trt_compress.runtime.kinds import SoundInput, input_kind
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import Stalled
 from trt_compress.runtime.stream.control import Controller, ControllerSettings
@@ -21,7 +22,7 @@ from trt_compress.runtime.stream.pace import Clock, MonotonicClock
 from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, Stages
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
-from trt_compress.runtime.stream.preprocess import audio_format, preprocess_from_manifest
+from trt_compress.runtime.stream.preprocess import audio_format, input_name, preprocess_from_manifest
 from trt_compress.runtime.stream.quality import Scorer
 from trt_compress.runtime.stream.result import Identity, OverlayCounts, Protocol, Resources, Scheduling, StreamResult
 from trt_compress.runtime.stream.scheduling import scheduled
@@ -86,14 +87,11 @@ def open_sources(
     """
     if not texts:
         raise ConfigError("There is no source; give at least one.")
-    settings = levels.sessions[0].bundle.manifest.preprocess
+    preprocess = levels.sessions[0].bundle.manifest.preprocess
+    settings = input_kind(preprocess)
     audio = None
-    if settings.get("kind") == "audio":
-        name = settings.get("input") or next(iter(levels.inputs))
-        try:
-            audio = audio_format(settings, levels.inputs[name])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"The manifest's 'preprocess' of kind 'audio' does not fit: {error}.") from None
+    if isinstance(settings, SoundInput):
+        audio = audio_format(preprocess, levels.inputs[input_name(settings, levels.inputs)])
     if resample and audio is None:
         raise ConfigError("--resample is for sound, and the bundle takes none; leave it out.")
     clock = clock or MonotonicClock()

@@ -16,7 +16,9 @@ from trt_compress.errors import ConfigError, TrtCompressError
 
 _LONGEST_REASON = 160
 _DEEPEST = 64
-_LONGEST_NUMBER = 400  # digits; Python itself refuses 4300
+_LARGEST_INTEGER = 2**64
+_LONGEST_TEXT = 1 << 16
+_LARGEST_FILE = 1 << 28
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -57,22 +59,34 @@ def shown(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def strict_json(text: str | bytes) -> Any:
-    """Read JSON as the standard has it, within bounds: no NaN, nothing infinite, 64 levels, no half characters.
+def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE) -> Any:
+    """Read JSON as the standard has it, within bounds.
 
-    A byte-order mark is passed over, as editors put it there.
+    No NaN and nothing infinite, at most 64 levels, no half characters, integers of 64 bits, texts of 64 Ki characters.
+    A byte-order mark is passed over, as editors put it there; bytes may be in any of the Unicode encodings.
+
+    Args:
+        text: The document.
+        limit: The most characters, or bytes, that it may have.
 
     Raises:
         ValueError: The text is something else; the message says what, without the file's name.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")
+    if len(text) > limit:
+        raise ValueError(f"it has {len(text)} bytes, and may have {limit}")
     try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
         data = json.loads(
             text.removeprefix("\ufeff"), parse_constant=_refuse_constant, parse_int=_integer, parse_float=_number
         )
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text") from None
     except RecursionError:
         raise ValueError(f"it is nested deeper than {_DEEPEST} levels") from None
+    except ValueError as error:
+        what = str(error)
+        raise ValueError(f"{what} after a whole document" if what.startswith("Extra data") else what) from None
     _check(data, 1)
     return data
 
@@ -94,6 +108,8 @@ def _check(value: Any, depth: int) -> None:
 
 
 def _check_text(text: str) -> None:
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"a text of {len(text)} characters stands there, and it may have {_LONGEST_TEXT}")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -101,9 +117,12 @@ def _check_text(text: str) -> None:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(text)} digits stands there")
-    return int(text)
+    number = int(text) if len(text) < 30 else _LARGEST_INTEGER
+    if abs(number) >= _LARGEST_INTEGER:
+        raise ValueError(
+            f"the number {text if len(text) < 20 else f'{text[:12]}…, of {len(text)} characters,'} is too large"
+        )
+    return number
 
 
 def _number(text: str) -> float:

@@ -147,9 +147,10 @@ def test_bundles_that_take_other_things_are_refused(make_bundle: Callable[..., A
 
 
 def test_a_detector_is_sent_to_run(tmp_path: Path) -> None:
-    session = Session.open(write_brightest(tmp_path / "b", postprocess={"kind": "detection3d"}))
+    session = Session.open(write_brightest(tmp_path / "b"))
+    detector = replace(session.bundle.manifest, postprocess={"kind": "detection3d"})
     with pytest.raises(ConfigError, match="is a detector.*trt-compress run BUNDLE --source scene.npz --labels"):
-        classifier_of(session.bundle.manifest, session.outputs)
+        classifier_of(detector, session.outputs)
 
 
 def brightness(samples: Sequence[Sequence[Sequence[float]]], *, name: str = "image") -> LabelledData:
@@ -202,10 +203,11 @@ def test_files_of_sound_of_any_length(tmp_path: Path) -> None:
     sound = {"kind": "audio", "sample_rate": 8000, "channels": 1, "samples": 4}
     from trt_compress.runtime.labelled.files import FileReader
     from trt_compress.runtime.manifest import TensorInfo
-    from trt_compress.runtime.stream.preprocess import AudioKind
+    from trt_compress.runtime.stream.preprocess import converter_of
 
     info = TensorInfo(name="audio", dtype="float32", shape=("batch", 4))
-    convert = AudioKind(sound, info)
+    convert = converter_of(sound, info)
+    assert convert is not None
     reader = FileReader("audio", sound, info, lambda data: {"audio": convert(data)[None]})
     for length, runs in ((3, 1), (4, 1), (9, 3)):
         soundfile.write(tmp_path / "a.wav", np.arange(1, length + 1) / 16, 8000, subtype="FLOAT")

@@ -334,3 +334,51 @@ def test_a_graph_is_found_by_name() -> None:
     assert load(full_json()).graph("decode").file == "decode.onnx"
     with pytest.raises(BundleError, match="has no graph 'prefill'; it has 'encoder', 'decode'"):
         load(full_json()).graph("prefill")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["batch"].update(opt=9), "batch 1:9:8 is not in ascending order"),
+        (lambda d: d["graphs"][0].update(name="a/b"), "'a/b' cannot be the name of a graph"),
+        (lambda d: d["graphs"][0]["inputs"].append(d["graphs"][0]["inputs"][0]), "two tensors named 'pixels'"),
+        (lambda d: d["graphs"][0]["inputs"][0].update(dtype="O"), "is of the dtype 'O'; there are bfloat16"),
+        (lambda d: d["graphs"][0]["inputs"][0].update(shape=[1] * 9), "has 9 axes; there are at most 8"),
+        (lambda d: d["graphs"][0]["inputs"][0].update(shape=[-1]), "an axis is a name, or a number from 0"),
+        (lambda d: d["graphs"][0]["inputs"][0].update(shape=[2**20] * 2), "a tensor has at most"),
+        (lambda d: d["states"][0].update(capacity=-1), "has the capacity -1"),
+        (lambda d: d["lowered"][0].update(graph="x"), "a lowered is of the graph 'x', which there is not"),
+        (lambda d: d.update(flops={"total": "many"}), "the FLOPs are many"),
+        (lambda d: d.update(flops={"graphs": [1]}), "'flops.graphs' is no object"),
+        (lambda d: d["recipe"].update(lengths={"time": 7}), "'recipe.lengths' is no object of texts"),
+        (lambda d: d["engines"][0]["profile"]["pixels"].pop("opt"), "without min, opt and max"),
+        (
+            lambda d: d["engines"][0]["profile"]["pixels"].update(opt=[-1, 3, 224, 224]),
+            "with an axis that is not from 0",
+        ),
+        (lambda d: d["preprocess"].update(input="x"), "'preprocess.input' names 'x', which is no input of a graph"),
+        (lambda d: d["preprocess"].update(kind="image", input="pixels", std=[0.0]), "std is 0; it is not 0"),
+        (lambda d: d["preprocess"].update(kind="image", input="pixels", mean=[0.5, 0.5]), "2 numbers for 3 channels"),
+        (lambda d: d.update(preprocess={"kind": "audio"}), "preprocess has no field 'sample_rate'"),
+        (
+            lambda d: d["preprocess"].update(constants={"pixels": "p.npy"}),
+            "needs the file 'p.npy', which is not listed",
+        ),
+        (lambda d: d.update(postprocess={"kind": "raw", "output": "x"}), "'postprocess.output' names 'x'"),
+        (lambda d: d.update(postprocess={"kind": "classification", "classes": 0}), "classes is 0; it is 1 to"),
+        (lambda d: d.update(postprocess={"kind": ["raw"]}), "'postprocess.kind' is no text"),
+    ],
+)
+def test_values_that_no_bundle_has_are_named(change: Callable[[dict[str, Any]], object], message: str) -> None:
+    data = full_json()
+    change(data)
+    with pytest.raises(BundleError, match=message):
+        load(data).check()
+
+
+def test_a_kind_of_a_later_version_is_read_and_kept() -> None:
+    data = full_json()
+    data["preprocess"], data["postprocess"] = {"kind": "smell", "nose": [1]}, {"kind": "taste"}
+    parsed = load(data)
+    parsed.check()
+    assert parsed.to_json()["preprocess"] == {"kind": "smell", "nose": [1]}

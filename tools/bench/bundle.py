@@ -1,5 +1,6 @@
 """Time a bundle, and its baseline beside it in the same process and run."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -213,9 +214,14 @@ def identity(manifest: Manifest) -> dict[str, Any]:
         "baseline_flops": manifest.baseline_flops,
         "sites": [part.to_json() for part in manifest.compression],
         "graph_bytes": sum(
-            manifest.files[name].bytes for graph in manifest.graphs for name in (graph.file, *graph.external_data)
+            manifest.files[name].bytes
+            for graph in manifest.graphs
+            for name in (graph.file, *graph.external_data)
+            if name in manifest.files  # else pruned
         ),
-        "sha256": {graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs},
+        "sha256": {
+            graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs if graph.file in manifest.files
+        },
     }
 
 
@@ -312,6 +318,11 @@ def _random(session: Session, batch: int, seed: int) -> dict[str, Array]:
             )
         shape = [lengths[dim] if isinstance(dim, str) else dim for dim in info.shape]
         dtype = np.dtype(info.dtype)
+        if math.prod(shape) >= 2**31:
+            raise ConfigError(
+                f"Input '{name}' would have the shape {shape}, which is more than can be made up here; give a smaller "
+                "--batch, or arrays with --inputs FILE.npz."
+            )
         values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
         arrays[name] = values.astype(dtype)
     return arrays

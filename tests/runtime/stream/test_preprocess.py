@@ -167,10 +167,15 @@ def test_images_are_not_enough_for_a_bundle_that_takes_more(tmp_path: Path) -> N
         ({"mean": [0.1, 0.2]}, (1, 3, 4, 4), BundleError, "has 2 numbers for 3 channels"),
         ({"crop": 0.9}, (1, 3, "h", "w"), BundleError, "'crop' needs an input of fixed height and width"),
         ({"constants": {"lens": "a.npy"}}, (1, 3, 4, 4), BundleError, "names 'lens', which is no input"),
-        ({"kind": "audio"}, (1, 16), BundleError, "of kind 'audio' does not fit: 'sample_rate'"),
+        ({"kind": "audio"}, (1, 16), BundleError, "preprocess has no field 'sample_rate'"),
         ({"kind": "audio", "sample_rate": 8000}, (1, "time"), BundleError, "has no 'chunk_samples'"),
         ({"kind": "audio", "sample_rate": 8000, "chunk_samples": 9}, (1, 8), BundleError, "and the input takes 8"),
-        ({"kind": "audio", "hop_samples": 2, "overlap_samples": 2}, (1, 8), BundleError, "both 'hop_samples' and"),
+        (
+            {"kind": "audio", "sample_rate": 8000, "hop_samples": 2, "overlap_samples": 2},
+            (1, 8),
+            BundleError,
+            "both 'hop_samples' and",
+        ),
     ],
 )
 def test_wrong_manifests_are_refused(
