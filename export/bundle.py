@@ -83,6 +83,7 @@ def update_bundle(
     kept = {name: info for name, info in bundle.manifest.files.items() if name not in remove or name in add}
     with _os_errors_as_bundle_errors(bundle.path):
         before = _manifest_bytes(bundle)
+        strays.remove_strays(Path(os.path.realpath(bundle.path)))
         same = {name for name in add.keys() & kept.keys() if _info_of(add[name]) == kept[name]}
         new = {name: content for name, content in add.items() if name not in same}
         if new.keys() & kept.keys():
