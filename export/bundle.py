@@ -122,7 +122,7 @@ def _change(
     bundle: Bundle, manifest: Manifest, kept: Mapping[str, FileInfo], new: Mapping[str, Content], before: bytes
 ) -> Bundle:
     root = bundle.root
-    with strays.staged_folder(root / _CHANGE) as staged:
+    with strays.staged_folder(root / _CHANGE, sweep=False) as staged:
         parts = {name: staged / str(number) for number, name in enumerate(new)}
         sealed = _seal(manifest, {**kept, **{name: _store(parts[name], content) for name, content in new.items()}})
         after = staged / MANIFEST_NAME
@@ -285,7 +285,10 @@ def _chunks(content: Content) -> Iterator[bytes]:
             yield chunk
 
 
-def _info_of(content: Content) -> FileInfo:
+def _info_of(content: Content) -> FileInfo | None:
+    """Size and hash of a content; None: it can be read once only."""
+    if not isinstance(content, bytes | Path):
+        return None
     digest, size = hashlib.sha256(), 0
     for chunk in _chunks(content):
         digest.update(chunk)

@@ -65,7 +65,7 @@ def _temporary_place() -> Path:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, sweep: bool = True) -> Iterator[Path]:
     """A new folder beside `target`, for what will be put in its place; what is at its name afterwards is removed.
 
     Strays of the same target are removed first, and a target that a killed replacement left aside is put back. Folders
@@ -73,6 +73,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
     Args:
         target: What it will become; links resolved.
+        sweep: False: strays are left to the caller.
 
     Raises:
         OSError: It cannot be made.
@@ -81,7 +82,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         if new_parents:
             target.parent.mkdir(parents=True, exist_ok=True)
-        else:
+        elif sweep:
             remove_strays(target)
         with _held_folder(lambda: beside(target, "new"), 0o777) as folder:
             yield folder
