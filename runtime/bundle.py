@@ -10,7 +10,6 @@ import errno
 import hashlib
 import mmap
 import os
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trt_compress import strays
-from trt_compress.errors import BundleError, ConfigError
+from trt_compress.digest import as_digests as as_digests
+from trt_compress.errors import BundleError
 from trt_compress.files import open_regular, read_regular
-from trt_compress.foreign import shown
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest
 from trt_compress.runtime.unlisted import refuse_unlisted
 from trt_compress.suggest import did_you_mean
@@ -330,22 +329,6 @@ class OpenFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def as_digests(required: str | Collection[str] | None) -> tuple[str, ...]:
-    """What `require_digest` may be, as digests in small letters; nothing is read for it.
-
-    Raises:
-        ConfigError: Something is not the 64 hexadecimal digits of a SHA-256.
-    """
-    given: Collection[object] = (required,) if isinstance(required, str) else required or ()
-    for digest in given:
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-fA-F]{64}", digest):
-            raise ConfigError(
-                f"'{shown(str(digest))[:80]}' is no digest of a bundle; give all 64 hexadecimal digits, as "
-                "'trt-compress inspect BUNDLE' shows them where the bundle was made."
-            )
-    return tuple(str(digest).lower() for digest in given)
 
 
 def _check_records(path: Path, manifest: Manifest) -> None:

@@ -211,7 +211,7 @@ def _dims(found: list[Field]) -> Iterator[int]:
             packed = b"".join(bytes((_DIMS << 3, *part)) for part in _split(field.value))
             numbers = [_integer(inner.value) for inner in fields(memoryview(packed))]
         else:
-            numbers = [field.value]
+            numbers = [_integer(field.value)]
         for number in numbers:
             if number >= 1 << 40:  # negative ones are huge here
                 raise ValueError("a tensor has an axis of no proper length")

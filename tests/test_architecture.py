@@ -38,6 +38,7 @@ FOR_ALL = (
     "cache",
     "children",
     "current_folder",
+    "digest",
     "errors",
     "files",
     "foreign",

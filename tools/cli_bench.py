@@ -7,7 +7,7 @@ import typer
 
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli_evaluate import JsonFile, try_file, write_json
-from trt_compress.tools.cli_habits import BundlePath, needs_extra
+from trt_compress.tools.cli_habits import BundlePath, RequireDigest, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def bench(
         bool | None,
         typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
     ] = None,
+    require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:
     """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
@@ -65,6 +66,7 @@ def bench(
             inputs=inputs,
             seed=seed,
             native=native,
+            require_digest=require_digest,
             progress=step,
         )
     if json is not None and str(json) == "-":

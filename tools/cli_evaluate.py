@@ -13,7 +13,7 @@ from trt_compress.files import write_whole
 from trt_compress.foreign import shown as printable
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.cli_habits import BundlePath, needs_extra
+from trt_compress.tools.cli_habits import BundlePath, RequireDigest, needs_extra
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def evaluate(
             help="In quotes: 'accuracy>=0.98' or 'agreement>=0.99,drop_points<=1'; exit 3 if one breaks.",
         ),
     ] = None,
+    require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:
     """Judge a bundle on labelled data: accuracy and its interval, agreement with the baseline, what was lost where.
@@ -115,6 +116,7 @@ def evaluate(
             limit=limit,
             resample=resample,
             native=native,
+            require_digest=require_digest,
             progress=step,
         )
     from trt_compress.tools.report.budget import hold

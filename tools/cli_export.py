@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from trt_compress.errors import ConfigError, GateError
-from trt_compress.tools.cli_habits import BundlePath, Json, TrustPaths, needs_extra, target_names
+from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, TrustPaths, needs_extra, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def verify(
         bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
     ] = False,
     trust_paths: TrustPaths = False,
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
@@ -123,6 +124,7 @@ def verify(
                 from trt_compress.export import api
             report = api.verify(
                 bundle,
+                require_digest=require_digest,
                 inputs=inputs,
                 weights=weights,
                 model=model,
@@ -145,6 +147,7 @@ def preflight(
     target: Annotated[
         str, typer.Option(metavar="T", autocompletion=target_names, help="See `trt-compress list targets`.")
     ],
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Hold a graph against the rules of a target; a finding that would stop the build exits 3."""
@@ -152,7 +155,7 @@ def preflight(
 
     with progress(f"Checking for {target}") as step:
         step("rules")
-        report = preflight_report(bundle, target=target)
+        report = preflight_report(bundle, target=target, require_digest=require_digest)
     if not json:
         _show_findings(report)
     if errors := report.errors:
@@ -180,6 +183,7 @@ def build(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the engine that the bundle has for T.")] = False,
     dry_run: DryRun = False,
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Build an engine for a target and add it to the bundle, with the precision and paths that were achieved."""
@@ -187,7 +191,15 @@ def build(
 
     with progress(f"Building for {target}") as step:
         asked = {"yes": True, "no": False}.get(plugins or "", plugins)
-        made = build_engines(bundle, target=target, plugins=asked, force=force, dry_run=dry_run, progress=step)
+        made = build_engines(
+            bundle,
+            require_digest=require_digest,
+            target=target,
+            plugins=asked,
+            force=force,
+            dry_run=dry_run,
+            progress=step,
+        )
     if json:
         records = [record.to_json() for record in made]
         print_json(records[0] if len(records) == 1 else records)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trt_compress.digest import as_digests
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
 from trt_compress.tools.cli_errors import report_error, wants_json
 from trt_compress.tools.console import configure_logging
@@ -31,6 +32,13 @@ TrustPaths = Annotated[
     typer.Option(
         "--trust-paths",
         help="Follow the paths in a bundle's recipe, and run the FILE.py of its model: for bundles of your own.",
+    ),
+]
+RequireDigest = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SHA256",
+        help="Open no bundle but the one with this digest, as inspect shows it; repeat it where several are opened.",
     ),
 ]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
@@ -63,6 +71,7 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
                 return
             let_go()
             with ended_by_signals():
+                as_digests(arguments.get("require_digest"))  # before anything is read
                 command(**arguments)
         except TrtCompressError as error:
             report_error(error, **how)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trt_compress.tools.cli_habits import BundlePath, Json, target_names
+from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, target_names
 from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
 
 
@@ -22,13 +22,16 @@ def prune(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed; change nothing.")] = False,
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Remove what other targets need, their engines and files, before a bundle goes to its device."""
     from trt_compress.export.prune import prune as prune_bundle
 
     with progress("Pruning"):
-        result = prune_bundle(bundle, target=target, output=output, force=force, dry_run=dry_run)
+        result = prune_bundle(
+            bundle, target=target, output=output, force=force, dry_run=dry_run, require_digest=require_digest
+        )
     if json:
         print_json(result.to_json())
         return

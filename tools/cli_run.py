@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from trt_compress.errors import StreamError
-from trt_compress.tools.cli_habits import BundlePath, Json, needs_extra
+from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, needs_extra
 from trt_compress.tools.console import is_watched, print_json, progress
 from trt_compress.tools.signals import Signals, of_a_stream
 
@@ -115,6 +115,7 @@ def run(
         bool | None,
         typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
     ] = None,
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Run a bundle on a stream: every frame timed, and none unaccounted for.
@@ -157,6 +158,7 @@ def run(
                     backend=backend,
                     threads=threads,
                     native=native,
+                    require_digest=require_digest,
                     progress=step,
                     wrote=lambda path: _say(f"Wrote {path}"),
                     say=_say if is_watched() else None,

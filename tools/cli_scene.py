@@ -7,7 +7,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.paths import check_new_file, check_new_folder
-from trt_compress.tools.cli_habits import Json
+from trt_compress.tools.cli_habits import Json, RequireDigest
 from trt_compress.tools.console import print_json, print_text, progress
 
 
@@ -22,6 +22,7 @@ def scene(
     pictures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw each frame with its true boxes, as PNG.")
     ] = None,
+    require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Write a scene of several cameras as the scene.npz that `run --source` reads."""
@@ -36,7 +37,7 @@ def scene(
     check_new_file(output, "--output")
     if pictures is not None:
         check_new_folder(pictures, "--pictures")
-    manifest = Bundle.open(bundle).manifest
+    manifest = Bundle.open(bundle, require_digest=require_digest).manifest
     states = {state.input for state in manifest.states}
     inputs = {info.name: info for info in manifest.graphs[0].inputs if info.name not in states}
     shape = inputs["images"].shape if set(inputs) == set(SCENE_INPUTS) else ()

@@ -6,7 +6,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.cli_habits import BundlePath, Json
+from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 
@@ -53,13 +53,13 @@ def _joined(value: object) -> object:
     return (", ".join(value) or None) if isinstance(value, list) else value
 
 
-def inspect(bundle: BundlePath, json: Json = False) -> None:
+def inspect(bundle: BundlePath, require_digest: RequireDigest = None, json: Json = False) -> None:
     """Show what a bundle holds: model, graphs, tokens per site, operators, engines, verification, sizes."""
     from trt_compress.runtime.bundle import Bundle
     from trt_compress.tools.describe import bundle_bytes, print_bundle
 
     with progress("Checking the files"):
-        opened = Bundle.open(bundle)
+        opened = Bundle.open(bundle, require_digest=require_digest)
     if json:
         print_json(
             {"path": str(opened.path), "bytes": bundle_bytes(opened.manifest), "manifest": opened.manifest.to_json()}

@@ -177,6 +177,7 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("targets", ", ".join(manifest.targets) or "none named"),
         ("verification", _verification(manifest)),
         ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
+        ("digest", manifest.digest),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())),
     ]
 

@@ -1,7 +1,7 @@
 """Judge a bundle on labelled data: accuracy with its interval, agreement with a baseline, what was lost where."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress import __version__
+from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.evaluate import (
@@ -150,6 +151,7 @@ def evaluate(
     limit: int | None = None,
     resample: bool = False,
     native: bool | None = None,
+    require_digest: str | Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge a bundle on labelled data, and against its uncompressed baseline.
@@ -172,6 +174,8 @@ def evaluate(
         limit: At most so many samples, evenly spread over the data.
         resample: Make sound of another rate or number of channels fit; otherwise such a file cannot be read.
         native: As `Session.open` takes it.
+        require_digest: The digest that the bundle must have; with more than one bundle several, of which each must have
+            one. As `Bundle.open` takes it.
         progress: Called with the name of each step.
 
     Raises:
@@ -179,10 +183,11 @@ def evaluate(
         BundleError: A bundle cannot be opened.
     """
     say = progress or (lambda text: None)
+    required = as_digests(require_digest)
     request = request_of(data, labels, classes, resample=resample)
     check_numbers(batch=batch, limit=limit, threads=threads)
     for path, name in ((bundle, graph), (baseline or bundle, baseline_graph)):  # before any library is loaded
-        manifest = Bundle.open(path, check_hashes=False).manifest
+        manifest = Bundle.open(path, check_hashes=False, require_digest=required).manifest
         if name is not None:
             manifest.graph(name)
         refuse_detector(manifest.model.source, manifest.postprocess)
@@ -194,7 +199,9 @@ def evaluate(
 
         def opened(path: str | Path, name: str | None) -> Session:
             graphs = None if name is None else [name]
-            session = Session.open(path, backend=backend, threads=threads, native=native, graphs=graphs)
+            session = Session.open(
+                path, backend=backend, threads=threads, native=native, graphs=graphs, require_digest=required
+            )
             return stack.enter_context(session)
 
         sessions = [opened(bundle, graph)]

@@ -1,13 +1,14 @@
 """A bundle on a stream: what stands behind `trt-compress run`."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from trt_compress import __version__
+from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import write_whole
 from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
@@ -70,6 +71,7 @@ def run(
     backend: str = "ort-cpu",
     threads: int | None = None,
     native: bool | str | Path | None = None,
+    require_digest: str | Collection[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
     wrote: Callable[[Path], None] = lambda path: None,
     say: Callable[[str], None] | None = None,
@@ -106,6 +108,8 @@ def run(
         backend: As `Session.open` takes it.
         threads: As `Session.open` takes it.
         native: As `Session.open` takes it.
+        require_digest: The digest that the bundle must have; with more than one bundle several, of which each must have
+            one. As `Bundle.open` takes it.
         progress: Is told what is being done.
         wrote: Is told each file of the report.
         say: Is told what is seen or heard, a line for every change, on a thread of its own.
@@ -137,6 +141,9 @@ def run(
         stall_s=stall_s,
     )
     files = {"--out": _path(out), "--overlay": _path(overlay)}
+    required = as_digests(require_digest)
+    for each in (bundle, *more):
+        _check_overlay(_path(overlay), Bundle.open(each, check_hashes=False, require_digest=required).manifest)
     _check_files([Path(bundle), *map(Path, more)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
@@ -160,7 +167,14 @@ def run(
         def opened_sessions() -> list[Session]:
             with scheduled(options.scheduling):
                 return [
-                    Session.open(path, backend=backend, threads=threads, spin=False, native=native)
+                    Session.open(
+                        path,
+                        backend=backend,
+                        threads=threads,
+                        spin=False,
+                        native=native,
+                        require_digest=required,
+                    )
                     for path in (bundle, *more)
                 ]
 
@@ -217,9 +231,6 @@ def _check_files(
     report: Path | None,
 ) -> None:
     """Refuse what is not there or cannot be written, before any library is loaded."""
-    for bundle in bundles:
-        manifest = Bundle.open(bundle, check_hashes=False).manifest
-        _check_overlay(files["--overlay"], manifest)
     read = [Path(name) for text in sources for name in check_source(text)]
     truth = [] if labels is None else [labels]
     for answers in truth:

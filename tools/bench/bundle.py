@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from trt_compress import __version__
+from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.paths import check_archive
 from trt_compress.runtime.bundle import Bundle
@@ -102,6 +103,7 @@ def bench(
     inputs: str | Path | None = None,
     seed: int = 0,
     native: bool | None = None,
+    require_digest: str | Collection[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> BenchResult:
     """Time a bundle; with a baseline, both in one interleaved run on the same inputs.
@@ -119,6 +121,8 @@ def bench(
         inputs: An .npz file of arrays by input name, instead of random ones.
         seed: Of the random inputs.
         native: As `Session.open` takes it; what ran is in the result.
+        require_digest: The digest that the bundle must have; with more than one bundle several, of which each must have
+            one. As `Bundle.open` takes it.
         progress: Is told the name of each step.
 
     Raises:
@@ -132,20 +136,23 @@ def bench(
         raise ConfigError(f"pairs={pairs}, warmup={warmup}, seed={seed}; give pairs >= 1, warmup >= 0 and seed >= 0.")
     if inputs is not None:
         check_archive(Path(inputs))
+    required = as_digests(require_digest)
     progress("opening")
     if baseline is None and baseline_graph is not None:
         baseline = bundle
     paths = [path for path in (bundle, baseline) if path is not None]
     chosen = [None if name is None else [name] for name in (graph, baseline_graph)]
     for path, graphs in zip(paths, chosen, strict=False):  # all of them before any library is loaded
-        manifest = Bundle.open(path, check_hashes=False).manifest
+        manifest = Bundle.open(path, check_hashes=False, require_digest=required).manifest
         for name in graphs or ():
             manifest.graph(name)
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
     sessions = [
-        Session.open(path, backend=backend, threads=threads, spin=spin, native=native, graphs=graphs)
+        Session.open(
+            path, backend=backend, threads=threads, spin=spin, native=native, graphs=graphs, require_digest=required
+        )
         for path, graphs in zip(paths, chosen, strict=False)
     ]
     first = sessions[0]

@@ -286,7 +286,7 @@ class _Judging:
         with ExitStack() as stack:
 
             def opened(bundle: Path) -> Session:
-                session = Session.open(bundle, threads=self._threads, native=self._native, check_hashes=False)
+                session = Session.open(bundle, threads=self._threads, native=self._native)
                 return stack.enter_context(session)
 
             session = opened(path)
@@ -313,7 +313,7 @@ class _Judging:
             if len(runs) == batch:
                 break
         chosen = [runs[place % len(runs)] for place in range(batch)]
-        with Session.open(self.done.bundles["none"], check_hashes=False) as session:
+        with Session.open(self.done.bundles["none"]) as session:
             batched = {name for name, info in session.inputs.items() if isinstance(info.shape[0], str)}
         return {
             name: np.concatenate([run[name] for run in chosen]) if name in batched else chosen[0][name]
@@ -427,7 +427,6 @@ def _time(
                     threads=threads or cpu_cores(),
                     spin=False,
                     native=native,
-                    check_hashes=False,
                 )
                 calls.append(repeated(stack.enter_context(session), feed))
             tell = _titled(say, f"timing {len(rows)} settings in turns{part}")
