@@ -25,6 +25,7 @@ from trt_compress.tools.cli_sample import sample
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 from trt_compress.tools.cli_sweep import sweep
+from trt_compress.tools.console import guard_streams, print_text
 
 app = typer.Typer(
     name="trt-compress",
@@ -67,7 +68,7 @@ app.add_typer(_plugins)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"trt-compress {__version__}")
+        print_text(f"trt-compress {__version__}")
         raise typer.Exit
 
 
@@ -86,6 +87,7 @@ def _before_command(
 def main() -> None:
     """Run the command line; a reader that closes the pipe early is no error to talk about."""
     code: int | str | None = 0
+    guard_streams()
     try:
         try:
             app()

@@ -7,7 +7,6 @@ form as what the commands refuse.
 import dataclasses
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from typer.core import TyperGroup
 
 from trt_compress.errors import ConfigError, InternalError, TrtCompressError
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.console import LOGGER, broken_between_words, configure_logging, print_json
+from trt_compress.tools.console import LOGGER, configure_logging, print_json, say_error
 
 # Typer carries its own copy of click from some version on; the base of its errors is found where it surely is.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -59,10 +58,7 @@ def report_error(error: TrtCompressError, *, verbose: bool, log_json: bool, json
     if log_json:
         LOGGER.error(str(error), exc_info=unexpected)
     else:
-        if unexpected:
-            traceback.print_exc()
-        for line in f"error: {error}".split("\n"):
-            print(broken_between_words(line, sys.stderr), file=sys.stderr)
+        say_error(error.message, error.hint, raised=sys.exc_info()[1] if unexpected else None)
     if json:
         said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print_json({**_found_so_far(error), "error": said})

@@ -1,7 +1,6 @@
 """The command evaluate: will my accuracy hold?"""
 
 import json as json_module
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from trt_compress.foreign import shown as printable
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.suggest import did_you_mean
 from trt_compress.tools.cli_habits import BundlePath, RequireDigest, needs_extra
-from trt_compress.tools.console import print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:
     from trt_compress.runtime.proportion import Difference, Share
@@ -288,4 +287,4 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         write_whole(path, json_module.dumps(document, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
-    print(f"Wrote {path}", file=sys.stderr)
+    say(f"Wrote {path}")

@@ -1,6 +1,5 @@
 """The commands report and compare."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.tools.cli_habits import Json
-from trt_compress.tools.console import print_json
+from trt_compress.tools.console import print_json, say
 
 
 def report(
@@ -36,7 +35,7 @@ def report(
             raise ConfigError(f"'{item.path}' is no stream, so it has no trace; leave out --trace.")
     for item, name in loaded:
         for path in write_files(item, name, html=html, trace=trace, output=output):
-            print(f"Wrote {path}", file=sys.stderr)
+            say(f"Wrote {path}")
     if json:
         reports = [item.report.to_json() for item, _ in loaded]
         print_json(reports[0] if len(reports) == 1 else {"reports": reports})

@@ -12,7 +12,7 @@ import typer
 
 from trt_compress.errors import StreamError
 from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, needs_extra
-from trt_compress.tools.console import is_watched, print_json, progress
+from trt_compress.tools.console import is_watched, print_json, progress, say
 from trt_compress.tools.signals import Signals, of_a_stream
 
 _PATIENCE_S = 2.0  # for a stdout or stderr that takes nothing, where something else has stopped or the stream was ended
@@ -230,4 +230,4 @@ def _patiently(work: Callable[[], None], limit_s: float) -> bool:
 def _say(line: str) -> None:
     """Say what is seen, heard or written, above the line of progress; stdout is left to the result."""
     with suppress(OSError):  # a terminal that went away
-        print(line, file=sys.stderr)
+        say(line)

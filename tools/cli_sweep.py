@@ -1,6 +1,5 @@
 """The command sweep: which compressor, how much, and will my accuracy hold?"""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ from trt_compress.tools.cli_evaluate import (
     write_json,
 )
 from trt_compress.tools.cli_habits import TrustPaths, needs_extra
-from trt_compress.tools.console import print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:
     from trt_compress.tools.sweep.result import SweepResult
@@ -110,7 +109,7 @@ def sweep(
         if json is not None:
             write_json(json, result.to_json())
     if output is not None:
-        print(f"Wrote {output / 'sweep.json'}", file=sys.stderr)
+        say(f"Wrote {output / 'sweep.json'}")
     if result.interrupted:
         raise typer.Exit(_INTERRUPTED)
 
@@ -141,4 +140,4 @@ def _write_text(path: Path, text: str) -> None:
         write_whole(path, text)
     except OSError as error:
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file.") from None
-    print(f"Wrote {path}", file=sys.stderr)
+    say(f"Wrote {path}")

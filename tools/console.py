@@ -1,16 +1,25 @@
-"""What the commands print: results to stdout; progress, logs and errors to stderr."""
+"""What the commands print: results to stdout; progress, logs and errors to stderr.
 
-import json
+The one place that prints. Names of files, models and classes, and what libraries say, may hold anything: control and
+direction characters are shown as `\\x…`, so that the only escapes on a terminal are those that are made here.
+"""
+
+import io
 import logging
 import os
 import re
 import shutil
 import sys
 import textwrap
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from trt_compress.foreign import plain_json, shown, shown_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -27,20 +36,59 @@ _KIBI = 1024
 
 def print_json(data: object) -> None:
     """Print one JSON document to stdout."""
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.write(plain_json(data, indent=2) + "\n")
 
 
 def print_text(text: str) -> None:
-    """Print plain text to stdout; on a terminal a long line breaks between words."""
-    sys.stdout.write(broken_between_words(text, sys.stdout) + "\n")
+    """Print a line of plain text to stdout; on a terminal a long one breaks between words."""
+    sys.stdout.write(_line(text, sys.stdout) + "\n")
 
 
-def broken_between_words(text: str, stream: TextIO) -> str:
-    """The text as it is printed: on a terminal a long line breaks between words, elsewhere it stays one line."""
+def say(text: str) -> None:
+    """Print a line of plain text to stderr, beside the results; on a terminal a long one breaks between words."""
+    sys.stderr.write(_line(text, sys.stderr) + "\n")
+    sys.stderr.flush()
+
+
+def say_error(message: str, hint: str | None = None, *, raised: BaseException | None = None) -> None:
+    """Print an error to stderr: a line, and its hint, which may have several.
+
+    Args:
+        message: What is wrong.
+        hint: What to do.
+        raised: Its traceback is printed first.
+    """
+    if raised is not None:
+        sys.stderr.write(_traceback(type(raised), raised, raised.__traceback__))
+    say(f"error: {message}")
+    for line in f"Hint: {hint}".split("\n") if hint else ():
+        say(line)
+
+
+def _line(text: str, stream: TextIO) -> str:
+    text = shown(text)
     width = shutil.get_terminal_size().columns if stream.isatty() else 0
-    if not width or "\n" in text or len(text) <= width:
+    if not width or len(text) <= width:
         return text
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def guard_streams() -> None:
+    """What no command prints is safe too: tracebacks are shown as all text, and every character can be written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.excepthook = lambda kind, error, trace: _print_traceback(kind, error, trace)
+    threading.excepthook = lambda given: _print_traceback(given.exc_type, given.exc_value, given.exc_traceback)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if kind is not SystemExit:  # of a thread: it has ended
+        sys.stderr.write(_traceback(kind, error, trace))
+
+
+def _traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> str:
+    return shown_lines("".join(traceback.format_exception(kind, error, trace)))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -54,7 +102,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         columns: Headings.
         rows: Cells; None is shown as "-".
     """
-    texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    title = shown_lines(title)
+    columns = [shown(heading) for heading in columns]
+    texts = [["-" if cell is None else shown_lines(str(cell)) for cell in row] for row in rows]
     numeric = [
         any(row[at] is not None for row in rows) and all(_is_numeric(row[at]) for row in rows)
         for at in range(len(columns))
@@ -86,7 +136,7 @@ def _print_wrapped(
             cells = [heading, *(row[at] for row in texts)]
             longest_word = max(len(word) for text in cells for word in (text.split() or [""]))
             table.add_column(
-                heading,
+                Text(heading),
                 justify="right" if numeric[at] else "left",
                 overflow="fold",
                 min_width=min(longest_word, unbroken),
@@ -96,7 +146,7 @@ def _print_wrapped(
             table.add_row(*map(Text, row))
         lines = _rendered(console, Text(title, style="bold"), table)
         if max(map(_cells, lines)) <= width:
-            print_text("\n".join(lines))
+            _print_rendered(lines)
             return True
     return False
 
@@ -105,7 +155,8 @@ def _print_lines(title: str, columns: Sequence[str], texts: Sequence[Sequence[st
     """Print a row a line; a column is padded to its longest cell, but for those that are very long."""
     rows = [columns, *([cell.replace("\n", "; ") for cell in row] for row in texts)]
     widths = [min(_PADDED, max(len(row[at]) for row in rows)) for at in range(len(columns))]
-    print_text(title)
+    for line in title.split("\n"):
+        print_text(line)
     for number, row in enumerate(rows):
         cells = [
             cell.rjust(width) if right else cell.ljust(width)
@@ -122,7 +173,7 @@ def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    texts = [(name, "-" if value is None else str(value)) for name, value in pairs]
+    texts = [(shown(name), "-" if value is None else shown_lines(str(value))) for name, value in pairs]
     width = _width()
     longest = max((len(name) for name, _ in texts), default=0)
     if width is None:
@@ -135,9 +186,9 @@ def print_pairs(title: str, pairs: Sequence[tuple[str, object]]) -> None:
         table.add_column(style="dim", overflow="fold", no_wrap=longest <= width // 2, max_width=width // 2)
         table.add_column(overflow="fold")
         for name, text in texts:
-            table.add_row(name, Text(text))
+            table.add_row(Text(name), Text(text))
         console = Console(file=sys.stdout, highlight=False, width=width)
-        print_text("\n".join(_rendered(console, Text(title, style="bold"), table)))
+        _print_rendered(_rendered(console, Text(shown(title), style="bold"), table))
     print_text("")
 
 
@@ -156,12 +207,12 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     bar = Progress(*columns, console=stderr, transient=True)
     bar.start()
-    task = bar.add_task(title, total=None)
+    task = bar.add_task(shown(title), total=None)
     try:
-        yield lambda step: bar.update(task, description=f"{title}: {step}")
+        yield lambda step: bar.update(task, description=shown(f"{title}: {step}"))
     finally:
         with suppress(OSError):  # a terminal that went away
             bar.stop()
@@ -182,12 +233,12 @@ def configure_logging(*, verbose: bool, log_json: bool) -> None:
         from rich.logging import RichHandler
 
         handler = RichHandler(console=_stderr(), show_path=False, show_time=False, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Shown("%(message)s"))
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO if log_json else logging.WARNING)
     LOGGER.propagate = False
     logging.captureWarnings(True)
-    for logger, shown in (LOGGER, True), (logging.getLogger("py.warnings"), verbose):
-        logger.handlers = [handler] if shown else [logging.NullHandler()]
+    for logger, is_shown in (LOGGER, True), (logging.getLogger("py.warnings"), verbose):
+        logger.handlers = [handler] if is_shown else [logging.NullHandler()]
     logging.getLogger("py.warnings").propagate = False
 
 
@@ -210,6 +261,13 @@ def _logs_json() -> bool:
     return any(isinstance(handler.formatter, _JsonLines) for handler in LOGGER.handlers)
 
 
+class _Shown(logging.Formatter):
+    """Lines for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_lines(super().format(record))
+
+
 class _JsonLines(logging.Formatter):
     """One JSON object a line."""
 
@@ -222,7 +280,7 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return plain_json(line)
 
 
 def _is_numeric(cell: object) -> bool:
@@ -240,6 +298,11 @@ def _width() -> int | None:
     if not (sys.stdout.isatty() or "COLUMNS" in os.environ):
         return None
     return max(shutil.get_terminal_size().columns, _NARROWEST)
+
+
+def _print_rendered(lines: Sequence[str]) -> None:
+    """Print what Rich made of text that was shown."""
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _rendered(console: "Console", *parts: "RenderableType") -> list[str]:

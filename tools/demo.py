@@ -21,7 +21,7 @@ from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder
 from trt_compress.tools import demo_stream
 from trt_compress.tools.bench.bundle import Array, BenchResult, bench
-from trt_compress.tools.console import format_bytes, print_table, print_text
+from trt_compress.tools.console import format_bytes, print_table, print_text, say, say_error
 
 MODEL, SPEC, TARGET = "zoo:digits_vit", "tome:num_merged=5", "rtx"
 BATCH, PAIRS = 32, 100
@@ -44,7 +44,7 @@ def main() -> int:
         run(OUTPUT, lambda text: step(f"digits: {text}"))
         picture = demo_stream.run(OUTPUT, lambda text: step(f"video: {text}"))
     except TrtCompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error.message, error.hint)
         return error.exit_code
     print_text(f"What the model looked at: {picture.resolve()}")
     print_text(f"Everything is in {OUTPUT}. Try: {_command()} inspect {OUTPUT / 'compressed'}")
@@ -115,10 +115,7 @@ def _step_printer() -> Callable[[str], None]:
     """Say each step on stderr, with the seconds since the start."""
     start = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
-
-    return say
+    return lambda text: say(f"[{time.monotonic() - start:4.0f} s] {text}")
 
 
 def _command() -> str:

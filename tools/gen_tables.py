@@ -22,6 +22,7 @@ from trt_compress.plugins.registry import specs
 from trt_compress.tools.bench import costs, gpu_report, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
+from trt_compress.tools.console import say_error
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)
@@ -49,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             before = file.read_text(encoding="utf-8")
             after = fill(before)
         except (OSError, TrtCompressError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            say_error(str(error))
             return 2
         if not given.check:
             write_whole(file, after)
         elif before != after:
-            print(f"error: tables of {file} are not up to date; run python -m trt_compress.tools.gen_tables.")
+            say_error(f"tables of {file} are not up to date; run python -m trt_compress.tools.gen_tables.")
             outdated = True
     return 3 if outdated else 0
 

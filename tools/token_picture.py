@@ -23,6 +23,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.pretrained import moving_digits
 from trt_compress.plugins.operator import recording
 from trt_compress.runtime.draw3d import write_picture
+from trt_compress.tools.console import say_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"'{file}' cannot be written ({reason_of(error)}); give another file, such as tokens.png."
             ) from None
     except TrtCompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error.message, error.hint)
         return error.exit_code
     return 0
 

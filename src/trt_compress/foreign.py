@@ -19,7 +19,12 @@ _DEEPEST = 64
 _LARGEST_INTEGER = 2**64
 _LONGEST_TEXT = 1 << 16
 _LARGEST_FILE = 1 << 28
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f"
+    r"\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f"  # lines and directions
+    r"\u180e\u200b\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what is not seen
+    r"\ud800-\udfff]"
+)
 
 
 @contextmanager
@@ -57,6 +62,17 @@ def reason_of(cause: BaseException) -> str:
 def shown(text: str) -> str:
     """Text of a stranger as it may be printed: control and direction characters, and halves of pairs, as `\\x…`."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shown_lines(text: str) -> str:
+    """As `shown`, for text that may have several lines; these stay."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def plain_json(data: object, *, indent: int | None = None) -> str:
+    """Write JSON that may be printed: what `shown` shows stands there as JSON's own `\\u…`, and reads back the same."""
+    text = json.dumps(data, indent=indent, allow_nan=False, ensure_ascii=False)
+    return _CONTROL.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
 def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE) -> Any:

@@ -15,7 +15,7 @@ from trt_compress.children import PIPE, python_command, started
 from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
-from trt_compress.tools.console import format_bytes, print_table, progress
+from trt_compress.tools.console import format_bytes, print_table, progress, say_error
 
 RESULTS = Path(__file__).parent / "results" / "costs.jsonl"
 COLUMNS = ("command", "seconds", "peak memory")
@@ -42,7 +42,7 @@ def main() -> int:
                 step(command)
                 measured.append(measure(command, folder))
     except TrtCompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error.message, error.hint)
         return error.exit_code
     append_record(RESULTS, "costs", {"commands": measured})
     print_table("Commands, each in a process of its own", COLUMNS, list(_rows(measured)))

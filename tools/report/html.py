@@ -5,9 +5,9 @@ Whatever comes from a result is escaped; the page's policy forbids scripts and e
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
+from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import Missing, count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of

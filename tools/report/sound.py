@@ -2,11 +2,11 @@
 
 import base64
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 
 from trt_compress.runtime.stream.listener import MOST_BYTES
 from trt_compress.runtime.stream.sound_result import Sound, Track, Word
+from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.plots import Figure, drawn, time_ticks
 from trt_compress.tools.report.sections import Section

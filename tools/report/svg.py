@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
+from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.numbers import number
 
 Scale = Callable[[float], float]

@@ -6,6 +6,7 @@ import shutil
 import sys
 import textwrap
 
+from trt_compress.foreign import shown as printable
 from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.compare import Comparison
 from trt_compress.tools.report.found import found_section
@@ -71,7 +72,8 @@ def print_wrapped(text: str) -> None:
     """Print words as lines of the terminal; as one line where there is none."""
     sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     width = max(shutil.get_terminal_size().columns, _NARROWEST)
-    print_text(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) if sized else text)
+    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) if sized else (text,):
+        print_text(line)
 
 
 def _with_short_hashes(section: Section) -> Section:
@@ -101,7 +103,7 @@ def print_comparison(comparison: Comparison) -> None:
         unit = row.a.unit or row.b.unit
         shown = [large(metric.value) if unit == "FLOPs" else _value(metric.value) for metric in (row.a, row.b)]
         rows.append((row.a.name, *shown, unit, change))
-    print_table(f"A: {a}\nB: {b}", ("", "A", "B", "unit", "B − A"), rows)
+    print_table(f"A: {printable(a)}\nB: {printable(b)}", ("", "A", "B", "unit", "B − A"), rows)
     for (side, why), names in absent.items():
         print_wrapped(f"Not known of {side}: {', '.join(names)} ({why}).")
     print_wrapped(f"Verdicts: A {comparison.judged[0]}, B {comparison.judged[1]}.")

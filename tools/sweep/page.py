@@ -1,8 +1,8 @@
 """The page of a sweep: what to take, accuracy over latency and over FLOPs, and every setting as a table."""
 
 from collections.abc import Callable, Sequence
-from html import escape
 
+from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.html import figure_html, page_html, rows_html
 from trt_compress.tools.report.numbers import large, number
 from trt_compress.tools.report.plots import Figure
