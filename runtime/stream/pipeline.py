@@ -32,6 +32,7 @@ from trt_compress.runtime.stream.result import Ended, Outcome, Policy
 
 _GRACE_S = 5.0  # for threads to end, and for frames on their way after an interruption
 _READ_GRACE_S = 1.0  # for a source that is being read, and for all threads after an interruption
+_DELIVERED = ("watcher", "progress")  # stages behind the sinks
 _TOLD_S = 1.0  # of waiting after an interruption, until it is said for what
 
 
@@ -137,7 +138,10 @@ class Pipeline:
         self._calls = self._guard.calls
         self._over = False  # no thread of the stream may call a sink any more
         self._left: set[str] = set()  # threads that are waited for no more
-        self._lost: dict[int, str] = {}  # frames that a call has kept → why they failed
+        self._kept: dict[
+            int, tuple[Outcome, str | None]
+        ] = {}  # frames in a call that does not come back → their outcome
+        self._giving: tuple[Frame, int] | None = None  # the sinks' thread: a frame, and how many have taken it
         self._queues = {
             "preprocess": FrameQueue(self._settings.queue_depth, self._settings.policy),
             "postprocess": FrameQueue(self._settings.queue_depth, "block"),
@@ -236,12 +240,13 @@ class Pipeline:
         self._join(threads, _READ_GRACE_S if interrupted else _GRACE_S)
         self._over = True
         left = self._queues["postprocess"].left()
-        left += self._ledger.close(
-            now, "the stream was interrupted" if interrupted else "the stream stopped", self._lost
-        )
+        if self._giving is not None and self._giving[0].outcome is not None:
+            left.insert(0, self._giving[0])
+        reason = "the stream was interrupted" if interrupted else "the stream stopped"
+        left += self._ledger.close(now, reason, self._kept)
         for frame in left:
             frame.release()
-        self._close_parts(left)
+        self._close_parts([frame for frame in left if frame.outcome != "delivered"])
         self._ledger.counts()  # every frame is accounted for, or this raises
         ended: Ended = "error" if self._failure else "interrupted" if interrupted else self._ended
         return Finished(ledger=self._ledger, ended=ended, error=self._failure, wall_ns=now - self._origin_ns)
@@ -302,7 +307,7 @@ class Pipeline:
                 continue
             self._end_wait("postprocess", frame)
             if self._do("postprocess", frame, self._stages.postprocess) and self._do("sink", frame, to_sinks):
-                self._give_to(self._watchers, frame)
+                self._give_to(self._watchers, frame, "watcher", len(self._sinks))
                 self._calls.begin("deliver", "progress", None, frame.id)
                 self._stages.delivered(frame)
                 self._ledger.settle(frame, "delivered", frame.mark_ns)
@@ -362,6 +367,7 @@ class Pipeline:
             self._leave(frame, "failed", str(bad))
             return False
         except Exception as error:
+            self._giving = None
             what = f"Frame {frame.id} of '{frame.source}' failed in '{stage}'"
             self._fail_with(what, error)
             self._leave(frame, "failed", f"'{stage}' raised {type(error).__name__}")
@@ -372,12 +378,14 @@ class Pipeline:
         frame.stage_ns[stage] = frame.mark_ns - begin
         return True
 
-    def _give_to(self, sinks: Sequence[Sink], frame: Frame) -> None:
-        for sink in sinks:
+    def _give_to(self, sinks: Sequence[Sink], frame: Frame, stage: str = "sink", taken: int = 0) -> None:
+        for number, sink in enumerate(sinks, start=taken):
             if self._over:  # this thread was left behind, and has come back
                 return
-            self._calls.begin("deliver", "sink", sink, frame.id)
+            self._giving = frame, number
+            self._calls.begin("deliver", stage, sink, frame.id)
             sink.deliver(frame, self._clock.now_ns() - self._origin_ns)
+        self._giving = None
         self._calls.end("deliver")
 
     def _hand_over(self, stage: str, frame: Frame) -> None:
@@ -395,11 +403,13 @@ class Pipeline:
 
     def _note(self, frame: Frame) -> None:
         """Tell the sinks of a frame without a result."""
-        for sink in self._opened:
+        for number, sink in enumerate(self._opened):
             if self._over:
                 return
+            self._giving = frame, number
             self._calls.begin("deliver", "sink", sink, frame.id)
             self._skip(sink, frame)
+        self._giving = None
         self._calls.end("deliver")
 
     def _skip(self, sink: Sink, frame: Frame) -> None:
@@ -418,7 +428,7 @@ class Pipeline:
             if (late := self._guard.overdue()) is not None:
                 call, error = late
                 if call.frame is not None:
-                    self._lost[call.frame] = f"'{call.stage}' did not come back"
+                    self._kept[call.frame] = "failed", f"'{call.stage}' did not come back"
                 self._leave_behind(call)
                 self._fail(error)
         return False
@@ -514,6 +524,8 @@ class Pipeline:
         """A thread is waited for no more, and what it is in is called no more."""
         if call is not None:
             self._left.add(call.thread)
+            if call.stage in _DELIVERED and call.frame is not None:  # its result is with all sinks
+                self._kept[call.frame] = "delivered", None
             if call.part is not None:
                 self._guard.left.append(call.part)
 
@@ -521,7 +533,12 @@ class Pipeline:
         """Tell the sinks of the frames that are left, and close all parts but those that a thread is stuck in."""
 
         def closing(number: int, part: Any) -> Callable[[], None]:
-            return lambda: self._finish(f"close {number}", part, left if part is not self._source else ())
+            tell = [
+                frame
+                for frame in left
+                if self._giving is None or frame is not self._giving[0] or number > self._giving[1]
+            ]
+            return lambda: self._finish(f"close {number}", part, tell if part is not self._source else ())
 
         jobs = [
             Job("close", part, closing(number, part))
