@@ -6,21 +6,25 @@ prefixes (`module.`, `_orig_mod.`, `model.`), in any order. A place in a file is
 `state_dict_ema.module`.
 """
 
+import hashlib
 import io
+import os
 import pickletools
 import re
 import warnings
+import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import open_regular
 from trt_compress.foreign import shown
 from trt_compress.suggest import did_you_mean
 
@@ -45,6 +49,7 @@ _COUNTERS = ("n_averaged",)
 _TOP = "the top level"
 _PROTOCOL = 2  # the newest of pickle that torch reads without running code
 _SHOWN = 3
+_CHUNK = 1 << 20
 _LONGEST = 100
 _DEEPEST = 12
 
@@ -62,6 +67,39 @@ _LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
 _FORM = "give a .safetensors file, or one saved by torch.save(model.state_dict(), …)."
 
 
+class Origin:
+    """The file that tensors come from: hashed and read through one descriptor, wherever its name leads meanwhile.
+
+    Attributes:
+        sha256: Its hash.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._path = path
+        self._state = self._look()
+        digest = hashlib.sha256()
+        file.seek(0)
+        while block := file.read(_CHUNK):
+            digest.update(block)
+        file.seek(0)
+        self.sha256 = digest.hexdigest()
+
+    def require_unchanged(self) -> None:
+        """Make sure that nobody has written into the file since it was opened: tensors are read when they are copied.
+
+        Raises:
+            ConfigError: somebody has.
+        """
+        if self._look() != self._state:
+            raise ConfigError(f"weights: {self._path} was changed while it was read; give it when it is complete.")
+
+    def _look(self) -> tuple[int, ...]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """The tensors of one model out of a file.
@@ -72,10 +110,12 @@ class Weights:
         key: The place in the file, `state_dict_ema.module`; empty: the file holds nothing else.
         others: Places of other sets of the same weights, which were not taken.
         left_out: Names of tensors beside the model's, left out because the caller named the place.
+        origin: The file as it was read.
     """
 
     tensors: Mapping[str, Tensor]
     file: str
+    origin: "Origin"
     key: str = ""
     others: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -116,6 +156,7 @@ class Checkpoint:
 
     path: Path
     entries: Sequence[Entry]
+    origin: Origin
 
     def weights(self, wanted: Iterable[str], key: str | None = None) -> Weights:
         """Find the tensors of a model.
@@ -152,6 +193,7 @@ class Checkpoint:
         return Weights(
             tensors=self._checked(tensors),
             file=self.path.name,
+            origin=self.origin,
             key=taken,
             others=tuple(place or _TOP for place in others),
             left_out=tuple(strays),
@@ -171,7 +213,8 @@ class Checkpoint:
         found = self._by_name((entry.name, entry.tensor) for entry in self.entries if entry.home in order[:1])
         while found and all(name.startswith("module.") for name in found):
             found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
-        return Weights(tensors=self._checked(found), file=self.path.name, key=".".join(order[0]) if order else "")
+        key = ".".join(order[0]) if order else ""
+        return Weights(tensors=self._checked(found), file=self.path.name, origin=self.origin, key=key)
 
     def _places(self, wanted: frozenset[str]) -> list[str]:
         """Where at least half of the wanted names are found; of these, places with fewer than half the most are out."""
@@ -239,16 +282,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"weights: {path} is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE.{more}"
         )
     try:
-        with path.open("rb") as file:
-            start = file.read(32)
+        opened = open_regular(path)
     except OSError as error:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
-    pickled = start.startswith((b"PK\x03\x04", b"\x80"))
-    # the length of a header may begin with the byte of a pickle
-    safe = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
-    if safe or (path.suffix == ".safetensors" and not pickled):
-        return Checkpoint(path=path, entries=_entries(_read_safetensors(path, start)))
-    return Checkpoint(path=path, entries=_entries(_read_pickled(path, start)))
+    with opened as file:
+        try:
+            origin = Origin(file, path)
+            start = file.read(32)
+        except OSError as error:
+            raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
+        file.seek(0)
+        pickled = start.startswith((b"PK\x03\x04", b"\x80"))
+        # the length of a header may begin with the byte of a pickle
+        safe = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
+        is_safe = safe or (path.suffix == ".safetensors" and not pickled)
+        tensors = (_read_safetensors if is_safe else _read_pickled)(file, path, start)
+    origin.require_unchanged()
+    return Checkpoint(path=path, entries=_entries(tensors), origin=origin)
 
 
 def _start(place: str) -> str:
@@ -294,12 +344,13 @@ def _is_optimizer(home: tuple[str, ...]) -> bool:
     return any("optimizer" in part for part in home) or "state" in home[:-1]
 
 
-def _read_safetensors(path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
+def _read_safetensors(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    same = Path(f"/proc/self/fd/{file.fileno()}")  # the library takes names only; this one leads to what is open
     try:
-        return {(name,): tensor for name, tensor in load_file(path).items()}
+        return {(name,): tensor for name, tensor in load_file(same if same.exists() else path).items()}
     except (SafetensorError, OSError, KeyError, AttributeError, ValueError) as error:
         reason = _kind_of(start) or "it is cut short or damaged"
         raise ConfigError(
@@ -307,15 +358,15 @@ def _read_safetensors(path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]
         ) from error
 
 
-def _read_pickled(path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
+def _read_pickled(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:  # torch goes by the suffix of a path
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, on sparse and quantized tensors, which are refused by name
             content = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # an unpickler fed with something else fails in any way
-        reason, hint = _what_is_in_the_way(path, start)
+        reason, hint = _what_is_in_the_way(file, start)
         raise ConfigError(
             f"weights: {path} is not a PyTorch checkpoint of tensors ({reason}); {_FORM}", hint=hint
         ) from error
@@ -342,11 +393,12 @@ def _kind_of(start: bytes) -> str | None:
     return next((what for beginning, what in _KINDS if start.startswith(beginning)), None)
 
 
-def _what_is_in_the_way(path: Path, start: bytes) -> tuple[str, str | None]:
+def _what_is_in_the_way(file: BinaryIO, start: bytes) -> tuple[str, str | None]:
     """Why a file cannot be read as tensors alone, and what to do about it."""
+    file.seek(0)
     if start.startswith(b"PK"):
         try:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
                 if any(name.endswith("constants.pkl") for name in names):
                     return "it is a TorchScript archive", "load it with torch.jit.load and save its state_dict()."
@@ -356,8 +408,7 @@ def _what_is_in_the_way(path: Path, start: bytes) -> tuple[str, str | None]:
         except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError):
             pickles = []
     elif start.startswith(b"\x80"):
-        with path.open("rb") as file:
-            pickles = [file.read()]
+        pickles = [file.read()]
     else:
         return _kind_of(start) or "it is of another kind, cut short or damaged", None
     root, classes, protocol = _pickled_classes(pickles)

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import LoadedHost, WeightsInfo
+from trt_compress.models.hosts.checkpoint import read_checkpoint
 from trt_compress.models.hosts.codec import Codec, codec_host, fold_weight_norm, numbered, size_of
 from trt_compress.models.hosts.vocos import IstftHead, VocosBackbone, VocosConfig
-from trt_compress.models.hosts.weights import file_sha256, load_tensors, read_tensors
+from trt_compress.models.hosts.weights import load_tensors
 from trt_compress.plugins.codebook_decode.op import codebook_decode
 from trt_compress.plugins.codebook_encode.op import codebook_encode
 from trt_compress.plugins.operator import at_site
@@ -169,11 +170,13 @@ def load(path: Path, *, weights: str | None = None, seconds: float = 3.0) -> Loa
     if weights is not None:
         raise ConfigError(f"wavtokenizer:{path} is a checkpoint itself; leave --weights out.")
     source = f"wavtokenizer:{path}?seconds={seconds:g}"
-    tensors = official_tensors(read_tensors(path), source)
+    found = read_checkpoint(path).largest()
+    tensors = official_tensors(found.tensors, source)
     config = config_of(tensors, source)
     codec = WavTokenizer(config, num_samples=round(seconds * config.sample_rate))
     load_tensors(codec, tensors, path.name)
-    info = WeightsInfo(source=path.name, sha256=file_sha256(path))
+    found.origin.require_unchanged()
+    info = WeightsInfo(source=path.name, sha256=found.origin.sha256)
     return codec_host(codec.eval(), source=source, family=FAMILY, weights=info)
 
 

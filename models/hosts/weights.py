@@ -35,11 +35,12 @@ def load_found(module: nn.Module, weights: Weights, path: Path, *, note: str | N
     """Load what was found in `path`; `note` is added to what is said of where the weights come from.
 
     Raises:
-        ConfigError: see `load_tensors`.
+        ConfigError: see `load_tensors`; or the file was changed while it was read.
     """
     load_tensors(module, weights.tensors, weights.file)
+    weights.origin.require_unchanged()
     notes = [text for text in (weights.note, note) if text]
-    return WeightsInfo(source=path.name, sha256=file_sha256(path), provenance="; ".join(notes) or None)
+    return WeightsInfo(source=path.name, sha256=weights.origin.sha256, provenance="; ".join(notes) or None)
 
 
 def zoo_weights(card: Mapping[str, Any], *, data_license: bool = False) -> WeightsInfo:
@@ -56,13 +57,6 @@ def zoo_weights(card: Mapping[str, Any], *, data_license: bool = False) -> Weigh
         license=card["weights"]["license"],
         provenance=f"trained here on {card['data']['name']}{license_}: {card['command']}",
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    return digest.hexdigest()
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -1,11 +1,13 @@
 """What training frameworks wrap around weights: opened in any order and file type, or refused by what is in the way."""
 
 import argparse
+import hashlib
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 from vits import make_vit
 
 from trt_compress.errors import ConfigError
+from trt_compress.models.hosts import checkpoint
 from trt_compress.models.hosts.checkpoint import read_checkpoint
-from trt_compress.models.hosts.weights import load_weights, read_tensors
+from trt_compress.models.hosts.weights import load_found, load_weights, read_tensors
 
 Table = dict[str, Tensor]
 
@@ -304,3 +307,38 @@ def test_a_header_whose_length_begins_like_a_pickle_is_one_of_safetensors(tmp_pa
         path = path.rename(tmp_path / name)
         (entry,) = read_checkpoint(path).entries
         assert entry.name == "w" * width
+
+
+# ---- one reading -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_what_was_hashed_is_what_is_loaded(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file is put at the name as soon as the first one was opened."""
+    path, other = write(tmp_path / f"w.{suffix}", good()), write(tmp_path / f"other.{suffix}", bad())
+    wanted = hashlib.sha256(path.read_bytes()).hexdigest()
+    opened = checkpoint.open_regular
+
+    def open_and_replace(place: Path) -> BinaryIO:
+        file = opened(place)
+        os.replace(other, place)
+        return file
+
+    monkeypatch.setattr(checkpoint, "open_regular", open_and_replace)
+    module = vit()
+    info = load_weights(module, path)
+    assert info.sha256 == wanted
+    assert holds(module, good())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_that_is_written_into_meanwhile_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"w.{suffix}", good())
+    os.utime(path, (1, 1))
+    module = vit()
+    weights = read_checkpoint(path).weights(module.state_dict())
+    with path.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(ConfigError, match=r"weights: .* was changed while it was read; give it when it is complete\.$"):
+        load_found(module, weights, path)
