@@ -160,7 +160,8 @@ def _traced(
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
-    assert program is not None
+    if program is None:
+        raise ExportError(f"torch exported nothing of {type(module).__name__}, and did not say why.")
     model = program.model_proto
     _resize(model)
     _name_sites(model)

@@ -11,7 +11,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trt_compress.errors import PluginError
@@ -71,18 +71,7 @@ def own_path(path: Path) -> Path:
         OSError: It is not there, or may not be looked at.
         ForeignError: Somebody else owns a part of it, or may write there.
     """
-    at = Path("/")
-    for at, status in _on_the_way(path):
-        if status.st_uid not in (os.geteuid(), 0):
-            raise ForeignError(
-                f"'{path}' is not taken, as {_it(at, path)} belongs to {_name_of(status.st_uid)}; {_ANOTHER}."
-            )
-        if who := _who_else_writes(at, status):
-            raise ForeignError(
-                f"'{path}' is not taken, as {who} may write to {_it(at, path)} (mode "
-                f"{stat.S_IMODE(status.st_mode):04o}); take that away with chmod go-w, or {_ANOTHER}."
-            )
-    return at
+    return _looked_at(path, _why_not_own)
 
 
 def named_path(path: Path) -> Path:
@@ -92,14 +81,7 @@ def named_path(path: Path) -> Path:
         OSError: It is not there, or may not be looked at.
         ForeignError: Everybody may write to it, or to a folder on the way.
     """
-    at = Path("/")
-    for at, status in _on_the_way(path):
-        if _may_write(status, stat.S_IWOTH):
-            raise ForeignError(
-                f"'{path}' is not taken, as everybody may write to {_it(at, path)} (mode "
-                f"{stat.S_IMODE(status.st_mode):04o}); take that away with chmod o-w, or copy it to a folder of yours."
-            )
-    return at
+    return _looked_at(path, _why_not_named)
 
 
 def make_own_folder(path: Path) -> Path:
@@ -137,6 +119,35 @@ def check_own_so_far(path: Path) -> None:
         except FileNotFoundError:
             continue
         return
+
+
+def _looked_at(path: Path, why_not: Callable[[Path, os.stat_result, Path], str]) -> Path:
+    """Look at everything on the way; what is not there at all is nobody's, whoever owns the folders above it."""
+    at, problem = Path("/"), ""
+    for at, status in _on_the_way(path):
+        problem = problem or why_not(at, status, path)
+    if problem:
+        raise ForeignError(f"'{path}' is not taken, as {problem}.")
+    return at
+
+
+def _why_not_own(at: Path, status: os.stat_result, path: Path) -> str:
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{_it(at, path)} belongs to {_name_of(status.st_uid)}; {_ANOTHER}"
+    if who := _who_else_writes(at, status):
+        mode = stat.S_IMODE(status.st_mode)
+        return f"{who} may write to {_it(at, path)} (mode {mode:04o}); take that away with chmod go-w, or {_ANOTHER}"
+    return ""
+
+
+def _why_not_named(at: Path, status: os.stat_result, path: Path) -> str:
+    if _may_write(status, stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        return (
+            f"everybody may write to {_it(at, path)} (mode {mode:04o}); take that away with chmod o-w, or copy it to a "
+            "folder of yours"
+        )
+    return ""
 
 
 def _on_the_way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:

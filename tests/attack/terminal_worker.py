@@ -16,4 +16,5 @@ for number, arguments in enumerate(json.loads(Path(sys.argv[1]).read_text(encodi
     try:
         cli.app(arguments)
     except SystemExit as ended:
-        assert ended.code in (0, None, 2, 3), f"{arguments} ended with {ended.code}"
+        if ended.code not in (0, None, 2, 3):
+            raise RuntimeError(f"{arguments} ended with {ended.code}") from None

@@ -162,6 +162,14 @@ def test_a_session_goes_on_without_it_and_says_so(
         Session.open(exported())
 
 
+def test_an_empty_folder_of_all_is_just_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    found = library.look("onnxruntime")
+    assert isinstance(found, Absent) and not found.foreign and "are not built for this version" in found.reason
+
+
 def test_nothing_is_built_where_others_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trt_compress.plugins import build as building
 
