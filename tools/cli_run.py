@@ -16,7 +16,7 @@ from trt_compress.tools.console import is_watched, print_json, progress, say
 from trt_compress.tools.signals import Signals, of_a_stream
 
 _PATIENCE_S = 2.0  # for a stdout or stderr that takes nothing, where something else has stopped or the stream was ended
-_ENDING_S = 0.1
+_ENDING_S = _POLL_S = 0.1
 _INTERRUPTED = 130  # whichever signal it was
 
 if TYPE_CHECKING:
@@ -185,14 +185,14 @@ def end_process(code: int | str | None) -> NoReturn:
     for thread in left:
         thread.join(_ENDING_S)  # one that is just ending
     if any(thread.is_alive() for thread in left) and not isinstance(code, str):
-        _patiently(sys.stderr.flush, _PATIENCE_S)
+        _patiently(sys.stderr.flush, lambda: True)
         os._exit(code or 0)  # the exit of Python, or of a library, would wait for it
     sys.exit(code)
 
 
 def _show(result: "StreamResult", signals: Signals, *, json: bool, error: StreamError | None) -> None:
-    """Print the result; where it has been written, or the stream was given up, a stdout that takes nothing may not
-    keep the process."""
+    """Print the result. Where the stream was given up or a signal has come, a stdout that takes nothing does not keep
+    the process."""
 
     def show() -> None:
         if not json:
@@ -203,14 +203,15 @@ def _show(result: "StreamResult", signals: Signals, *, json: bool, error: Stream
             print_json(result.to_json())
         sys.stdout.flush()
 
-    if error is None and not signals.asked.is_set():
-        show()
-    elif not _patiently(show, _PATIENCE_S):
+    def given_up() -> bool:
+        return error is not None or signals.asked.is_set()
+
+    if not _patiently(show, given_up):
         _say("The result was not printed, as stdout takes nothing.")
 
 
-def _patiently(work: Callable[[], None], limit_s: float) -> bool:
-    """Do something on a thread that is waited for only so long; whether it was done."""
+def _patiently(work: Callable[[], None], given_up: Callable[[], bool]) -> bool:
+    """Do something on a thread that is waited for only so long once `given_up` says so; whether it was done."""
     errors: list[Exception] = []
 
     def doing() -> None:
@@ -221,8 +222,11 @@ def _patiently(work: Callable[[], None], limit_s: float) -> bool:
 
     thread = threading.Thread(target=doing, name="stream printing", daemon=True)
     thread.start()
-    thread.join(limit_s)
-    if errors and not isinstance(errors[0], OSError):  # nobody reads any more
+    waited_s = 0.0
+    while thread.is_alive() and waited_s < _PATIENCE_S:
+        thread.join(_POLL_S)
+        waited_s = waited_s + _POLL_S if given_up() else 0.0
+    if errors and not (given_up() and isinstance(errors[0], OSError)):
         raise errors[0]
     return not thread.is_alive() and not errors
 

@@ -1,12 +1,13 @@
 """What INT, TERM and HUP ask of a stream: to end, to hurry, to be gone. They are noted from the first moment.
 
-A thread of its own takes them from the pipe that Python's C handler writes to, so that a main thread that is inside a
+A thread of its own takes them from the socket that Python's C handler writes to, so that a main thread that is inside a
 library, or waits for a terminal that has stopped, holds nothing up. A signal that is ignored when the program starts
 (HUP under nohup, INT of a job in the background of a script) stays ignored.
 """
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ class Signals:
         self._count = 0
         self._last_s = -1.0
         self._before: dict[int, object] = {}
-        self._writer = self._wakeup_before = -1
+        self._writer: socket.socket | None = None
+        self._wakeup_before = -1
 
     def hold(self) -> None:
         """Note signals from now on.
@@ -44,9 +46,10 @@ class Signals:
         Raises:
             ValueError: This is not the main thread.
         """
-        reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._writer = writer
         for number in NUMBERS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, _noted)
@@ -58,11 +61,12 @@ class Signals:
             signal.signal(number, before)  # type: ignore[arg-type]
         self._before = {}
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._writer)  # the thread ends
+        if self._writer is not None:
+            self._writer.close()  # the thread ends
 
-    def _take(self, pipe: int) -> None:
-        with os.fdopen(pipe, "rb", buffering=0) as reader:
-            while taken := reader.read(1):
+    def _take(self, reader: socket.socket) -> None:
+        with reader:
+            while taken := reader.recv(1):
                 if taken[0] in NUMBERS:
                     self._note(taken[0])
 

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from trt_compress.children import TimeoutExpired, find_program, run, start
 from trt_compress.errors import ConfigError, UnsupportedError
@@ -27,6 +28,7 @@ _AND_AVERAGE = re.compile(r"-?\d+/-?\d+")
 _MEMORY = ("RAM", "SWAP", "IRAM")  # `SWAP 0/15348MB` would look like a rail where a line was cut
 _RAIL_PREFIXES = ("VDD", "VIN", "POM")
 
+_END_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 10.0
 
 
@@ -150,12 +152,13 @@ class LineReader:
         """End the program."""
         self._closed = True
         self._timer.cancel()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=5)
-        except TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        for end in (self._process.terminate, self._process.kill):
+            end()
+            with suppress(TimeoutExpired):
+                self._process.wait(timeout=_END_TIMEOUT_S)
+                break
+        else:
+            return  # a driver keeps it, and who reads from it
         if self._process.stdout is not None:
             self._process.stdout.close()
 

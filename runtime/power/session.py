@@ -22,6 +22,7 @@ SECONDS_NEEDED = 30.0
 """Shortest time over which an energy is stated."""
 
 _PATIENCE_S = 10.0  # how long a sample is waited for at either end
+_HURRIED_S = 1.0  # the same of a stream that was interrupted
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -134,12 +135,15 @@ class PowerSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        patience_s = _PATIENCE_S if not self._interrupt.is_set() else _HURRIED_S
         self._sampled.clear()
         if not self._ended:
-            self._sampled.wait(_PATIENCE_S)  # one more, so that the end of the load lies between two samples
+            self._sampled.wait(patience_s)  # one more, so that the end of the load lies between two samples
         self._stop.set()
         self._reader.close()
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(patience_s)
+        if self._thread.is_alive():  # its driver does not come back
+            self._failure = self._failure or "it gave nothing any more"
 
     def result(self, start_ns: int, end_ns: int, *, num_inferences: int) -> PowerResult:
         """Integrate what was sampled.

@@ -1,6 +1,8 @@
 """Bundles that run in microseconds, so that an attack is on what is around them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -12,15 +14,30 @@ from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, State, 
 WIDTH = 64
 
 
-def counter_bundle(folder: Path, *, stateful: bool = True, graphs: tuple[str, ...] = ("model",)) -> Bundle:
+PICTURES: dict[str, Any] = {
+    "shape": (1, 3, 8, 8),
+    "preprocess": {"kind": "image", "scale": 1 / 255, "interpolation": "bilinear"},
+}
+SOUND: dict[str, Any] = {"shape": (1, 800), "preprocess": {"kind": "audio", "sample_rate": 16000}}
+
+
+def counter_bundle(
+    folder: Path,
+    *,
+    stateful: bool = True,
+    graphs: tuple[str, ...] = ("model",),
+    shape: Sequence[int] = (1, WIDTH),
+    preprocess: dict[str, Any] | None = None,
+) -> Bundle:
     """`total = total before + x`, the total a state of each graph; without states `total = x + x`."""
-    shape = [1, WIDTH]
     files, entries, states = {}, [], []
     for name in graphs:
         node = helper.make_node("Add", ["before", "x"] if stateful else ["x", "x"], ["total"])
         nodes = [node, *([helper.make_node("Identity", ["total"], ["after"])] if stateful else [])]
         names = (["x", "before"], ["total", "after"]) if stateful else (["x"], ["total"])
-        values = [[helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one in side] for side in names]
+        values = [
+            [helper.make_tensor_value_info(one, TensorProto.FLOAT, list(shape)) for one in side] for side in names
+        ]
         model = helper.make_model(
             helper.make_graph(nodes, name, *values), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
         )
@@ -39,7 +56,7 @@ def counter_bundle(folder: Path, *, stateful: bool = True, graphs: tuple[str, ..
         batch=Batch(min=1, opt=1, max=1),
         graphs=tuple(entries),
         states=tuple(states),
-        preprocess={"kind": "tensors"},
+        preprocess=preprocess or {"kind": "tensors"},
     )
     return write_bundle(folder, manifest, files)
 

@@ -294,7 +294,7 @@ def test_bursts_give_the_time_after_a_pause(typed: Callable[..., Finished], expo
     assert all(ns > 0 for ns in result.after_idle_ns)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_stream_writes_its_result(
     typed: Callable[..., Finished], exported: Exported, number: signal.Signals
 ) -> None:

@@ -259,3 +259,34 @@ def test_only_the_stream_itself_is_in_the_window(stream: StreamResult) -> None:
 
     result = run_with_power(run, Ramp(), idle_seconds=0, interval_s=0.0002, clock=lambda: now[0])
     assert result.resources.energy_joule == pytest.approx(35 * 3)
+
+
+def test_a_reader_that_does_not_come_back_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the load gave is there, and why there is no energy beside it."""
+    monkeypatch.setattr("trt_compress.runtime.power.session._PATIENCE_S", 0.1)
+    never = threading.Event()
+
+    class Stuck:
+        source = Source(name="stuck", quantity="power_mw", smoothing="none")
+        paced = False
+        faults: list[str] = []
+        reads = 0
+
+        def read(self) -> RailSamples | None:
+            self.reads += 1
+            if self.reads > 3:
+                never.wait(30)
+            return RailSamples(time_ns=time.perf_counter_ns(), values={"VDD_IN": 5.0})
+
+        def close(self) -> None:
+            pass
+
+    with PowerSession(Stuck(), interval_s=0.01) as session:
+        start_ns = time.perf_counter_ns()
+        time.sleep(0.1)
+        end_ns = time.perf_counter_ns()
+    never.set()
+    result = session.result(start_ns, end_ns, num_inferences=1)
+    assert (
+        result.energy_j is None and result.reasons["energy_j"] == "the reader stopped early: it gave nothing any more"
+    )
