@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -236,46 +236,57 @@ def test_everything_is_on_the_disk_before_the_step_that_counts(cases: list[Case]
 # ---- at any time ----------------------------------------------------------------------------------------------------
 
 
-EXPORT = ("export", "zoo:digits_vit", "--batch", "1", "--output", "bundle", "--force", "--compress")
 OF_OTHERS = ("torchinductor", ".ses")  # what torch and ONNX Runtime leave where temporary files go
+EXPORT = ("export", "zoo:digits_vit", "--batch", "1", "--output", "bundle", "--force", "--compress")
+EXPORTS = [[*EXPORT, "none"], [*EXPORT, "tome:num_merged=5"]]
+CHANGES = [
+    ["prune", "source", "--target", "rtx", "--output", "bundle", "--force"],
+    ["prune", "source", "--target", "cpu", "--output", "bundle", "--force"],
+    ["prune", "bundle", "--target", "cpu"],
+]
 
 
-def test_random_kills_of_commands(tmp_path: Path, attack: Any) -> None:
-    """Real commands, killed at a random moment: exports that replace a bundle by another one, and copies over it."""
-    count = attack.count(4, 100)
-    random = attack.random(12)
-    lost, strays, finished = [], [], 0
-    (tmp_path / "temp").mkdir()
-    commands = [
-        [*EXPORT, "none"],
-        [*EXPORT, "tome:num_merged=5"],
-        ["prune", "source", "--target", "cpu", "--output", "bundle", "--force"],
-    ]
+def test_random_kills_of_commands_that_change_a_bundle(before: Path, tmp_path: Path, attack: Any) -> None:
+    """Copies over a bundle, and changes of it in its place."""
+    shutil.copytree(before, tmp_path / "place")
+    with asking() as ask:
+        kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 90), attack)
+
+
+def test_random_kills_of_exports(tmp_path: Path, attack: Any) -> None:
+    """Exports over the bundle of another export. The short form has none: each takes seconds."""
+    if not attack.long:
+        pytest.skip("with --attack")
+    (tmp_path / "place").mkdir()
     with asking("commands") as ask:
-        digests: set[str | None] = set()
-        lengths = []
-        for command in commands:
-            began = time.monotonic()
-            assert ask(place=str(tmp_path), command=command) == 0
-            lengths.append(time.monotonic() - began)
-            digests.add(digest_of(tmp_path / "bundle"))
-            if not (tmp_path / "source").exists():
-                shutil.copytree(tmp_path / "bundle", tmp_path / "source")
-        for number in range(count):
-            which = random.randrange(len(commands))
-            ended = ask(place=str(tmp_path), command=commands[which], seconds=random.uniform(0, lengths[which]))
-            finished += ended != KILLED
-            try:
-                if (found := digest_of(tmp_path / "bundle")) not in digests:
-                    lost.append(f"{number}: {found}")
-            except BundleError as error:
-                lost.append(f"{number}: {error}")
-            if number % 10 == 9 or number == count - 1:
-                assert ask(place=str(tmp_path), command=commands[number % 2]) == 0
-                temporary = [p.name for p in (tmp_path / "temp").iterdir() if not p.name.startswith(OF_OTHERS)]
-                beside = {p.name for p in tmp_path.iterdir()} - {"bundle", "source", "temp"}
-                listed = {*Bundle.open(tmp_path / "bundle").manifest.files, "manifest.json"}
-                inside = {name for name, content in tree(tmp_path / "bundle").items() if content is not None} - listed
-                strays += [*temporary, *beside, *inside]
-    attack.saw(kills=count - finished, bundles_lost=len(lost), strays=len(strays))
+        kill_commands(ask, EXPORTS, tmp_path / "place", attack.count(0, 40), attack)
+
+
+def kill_commands(ask: Ask, commands: Sequence[list[str]], place: Path, count: int, attack: Any) -> None:
+    """Run commands in a folder and kill each at a random moment; every tenth runs to its end, and finds no strays."""
+    random = attack.random(12)
+    (place / "temp").mkdir()
+    whole, lengths = set(), []
+    for command in commands:
+        began = time.monotonic()
+        assert ask(place=str(place), command=command) == 0
+        lengths.append(time.monotonic() - began)
+        whole.add(digest_of(place / "bundle"))
+    lost, strays, killed = [], [], 0
+    for number in range(count):
+        which = random.randrange(len(commands))
+        seconds = lengths[which] * random.choice([random.uniform(0, 1), random.uniform(0.7, 1)])
+        killed += ask(place=str(place), command=commands[which], seconds=seconds) == KILLED
+        try:
+            if (found := digest_of(place / "bundle")) not in whole:
+                lost.append(f"{number}: {found}")
+        except BundleError as error:
+            lost.append(f"{number}: {error}")
+        if number % 10 == 9 or number == count - 1:
+            assert ask(place=str(place), command=commands[number % 2]) == 0
+            listed = {*Bundle.open(place / "bundle").manifest.files, "manifest.json"}
+            strays += [path.name for path in (place / "temp").iterdir() if not path.name.startswith(OF_OTHERS)]
+            strays += {path.name for path in place.iterdir()} - {"bundle", "source", "temp"}
+            strays += {name for name, content in tree(place / "bundle").items() if content is not None} - listed
+    attack.saw(kills=killed, bundles_lost=len(lost), strays=len(strays))
     assert (lost, strays) == ([], [])
