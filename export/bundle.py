@@ -109,6 +109,7 @@ def _write(
                 stack.enter_context(strays.locked(target, [target / MANIFEST_NAME]))
                 if expected is not None and (target / MANIFEST_NAME).read_bytes() != expected:
                     raise _changed(output)
+                _check_replaced(target)
                 strays.put_in_place(staged, target)
             else:
                 os.rename(staged, target)
@@ -201,6 +202,10 @@ def check_output(output: Path, force: bool) -> None:
         raise BundleError(f"'{output}' exists and is not a directory; give another output directory.")
     if not force:
         raise BundleError(f"The output directory '{output}' exists; use --force to replace it, or give another one.")
+    _check_replaced(output)
+
+
+def _check_replaced(output: Path) -> None:
     if any(output.iterdir()) and not _is_bundle(output):
         raise BundleError(
             f"'{output}' holds files and is not a bundle, so --force does not replace it; "
@@ -210,12 +215,13 @@ def check_output(output: Path, force: bool) -> None:
 
 def _check_place(output: Path) -> None:
     """Raise the error that making `output` would end with; a bundle that a kill left aside is put back before."""
-    place = next(parent for parent in output.parents if parent.exists())
+    place = next((parent for parent in output.parents if parent.exists()), output)
     problem = errno.EACCES if place.is_dir() else errno.ENOTDIR
     if problem == errno.ENOTDIR or not os.access(place, os.W_OK | os.X_OK):
         raise OSError(problem, os.strerror(problem), str(place))
-    with strays.staged_folder(output) as tried:
-        try_new_folder(tried)
+    if output.name:  # else it is the root, which is refused for what it holds
+        with strays.staged_folder(output) as tried:
+            try_new_folder(tried)
 
 
 def _is_bundle(path: Path) -> bool:

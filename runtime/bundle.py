@@ -30,6 +30,7 @@ SMALL = 64 << 20
 _AGAIN = "copy the bundle again from where it was made, or export it again"
 _LARGEST_MANIFEST = 64 << 20
 _CHUNK = 1 << 20
+_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +85,14 @@ class Bundle:
         if not isinstance(path, str | os.PathLike):
             raise BundleError(f"A bundle is a directory, and {path!r} was given; give its path, as export wrote it.")
         path = Path(path)
-        content = _read_manifest(path)
-        try:
-            return cls._checked(path, content, check_hashes, required, later)
-        except BundleError:
-            again = _read_manifest(path)
-            if again == content:
-                raise
-            return cls._checked(path, again, check_hashes, required, later)  # it was replaced meanwhile
+        for _ in range(_TRIES):
+            before = _version(path)
+            try:
+                return cls._checked(path, _read_manifest(path), check_hashes, required, later)
+            except BundleError:
+                if _version(path) == before:
+                    raise  # else it was replaced meanwhile
+        raise BundleError(f"The bundle '{path}' is being changed again and again while it is opened; open it again.")
 
     @classmethod
     def _checked(
@@ -338,6 +339,15 @@ def _check_records(path: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{MANIFEST_NAME} in '{path}' says two different things of '{part.file}'; export the bundle again."
             )
+
+
+def _version(path: Path) -> object:
+    """What tells a bundle in a place from the one that is there after a change."""
+    try:
+        found = os.stat(path), os.stat(path / MANIFEST_NAME)
+    except OSError:
+        return None
+    return [(status.st_dev, status.st_ino, status.st_ctime_ns) for status in found]
 
 
 def _read_manifest(path: Path, *, healed: bool = False) -> bytes:

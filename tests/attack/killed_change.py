@@ -70,10 +70,14 @@ def forced_build(place: Path) -> None:
 
 
 def build_for_another_target(place: Path) -> None:
+    build_for_a_target(place, "x86-trt10")
+
+
+def build_for_a_target(place: Path, target: str) -> None:
     bundle = Bundle.open(place / "bundle")
-    file = "engines/x86-trt10/model.engine"
-    made = replace(record(bundle, file, NEW_ENGINE), target="x86-trt10")
-    engines._add(bundle, "x86-trt10", [made], {file: NEW_ENGINE})
+    file = f"engines/{target}/model.engine"
+    made = replace(record(bundle, file, NEW_ENGINE), target=target)
+    engines._add(bundle, target, [made], {file: NEW_ENGINE})
 
 
 def pruned(place: Path) -> None:
@@ -197,7 +201,9 @@ def run(case: dict[str, Any]) -> None:
     code = 1
     try:
         place, steps = Path(case["place"]), Steps(case.get("last"))
-        if "command" in case:
+        if case.get("action") == "build_for_a_target":
+            build_for_a_target(place, f"target-{case['number']}-{case['turn']}")
+        elif "command" in case:
             os.chdir(place)
             os.environ["TMPDIR"] = str(place / "temp")
             sys.argv[1:] = case["command"]

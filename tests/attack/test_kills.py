@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -231,6 +233,62 @@ def test_everything_is_on_the_disk_before_the_step_that_counts(cases: list[Case]
             assert one not in listed, "a listed file is written to"
     assert committed and (deleted > 0 or case.action == "first_export")
     assert not any(name.startswith(str(case.place / "new")) for name in disk.unsafe_names)
+
+
+# ---- two at once ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["forced_export", "forced_export_by_steps", "pruned_elsewhere"])
+def test_who_opens_a_bundle_that_is_being_replaced_gets_a_whole_one(
+    before: Path, ask: Ask, tmp_path: Path, attack: Any, action: str
+) -> None:
+    place, back = tmp_path / "place", tmp_path / "back"
+    shutil.copytree(before, place)
+    back.mkdir()
+    shutil.copytree(place / "bundle", back / "source")
+    (back / "bundle").symlink_to(place / "bundle")
+    opened: list[str | None] = []
+    ended = threading.Event()
+
+    def open_again_and_again() -> None:
+        while not ended.is_set():
+            opened.append(digest_of(place / "bundle"))
+
+    with ThreadPoolExecutor(2) as readers:
+        reading = [readers.submit(open_again_and_again) for _ in range(2)]
+        try:
+            for number in range(attack.count(6, 100)):
+                assert ask(action=action, place=str(back if number % 2 else place), watched=False) == 0
+        finally:
+            ended.set()
+        for reader in reading:
+            reader.result()
+    assert 2 <= len(set(opened)) <= 3 and None not in opened
+    attack.saw(opened=len(opened), torn=0)
+
+
+def test_changes_at_once_are_all_made(before: Path, tmp_path: Path, attack: Any) -> None:
+    """Builds for several targets and replacements of an engine, each in a process of its own, in one bundle."""
+    shutil.copytree(before, tmp_path / "place")
+    count = attack.count(4, 40)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    programs = [subprocess.Popen([sys.executable, str(PROGRAM)], text=True, **pipes) for _ in range(4)]
+    try:
+        for number, program in enumerate(programs):
+            assert program.stdin is not None
+            for turn in range(count // 4):
+                case = {"action": "build_for_a_target", "number": number, "turn": turn, "watched": False}
+                program.stdin.write(json.dumps({**case, "place": str(tmp_path / "place")}) + "\n")
+        answers = [program.communicate(timeout=300) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
+    assert all(set(said.split()) == {"0"} for said, _ in answers), answers
+    bundle = Bundle.open(tmp_path / "place/bundle")
+    assert len(bundle.manifest.engines) == 1 + count
+    assert {*tree(bundle.root)} == {*bundle.manifest.files, "manifest.json", "engines"} | {
+        str(PurePath(name).parent) for name in bundle.manifest.files if "/" in name
+    }
 
 
 # ---- at any time ----------------------------------------------------------------------------------------------------
