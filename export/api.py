@@ -20,7 +20,7 @@ from trt_compress.foreign import shown
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
-from trt_compress.paths import check_archive
+from trt_compress.paths import check_archive, check_kept
 from trt_compress.plugins.library import choose, library_or_none
 from trt_compress.runtime.bundle import Bundle, as_digests
 from trt_compress.runtime.manifest import Manifest
@@ -127,6 +127,7 @@ def export_model(
         given = {"weights": weights, "compressors": compress}
         refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_output(Path(output), force)
+    check_kept(Path(output), "-o", _files_of(recipe))
     recipe = _check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_export
@@ -194,6 +195,14 @@ def verify(
     from trt_compress.export.pipeline import run_verification
 
     return run_verification(opened, recipe, inputs=given, library=library, step=progress or (lambda text: None))
+
+
+def _files_of(recipe: Recipe) -> dict[str, Path | None]:
+    """What an export reads besides its recipe, which is written into the bundle again."""
+    weights = None if recipe.weights in (None, "pretrained") else Path(str(recipe.weights))
+    files = {"the weights": weights, "the model": parse_model(recipe.model).path}
+    chosen = {f"{spec.name}'s projector": getattr(spec.config, "projector", None) for spec in recipe.compressors}
+    return {**files, **{name: Path(file) for name, file in chosen.items() if file is not None}}
 
 
 def _check_files(recipe: Recipe) -> Recipe:

@@ -125,7 +125,7 @@ def test_what_is_read_is_not_replaced_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "w.safetensors").touch()
     (tmp_path / "link").symlink_to("bundle")
     for name in ("bundle/w.safetensors", "link/w.safetensors", "bundle"):
-        with pytest.raises(ConfigError, match="--weights .* lies in -o .*, which is replaced, and would be lost"):
+        with pytest.raises(ConfigError, match="-o .* would be replaced, and --weights .* in it would be lost"):
             check_kept(tmp_path / "bundle", "-o", {"--weights": tmp_path / name})
     check_kept(tmp_path / "bundle", "-o", {"--weights": tmp_path / "w", "--recipe": None})
 

@@ -49,7 +49,8 @@ def bench(
     """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
     try_file(json)
     bundles = [bundle, *filter(None, [baseline])]
-    check_apart({"--json": json}, {"--inputs": [*filter(None, [inputs])], "a file of the bundle": bundles})
+    written = None if json is None or str(json) == "-" else json
+    check_apart({"--json": written}, {"--inputs": [*filter(None, [inputs])]}, bundles)
     with progress("Timing") as step:
         with needs_extra("cpu"):
             from trt_compress.tools.bench.bundle import bench as bench_bundle

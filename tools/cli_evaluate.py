@@ -142,6 +142,8 @@ def check_outputs(
     classes: str | None,
     *,
     bundles: Sequence[Path | None] = (),
+    more: Mapping[str, Sequence[Path]] | None = None,
+    in_folder: Mapping[str, Path] | None = None,
 ) -> None:
     """Refuse files that could not be written, or would be written over what is read.
 
@@ -151,6 +153,8 @@ def check_outputs(
         labels: The same.
         classes: The same.
         bundles: Directories of bundles that are read.
+        more: What else is read, as `check_apart` takes it.
+        in_folder: Outputs in a folder that is made later, and tried then.
 
     Raises:
         ConfigError: One of them is.
@@ -160,7 +164,9 @@ def check_outputs(
         try_file(path, option)
     read = {"--data": data, "--labels": labels, "--classes": classes}
     inputs = {option: [Path(path)] for option, path in read.items() if path is not None}
-    check_apart(files, {"a file of the bundle": [path for path in bundles if path is not None], **inputs})
+    check_apart(
+        {**files, **(in_folder or {})}, {**inputs, **(more or {})}, [path for path in bundles if path is not None]
+    )
 
 
 def _limits(budget: str | None) -> "list[Limit]":

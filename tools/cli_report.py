@@ -1,11 +1,13 @@
 """The commands report and compare."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.paths import check_apart
 from trt_compress.tools.cli_habits import Json
 from trt_compress.tools.console import print_json, say
 
@@ -24,12 +26,14 @@ def report(
 ) -> None:
     """Report a measurement: tables, and as files JSON, an HTML page and a trace."""
     from trt_compress.tools.report.tables import print_report
-    from trt_compress.tools.reporting import opened, write_files
+    from trt_compress.tools.reporting import files_of, opened, write_files
 
     loaded = [opened(path) for path in results]
-    places = [(str(output or item.path.parent), name) for item, name in loaded]
+    places = [(os.path.realpath(output or item.path.parent), name) for item, name in loaded]
     if twice := [name for place, name in places if places.count((place, name)) > 1]:
         raise ConfigError(f"Two results would both be written as '{twice[0]}'; report them one by one.")
+    written = [path for item, name in loaded for path in files_of(item, name, html=html, trace=trace, output=output)]
+    check_apart({f"-o ({path.name})": path for path in written}, {"a result": [item.path for item, _ in loaded]})
     for item, _ in loaded:
         if trace and item.stream is None:
             raise ConfigError(f"'{item.path}' is no stream, so it has no trace; leave out --trace.")

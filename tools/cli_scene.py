@@ -6,9 +6,16 @@ from typing import Annotated
 import typer
 
 from trt_compress.errors import ConfigError
-from trt_compress.paths import check_new_file, check_new_folder
+from trt_compress.paths import check_apart, check_new_file, check_new_folder
 from trt_compress.tools.cli_habits import Json, RequireDigest
 from trt_compress.tools.console import print_json, print_text, progress
+
+
+def _read(source: str) -> list[Path]:
+    """The folder that a scene is read from; its name may hold a `#`."""
+    kind, _, text = source.partition(":")
+    folder = Path(text.rpartition("#")[0] or text)
+    return [folder] if kind == "nuscenes" and folder.is_dir() else []
 
 
 def scene(
@@ -37,6 +44,8 @@ def scene(
     check_new_file(output, "--output")
     if pictures is not None:
         check_new_folder(pictures, "--pictures")
+    drawn = None if pictures is None else pictures / "0000.png"
+    check_apart({"--output": output, "--pictures": drawn}, {"a file of the scene": _read(source)}, [bundle])
     manifest = Bundle.open(bundle, require_digest=require_digest).manifest
     states = {state.input for state in manifest.states}
     inputs = {info.name: info for info in manifest.graphs[0].inputs if info.name not in states}

@@ -7,6 +7,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
+from trt_compress.model_name import parse_model
 from trt_compress.tools.cli_evaluate import (
     Classes,
     Data,
@@ -25,7 +26,7 @@ from trt_compress.tools.console import print_json, print_table, print_text, prog
 if TYPE_CHECKING:
     from trt_compress.tools.sweep.result import SweepResult
 
-PAGE_FILE = "sweep.html"
+_RESULT_FILE, PAGE_FILE = "sweep.json", "sweep.html"
 _INTERRUPTED = 130
 
 
@@ -74,7 +75,9 @@ def sweep(
     Ctrl-C ends it early: what is done is shown and kept.
     """
     with progress(f"Sweeping {model}") as step:
-        check_outputs({"--json": json, "--html": html}, data, labels, classes)
+        own = {} if output is None else {f"-o ({name})": output / name for name in (_RESULT_FILE, PAGE_FILE)}
+        files = {"--json": json, "--html": html}
+        check_outputs(files, data, labels, classes, more=_read(model, weights), in_folder=own)
         with needs_extra("export"):
             from trt_compress.tools.sweep.page import page_from_sweep
             from trt_compress.tools.sweep.run import sweep as sweep_model
@@ -112,6 +115,14 @@ def sweep(
         say(f"Wrote {output / 'sweep.json'}")
     if result.interrupted:
         raise typer.Exit(_INTERRUPTED)
+
+
+def _read(model: str, weights: str | None) -> dict[str, list[Path]]:
+    """What is read besides the data."""
+    own = Path(model) if model.endswith(".toml") else parse_model(model).path
+    given = None if weights in (None, "pretrained") else Path(str(weights))
+    files = {"the model": own, "--weights": given}
+    return {name: [path] for name, path in files.items() if path is not None}
 
 
 def show_sweep(result: "SweepResult") -> None:

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
+from trt_compress.paths import check_apart
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.bench.bundle import BenchResult
 from trt_compress.tools.report.budget import parse_budget
 from trt_compress.tools.report.compare import Comparison, compare_reports, compare_sides
 from trt_compress.tools.report.from_bench import report_from_bench
 from trt_compress.tools.report.from_stream import report_from_stream
+from trt_compress.tools.report.names import files_of_report
 from trt_compress.tools.report.read import Loaded, load
 from trt_compress.tools.report.record import Report
 from trt_compress.tools.report.write import write_all, write_page, write_trace
@@ -67,11 +69,21 @@ def write_files(loaded: Loaded, name: str, *, html: bool, trace: bool, output: s
     """Write the files that are asked for; see `report`."""
     if trace and loaded.stream is None:
         raise ConfigError(f"'{loaded.path}' is no stream, so it has no trace; leave out --trace.")
+    written = files_of(loaded, name, html=html, trace=trace, output=output)
+    check_apart({f"-o ({path.name})": path for path in written}, {"the result": [loaded.path]})
     if output is not None:
         return tuple(write_all(loaded.report, loaded.stream, Path(output), name, loaded.path.parent))
     beside = loaded.path.parent
     pages = (write_page(loaded.report, beside, name),) if html else ()
     return (*pages, write_trace(loaded.stream, beside, name)) if trace and loaded.stream else pages
+
+
+def files_of(loaded: Loaded, name: str, *, html: bool, trace: bool, output: str | Path | None) -> tuple[Path, ...]:
+    """What `write_files` would write."""
+    document, page, events = (Path(output or loaded.path.parent) / file for file in files_of_report(name))
+    if output is not None:
+        return (document, page) if loaded.stream is None else (document, page, events)
+    return (*([page] if html else ()), *([events] if trace and loaded.stream else ()))
 
 
 def _name(given: Path) -> str:

@@ -33,7 +33,7 @@ from trt_compress.runtime.stream.result import Policy, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sinks import JsonLines, Sound
-from trt_compress.runtime.stream.sources import check_source, is_live
+from trt_compress.runtime.stream.sources import check_source, file_of_url, is_live
 from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
@@ -231,7 +231,7 @@ def _check_files(
     report: Path | None,
 ) -> None:
     """Refuse what is not there or cannot be written, before any library is loaded."""
-    read = [Path(name) for text in sources for name in check_source(text)]
+    read = [Path(name) for text in sources for name in (*check_source(text), *file_of_url(text))]
     truth = [] if labels is None else [labels]
     for answers in truth:
         if answers.suffix.lower() != ".npz":  # the true boxes of a detector, which are asked for the bundle first
@@ -244,7 +244,7 @@ def _check_files(
     if report is not None:
         check_new_folder(report, "--report", names)
     written = {} if report is None else {f"--report ({name})": report / name for name in names}
-    check_apart({**files, **written}, {"the source": read, "a file of the bundle": bundles, "--labels": truth})
+    check_apart({**files, **written}, {"the source": read, "--labels": truth}, bundles)
 
 
 def _check_overlay(overlay: Path | None, manifest: Manifest) -> None:

@@ -127,6 +127,12 @@ def check_source(text: str) -> list[str]:
     raise ConfigError(f"The source '{text}' does not exist; give {FORMS}.")
 
 
+def file_of_url(text: str) -> list[str]:
+    """The file that a URL such as `file:///a/video.mp4` names, as FFmpeg reads it; none of any other text."""
+    _, mark, file = text.rpartition("file:") if "://" in text else ("", "", "")
+    return [f"/{file.lstrip('/')}" if file.startswith("//") else file] if mark and file else []
+
+
 def is_live(text: str) -> bool:
     """Whether a text means a device or a network stream, which gives frames at its own pace."""
     return text == "mic" or text.startswith("camera:") or "://" in text

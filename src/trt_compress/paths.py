@@ -164,8 +164,8 @@ def check_kept(folder: Path, option: str, inputs: Mapping[str, Path | None]) -> 
     for given, path in inputs.items():
         if path is not None and (_identity(path) == _identity(folder) or _lies_in(path, folder)):
             raise ConfigError(
-                f"{given} {path} lies in {option} {folder}, which is replaced, and would be lost; give another folder "
-                f"to {option}."
+                f"{option} {folder} would be replaced, and {given} {path} in it would be lost; give another folder to "
+                f"{option}."
             )
 
 
