@@ -10,6 +10,7 @@ from typing import Any
 from trt_compress.errors import ConfigError
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, get_target, newest_common_opset
+from trt_compress.files import read_regular
 from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table, spec_string
 from trt_compress.model_name import with_absolute_path
 from trt_compress.suggest import did_you_mean
@@ -164,7 +165,7 @@ def read_recipe(path: Path) -> Recipe:
         ConfigError: the file cannot be read, or holds an unknown key or a value that does not fit.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_regular(path).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     except (ValueError, RecursionError) as error:  # also of a number or a nesting that Python does not read

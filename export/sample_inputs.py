@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ShapeError
+from trt_compress.files import open_regular
 from trt_compress.foreign import reading
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, Steps, TensorSpec
 
@@ -64,7 +65,7 @@ def _random(spec: TensorSpec, symbols: Mapping[str, int], generator: np.random.G
 def _read(path: Path, name: str) -> dict[str, Array]:
     if not path.exists():
         raise ShapeError(f"inputs: {path} is not there; give a .npz file.")
-    with reading(f"inputs: {path}", "save the arrays with numpy.savez", error=ShapeError), path.open("rb") as file:
+    with reading(f"inputs: {path}", "save the arrays with numpy.savez", error=ShapeError), open_regular(path) as file:
         content = np.load(file, allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import RECORD_LIMIT, open_regular, read_regular
 from trt_compress.foreign import reading, reason_of, strict_json
 from trt_compress.runtime.camera_frames import Box, CameraFrame, Floats, _pillow, moved
 from trt_compress.suggest import did_you_mean
@@ -190,7 +191,7 @@ class NuScenes:
     def _image(self, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         path = self._root / name
         try:
-            with _pillow().open(path) as image:
+            with open_regular(path) as file, _pillow().open(file) as image:
                 return np.asarray(image.convert("RGB"))
         except Exception as error:  # whatever a decoder raises for a damaged file
             absent = isinstance(error, FileNotFoundError)
@@ -220,7 +221,7 @@ class NuScenes:
         if not path.exists():
             raise ConfigError(f"{path} is not there; give the folder of a nuScenes data set.")
         with reading(f"The nuScenes table {path}", "copy it again"):
-            rows = strict_json(path.read_bytes())
+            rows = strict_json(read_regular(path, limit=RECORD_LIMIT))
         needed = ("token", *fields)
         if not isinstance(rows, list):
             raise ConfigError(f"{path} is not a table of nuScenes (not a list of rows); copy it again.")

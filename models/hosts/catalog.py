@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import check_regular, read_regular
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
 from trt_compress.suggest import did_you_mean
@@ -77,7 +78,7 @@ def check_weights(file: str) -> None:
     if not path.is_file():
         raise ConfigError(f"weights: {path} is not a file; {advice}")
     try:
-        path.open("rb").close()
+        check_regular(path)
     except OSError as error:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}); {advice}") from None
 
@@ -103,7 +104,7 @@ def hf_module(folder: Path) -> str:
         UnsupportedError: no host drives that type.
     """
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        model_type = json.loads(read_regular(folder / "config.json"))["model_type"]
     except OSError as error:
         raise ConfigError(
             f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import read_regular
 from trt_compress.foreign import reason_of
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
@@ -59,7 +60,7 @@ def load(path: Path, *, weights: str | None = None, seconds: float | None = None
     model.eval()
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
+        digest.update(read_regular(file, limit=file.stat().st_size))
     source = f"hf:{path}" + ("" if seconds is None else f"?seconds={seconds:g}")
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
@@ -98,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: it is not there, or no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import read_regular
 from trt_compress.foreign import reason_of
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import ModelName
@@ -69,7 +70,7 @@ def _found(model: ModelName, path: Path, source: str) -> Any:
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     # Not by an import: that may take byte code which was compiled from another state of the file.
-    code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    code = compile(read_regular(path), str(path), "exec", dont_inherit=True)
     _run(lambda: exec(code, module.__dict__), source, path, "the file")
     found: Any = module
     for part in model.factory.split("."):

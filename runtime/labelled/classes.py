@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.suggest import did_you_mean
 
@@ -64,7 +65,7 @@ def read_names(path: str | Path, num_classes: int | None) -> ClassNames:
         ConfigError: It cannot be read, names a class twice, or has other numbers than the bundle.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(Path(path)).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(f"--classes: '{path}' cannot be read ({reason}); give {_FORM}.") from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.labelled.classes import ClassNames
 from trt_compress.runtime.labelled.data import LabelledData, Sample
@@ -92,7 +93,7 @@ def _number(label: Any, where: str, names: ClassNames | None, num_classes: int |
 def _rows(labels: Path) -> Iterator[tuple[str, str, Any]]:
     """Where each label stands, its file, and the label as it is written."""
     try:
-        text = labels.read_text(encoding="utf-8-sig")
+        text = read_regular(labels).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(f"'{labels}' cannot be read ({reason}); give {_FORM}.") from None

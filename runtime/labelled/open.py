@@ -62,6 +62,8 @@ class Request:
                 f"--data: '{self.data}' is not there; give a folder, an .npz file, or {HELD_OUT} for a model of the "
                 "zoo."
             )
+        if not self.data.is_file() and not self.data.is_dir():
+            raise ConfigError(f"--data: '{self.data}' is a pipe or a device; write it to a file first, and give that.")
         if self.data.is_file():
             if self.data.suffix.lower() != ".npz":
                 raise ConfigError(f"--data: '{self.data}' is one file; give a folder, or an .npz file of arrays.")

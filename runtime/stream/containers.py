@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from trt_compress.files import open_regular
+
 _RIFF_SLACK = 9  # some writers count the eight bytes of the header in, and a byte of padding may be left out
 _UNKNOWN_RIFF = (0, 0xFFFFFFFF)  # what a writer leaves that never came back to fill the size in
 _EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
@@ -30,7 +32,7 @@ def is_cut_off(path: str | Path) -> bool | None:
     Raises:
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(Path(path)) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(16)
         file.seek(0)
@@ -45,7 +47,7 @@ def is_cut_off(path: str | Path) -> bool | None:
 
 def gif_is_whole(path: str | Path) -> bool:
     """Whether a GIF goes on to its trailer; Pillow takes the end of the file for the end of the animation."""
-    with open(path, "rb") as file:
+    with open_regular(Path(path)) as file:
         file.seek(10)
         flags = file.read(3)
         if len(flags) == 3 and flags[0] & 0x80:

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
+from trt_compress.files import open_regular
 from trt_compress.foreign import reading, shown
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH
 from trt_compress.runtime.manifest import TensorInfo
@@ -195,7 +196,7 @@ def load_npz(path: str, only: Sequence[str] | None = None) -> dict[str, Array]:
     """
     if not Path(path).exists():
         raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.")
-    with reading(f"'{path}'", "write it with numpy.savez", error=StreamError), open(path, "rb") as file:
+    with reading(f"'{path}'", "write it with numpy.savez", error=StreamError), open_regular(Path(path)) as file:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array without a name")

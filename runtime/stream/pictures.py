@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trt_compress.files import check_regular, open_regular
 from trt_compress.runtime.stream.containers import gif_is_whole
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import Item
@@ -96,6 +98,7 @@ class PictureReader:
 
     def _open(self, file: str) -> Any:
         """Open a file. Pillow's own limit is a number for the whole process, and warns; `too_large` is ours."""
+        check_regular(Path(file))
         with _pillow_lock:
             before, self._pillow.MAX_IMAGE_PIXELS = self._pillow.MAX_IMAGE_PIXELS, None
             try:
@@ -185,7 +188,7 @@ def _bits_of_jpeg2000(file: str) -> int:
 
     Source: ISO/IEC 15444-1, A.5.1 (SIZ).
     """
-    with open(file, "rb") as opened:
+    with open_regular(Path(file)) as opened:
         data = opened.read(_JPEG2000_HEADER)
     at = data.find(_SIZ)
     return 1 + (data[at + 42] & 0x7F) if 0 <= at < len(data) - 42 else 8

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
@@ -77,7 +78,7 @@ class Labels:
         """
         classes: dict[int, Sequence[int]] = {}
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = read_regular(Path(path)).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"'{path}' cannot be read ({reason}); give a JSONL file to --labels.") from None

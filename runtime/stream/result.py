@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.files import RECORD_LIMIT, read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.record import Record
@@ -345,7 +346,7 @@ class StreamResult(Record):
             ConfigError: It cannot be read, or as `from_text`.
         """
         try:
-            return cls.from_text(Path(path).read_bytes(), f"'{path}'")
+            return cls.from_text(read_regular(Path(path), limit=RECORD_LIMIT), f"'{path}'")
         except OSError as error:
             raise ConfigError(
                 f"'{path}' cannot be read ({error.strerror}); give the result.json of `trt-compress run`."

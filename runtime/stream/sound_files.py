@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError, StreamError, UnsupportedError
+from trt_compress.files import check_regular
 from trt_compress.foreign import reason_of, shown
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
@@ -215,7 +216,8 @@ class _AvSound:
 
     def _opened(self, file: str) -> Any:
         try:
-            container = self._av.open(file)
+            check_regular(Path(file))
+            container = self._av.open(f"file:{file}")  # or FFmpeg would take what stands before a colon for a protocol
         except Exception:
             raise _NotByAv from None
         if not _CONTAINERS & set(container.format.name.split(",")):

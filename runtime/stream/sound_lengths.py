@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from trt_compress.files import open_regular
 from trt_compress.runtime.stream.sound_packets import flac_promise, mp3_promise, ogg_promise
 from trt_compress.runtime.stream.sound_parts import Part, Promise
 
@@ -40,7 +41,7 @@ def promise_of(path: Path) -> Promise:
         OSError: It cannot be read.
     """
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(16)
         if start[4:8] == b"ftyp":
             return _mp4(file, size)
@@ -55,7 +56,7 @@ class PartFile(io.RawIOBase):
 
     def __init__(self, path: Path, part: Part) -> None:
         super().__init__()
-        self._file = path.open("rb")
+        self._file = open_regular(path)
         self._part = part
         self._length = len(part.head) + max(0, part.end - part.start)
         self._at = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.paths import check_readable
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
 from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
@@ -69,6 +70,8 @@ def source_from_text(
         return ImageFiles(text)
     if suffix in _HEIF:
         raise ConfigError(f"'{text}' is a HEIF picture, which is not read here; convert it to JPEG or PNG.")
+    for file in file_of_url(text):
+        check_readable(Path(file), "give a video that is there")
     if is_live(text):
         return VideoSource(text, clock, stall_s)
     if is_pattern(text):

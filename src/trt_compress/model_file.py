@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import read_regular
 from trt_compress.model_name import ModelName
 from trt_compress.suggest import did_you_mean
 
@@ -27,7 +28,7 @@ def check_model_file(model: ModelName) -> str:
     """
     path = Path(model.name)
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise ConfigError(
             f"model {model.name}: the file cannot be read ({error.strerror}); write FILE.py:FACTORY, the file and the "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.files import RECORD_LIMIT, read_regular
 from trt_compress.runtime.stream.result import DOCUMENT as STREAM
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.bench.bundle import DOCUMENT as BENCH
@@ -67,7 +68,7 @@ def _is_directory(path: Path) -> bool:
 def _read_json(path: Path, where: str) -> Any:
     """One JSON document, in any of the Unicode encodings, with or without a byte-order mark."""
     try:
-        raw = path.read_bytes()
+        raw = read_regular(path, limit=RECORD_LIMIT)
     except OSError as error:
         raise ConfigError(f"{where} cannot be read ({error.strerror}); {_GIVE}.") from None
     if not raw.strip(b"\0 \t\r\n"):

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from pathlib import Path
 
+from trt_compress.files import open_regular
 from trt_compress.runtime.stream.listener import MOST_BYTES
 from trt_compress.runtime.stream.sound_result import Sound, Track, Word
 from trt_compress.tools.report.escaping import escape
@@ -43,7 +44,7 @@ def players_of(sound: Sound | None, folder: Path) -> dict[str, str]:
         data = b""
         if media and Path(track.file).name == track.file:
             try:
-                with (folder / track.file).open("rb") as file:
+                with open_regular(folder / track.file, inside=folder) as file:
                     data = file.read(MOST_BYTES + 1)
             except (OSError, ValueError):
                 data = b""
