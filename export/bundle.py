@@ -22,7 +22,7 @@ from pathlib import Path
 
 from trt_compress import strays
 from trt_compress.errors import BundleError
-from trt_compress.files import sync_folder
+from trt_compress.files import read_regular, sync_folder
 from trt_compress.paths import try_new_folder
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
@@ -107,7 +107,7 @@ def _write(
         with contextlib.ExitStack() as stack:
             if force and target.exists():
                 stack.enter_context(strays.locked(target, [target / MANIFEST_NAME]))
-                if expected is not None and (target / MANIFEST_NAME).read_bytes() != expected:
+                if expected is not None and read_regular(target / MANIFEST_NAME) != expected:
                     raise _changed(output)
                 _check_replaced(target)
                 strays.put_in_place(staged, target)
@@ -226,7 +226,7 @@ def _check_place(output: Path) -> None:
 
 def _is_bundle(path: Path) -> bool:
     try:
-        data = json.loads((path / MANIFEST_NAME).read_bytes())
+        data = json.loads(read_regular(path / MANIFEST_NAME))
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and {"schema_version", "graphs", "files"} <= data.keys()

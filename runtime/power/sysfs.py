@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from trt_compress.errors import UnsupportedError
+from trt_compress.files import read_regular
 
 
 def read_text(path: Path) -> str:
@@ -12,7 +13,7 @@ def read_text(path: Path) -> str:
         UnsupportedError: It is not there, or may not be read; the message names the file and what to do.
     """
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        return read_regular(path).decode(errors="replace").strip()
     except PermissionError:
         raise UnsupportedError(
             f"'{path}' may not be read by this user; run as root, or let an administrator make it readable "
