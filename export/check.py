@@ -103,7 +103,7 @@ def preflight_report(
         )
     for graph in opened.manifest.graphs:
         if not any((form.target, form.graph) == (target, graph.name) for form in opened.manifest.lowered):
-            opened.file(graph.file)  # of a pruned bundle: says that it is gone, and why
+            opened.info(graph.file)  # of a pruned bundle: says that it is gone, and why
     recorded = recorded_findings(opened, target)
     if recorded is None:
         raise UnsupportedError(

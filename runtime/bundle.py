@@ -334,10 +334,12 @@ class OpenFile:
 
 def _check_records(path: Path, manifest: Manifest) -> None:
     """Refuse a manifest that gives two hashes for one file: that of its record, and that of the list of files."""
-    for part in (*manifest.lowered, *manifest.engines):
-        if part.sha256 != manifest.files[part.file].sha256:
+    hashes = [(part.file, part.sha256) for part in manifest.lowered]
+    hashes += [(part.file, part.sha256) for part in manifest.engines]
+    for file, sha256 in hashes:
+        if sha256 != manifest.files[file].sha256:
             raise BundleError(
-                f"{MANIFEST_NAME} in '{path}' says two different things of '{part.file}'; export the bundle again."
+                f"{MANIFEST_NAME} in '{path}' says two different things of '{file}'; export the bundle again."
             )
 
 

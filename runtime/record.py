@@ -36,7 +36,8 @@ class Record:
         """
         if not isinstance(data, dict):
             raise _wrong(where, "an object", data)
-        known, hints = _fields(cls), _hints(cls)
+        kind: Any = cls  # mypy takes a class of records for a record, which has no hash
+        known, hints = _fields(kind), _hints(kind)
         values: dict[str, Any] = {
             name: _decode(hints[item.name], data[name], f"{where}.{name}")
             for name, item in known.items()
@@ -50,21 +51,22 @@ class Record:
 
     def to_json(self, *, with_extra: bool = True) -> dict[str, Any]:
         """Write the record as plain JSON data, with or without the fields that this version does not know."""
+        kind: Any = type(self)
         known = {
             name: _encode(getattr(self, item.name), with_extra)
-            for name, item in _fields(type(self)).items()
+            for name, item in _fields(kind).items()
             if not (item.metadata.get("sparse") and getattr(self, item.name) == item.default)
         }
         return {**known, **self.extra} if with_extra else known
 
 
 @cache
-def _hints(cls: type[Record]) -> dict[str, Any]:
+def _hints(cls: type[Any]) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
 @cache
-def _fields(cls: type[Record]) -> dict[str, "dataclasses.Field[Any]"]:
+def _fields(cls: type[Any]) -> dict[str, "dataclasses.Field[Any]"]:
     return {item.metadata.get("json", item.name): item for item in dataclasses.fields(cls) if item.name != "extra"}
 
 

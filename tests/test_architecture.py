@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,3 +173,11 @@ def test_what_is_public_is_pinned(module: str) -> None:
     exported = import_module(module)
     assert sorted(exported.__all__) == PUBLIC[module]
     assert all(hasattr(exported, name) for name in PUBLIC[module])
+
+
+def test_files_of_a_bundle_are_read_in_one_way() -> None:
+    """By `read`, `chunks`, `copy` and `open_file`, which check what they give; a path can lead to something else."""
+    by_path = re.compile(r"\b(bundle|opened|session\.bundle|self\._bundle)\.(file\(|(path|root) / )")
+    own = {ROOT / "runtime" / "bundle.py", ROOT / "export" / "bundle.py"}
+    found = [relative(path) for path in MODULES if path not in own and by_path.search(path.read_text())]
+    assert found == []
