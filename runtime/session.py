@@ -392,8 +392,8 @@ def _native_library(native: bool | str | Path | None, backend: str, manifest: Ma
             "backend 'ort-cpu'."
         )
     chosen = native_library.choose("onnxruntime", native)
-    if isinstance(chosen, Absent) and chosen.foreign:
-        _LOGGER.warning(chosen.reason)
+    if isinstance(chosen, Absent):
+        _LOGGER.log(logging.WARNING if chosen.foreign else logging.INFO, "%s", chosen.reason)
     return chosen
 
 

@@ -103,6 +103,8 @@ def _show(result: "BenchResult") -> None:
             words = {"native": "native operators", "function": "ONNX bodies"}
             ran = ", ".join(f"{n} as {words.get(form, form)}" for form, n in paths.items())
             print_text(f"{side.role}: operators run {ran}.")
+            if "function" in paths and (why := side.identity["operators"].get("native_reason")):
+                print_text(f"{side.role}: {why}")
         notes = [side.verdict.reason] if side.verdict.status != "stable" else []
         if side.latency.p90_ns is None:
             notes.append(f"p90: {side.latency.reasons['p90_ns']}")

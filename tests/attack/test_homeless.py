@@ -23,6 +23,7 @@ from trt_compress.runtime import Session
 from trt_compress.strays import temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
+SEARCHED = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
 STRANGER = 12345
 
 
@@ -166,7 +167,7 @@ def test_a_bare_user_whose_home_may_not_be_read(open_bundle: Path, tmp_path: Pat
     if not user:
         cases.pop("nothing is set")  # its own home is known, and may have the libraries
     command = [sys.executable, "-c", PROGRAM, str(open_bundle), str(user), json.dumps(cases)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": SEARCHED}
     try:
         done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=300)
     finally:
@@ -196,7 +197,7 @@ def test_the_session_writes_nothing_into_its_home(open_bundle: Path, tmp_path: P
     home = tmp_path / "home"
     home.mkdir()
     program = f"from trt_compress.runtime import Session; Session.open({str(open_bundle)!r}).close()"
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "HOME": str(home)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": SEARCHED, "HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(home.rglob("*")) == [] and stat.S_ISDIR(home.stat().st_mode)

@@ -26,6 +26,7 @@ from trt_compress.runtime.manifest import Batch, Graph, Model, TensorInfo, Weigh
 from trt_compress.tools.report.escaping import escape
 
 ROOT = Path(__file__).resolve().parents[2]
+SEARCHED = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
 EVIL = (
     "\x1b]0;PWN\x07",
     "\x1b[2J\x1b[H",
@@ -102,7 +103,7 @@ def seen_on_terminal(lines: list[list[str]], folder: Path) -> tuple[list[str], b
     commands.write_text(json.dumps(lines))
     worker = Path(__file__).with_name("terminal_worker.py")
     master, slave = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PYTHONPATH": SEARCHED, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
     environment |= {"COLUMNS": "100"}
     process = subprocess.Popen(
         [sys.executable, worker, commands], cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=environment

@@ -233,10 +233,10 @@ def identity(manifest: Manifest) -> dict[str, Any]:
 
 
 def operators_run(session: Session) -> dict[str, Any]:
-    """How the operators of ours ran: how many in which form, and the native library's hash."""
+    """How the operators of ours ran: how many in which form, and the native library's hash, or why there is none."""
     paths = Counter(session.operator_paths().values()) if session.backend == "ort-cpu" else Counter[str]()
     library = session.native.info["source_hash"] if session.native else None
-    return {"paths": dict(paths), "native_library": library}
+    return {"paths": dict(paths), "native_library": library, "native_reason": session.native_reason}
 
 
 def compare_outputs(ours: Mapping[str, Array], baseline: Mapping[str, Array]) -> dict[str, dict[str, float | int]]:
