@@ -216,22 +216,21 @@ def test_everything_is_on_the_disk_before_the_step_that_counts(cases: list[Case]
     case = cases[number]
     root = str(case.bundle(case.place))
     listed = {f"{root}/{name}" for name in (*Bundle.open(root).manifest.files, "manifest.json")}
-    disk, committed, deleted = Disk(), False, 0
+    disk, commit, deleted = Disk(), "", 0
     for what, one, other in case.steps:
         commits = what in ("rename", "exchange") and other in (root, f"{root}/manifest.json")
         disk.take(what, one, other)
         if commits:
-            committed = True
             commit = other
             assert not listed & disk.unsafe_content
             folders = {str(above) for name in listed for above in PurePath(name).parents if str(above).startswith(root)}
             assert not ((listed | folders) - {commit, root}) & disk.unsafe_names
-        elif what == "unlink" and committed:
+        elif what == "unlink" and commit:
             assert commit not in disk.unsafe_names, "the old is deleted before the new is there for sure"
             deleted += 1
         elif what in ("write", "create"):
             assert one not in listed, "a listed file is written to"
-    assert committed and (deleted > 0 or case.action == "first_export")
+    assert commit and (deleted > 0 or case.action == "first_export")
     assert not any(name.startswith(str(case.place / "new")) for name in disk.unsafe_names)
 
 
@@ -271,8 +270,7 @@ def test_changes_at_once_are_all_made(before: Path, tmp_path: Path, attack: Any)
     """Builds for several targets and replacements of an engine, each in a process of its own, in one bundle."""
     shutil.copytree(before, tmp_path / "place")
     count = attack.count(4, 40)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    programs = [subprocess.Popen([sys.executable, str(PROGRAM)], text=True, **pipes) for _ in range(4)]
+    programs = [_program() for _ in range(4)]
     try:
         for number, program in enumerate(programs):
             assert program.stdin is not None
@@ -289,6 +287,11 @@ def test_changes_at_once_are_all_made(before: Path, tmp_path: Path, attack: Any)
     assert {*tree(bundle.root)} == {*bundle.manifest.files, "manifest.json", "engines"} | {
         str(PurePath(name).parent) for name in bundle.manifest.files if "/" in name
     }
+
+
+def _program() -> "subprocess.Popen[str]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, str(PROGRAM)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 # ---- at any time ----------------------------------------------------------------------------------------------------
@@ -308,7 +311,7 @@ def test_random_kills_of_commands_that_change_a_bundle(before: Path, tmp_path: P
     """Copies over a bundle, and changes of it in its place."""
     shutil.copytree(before, tmp_path / "place")
     with asking() as ask:
-        kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 90), attack)
+        kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 110), attack)
 
 
 def test_random_kills_of_exports(tmp_path: Path, attack: Any) -> None:
@@ -317,7 +320,7 @@ def test_random_kills_of_exports(tmp_path: Path, attack: Any) -> None:
         pytest.skip("with --attack")
     (tmp_path / "place").mkdir()
     with asking("commands") as ask:
-        kill_commands(ask, EXPORTS, tmp_path / "place", attack.count(0, 40), attack)
+        kill_commands(ask, EXPORTS, tmp_path / "place", attack.count(0, 24), attack)
 
 
 def kill_commands(ask: Ask, commands: Sequence[list[str]], place: Path, count: int, attack: Any) -> None:
