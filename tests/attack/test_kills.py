@@ -311,7 +311,7 @@ def test_random_kills_of_commands_that_change_a_bundle(before: Path, tmp_path: P
     """Copies over a bundle, and changes of it in its place."""
     shutil.copytree(before, tmp_path / "place")
     with asking() as ask:
-        kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 110), attack)
+        kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 180), attack)
 
 
 def test_random_kills_of_exports(tmp_path: Path, attack: Any) -> None:
