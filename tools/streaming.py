@@ -42,6 +42,7 @@ T = TypeVar("T")
 
 _RESULT_FILE = "result.json"
 _PROGRESS_S = 0.25
+_OPENING_S = 2.0  # of a bundle, once the stream is hurried
 
 
 def run(
@@ -119,7 +120,7 @@ def run(
     Raises:
         ConfigError, BundleError, UnsupportedError: Something that was given is wrong, or cannot be done here.
         StreamError: The stream could not go on; its `result` is what there is, and the report has been written.
-        KeyboardInterrupt: `hurry` was set before the bundle was open: there is no result.
+        KeyboardInterrupt: `hurry` was set while the bundle was opened, and that takes long: there is no result.
     """
     if overlay_in_latency and (overlay is None or Path(overlay).suffix.lower() == ".wav"):
         raise ConfigError("--overlay-in-latency says when a video is drawn, and there is none; give --overlay out.mp4.")
@@ -338,19 +339,21 @@ def _telling(step: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
 
 
 def _unless(hurried: threading.Event, work: Callable[[], T]) -> T:
-    """Do something that may take long, on a thread that is left behind when the stream is hurried.
+    """Do something that may take long, on a thread that is left behind if it does so when the stream is hurried.
 
     Raises:
-        KeyboardInterrupt: It was hurried.
+        KeyboardInterrupt: It was.
     """
     found: list[T] = []
     job = Job("opening", None, lambda: found.append(work()))
-    while job.thread.is_alive():
+    left_s = _OPENING_S
+    while job.thread.is_alive() and left_s > 0:
         job.thread.join(POLL_S)
-        if hurried.is_set():
-            raise KeyboardInterrupt
+        left_s -= POLL_S * hurried.is_set()
     if job.error is not None:
         raise job.error
+    if not found:
+        raise KeyboardInterrupt
     return found[0]
 
 

@@ -32,6 +32,7 @@ from trt_compress.runtime.stream.result import Ended, Outcome, Policy
 
 _GRACE_S = 5.0  # for threads to end, and for frames on their way after an interruption
 _READ_GRACE_S = 1.0  # for a source that is being read, and for all threads after an interruption
+_HURRIED_S = 0.5  # for all threads, once the end is hurried
 _DELIVERED = ("watcher", "progress")  # stages behind the sinks
 _TOLD_S = 1.0  # of waiting after an interruption, until it is said for what
 
@@ -138,9 +139,8 @@ class Pipeline:
         self._calls = self._guard.calls
         self._over = False  # no thread of the stream may call a sink any more
         self._left: set[str] = set()  # threads that are waited for no more
-        self._kept: dict[
-            int, tuple[Outcome, str | None]
-        ] = {}  # frames in a call that does not come back → their outcome
+        # frames in a call that does not come back → their outcome
+        self._kept: dict[int, tuple[Outcome, str | None]] = {}
         self._giving: tuple[Frame, int] | None = None  # the sinks' thread: a frame, and how many have taken it
         self._queues = {
             "preprocess": FrameQueue(self._settings.queue_depth, self._settings.policy),
@@ -198,7 +198,9 @@ class Pipeline:
     def unstarted(self, error: StreamError | None) -> Finished:
         """The end of a stream that `prepare` did not let begin: stalled, or interrupted where there is no error."""
         now = self._clock.now_ns()
-        return Finished(ledger=Ledger(now), ended="error" if error else "interrupted", error=error, wall_ns=0)
+        return Finished(
+            ledger=Ledger(now, expected=1), ended="error" if error else "interrupted", error=error, wall_ns=0
+        )
 
     def run(self) -> Finished:
         """Run the stream until its source ends, its frames are enough, it is interrupted, or something breaks.
@@ -380,10 +382,10 @@ class Pipeline:
 
     def _give_to(self, sinks: Sequence[Sink], frame: Frame, stage: str = "sink", taken: int = 0) -> None:
         for number, sink in enumerate(sinks, start=taken):
+            self._calls.begin("deliver", stage, sink, frame.id)  # before it looks: either side sees the other
             if self._over:  # this thread was left behind, and has come back
                 return
             self._giving = frame, number
-            self._calls.begin("deliver", stage, sink, frame.id)
             sink.deliver(frame, self._clock.now_ns() - self._origin_ns)
         self._giving = None
         self._calls.end("deliver")
@@ -404,10 +406,10 @@ class Pipeline:
     def _note(self, frame: Frame) -> None:
         """Tell the sinks of a frame without a result."""
         for number, sink in enumerate(self._opened):
+            self._calls.begin("deliver", "sink", sink, frame.id)
             if self._over:
                 return
             self._giving = frame, number
-            self._calls.begin("deliver", "sink", sink, frame.id)
             self._skip(sink, frame)
         self._giving = None
         self._calls.end("deliver")
@@ -459,21 +461,26 @@ class Pipeline:
 
     def _join(self, threads: Mapping[str, threading.Thread], grace_s: float) -> None:
         """Wait for the threads, but not for ever: a driver may never come back."""
-        began_s = time.monotonic()
+        end_s = time.monotonic() + grace_s
         for name, thread in reversed(threads.items()):
             if not thread.ident:
                 continue
-            call = self._calls.of(name)
-            limit_s = _READ_GRACE_S if name == "source" and call is not None else grace_s
-            try:
-                while thread.is_alive() and not (name in self._left or self._hurry.is_set()):
-                    left_s = began_s + limit_s - time.monotonic()
-                    if left_s <= 0:
+            reading = name == "source" and self._calls.of(name) is not None
+            limit_s = min(end_s, time.monotonic() + _READ_GRACE_S) if reading else end_s
+            while thread.is_alive() and name not in self._left:
+                try:
+                    if self._hurry.is_set():
+                        end_s = limit_s = min(limit_s, time.monotonic() + _HURRIED_S)
+                        thread.join(max(0.0, limit_s - time.monotonic()))
+                        break
+                    if (left_s := limit_s - time.monotonic()) <= 0:
                         break
                     thread.join(min(POLL_S, left_s))
-            except KeyboardInterrupt:
-                self._hurry.set()
+                except KeyboardInterrupt:
+                    self._hurry.set()
             if thread.is_alive():
+                if name == "deliver":
+                    self._over = True
                 self._leave_behind(self._calls.of(name))
 
     def _shielded(self, target: Callable[[], None]) -> None:
