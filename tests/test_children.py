@@ -1,5 +1,7 @@
 """Children: isolated, standing elsewhere, with the locks they were given, and ended with all that they started."""
 
+import importlib
+import inspect
 import os
 import signal
 import subprocess
@@ -159,6 +161,7 @@ def test_the_current_folder_is_forgotten_and_absolute_ones_stay(
     here = os.getcwd()
     monkeypatch.setenv("PYTHONPATH", "lib::/absolute")
     monkeypatch.setenv("PATH", ":bin:/usr/bin")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(sys, "path", ["", here, f"{here}/lib", "/absolute", "more", "/usr/lib/python"])
     monkeypatch.setattr(sys, "path", sys.path[1:])
     current_folder.forget()
@@ -204,3 +207,21 @@ def test_an_interrupted_wait_ends_the_child(tmp_path: Path, monkeypatch: pytest.
         parent.send_signal(signal.SIGINT)
         assert parent.wait(10) == 130
     assert not is_alive(int(number.read_text()))
+
+
+def test_libraries_of_others_are_loaded_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some look for further ones in the current folder: their search path ends in a colon."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "trtc_brings_libraries.py").write_text("import os\nhere = os.getcwd()\n")
+    monkeypatch.setattr(current_folder, "_LOADED_ELSEWHERE", ("trtc_brings_libraries",))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "lib"), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    current_folder.forget()
+    module = importlib.import_module("trtc_brings_libraries")
+    assert module.here == "/" and os.getcwd() == str(tmp_path)
+    assert module.__spec__ is not None and module.__spec__.loader is module.__loader__
+    assert inspect.getsource(module).startswith("import os")
+    current_folder.forget()
+    assert sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path) == 1
+    del sys.modules["trtc_brings_libraries"]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trt_compress import __version__
+from trt_compress import __version__, current_folder
 from trt_compress.tools.cli_bench import bench
 from trt_compress.tools.cli_errors import OneVoice
 from trt_compress.tools.cli_evaluate import evaluate
@@ -86,6 +86,7 @@ def _before_command(
 
 def main() -> None:
     """Run the command line; a reader that closes the pipe early is no error to talk about."""
+    current_folder.forget()
     code: int | str | None = 0
     guard_streams()
     try:
