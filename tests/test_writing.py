@@ -49,7 +49,7 @@ def ways_of_writing(tree: ast.AST) -> Iterator[tuple[int, str]]:
         if name in _METHODS:
             yield node.lineno, name
         elif name in ("open", "fdopen", "FileIO") and _writes(node):
-            owner = node.func.value.id if isinstance(node.func, ast.Attribute) and _is_name(node.func.value) else ""
+            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
             nowhere = first is not None and ast.unparse(first) == "os.devnull"
             if not nowhere and not (owner in ("wave", "av") and _in_memory(first)):
                 yield node.lineno, name
@@ -61,10 +61,6 @@ def _writes(call: ast.Call) -> bool:
     modes = [*call.args[:2], *(word.value for word in call.keywords if word.arg == "mode")]
     texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
     return any(set(text) <= set("rwxabt+") and set(text) & set("wxa+") for text in texts)
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
 
 
 def _in_memory(node: ast.expr | None) -> bool:

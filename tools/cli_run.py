@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from trt_compress.errors import StreamError
+from trt_compress.paths import check_apart
 from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, needs_extra
 from trt_compress.tools.console import is_watched, print_json, progress, say
 from trt_compress.tools.signals import Signals, of_a_stream
@@ -125,6 +126,8 @@ def run(
     longer than --stall-s ends the stream too, with exit code 2 and a result.
     """
     with of_a_stream() as signals:
+        if json:
+            check_apart({"--out": out, "--overlay": overlay, "--json": Path("/dev/stdout")}, {})
         with needs_extra("cpu"):
             from trt_compress.tools.streaming import run as run_bundle
 

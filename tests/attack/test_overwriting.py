@@ -153,6 +153,8 @@ def test_a_report_is_not_written_over_itself_and_one_stream_is_one_output(place:
             assert ended.is_one_sentence and "is a result itself" in ended.err, ended.err
         ended = typed(*RUN, "--out", "/dev/stdout", "--overlay", "/dev/stdout")
         assert ended.is_one_sentence, ended.err
+        ended = typed(*RUN, "--json", "--out", "/dev/stdout")
+        assert ended.code == 2 and "is the file of --out itself" in ended.out + ended.err, ended
         ended = typed(*RUN, "--out", "a.mp4", "--overlay", "kept/../a.mp4")
         assert ended.is_one_sentence and "is the file of --out itself" in ended.err, ended.err
         assert _content(place) == before
