@@ -26,9 +26,26 @@ from trt_compress.export.forms import is_pruned, target_file
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
+from trt_compress.files import open_regular
+from trt_compress.foreign import reading
 from trt_compress.runtime.bundle import Bundle, as_digests
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
+
+# A field of ModelProto begins with its number and wire type; any of them may be the first of a file.
+_FIRST_TAGS = (
+    b"\x08",
+    b"\x12",
+    b"\x1a",
+    b"\x22",
+    b"\x28",
+    b"\x32",
+    b"\x3a",
+    b"\x42",
+    b"\x72",
+    b"\xa2\x01",
+    b"\xca\x01",
+)
 
 Rules = Callable[[Path, Target], tuple[Finding, ...]]
 
@@ -81,6 +98,8 @@ def preflight_report(
 ) -> PreflightReport:
     """As `preflight`, with what was checked; ONNX Runtime or TensorRT-RTX reads the file too, where it is installed."""
     chosen, path, required = get_target(target), Path(bundle), as_digests(require_digest)
+    if path.exists() and not path.is_dir():
+        _refuse_what_is_no_onnx(path)
     rules, missing = _rules()
     opened = None
     if path.is_dir() or rules is None and not path.is_file():
@@ -141,11 +160,15 @@ def require_passed(report: PreflightReport) -> None:
 
 @contextmanager
 def _files_of(bundle: Bundle | None, path: Path) -> Iterator[list[Path]]:
-    """The ONNX files of a bundle, each a checked copy of this process alone; without a bundle the file itself."""
+    """The ONNX files of a bundle, each a checked copy of this process alone; without a bundle the file itself.
+
+    This is the door: whatever a library raises about a file becomes one sentence with its name.
+    """
     if bundle is None:
-        yield [path]
+        with reading(f"model {str(path)!r}", "export it again"):
+            yield [path]
         return
-    with temporary_folder("preflight") as folder:
+    with temporary_folder("preflight") as folder, reading(f"a graph of the bundle '{path}'", "export it again"):
         try:
             yield [copy_graph(bundle, graph.file, folder / graph.name) for graph in bundle.manifest.graphs]
         except ConfigError as error:  # it names the copy, of which nobody knows
@@ -154,6 +177,21 @@ def _files_of(bundle: Bundle | None, path: Path) -> Iterator[list[Path]]:
             for copy, known in names.items():
                 message = message.replace(copy, known)
             raise ConfigError(message, hint=error.hint) from error
+
+
+def _refuse_what_is_no_onnx(path: Path) -> None:
+    """Refuse, before anything heavy is loaded, a file that does not begin as an ONNX model does.
+
+    Raises:
+        ConfigError: It does not, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            start = file.read(2)
+    except OSError as error:
+        raise ConfigError(f"model {str(path)!r} cannot be read: {error.strerror}; give an ONNX file.") from None
+    if not start.startswith(_FIRST_TAGS):
+        raise ConfigError(f"model {str(path)!r} is not an ONNX file, or is cut off; export it again.")
 
 
 def _by_rules(target: str) -> str:

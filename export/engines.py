@@ -206,7 +206,7 @@ def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -
         precision_asked=record.precision_asked,
         precision_achieved=record.precision_achieved,
         paths=record.paths,
-        profile=record.profile,
+        profile={name: {end: tuple(shape) for end, shape in shapes.items()} for name, shapes in record.profile.items()},
         seconds=round(record.seconds, 3),
         graph=graph,
         plugins=record.plugins,

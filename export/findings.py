@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from trt_compress.errors import BundleError
+from trt_compress.foreign import reading, strict_json
 from trt_compress.runtime.bundle import Bundle
 
 PREFLIGHT_FILE = "preflight.json"
@@ -44,13 +45,11 @@ def recorded_findings(bundle: Bundle, target: str) -> Recorded | None:
     """
     if PREFLIGHT_FILE not in bundle.manifest.files:
         return None
-    try:
-        data = json.loads(bundle.read(PREFLIGHT_FILE))
+    with reading(f"'{PREFLIGHT_FILE}' in the bundle '{bundle.path}'", "export the bundle again", error=BundleError):
+        data = strict_json(bundle.read(PREFLIGHT_FILE))
         found = data["targets"].get(target)
         if found is None:
             return None
+        if not all(isinstance(text, str) for finding in found for text in finding.values()):
+            raise ValueError("a finding is made of texts")
         return Recorded(version=str(data["trt-compress"]), findings=tuple(Finding(**finding) for finding in found))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"'{PREFLIGHT_FILE}' in the bundle '{bundle.path}' cannot be read ({error}); export the bundle again."
-        ) from None

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from trt_compress.errors import ConfigError
 from trt_compress.export.inferred import infer
 from trt_compress.export.soundness import all_graphs
-from trt_compress.files import check_regular
+from trt_compress.files import open_regular
 
 Array = npt.NDArray[Any]
 
@@ -37,8 +37,8 @@ def load_structure(path: Path) -> ModelProto:
         ConfigError: There is no such file, or it is not ONNX.
     """
     try:
-        check_regular(path)
-        model = onnx.load(path, format="protobuf", load_external_data=False)
+        with open_regular(path) as file:
+            model = onnx.load(file, format="protobuf", load_external_data=False)
     except OSError as error:
         raise ConfigError(f"model {str(path)!r} cannot be read: {error.strerror}; give an ONNX file.") from None
     except (DecodeError, RecursionError):

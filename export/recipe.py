@@ -194,6 +194,8 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
         values["lengths"] = {name: LengthRange.parse(name, text) for name, text in values["lengths"].items()}
     values["model"] = _model(values["model"], base)
     weights = values.get("weights")
+    if weights and "\0" in weights:
+        raise ConfigError(f"{where}: weights = {weights[:60]!r} holds a null character, which no path has; correct it.")
     if weights and weights != "pretrained" and base is not None:
         values["weights"] = str((base / weights).resolve())
     return Recipe(**values)

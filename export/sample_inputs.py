@@ -10,6 +10,7 @@ from trt_compress.errors import ShapeError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading
 from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, Steps, TensorSpec
+from trt_compress.runtime.arrays import array_of, arrays_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -66,8 +67,9 @@ def _read(path: Path, name: str) -> dict[str, Array]:
     if not path.exists():
         raise ShapeError(f"inputs: {path} is not there; give a .npz file.")
     with reading(f"inputs: {path}", "save the arrays with numpy.savez", error=ShapeError), open_regular(path) as file:
-        content = np.load(file, allow_pickle=False)
-        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+        start = file.read(6)
+        file.seek(0)
+        return {name: array_of(file.read())} if start == b"\x93NUMPY" else arrays_of(file)
 
 
 def _checked(arrays: Mapping[str, Array], prefix: str, spec: TensorSpec, graph: GraphSpec, path: Path) -> Array:

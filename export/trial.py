@@ -26,6 +26,7 @@ from trt_compress.export.preflight import preflight
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.soundness import all_graphs
 from trt_compress.export.targets import Target
+from trt_compress.foreign import shown
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.strays import temporary_folder
 
@@ -93,16 +94,24 @@ def _missing_weights(model: ModelProto, folder: Path) -> Iterator[Finding]:
             if tensor.data_location == TensorProto.EXTERNAL:
                 entries = {entry.key: entry.value for entry in tensor.external_data}
                 numbers = [entries.get(key, "0") for key in ("offset", "length")]
-                end = sum(int(text) for text in numbers if text.isascii() and text.isdigit())
+                end = sum(int(text) for text in numbers if text.isascii() and text.isdigit() and len(text) < 20)
                 wanted[entries.get("location", "")] = max(end, wanted.get(entries.get("location", ""), 0))
     for location, end in wanted.items():
-        path = folder / location
-        if not location or path.is_file() and path.stat().st_size >= end:
+        size = _size_of(folder / location)
+        if not location or size is not None and size >= end:
             continue
-        problem = f"has {path.stat().st_size} bytes of {end}" if path.is_file() else "is not there"
-        message = f"'{location}', which holds weights of the model, {problem}"
+        problem = "is not there" if size is None else f"has {size} bytes of {end}"
+        message = f"'{shown(location)[:200]}', which holds weights of the model, {problem}"
         fix = "put it beside the ONNX file, where the export wrote it"
         yield Finding(severity="error", rule="external-weights", node="", message=message, fix=fix)
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a file; None: there is none of that name, or it is something else."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):  # a name that is too long, or holds a null
+        return None
 
 
 # ---- asking ---------------------------------------------------------------------------------------------------------
@@ -159,9 +168,9 @@ def _weight_bytes(file: Path) -> int:
         for graph in all_graphs(model.graph)
         for tensor in graph.initializer
         for entry in tensor.external_data
-        if entry.key == "location"
+        if tensor.data_location == TensorProto.EXTERNAL and entry.key == "location"
     }
-    return file.stat().st_size + sum((file.parent / name).stat().st_size for name in named)
+    return file.stat().st_size + sum(_size_of(file.parent / name) or 0 for name in named)
 
 
 def _profiles(model: ModelProto, ranges: Mapping[str, LengthRange] | None) -> list[dict[str, list[list[int]]]]:

@@ -1,9 +1,20 @@
-"""Arrays that a bundle holds as files: initial values of states, constants of the preprocessing."""
+"""Arrays in files of others: .npz archives, and the .npy files of a bundle.
+
+What an archive says of its members is held against bounds before any is unpacked: a few bytes can stand for terabytes.
+What is unpacked is no longer than was said, as the zip format has it.
+"""
 
 import io
-from typing import Any
+import math
+import zipfile
+from collections.abc import Container
+from typing import IO, Any, BinaryIO
 
 import numpy as np
+
+MOST_MEMBERS = 10_000
+FREELY_UNPACKED, LARGEST_RATIO = 64 << 20, 200  # deflate reaches 1032 on zeros
+LARGEST_ARCHIVE = 32 << 30
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -14,7 +25,66 @@ def array_of(content: bytes) -> Array:
     Raises:
         ValueError: It is no .npy file; numpy raises more than that on a damaged one.
     """
-    array = np.load(io.BytesIO(content), allow_pickle=False)
-    if not isinstance(array, np.ndarray):
+    if content.startswith(b"PK"):
         raise ValueError("it is an archive, not one array")
+    _check_header(io.BytesIO(content), len(content))
+    return _read(io.BytesIO(content))
+
+
+def arrays_of(file: BinaryIO, only: Container[str] | None = None) -> dict[str, Array]:
+    """The arrays of an .npz file.
+
+    Args:
+        file: The open file.
+        only: Names of those that are wanted, where they are there; None: all.
+
+    Raises:
+        ValueError: It is none, an array is not as long as it says, or it is larger than an archive may be; zipfile and
+            numpy raise more than that on a damaged one.
+    """
+    if file.read(6) == b"\x93NUMPY":
+        raise ValueError("it holds one array without a name")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_MEMBERS:
+            raise ValueError(f"it has {len(members)} members, and may have {MOST_MEMBERS}")
+        named = {member.filename.removesuffix(".npy"): member for member in members}
+        if len(named) < len(members):
+            raise ValueError("two of its members have one name")
+        wanted = {name: member for name, member in named.items() if only is None or name in only}
+        for name, member in wanted.items():
+            if member.file_size > FREELY_UNPACKED and member.file_size > LARGEST_RATIO * max(1, member.compress_size):
+                raise ValueError(
+                    f"'{name}' would be unpacked from {member.compress_size} to {member.file_size} bytes, as no "
+                    "measured data are"
+                )
+        if (total := sum(member.file_size for member in wanted.values())) > LARGEST_ARCHIVE:
+            raise ValueError(f"its arrays have {total} bytes, and may have {LARGEST_ARCHIVE}")
+        for name, member in wanted.items():
+            with archive.open(member) as stream:
+                _check_header(stream, member.file_size, f"'{name}'")
+        return {name: _unpacked(archive, member) for name, member in wanted.items()}
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    with archive.open(member) as stream:
+        return _read(stream)
+
+
+def _read(stream: IO[bytes]) -> Array:
+    array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
+
+
+def _check_header(stream: IO[bytes], size: int, what: str = "it") -> None:
+    """Refuse an array that says it is longer than the bytes that are there, or that holds Python's objects."""
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{what} is an array of the form {version[0]}.{version[1]}, which is for names of fields")
+    first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{what} holds objects of Python, which are not read")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{what} says that it has the shape {list(shape)[:9]}, and is shorter")

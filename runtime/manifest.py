@@ -349,7 +349,8 @@ class Manifest(Record):
         yield from _lengths_problems(self.recipe)
         yield from (problem for engine in self.engines for problem in _engine_problems(engine))
         names = {graph.name for graph in self.graphs}
-        for part in (*self.lowered, *self.engines, *self.states):
+        parts: tuple[Lowered | Engine | State, ...] = (*self.lowered, *self.engines, *self.states)
+        for part in parts:
             if part.graph not in names:
                 yield f"a {type(part).__name__.lower()} is of the graph '{part.graph[:60]}', which there is not"
 

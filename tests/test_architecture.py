@@ -23,6 +23,7 @@ ALLOWED = {
         "export",
         "models",
         "plugins",
+        "runtime.arrays",
         "runtime.manifest",
         "runtime.tokens",
         "runtime.bundle",

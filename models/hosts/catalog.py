@@ -5,13 +5,13 @@ What is refused here, the hosts would refuse too; what passes here is checked by
 
 import importlib.metadata
 import importlib.util
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import check_regular, read_regular
+from trt_compress.foreign import strict_json
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
 from trt_compress.suggest import did_you_mean
@@ -75,8 +75,6 @@ def check_weights(file: str) -> None:
         ConfigError: it is not there, is no file or may not be read.
     """
     path, advice = Path(file), "give a .safetensors file or a PyTorch checkpoint as --weights FILE."
-    if not path.is_file():
-        raise ConfigError(f"weights: {path} is not a file; {advice}")
     try:
         check_regular(path)
     except OSError as error:
@@ -104,7 +102,7 @@ def hf_module(folder: Path) -> str:
         UnsupportedError: no host drives that type.
     """
     try:
-        model_type = json.loads(read_regular(folder / "config.json"))["model_type"]
+        model_type = strict_json(read_regular(folder / "config.json", limit=16 << 20))["model_type"]
     except OSError as error:
         raise ConfigError(
             f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."

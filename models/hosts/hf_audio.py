@@ -8,7 +8,6 @@ Differs: see models/hosts/audio.py.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import read_regular
-from trt_compress.foreign import reason_of
+from trt_compress.foreign import reading, reason_of, strict_json
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
@@ -41,6 +40,11 @@ def load(path: Path, *, weights: str | None = None, seconds: float | None = None
         ConfigError: a file is missing or cannot be read, or tensors do not fit; they are named.
         UnsupportedError: another model type, or a variant that is not driven.
     """
+    with reading(f"hf:{path}", "save the model again with save_pretrained"):
+        return _load(path, weights, seconds)
+
+
+def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
     config = read_json(path / "config.json")
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -99,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: it is not there, or no JSON object.
     """
     try:
-        content = json.loads(read_regular(path))
+        content = strict_json(read_regular(path, limit=16 << 20))
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."
@@ -119,7 +123,13 @@ def weight_files(path: Path) -> list[Path]:
     """
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        places = read_json(index).get("weight_map", {})
+        files: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in files):
+            raise ConfigError(
+                f"{index} does not name files of its folder by tensor; save the model again with save_pretrained."
+            )
+        names = sorted(set(files))
     else:
         names = ["model.safetensors"] if (path / "model.safetensors").is_file() else []
     if not names:

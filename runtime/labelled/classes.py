@@ -94,7 +94,9 @@ def _of_json(text: str, path: str | Path) -> dict[str, int]:
     if isinstance(content, dict):
         if all(type(number) is int for number in content.values()):
             return dict(content)
-        if all(key.isdecimal() for key in content) and all(isinstance(name, str) for name in content.values()):
+        if all(key.isdecimal() and len(key) < 10 for key in content) and all(
+            isinstance(name, str) for name in content.values()
+        ):
             return {name: int(key) for key, name in content.items()}
     raise ConfigError(f"--classes: '{path}' holds no names of classes; give {_FORM}.")
 

@@ -39,6 +39,8 @@ def from_labels(
     rows: dict[str, int] = {}
     twice = 0
     for where, name, label in _rows(labels):
+        if "\0" in name:
+            raise ConfigError(f"{where} names a file with a null character in it, which none has; give {_FORM}.")
         number = _number(label, where, names, num_classes)
         if rows.setdefault(name, number) != number:
             raise ConfigError(f"{where} gives '{name}' the class {number}, and a line before it {rows[name]}.")
@@ -72,7 +74,9 @@ def _without_label(folder: Path, rows: dict[str, int], reader: FileReader) -> li
 def _number(label: Any, where: str, names: ClassNames | None, num_classes: int | None) -> int:
     if isinstance(label, str) and names is not None and label in names.numbers:
         return names.numbers[label]
-    number = int(label) if isinstance(label, str) and label.isdecimal() and label.isascii() else label
+    number = (
+        int(label) if isinstance(label, str) and label.isdecimal() and label.isascii() and len(label) < 20 else label
+    )
     if type(number) is int:
         if number < 0 or (num_classes is not None and number >= num_classes):
             raise ConfigError(

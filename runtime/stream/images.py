@@ -11,6 +11,7 @@ import numpy as np
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading, shown
+from trt_compress.runtime.arrays import arrays_of
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH
 from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.files import matching_files, nothing_matches
@@ -197,8 +198,4 @@ def load_npz(path: str, only: Sequence[str] | None = None) -> dict[str, Array]:
     if not Path(path).exists():
         raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.")
     with reading(f"'{path}'", "write it with numpy.savez", error=StreamError), open_regular(Path(path)) as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array without a name")
-        with archive:
-            return {name: archive[name] for name in archive.files if only is None or name in only}
+        return arrays_of(file, only)

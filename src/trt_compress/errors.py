@@ -14,6 +14,8 @@ TrtCompressError
 └── InternalError                  our bug; says how to report it                           exit 1
 """
 
+_LONGEST = 4000  # characters of a message; what is cut out is in its middle
+
 
 class TrtCompressError(Exception):
     """Base of all errors below.
@@ -27,6 +29,8 @@ class TrtCompressError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None, report: object = None) -> None:
+        if len(message) > _LONGEST:  # a value that was given, which may have any length
+            message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
         super().__init__(message)
         self.message = message
         self.hint = hint

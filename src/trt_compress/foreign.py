@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from trt_compress.errors import ConfigError, TrtCompressError
@@ -17,6 +18,7 @@ from trt_compress.errors import ConfigError, TrtCompressError
 _LONGEST_REASON = 160
 _DEEPEST = 64
 _LARGEST_INTEGER = 2**64
+_MOST_DIGITS = 25
 _LONGEST_TEXT = 1 << 16
 _LARGEST_FILE = 1 << 28
 _CONTROL = re.compile(
@@ -75,7 +77,7 @@ def plain_json(data: object, *, indent: int | None = None) -> str:
     return _CONTROL.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
-def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE) -> Any:
+def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE, largest: float = math.inf) -> Any:
     """Read JSON as the standard has it, within bounds.
 
     No NaN and nothing infinite, at most 64 levels, no half characters, integers of 64 bits, texts of 64 Ki characters.
@@ -84,6 +86,7 @@ def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE) -> Any:
     Args:
         text: The document.
         limit: The most characters, or bytes, that it may have.
+        largest: No number is as large.
 
     Raises:
         ValueError: The text is something else; the message says what, without the file's name.
@@ -94,7 +97,10 @@ def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE) -> Any:
         if isinstance(text, bytes):
             text = text.decode(json.detect_encoding(text))
         data = json.loads(
-            text.removeprefix("\ufeff"), parse_constant=_refuse_constant, parse_int=_integer, parse_float=_number
+            text.removeprefix("\ufeff"),
+            parse_constant=_refuse_constant,
+            parse_int=partial(_integer, min(largest, _LARGEST_INTEGER)),
+            parse_float=partial(_number, largest),
         )
     except UnicodeDecodeError:
         raise ValueError("it is not a text") from None
@@ -132,20 +138,22 @@ def _check_text(text: str) -> None:
         raise ValueError(f"'{shown(text)[:40]}' holds half of a character") from None
 
 
-def _integer(text: str) -> int:
-    number = int(text) if len(text) < 30 else _LARGEST_INTEGER
-    if abs(number) >= _LARGEST_INTEGER:
-        raise ValueError(
-            f"the number {text if len(text) < 20 else f'{text[:12]}…, of {len(text)} characters,'} is too large"
-        )
-    return number
+def _integer(largest: float, text: str) -> int:
+    if len(text) > _MOST_DIGITS or abs(int(text)) >= largest:
+        raise _too_large(text)
+    return int(text)
 
 
-def _number(text: str) -> float:
+def _number(largest: float, text: str) -> float:
     number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]} is too large")
+    if not abs(number) < largest:
+        raise _too_large(text)
     return number
+
+
+def _too_large(text: str) -> ValueError:
+    said = text if len(text) <= _MOST_DIGITS else f"{text[:12]}…, of {len(text)} characters,"
+    return ValueError(f"the number {said} is too large")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
+from trt_compress.foreign import reason_of
 from trt_compress.model_name import ModelName
 from trt_compress.suggest import did_you_mean
 
@@ -39,8 +40,8 @@ def check_model_file(model: ModelName) -> str:
     except SyntaxError as error:
         where = f", line {error.lineno}" if error.lineno else ""
         raise ConfigError(f"model {model.name}: the file is not Python ({error.msg}{where}); correct it.") from None
-    except ValueError as error:
-        raise ConfigError(f"model {model.name}: the file is not Python ({error}); correct it.") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"model {model.name}: the file is not Python ({reason_of(error)}); correct it.") from None
     names = list(dict.fromkeys(_bound_names(tree)))
     makers = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)] or names
     choice = f"; it defines {', '.join(makers[:_SHOWN])}" if makers else "; it defines nothing"

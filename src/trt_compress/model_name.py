@@ -183,6 +183,8 @@ def parse_model(text: str) -> ModelName:
     Raises:
         ConfigError: it has no form of `SOURCES`, or an option that is not known, given twice or of a wrong value.
     """
+    if "\0" in text:
+        raise ConfigError(f"model {text[:60]!r} holds a null character, which no name and no path has; leave it out.")
     source, colon, rest = text.partition(":")
     if colon and source in SOURCES and source != FILE_SOURCE:
         name, _, query = rest.partition("?")

@@ -95,7 +95,7 @@ def test_a_device_builds_the_file_as_it_is(bundle: Path) -> None:
     assert json.loads(finished.stdout) == engine.to_json()
     assert engine.paths == {"TrtcTokenMerge": {"plugin": 0, "function": 8}}
     assert engine.precision_achieved["model"].keys() == {"fp32"} and engine.precision_achieved["operators"]
-    assert engine.profile["image"] == {"min": [1, 1, 8, 8], "opt": [1, 1, 8, 8], "max": [1, 1, 8, 8]}
+    assert engine.profile["image"] == dict.fromkeys(("min", "opt", "max"), (1, 1, 8, 8))
 
 
 @needs_rtx

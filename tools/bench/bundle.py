@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 
 from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.files import open_regular
+from trt_compress.foreign import reading
 from trt_compress.paths import check_archive
+from trt_compress.runtime.arrays import arrays_of
 from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, interleave, speedup, summarize, verdict
 from trt_compress.runtime.manifest import Manifest, TensorInfo
@@ -342,13 +344,8 @@ def _usual_lengths(manifest: Manifest) -> dict[str, int]:
 
 
 def _load(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise ConfigError(f"'{path}' does not exist; give a file that numpy.savez wrote.") from None
-    except (OSError, ValueError, AttributeError, BadZipFile) as error:
-        raise ConfigError(f"'{path}' is not a readable .npz file ({error}); write it with numpy.savez.") from None
+    with reading(f"'{path}'", "give an .npz file that numpy.savez wrote"), open_regular(path) as file:
+        return arrays_of(file)
 
 
 def _batch(inputs: Mapping[str, TensorInfo], feed: Mapping[str, Array]) -> int | None:

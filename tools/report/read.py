@@ -1,14 +1,12 @@
 """Read whatever can be reported: the result of a stream or of a benchmark, or a report."""
 
-import json
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import RECORD_LIMIT, read_regular
+from trt_compress.foreign import strict_json
 from trt_compress.runtime.stream.result import DOCUMENT as STREAM
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.bench.bundle import DOCUMENT as BENCH
@@ -74,47 +72,16 @@ def _read_json(path: Path, where: str) -> Any:
     if not raw.strip(b"\0 \t\r\n"):
         raise ConfigError(f"{where} is empty; run the measurement again.")
     try:
-        text = raw.decode(json.detect_encoding(raw))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{where} is not a text file, so it is no JSON document; {_GIVE}.") from None
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float)
-        if _HALF_A_CHARACTER.search(text):
-            json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"{where} holds half of a character (a lone surrogate); run the measurement again.") from None
-    except (ValueError, RecursionError) as error:
-        reason = f"{error} after a whole document" if str(error).startswith("Extra data") else error
-        raise ConfigError(f"{where} is not valid JSON ({reason}); run the measurement again.") from None
-    return data
+        return strict_json(raw, largest=_LARGEST)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not valid JSON ({error}); run the measurement again.") from None
 
 
 _GIVE = "give the result of `trt-compress run --report` or `trt-compress bench --json`"
-
-_HALF_A_CHARACTER = re.compile(r"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 
 _LARGEST = 2.0**63
 """No number of a measurement is as large; beyond it, integers and floats of the machine end."""
 
 
-def _integer(text: str) -> int:
-    value = int(text) if len(text) < 30 else int(_LARGEST)
-    return value if abs(value) < _LARGEST else int(_refuse_size(text))
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    return value if abs(value) < _LARGEST and math.isfinite(value) else float(_refuse_size(text))
-
-
-def _refuse_size(text: str) -> float:
-    shown = text if len(text) < 20 else f"{text[:12]}…, {len(text)} characters"
-    raise ValueError(f"{shown} is larger than any number that is measured")
-
-
 def _is_old_bench(data: Any) -> bool:
     return isinstance(data, dict) and "result_version" in data and "sides" in data
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
