@@ -8,6 +8,7 @@ Nothing is registered at import, and no GPU is asked for before `use_cuda_kernel
 """
 
 import importlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -238,13 +239,17 @@ def _run(spec: OpSpec, device_type: str, *arguments: Any) -> Any:
 
 
 def _trim(spec: OpSpec, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Cut what the data decide: `largest` is the size of the axis M."""
+    """Cut what the data decide: `largest` is the size of the axis M, and the kernel wrote rows of that size."""
     names = [described.name for described in spec.outputs]
     largest = int(outputs[names.index("largest")])
     cut = []
     for described, tensor in zip(spec.outputs, outputs, strict=True):
         axis = described.axes.index("M") if "M" in described.axes else None
-        cut.append(tensor if axis is None else tensor.narrow(axis, 0, largest).contiguous())
+        if axis is None:
+            cut.append(tensor)
+            continue
+        shape = [*tensor.shape[:axis], largest, *tensor.shape[axis + 1 :]]
+        cut.append(tensor.flatten()[: math.prod(shape)].reshape(shape).clone())
     return tuple(cut)
 
 

@@ -1,5 +1,6 @@
 """What all tests share: tests that need hardware or a library that is not here are skipped, with the reason."""
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from trt_compress.plugins.library import Library
 from trt_compress.tools.machine import gpus
 
 
@@ -25,6 +27,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def _has_gpu() -> bool:
     return bool(gpus())
+
+
+@pytest.fixture(scope="session")
+def native_library() -> Library:
+    """The native operators for ONNX Runtime, of these very sources, built once into the user's cache."""
+    from trt_compress.plugins.build import build
+
+    missing = [tool for tool in ("cmake",) if shutil.which(tool) is None]
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        missing.append("a C++ compiler")
+    if missing:
+        pytest.skip(f"the native operators cannot be built without {' and '.join(missing)}")
+    (outcome,) = build(only=("onnxruntime",))
+    if outcome.library is None:
+        pytest.fail(outcome.note)
+    return outcome.library
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,6 @@ BODY = f"""
   v1 = Constant <value_ints = [1]> ()
   v2 = Constant <value_ints = [2]> ()
   v3 = Constant <value_ints = [3]> ()
-  v_other = Constant <value_ints = [-1]> ()
   v_end = Constant <value_ints = [9223372036854775807]> ()
   zero32 = Constant <value_float = 0.0> ()
   one32 = Constant <value_float = 1.0> ()
@@ -188,7 +187,9 @@ BODY = f"""
   k32 = Cast <to = 1> (k)
   bias32 = Cast <to = 1> (bias_used)
   q_scaled = Mul (q32, factor)
-  group_shape = Concat <axis = 0> (v0, v_g, v_other, v_d)
+  v_heads_of_group = Div (v_h, v_g)
+  v_rows_of_group = Mul (v_heads_of_group, v_r)
+  group_shape = Concat <axis = 0> (v0, v_g, v_rows_of_group, v_d)
   q_grouped = Reshape (q_scaled, group_shape)
   k_turned = Transpose <perm = [0, 1, 3, 2]> (k32)
   product = MatMul (q_grouped, k_turned)
@@ -266,13 +267,13 @@ BODY = f"""
   v_groups = Where (each_group, v_g, v1)
   v_parts = Where (each_head, v_h, v_groups)
   v_keys = Shape <start = 0, end = 1> (keys)
-  part_shape = Concat <axis = 0> (v0, v_parts, v_other, v_keys)
+  heads_in_part = Div (v_h, v_parts)
+  part_shape = Concat <axis = 0> (v0, v_parts, heads_in_part, v_keys)
   parts = Reshape (pooled_heads, part_shape)
   reduced = If (heads_max) <
     then_branch = largest_head () => (part_max) {{ part_max = ReduceMax <keepdims = 0> (parts, v2) }},
     else_branch = all_heads () => (part_sum) {{ part_sum = ReduceSum <keepdims = 0> (parts, v2) }}
   >
-  heads_in_part = Div (v_h, v_parts)
   head_divisor = Where (heads_mean, heads_in_part, v1)
   head_divisor32 = Cast <to = 1> (head_divisor)
   part_scores = Div (reduced, head_divisor32)
@@ -316,7 +317,7 @@ def _attention_score(
     if ROWS[rows] == "last":
         q, position, bias = q[:, :, -1:], position[-1:], bias[:, :, -1:]
     (batch, num_heads, num_rows, width), (groups, n) = q.shape, k.shape[1:3]
-    grouped = (q.float() * scale).reshape(batch, groups, -1, width)
+    grouped = (q.float() * scale).reshape(batch, groups, num_heads // groups * num_rows, width)
     logits = (grouped @ k.float().transpose(2, 3)).reshape(batch, num_heads, num_rows, n) + bias.float()
     keys = torch.arange(n, device=k.device)
     span = slice(start, stop if stop > 0 else n + stop)
@@ -336,7 +337,7 @@ def _attention_score(
         score = score / (seen.sum(dim=0).clamp_min(1) if NORMALIZE[normalize] == "probes" else n - keys)
     score = _pooled(score, pool, head_kernel[0])
     parts = num_heads if heads == 0 else groups if heads <= 3 else 1
-    split = score.reshape(batch, parts, -1, len(keys))
+    split = score.reshape(batch, parts, num_heads // parts, len(keys))
     how = HEADS[heads].removeprefix("group_")
     score = split.amax(dim=2) if how == "max" else split.sum(dim=2)
     if how == "mean":

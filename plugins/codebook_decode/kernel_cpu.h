@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <limits>
 
 #include "codebook_decode/contract.h"
 #include "codebook_encode/digits.h"
+#include "common/copy.h"
 #include "common/half.h"
 #include "common/parallel.h"
 #include "common/simd.h"
@@ -31,7 +31,7 @@ void sumStages(Sizes const& sizes, int64_t const* code, T const* codebook, T* y)
     int64_t const width = sizes.width;
     if (sizes.stages == 1)
     {
-        std::memcpy(y, codebook + code[0] * width, static_cast<size_t>(width) * sizeof(T));
+        copyBytes(y, codebook + code[0] * width, static_cast<size_t>(width) * sizeof(T));
         return;
     }
     float sum[kCHUNK];

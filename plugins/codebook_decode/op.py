@@ -90,7 +90,6 @@ BODY = f"""
   v1 = Constant <value_ints = [1]> ()
   v2 = Constant <value_ints = [2]> ()
   v3 = Constant <value_ints = [3]> ()
-  v_other = Constant <value_ints = [-1]> ()
   half = Constant <value_float = 0.5> ()
   one32 = Constant <value_float = 1.0> ()
   two32 = Constant <value_float = 2.0> ()
@@ -105,7 +104,9 @@ BODY = f"""
     then_branch = vector () => (vector_y) {{
       vector_num_codes = Squeeze (v_k, v0) {_checked("vector")}
       v_width = Shape <start = 2, end = 3> (codebook)
-      row_shape = Concat <axis = 0> (v_other, v_width)
+      v_stages = Shape <start = 0, end = 1> (codebook)
+      v_words = Mul (v_stages, v_k)
+      row_shape = Concat <axis = 0> (v_words, v_width)
       words = Reshape (table32, row_shape)
       num_stages = Squeeze (v_codes, v0)
       stage = Range (zero, num_stages, one)
@@ -118,11 +119,14 @@ BODY = f"""
       scalar_y = If (is_table) <
         then_branch = table () => (table_y) {{
           table_num_codes = Squeeze (v_k, v0) {_checked("table")}
-          column_shape = Concat <axis = 0> (v_other, v_codes)
-          number = Reshape (table_checked, column_shape)
+          v_batch = Shape <start = 0, end = 1> (code)
+          v_tokens = Shape <start = 1, end = 2> (code)
+          v_rows = Mul (v_batch, v_tokens)
+          column_shape = Concat <axis = 0> (v_rows, v_codes)
+          number = Reshape <allowzero = 1> (table_checked, column_shape)
           table_levels = Gather <axis = 0> (table32, zero)
           values = GatherElements <axis = 0> (table_levels, number)
-          table_y = Reshape (values, code_shape)
+          table_y = Reshape <allowzero = 1> (values, code_shape)
         }},
         else_branch = bits_or_digits () => (digit_y) {{
           digit_y = If (is_fsq) <
@@ -148,7 +152,8 @@ BODY = f"""
               bit32 = Cast <to = 1> (bit)
               twice = Mul (bit32, two32)
               signs = Sub (twice, one32)
-              token_shape = Concat <axis = 0> (v0, v0, v_other)
+              v_channels = Shape <start = 2, end = 3> (codebook)
+              token_shape = Concat <axis = 0> (v0, v0, v_channels)
               sign_y = Reshape (signs, token_shape)
             }}
           >

@@ -121,7 +121,6 @@ BODY = f"""
   v1 = Constant <value_ints = [1]> ()
   v2 = Constant <value_ints = [2]> ()
   v3 = Constant <value_ints = [3]> ()
-  v_other = Constant <value_ints = [-1]> ()
   zero32 = Constant <value_float = 0.0> ()
   half = Constant <value_float = 0.5> ()
   one32 = Constant <value_float = 1.0> ()
@@ -186,7 +185,9 @@ BODY = f"""
             }},
             else_branch = sign () => (sign_code) {{
               v_width = Reshape (width, v1)
-              group_shape = Concat <axis = 0> (v0, v0, v_other, v_width)
+              v_channels = Shape <start = 2, end = 3> (x)
+              v_groups = Div (v_channels, v_width)
+              group_shape = Concat <axis = 0> (v0, v0, v_groups, v_width)
               is_positive = Greater (x32, zero32)
               bits = Cast <to = 7> (is_positive)
               groups = Reshape (bits, group_shape)
@@ -236,7 +237,7 @@ def _codebook_encode(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tens
         check_levels("codebook_encode", levels)
         digits = (fsq_bounded(x32, levels).round() + (levels / 2).floor()).long()
         return (digits * fsq_base(levels)).sum(dim=2, keepdim=True)
-    bits = (x32 > 0).long().reshape(*x.shape[:2], -1, group)
+    bits = (x32 > 0).long().reshape(*x.shape[:2], x.shape[2] // group, group)
     return (bits << torch.arange(group, device=x.device)).sum(dim=3)
 
 

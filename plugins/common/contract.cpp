@@ -1,5 +1,6 @@
 #include "common/contract.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
@@ -91,6 +92,23 @@ std::string jsonList(std::vector<T> const& items)
     }
     return "[" + text + "]";
 }
+
+//! Sizes whose products overflow somewhere are possible only beside an axis of 0: nothing else fits into a memory.
+Error checkProduct(char const* name, Shape const& shape)
+{
+    constexpr int64_t kMOST = int64_t{1} << 48;
+    constexpr int64_t kMOST_BESIDE_ZERO = int64_t{1} << 28;
+    bool const isEmpty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+    int64_t left = isEmpty ? kMOST_BESIDE_ZERO : kMOST;
+    for (int64_t const size : shape)
+    {
+        left /= std::max<int64_t>(size, 1);
+    }
+    return left > 0 ? Error{}
+                    : std::string(name) + " has shape " + textOf(shape) + ", which is too large; at most "
+            + std::to_string(kMOST) + " elements are allowed, and axes with a product of at most "
+            + std::to_string(kMOST_BESIDE_ZERO) + " beside an axis of 0.";
+}
 } // namespace
 
 char const* nameOf(DType dtype) noexcept
@@ -169,8 +187,17 @@ Error shapesOf(Contract const& contract, Attributes const& attributes, Shapes co
                 + std::to_string(wanted.rank) + " axes.";
         }
     }
+    Error error;
+    for (size_t i = 0; error.empty() && i < contract.inputs.size(); ++i)
+    {
+        error = checkProduct(contract.inputs[i].name, inputs[i]);
+    }
     outputs.assign(contract.outputs.size(), {});
-    Error const error = contract.shapes(attributes, inputs, outputs);
+    error = error.empty() ? contract.shapes(attributes, inputs, outputs) : error;
+    for (size_t i = 0; error.empty() && i < contract.outputs.size(); ++i)
+    {
+        error = checkProduct(contract.outputs[i].name, outputs[i]);
+    }
     return error.empty() ? error : contract.opType() + ": " + error;
 }
 

@@ -128,7 +128,7 @@ struct Contract
 //! Whether a node's attributes are what the contract allows.
 Error checkAttributes(Contract const& contract, Attributes const& attributes);
 
-//! Ranks, then the contract's own check. The sentence starts with the op type.
+//! Ranks, then the contract's own check, then that no product of sizes overflows. The sentence starts with the op type.
 Error shapesOf(Contract const& contract, Attributes const& attributes, Shapes const& inputs, Shapes& outputs);
 
 //! Types of the outputs that follow from those of the inputs and the attributes.

@@ -12,6 +12,7 @@ namespace trtc
 {
 
 typedef uint8_t ByteVector __attribute__((vector_size(kLANES)));
+typedef uint32_t UnsignedVector __attribute__((vector_size(kLANES * 4)));
 
 //! The bits of a vector as integers, and back.
 inline IntVector bitsOf(FloatVector const& vector)
@@ -75,8 +76,9 @@ inline FloatVector exponential(FloatVector const& value)
     sum = sum * rest + 1.6666665459e-1F;
     sum = sum * rest + 5.0000001201e-1F;
     sum = sum * (rest * rest) + rest + 1.0F;
-    IntVector const exponent = __builtin_convertvector(power, IntVector);
-    IntVector const bits = bitsOf(sum) + exponent * (1 << 23);
+    // Unsigned, so that what is above 0 (beside a NaN that hides the largest of a row) wraps around and is no overflow.
+    auto const exponent = (UnsignedVector)__builtin_convertvector(power, IntVector);
+    auto const bits = (IntVector)((UnsignedVector)bitsOf(sum) + (exponent << 23U));
     return floatsOf(bits & (value >= lowest));
 }
 

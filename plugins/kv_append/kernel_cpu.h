@@ -3,8 +3,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
+#include "common/copy.h"
 #include "common/parallel.h"
 #include "kv_append/contract.h"
 
@@ -21,7 +21,7 @@ inline void copyAll(void* to, void const* from, int64_t bytes, ParallelFor const
     parallelFor(bytes, kTASK_BYTES,
         [&](int64_t begin, int64_t end)
         {
-            std::memcpy(static_cast<char*>(to) + begin, static_cast<char const*>(from) + begin,
+            copyBytes(static_cast<char*>(to) + begin, static_cast<char const*>(from) + begin,
                 static_cast<size_t>(end - begin));
         });
 }
@@ -70,7 +70,7 @@ inline void appendRows(Sizes const& sizes, void const* cache, void const* rows, 
                 for (int64_t token = 0; token < sizes.tokens;)
                 {
                     int64_t const count = std::min(sizes.length - slot, sizes.tokens - token);
-                    std::memcpy(to + slot * rowBytes, from + token * rowBytes, static_cast<size_t>(count * rowBytes));
+                    copyBytes(to + slot * rowBytes, from + token * rowBytes, static_cast<size_t>(count * rowBytes));
                     token += count;
                     slot = sizes.sinks;
                 }

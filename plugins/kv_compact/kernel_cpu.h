@@ -2,8 +2,8 @@
 // place each is read before anything is written over it; slots behind the kept ones are not written then.
 #pragma once
 
-#include <cstring>
 
+#include "common/copy.h"
 #include "common/parallel.h"
 #include "kv_compact/contract.h"
 
@@ -65,14 +65,14 @@ inline void compactRows(
                     char const* const source = from + mine[slot] * rowBytes;
                     if (to + slot * rowBytes != source)
                     {
-                        std::memmove(to + slot * rowBytes, source, static_cast<size_t>((next - slot) * rowBytes));
+                        moveBytes(to + slot * rowBytes, source, static_cast<size_t>((next - slot) * rowBytes));
                     }
                     slot = next;
                 }
                 if (out != cache)
                 {
                     int64_t const done = sizes.kept * rowBytes;
-                    std::memcpy(to + done, from + done, static_cast<size_t>(headBytes - done));
+                    copyBytes(to + done, from + done, static_cast<size_t>(headBytes - done));
                 }
             }
         });

@@ -133,7 +133,7 @@ BODY = f"""
   clipped = Min (at_least, levels)
   codes = Where (is_flat, zero, clipped)
 
-  v_rest = Constant <value_ints = [-1]> ()
+  v_rest = Div (v_d, v_parts)
   parts_shape = Concat <axis = 0> (v00, v_l, v_parts, v_rest)
   parts = Reshape (codes, parts_shape)
   column32 = Cast <to = 1> (column)

@@ -25,7 +25,6 @@ constexpr int32_t kLANES_OF_ROW = kTILE / kSIDE;
 // Blocks of an SM, said to the compiler: left alone it saves registers until it spills.
 constexpr int32_t kHEAVY_BLOCKS = 2;
 constexpr int32_t kLIGHT_BLOCKS = 4;
-constexpr float kTINY = 1e-30F;            // a shorter feature counts as zero
 constexpr float kNONE = -3.402823466e38F;  // below every similarity
 constexpr int64_t kSHARE_BYTES = 32 << 10; // of y, that are worth a block that finds the partners again
 constexpr int64_t kMOST_SHARES = 16;
@@ -84,7 +83,7 @@ __device__ Item itemAt(void* memory, Problem const& problem, int64_t index)
     return {keys, match, match + problem.numA, match + 2 * problem.numA};
 }
 
-//! Inverse lengths of the features of up to kTILE rows: tokens first, first + 2, …
+//! Inverse lengths of the features of up to kTILE rows: tokens first, first + 2, …; 0 where a row has no direction.
 __device__ void inverseLengths(float* inverse, Problem const& problem, int64_t item, int32_t first, int32_t count)
 {
     int32_t const warp = static_cast<int32_t>(threadIdx.x / kWARP_SIZE);
@@ -104,7 +103,8 @@ __device__ void inverseLengths(float* inverse, Problem const& problem, int64_t i
         sum = warpSum(sum);
         if (lane == 0)
         {
-            inverse[row] = row < count ? 1.0F / fmaxf(sqrtf(sum), kTINY) : 0.0F;
+            float const length = sqrtf(sum);
+            inverse[row] = row < count && hasDirection(length) ? 1.0F / length : 0.0F;
         }
     }
 }
@@ -118,7 +118,7 @@ __device__ void loadTile(float (*tile)[kTILE + kSIDE], float const* inverse, Pro
         int32_t const row = i / kDEPTH;
         int32_t const d = i % kDEPTH;
         float value = 0.0F;
-        if (row < count && depth + d < problem.width)
+        if (row < count && depth + d < problem.width && inverse[row] > 0.0F) // what is no number is not multiplied by 0
         {
             int64_t const start = (item * problem.numTokens + first + 2 * row) * problem.width;
             value = loadFloat(problem.metric, problem.metricType, start + depth + d) * inverse[row];

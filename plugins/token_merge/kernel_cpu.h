@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "common/copy.h"
 #include "common/half.h"
 #include "common/order.h"
 #include "common/parallel.h"
@@ -21,7 +21,6 @@ namespace cpu
 {
 constexpr int64_t kROWS = kLANES == 16 ? 8 : 4; //!< rows of A in a tile; accumulators fill half of the registers
 constexpr int64_t kCOLUMNS = 2 * kLANES;        //!< rows of B in a tile
-constexpr float kTINY = 1e-30F;                 //!< a shorter feature counts as zero
 constexpr int64_t kCHUNK = 256;                 //!< channels merged at a time
 constexpr int64_t kTASK_BYTES = 1 << 16;        //!< about what is worth a task of its own
 
@@ -49,49 +48,47 @@ public:
 
     size_t itemBytes() const
     {
-        char* end = nullptr;
-        lay(nullptr, &end);
-        return static_cast<size_t>(roundUp(end - static_cast<char*>(nullptr), 64));
+        int64_t bytes = 0;
+        lay(nullptr, bytes);
+        return static_cast<size_t>(roundUp(bytes, 64));
     }
 
     Item item(void* workspace, int64_t index) const
     {
-        return lay(static_cast<char*>(workspace) + itemBytes() * static_cast<size_t>(index), nullptr);
+        int64_t bytes = 0;
+        return lay(static_cast<char*>(workspace) + itemBytes() * static_cast<size_t>(index), bytes);
     }
 
 private:
-    Item lay(char* at, char** end) const
+    //! Without memory only the bytes are counted.
+    Item lay(char* start, int64_t& bytes) const
     {
         Sizes const& s = mSizes;
         int64_t const rowsA = roundUp(s.numA(), kROWS);
         Item item{};
-        take(at, item.unitA, rowsA * s.width);
-        take(at, item.unitB, roundUp(s.numB(), kCOLUMNS) * s.width);
-        take(at, item.best, rowsA);
-        take(at, item.ranking, s.numA());
-        take(at, item.match, rowsA);
-        take(at, item.place, s.numA());
-        take(at, item.source, s.outB());
-        take(at, item.arrivals, s.numMerged);
-        take(at, item.first, s.numB() + 1);
-        if (end != nullptr)
-        {
-            *end = at;
-        }
+        take(start, bytes, item.unitA, rowsA * s.width);
+        take(start, bytes, item.unitB, roundUp(s.numB(), kCOLUMNS) * s.width);
+        take(start, bytes, item.best, rowsA);
+        take(start, bytes, item.ranking, s.numA());
+        take(start, bytes, item.match, rowsA);
+        take(start, bytes, item.place, s.numA());
+        take(start, bytes, item.source, s.outB());
+        take(start, bytes, item.arrivals, s.numMerged);
+        take(start, bytes, item.first, s.numB() + 1);
         return item;
     }
 
     template <typename T>
-    static void take(char*& at, T*& pointer, int64_t count)
+    static void take(char* start, int64_t& bytes, T*& pointer, int64_t count)
     {
-        pointer = reinterpret_cast<T*>(at);
-        at += roundUp(count * static_cast<int64_t>(sizeof(T)), 64);
+        pointer = start == nullptr ? nullptr : reinterpret_cast<T*>(start + bytes);
+        bytes += roundUp(count * static_cast<int64_t>(sizeof(T)), 64);
     }
 
     Sizes mSizes;
 };
 
-//! The length of one row of the metric, at least kTINY.
+//! The length of one row of the metric.
 template <typename T>
 float lengthOf(T const* row, int64_t width)
 {
@@ -113,7 +110,7 @@ float lengthOf(T const* row, int64_t width)
     {
         sum += sums[lane];
     }
-    return std::max(std::sqrt(sum), kTINY);
+    return std::sqrt(sum);
 }
 
 //! Normalises tokens `begin` to `end` of one item into its A or B, by the parity of their position.
@@ -126,6 +123,8 @@ void pack(Sizes const& sizes, Item const& item, T const* metric, int64_t begin, 
     {
         T const* const row = metric + token * width;
         float const length = lengthOf(row, width);
+        bool const counts = hasDirection(length);
+        float const divisor = counts ? length : 1.0F;
         int64_t const b = (token - sizes.firstB()) / 2;
         bool const isB = token % 2 == 1;
         float* const to = isB ? item.unitB + b / kCOLUMNS * kCOLUMNS * width + b % kCOLUMNS
@@ -135,9 +134,13 @@ void pack(Sizes const& sizes, Item const& item, T const* metric, int64_t begin, 
         {
             int64_t const count = std::min(kCHUNK, width - d);
             toFloats(chunk, row + d, count);
+            if (!counts)
+            {
+                std::fill(chunk, chunk + count, 0.0F);
+            }
             for (int64_t i = 0; i < count; ++i)
             {
-                to[(d + i) * stride] = chunk[i] / length;
+                to[(d + i) * stride] = chunk[i] / divisor;
             }
         }
     }
@@ -318,7 +321,7 @@ void mergeRow(Sizes const& sizes, Item const& item, int64_t b, T const* x, float
     *ySize = total;
     if (begin == end)
     {
-        std::memcpy(y, x + token * channels, static_cast<size_t>(channels) * sizeof(T));
+        copyBytes(y, x + token * channels, static_cast<size_t>(channels) * sizeof(T));
         return;
     }
     float sum[kCHUNK];
@@ -420,7 +423,7 @@ void mergeTokens(Sizes const& sizes, T const* x, void const* metric, DType metri
                 T* const to = y + index * channels;
                 if (row < sizes.outB())
                 {
-                    std::memcpy(to, tokens + item.source[row] * channels, rowBytes);
+                    copyBytes(to, tokens + item.source[row] * channels, rowBytes);
                     ySize[index] = sizesOfItem[item.source[row]];
                 }
                 else

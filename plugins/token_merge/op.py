@@ -11,6 +11,7 @@ from trt_compress.plugins.operator import Operator, cast, check_count, check_ten
 from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
 
 ORDERS = ("position", "similarity")
+SHORTEST, LONGEST = 2.0**-50, 2.0**64  # lengths of features that have a direction; their squares are within float32
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -30,9 +31,9 @@ SPEC = OpSpec(
     version=1,
     summary="Merge the most similar token pairs of each sequence, weighted by how many tokens each stands for.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(name="metric", axes=("B", "N", "D"), doc="similarity features, not normalised"),
-        TensorSpec(name="size", axes=("B", "N", "1"), dtypes=("float32",), doc="tokens each row stands for"),
+        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens, finite"),
+        TensorSpec(name="metric", axes=("B", "N", "D"), doc="similarity features, not normalised, of any values"),
+        TensorSpec(name="size", axes=("B", "N", "1"), dtypes=("float32",), doc="tokens each row stands for, positive"),
     ),
     outputs=(
         TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="merged tokens"),
@@ -52,6 +53,7 @@ SPEC = OpSpec(
     determinism="same input, same bits",
     limits=(
         "at least two tokens are not protected",
+        "a feature row whose length in float32 is not in 2**-50..2**64 (zeros, infinity, NaN) has similarity 0 with all",
         f"N <= {MOST_TOKENS}",
         f"{ON_A_GPU}, and at most 8388480 tokens are not protected",
     ),
@@ -79,11 +81,13 @@ BODY = """
   v2 = Constant <value_ints = [2]> ()
   v_last = Constant <value_ints = [-1]> ()
   v_end = Constant <value_ints = [9223372036854775807]> ()
-  tiny = Constant <value_float = 1e-30> ()
+  zero32 = Constant <value_float = 0.0> ()
+  shortest = Constant <value_float = 8.881784197001252e-16> ()
+  longest = Constant <value_float = 18446744073709551616.0> ()
 
-  # A: even positions, B: odd positions, both without the protected head. Their counts come from the shape of one item,
-  # which holds no batch: where N is fixed, ONNX Runtime folds everything that follows from it.
-  item = Gather <axis = 0> (size, zero)
+  # A: even positions, B: odd positions, both without the protected head. Their counts come from the shape of a
+  # sum that holds no batch: where N is fixed, ONNX Runtime folds everything that follows from it.
+  item = ReduceSum <keepdims = 0> (size, v0)
   item_shape = Shape (item)
   n = Gather <axis = 0> (item_shape, zero)
   odd_head = Mod (p, two)
@@ -101,8 +105,11 @@ BODY = """
   v_b = Reshape (start_b, v1)
   metric32 = Cast <to = 1> (metric)
   length = ReduceL2 <keepdims = 1> (metric32, v_last)
-  length_safe = Max (length, tiny)
-  unit = Div (metric32, length_safe)
+  is_long_enough = GreaterOrEqual (length, shortest)
+  is_short_enough = Less (length, longest)
+  has_direction = And (is_long_enough, is_short_enough)
+  direction = Div (metric32, length)
+  unit = Where (has_direction, direction, zero32)
   unit_a = Slice (unit, v_a, v_end, v1, v2)
   unit_b = Slice (unit, v_b, v_end, v1, v2)
   unit_bt = Transpose <perm = [0, 2, 1]> (unit_b)
@@ -214,14 +221,20 @@ def max_merged(num_tokens: int, num_protected: int = 0) -> int:
     return max(num_tokens - num_protected, 0) // 2
 
 
+def _unit(metric: Tensor) -> Tensor:
+    """Features of length 1 in float32, zeros where a row has no direction."""
+    wide = metric.float()
+    length = wide.square().sum(dim=-1, keepdim=True).sqrt()
+    return torch.where((length >= SHORTEST) & (length < LONGEST), wide / length, 0)
+
+
 @torch.library.custom_op("trt_compress::token_merge", mutates_args=())
 def _token_merge(
     x: Tensor, metric: Tensor, size: Tensor, num_merged: int, num_protected: int, order: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n, _ = x.shape
     head, r, device = num_protected, num_merged, x.device
-    unit = metric.float()
-    unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    unit = _unit(metric)
     position_a = torch.arange(head + head % 2, n, 2, device=device)
     position_b = torch.arange(head + 1 - head % 2, n, 2, device=device)
     similarity = unit[:, position_a] @ unit[:, position_b].transpose(1, 2)
@@ -273,9 +286,10 @@ def token_merge(
     the mean of their tokens, weighted by size.
 
     Args:
-        x: Tokens, [B, N, C], fp16 | bf16 | fp32.
-        metric: Similarity features, [B, N, D]; compared by cosine, in fp32.
-        size: How many tokens each row stands for, [B, N, 1], fp32.
+        x: Tokens, [B, N, C], fp16 | bf16 | fp32, finite.
+        metric: Similarity features, [B, N, D]; compared by cosine, in fp32. A row of zeros, or that holds infinity or
+            NaN, has similarity 0 with all.
+        size: How many tokens each row stands for, [B, N, 1], fp32, positive.
         num_merged: Tokens removed from each sequence, 0 <= num_merged <= (N - num_protected) // 2.
         num_protected: Leading tokens (class, distillation, registers) that stay as they are.
         order: Unmerged tokens of even position come by "position", or "similarity" (most similar first).
@@ -319,7 +333,7 @@ def token_merge(
 def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Tensor:
     head, r, dest = attributes["num_protected"], attributes["num_merged"], outputs["dest"]
     batch, n = dest.shape
-    unit = torch.nn.functional.normalize(inputs["metric"].float(), dim=-1, eps=1e-30)
+    unit = _unit(inputs["metric"])
     position = torch.arange(n, device=dest.device)
     position_a, position_b = position[head + head % 2 :: 2], position[head + 1 - head % 2 :: 2]
     num_b, num_left = position_b.numel(), position_a.numel() - r

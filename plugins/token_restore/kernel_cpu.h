@@ -1,9 +1,9 @@
 // TokenRestore on the CPU: rows are copied as bytes, whatever their type.
 #pragma once
 
-#include <cstring>
 #include <vector>
 
+#include "common/copy.h"
 #include "common/parallel.h"
 #include "token_restore/contract.h"
 
@@ -53,7 +53,7 @@ inline void restoreTokens(
                 int64_t const item = i / sizes.numTokens;
                 int64_t const from = sizes.unpermute ? i : item * sizes.numRows + index[i];
                 int64_t const to = sizes.unpermute ? item * sizes.numTokens + index[i] : i;
-                std::memcpy(static_cast<char*>(x) + static_cast<size_t>(to) * rowBytes,
+                copyBytes(static_cast<char*>(x) + static_cast<size_t>(to) * rowBytes,
                     static_cast<char const*>(y) + static_cast<size_t>(from) * rowBytes, rowBytes);
             }
         });

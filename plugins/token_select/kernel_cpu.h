@@ -2,9 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
+#include "common/copy.h"
 #include "common/half.h"
 #include "common/order.h"
 #include "common/parallel.h"
@@ -123,7 +123,7 @@ void selectTokens(Sizes const& sizes, T const* x, void const* score, DType score
             {
                 int64_t const b = i / sizes.numKept;
                 T* const to = y + (b * sizes.numOut() + i % sizes.numKept) * channels;
-                std::memcpy(to, x + (b * numTokens + index[i]) * channels, rowBytes);
+                copyBytes(to, x + (b * numTokens + index[i]) * channels, rowBytes);
             }
         });
     if (!sizes.fuse)

@@ -437,6 +437,10 @@ cudaError_t launchTokenSelectDynamic(Sizes const& sizes, void const* x, DType ty
     {
         forced.positions[forced.count++] = narrow(position);
     }
+    if (sizes.batch == 0) // no block would write it
+    {
+        return cudaMemsetAsync(largest, 0, sizeof(int32_t), stream);
+    }
     bool const inShared = sizes.numTokens <= kSHARED_TOKENS;
     auto* const kept = static_cast<int32_t*>(workspace);
     auto* const keys = reinterpret_cast<uint32_t*>(static_cast<char*>(workspace) + keptBytes(sizes));

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
+#include "common/copy.h"
 #include "common/half.h"
 #include "common/order.h"
 #include "common/parallel.h"
@@ -188,11 +188,11 @@ void copyTokens(Sizes const& sizes, int64_t length, T const* x, int64_t const* c
                 valid[i] = fromFloat<T>(isToken ? 1.0F : 0.0F);
                 if (isToken)
                 {
-                    std::memcpy(y + i * sizes.channels, x + (b * sizes.numTokens + token) * sizes.channels, rowBytes);
+                    copyBytes(y + i * sizes.channels, x + (b * sizes.numTokens + token) * sizes.channels, rowBytes);
                 }
                 else
                 {
-                    std::memset(static_cast<void*>(y + i * sizes.channels), 0, rowBytes);
+                    clearBytes(y + i * sizes.channels, rowBytes);
                 }
             }
         });

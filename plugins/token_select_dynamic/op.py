@@ -41,7 +41,8 @@ SPEC = OpSpec(
         TensorSpec(
             name="score",
             axes=("B", "N"),
-            doc="importance of each token; infinity and NaN count as the largest number; by mass finite, not negative",
+            doc="importance of each token; infinity and NaN count as the largest number; by mass a negative one "
+            "counts as 0",
         ),
     ),
     outputs=(
@@ -116,11 +117,21 @@ BODY = """
   # those that qualify are the first of them
   qualifies = If (by_mass) <
     then_branch = of_mass () => (before_reached) {
-      is_free = Less (best, above_all)
-      mass = Where (is_free, best, zero32)
-      mass_before = CumSum <exclusive = 1> (mass, one)
       free_score = Where (is_forced, zero32, ordinary)
-      total = ReduceSum <keepdims = 1> (free_score, v1)
+      free_mass = Max (free_score, zero32)
+      largest_mass = ReduceMax <keepdims = 1> (free_mass, v1)
+      huge = Constant <value_float = 1.2676506002282294e30> ()  # 2**100: sums might go beyond float32
+      shrinking = Constant <value_float = 8.673617379884035e-19> ()  # 2**-60
+      one32 = Constant <value_float = 1.0> ()
+      is_huge = GreaterOrEqual (largest_mass, huge)
+      unit = Where (is_huge, shrinking, one32)
+      is_free = Less (best, above_all)
+      best_free = Where (is_free, best, zero32)
+      best_mass = Max (best_free, zero32)
+      mass = Mul (best_mass, unit)
+      mass_before = CumSum <exclusive = 1> (mass, one)
+      every_mass = Mul (free_mass, unit)
+      total = ReduceSum <keepdims = 1> (every_mass, v1)
       share = Mul (total, threshold32)
       before_reached = Less (mass_before, share)
     },
@@ -181,7 +192,8 @@ def _counts(
     best = keyed.gather(1, ranking)
     limit = keyed.new_tensor(threshold)
     if mode == 1:
-        mass = best.masked_fill(best.isinf(), 0)
+        mass = best.masked_fill(best == torch.inf, 0).clamp_min(0)
+        mass = mass * torch.where(mass.amax(dim=1, keepdim=True) >= 2.0**100, 2.0**-60, 1.0)  # sums within float32
         before = torch.nn.functional.pad(mass.cumsum(dim=1)[:, :-1], (1, 0))
         qualifies = before < mass.sum(dim=1, keepdim=True) * limit
     else:
@@ -203,7 +215,7 @@ def _token_select_dynamic(
     n, num_forced = x.shape[1], len({position for position in forced if position >= 0})
     keyed, ranking = _rank(score, forced)
     count = _counts(keyed, ranking, mode, threshold, min_kept, max_kept, num_forced)
-    largest = count.max()
+    largest = count.max() if count.numel() else count.new_zeros(())
     length = int(largest) if trim == 1 else max_kept
     kept = torch.arange(max_kept, device=x.device) < count[:, None]
     place = torch.where(kept, ranking[:, :max_kept], n).sort(dim=1).values[:, :length]
@@ -250,10 +262,10 @@ def token_select_dynamic(
 
     Args:
         x: Tokens, [B, N, C], fp16 | bf16 | fp32.
-        score: Importance, [B, N], fp16 | bf16 | fp32, by mass finite; scores of forced tokens do not matter. Infinity
-            and NaN count as the largest number.
+        score: Importance, [B, N], fp16 | bf16 | fp32; scores of forced tokens do not matter. Infinity and NaN count as
+            the largest number.
         mode: "threshold" keeps the scores of at least `threshold`; "mass" keeps the smallest number of best tokens
-            whose scores, which must not be negative, sum to at least `threshold` times the sum of all.
+            whose scores sum to at least `threshold` times the sum of all; a negative score counts as 0 in both sums.
         threshold: Least score kept; by mass a share, 0 <= threshold < 1.
         min_kept: If fewer qualify, the best are added up to this number.
         max_kept: If more qualify, the best of this number stay; 1 <= max_kept <= N.
@@ -340,12 +352,13 @@ def _regret(inputs: Mapping[str, Tensor], attributes: Mapping[str, Any], outputs
     lawful &= (largest == count.max()) & (width == (int(largest) if attributes["trim"] else most))
 
     free = keyed.isfinite()
-    scale = inputs["score"].float().abs().amax(dim=1).clamp_min(1e-30)
+    scale = ordinary(inputs["score"].float()).clamp_min(torch.finfo(torch.float32).min).abs().amax(dim=1)
+    scale = scale.clamp_min(1e-30)
     worst_kept = keyed.masked_fill(~(kept & free), torch.inf).amin(dim=1)
     best_dropped = keyed.masked_fill(kept | ~free, -torch.inf).amax(dim=1)
     order = (best_dropped - worst_kept).clamp_min(0) / scale
     if attributes["mode"] == 1:
-        mass = keyed.masked_fill(~free, 0).double()
+        mass = keyed.masked_fill(~free, 0).double().clamp_min(0)
         total = mass.sum(dim=1)
         share, held = total * limits[1], (mass * kept).sum(dim=1)
         surplus, lack, unit = held - worst_kept.double() - share, share - held, total.clamp_min(1e-30)

@@ -98,8 +98,9 @@ def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks:
     cache_out = cache.copy()
     for b, t in itertools.product(range(len(position)), range(rows.shape[2])):
         slot = int(position[b]) + t
-        while layout == 1 and slot >= cache.shape[2]:
-            slot -= cache.shape[2] - sinks
+        if layout == 1 and slot >= cache.shape[2]:  # as often around as it takes
+            period = cache.shape[2] - sinks
+            slot -= (slot - cache.shape[2] + period) // period * period
         cache_out[b, :, slot] = rows[b, :, t]
     return Restated(outputs=(cache_out,))
 

@@ -23,12 +23,13 @@ def _dynamic_row(
         wanted = sum(score[i] >= threshold for i in free)
         margin = gap(threshold, score[free]) if free else math.inf
     else:
-        share = threshold * sum(score[i] for i in free)
+        mass = [max(value, 0.0) for value in score]
+        share = threshold * sum(mass[i] for i in free)
         wanted, held = 0, 0.0
         while wanted < len(free) and held < share:
-            held += score[free[wanted]]
+            held += mass[free[wanted]]
             wanted += 1
-        reached = [sum(score[i] for i in free[:number]) for number in range(len(free) + 1)]
+        reached = [sum(mass[i] for i in free[:number]) for number in range(len(free) + 1)]
         margin = min((abs(value - share) for value in reached if value != share), default=math.inf)
     number = min(max(len(always) + wanted, len(always), least), most)
     return sorted(always + free[: number - len(always)]), margin

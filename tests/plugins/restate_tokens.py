@@ -7,11 +7,19 @@ import numpy as np
 from restate_base import Array, Counted, Restated, Restatement, gap, ordinary, stack
 
 
+def _direction(row: Array) -> Array:
+    """The row at length 1; of zeros if its length, as float32 has it, is nothing to divide by."""
+    if not np.isfinite(row).all():
+        return np.zeros_like(row)
+    norm = math.sqrt(float(row @ row))
+    return row / norm if 2**-50 <= norm < 2**64 else np.zeros_like(row)
+
+
 def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protected: int, order: int) -> Restated:
     n = len(x)
     a_rows = [i for i in range(num_protected, n) if i % 2 == 0]
     b_rows = [i for i in range(num_protected, n) if i % 2 == 1]
-    unit = [row / norm if (norm := math.sqrt(float(row @ row))) else row for row in metric]
+    unit = [_direction(row) for row in metric]
     targets = np.array([unit[b] for b in b_rows]).reshape(len(b_rows), metric.shape[1])
     best: dict[int, float] = {}
     partner: dict[int, int] = {}

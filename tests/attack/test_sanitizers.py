@@ -1,0 +1,122 @@
+"""The native operators under AddressSanitizer and UndefinedBehaviorSanitizer: hostile calls, and `tests/native`.
+
+The library is built by the same CMake file with the sanitizers added by CXXFLAGS and LDFLAGS, into a cache folder of its
+own, and runs in a child into which their runtimes are preloaded.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trt_compress.plugins.library import cache_folder
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent
+SANITIZE = "-fsanitize=address,undefined,float-cast-overflow"
+FLAGS = f"-O1 -g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized {SANITIZE}"
+REPORT = re.compile(r"^.*(?:runtime error: |ERROR: AddressSanitizer: ).*$", re.MULTILINE)
+PLANTED = """
+#include <cstdlib>
+extern "C" int planted(int count)
+{
+    int* const values = static_cast<int*>(malloc(4 * sizeof(int)));
+    values[count] = 2147483647;
+    int const sum = values[count] + count;
+    free(values);
+    return sum;
+}
+"""
+BUILD = "from trt_compress.plugins.build import build; print(build(only=('onnxruntime',))[0].library.path)"
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> dict[str, str]:
+    """The environment of a child whose native operators are built with the sanitizers."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None or shutil.which("cmake") is None:
+        pytest.skip("the sanitizers need CMake and a C++ compiler")
+    runtimes = []
+    for name in ("libasan.so", "libubsan.so", "libstdc++.so.6"):
+        found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        if not Path(found).is_absolute():
+            pytest.skip(f"{compiler} has no {name}; install the sanitizers of GCC")
+        runtimes.append(found)
+    folder = cache_folder() / "sanitized"
+    (folder / "trt-compress").mkdir(parents=True, exist_ok=True)
+    headers = folder / "trt-compress" / "headers"
+    if not headers.exists() and (cache_folder() / "headers").is_dir():
+        headers.symlink_to(cache_folder() / "headers")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        **{"XDG_CACHE_HOME": str(folder), "CMAKE_BUILD_TYPE": "None", "CXXFLAGS": FLAGS, "LDFLAGS": SANITIZE},
+        "LD_PRELOAD": " ".join(runtimes),
+        # Python and ONNX Runtime keep what they have until they end, and free by new what others made by malloc.
+        "ASAN_OPTIONS": "detect_leaks=0:new_delete_type_mismatch=0:alloc_dealloc_mismatch=0",
+        "UBSAN_OPTIONS": "print_stacktrace=0",
+    }
+
+
+def child(environment: dict[str, str], *command: str, cwd: Path = HERE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+def reports(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return REPORT.findall(done.stdout) + REPORT.findall(done.stderr)
+
+
+@pytest.fixture(scope="module")
+def library(sanitized: dict[str, str]) -> Path:
+    done = child(sanitized, "-c", BUILD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Path(done.stdout.split()[-1])
+
+
+def test_what_is_planted_is_found(sanitized: dict[str, str], tmp_path: Path) -> None:
+    source, built = tmp_path / "planted.cpp", tmp_path / "planted.so"
+    source.write_text(PLANTED)
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    assert compiler
+    subprocess.run([compiler, "-shared", "-fPIC", *FLAGS.split(), str(source), "-o", str(built)], check=True)
+    program = f"import ctypes; ctypes.CDLL({str(built)!r}).planted(%d)"
+    sound, overflow, overrun = (reports(child(sanitized, "-c", program % count)) for count in (0, 3, 4))
+    assert sound == []
+    assert len(overflow) == 1 and "signed integer overflow" in overflow[0]
+    assert any("heap-buffer-overflow" in line for line in overrun)
+
+
+def test_operator_calls(attack: Any, sanitized: dict[str, str], library: Path) -> None:
+    count, seed = attack.count(200, 16_000), 3
+    done = child(sanitized, str(HERE / "hostile_worker.py"), str(library), str(seed), str(count))
+    found = reports(done)
+    attack.saw(seed=seed, sanitizer_reports=len(found), exit_code=done.returncode)
+    assert found[:10] == []
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    attack.saw(calls=seen["calls"], ran=seen["ran"], refused=seen["refused"] + seen.get("otherwise", 0))
+    assert seen["calls"] == count and seen["ran"] > count / 4 and seen["refused"] > count / 8
+
+
+def test_native_tests(attack: Any, sanitized: dict[str, str], library: Path) -> None:
+    """Everything in tests/native that runs this library; the emulation has sanitized builds of its own there."""
+    files = ["test_native_conformance.py", "test_native_adversarial.py", "test_native_kv.py", "test_native_mixing.py"]
+    files += ["test_native_codebooks.py", "test_native_packed_caches.py", "test_native_scores_and_mixes.py"]
+    files += ["test_native_data_sizes.py", "test_agreement.py"]
+    chosen = files if attack.long else ["test_native_data_sizes.py"]
+    attack.saw(files=len(chosen))
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore")
+    done = child(
+        sanitized, "-m", "pytest", *options, *(str(TESTS / "native" / name) for name in chosen), cwd=TESTS.parent
+    )
+    found = reports(done)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    attack.saw(sanitizer_reports=len(found), said=last)
+    assert found[:10] == []
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in last and "skipped" not in last
