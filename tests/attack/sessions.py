@@ -45,7 +45,12 @@ def model_of(contract: Contract, call: Call, function: onnx.FunctionProto | None
         ends.append(outside)
     (given, wanted), inner = ends, []
     for tensors, outside in ((contract["inputs"], given), (contract["outputs"], wanted)):
-        inner.append([f"{t['name']}_{'narrow' if o.name.endswith('wide') else ''}" for t, o in zip(tensors, outside)])
+        inner.append(
+            [
+                f"{t['name']}_{'narrow' if o.name.endswith('wide') else ''}"
+                for t, o in zip(tensors, outside, strict=True)
+            ]
+        )
     for inside, value in zip(inner[0], given, strict=True):
         if inside != value.name:
             nodes.append(helper.make_node("Cast", [value.name], [inside], to=TensorProto.BFLOAT16))

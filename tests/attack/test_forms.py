@@ -1,7 +1,7 @@
 """All forms of every operator on the same calls: restatement, torch, body, native operator, emulated GPU kernels.
 
-Inside the contract they must agree, whatever the values: ties, both zeros, subnormal numbers, NaN and infinity where the
-contract speaks of them, batch 0, no channels, positions up to 2**62. A decision between two numbers that differ by
+Inside the contract they must agree, whatever the values: ties, both zeros, subnormal numbers, NaN and infinity where
+the contract speaks of them, batch 0, no channels, positions up to 2**62. A decision between two numbers that differ by
 rounding may go either way; there the operator's regret must be next to nothing.
 """
 
@@ -16,8 +16,9 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "native"), str(HERE.parent / "plugins")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
 from calls import ATTRIBUTES, NAMES, Array, Call, lawful_call, types_of
 from emulation.building import cuda_library

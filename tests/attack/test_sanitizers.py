@@ -1,7 +1,7 @@
 """The native operators under AddressSanitizer and UndefinedBehaviorSanitizer: hostile calls, and `tests/native`.
 
-The library is built by the same CMake file with the sanitizers added by CXXFLAGS and LDFLAGS, into a cache folder of its
-own, and runs in a child into which their runtimes are preloaded.
+The library is built by the same CMake file with the sanitizers added by CXXFLAGS and LDFLAGS, into a cache folder of
+its own, and runs in a child into which their runtimes are preloaded.
 """
 
 import json
