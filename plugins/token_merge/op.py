@@ -53,7 +53,7 @@ SPEC = OpSpec(
     determinism="same input, same bits",
     limits=(
         "at least two tokens are not protected",
-        "a feature row whose length in float32 is not in 2**-50..2**64 (zeros, infinity, NaN) has similarity 0 with all",
+        "a feature row whose length in float32 is beyond 2**-50..2**64 (zeros, inf, NaN) has similarity 0 with all",
         f"N <= {MOST_TOKENS}",
         f"{ON_A_GPU}, and at most 8388480 tokens are not protected",
     ),
