@@ -18,7 +18,8 @@ from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
 from trt_compress.export.verify import VerifyReport
-from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, LoadedHost, TensorSpec
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost, TensorSpec
+from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.registry import operators
 from trt_compress.runtime import manifest as fields
 from trt_compress.runtime.manifest import Manifest

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from trt_compress.errors import GateError, UnsupportedError
 from trt_compress.export.lower import operator_nodes
 from trt_compress.export.sample_inputs import lengths_of
-from trt_compress.models.compressors.compose import SitePlan
-from trt_compress.models.hosts.base import BATCH_SYMBOL, GraphSpec, StateSpec, Steps, TensorSpec
+from trt_compress.models.compressors.place import SitePlan
+from trt_compress.models.hosts.base import GraphSpec, Steps, TensorSpec
+from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators

@@ -1,20 +1,16 @@
 """A-ToMe: merging of adjacent audio frames, which keeps their order in time."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.methods.audio import ATOME, AtomeConfig
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Signals,
-    TokenState,
-    layers_or_quarters,
-    ratio_at,
-)
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged, layers_or_quarters, ratio_at
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.operator import cast
 from trt_compress.plugins.token_mix.op import token_mix
 from trt_compress.plugins.token_select.op import token_select
@@ -48,37 +44,42 @@ class Atome(Compressor):
     """Merge the most similar neighbours after the attention of a few layers."""
 
     method = ATOME
-    signals = frozenset({"keys"})
+    asks = frozenset({"keys"})
+    positions = "averaged"
 
     @classmethod
-    def layers(cls, config: AtomeConfig, host: HostInfo) -> tuple[int, ...]:
+    def placements(cls, config: AtomeConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Layers that merge."""
-        return layers_or_quarters("atome", config.layers, host)
+        return after_attention(layers_or_quarters("atome", config.layers, host))
 
-    def __init__(self, config: AtomeConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
-        self.config, self.num_prefix = config, host.num_prefix
-        links = tokens_in - host.num_prefix - 1
-        self.num_merged = max(0, math.floor(ratio_at(config.merge_ratio, config.layers or (), layer) * links))
-        self.tokens_out = tokens_in - self.num_merged
+    def __init__(self, config: AtomeConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.config, self.num_prefix = config, arrival.prefix
+        ratio = ratio_at(config.merge_ratio, config.layers or (), arrival.layer)
+        self.num_merged = max(0, math.floor(ratio * (arrival.patches - 1)))
+        self.tokens_out = arrival.tokens - self.num_merged
 
     @property
     def proportional_attention(self) -> bool:
         """Whether attention after this site weighs keys by size."""
         return self.config.proportional_attention
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Merge frames; keys are the similarity feature."""
-        assert signals.keys is not None
-        prefix = self.num_prefix
-        size = torch.ones_like(state.x[..., :1], dtype=torch.float32) if state.size is None else state.size
-        x, frame_size = state.x[:, prefix:], size[:, prefix:]
-        distance = -link_similarity(signals.keys[:, prefix:])
+        prefix, size = self.num_prefix, tokens.sizes
+        x, frame_size = tokens.x[:, prefix:], size[:, prefix:]
+        distance = -link_similarity(taps["keys"][:, prefix:])
         num_kept = x.shape[1] - 1 - self.num_merged
         _, last, _ = token_select(distance[..., None], distance, num_kept=num_kept)
         matrix = segment_matrix(last, frame_size)
         merged = token_mix(x, matrix)
         sums = cast(matrix > 0, torch.float32) @ frame_size
-        return TokenState(
-            x=torch.cat([state.x[:, :prefix], merged], dim=1), size=torch.cat([size[:, :prefix], sums], dim=1)
+        position = averaged(
+            tokens.position, lambda places: torch.cat([places[:, :prefix], matrix @ places[:, prefix:]], dim=1)
+        )
+        return replace(
+            tokens,
+            x=torch.cat([tokens.x[:, :prefix], merged], dim=1),
+            size=torch.cat([size[:, :prefix], sums], dim=1),
+            position=position,
         )

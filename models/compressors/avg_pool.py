@@ -1,19 +1,16 @@
 """Average pooling along the token sequence (LLaVolta's visual pooling)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods.vision import AVG_POOL, AvgPoolConfig
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Signals,
-    TokenState,
-    check_layer,
-)
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged, check_layer
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 
 
 def pool_tokens(x: Tensor, stride: int) -> Tensor:
@@ -104,34 +101,40 @@ class AvgPool(Compressor):
 
     method = AVG_POOL
     layer_option = "layer=…"
+    positions = "averaged"
 
     @classmethod
-    def layers(cls, config: AvgPoolConfig, host: HostInfo) -> tuple[int, ...]:
+    def placements(cls, config: AvgPoolConfig, host: HostInfo) -> tuple[Placement, ...]:
         """The one layer that pools."""
-        return check_layer("avg_pool", host.depth // 4 if config.layer is None else config.layer, host)
+        return after_attention(check_layer("avg_pool", host.depth // 4 if config.layer is None else config.layer, host))
 
-    def __init__(self, config: AvgPoolConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
-        self.stride, self.num_prefix = config.stride, host.num_prefix
-        num_patches = tokens_in - host.num_prefix
+    def __init__(self, config: AvgPoolConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.stride, self.num_prefix, num_patches = config.stride, arrival.prefix, arrival.patches
         if config.stride > num_patches:
             raise ConfigError(
-                f"avg_pool: stride={config.stride} is larger than the {num_patches} patches at layer {layer} of "
-                f"{host.name}; give at most {num_patches}."
+                f"avg_pool: stride={config.stride} is larger than the {num_patches} patches at layer {arrival.layer} "
+                f"of {arrival.host.name}; give at most {num_patches}."
             )
-        self.tokens_out = host.num_prefix + -(-num_patches // config.stride)
+        self.tokens_out = arrival.prefix + -(-num_patches // config.stride)
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Pool everything but the prefix."""
         p, stride = self.num_prefix, self.stride
-        if state.size is None:
-            return TokenState(x=torch.cat([state.x[:, :p], pool_tokens(state.x[:, p:], stride)], dim=1))
-        size = pool_tokens(state.size[:, p:], stride)
-        weighted = pool_tokens(state.x[:, p:].float() * state.size[:, p:], stride) / size
-        patches = state.size.shape[1] - p
+        position = averaged(
+            tokens.position, lambda places: torch.cat([places[:, :p], pool_tokens(places[:, p:], stride)], dim=1)
+        )
+        if tokens.size is None:
+            x = torch.cat([tokens.x[:, :p], pool_tokens(tokens.x[:, p:], stride)], dim=1)
+            return replace(tokens, x=x, position=position)
+        size = pool_tokens(tokens.size[:, p:], stride)
+        weighted = pool_tokens(tokens.x[:, p:].float() * tokens.size[:, p:], stride) / size
+        patches = tokens.size.shape[1] - p
         window = torch.full((size.shape[1], 1), stride, dtype=torch.float32, device=size.device)
         window[-1] = patches - stride * (size.shape[1] - 1)
-        return TokenState(
-            x=torch.cat([state.x[:, :p], weighted.to(state.x.dtype)], dim=1),
-            size=torch.cat([state.size[:, :p], size * window], dim=1),
+        return replace(
+            tokens,
+            x=torch.cat([tokens.x[:, :p], weighted.to(tokens.x.dtype)], dim=1),
+            size=torch.cat([tokens.size[:, :p], size * window], dim=1),
+            position=position,
         )

@@ -1,164 +1,94 @@
-"""What a compressor is: a configuration, and a module for every site it acts at."""
+"""What a method is: a configuration, where it acts, what it asks for, and a module for every site it acts at."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
-from trt_compress.methods.config import Method, check_ascending
+from trt_compress.methods.config import CompressorConfig, Method, check_ascending
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
+from trt_compress.models.states import StateSpec
 
-SiteKind = Literal[
-    "patch_embed",
-    "after_attention",
-    "block_routing",
-    "encoder_output",
-    "before_decoder_layer",
-    "kv_cache",
-    "output_head",
-    "codec",
-]
-Signal = Literal["keys", "class_attention", "history_queries", "previous", "age"]
-USUAL_SIGNALS: Mapping[SiteKind, frozenset[Signal]] = MappingProxyType(
-    {
-        "after_attention": frozenset({"keys", "class_attention"}),
-        "block_routing": frozenset({"history_queries"}),
-        "patch_embed": frozenset({"previous", "age"}),
-    }
-)
-"""What a host computes where it has a site; behind the encoder, where no layer is left, nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostInfo:
-    """What a compressor may know of its host.
-
-    Attributes:
-        name: The host, for messages.
-        sites: Kinds of site it has.
-        depth: Number of layers.
-        num_tokens: Tokens that enter layer 0, the prefix included.
-        num_prefix: Leading tokens that are no patches: class, distillation and register tokens.
-        has_class_token: Token 0 is a class token, so there is a class-attention row.
-        scored_layers: Layers before which the model can score its tokens by object queries.
-        whole_layers: Layers that attend to a whole image where the others attend to windows of `num_tokens`.
-        num_patches: Tokens of a whole image, where there are windows.
-        width: Channels of a token; None: not told.
-        signals: What it computes at each kind of site, for the compressors that ask for it.
-    """
-
-    name: str
-    sites: frozenset[SiteKind]
-    depth: int
-    num_tokens: int
-    num_prefix: int
-    has_class_token: bool
-    scored_layers: tuple[int, ...] = ()
-    whole_layers: tuple[int, ...] = ()
-    num_patches: int = 0
-    width: int | None = None
-    signals: Mapping[SiteKind, frozenset[Signal]] = field(default_factory=lambda: USUAL_SIGNALS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """Which tokens of each of R windows pass a block, and how its updates come back to all of them.
-
-    Attributes:
-        index: Positions of the K tokens that pass by themselves, [R, K].
-        dest: Row of the update for every token, [R, N]: its place in `index`, or K.
-        weight: What makes the representative of the others, [R, 1, N]; None: there is none.
-    """
-
-    index: Tensor
-    dest: Tensor
-    weight: Tensor | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenState:
-    """Tokens [B, N, C], and what is known of them.
-
-    Attributes:
-        x: The tokens.
-        size: How many original tokens each stands for, [B, N, 1] in fp32; None: one each.
-        route: Set where tokens only go around a block: all of them are still there.
-        position: Where each stood before the site, [B, N] int64; None: not known.
-    """
-
-    x: Tensor
-    size: Tensor | None = None
-    route: Route | None = None
-    position: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What the host offers at a site; only what a compressor declares is computed.
-
-    Attributes:
-        keys: Keys averaged over the heads, [B, N, D].
-        class_attention: Attention of the class token to every token, averaged over the heads, [B, N].
-        scores: How much the object queries of the last frame need each token, [B, N].
-        previous: The tokens of the site as they were when they were last computed, [B, N, C].
-        age: Frames since each token was last computed, [B, N]; `NEVER` if it has not been.
-    """
-
-    keys: Tensor | None = None
-    class_attention: Tensor | None = None
-    scores: Tensor | None = None
-    previous: Tensor | None = None
-    age: Tensor | None = None
+PositionRule = Literal["kept", "averaged", "renumbered"]
 
 
 class Compressor(nn.Module, ABC):
-    """One method at one site. A subclass sets the class variables, `layers`, `__init__` and `forward`.
+    """One method at one site. A subclass sets the class variables, `placements`, `__init__` and `forward`.
 
     Attributes:
         method: Its entry in the list of methods: name, summary, source, options.
-        site: Kind of site it acts at.
-        signals: What it needs from the attention before the site.
+        asks: Kinds of tap that it needs of the layer it acts at.
         layer_option: How a spec string says at which layers it acts.
+        alone: Why no other method can act beside it, as the end of `NAME: …`; None: others can.
+        positions: What becomes of positions: the remaining tokens keep theirs, what is merged has the mean, rounded
+            down, or they count anew from 0.
+        takes_padding: It knows which tokens are padding (`Tokens.valid`) and heeds it.
         keeps_prefix: Class, distillation and register tokens leave the site in front of the others, as they came.
-        proportional_attention: Later attention adds log(size) to the logits of every key.
+        keeps_rest: What it does not pass on is kept and comes back; no token is removed.
+        tokens_in: Tokens that come to the site; set by the base.
         tokens_out: Tokens that leave the site; set by `__init__`.
         width_out: Channels that leave the site; None: as many as came.
     """
 
     method: ClassVar[Method]
-    site: ClassVar[SiteKind] = "after_attention"
-    signals: ClassVar[frozenset[Signal]] = frozenset()
+    asks: ClassVar[frozenset[TapKind]] = frozenset()
     layer_option: ClassVar[str] = "layers=[…]"
+    alone: ClassVar[str | None] = None
+    positions: ClassVar[PositionRule] = "kept"
+    takes_padding: ClassVar[bool] = False
     keeps_prefix: ClassVar[bool] = True
+    keeps_rest: ClassVar[bool] = False
 
+    tokens_in: int
     tokens_out: int
     width_out: int | None = None
 
     @classmethod
-    def site_of(cls, config: Any) -> SiteKind:
-        """Kind of site it acts at with these options."""
-        return cls.site
+    @abstractmethod
+    def placements(cls, config: Any, host: HostInfo) -> tuple[Placement, ...]:
+        """Where it acts in `host`.
+
+        Raises:
+            ConfigError: a layer is asked for that the host does not have.
+            UnsupportedError: the host lacks what the method stands on.
+        """
 
     @classmethod
-    @abstractmethod
-    def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:
-        """Layers of `host` after whose attention this method acts, ascending; none at the encoder's output."""
+    def taps(cls, config: Any, host: HostInfo, site: Site) -> tuple[Tap, ...]:
+        """What it needs at a site: by default, of the site's own layer, what `asks` says."""
+        layer = host.depth if site.layer is None else site.layer
+        return tuple(Tap(kind=kind, layer=layer) for kind in sorted(cls.asks))
 
-    def __init__(self, config: Any, host: HostInfo, layer: int, tokens_in: int) -> None:
+    @classmethod
+    def levels(cls, config: Any) -> Mapping[str, CompressorConfig]:
+        """Graphs that carry on the same states, by name, of which a run takes one; by default there is one, without."""
+        return {"": config}
+
+    def __init__(self, config: Any, arrival: Arrival) -> None:
         super().__init__()
+        self.tokens_in = arrival.tokens
 
     @property
     def proportional_attention(self) -> bool:
         """Whether attention after this site weighs keys by size."""
         return False
 
+    @property
+    def acts(self) -> bool:
+        """Whether it has any effect: it removes tokens, changes their width, or owns states."""
+        return self.tokens_out < self.tokens_in or self.width_out is not None or bool(self.states())
+
+    def states(self) -> tuple[StateSpec, ...]:
+        """States that it owns: the graph takes and gives them, and `Tokens.memory` holds them by their inputs."""
+        return ()
+
     @abstractmethod
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Compress the tokens of one site."""
 
 
@@ -189,6 +119,11 @@ def layers_or_quarters(name: str, layers: Sequence[int] | None, host: HostInfo) 
     return check_layers(name, quarter_layers(host.depth) if layers is None else layers, host)
 
 
+def after_attention(layers: Sequence[int]) -> tuple[Placement, ...]:
+    """After the attention of these layers."""
+    return (Placement(kind="after_attention", layers=tuple(layers)),)
+
+
 def num_patches_kept(num_patches: int, keep_ratio: float) -> int:
     """Patches kept: the product rounded up, in floating point as EViT's code does (0.07 * 100 keeps 8)."""
     return math.ceil(keep_ratio * num_patches)
@@ -199,6 +134,24 @@ def ratio_at(ratios: float | tuple[float, ...], layers: Sequence[int], layer: in
     return ratios[list(layers).index(layer)] if isinstance(ratios, tuple) else ratios
 
 
-def gather_size(size: Tensor | None, index: Tensor) -> Tensor | None:
-    """Sizes [B, N, 1] of the tokens at `index` [B, K]."""
-    return None if size is None else torch.gather(size, 1, index[..., None])
+def averaged(position: Tensor | None, mean: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Positions of merged tokens: the mean of what is in them, rounded down.
+
+    Args:
+        position: [B, N] or [B, N, axes] int64; None: nobody asks.
+        mean: [B, N, axes] to [B, M, axes] in float32, as the tokens are merged.
+
+    Source: LLaVolta, arXiv:2406.20092.
+    """
+    if position is None:
+        return None
+    merged = mean(position.reshape(*position.shape[:2], -1).to(torch.float32)).floor().to(torch.int64)
+    return merged.reshape(*merged.shape[:2], *position.shape[2:])
+
+
+def averaged_by_row(position: Tensor | None, row: Tensor, size: Tensor, count: int) -> Tensor | None:
+    """Positions of `count` merged tokens, where each token [B, N] went to `row` [B, N] with its size [B, N, 1]."""
+    if position is None:
+        return None
+    shares = (row[:, None] == torch.arange(count, device=row.device)[:, None]) * size.transpose(1, 2)
+    return averaged(position, lambda values: shares @ values / shares.sum(dim=2, keepdim=True))

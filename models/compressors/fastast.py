@@ -1,9 +1,11 @@
 """FastAST: token merging in every layer of an audio spectrogram transformer."""
 
-import torch
+from dataclasses import replace
 
 from trt_compress.methods.audio import FASTAST, FastAstConfig
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signals, TokenState
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged_by_row
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.token_merge.op import max_merged, token_merge
 
 
@@ -11,32 +13,37 @@ class FastAst(Compressor):
     """Merge the most similar tokens after the attention of every layer, up to half of them."""
 
     method = FASTAST
-    signals = frozenset({"keys"})
+    asks = frozenset({"keys"})
+    positions = "averaged"
 
     @classmethod
-    def layers(cls, config: FastAstConfig, host: HostInfo) -> tuple[int, ...]:
+    def placements(cls, config: FastAstConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Every layer, if anything merges."""
-        return tuple(range(host.depth)) if config.num_merged else ()
+        return after_attention(range(host.depth) if config.num_merged else ())
 
-    def __init__(self, config: FastAstConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
+    def __init__(self, config: FastAstConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
         self.config = config
-        self.num_protected = host.num_prefix
-        self.num_merged = min(config.num_merged, max_merged(tokens_in, host.num_prefix))
-        self.tokens_out = tokens_in - self.num_merged
+        self.num_protected = arrival.prefix
+        self.num_merged = min(config.num_merged, max_merged(arrival.tokens, arrival.prefix))
+        self.tokens_out = arrival.tokens - self.num_merged
         # Without a class token the code leaves unmerged tokens in order of similarity.
-        self.order = "position" if host.has_class_token else "similarity"
+        self.order = "position" if arrival.has_class_token else "similarity"
 
     @property
     def proportional_attention(self) -> bool:
         """Whether attention after this site weighs keys by size."""
         return self.config.proportional_attention
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Merge tokens; keys are the similarity feature."""
-        assert signals.keys is not None
-        size = torch.ones_like(state.x[..., :1], dtype=torch.float32) if state.size is None else state.size
-        x, size, _ = token_merge(
-            state.x, signals.keys, size, num_merged=self.num_merged, num_protected=self.num_protected, order=self.order
+        x, size, row = token_merge(
+            tokens.x,
+            taps["keys"],
+            tokens.sizes,
+            num_merged=self.num_merged,
+            num_protected=self.num_protected,
+            order=self.order,
         )
-        return TokenState(x=x, size=size)
+        position = averaged_by_row(tokens.position, row, tokens.sizes, self.tokens_out)
+        return replace(tokens, x=x, size=size, position=position)

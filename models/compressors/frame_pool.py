@@ -1,5 +1,6 @@
 """Pooling of audio frames: a fixed number of neighbours becomes one (mean, maximum, or the last)."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -7,14 +8,9 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.audio import FRAME_POOL, FramePoolConfig
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Signals,
-    SiteKind,
-    TokenState,
-    check_layer,
-)
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged, check_layer
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.operator import cast
 
 Mode = Literal["mean", "max", "last"]
@@ -24,47 +20,58 @@ class FramePool(Compressor):
     """Pool neighbouring frames at one layer, or behind the encoder."""
 
     method = FRAME_POOL
+    layer_option = "layer=…"
+    positions = "averaged"
 
     @classmethod
-    def site_of(cls, config: FramePoolConfig) -> SiteKind:
+    def placements(cls, config: FramePoolConfig, host: HostInfo) -> tuple[Placement, ...]:
         """After the attention of a layer if one is named, else behind the encoder."""
-        return "encoder_output" if config.layer is None else "after_attention"
+        if config.layer is None:
+            return (Placement(kind="encoder_output"),)
+        return after_attention(check_layer("frame_pool", config.layer, host))
 
-    @classmethod
-    def layers(cls, config: FramePoolConfig, host: HostInfo) -> tuple[int, ...]:
-        """The one layer, if one is named."""
-        return () if config.layer is None else check_layer("frame_pool", config.layer, host)
-
-    def __init__(self, config: FramePoolConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
-        self.config, self.num_prefix = config, host.num_prefix
-        frames = tokens_in - host.num_prefix
+    def __init__(self, config: FramePoolConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.config, self.num_prefix, frames = config, arrival.prefix, arrival.patches
         if config.stride > frames:
             raise ConfigError(
-                f"frame_pool: stride={config.stride} is larger than the {frames} frames of {host.name} there; give at "
-                f"most {frames}."
+                f"frame_pool: stride={config.stride} is larger than the {frames} frames of {arrival.host.name} there; "
+                f"give at most {frames}."
             )
         self.whole = frames // config.stride * config.stride
         self.rest = frames - self.whole if config.remainder == "keep" else 0
-        self.tokens_out = host.num_prefix + self.whole // config.stride + (self.rest > 0)
+        self.tokens_out = arrival.prefix + self.whole // config.stride + (self.rest > 0)
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Pool everything but the prefix."""
-        prefix = state.x[:, : self.num_prefix]
-        frames = state.x[:, self.num_prefix :]
-        size = None if state.size is None else state.size[:, self.num_prefix :]
-        windows = [(self.whole // self.config.stride, slice(0, self.whole))]
-        if self.rest:
-            windows.append((1, slice(self.whole, self.whole + self.rest)))
+        prefix = tokens.x[:, : self.num_prefix]
+        frames = tokens.x[:, self.num_prefix :]
+        size = None if tokens.size is None else tokens.size[:, self.num_prefix :]
         pooled = [
-            self._pool(frames[:, part], None if size is None else size[:, part], count) for count, part in windows
+            self._pool(frames[:, part], None if size is None else size[:, part], count) for count, part in self._windows
         ]
         x = torch.cat([prefix, *(x for x, _ in pooled)], dim=1)
-        if state.size is None and not self.rest:
-            return TokenState(x=x)
+        position = averaged(tokens.position, self._middle)
+        if tokens.size is None and not self.rest:
+            return replace(tokens, x=x, position=position)
         ones = torch.ones_like(prefix[..., :1], dtype=torch.float32)
-        before = ones if state.size is None else state.size[:, : self.num_prefix]
-        return TokenState(x=x, size=torch.cat([before, *(size for _, size in pooled)], dim=1))
+        before = ones if tokens.size is None else tokens.size[:, : self.num_prefix]
+        return replace(tokens, x=x, size=torch.cat([before, *(size for _, size in pooled)], dim=1), position=position)
+
+    @property
+    def _windows(self) -> list[tuple[int, slice]]:
+        """How many windows, and the frames that they are made of."""
+        windows = [(self.whole // self.config.stride, slice(0, self.whole))]
+        return [*windows, (1, slice(self.whole, self.whole + self.rest))] if self.rest else windows
+
+    def _middle(self, places: Tensor) -> Tensor:
+        """The mean place of every window of places [B, N, axes]."""
+        frames = places[:, self.num_prefix :]
+        means = [
+            frames[:, part].reshape(len(frames), count, -1, frames.shape[2]).mean(dim=2)
+            for count, part in self._windows
+        ]
+        return torch.cat([places[:, : self.num_prefix], *means], dim=1)
 
     def _pool(self, x: Tensor, size: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
         """`count` windows of x [B, N, C], and the sizes of what comes out."""

@@ -1,5 +1,6 @@
 """Stacking of audio frames: neighbours are laid side by side, and a projector makes tokens of them (LLaMA-Omni)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.audio import FRAME_STACK, FrameStackConfig
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signals, TokenState
+from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 
 _LAYERS = ("linear1", "linear2")
 _PREFIXES = ("model.speech_projector.", "speech_projector.", "")
@@ -70,36 +73,39 @@ class FrameStack(Compressor):
     """Stack neighbouring frames behind the encoder."""
 
     method = FRAME_STACK
-    site = "encoder_output"
+    positions = "renumbered"
     keeps_prefix = False
 
     @classmethod
-    def layers(cls, config: Any, host: HostInfo) -> tuple[int, ...]:
-        """None: it acts behind the encoder."""
-        return ()
+    def placements(cls, config: Any, host: HostInfo) -> tuple[Placement, ...]:
+        """Behind the encoder."""
+        return (Placement(kind="encoder_output"),)
 
-    def __init__(self, config: FrameStackConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
-        if host.width is None:
+    def __init__(self, config: FrameStackConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        host, frames = arrival.host, arrival.patches
+        if arrival.width is None:
             raise ConfigError(f"frame_stack: {host.name} does not tell the width of its tokens; use frame_pool.")
-        self.stride, self.num_prefix = config.stride, host.num_prefix
-        frames = tokens_in - host.num_prefix
+        self.stride, self.num_prefix = config.stride, arrival.prefix
         if config.stride > frames:
             raise ConfigError(
                 f"frame_stack: stride={config.stride} is larger than the {frames} frames of {host.name}; give at most "
                 f"{frames}."
             )
         self.tokens_out = frames // config.stride
-        self.width_out = config.stride * host.width
+        self.width_out = config.stride * arrival.width
         self.projector: StackProjector | None = None
         if config.projector is not None:
             self.projector = read_projector(Path(config.projector), self.width_out)
             self.width_out = self.projector.linear2.out_features
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Stack the frames, and project them if there is a projector."""
-        x = stack_frames(state.x[:, self.num_prefix :], self.stride)
-        size = None
-        if state.size is not None:
-            size = stack_frames(state.size[:, self.num_prefix :], self.stride).sum(dim=2, keepdim=True)
-        return TokenState(x=x if self.projector is None else self.projector(x), size=size)
+        x = stack_frames(tokens.x[:, self.num_prefix :], self.stride)
+        size, position = None, tokens.position
+        if tokens.size is not None:
+            size = stack_frames(tokens.size[:, self.num_prefix :], self.stride).sum(dim=2, keepdim=True)
+        if position is not None:
+            places = torch.arange(self.tokens_out, device=position.device)
+            position = places.reshape(1, -1, *(1,) * (position.ndim - 2)).expand_as(position[:, : self.tokens_out])
+        return replace(tokens, x=x if self.projector is None else self.projector(x), size=size, position=position)

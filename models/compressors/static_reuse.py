@@ -1,18 +1,19 @@
 """Static-patch reuse: in a video, only the patches that changed are computed again."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Signals,
-    TokenState,
-    num_patches_kept,
-)
-from trt_compress.plugins.token_restore.op import token_restore
+from trt_compress.methods.config import CompressorConfig
+from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig, level_name
+from trt_compress.models.compressors.base import Compressor, num_patches_kept
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
+from trt_compress.models.layers.partial import Reuse, rows_to_keep
+from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.token_select.op import token_select
 
 NEVER = 1e4  # the age of a token that has not been computed
@@ -25,36 +26,60 @@ class StaticReuse(Compressor):
 
     The host keeps the keys and values that it computed for the others in every layer; the chosen patches and the class
     token attend to them. A patch is compared with itself as it was when it was last computed, so that slow changes add
-    up until it is chosen.
+    up until it is chosen. The patches as they were last computed, and their age, are its states.
     """
 
     method = STATIC_REUSE
-    site = "patch_embed"
-    signals = frozenset({"previous", "age"})
+    alone = "keeps the tokens of every layer at their places, so no other compressor can act beside it"
+    keeps_rest = True
 
     @classmethod
-    def layers(cls, config: StaticReuseConfig, host: HostInfo) -> tuple[int, ...]:
-        """It acts once, before all layers."""
-        return (0,)
+    def placements(cls, config: StaticReuseConfig, host: HostInfo) -> tuple[Placement, ...]:
+        """Once, before all layers."""
+        return (Placement(kind="patch_embed"),)
 
-    def __init__(self, config: StaticReuseConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
+    @classmethod
+    def levels(cls, config: StaticReuseConfig) -> Mapping[str, CompressorConfig]:
+        """A graph for each ratio."""
+        if len(config.ratios) < 2:
+            return {"": config}
+        return {level_name(ratio): replace(config, keep_ratio=ratio) for ratio in config.ratios}
+
+    def __init__(self, config: StaticReuseConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
         keep_ratio, *others = config.ratios
         if others:
             raise ConfigError(
                 f"static_reuse: keep_ratio={list(config.ratios)} lists {len(config.ratios)} levels, and one graph has "
                 "one; let the host make a graph of each."
             )
-        self.config = config
-        self.num_kept = num_patches_kept(tokens_in, keep_ratio)
+        if arrival.width is None:
+            raise ConfigError(f"static_reuse: {arrival.host.name} does not tell how many values a patch has.")
+        self.config, self.patch_size = config, arrival.width
+        self.num_kept = num_patches_kept(arrival.tokens, keep_ratio)
         self.tokens_out = self.num_kept
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def states(self) -> tuple[StateSpec, ...]:
+        """The patches as they were last computed, [B, N, P], and frames since then, [B, N]; of all levels the same."""
+        of_patches = (BATCH_SYMBOL, self.tokens_in)
+        return (
+            StateSpec(input="patches_in", output="patches_out", shape=(*of_patches, self.patch_size), name="patches"),
+            StateSpec(input="age_in", output="age_out", shape=of_patches, initial={"fill": NEVER}, name="age"),
+        )
+
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Select the patches [B, N, P] that changed most; their positions come along."""
-        assert signals.previous is not None and signals.age is not None
-        score = change_score(state.x, signals.previous, signals.age, self.config.staleness_weight)
-        x, index, _ = token_select(state.x, score, num_kept=self.num_kept)
-        return TokenState(x=x, position=index)
+        patches, previous, age = tokens.x, tokens.memory["patches_in"], tokens.memory["age_in"]
+        if self.num_kept == self.tokens_in:
+            memory = {**tokens.memory, "patches_in": patches, "age_in": torch.zeros_like(age)}
+            return replace(tokens, memory=memory)
+        score = change_score(patches, previous, age, self.config.staleness_weight)
+        x, index, _ = token_select(patches, score, num_kept=self.num_kept)
+        rows = rows_to_keep(index, self.tokens_in)
+        age = next_age(age, rows, self.num_kept)
+        reuse = Reuse(rows=rows, known=age < NEVER / 2)
+        memory = {**tokens.memory, "patches_in": reuse.keep(x, previous), "age_in": age}
+        return replace(tokens, x=x, position=index, reuse=reuse, memory=memory)
 
 
 def change_score(patches: Tensor, previous: Tensor, age: Tensor, staleness_weight: float) -> Tensor:
@@ -71,28 +96,6 @@ def change_score(patches: Tensor, previous: Tensor, age: Tensor, staleness_weigh
     """
     change = (patches - previous).abs().mean(dim=2)
     return change + torch.where(age < NEVER / 2, age * staleness_weight, _NEVER_SCORE)
-
-
-def rows_to_keep(index: Tensor, num_tokens: int) -> Tensor:
-    """Where each token's row stands in the new rows followed by all stored ones.
-
-    Args:
-        index: Tokens that have new rows, [B, K] int64, in the order of these rows.
-        num_tokens: N.
-
-    Returns:
-        [B, N] int64: the number of its new row, or K + n for token n that has none.
-    """
-    num_new = index.shape[1]
-    is_new = (index[:, :, None] == torch.arange(num_tokens, device=index.device)).to(torch.float32)
-    row = torch.matmul(torch.arange(num_new, dtype=torch.float32, device=index.device)[None], is_new)[:, 0]
-    stored = torch.arange(num_tokens, dtype=torch.float32, device=index.device) + num_new
-    return torch.where(is_new.sum(dim=1) > 0, row, stored).to(torch.int64)
-
-
-def keep_rows(new: Tensor, stored: Tensor, rows: Tensor) -> Tensor:
-    """Stored rows [B, N, C] with the new ones [B, K, C] in their places; `rows` is of `rows_to_keep`."""
-    return token_restore(torch.cat([new, stored], dim=1), rows)
 
 
 def next_age(age: Tensor, rows: Tensor, num_new: int) -> Tensor:

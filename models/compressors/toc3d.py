@@ -1,55 +1,79 @@
 """ToC3D: object queries of the last frame choose the image tokens that deserve a whole block."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.video import TOC3D, Toc3dConfig
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Route,
-    Signals,
-    TokenState,
-    check_layers,
-    ratio_at,
-)
-from trt_compress.plugins.token_mix.op import token_mix
+from trt_compress.models.compressors.base import Compressor, check_layers, ratio_at
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
+from trt_compress.models.layers.partial import Route
 from trt_compress.plugins.token_restore.op import token_restore
 from trt_compress.plugins.token_select.op import token_select
 
 
 class Toc3d(Compressor):
-    """Route the tokens of each window through the blocks by what the last frame's object queries look for."""
+    """Route the tokens of each window through the blocks by what the last frame's object queries look for.
+
+    Tokens are scored before a few blocks; from the first of them on every block is routed, by the latest scores.
+    """
 
     method = TOC3D
-    site = "block_routing"
-    signals = frozenset({"history_queries"})
+    alone = "decides which tokens pass the blocks, so no other compressor can act beside it"
+    keeps_rest = True
 
     @classmethod
-    def layers(cls, config: Toc3dConfig, host: HostInfo) -> tuple[int, ...]:
+    def placements(cls, config: Toc3dConfig, host: HostInfo) -> tuple[Placement, ...]:
+        """Every block from the first one on before which tokens are scored."""
+        first = min(cls._scored(config, host), default=host.depth)
+        return (Placement(kind="block_routing", layers=tuple(range(first, host.depth))),)
+
+    @classmethod
+    def taps(cls, config: Toc3dConfig, host: HostInfo, site: Site) -> tuple[Tap, ...]:
+        """The latest scores."""
+        return (Tap(kind="history_queries", layer=cls._scored_at(config, host, site)),)
+
+    @classmethod
+    def _scored(cls, config: Toc3dConfig, host: HostInfo) -> tuple[int, ...]:
         """Blocks before which tokens are scored."""
-        layers = host.scored_layers if config.layers is None else check_layers("toc3d", config.layers, host)
-        if wrong := [layer for layer in layers if layer not in host.scored_layers]:
+        offered = host.layers_with("block_routing", "history_queries")
+        layers = offered if config.layers is None else check_layers("toc3d", config.layers, host)
+        if wrong := [layer for layer in layers if layer not in offered and "block_routing" in host.kinds]:
             raise ConfigError(
                 f"toc3d: layers={list(layers)} names layer {wrong[0]}, but {host.name} scores tokens only before "
-                f"layers {', '.join(map(str, host.scored_layers))}; name some of these."
+                f"layers {', '.join(map(str, offered))}; name some of these."
             )
         return layers
 
-    def __init__(self, config: Toc3dConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
-        self.keep_ratio = ratio_at(config.keep_ratio, self.layers(config, host), layer)
-        self.representative = config.representative
-        self.tokens_out = num_routed(tokens_in, self.keep_ratio, representative=config.representative)
+    @classmethod
+    def _scored_at(cls, config: Toc3dConfig, host: HostInfo, site: Site) -> int:
+        return max(layer for layer in cls._scored(config, host) if site.layer is not None and layer <= site.layer)
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
-        """Tokens [R, N, C] of R windows to those that pass a block, by `signals.scores` [R, N]; `route` leads back."""
-        route = state.route
+    def __init__(self, config: Toc3dConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.scored_at = self._scored_at(config, arrival.host, arrival.site)
+        self.keep_ratio = ratio_at(config.keep_ratio, self._scored(config, arrival.host), self.scored_at)
+        self.representative = config.representative
+        self.tokens_out = num_routed(arrival.tokens, self.keep_ratio, representative=config.representative)
+
+    @property
+    def acts(self) -> bool:
+        """Always: it decides in which order tokens pass."""
+        return True
+
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
+        """Tokens [R, N, C] of R windows to those that pass a block; `route` leads back to all of them.
+
+        A route that comes along is taken as it is.
+        """
+        route = tokens.route
         if route is None:
-            assert signals.scores is not None
-            route = make_route(signals.scores, self.keep_ratio, representative=self.representative)
-        return TokenState(x=take_route(state.x, route), route=route)
+            scores = taps.of("history_queries", self.scored_at)
+            route = make_route(scores, self.keep_ratio, representative=self.representative)
+        return replace(tokens, x=route.take(tokens.x), route=route)
 
 
 def num_slow(num_tokens: int, keep_ratio: float) -> int:
@@ -83,19 +107,3 @@ def make_route(scores: Tensor, keep_ratio: float, *, representative: bool) -> Ro
     placed = token_restore(torch.cat([of_kept, of_others], dim=1), torch.cat([index, rest], dim=1), mode="unpermute")
     merged = representative and slow < n
     return Route(index=index, dest=placed[..., 1].long(), weight=placed[..., :1].transpose(1, 2) if merged else None)
-
-
-def take_route(x: Tensor, route: Route) -> Tensor:
-    """The tokens of x [R, N, C] that pass a block: the chosen ones by descending score, then the representative."""
-    slow = token_restore(x, route.index)
-    return slow if route.weight is None else torch.cat([slow, token_mix(x, route.weight)], dim=1)
-
-
-def give_back(x: Tensor, update: Tensor, route: Route) -> Tensor:
-    """Add what a block did to the tokens that passed, [R, M, C], to all tokens x [R, N, C].
-
-    Each token that did not pass receives the representative's update, or nothing if there is no representative.
-    """
-    if route.weight is None:
-        update = torch.cat([update, torch.zeros_like(update[:, :1])], dim=1)
-    return x + token_restore(update, route.dest)

@@ -1,10 +1,12 @@
 """ToMe: Token Merging."""
 
-import torch
+from dataclasses import replace
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.vision import TOME, TomeConfig
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signals, TokenState
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged_by_row
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.token_merge.op import max_merged, token_merge
 
 INFLECTIONS = {"constant": 0.0, "decreasing": -1.0, "increasing": 1.0}
@@ -36,7 +38,8 @@ class Tome(Compressor):
     """Merge the most similar tokens after the attention of every layer."""
 
     method = TOME
-    signals = frozenset({"keys"})
+    asks = frozenset({"keys"})
+    positions = "averaged"
     layer_option = "num_merged=[…], 0 where it must not act"
 
     @classmethod
@@ -44,44 +47,44 @@ class Tome(Compressor):
         return merge_schedule(config.num_merged, host.depth, INFLECTIONS[config.schedule])
 
     @classmethod
-    def layers(cls, config: TomeConfig, host: HostInfo) -> tuple[int, ...]:
+    def placements(cls, config: TomeConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Layers that merge at least one token."""
-        return tuple(layer for layer, count in enumerate(cls._counts(config, host)) if count)
+        return after_attention([layer for layer, count in enumerate(cls._counts(config, host)) if count])
 
-    def __init__(self, config: TomeConfig, host: HostInfo, layer: int, tokens_in: int) -> None:
-        super().__init__(config, host, layer, tokens_in)
+    def __init__(self, config: TomeConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        host, layer, tokens_in = arrival.host, arrival.layer, arrival.tokens
         self.config = config
-        self.num_protected = host.num_prefix
+        self.num_protected = arrival.prefix
         self.num_merged = self._counts(config, host)[layer]
-        most = max_merged(tokens_in, host.num_prefix)
+        most = max_merged(tokens_in, arrival.prefix)
         if self.num_merged > most:
             if config.over_limit == "error":
                 raise ConfigError(
                     f"tome: num_merged={self.num_merged} is too large at layer {layer} of {host.name}: of {tokens_in} "
-                    f"tokens there, {host.num_prefix} protected, at most {most} can merge.",
+                    f"tokens there, {arrival.prefix} protected, at most {most} can merge.",
                     hint="lower num_merged, list one count a layer, or set over_limit=clamp to cut it there.",
                 )
             self.num_merged = most
         self.tokens_out = tokens_in - self.num_merged
         # Without a class token the paper's code leaves unmerged tokens in order of similarity; which tokens pair up in
         # the next layer depends on it.
-        self.order = "position" if host.has_class_token else "similarity"
+        self.order = "position" if arrival.has_class_token else "similarity"
 
     @property
     def proportional_attention(self) -> bool:
         """Whether attention after this site weighs keys by size."""
         return self.config.proportional_attention
 
-    def forward(self, state: TokenState, signals: Signals) -> TokenState:
+    def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Merge tokens; keys are the similarity feature."""
-        assert signals.keys is not None
-        size = torch.ones_like(state.x[..., :1], dtype=torch.float32) if state.size is None else state.size
-        x, size, _ = token_merge(
-            state.x,
-            signals.keys,
-            size,
+        x, size, row = token_merge(
+            tokens.x,
+            taps["keys"],
+            tokens.sizes,
             num_merged=self.num_merged,
             num_protected=self.num_protected,
             order=self.order,
         )
-        return TokenState(x=x, size=size)
+        position = averaged_by_row(tokens.position, row, tokens.sizes, self.tokens_out)
+        return replace(tokens, x=x, size=size, position=position)

@@ -5,21 +5,30 @@ Differs: the log-mel front end is part of the graph; a Whisper encoder may be bu
 sees only the audio there is instead of a clip padded with silence.
 """
 
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
-from trt_compress.models.compressors.compose import ENCODER_OUTPUT, place_compressors
-from trt_compress.models.hosts.audio_encoder import AstConfig, AstEncoder, WhisperConfig, WhisperEncoder
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.sites import (
+    ENCODER_OUTPUT,
+    HostInfo,
+    Site,
+    TapKind,
+    layer_sites,
+    leading_spans,
+)
+from trt_compress.models.hosts.audio_encoder import AstConfig, AstEncoder, EncoderLayer, WhisperConfig, WhisperEncoder
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.models.hosts.spectral import KaldiFbank, LogMel
-from trt_compress.plugins.operator import at_site, cast, mark_tensor
+from trt_compress.models.layers.attention import ATTENTION_TAPS
+from trt_compress.plugins.operator import cast
 
 FAMILY = "audio"
 SAMPLE_RATE = 16000
@@ -156,13 +165,14 @@ class AstModel(AudioModel):
 
 def host_info(model: AudioModel, name: str) -> HostInfo:
     """What compressors may know of `model`."""
+    depth = len(model.encoder.stack)
+    taps = ATTENTION_TAPS if model.num_prefix else ATTENTION_TAPS - {"class_attention"}
     return HostInfo(
         name=name,
-        sites=frozenset({"after_attention", "encoder_output"}),
-        depth=len(model.encoder.stack),
+        sites=(*layer_sites("after_attention", depth, taps=taps), Site(kind=ENCODER_OUTPUT)),
+        depth=depth,
         num_tokens=model.num_tokens,
-        num_prefix=model.num_prefix,
-        has_class_token=model.num_prefix > 0,
+        protected=leading_spans([("class", min(1, model.num_prefix)), ("distillation", max(0, model.num_prefix - 1))]),
         width=model.width,
     )
 
@@ -183,13 +193,12 @@ class CompressedAudio(CompressedModule):
         super().__init__()
         self.model = model
         self.info = host_info(model, name)
-        self.steps, self.plan = place_compressors(specs, self.info)
+        self.placed = place_one(specs, self.info)
+        self.plan = self.placed.sites
         self.training = model.training
-        self.tokens_out = self.plan[-1].tokens_out if self.plan else self.info.num_tokens
-        self.width_out = model.width
-        for step in self._steps(ENCODER_OUTPUT):
-            self.width_out = step.width_out or self.width_out
-        if model.num_labels and model.num_prefix and not all(step.keeps_prefix for step in self._steps(ENCODER_OUTPUT)):
+        self.tokens_out, self.width_out = self.placed.tokens_out, self.placed.width_out or model.width
+        behind = self.placed.steps(ENCODER_OUTPUT)
+        if model.num_labels and model.num_prefix and not all(step.keeps_prefix for step in behind):
             raise ConfigError(
                 f"{specs[-1].name}: {name} classifies by its class and distillation tokens, which it drops; pool with "
                 "frame_pool instead."
@@ -211,35 +220,21 @@ class CompressedAudio(CompressedModule):
                 f"audio: {audio.shape[-1]} samples were given; {self.info.name} takes "
                 f"{self.model.num_samples} at 16 kHz."
             )
-        state, proportional = TokenState(x=self.model.embed(audio)), False
+        tokens, taps = Tokens(x=self.model.embed(audio)), Taps()
         for number, layer in enumerate(self.model.encoder.stack):
-            steps = self._steps(str(number))
-            wanted = frozenset[Signal]().union(*(step.signals for step in steps))
-            x = self.model.encoder.enter(number, state.x)
-            update, signals, _ = layer.attend(x, size=state.size if proportional else None, wanted=wanted)
-            state = TokenState(x=x + update, size=state.size)
-            for step in steps:
-                with at_site(f"blocks.{number}"):
-                    state = step(state, signals)
-                    state = TokenState(x=mark_tensor("tokens", state.x), size=state.size)
-                proportional = proportional or step.proportional_attention
-            state = TokenState(x=state.x + layer.feed(state.x), size=state.size)
-        state = TokenState(x=self.model.encoder.finish(state.x), size=state.size)
-        return self.finish(state)
-
-    def finish(self, state: TokenState) -> Tensor | tuple[Tensor, Tensor]:
-        """Compressors behind the encoder, and the head."""
-        for step in self._steps(ENCODER_OUTPUT):
-            with at_site(ENCODER_OUTPUT):
-                state = step(state, Signals())
-                state = TokenState(x=mark_tensor("tokens", state.x), size=state.size)
+            tokens = tokens.with_x(self.model.encoder.enter(number, tokens.x))
+            tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
+        tokens = self.placed(ENCODER_OUTPUT, tokens.with_x(self.model.encoder.finish(tokens.x)), taps)
         if self.model.num_labels:
-            return self.model.head(state.x, state.size)
-        size = torch.ones_like(state.x[..., 0]) if state.size is None else cast(state.size[..., 0], state.x.dtype)
-        return state.x, size
+            return self.model.head(tokens.x, tokens.size)
+        size = torch.ones_like(tokens.x[..., 0]) if tokens.size is None else cast(tokens.size[..., 0], tokens.x.dtype)
+        return tokens.x, size
 
-    def _steps(self, key: str) -> list[Compressor]:
-        return [*typing.cast(Iterable[Compressor], self.steps[key])] if key in self.steps else []
+
+def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+    """A layer's attention."""
+    update, found, _ = layer.attend(tokens.x, size=tokens.key_size, wanted=wanted)
+    return update, found
 
 
 def audio_graph(

@@ -4,7 +4,7 @@ Tensors have the names that transformers' checkpoints give them, so that a check
 
 Source: Whisper, arXiv:2212.04356; AST, arXiv:2104.01778; transformers' models whisper and
 audio-spectrogram-transformer for the names.
-Differs: attention is two matrix products and a softmax, so that a bias, key-value state and its rows are at hand.
+Differs: attention is written out (`models/layers/attention.py`), so that a bias and key-value state are at hand.
 """
 
 import math
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.models.compressors.base import Signal, Signals
+from trt_compress.models.compressors.sites import TapKind
 from trt_compress.models.hosts.mome import MicroExperts
-from trt_compress.plugins import operator
+from trt_compress.models.layers.attention import attention, merge_heads, split_heads
 
 Activation = Literal["gelu", "relu", "silu"]
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -109,11 +109,6 @@ def check_sizes(model: str, config: Any, width: int, heads: int) -> None:
         raise ConfigError(f"{model}: a width of {width} cannot be split among {heads} heads; give a divisor.")
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, N, C] to [B, H, N, D]."""
-    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
-
-
 class EncoderLayer(nn.Module, ABC):
     """A pre-norm layer whose attention and feed-forward part are called one by one, so that tokens may go between."""
 
@@ -138,8 +133,8 @@ class EncoderLayer(nn.Module, ABC):
         size: Tensor | None = None,
         bias: Tensor | None = None,
         past: KeysAndValues | None = None,
-        wanted: frozenset[Signal] = frozenset(),
-    ) -> tuple[Tensor, Signals, KeysAndValues]:
+        wanted: frozenset[TapKind] = frozenset(),
+    ) -> tuple[Tensor, Mapping[TapKind, Tensor], KeysAndValues]:
         """What attention adds to the tokens.
 
         Args:
@@ -147,24 +142,16 @@ class EncoderLayer(nn.Module, ABC):
             size: Tokens that each key stands for, [B, N, 1]; None: no weighting.
             bias: Added to the logits, broadcast to [B, H, N, keys].
             past: Keys and values [B, L, C] of tokens before these, which stand before them.
-            wanted: Signals to compute.
+            wanted: Taps to compute.
 
         Returns:
-            The update [B, N, C], the signals, and the keys and values of all tokens, the past ones included.
+            The update [B, N, C], the taps, and the keys and values of all tokens, the past ones included.
         """
         q, new_k, new_v = self.queries_keys_values(x)
         k, v = (new_k, new_v) if past is None else (torch.cat([past[0], new_k], 1), torch.cat([past[1], new_v], 1))
         qh, kh, vh = (split_heads(part, self.heads) for part in (q, k, v))
-        logits = (qh * (qh.shape[-1] ** -0.5)) @ kh.transpose(-2, -1)
-        if size is not None:
-            logits = logits + operator.cast(size.log(), logits.dtype).reshape(size.shape[0], 1, 1, size.shape[1])
-        weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-        out = (weights @ vh).transpose(1, 2).reshape(x.shape)
-        signals = Signals(
-            keys=kh.mean(dim=1) if "keys" in wanted else None,
-            class_attention=weights[:, :, 0].mean(dim=1) if "class_attention" in wanted else None,
-        )
-        return self.project_out(out), signals, (k, v)
+        mixed, taps = attention(qh, kh, vh, size=size, bias=bias, wanted=wanted)
+        return self.project_out(merge_heads(mixed)), taps, (k, v)
 
 
 class WhisperAttention(nn.Module):

@@ -10,8 +10,8 @@ Differs: no memory bank; positions begin again when the model's are used up; fra
 convolutions look ahead; the front end has a fixed floor, as the loudest value of a stream is not known.
 """
 
-import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ from torch.nn import functional
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
-from trt_compress.models.compressors.compose import ENCODER_OUTPUT, place_compressors
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.sites import ENCODER_OUTPUT, HostInfo, Site, TapKind, layer_sites
 from trt_compress.models.hosts.audio import WhisperModel
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, StateSpec, Steps, TensorSpec
-from trt_compress.plugins.operator import at_site, cast, mark_tensor
+from trt_compress.models.hosts.audio_encoder import EncoderLayer
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
+from trt_compress.models.states import StateSpec
+from trt_compress.plugins.operator import cast
 
 SAMPLES_OF_FRAME = 320
 TAIL = 840
@@ -73,21 +76,18 @@ class StreamingWhisper(CompressedModule):
             )
         self.model, self.chunk_frames, self.left_chunks = model, chunk_frames, left_chunks
         self.window_chunks, self.width = window_chunks, model.width
+        depth = len(model.encoder.stack)
         self.info = HostInfo(
             name=name,
-            sites=frozenset({"after_attention", "encoder_output"}),
-            depth=len(model.encoder.stack),
+            sites=(*layer_sites("after_attention", depth, taps={"keys"}), Site(kind=ENCODER_OUTPUT)),
+            depth=depth,
             num_tokens=chunk_frames,
-            num_prefix=0,
-            has_class_token=False,
             width=model.width,
         )
-        self.steps, self.plan = place_compressors(specs, self.info)
+        self.placed = place_one(specs, self.info)
+        self.plan = self.placed.sites
         self.tokens_in, self.weighs = self._count()
-        self.tokens_out = self.plan[-1].tokens_out if self.plan else chunk_frames
-        self.width_out = model.width
-        for step in self._steps(ENCODER_OUTPUT):
-            self.width_out = step.width_out or self.width_out
+        self.tokens_out, self.width_out = self.placed.tokens_out, self.placed.width_out or model.width
         if model.num_labels and self.width_out != model.width:
             raise ConfigError(
                 f"{name}: its classifier takes {model.width} channels, not {self.width_out}; pool instead."
@@ -123,32 +123,34 @@ class StreamingWhisper(CompressedModule):
         heard = torch.cat([before["audio_tail"], audio], dim=1)
         after["audio_tail"] = heard[:, -TAIL:]
         after["chunks_seen"] = seen + 1
-        x = self.tokens(heard) + self.positions(seen)
-        state, proportional = TokenState(x=x), False
+        tokens, taps = Tokens(x=self.tokens(heard) + self.positions(seen)), Taps()
         for number, layer in enumerate(self.model.encoder.stack):
-            steps = self._steps(str(number))
-            wanted = frozenset[Signal]().union(*(step.signals for step in steps))
-            x = self.model.encoder.enter(number, state.x)
-            past = (before[f"keys_{number}"], before[f"values_{number}"])
-            size = self._sizes(state, before.get(f"size_{number}"))
-            update, signals, (keys, values) = layer.attend(
-                x, past=past, size=size, bias=self._bias(seen, self.tokens_in[number]), wanted=wanted
-            )
-            kept = past[0].shape[1]
-            after[f"keys_{number}"], after[f"values_{number}"] = keys[:, -kept:], values[:, -kept:]
-            if size is not None:
-                after[f"size_{number}"] = size[:, -kept:]
-            if signals.keys is not None:
-                signals = Signals(keys=signals.keys[:, kept:])
-            state = TokenState(x=x + update, size=state.size)
-            for step in steps:
-                with at_site(f"blocks.{number}"):
-                    state = step(state, signals)
-                    state = TokenState(x=mark_tensor("tokens", state.x), size=state.size)
-                proportional = proportional or step.proportional_attention
-            state = TokenState(x=state.x + layer.feed(state.x), size=state.size)
-        out = self._finish(TokenState(x=self.model.encoder.finish(state.x), size=state.size), before, after)
+            tokens = tokens.with_x(self.model.encoder.enter(number, tokens.x))
+            attend = partial(self._attend, layer, number, before, after)
+            tokens = self.placed.layer(number, tokens, taps, attend, layer.feed)
+        tokens = self.placed(ENCODER_OUTPUT, tokens.with_x(self.model.encoder.finish(tokens.x)), taps)
+        out = self._finish(tokens, before, after)
         return (out, *(after[spec.input] for spec in self.states()))
+
+    def _attend(
+        self,
+        layer: EncoderLayer,
+        number: int,
+        before: Mapping[str, Tensor],
+        after: dict[str, Tensor],
+        tokens: Tokens,
+        wanted: frozenset[TapKind],
+    ) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+        """A layer's attention to this chunk and to those that its states hold; the new states go into `after`."""
+        past = (before[f"keys_{number}"], before[f"values_{number}"])
+        size = self._sizes(tokens, before.get(f"size_{number}"))
+        bias = self._bias(before["chunks_seen"], self.tokens_in[number])
+        update, found, (keys, values) = layer.attend(tokens.x, past=past, size=size, bias=bias, wanted=wanted)
+        kept = past[0].shape[1]
+        after[f"keys_{number}"], after[f"values_{number}"] = keys[:, -kept:], values[:, -kept:]
+        if size is not None:
+            after[f"size_{number}"] = size[:, -kept:]
+        return update, {kind: tap[:, kept:] for kind, tap in found.items()}
 
     def tokens(self, heard: Tensor) -> Tensor:
         """Frames [B, T / 320, C] of TAIL + T samples, without positions; convolutions without padding."""
@@ -174,21 +176,17 @@ class StreamingWhisper(CompressedModule):
         hidden = (age > seen[:, None]) & (age > 0)
         return torch.where(hidden, HIDDEN, 0.0)[:, None, None].to(self.model.encoder.conv1.weight.dtype)
 
-    def _sizes(self, state: TokenState, past: Tensor | None) -> Tensor | None:
+    def _sizes(self, tokens: Tokens, past: Tensor | None) -> Tensor | None:
         if past is None:
             return None
-        size = torch.ones_like(state.x[..., :1]) if state.size is None else cast(state.size, past.dtype)
+        size = torch.ones_like(tokens.x[..., :1]) if tokens.size is None else cast(tokens.size, past.dtype)
         return torch.cat([past.clamp_min(1), size], dim=1)
 
-    def _finish(self, state: TokenState, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        for step in self._steps(ENCODER_OUTPUT):
-            with at_site(ENCODER_OUTPUT):
-                state = step(state, Signals())
-                state = TokenState(x=mark_tensor("tokens", state.x), size=state.size)
+    def _finish(self, tokens: Tokens, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
         if not self.model.num_labels:
-            return state.x
-        weight = torch.ones_like(state.x[..., :1]) if state.size is None else cast(state.size, state.x.dtype)
-        mean = (state.x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+            return tokens.x
+        weight = torch.ones_like(tokens.x[..., :1]) if tokens.size is None else cast(tokens.size, tokens.x.dtype)
+        mean = (tokens.x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
         means = torch.cat([before["chunk_means"][:, 1:], mean], dim=1)
         after["chunk_means"] = means
         known = cast(after["chunks_seen"], means.dtype).clamp_max(self.window_chunks)[:, None]
@@ -200,15 +198,12 @@ class StreamingWhisper(CompressedModule):
         for layer in range(self.info.depth):
             counts.append(tokens)
             flags.append(weighs)
-            for step in self._steps(str(layer)):
+            for step in self.placed.steps(f"blocks.{layer}"):
                 tokens, weighs = step.tokens_out, weighs or step.proportional_attention
         return tuple(counts), tuple(flags)
 
     def _state(self, name: str, *shape: int, dtype: str = "float32") -> StateSpec:
         return StateSpec(input=name, output=f"new_{name}", shape=("batch", *shape), dtype=dtype)
-
-    def _steps(self, key: str) -> list[Compressor]:
-        return [*typing.cast(Iterable[Compressor], self.steps[key])] if key in self.steps else []
 
 
 def offline_frames(stream: StreamingWhisper, audio: Tensor) -> Tensor:

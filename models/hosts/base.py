@@ -13,14 +13,12 @@ import numpy as np
 from torch import nn
 
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.compose import SitePlan
+from trt_compress.models.compressors.place import SitePlan
+from trt_compress.models.states import Dim, StateSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Dim = int | str
 Steps = Sequence[Mapping[str, Array]]
 """Consecutive runs: the inputs of each by name. A graph without states has one."""
-
-BATCH_SYMBOL = "batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,26 +59,6 @@ class TensorSpec:
     name: str
     shape: tuple[Dim, ...]
     dtype: str = "float32"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSpec:
-    """A tensor that a run hands to the next one: what leaves as `output` comes back as `input`.
-
-    Attributes:
-        shape: A symbol that no input has marks an axis that grows, from 0 in the first run.
-        initial: "zeros" or {"fill": number}.
-        capacity: The longest that a growing axis may get.
-        name: Graphs that name a state alike carry on the same tensor; None: it belongs to its graph alone.
-    """
-
-    input: str
-    output: str
-    shape: tuple[Dim, ...]
-    dtype: str = "float32"
-    initial: str | Mapping[str, float] = "zeros"
-    capacity: int | None = None
-    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.base import HostInfo
-from trt_compress.models.compressors.compose import place_compressors
+from trt_compress.models.compressors.place import place
+from trt_compress.models.compressors.sites import HostInfo, Site
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, TensorSpec, WeightsInfo
 from trt_compress.models.hosts.weights import require_floating
 
@@ -108,8 +108,7 @@ def codec_host(
     """
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
-        place_compressors(specs, HostInfo(name=source, sites=frozenset({"codec"}), depth=0, num_tokens=codec.num_frames,
-                                          num_prefix=0, has_class_token=False))  # fmt: skip
+        place(specs, HostInfo(name=source, sites=(Site(kind="codec"),), depth=0, num_tokens=codec.num_frames))
         audio = TensorSpec(name="audio", shape=("batch", codec.num_samples))
         codes = TensorSpec(name="codes", shape=("batch", codec.num_frames, codec.codes_per_frame), dtype="int64")
         decoded = TensorSpec(name="decoded", shape=("batch", codec.num_frames * codec.hop))

@@ -24,8 +24,6 @@ from torch.nn import functional
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.base import HostInfo, Route, Signals, TokenState
-from trt_compress.models.compressors.compose import SitePlan, check_signals
 from trt_compress.models.compressors.motion_queries import (
     EncodedHistory,
     History,
@@ -34,12 +32,15 @@ from trt_compress.models.compressors.motion_queries import (
     sine_positions,
     transform_points,
 )
-from trt_compress.models.compressors.registry import compressor_class
-from trt_compress.models.compressors.toc3d import Toc3d, give_back
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.sites import HostInfo, Site
 from trt_compress.models.compressors.windows import from_windows, to_windows
-from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, GraphSpec, StateSpec, Steps, TensorSpec
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.models.hosts.detector3d_layers import Block, DecoderBlock, Stem, distances
-from trt_compress.plugins.operator import at_site, mark_tensor
+from trt_compress.models.layers.partial import Route
+from trt_compress.models.states import BATCH_SYMBOL, StateSpec
+from trt_compress.plugins.operator import at_site
 from trt_compress.plugins.token_select.op import token_select
 
 FAMILY = "detector3d"
@@ -243,16 +244,28 @@ def _ray_depths(config: Detector3DConfig) -> Tensor:
 
 def host_info(config: Detector3DConfig, name: str) -> HostInfo:
     """What compressors may know of a detector; tokens are those of one window."""
+    image = config.grid[0] * config.grid[1]
+
+    def site(layer: int) -> Site:
+        whole = layer in config.global_layers
+        tokens, groups = (image, 1) if whole else (config.window**2, config.windows)
+        return Site(
+            kind="block_routing",
+            layer=layer,
+            taps=frozenset({"history_queries"}) if layer in config.scored_layers else frozenset(),
+            tokens=tokens,
+            width=config.embed_dim,
+            groups=config.num_cameras * groups,
+            padding=config.num_cameras * (groups * tokens - image),
+        )
+
     return HostInfo(
         name=name,
-        sites=frozenset({"block_routing"}),
+        sites=tuple(map(site, range(config.depth))),
         depth=config.depth,
         num_tokens=config.window**2,
-        num_prefix=0,
-        has_class_token=False,
-        scored_layers=config.scored_layers,
-        whole_layers=config.global_layers,
-        num_patches=config.grid[0] * config.grid[1],
+        width=config.embed_dim,
+        grid=config.grid,
     )
 
 
@@ -317,11 +330,10 @@ class CompressedDetector3D(CompressedModule):
 
     def __init__(self, module: Detector3D, specs: Sequence[CompressorSpec], *, name: str = "the model") -> None:
         super().__init__()
-        if len(specs) > 1:
-            raise ConfigError(f"{name}: {' and '.join(s.name for s in specs)} would route the same blocks; give one.")
         self.detector = module
         self.info = host_info(module.config, name)
-        self.steps, self.plan = _place(specs, self.info, module.config)
+        self.placed = place_one(specs, self.info)
+        self.plan = self.placed.sites
         self.training = module.training
 
     def detach(self) -> nn.Module:
@@ -447,30 +459,30 @@ class CompressedDetector3D(CompressedModule):
         rows, columns = config.grid
         x = detector.patch_embed(images.flatten(0, 1) / _PIXEL_SCALE - 1.0) + detector.pos_embed
         x = x.reshape(-1, rows * columns, config.embed_dim)
-        step: Toc3d | None = None
-        scores, all_scores = None, []
-        routes: dict[int, Route] = {}
+        scored_at, scores, all_scores = 0, None, []
+        routes: dict[int, Route | None] = {}
         window = 0  # of x as it is laid out now: 0 for whole images
         for layer, block in enumerate(detector.blocks):
-            if str(layer) in self.steps or (self.training and layer in config.scored_layers):
+            asked = "history_queries" in self.placed.wanted(layer)
+            if asked or (self.training and layer in config.scored_layers):
                 x, window = self._layout(x, window, 0), 0
                 scored = detector.scorers[str(layer)](x.detach(), history)
                 all_scores.append(scored.reshape(images.shape[0], -1))
-                if str(layer) in self.steps:
-                    found = self.steps[str(layer)]
-                    assert isinstance(found, Toc3d)
-                    step, scores, routes = found, scored, {}
+                if asked:
+                    scored_at, scores, routes = layer, scored, {}
             wanted = 0 if layer in config.global_layers else config.window
             x, window = self._layout(x, window, wanted), wanted
-            if step is None or scores is None:
+            taps = Taps()
+            if scores is not None:
+                taps.put(scored_at, {"history_queries": self._layout(scores[..., None], 0, window, fill=-1e6)[..., 0]})
+            site = f"blocks.{layer}"
+            passing = self.placed(site, Tokens(x=x, route=routes.get(window)), taps)
+            routes[window] = passing.route
+            if passing.route is None:
                 x = x + block(x)
                 continue
-            with at_site(f"blocks.{layer}"):
-                signals = Signals(scores=self._layout(scores[..., None], 0, window, fill=-1e6)[..., 0])
-                state = step(TokenState(x=x, route=routes.get(window)), signals)
-                assert state.route is not None
-                routes[window] = state.route
-                x = give_back(x, block(mark_tensor("tokens", state.x)), state.route)
+            with at_site(site):
+                x = passing.route.give_back(x, block(passing.x))
         return detector.norm(self._layout(x, window, 0)), all_scores
 
     def _layout(self, x: Tensor, window: int, wanted: int, *, fill: float = 0.0) -> Tensor:
@@ -497,42 +509,6 @@ class CompressedDetector3D(CompressedModule):
         pixel = torch.cat([places[..., :2] * depth, depth], dim=-1).reshape(batch, views, -1, 3)
         points = pixel @ img2lidar[..., :3, :3].transpose(-2, -1) + img2lidar[..., None, :3, 3]
         return points.reshape(batch, -1, 3)
-
-
-def _place(
-    specs: Sequence[CompressorSpec], info: HostInfo, config: Detector3DConfig
-) -> tuple[nn.ModuleDict, tuple[SitePlan, ...]]:
-    """A step for every layer that scores tokens, and every block whose tokens it routes, up to the next such layer."""
-    steps, plans = nn.ModuleDict(), []
-    for spec in specs:
-        compressor = compressor_class(spec.method)
-        if compressor.site not in info.sites:
-            raise ConfigError(
-                f"{spec.name}: acts at {compressor.site}, but {info.name} offers only {', '.join(info.sites)}."
-            )
-        layers = compressor.layers(spec.config, info)
-        check_signals(spec, compressor, info)
-        for layer in range(min(layers, default=info.depth), info.depth):
-            tokens = info.num_tokens if layer not in info.whole_layers else info.num_patches
-            groups = config.num_cameras * (1 if layer in info.whole_layers else config.windows)
-            scored_at = max(scored for scored in layers if scored <= layer)
-            step = compressor(spec.config, info, scored_at, tokens)
-            if layer == scored_at:
-                steps[str(layer)] = step
-            plans.append(
-                SitePlan(
-                    name=f"blocks.{layer}",
-                    layer=layer,
-                    compressor=spec.name,
-                    config=spec.config,
-                    tokens_in=tokens,
-                    tokens_out=step.tokens_out,
-                    groups=groups,
-                    padding=groups * tokens - config.num_cameras * info.num_patches,
-                    keeps_rest=True,
-                )
-            )
-    return steps, tuple(plans)
 
 
 def _history(ego_pose: Tensor, timestamp: Tensor, query: Tensor, motion: Tensor, pose: Tensor, time: Tensor) -> History:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trt_compress.models.layers.attention import attention, merge_heads, split_heads
+
 _SLOPES_PER_M = (0.1, 3.0)  # of the first head and of the last, before training
 
 
@@ -62,11 +64,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [R, N, C] to the attention's update of them."""
-        rows, n, channels = x.shape
+        rows, n, _ = x.shape
         qkv = self.qkv(x).reshape(rows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
-        mixed = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, n, channels))
+        out: Tensor = self.out(merge_heads(attention(q, k, v)[0]))
         return out
 
 
@@ -110,15 +111,13 @@ class DistanceAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor) -> Tensor:
         """Attend from q [B, M, C] to k and v [B, N, C] that are `distance` [B, M, N] metres away."""
-        q = self._split(self.q(q)) * (q.shape[-1] // self.num_heads) ** -0.5
-        logits = q @ self._split(self.k(k)).transpose(-2, -1)
-        logits = logits - self.log_slope.exp()[:, None, None] * distance[:, None]
-        mixed = logits.softmax(dim=-1) @ self._split(self.v(v))
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        heads = self.num_heads
+        bias = -self.log_slope.exp()[:, None, None] * distance[:, None]
+        mixed, _ = attention(
+            split_heads(self.q(q), heads), split_heads(self.k(k), heads), split_heads(self.v(v), heads), bias=bias
+        )
+        out: Tensor = self.out(merge_heads(mixed))
         return out
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
 
 
 class DecoderBlock(nn.Module):

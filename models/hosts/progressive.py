@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trt_compress.models.hosts.base import BATCH_SYMBOL, CompressedModule, StateSpec
+from trt_compress.models.hosts.base import CompressedModule
+from trt_compress.models.layers.attention import attention
+from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.operator import cast
 
 _HIDDEN = -3e4  # added to a logit; fp16 holds it
@@ -95,8 +97,7 @@ class TemporalAttention(nn.Module):
         frames = window.shape[1]
         keys, values = window.reshape(batch, frames, count, 2, self.heads, width // self.heads).unbind(dim=3)
         query = self.query(normed).reshape(batch, count, self.heads, 1, width // self.heads)
-        logits = query @ keys.permute(0, 2, 3, 4, 1) * (width // self.heads) ** -0.5
-        mixed = (logits + hidden).softmax(dim=-1) @ values.permute(0, 2, 3, 1, 4)
+        mixed, _ = attention(query, keys.permute(0, 2, 3, 1, 4), values.permute(0, 2, 3, 1, 4), bias=hidden)
         return self.out(mixed.reshape(batch, count, width)), window[:, 1:]
 
 

@@ -2,13 +2,13 @@
 
 Source: An Image is Worth 16x16 Words, arXiv:2010.11929; DeiT, arXiv:2012.12877; timm's VisionTransformer, whose modules
 are called as they are.
-Differs: attention is written as two matrix products and a softmax instead of a fused call, so that it exports with a
-bias and a dynamic batch, and so that a row of it can be read.
+Differs: attention is written out instead of called fused (`models/layers/attention.py`).
 """
 
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
 from trt_compress.model_name import POOLINGS, unsupported_vit
-from trt_compress.models.compressors.base import Compressor, HostInfo, Signal, Signals, TokenState
-from trt_compress.models.compressors.compose import place_compressors
-from trt_compress.models.hosts.base import (
-    BATCH_SYMBOL,
-    CompressedModule,
-    GraphSpec,
-    LoadedHost,
-    Steps,
-    TensorSpec,
-    WeightsInfo,
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.sites import (
+    AttentionFacts,
+    HostInfo,
+    SpanKind,
+    TapKind,
+    layer_sites,
+    leading_spans,
 )
-from trt_compress.plugins.operator import at_site, cast, mark_tensor
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, Steps, TensorSpec, WeightsInfo
+from trt_compress.models.layers.attention import ATTENTION_TAPS, attention, merge_heads
+from trt_compress.models.states import BATCH_SYMBOL
+from trt_compress.plugins.operator import cast
 
 FAMILY = "timm_vit"
 
@@ -112,14 +114,33 @@ def _check_kept(part: nn.Module, base: type[nn.Module], name: str, what: str = "
 
 def host_info(module: VisionTransformer, name: str) -> HostInfo:
     """What compressors may know of `module`."""
+    vit = typing.cast(Any, module)
     return HostInfo(
         name=name,
-        sites=frozenset({"after_attention"}),
+        sites=layer_sites("after_attention", len(module.blocks), taps=_taps(module)),
         depth=len(module.blocks),
         num_tokens=module.patch_embed.num_patches + module.num_prefix_tokens,
-        num_prefix=module.num_prefix_tokens,
-        has_class_token=module.has_class_token,
+        protected=leading_spans(_prefix(module)),
+        width=module.embed_dim,
+        attention=AttentionFacts(num_heads=vit.blocks[0].attn.num_heads, head_size=vit.blocks[0].attn.head_dim),
+        grid=tuple(module.patch_embed.grid_size),
     )
+
+
+def _prefix(module: VisionTransformer) -> list[tuple[SpanKind, int]]:
+    """Tokens in front of the patches, in their order: class, distillation, registers."""
+    classes = int(module.has_class_token)
+    distilled = int(isinstance(module, VisionTransformerDistilled))
+    return [
+        ("class", classes),
+        ("distillation", distilled),
+        ("register", module.num_prefix_tokens - classes - distilled),
+    ]
+
+
+def _taps(module: VisionTransformer) -> frozenset[TapKind]:
+    """What its attention gives; a row of a class token is there only if there is one."""
+    return ATTENTION_TAPS if module.has_class_token else ATTENTION_TAPS - {"class_attention"}
 
 
 def vit_host(
@@ -228,7 +249,8 @@ class CompressedViT(CompressedModule):
         super().__init__()
         self.vit = check_supported(module, name)
         self.info = host_info(self.vit, name)
-        self.steps, self.plan = place_compressors(specs, self.info)
+        self.placed = place_one(specs, self.info)
+        self.plan = self.placed.sites
         self.training = module.training
 
     def detach(self) -> nn.Module:
@@ -238,28 +260,10 @@ class CompressedViT(CompressedModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, channels, height, width]."""
         vit: Any = self.vit
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(image))))
-        state, proportional = TokenState(x=x), False
-        for layer, block in enumerate(vit.blocks):
-            steps = self._steps(layer)
-            wanted = frozenset[Signal]().union(*(step.signals for step in steps))
-            size = state.size if proportional else None
-            update, signals = attend(block.attn, block.norm1(state.x), size, wanted)
-            x = state.x + block.drop_path1(block.ls1(update))
-            state = TokenState(x=x, size=state.size)
-            for step in steps:
-                with at_site(f"blocks.{layer}"):
-                    state = step(state, signals)
-                    state = TokenState(x=mark_tensor("tokens", state.x), size=state.size)
-                proportional = proportional or step.proportional_attention
-            state = TokenState(
-                x=state.x + block.drop_path2(block.ls2(block.mlp(block.norm2(state.x)))), size=state.size
-            )
-        return self._head(vit.norm(state.x), state.size)
-
-    def _steps(self, layer: int) -> list[Compressor]:
-        key = str(layer)
-        return [*typing.cast(Iterable[Compressor], self.steps[key])] if key in self.steps else []
+        tokens, taps = Tokens(x=vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(image))))), Taps()
+        for number, block in enumerate(vit.blocks):
+            tokens = self.placed.layer(number, tokens, taps, partial(_attend, block), partial(_feed, block))
+        return self._head(vit.norm(tokens.x), tokens.size)
 
     def _head(self, x: Tensor, size: Tensor | None) -> Tensor:
         vit: Any = self.vit
@@ -275,31 +279,44 @@ class CompressedViT(CompressedModule):
         return head
 
 
-def attend(attention: Any, x: Tensor, size: Tensor | None, wanted: frozenset[Signal]) -> tuple[Tensor, Signals]:
-    """timm's Attention with keys weighted by size, and the signals that are wanted.
+def _attend(block: Any, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+    """A block's attention."""
+    update, found = attend(block.attn, block.norm1(tokens.x), tokens.key_size, wanted)
+    return block.drop_path1(block.ls1(update)), found
+
+
+def _feed(block: Any, x: Tensor) -> Tensor:
+    """A block's feed-forward part."""
+    update: Tensor = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return update
+
+
+def attend(
+    module: Any, x: Tensor, size: Tensor | None, wanted: frozenset[TapKind]
+) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+    """timm's Attention with keys weighted by size, and the taps that are wanted.
 
     Args:
-        attention: A timm Attention.
+        module: A timm Attention.
         x: Normalised tokens, [B, N, C].
         size: Tokens each key stands for, [B, N, 1]; None: no weighting.
-        wanted: Signals to compute.
+        wanted: Taps to compute.
     """
     batch, n, _ = x.shape
-    heads, head_dim = attention.num_heads, attention.head_dim
-    gate = attention.gate(x).sigmoid() if getattr(attention, "gate", None) is not None else None
-    qkv = attention.qkv(x).reshape(batch, n, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+    heads, head_dim = module.num_heads, module.head_dim
+    gate = module.gate(x).sigmoid() if getattr(module, "gate", None) is not None else None
+    qkv = module.qkv(x).reshape(batch, n, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv[0], qkv[1], qkv[2]
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    logits = (q * attention.scale) @ k.transpose(-2, -1)
-    if size is not None:
-        logits = logits + cast(size.log(), logits.dtype).reshape(batch, 1, 1, n)
-    weights = logits.softmax(dim=-1)
-    out = (attention.attn_drop(weights) @ v).transpose(1, 2).reshape(batch, n, heads * head_dim)
-    out = attention.norm(out)
+    mixed, found = attention(
+        module.q_norm(q),
+        module.k_norm(k),
+        v,
+        scale=module.scale,
+        size=size,
+        dropout=module.attn_drop.p if module.training else 0.0,
+        wanted=wanted,
+    )
+    out = module.norm(merge_heads(mixed))
     if gate is not None:
         out = out * gate
-    signals = Signals(
-        keys=k.mean(dim=1) if "keys" in wanted else None,
-        class_attention=weights[:, :, 0].mean(dim=1) if "class_attention" in wanted else None,
-    )
-    return attention.proj_drop(attention.proj(out)), signals
+    return module.proj_drop(module.proj(out)), found

@@ -7,19 +7,13 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.hosts.base import (
-    BATCH_SYMBOL,
-    CompressedModule,
-    GraphSpec,
-    LoadedHost,
-    ModelInfo,
-    TensorSpec,
-)
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, ModelInfo, TensorSpec
 from trt_compress.models.hosts.progressive import ProgressiveViT
 from trt_compress.models.hosts.video_vit import EXAMPLE_STEPS, held_out_frames
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.pretrained import moving_digits, release, video_pvc
 from trt_compress.models.pretrained.video_vit import NUM_DIGITS
+from trt_compress.models.states import BATCH_SYMBOL
 
 FAMILY = "video_pvc"
 INFO = ModelInfo(

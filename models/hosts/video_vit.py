@@ -9,7 +9,7 @@ layer. A stream may change its level at any frame.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,24 +17,17 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
-from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig, level_name
-from trt_compress.models.compressors.base import Signals, TokenState
-from trt_compress.models.compressors.compose import SitePlan
-from trt_compress.models.compressors.static_reuse import NEVER, StaticReuse, keep_rows, next_age, rows_to_keep
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import GraphPlan, levels_of, place_one
+from trt_compress.models.compressors.sites import HostInfo, Site
 from trt_compress.models.hosts import timm_vit
-from trt_compress.models.hosts.base import (
-    BATCH_SYMBOL,
-    CompressedModule,
-    GraphSpec,
-    LoadedHost,
-    ModelInfo,
-    StateSpec,
-    Steps,
-    TensorSpec,
-)
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, ModelInfo, Steps, TensorSpec
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
+from trt_compress.models.layers.attention import attention, merge_heads
+from trt_compress.models.layers.partial import Reuse
 from trt_compress.models.pretrained import moving_digits, video_vit
-from trt_compress.plugins.operator import at_site, cast, mark_tensor
+from trt_compress.models.states import BATCH_SYMBOL, StateSpec
+from trt_compress.plugins.operator import at_site, cast
 
 FAMILY = "video_vit"
 INFO = ModelInfo(
@@ -44,7 +37,7 @@ INFO = ModelInfo(
 )
 EXAMPLE_STEPS = 6
 _MASKED = -3e4  # added to a logit; fp16 holds it
-_SITE = "patch_embed"
+_SITE: Final = "patch_embed"
 
 
 def load(weights: str | None) -> LoadedHost:
@@ -82,24 +75,25 @@ def attach(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = IN
         ConfigError: a compressor does not fit.
         UnsupportedError: the model is not of a form this host drives.
     """
-    reuse = [spec for spec in specs if spec.method is STATIC_REUSE]
-    if not reuse:
-        return (_graph(FrameViT(timm_vit.attach(module, specs, name=name)).eval(), "model", ()),)
-    if len(specs) > 1:
-        raise ConfigError(
-            "static_reuse: keeps the tokens of every layer at their places, so no other compressor can act beside it; "
-            "give it alone."
-        )
-    config = reuse[0].config
-    assert isinstance(config, StaticReuseConfig)
-    graphs = [
-        (ReusingViT(module, replace(config, keep_ratio=ratio), name=name).eval(), ratio) for ratio in config.ratios
-    ]
-    several = len(graphs) > 1
-    return tuple(
-        _graph(graph, level_name(ratio) if several else "model", graph.states(shared=several))
-        for graph, ratio in graphs
-    )
+    graphs = [(_compressed(module, parts, name=name), level or "model") for level, parts in levels_of(specs).items()]
+    return tuple(_graph(graph, level, graph.states(shared=len(graphs) > 1)) for graph, level in graphs)
+
+
+def _compressed(module: nn.Module, specs: Sequence[CompressorSpec], *, name: str) -> "FrameViT | ReusingViT":
+    """One level; which form it has follows from where its compressors act."""
+    vit = timm_vit.check_supported(module, name)
+    placed = place_one(specs, host_info(vit, name))
+    if placed.steps(_SITE):
+        return ReusingViT(vit, placed, name=name).eval()
+    return FrameViT(timm_vit.attach(vit, specs, name=name)).eval()
+
+
+def host_info(vit: Any, name: str) -> HostInfo:
+    """What compressors may know of `vit`: patches may be chosen before they are embedded, and behind every layer."""
+    info = timm_vit.host_info(vit, name)
+    weight = vit.patch_embed.proj.weight
+    patches = Site(kind=_SITE, layer=0, tokens=int(vit.patch_embed.num_patches), width=weight[0].numel())
+    return replace(info, sites=(patches, *info.sites))
 
 
 class FrameViT(CompressedModule):
@@ -110,6 +104,10 @@ class FrameViT(CompressedModule):
         self.vit = vit
         self.plan = vit.plan
 
+    def states(self, *, shared: bool) -> tuple[StateSpec, ...]:
+        """None."""
+        return ()
+
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, classes] and centres [B, 2] of frames [B, 3, height, width]."""
         found = self.vit(frame)
@@ -117,101 +115,58 @@ class FrameViT(CompressedModule):
 
 
 class ReusingViT(CompressedModule):
-    """A Vision Transformer that computes the class token and the changed patches of a frame.
+    """A Vision Transformer that computes the class token and some of a frame's patches, and keeps the others' rows.
 
     Args:
-        module: The model.
-        config: One level.
+        vit: The model.
+        placed: What chooses the patches, before they are embedded.
         name: The model's name, for messages.
     """
 
-    def __init__(self, module: nn.Module, config: StaticReuseConfig, *, name: str) -> None:
+    def __init__(self, vit: Any, placed: GraphPlan, *, name: str) -> None:
         super().__init__()
-        vit = timm_vit.check_supported(module, name)
         if vit.num_prefix_tokens != 1 or vit.global_pool != "token":
             raise ConfigError(
-                f"static_reuse: {name} has {vit.num_prefix_tokens} prefix tokens and global_pool={vit.global_pool!r}; "
-                "it needs a class token alone, and pooling by it."
+                f"{placed.sites[0].compressor}: {name} has {vit.num_prefix_tokens} prefix tokens and "
+                f"global_pool={vit.global_pool!r}; it needs a class token alone, and pooling by it."
             )
-        self.vit = vit
-        self.info = replace(timm_vit.host_info(vit, name), sites=frozenset({"patch_embed"}))
+        self.vit, self.placed, self.plan = vit, placed, placed.sites
         self.num_patches = int(vit.patch_embed.num_patches)
-        self.step = StaticReuse(config, self.info, 0, self.num_patches)
-        if self.step.tokens_out < self.num_patches:
-            self.plan = (
-                SitePlan(
-                    name=_SITE,
-                    layer=0,
-                    compressor=STATIC_REUSE.name,
-                    config=config,
-                    tokens_in=self.num_patches,
-                    tokens_out=self.step.tokens_out,
-                    keeps_rest=True,
-                ),
-            )
 
     def states(self, *, shared: bool) -> tuple[StateSpec, ...]:
         """What is handed from frame to frame; `shared`: by all graphs that name it alike."""
-        patch_size = self.vit.patch_embed.proj.weight[0].numel()
-        width = 2 * self.vit.embed_dim
+        shape = (BATCH_SYMBOL, self.num_patches, 2 * int(self.vit.embed_dim))
+        names = [f"keys_values_{layer}" for layer in range(len(self.vit.blocks))]
+        kept = (StateSpec(input=f"{name}_in", output=f"{name}_out", shape=shape, name=name) for name in names)
+        return tuple(state if shared else replace(state, name=None) for state in (*self.placed.states(), *kept))
 
-        def state(name: str, *shape: int, initial: str | dict[str, float] = "zeros") -> StateSpec:
-            return StateSpec(
-                input=f"{name}_in",
-                output=f"{name}_out",
-                shape=(BATCH_SYMBOL, self.num_patches, *shape),
-                initial=initial,
-                name=name if shared else None,
-            )
-
-        layers = range(len(self.vit.blocks))
-        return (
-            state("patches", patch_size),
-            state("age", initial={"fill": NEVER}),
-            *(state(f"keys_values_{layer}", width) for layer in layers),
-        )
-
-    def forward(self, frame: Tensor, previous: Tensor, age: Tensor, *stored: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """One frame.
 
         Args:
             frame: [B, 3, height, width].
-            previous: Patches as they were last computed, [B, N, P].
-            age: Frames since then, [B, N].
-            stored: Keys and values of the patches in each layer, [B, N, 2 C].
+            states: As `states` says: what the compressor owns, then keys and values of the patches in each layer,
+                [B, N, 2 C].
 
         Returns:
             Logits [B, classes], centres [B, 2], and the states after this frame.
         """
         vit: Any = self.vit
-        patches = self._patches(frame)
-        chosen, rows = self._choose(patches, previous, age)
-        if rows is not None:
-            previous = keep_rows(chosen.x, previous, rows)
-            age = next_age(age, rows, self.step.num_kept)
-        else:
-            previous, age = patches, torch.zeros_like(age)
+        owned = [state.input for state in self.placed.states()]
+        stored = states[len(owned) :]
+        memory = dict(zip(owned, states, strict=False))
+        chosen = self.placed(_SITE, Tokens(x=self._patches(frame), memory=memory), Taps())
         x = self._embedded(chosen)
-        bias = None if rows is None else _mask(age, x.dtype)
+        bias = None if chosen.reuse is None else _mask(chosen.reuse.known, x.dtype)
         kept = []
         for layer, (block, rows_before) in enumerate(zip(vit.blocks, stored, strict=True)):
             with at_site(f"blocks.{layer}"):
-                update, keys_values = _attend(block.attn, block.norm1(x), rows_before, rows, bias)
+                update, keys_values = _attend(block.attn, block.norm1(x), rows_before, chosen.reuse, bias)
             kept.append(keys_values)
             x = x + block.drop_path1(block.ls1(update))
             x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
         found = vit.forward_head(vit.norm(x[:, :1]))
-        return found[:, :-2], found[:, -2:], previous, age, *kept
-
-    def _choose(self, patches: Tensor, previous: Tensor, age: Tensor) -> tuple[TokenState, Tensor | None]:
-        """The patches that are computed, and where the rows of all patches come from; None: all are computed."""
-        if not self.plan:
-            return TokenState(x=patches), None
-        with at_site(_SITE):
-            chosen = self.step(TokenState(x=patches), Signals(previous=previous, age=age))
-            chosen = replace(chosen, x=mark_tensor("tokens", chosen.x))
-        assert chosen.position is not None
-        return chosen, rows_to_keep(chosen.position, self.num_patches)
+        return found[:, :-2], found[:, -2:], *(chosen.memory[name] for name in owned), *kept
 
     def _patches(self, frame: Tensor) -> Tensor:
         """Pixels of each patch in the order of the convolution's weights, [B, N, P]."""
@@ -221,7 +176,7 @@ class ReusingViT(CompressedModule):
         tiles = frame.reshape(batch, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
         return tiles.reshape(batch, rows * columns, channels * height * width)
 
-    def _embedded(self, chosen: TokenState) -> Tensor:
+    def _embedded(self, chosen: Tokens) -> Tensor:
         """The class token and the embedded patches at their positions, [B, 1 + K, C]."""
         vit: Any = self.vit
         weight, bias = vit.patch_embed.proj.weight, vit.patch_embed.proj.bias
@@ -233,38 +188,34 @@ class ReusingViT(CompressedModule):
         return embedded
 
 
-def _mask(age: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the logits of the class token and of each patch, [B, 1, 1, 1 + N]: only computed ones count."""
-    patches = torch.where(age < NEVER / 2, 0.0, _MASKED)
+def _mask(known: Tensor, dtype: torch.dtype) -> Tensor:
+    """Added to the logits of the class token and of each patch, [B, 1, 1, 1 + N]: only computed ones count."""
+    patches = torch.where(known, 0.0, _MASKED)
     return cast(torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1), dtype)[:, None, None]
 
 
-def _attend(
-    attention: Any, x: Tensor, stored: Tensor, rows: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _attend(module: Any, x: Tensor, stored: Tensor, reuse: Reuse | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """timm's Attention of some tokens to all: new keys and values where there are, stored ones elsewhere.
 
     Args:
-        attention: A timm Attention.
+        module: A timm Attention.
         x: Normalised tokens, the class token first, [B, 1 + K, C].
         stored: Keys and values of all patches, [B, N, 2 C].
-        rows: Where each patch's row is, of `rows_to_keep`; None: all are new.
+        reuse: Where each patch's row is; None: all are new.
         bias: Added to the logits of each key, [B, 1, 1, 1 + N]; None: nothing.
 
     Returns:
         The attention's output for x, and the keys and values of all patches.
     """
     batch, count, _ = x.shape
-    heads, head_dim = attention.num_heads, attention.head_dim
-    qkv = attention.qkv(x).reshape(batch, count, 3, heads * head_dim)
+    heads, head_dim = module.num_heads, module.head_dim
+    qkv = module.qkv(x).reshape(batch, count, 3, heads * head_dim)
     new = qkv[:, :, 1:].reshape(batch, count, 2 * heads * head_dim)
-    patches = new[:, 1:] if rows is None else keep_rows(new[:, 1:], cast(stored, new.dtype), rows)
+    patches = new[:, 1:] if reuse is None else reuse.keep(new[:, 1:], cast(stored, new.dtype))
     keys_values = torch.cat([new[:, :1], patches], dim=1).reshape(batch, -1, 2, heads, head_dim).permute(2, 0, 3, 1, 4)
-    query = attention.q_norm(qkv[:, :, 0].reshape(batch, count, heads, head_dim).transpose(1, 2))
-    logits = (query * attention.scale) @ attention.k_norm(keys_values[0]).transpose(-2, -1)
-    weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-    out = (attention.attn_drop(weights) @ keys_values[1]).transpose(1, 2).reshape(batch, count, heads * head_dim)
-    return attention.proj_drop(attention.proj(attention.norm(out))), patches
+    query = module.q_norm(qkv[:, :, 0].reshape(batch, count, heads, head_dim).transpose(1, 2))
+    mixed, _ = attention(query, module.k_norm(keys_values[0]), keys_values[1], scale=module.scale, bias=bias)
+    return module.proj_drop(module.proj(module.norm(merge_heads(mixed)))), patches
 
 
 def _graph(module: CompressedModule, name: str, states: tuple[StateSpec, ...]) -> GraphSpec:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.models.hosts.spectral import InverseStft
+from trt_compress.models.layers.attention import attention
 
 GROUPS = 32
 EPSILON = 1e-6
@@ -109,9 +110,9 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Frames [B, dim, F] to the same."""
         normed = self.norm(x)
-        logits = self.q(normed).transpose(1, 2) @ self.k(normed) * x.shape[1] ** -0.5
-        out = self.v(normed) @ logits.softmax(dim=-1).transpose(1, 2)
-        return cast(Tensor, x + self.proj_out(out))
+        query, key, value = (part(normed).transpose(1, 2) for part in (self.q, self.k, self.v))
+        mixed, _ = attention(query, key, value)
+        return cast(Tensor, x + self.proj_out(mixed.transpose(1, 2)))
 
 
 class VocosBackbone(nn.Module):

@@ -12,9 +12,10 @@ from golden_data import assert_close, cases_on_disk, read
 from safetensors.torch import save_file
 
 from trt_compress.methods.audio import FastAstConfig, FrameStackConfig
-from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
 from trt_compress.models.compressors.fastast import FastAst
 from trt_compress.models.compressors.frame_stack import FrameStack
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Site, SiteKind, leading_spans
 from trt_compress.models.hosts.spectral import InverseStft
 from trt_compress.plugins.operator import recording
 
@@ -31,16 +32,12 @@ def test_every_case_is_compared() -> None:
         assert cases_on_disk(method) == set(cases)
 
 
-def host(num_tokens: int, *, num_prefix: int = 0, width: int | None = None) -> HostInfo:
-    sites = frozenset({"after_attention", "encoder_output"})
-    return HostInfo(
-        name="golden",
-        sites=sites,  # type: ignore[arg-type]
-        depth=12,
-        num_tokens=num_tokens,
-        num_prefix=num_prefix,
-        has_class_token=num_prefix > 0,
-        width=width,
+def arrival(kind: SiteKind, num_tokens: int, *, num_prefix: int = 0, width: int | None = None) -> Arrival:
+    site = Site(kind=kind, layer=0 if kind == "after_attention" else None)
+    spans = leading_spans([("class", num_prefix)])
+    host = HostInfo(name="golden", sites=(site,), depth=12, num_tokens=num_tokens, protected=spans, width=width)
+    return Arrival(
+        host=host, site=site, tokens=num_tokens, prefix=num_prefix, has_class_token=num_prefix > 0, width=width
     )
 
 
@@ -49,9 +46,9 @@ def test_fastast(case: str) -> None:
     arrays, meta = read("fastast", case)
     x, size = arrays["x"], arrays["size"]
     prefix = meta["class_token"] + meta["distill_token"]
-    step = FastAst(FastAstConfig(num_merged=meta["r"]), host(x.shape[1], num_prefix=prefix), 0, x.shape[1])
+    step = FastAst(FastAstConfig(num_merged=meta["r"]), arrival("after_attention", x.shape[1], num_prefix=prefix))
     with recording() as record:
-        state = step(TokenState(x=x, size=size), Signals(keys=arrays["metric"]))
+        state = step(Tokens(x=x, size=size), Taps(keys=arrays["metric"]))
     assert state.size is not None
     assert step.tokens_out == state.x.shape[1] == arrays["merged"].shape[1]
     dest = record["/token_merge/dest"] if "/token_merge/dest" in record else record["/TokenMerge/dest"]
@@ -74,9 +71,9 @@ def test_llamaomni(case: str, prefix: str, tmp_path: Path) -> None:
     save_file({f"{prefix}{name}": arrays[array] for array, name in names.items()}, tmp_path / "projector.safetensors")
     x = arrays["x"]
     config = FrameStackConfig(stride=meta["k"], projector=str(tmp_path / "projector.safetensors"))
-    step = FrameStack(config, host(x.shape[1], width=x.shape[2]), 12, x.shape[1])
+    step = FrameStack(config, arrival("encoder_output", x.shape[1], width=x.shape[2]))
     with torch.no_grad():
-        state = step(TokenState(x=x), Signals())
+        state = step(Tokens(x=x), Taps())
     assert (step.tokens_out, step.width_out) == tuple(arrays["y"].shape[1:])
     assert_close(state.x, arrays["y"], TOLERANCE)
 

@@ -11,10 +11,10 @@ from golden_data import MODEL_TOLERANCE, OPERATOR_TOLERANCE, assert_close, cases
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.models.compressors.base import Route
 from trt_compress.models.compressors.motion_queries import History, MotionQueryScorer
-from trt_compress.models.compressors.toc3d import give_back, make_route, num_slow, take_route
+from trt_compress.models.compressors.toc3d import make_route, num_slow
 from trt_compress.models.compressors.windows import from_windows, to_windows
+from trt_compress.models.layers.partial import Route
 
 BLOCKS = ("block", "block_norep", "block_padded")
 SELECTORS = ("selector_first_frame", "selector_prev")
@@ -82,10 +82,10 @@ def test_routed_block(case: str) -> None:
     x = to_windows(arrays["x"], window)
     scores = to_windows(arrays["scores"][..., None], window, fill=-1e6)[..., 0]
     route = make_route(scores, meta["ratio"], representative=meta["use_represent_tokens"])
-    tokens = take_route(x, route)
+    tokens = route.take(x)
     assert tokens.shape[1] == meta["slow_per_window"] + meta["use_represent_tokens"]
     update = eva_update(tokens, positions_of(route), weights, meta["heads"], meta["layernorm_eps"])
-    out = from_windows(give_back(x, update, route), window, meta["H"], meta["W"])
+    out = from_windows(route.give_back(x, update), window, meta["H"], meta["W"])
     assert_close(out, arrays["out"], MODEL_TOLERANCE)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arrivals import a_host, arrival_at
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -303,15 +304,13 @@ def test_adjacent_merging_against_a_loop() -> None:
     """A-ToMe's segments, frame by frame: cut the least similar links, and average what is between the cuts."""
     from trt_compress.methods.audio import AtomeConfig
     from trt_compress.models.compressors.atome import Atome
-    from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
+    from trt_compress.models.compressors.passing import Taps, Tokens
 
     generator = torch.Generator().manual_seed(5)
     x, keys = torch.randn(3, 21, 8, generator=generator), torch.randn(3, 21, 4, generator=generator)
     size = torch.randint(1, 5, (3, 21, 1), generator=generator).float()
-    sites: Any = frozenset({"after_attention"})
-    host = HostInfo(name="t", sites=sites, depth=1, num_tokens=21, num_prefix=2, has_class_token=True)
-    step = Atome(AtomeConfig(merge_ratio=0.6, layers=(0,)), host, 0, 21)
-    state = step(TokenState(x=x, size=size), Signals(keys=keys))
+    step = Atome(AtomeConfig(merge_ratio=0.6, layers=(0,)), arrival_at(a_host(1, 21, 2)))
+    state = step(Tokens(x=x, size=size), Taps(keys=keys))
     assert step.num_merged == 10 and step.tokens_out == 11 and state.size is not None
     for item in range(3):
         k = keys[item, 2:].double().numpy()

@@ -1,36 +1,33 @@
 """What each compressor does to the tokens of a host, and how several share one."""
 
+from typing import Any
+
 import pytest
 import torch
+from arrivals import BOTH, a_host
 from torch import Tensor
 from vits import compress, images, make_vit, run
 
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import METHODS, parse_spec
-from trt_compress.models.compressors import compose
+from trt_compress.models.compressors import place as placer
 from trt_compress.models.compressors.avg_pool import pool_positions, pool_spans, pool_tokens
-from trt_compress.models.compressors.base import (
-    Compressor,
-    HostInfo,
-    Signals,
-    TokenState,
-    num_patches_kept,
-    quarter_layers,
-)
-from trt_compress.models.compressors.compose import place_compressors
+from trt_compress.models.compressors.base import num_patches_kept, quarter_layers
 from trt_compress.models.compressors.frame_pool import FramePool
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.registry import compressor_classes
+from trt_compress.models.compressors.sites import HostInfo
 from trt_compress.models.compressors.tome import merge_schedule
 from trt_compress.plugins.operator import recording
 
 
-def host(depth: int = 12, num_tokens: int = 197, num_prefix: int = 1, **more: object) -> HostInfo:
-    keywords = {"name": "tiny", "sites": frozenset({"after_attention"}), "has_class_token": num_prefix > 0, **more}
-    return HostInfo(depth=depth, num_tokens=num_tokens, num_prefix=num_prefix, **keywords)  # type: ignore[arg-type]
+def host(depth: int = 12, num_tokens: int = 197, num_prefix: int = 1, **more: Any) -> HostInfo:
+    return a_host(depth, num_tokens, num_prefix, **more)
 
 
 def plan(spec: str, info: HostInfo) -> list[tuple[str, str, int | str, int | str]]:
-    _, sites = place_compressors(parse_spec(spec), info)
+    sites = place_one(parse_spec(spec), info).sites
     return [(site.name, site.compressor, site.tokens_in, site.tokens_out) for site in sites]
 
 
@@ -164,7 +161,7 @@ def test_evit_needs_a_class_token() -> None:
 
 def test_a_site_the_host_lacks() -> None:
     with pytest.raises(ConfigError, match="tome: acts at after_attention, but tiny offers only codec, kv_cache"):
-        plan("tome:num_merged=2", host(sites=frozenset({"kv_cache", "codec"})))
+        plan("tome:num_merged=2", host(kinds=("kv_cache", "codec")))
 
 
 def test_every_method_has_a_class() -> None:
@@ -176,35 +173,30 @@ def test_every_method_has_a_class() -> None:
 
 def test_a_signal_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Greedy(FramePool):
-        signals = frozenset({"keys"})
+        asks = frozenset({"keys"})
 
-    monkeypatch.setattr(compose, "compressor_class", lambda method: Greedy)
-    sites = frozenset({"after_attention", "encoder_output"})
-    assert plan("frame_pool:layer=3", host(sites=sites)) == [("blocks.3", "frame_pool", 197, 99)]
+    monkeypatch.setattr(placer, "compressor_class", lambda method: Greedy)
+    assert plan("frame_pool:layer=3", host(kinds=BOTH)) == [("blocks.3", "frame_pool", 197, 99)]
     with pytest.raises(
         ConfigError,
         match=r"^frame_pool: needs keys at encoder_output, and tiny computes none there\.\n"
         r"Hint: after_attention would have them\.$",
     ):
-        plan("frame_pool", host(sites=sites))
-    nothing: dict[str, frozenset[str]] = {}
+        plan("frame_pool", host(kinds=BOTH))
     with pytest.raises(ConfigError, match=r"needs keys at after_attention, and tiny computes none there\.$"):
-        plan("frame_pool:layer=3", host(sites=sites, signals=nothing))
+        plan("frame_pool:layer=3", host(kinds=BOTH, taps=()))
 
 
 def test_what_a_step_leaves_is_what_the_next_one_finds() -> None:
-    sites = frozenset({"after_attention", "encoder_output"})
-    steps, placed = place_compressors(
+    placed = place_one(
         parse_spec("frame_stack:stride=2+frame_stack:stride=3+frame_pool:stride=2"),
-        host(sites=sites, num_tokens=26, num_prefix=2, width=8),
+        host(kinds=BOTH, num_tokens=26, num_prefix=2, width=8),
     )
-    assert [site.tokens_out for site in placed] == [12, 4, 2]
-    behind = [step for step in steps["encoder_output"].children() if isinstance(step, Compressor)]
-    assert [step.width_out for step in behind] == [16, 48, None]
+    assert [site.tokens_out for site in placed.sites] == [12, 4, 2]
+    assert [step.width_out for step in placed.steps("encoder_output")] == [16, 48, None]
+    assert (placed.tokens_out, placed.width_out) == (2, 48)
     rows = torch.arange(26 * 8, dtype=torch.float32).reshape(26, 8)
-    state = TokenState(x=rows[None])
-    for step in behind:
-        state = step(state, Signals())
+    state = placed("encoder_output", Tokens(x=rows[None]), Taps())
     assert torch.equal(state.x[0], rows[2:].reshape(2, 2, 48).mean(dim=1))
 
 
@@ -214,7 +206,7 @@ def test_what_a_step_leaves_is_what_the_next_one_finds() -> None:
 @pytest.mark.parametrize(("variant", "order"), [("plain", "position"), ("avg_without_class", "similarity")])
 def test_tome_order_follows_the_class_token(variant: str, order: str) -> None:
     module = compress(make_vit(variant), "tome:num_merged=2")
-    assert {step.order for steps in module.steps.values() for step in list(steps.children())} == {order}
+    assert {step.order for layer in range(4) for step in module.placed.steps(f"blocks.{layer}")} == {order}
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,8 @@ def test_plan_and_tokens_agree() -> None:
     assert [(name, *tensor.shape[:2]) for name, tensor in tokens.items()] == [
         (site.name, site.groups, site.tokens_out) for site in net.plan
     ]
-    whole = net.info.num_patches * net.detector.config.num_cameras  # the windows of 16 are padded
+    assert net.info.grid is not None
+    whole = net.info.grid[0] * net.info.grid[1] * net.detector.config.num_cameras  # the windows of 16 are padded
     assert all(site.groups * int(site.tokens_in) - site.padding == whole for site in net.plan)
     assert [site.padding > 0 for site in net.plan] == [True, False, True]
 
@@ -275,7 +276,10 @@ def test_without_representative_other_tokens_stay_as_they_are() -> None:
             r"toc3d: layers=\[2\] names layer 2, but small scores tokens only before layers 1, 3; name",
         ),
         ("toc3d:keep_ratio=1.5", r"toc3d: keep_ratio=1\.5 is out of range"),
-        ("toc3d+toc3d", r"small: toc3d and toc3d would route the same blocks; give one\."),
+        (
+            "toc3d+toc3d",
+            r"toc3d: decides which tokens pass the blocks, so no other compressor can act beside it; give it alone\.",
+        ),
         ("tome:num_merged=3", r"tome: acts at after_attention, but small offers only block_routing\."),
         ("toc3d:keep_ratio=[0.5,0.4]", r"toc3d: keep_ratio lists 2 ratios; give layers= with as many layers"),
     ],

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arrivals import a_host, arrival_at
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.methods import parse_spec
-from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
 from trt_compress.models.compressors.frame_stack import FrameStack, FrameStackConfig
+from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_classes
-from trt_compress.models.hosts.base import GraphSpec, StateSpec
+from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import list_models, load_host
+from trt_compress.models.states import StateSpec
 
 REQUIRED = {"tome": "tome:num_merged=1"}
 SPECS = ["none", *(REQUIRED.get(name, name) for name in compressor_classes())]
@@ -67,17 +69,9 @@ def test_every_compressor_is_among_them() -> None:
 
 
 def test_frame_stack_computes_where_its_inputs_are() -> None:
-    host = HostInfo(
-        name="tiny",
-        sites=frozenset({"encoder_output"}),
-        depth=1,
-        num_tokens=7,
-        num_prefix=1,
-        has_class_token=True,
-        width=4,
-    )
-    module = FrameStack(FrameStackConfig(stride=2), host, 1, 7)
-    state = TokenState(x=torch.ones(2, 7, 4), size=torch.ones(2, 7, 1))
+    host = a_host(1, 7, 1, kinds=("encoder_output",), width=4)
+    module = FrameStack(FrameStackConfig(stride=2), arrival_at(host, "encoder_output"))
+    state = Tokens(x=torch.ones(2, 7, 4), size=torch.ones(2, 7, 1))
     with torch.device("meta"):
-        found = module(state, Signals())
+        found = module(state, Taps())
     assert found.x.shape == (2, 3, 8) and found.x.device.type == "cpu"

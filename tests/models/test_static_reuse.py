@@ -6,19 +6,19 @@ import torch
 from trt_compress.errors import ConfigError
 from trt_compress.methods import make_spec, parse_spec
 from trt_compress.methods.video import StaticReuseConfig, level_name
-from trt_compress.models.compressors.base import HostInfo, Signals, TokenState
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Site
 from trt_compress.models.compressors.static_reuse import (
     NEVER,
     StaticReuse,
     change_score,
-    keep_rows,
     next_age,
-    rows_to_keep,
 )
+from trt_compress.models.layers.partial import Reuse, rows_to_keep
 
-HOST = HostInfo(
-    name="tiny", sites=frozenset({"patch_embed"}), depth=2, num_tokens=11, num_prefix=1, has_class_token=True
-)
+SITE = Site(kind="patch_embed", tokens=10, width=6)
+HOST = HostInfo(name="tiny", sites=(SITE,), depth=2, num_tokens=11)
+HERE = Arrival(host=HOST, site=SITE, tokens=10, prefix=0, has_class_token=False, width=6)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -46,9 +46,13 @@ def test_the_changed_and_the_unseen_are_chosen(k: int, ages: str) -> None:
     if ages == "mixed":
         age[0, [2, 8]] = NEVER
         previous[0, [2, 8]] = patches[0, [2, 8]]  # unseen though it looks unchanged
-    step = StaticReuse(StaticReuseConfig(keep_ratio=k / 10, staleness_weight=0.05), HOST, 0, 10)
-    state = step(TokenState(x=patches), Signals(previous=previous, age=age))
-    assert state.position is not None
+    step = StaticReuse(StaticReuseConfig(keep_ratio=k / 10, staleness_weight=0.05), HERE)
+    state = step(Tokens(x=patches, memory={"patches_in": previous, "age_in": age}), Taps())
+    if k == 10:  # every patch is computed, each at its place
+        assert state.position is None and state.reuse is None and torch.equal(state.x, patches)
+        assert torch.equal(state.memory["patches_in"], patches) and not state.memory["age_in"].any()
+        return
+    assert state.position is not None and state.reuse is not None
     assert state.position.tolist() == chosen_by_hand(patches, previous, age, 0.05, k)
     for item, places in enumerate(state.position):
         assert torch.equal(state.x[item], patches[item, places])
@@ -65,7 +69,7 @@ def test_rows_stay_or_are_replaced() -> None:
     index = torch.tensor([[0, 2, 5], [1, 3, 4]])
     new, stored = random(2, 3, 4, seed=3), random(2, 6, 4, seed=4)
     rows = rows_to_keep(index, 6)
-    kept = keep_rows(new, stored, rows)
+    kept = Reuse(rows=rows, known=rows >= 0).keep(new, stored)
     expected = stored.clone()
     for item in range(2):
         for row, place in enumerate(index[item].tolist()):
@@ -93,5 +97,5 @@ def test_several_levels_are_several_graphs() -> None:
     config = make_spec("static_reuse", {"keep_ratio": [0.25, 0.5]}).config
     assert isinstance(config, StaticReuseConfig)
     with pytest.raises(ConfigError, match=r"lists 2 levels, and one graph has one"):
-        StaticReuse(config, HOST, 0, 10)
+        StaticReuse(config, HERE)
     assert [level_name(ratio) for ratio in (0.25, 0.5, 0.075, 1)] == ["k25", "k50", "k8", "dense"]

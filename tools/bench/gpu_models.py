@@ -1,7 +1,8 @@
 """What is timed end to end on a GPU: Vision Transformers with PyTorch's fused attention, and their baselines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.methods import parse_spec
-from trt_compress.models.compressors.base import Signals, TokenState
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import TapKind
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.tools.bench.textbook import TextbookTome
 
@@ -31,26 +33,27 @@ class FusedViT(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, channels, height, width]."""
         vit: Any = self.compressed.vit
-        state, proportional = TokenState(x=vit.norm_pre(vit._pos_embed(vit.patch_embed(image)))), False
-        for layer, block in enumerate(vit.blocks):
-            steps: Any = self.compressed.steps[str(layer)] if str(layer) in self.compressed.steps else ()
-            update, keys = _attend(block.attn, block.norm1(state.x), state.size if proportional else None)
-            state = TokenState(x=state.x + block.ls1(update), size=state.size)
-            for step in steps:
-                state = step(state, Signals(keys=keys.mean(dim=1)))
-                proportional = proportional or step.proportional_attention
-            state = TokenState(x=state.x + block.ls2(block.mlp(block.norm2(state.x))), size=state.size)
-        logits: Tensor = vit.forward_head(vit.norm(state.x))
+        tokens, taps = Tokens(x=vit.norm_pre(vit._pos_embed(vit.patch_embed(image)))), Taps()
+        for number, block in enumerate(vit.blocks):
+            tokens = self.compressed.placed.layer(number, tokens, taps, partial(_attend, block), partial(_feed, block))
+        logits: Tensor = vit.forward_head(vit.norm(tokens.x))
         return logits
 
 
-def _attend(attention: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(block: Any, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+    attention, x, size = block.attn, block.norm1(tokens.x), tokens.key_size
     batch, n, channels = x.shape
     qkv = attention.qkv(x).reshape(batch, n, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     mask = None if size is None else size.log().to(x.dtype).reshape(batch, 1, 1, n).expand(-1, -1, n, -1)
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=attention.scale)
-    return attention.proj(out.transpose(1, 2).reshape(batch, n, channels)), k
+    update = block.ls1(attention.proj(out.transpose(1, 2).reshape(batch, n, channels)))
+    return update, {"keys": k.mean(dim=1)} if "keys" in wanted else {}
+
+
+def _feed(block: Any, x: Tensor) -> Tensor:
+    update: Tensor = block.ls2(block.mlp(block.norm2(x)))
+    return update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import METHODS, KeepRatioConfig, parse_spec, spec_string
 
 if TYPE_CHECKING:
-    from trt_compress.models.compressors.compose import SitePlan
+    from trt_compress.models.compressors.place import SitePlan
     from trt_compress.models.hosts.base import LoadedHost
 
 Kind = Literal["dense", "asked", "random"]

@@ -81,6 +81,40 @@ class RandomConfig(KeepRatioConfig):
             raise ConfigError(f"random: seed={self.seed} is out of range; give 0 to {2**31 - 1}.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VtcClsConfig(CompressorConfig):
+    """Options of VTC-CLS.
+
+    Attributes:
+        keep_ratio: Share of the patches kept, rounded up.
+        num_kept: Patches kept; default: what keep_ratio says.
+        first_layer: First layer whose class attention counts; default: at half the depth (12 of 24).
+        last_layer: Last layer that counts; patches are dropped after its attention. Default: the last but one.
+    """
+
+    keep_ratio: float = 0.5
+    num_kept: int | None = None
+    first_layer: int | None = None
+    last_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio <= 1:
+            raise ConfigError(
+                f"vtc_cls: keep_ratio={self.keep_ratio} is out of range; it is the share of tokens kept, above 0 and "
+                "up to 1."
+            )
+        if self.num_kept is not None and self.num_kept < 1:
+            raise ConfigError(f"vtc_cls: num_kept={self.num_kept} is out of range; give 1 or more patches to keep.")
+        for name, layer in (("first_layer", self.first_layer), ("last_layer", self.last_layer)):
+            if layer is not None and layer < 0:
+                raise ConfigError(f"vtc_cls: {name}={layer} is out of range; layers count from 0.")
+        if self.first_layer is not None and self.last_layer is not None and self.first_layer > self.last_layer:
+            raise ConfigError(
+                f"vtc_cls: first_layer={self.first_layer} is behind last_layer={self.last_layer}; give at most "
+                f"{self.last_layer}."
+            )
+
+
 TOME = Method(
     name="tome",
     summary="merges the most similar tokens of every layer (ToMe)",
@@ -115,4 +149,13 @@ RANDOM = Method(
     differs="nothing: there is no original.",
     config=RandomConfig,
     implementation="models.compressors.random_drop:RandomDrop",
+)
+VTC_CLS = Method(
+    name="vtc_cls",
+    summary="keeps the patches the class token attends to in several layers together (VTC-CLS)",
+    source="VTC-CLS, arXiv:2412.05819; code THU-MIG/VTC-CLS e41ac9b, clip_encoder.py",
+    differs="patches leave before the last layer, not behind the tower; the class token stays; any batch (one there); "
+    "of equal scores the smaller index is kept (left open there).",
+    config=VtcClsConfig,
+    implementation="models.compressors.vtc_cls:VtcCls",
 )

@@ -1,0 +1,385 @@
+"""The one placer: who acts where, whether it goes together, and what is left; and the one way through a site."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ConfigError
+from trt_compress.methods import CompressorConfig, CompressorSpec
+from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.registry import compressor_class
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
+from trt_compress.models.states import StateSpec
+from trt_compress.plugins.operator import at_site, mark_tensor
+
+Attend = Callable[[Tokens, frozenset[TapKind]], tuple[Tensor, Mapping[TapKind, Tensor]]]
+Feed = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitePlan:
+    """What happens at one site: `name` is `blocks.3` or `encoder_output`; `config` is the compressor's own.
+
+    Counts include the prefix; one that varies with the inputs is a symbol. Behind the last layer `layer` is the number
+    of layers.
+
+    Attributes:
+        tokens_in, tokens_out: Of one group of tokens.
+        groups: Groups of one sample at this site: windows, images.
+        padding: Tokens of all groups together that fill up windows.
+        keeps_rest: The tokens that are not computed here are kept, none is removed.
+    """
+
+    name: str
+    layer: int
+    compressor: str
+    config: CompressorConfig
+    tokens_in: int | str
+    tokens_out: int | str
+    groups: int = 1
+    padding: int = 0
+    keeps_rest: bool = False
+
+
+class GraphPlan(nn.Module):
+    """What happens in one graph; a host calls it with the name of each site that it comes to.
+
+    Attributes:
+        sites: What happens at each site, in order of execution.
+        tokens_out: Tokens that leave the last site.
+        width_out: Channels that leave the last site; None: not told.
+    """
+
+    def __init__(self, host: HostInfo) -> None:
+        super().__init__()
+        self.sites: tuple[SitePlan, ...] = ()
+        self.tokens_out = host.num_tokens
+        self.width_out = host.width
+        self._steps = nn.ModuleDict()
+        self._wanted: dict[int, frozenset[TapKind]] = {}
+        self._tails: dict[str, int] = {}
+        self._layers: dict[str, int] = {}
+
+    def forward(self, site: str, tokens: Tokens, taps: Taps) -> Tokens:
+        """What leaves a site.
+
+        Args:
+            site: Its name.
+            tokens: What comes to it; comes out as it is where nothing happens.
+            taps: What `wanted` said, of the layers up to here.
+        """
+        steps = self.steps(site)
+        if not steps:
+            return tokens
+        tail = self._tails[site]
+        seen = taps.seen_from(self._layers[site], steps[0].tokens_in if tail else None)
+        tokens, behind = _split(tokens, tail) if tail else (tokens, None)
+        with at_site(site):
+            for number, step in enumerate(steps):
+                tokens = step(tokens, seen)
+                if step.proportional_attention:
+                    tokens = replace(tokens, weighed=True)
+                if behind is not None and number == len(steps) - 1:
+                    tokens = _joined(tokens, behind)
+                tokens = tokens.with_x(mark_tensor("tokens", tokens.x))
+        return tokens
+
+    def layer(self, number: int, tokens: Tokens, taps: Taps, attend: Attend, feed: Feed) -> Tokens:
+        """One layer with the methods between its attention and its feed-forward part.
+
+        Args:
+            number: The layer.
+            tokens: What comes to it.
+            taps: Of the layers before; this one's are added.
+            attend: The attention's update of the tokens, and what of its taps is wanted.
+            feed: The feed-forward part's update of tokens [B, N, C].
+        """
+        update, found = attend(tokens, self.wanted(number))
+        taps.put(number, found)
+        tokens = self(f"blocks.{number}", tokens.with_x(tokens.x + update), taps)
+        return tokens.with_x(tokens.x + feed(tokens.x))
+
+    def steps(self, site: str) -> list[Compressor]:
+        """The methods at a site, in their order."""
+        key = _key(site)
+        return [cast(Compressor, step) for step in cast(nn.ModuleList, self._steps[key])] if key in self._steps else []
+
+    def wanted(self, layer: int) -> frozenset[TapKind]:
+        """What the host has to compute at a layer."""
+        return self._wanted.get(layer, frozenset())
+
+    def states(self) -> tuple[StateSpec, ...]:
+        """What the methods own, in order of execution."""
+        names = dict.fromkeys(site.name for site in self.sites)
+        return tuple(state for name in names for step in self.steps(name) for state in step.states())
+
+    def add(self, step: Compressor, spec: CompressorSpec, arrival: Arrival, taps: Sequence[Tap], tail: int) -> None:
+        """Let a method act behind those that are there already."""
+        site, key = arrival.site, _key(arrival.site.name)
+        if key not in self._steps:
+            self._steps[key] = nn.ModuleList()
+        cast(nn.ModuleList, self._steps[key]).append(step)
+        self._tails[site.name], self._layers[site.name] = tail, arrival.layer
+        for tap in taps:
+            self._wanted[tap.layer] = self._wanted.get(tap.layer, frozenset()) | {tap.kind}
+        self.sites += (
+            SitePlan(
+                name=site.name,
+                layer=arrival.layer,
+                compressor=spec.name,
+                config=spec.config,
+                tokens_in=arrival.tokens + tail,
+                tokens_out=step.tokens_out + tail,
+                groups=site.groups,
+                padding=site.padding,
+                keeps_rest=step.keeps_rest,
+            ),
+        )
+        self.tokens_out = step.tokens_out + tail
+        self.width_out = step.width_out or self.width_out
+
+
+def place(specs: Sequence[CompressorSpec], host: HostInfo) -> Mapping[str, GraphPlan]:
+    """Build a module for every site where a method has an effect.
+
+    Methods that share a site act in the order of `specs`. One that would change nothing at a site is left out there.
+
+    Returns:
+        What happens in each graph of the host, by its name.
+
+    Raises:
+        ConfigError: the host lacks a site or computes no tap that is asked for, a count does not fit, or two methods do
+            not go together; the message says which and why.
+    """
+    methods = [(spec, compressor_class(spec.method)) for spec in specs]
+    _check_together(methods, host)
+    wanted = [(spec, method, _placements(spec, method, host)) for spec, method in methods]
+    plans = {graph: GraphPlan(host) for graph in dict.fromkeys(site.graph for site in host.sites)}
+    flows = {graph: _Flow.entering(host) for graph in plans}
+    for number, site in enumerate(host.sites):
+        flow = flows[site.graph]
+        here: list[Compressor] = []
+        for spec, method, placements in wanted:
+            if not any(placement.covers(site) for placement in placements):
+                continue
+            taps = method.taps(spec.config, host, site)
+            _check_taps(spec, taps, site, host)
+            arrival = flow.arrival(host, site)
+            step = method(spec.config, arrival)
+            if not step.acts:
+                continue
+            _check_fresh(spec, step, taps, arrival, flow, here)
+            plans[site.graph].add(step, spec, arrival, taps, 0 if site.tokens is not None else flow.tail)
+            here.append(step)
+            flow = flow.behind(step, spec.name, number)
+        flows[site.graph] = flow
+    _check_owned(plans, host)
+    return plans
+
+
+def place_one(specs: Sequence[CompressorSpec], host: HostInfo) -> GraphPlan:
+    """`place` for a host with one graph."""
+    (plan,) = place(specs, host).values()
+    return plan
+
+
+def levels_of(specs: Sequence[CompressorSpec]) -> Mapping[str, tuple[CompressorSpec, ...]]:
+    """What each level of a model is made of, by the level's name; one without a name where there are no levels.
+
+    Raises:
+        ConfigError: two methods have levels.
+    """
+    levels: dict[str, tuple[CompressorSpec, ...]] = {"": tuple(specs)}
+    owner: CompressorSpec | None = None
+    for place_, spec in enumerate(specs):
+        found = compressor_class(spec.method).levels(spec.config)
+        if len(found) < 2:
+            continue
+        if owner is not None:
+            raise ConfigError(f"{owner.name} and {spec.name} both have levels; give one level to one of them.")
+        owner = spec
+        levels = {
+            name: (*specs[:place_], replace(spec, config=config), *specs[place_ + 1 :])
+            for name, config in found.items()
+        }
+    return levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Flow:
+    """What comes along a graph: counts, and who has changed the tokens so far, at which of the host's sites."""
+
+    tokens: int
+    prefix: int
+    tail: int
+    has_class_token: bool
+    width: int | None
+    changed: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def entering(cls, host: HostInfo) -> "_Flow":
+        prefix = host.num_prefix
+        behind = [span for span in host.protected if span.stop > prefix]
+        first = min((span.start for span in behind), default=host.num_tokens)
+        if sum(span.length for span in behind) != host.num_tokens - first:
+            raise ConfigError(
+                f"{host.name}: protected tokens stand between others; only those before and behind one span can be "
+                "told apart."
+            )
+        return cls(
+            tokens=host.num_tokens,
+            prefix=prefix,
+            tail=host.num_tokens - first,
+            has_class_token=host.has_class_token,
+            width=host.width,
+        )
+
+    def arrival(self, host: HostInfo, site: Site) -> Arrival:
+        if site.tokens is not None:
+            return Arrival(host=host, site=site, tokens=site.tokens, prefix=0, has_class_token=False, width=site.width)
+        return Arrival(
+            host=host,
+            site=site,
+            tokens=self.tokens - self.tail,
+            prefix=self.prefix,
+            has_class_token=self.has_class_token,
+            width=self.width,
+        )
+
+    def behind(self, step: Compressor, name: str, site: int) -> "_Flow":
+        if step.keeps_rest:
+            return self
+        return replace(
+            self,
+            tokens=self.tokens - step.tokens_in + step.tokens_out,
+            prefix=self.prefix if step.keeps_prefix else 0,
+            has_class_token=self.has_class_token and step.keeps_prefix,
+            width=step.width_out or self.width,
+            changed=(*self.changed, (name, site)) if step.tokens_out != step.tokens_in else self.changed,
+        )
+
+
+def _placements(spec: CompressorSpec, method: type[Compressor], host: HostInfo) -> tuple[Placement, ...]:
+    """Where a method wants to act; ConfigError if the host has no such site."""
+    placements = method.placements(spec.config, host)
+    if missing := [placement.kind for placement in placements if placement.kind not in host.kinds]:
+        offered = ", ".join(sorted(host.kinds)) or "none"
+        raise ConfigError(f"{spec.name}: acts at {missing[0]}, but {host.name} offers only {offered}.")
+    graphs = {site.graph for site in host.sites}
+    for placement in placements:
+        if placement.graph is not None and placement.graph not in graphs:
+            raise ConfigError(
+                f"{spec.name}: acts in the graph {placement.graph}, but {host.name} has only "
+                f"{', '.join(sorted(graphs))}."
+            )
+    return placements
+
+
+def _check_together(wanted: Sequence[tuple[CompressorSpec, type[Compressor]]], host: HostInfo) -> None:
+    """Refuse a method that cannot act beside another one, or on padded inputs."""
+    for spec, method in wanted:
+        if method.alone is not None and len(wanted) > 1:
+            raise ConfigError(f"{spec.name}: {method.alone}; give it alone.")
+        if host.padded and not method.takes_padding:
+            raise ConfigError(
+                f"{spec.name}: {host.name} pads its inputs, and {spec.name} cannot tell padding from tokens; export "
+                "for one length."
+            )
+
+
+def _check_taps(spec: CompressorSpec, taps: Sequence[Tap], site: Site, host: HostInfo) -> None:
+    """Refuse a method that asks for what the host does not compute."""
+    own = host.depth if site.layer is None else site.layer
+    for layer in dict.fromkeys(tap.layer for tap in taps):
+        kinds = {tap.kind for tap in taps if tap.layer == layer}
+        missing = sorted(kind for kind in kinds if _computed_at(Tap(kind=kind, layer=layer), site.graph, host) is None)
+        if not missing:
+            continue
+        where = site.kind if layer == own else f"layer {layer}"
+        offered = sorted({each.kind for each in host.sites if kinds <= each.taps})
+        raise ConfigError(
+            f"{spec.name}: needs {' and '.join(missing)} at {where}, and {host.name} computes none there.",
+            hint=f"{' and '.join(offered)} would have them." if offered else None,
+        )
+
+
+def _computed_at(tap: Tap, graph: str, host: HostInfo) -> int | None:
+    """The first site of the host behind which a tap is there; None: nowhere."""
+    for number, site in enumerate(host.sites):
+        if site.graph == graph and site.layer == tap.layer and tap.kind in site.taps:
+            return number
+    return None
+
+
+def _check_fresh(
+    spec: CompressorSpec,
+    step: Compressor,
+    taps: Sequence[Tap],
+    arrival: Arrival,
+    flow: _Flow,
+    here: Sequence[Compressor],
+) -> None:
+    """Refuse a method whose taps belong to tokens that another one has changed since."""
+    site, host = arrival.site, arrival.host
+    for tap in taps:
+        computed = _computed_at(tap, site.graph, host)
+        stale = [(name, at) for name, at in flow.changed if computed is not None and at >= computed]
+        if not stale:
+            continue
+        name, at = stale[-1]
+        kinds = " and ".join(sorted({each.kind for each in taps if each.layer == tap.layer}))
+        of_layer = "" if tap.layer == arrival.layer else f" of layer {tap.layer}"
+        first = host.sites[at] == site and not any(other.asks for other in here)
+        raise ConfigError(
+            f"{spec.name}: at {site.name} {name} has already changed the tokens that its {kinds}{of_layer} belong to.",
+            hint=f"let them act at different layers ({spec.name}:{step.layer_option})"
+            f"{f', or name {spec.name} first' if first else ''}.",
+        )
+
+
+def _check_owned(plans: Mapping[str, GraphPlan], host: HostInfo) -> None:
+    """Refuse two methods that own a state of one name."""
+    for plan in plans.values():
+        names = [state.input for state in plan.states()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{host.name}: two methods want to own the state '{twice[0]}'; give one of them.")
+
+
+def _split(tokens: Tokens, tail: int) -> tuple[Tokens, Tokens]:
+    """The tokens that methods may touch, and the last ones, which none touches."""
+
+    def part(rows: slice) -> Tokens:
+        return replace(
+            tokens,
+            x=tokens.x[:, rows],
+            size=None if tokens.size is None else tokens.size[:, rows],
+            position=None if tokens.position is None else tokens.position[:, rows],
+            valid=None if tokens.valid is None else tokens.valid[:, rows],
+        )
+
+    return part(slice(None, -tail)), part(slice(-tail, None))
+
+
+def _joined(tokens: Tokens, behind: Tokens) -> Tokens:
+    """Both again, one behind the other."""
+    position, valid = tokens.position, tokens.valid
+    if position is not None and behind.position is not None:
+        position = torch.cat([position, behind.position], dim=1)
+    if valid is not None and behind.valid is not None:
+        valid = torch.cat([valid, behind.valid], dim=1)
+    return replace(
+        tokens,
+        x=torch.cat([tokens.x, behind.x], dim=1),
+        size=None if tokens.size is None else torch.cat([tokens.size, behind.sizes], dim=1),
+        position=position,
+        valid=valid,
+    )
+
+
+def _key(site: str) -> str:
+    """A site's name as torch takes it for a part of a module."""
+    return site.replace(".", "/")

@@ -1,0 +1,1 @@
+"""What hosts share: attention, and what happens to tokens that are not all computed."""
