@@ -102,8 +102,8 @@ def _write(
     with strays.staged_folder(target) as staged:
         sealed = _seal(manifest, {name: _store(staged / name, content) for name, content in files.items()})
         _store(staged / MANIFEST_NAME, sealed.to_text().encode())
-        for folder, _, _ in os.walk(staged, topdown=False):
-            _sync(Path(folder))
+        for made, _, _ in os.walk(staged, topdown=False):
+            _sync(Path(made))
         with contextlib.ExitStack() as stack:
             if force and target.exists():
                 stack.enter_context(strays.locked(target, [target / MANIFEST_NAME]))
