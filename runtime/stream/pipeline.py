@@ -462,7 +462,7 @@ class Pipeline:
     def _join(self, threads: Mapping[str, threading.Thread], grace_s: float) -> None:
         """Wait for the threads, but not for ever: a driver may never come back."""
         end_s = time.monotonic() + grace_s
-        for name, thread in reversed(threads.items()):
+        for name, thread in reversed(list(threads.items())):
             if not thread.ident:
                 continue
             reading = name == "source" and self._calls.of(name) is not None

@@ -39,7 +39,9 @@ def counter_bundle(
             [helper.make_tensor_value_info(one, TensorProto.FLOAT, list(shape)) for one in side] for side in names
         ]
         model = helper.make_model(
-            helper.make_graph(nodes, name, *values), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+            helper.make_graph(nodes, name, values[0], values[1]),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
         )
         files[f"{name}.onnx"] = model.SerializeToString()
         infos = [tuple(TensorInfo(name=one, dtype="float32", shape=tuple(shape)) for one in side) for side in names]

@@ -108,7 +108,6 @@ def test_the_ledger_holds_what_it_says_and_no_frame_waits_for_it(attack: Any, ex
             frame.level = f"level {number % 3}"
             ledger.enter(frame)
             ledger.settle(frame, "failed" if number % 5 == 0 else "delivered", number + 9, f"reason {number % 1000}")
-        del frame
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
