@@ -46,7 +46,7 @@ class _Finder:
             return None
         from importlib.machinery import PathFinder
 
-        spec = PathFinder.find_spec(name, path, target)
+        spec: Any = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it hands on what it has not
         return spec
