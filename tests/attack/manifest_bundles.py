@@ -27,7 +27,7 @@ def graph(
     ]
     constants = [numpy_helper.from_array(np.asarray(value), key) for key, value in arrays.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, name, *infos, constants),
+        helper.make_graph(nodes, name, infos[0], infos[1], constants),
         opset_imports=[helper.make_opsetid("", 20)],
         ir_version=10,
     )

@@ -39,7 +39,7 @@ def _model(nodes: list[Any], inputs: Any, outputs: Any, imports: Any = (("", 20)
         for side in (inputs, outputs)
     ]
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()]
-    graph = helper.make_graph(nodes, "model", *infos, constants)
+    graph = helper.make_graph(nodes, "model", infos[0], infos[1], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(*one) for one in imports], ir_version=10)
 
 

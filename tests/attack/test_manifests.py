@@ -97,7 +97,8 @@ def everything_that_reads_it(path: Path) -> None:
     finish = postprocess_from_manifest(manifest.postprocess, levels.outputs)
     _with_our_errors(lambda: classifier_of(manifest, levels.outputs))
     given = _random(session, manifest.batch.opt, 0)
-    feed = {name: given.get(name, given.get(f"{session.graphs[0]}.{name}")) for name in levels.inputs}
+    first = session.graphs[0]
+    feed = {name: given[name if name in given else f"{first}.{name}"] for name in levels.inputs}
     with contextlib.suppress(BadFrame):
         finish(levels.levels[0].run(feed))
         _with_our_errors(lambda: prepare(feed))
