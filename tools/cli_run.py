@@ -14,7 +14,7 @@ from trt_compress.errors import StreamError
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, needs_extra
 from trt_compress.tools.console import is_watched, print_json, progress, say
-from trt_compress.tools.signals import Signals, of_a_stream
+from trt_compress.tools.signals import Signals, held, of_a_stream
 
 _PATIENCE_S = 2.0  # for a stdout or stderr that takes nothing, where something else has stopped or the stream was ended
 _ENDING_S = _POLL_S = 0.1
@@ -183,11 +183,15 @@ def run(
 
 
 def end_process(code: int | str | None) -> NoReturn:
-    """End the process, also where a thread of a stream is in a call that does not come back."""
+    """End the process, also where a thread of a stream is in a call that does not come back.
+
+    Where signals are noted it ends at once: Python's own exit takes a while, in which a signal would kill it, as if the
+    result were lost.
+    """
     left = [thread for thread in threading.enumerate() if thread.name.startswith("stream ")]
     for thread in left:
         thread.join(_ENDING_S)  # one that is just ending
-    if any(thread.is_alive() for thread in left) and not isinstance(code, str):
+    if (held() or any(thread.is_alive() for thread in left)) and not isinstance(code, str):
         _patiently(sys.stderr.flush, lambda: True)
         os._exit(code or 0)  # the exit of Python, or of a library, would wait for it
     sys.exit(code)

@@ -109,6 +109,11 @@ def let_go() -> None:
             signal.raise_signal(held.number)
 
 
+def held() -> bool:
+    """Whether signals are noted, and the command is one that does so."""
+    return _held is not None
+
+
 @contextmanager
 def of_a_stream() -> Iterator[Signals]:
     """The signals of this process, those included that have come since `hold`.
