@@ -77,7 +77,7 @@ inline FloatVector exponential(FloatVector const& value)
     sum = sum * rest + 5.0000001201e-1F;
     sum = sum * (rest * rest) + rest + 1.0F;
     // Unsigned, so that what is above 0 (beside a NaN that hides the largest of a row) wraps around and is no overflow.
-    auto const exponent = (UnsignedVector)__builtin_convertvector(power, IntVector);
+    auto const exponent = (UnsignedVector) __builtin_convertvector(power, IntVector);
     auto const bits = (IntVector)((UnsignedVector)bitsOf(sum) + (exponent << 23U));
     return floatsOf(bits & (value >= lowest));
 }

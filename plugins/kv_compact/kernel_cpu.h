@@ -2,7 +2,6 @@
 // place each is read before anything is written over it; slots behind the kept ones are not written then.
 #pragma once
 
-
 #include "common/copy.h"
 #include "common/parallel.h"
 #include "kv_compact/contract.h"

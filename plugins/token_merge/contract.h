@@ -54,8 +54,8 @@ struct Sizes
 
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);
 
-//! Whether a feature row of this length points anywhere. One of zeros, of what is no number, or with squares that float32
-//! does not hold has similarity 0 with every other.
+//! Whether a feature row of this length points anywhere. One of zeros, of what is no number, or with squares that
+//! float32 does not hold has similarity 0 with every other.
 TRTC_HOST_DEVICE inline bool hasDirection(float length)
 {
     constexpr float kSHORTEST = 8.8817841970012523e-16F; // 2^-50: the squares of a shorter one lose their digits
