@@ -48,7 +48,7 @@ class _Finder:
 
         spec: Any = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]  # it hands on what it has not
+            spec.loader = _Loader(spec.loader)
         return spec
 
 
