@@ -34,7 +34,7 @@ def test_check_notices_an_outdated_table(tmp_path: Path, capsys: pytest.CaptureF
     file = tmp_path / "README.md"
     file.write_text("<!-- table: targets -->\n<!-- end -->\n")
     assert gen_tables.main(["--check", "--file", str(file)]) == 3
-    assert "not up to date; run" in capsys.readouterr().out
+    assert "not up to date; run" in capsys.readouterr().err
     assert gen_tables.main(["--file", str(file)]) == 0
     assert "`jetson-orin-jp6`" in file.read_text()
     assert gen_tables.main(["--check", "--file", str(file)]) == 0

@@ -168,15 +168,21 @@ def wanted_of(call: Call, first: Sequence[Array]) -> Sequence[Array]:
         return restate(call.op_type, call.inputs, call.attributes).outputs  # type: ignore[no-any-return]
 
 
+def session_of(random: Any, number: int) -> tuple[str, Any, Any]:
+    """What the calls of one session share: an operator, its attributes and dtypes."""
+    name = NAMES[number % len(NAMES)]
+    return name, ATTRIBUTES[name](random), types_of(random, name)
+
+
 def attacked(forms: dict[str, Form], contracts: Any, count: int, of_one_session: int) -> tuple[list[str], Counter[str]]:
     """Differences between the forms, and near ties by form."""
     random = default_rng(SEED)
     differences: list[str] = []
     near_ties: Counter[str] = Counter()
+    name, attributes, types = session_of(random, 0)
     for number in range(count):
-        if number % of_one_session == 0:
-            name = NAMES[number // of_one_session % len(NAMES)]
-            attributes, types = ATTRIBUTES[name](random), types_of(random, name)
+        if number and number % of_one_session == 0:
+            name, attributes, types = session_of(random, number // of_one_session)
         call = lawful_call(random, name, attributes, types)
         first: Sequence[Array] | None = None
         for form, run in forms.items():

@@ -16,11 +16,13 @@ import torch
 from onnx import TensorProto
 
 import trt_compress
+from trt_compress.errors import ConfigError
 from trt_compress.export import api, onnx_file
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import with_precision
-from trt_compress.methods import parse_spec
-from trt_compress.models.compressors.registry import compressor_classes
+from trt_compress.methods import METHODS, parse_spec
+from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.sites import HostInfo, layer_sites, leading_spans
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.pretrained.digits_vit import digits_split
@@ -49,7 +51,20 @@ def session_logits(bundle: Path, images: np.ndarray[Any, Any]) -> np.ndarray[Any
 # ---- every compressor -----------------------------------------------------------------------------------------------
 
 
-IMAGE_COMPRESSORS = [name for name, cls in compressor_classes().items() if cls.site == "after_attention"]
+TAPPED_LAYERS = layer_sites("after_attention", 8, taps=("keys", "class_attention"))
+A_TOWER = HostInfo(name="a tower", sites=TAPPED_LAYERS, depth=8, num_tokens=65, protected=leading_spans([("class", 1)]))
+"""What a classifier of images offers."""
+
+
+def acts_on_images(name: str) -> bool:
+    try:
+        place_one(parse_spec(OPTIONS.get(name, name)), A_TOWER)
+    except ConfigError:
+        return False
+    return True
+
+
+IMAGE_COMPRESSORS = [name for name in METHODS if acts_on_images(name)]
 
 
 @pytest.mark.parametrize("name", IMAGE_COMPRESSORS)

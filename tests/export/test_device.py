@@ -124,5 +124,5 @@ def test_what_the_library_here_refuses_is_found(bundle: Path, tmp_path: Path) ->
 
 
 def test_the_operators_are_read_without_onnx(bundle: Path) -> None:
-    found = operator_nodes_of(bundle / "model.onnx")
+    found = operator_nodes_of(Bundle.open(bundle), "model.onnx")
     assert found == {f"blocks.{layer}/TokenMerge": "TrtcTokenMerge" for layer in range(8)}

@@ -190,27 +190,26 @@ def test_a_token_of_size_s_counts_as_s_copies(variant: str) -> None:
     assert_same(found, wanted[:, last_of_each], 1e-5)
 
 
-def test_signals_are_keys_and_the_class_row_averaged_over_heads() -> None:
+def test_taps_are_keys_and_the_class_row_averaged_over_heads() -> None:
     attention: Any = make_vit().blocks[0].attn
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
     size = torch.tensor([1.0, 2.0, 1.0, 4.0, 1.0]).reshape(1, 5, 1).expand(2, -1, -1)
     with torch.no_grad():
-        _, signals = attend(attention, x, size, frozenset({"keys", "class_attention"}))
+        _, taps = attend(attention, x, size, frozenset({"keys", "class_attention"}))
     weight, bias = attention.qkv.weight.detach().numpy(), attention.qkv.bias.detach().numpy()
     q, k, _ = np.split(x.numpy() @ weight.T + bias, 3, axis=2)
-    assert signals.keys is not None and signals.class_attention is not None
-    np.testing.assert_allclose(signals.keys, (k[..., :16] + k[..., 16:]) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(taps["keys"], (k[..., :16] + k[..., 16:]) / 2, rtol=1e-4, atol=1e-5)
     rows = []
     for head in (slice(0, 16), slice(16, 32)):
         logits = np.einsum("bc,bnc->bn", q[:, 0, head], k[..., head]) / 4  # a head is 16 wide
         row = np.exp(logits) * size[..., 0].numpy()
         rows.append(row / row.sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(signals.class_attention, (rows[0] + rows[1]) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(taps["class_attention"], (rows[0] + rows[1]) / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_no_other_signals_are_computed() -> None:
-    _, signals = attend(make_vit().blocks[0].attn, torch.zeros(1, 5, 32), None, frozenset())
-    assert signals.keys is None and signals.class_attention is None
+def test_no_other_taps_are_computed() -> None:
+    _, taps = attend(make_vit().blocks[0].attn, torch.zeros(1, 5, 32), None, frozenset())
+    assert not taps
 
 
 # ---- sizes: merging equal tokens changes nothing ---------------------------------------------------------------------

@@ -436,7 +436,10 @@ def test_what_is_built_and_exported_is_said_in_words_and_units() -> None:
         precision_asked="fp16",
         precision_achieved={"evidence": "network", "model": {"fp16": 74}, "operators": {"fp32": 24, "fp16": 1}},
         paths={"TrtcTokenMerge": {"plugin": 2, "function": 6}},
-        profile={"image": {"min": [1, 3], "opt": [4, 3], "max": [8, 3]}, "size": {"min": [2], "opt": [2], "max": [2]}},
+        profile={
+            "image": {"min": (1, 3), "opt": (4, 3), "max": (8, 3)},
+            "size": {"min": (2,), "opt": (2,), "max": (2,)},
+        },
         seconds=2.719,
     )
     said = {name: str(value) for name, value in engine_pairs(engine)}

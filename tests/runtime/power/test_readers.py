@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.runtime.power import open_reader
+from trt_compress.runtime.power import open_reader, sysfs
 from trt_compress.runtime.power.ina import InaReader
 from trt_compress.runtime.power.lines import (
     gpus_from_nvidia_smi,
@@ -321,14 +321,13 @@ def test_rapl_names_subzones_after_their_package(tmp_path: Path) -> None:
 
 def test_rapl_without_permission_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, RAPL)
-    read_text = Path.read_text
 
-    def guarded(path: Path, *arguments: str, **options: str) -> str:
+    def guarded(path: Path) -> bytes:
         if path.name == "energy_uj":
             raise PermissionError(13, "Permission denied")
-        return read_text(path, *arguments, **options)
+        return path.read_bytes()
 
-    monkeypatch.setattr(Path, "read_text", guarded)
+    monkeypatch.setattr(sysfs, "read_regular", guarded)
     with pytest.raises(UnsupportedError, match="energy_uj' may not be read by this user; run as root, or let an admin"):
         RaplReader(tmp_path)
 
