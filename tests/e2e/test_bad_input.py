@@ -51,8 +51,8 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "unknown compressor": (
         (*EXPORT, "--compress", "tomee:num_merged=4"),
-        "compressor 'tomee' is not known; there are tome, evit, vtc_cls, avg_pool, random, static_reuse, toc3d, fastast, atome, "
-        "frame_pool, frame_stack, or none. Did you mean 'tome'?",
+        "compressor 'tomee' is not known; there are tome, evit, vtc_cls, avg_pool, random, static_reuse, toc3d, "
+        "fastast, atome, frame_pool, frame_stack, or none. Did you mean 'tome'?",
     ),
     "unknown key": (
         (*EXPORT, "--compress", "tome:num_mergd=4"),
@@ -99,7 +99,8 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     "batch of millions": ((*EXPORT, "--batch", "1:4:1000000"), "batch=1:4:1000000 is too large; at most 65535 items"),
     "weights that are not there": (
         (*EXPORT, "--weights", "none.safetensors"),
-        "none.safetensors cannot be read (No such file or directory); give a .safetensors file or a PyTorch checkpoint as --weights FILE.",
+        "none.safetensors cannot be read (No such file or directory); give a .safetensors file or a PyTorch "
+        "checkpoint as --weights FILE.",
     ),
     "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
     "unknown precision": (
@@ -359,7 +360,8 @@ RECIPES = {
     ),
     "lost weights": (
         'model = "zoo:digits_vit"\nweights = "lost.safetensors"',
-        "lost.safetensors is not a file; give a .safetensors file or a PyTorch checkpoint as --weights FILE.",
+        "lost.safetensors cannot be read (No such file or directory); give a .safetensors file or a PyTorch "
+        "checkpoint as --weights FILE.",
     ),
 }  # fmt: skip
 
