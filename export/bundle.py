@@ -93,6 +93,16 @@ def update_bundle(
         return _change(bundle, manifest, kept, new, before)
 
 
+def check_update(bundle: Bundle) -> None:
+    """Refuse a bundle that `update_bundle` could not write to, before the work that is for it.
+
+    Raises:
+        BundleError: Nothing can be written there.
+    """
+    with _os_errors_as_bundle_errors(bundle.path), strays.staged_folder(bundle.root / _CHANGE, sweep=False) as tried:
+        try_new_folder(tried)
+
+
 def _write(
     output: Path, manifest: Manifest, files: Mapping[str, Content], force: bool, expected: bytes | None
 ) -> Bundle:
@@ -146,8 +156,21 @@ def _change(
                     with contextlib.suppress(OSError):  # the change is in place
                         _sync(root)
             finally:
-                _settle(staged)
+                _settle_whatever_comes(staged)
     return bundle.with_manifest(sealed)
+
+
+def _settle_whatever_comes(staged: Path) -> None:
+    """Settle, then let interruptions have their way: the journal, which says what to delete, is gone right after."""
+    came: KeyboardInterrupt | None = None
+    while True:
+        try:
+            _settle(staged)
+            break
+        except KeyboardInterrupt as interruption:
+            came = interruption
+    if came is not None:
+        raise came
 
 
 def _settle(staged: Path) -> None:

@@ -13,7 +13,7 @@ from trt_compress.export.build import (
     choose_plugins,
     input_shapes,
 )
-from trt_compress.export.bundle import update_bundle
+from trt_compress.export.bundle import check_update, update_bundle
 from trt_compress.export.check import engine_findings, require_passed
 from trt_compress.export.forms import operator_nodes_of, source_file, target_file
 from trt_compress.export.ranges import BatchRange, LengthRange
@@ -103,6 +103,7 @@ def build_engines(
         progress: Called with the name of each step.
 
     Raises:
+        BundleError: the bundle has an engine for the target, or nothing can be written into it.
         UnsupportedError: the library is missing, of the wrong version, or needs a GPU.
         GateError: preflight failed, or another precision was achieved than asked.
         BuildError: the builder refused the graph or died; nothing is added.
@@ -134,6 +135,7 @@ def build_engines(
             )
             for graph in manifest.graphs
         )
+    check_update(opened)
     lengths = {name: LengthRange.parse(name, text) for name, text in manifest.recipe.get("lengths", {}).items()}
     records, engines = [], {}
     for graph in manifest.graphs:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -265,22 +266,44 @@ def test_a_folder_is_changed_by_one_process_at_a_time(tmp_path: Path, monkeypatc
         pass
 
 
+@pytest.fixture
+def on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strays, "_file_system", lambda descriptor: "nfs4")
+
+
+def test_the_file_system_of_a_descriptor_is_known() -> None:
+    with open("/proc/self/mountinfo", "rb") as file:
+        assert strays._file_system(file.fileno()) == "proc"
+
+
+@pytest.mark.usefixtures("on_nfs")
 def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS: a folder cannot be opened for writing, and only what is can be locked."""
-    flock = strays._flock
-
-    def as_on_nfs(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        flock(descriptor)
-
-    monkeypatch.setattr(strays, "_flock", as_on_nfs)
+    """On NFS the lock of a folder is known to one machine alone, and that of a file to all."""
     monkeypatch.setattr(strays, "_HOW_LONG_TO_WAIT", 0.1)
     file = tmp_path / "manifest.json"
     file.touch()
     with strays.locked(tmp_path, [file]):
         with pytest.raises(TimeoutError), strays.locked(tmp_path, [file]):
             pass
-    with strays.staged_folder(tmp_path / "target") as staged:
-        strays.remove_strays(tmp_path / "target")
-        assert staged.exists(), "what cannot be locked is nobody's stray"
+
+
+@pytest.mark.usefixtures("on_nfs")
+def test_what_another_machine_may_hold_is_nobodys_stray(temporary: Path) -> None:
+    theirs = temporary / f"trt-compress-build-{'0' * 16}", temporary / f".target.{'0' * 16}.new"
+    for folder in theirs:
+        folder.mkdir()
+    with strays.temporary_folder("export"), strays.staged_folder(temporary / "target") as staged:
+        strays.remove_strays(temporary / "target")
+        assert staged.exists()
+    assert names(temporary) == sorted(folder.name for folder in theirs)
+
+
+@pytest.mark.usefixtures("on_nfs")
+def test_what_another_machine_may_be_replacing_is_put_back_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strays, "_HEALED_WITHIN", 0.2)
+    (tmp_path / f".target.{'0' * 16}.old").mkdir()
+    began = time.monotonic()
+    strays.remove_strays(tmp_path / "target")
+    assert time.monotonic() - began >= 0.2 and names(tmp_path) == ["target"]

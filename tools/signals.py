@@ -18,6 +18,7 @@ NUMBERS = tuple(
 )
 
 _AT_ONCE = 3
+_TAKEN_S = 1.0
 _TOGETHER_S = 0.05  # one closing of a terminal is a HUP of the kernel and one of the shell
 
 
@@ -38,6 +39,7 @@ class Signals:
         self._last_s = -1.0
         self._before: dict[int, object] = {}
         self._writer: socket.socket | None = None
+        self._taker: threading.Thread | None = None
         self._wakeup_before = -1
 
     def hold(self) -> None:
@@ -53,16 +55,19 @@ class Signals:
         for number in NUMBERS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, _noted)
-        threading.Thread(target=self._take, args=(reader,), name="signals", daemon=True).start()
+        self._taker = threading.Thread(target=self._take, args=(reader,), name="signals", daemon=True)
+        self._taker.start()
 
     def let_go(self) -> None:
-        """Let the handlers that were there before have the signals again."""
+        """Let the handlers that were there before have the signals again; those that have come are noted then."""
         for number, before in self._before.items():
             signal.signal(number, before)  # type: ignore[arg-type]
         self._before = {}
         signal.set_wakeup_fd(self._wakeup_before)
         if self._writer is not None:
-            self._writer.close()  # the thread ends
+            self._writer.close()  # the thread takes what is left, and ends
+        if self._taker is not None:
+            self._taker.join(_TAKEN_S)
 
     def _take(self, reader: socket.socket) -> None:
         with reader:

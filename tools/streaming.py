@@ -347,8 +347,8 @@ def _unless(hurried: threading.Event, work: Callable[[], T]) -> T:
     found: list[T] = []
     job = Job("opening", None, lambda: found.append(work()))
     left_s = _OPENING_S
-    while job.thread.is_alive() and left_s > 0:
-        job.thread.join(POLL_S)
+    while not job.over.is_set() and left_s > 0:
+        job.over.wait(POLL_S)
         left_s -= POLL_S * hurried.is_set()
     if job.error is not None:
         raise job.error

@@ -27,20 +27,23 @@ class Job:
     Attributes:
         part: What is called; it is never called again if the thread had to be left behind.
         error: What the work ended with.
+        over: Set when it has ended. (`Thread.is_alive` says so too early where an interruption came into its `join`.)
     """
 
     def __init__(self, name: str, part: Any, work: Callable[[], None]) -> None:
         self.part = part
         self.error: BaseException | None = None
+        self.over = threading.Event()
         self._work = work
-        self.thread = threading.Thread(target=self._run, name=f"{THREADS}{name}", daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._run, name=f"{THREADS}{name}", daemon=True).start()
 
     def _run(self) -> None:
         try:
             self._work()
         except BaseException as error:
             self.error = error
+        finally:
+            self.over.set()
 
 
 class Guard:
@@ -114,9 +117,12 @@ class Guard:
 
         job = Job(stage, part, noted)
         asked_s: float | None = None
-        while job.thread.is_alive():
-            job.thread.join(POLL_S)
-            if not job.thread.is_alive():
+        while not job.over.is_set():
+            try:
+                job.over.wait(POLL_S)
+            except KeyboardInterrupt:  # what the thread is in must not be closed meanwhile
+                (self._hurry if self._interrupt.is_set() else self._interrupt).set()
+            if job.over.is_set():
                 break
             if (late := self.overdue()) is not None:
                 self._leave(job)
@@ -141,9 +147,9 @@ class Guard:
         began_s = time.monotonic()
         hurried_s: float | None = None
         told = False
-        while waiting := [job for job in jobs if job.thread.is_alive()]:
+        while waiting := [job for job in jobs if not job.over.is_set()]:
             try:
-                waiting[0].thread.join(POLL_S)
+                waiting[0].over.wait(POLL_S)
             except KeyboardInterrupt:
                 self._hurry.set()
             if (late := self.overdue()) is not None:

@@ -139,6 +139,7 @@ class Pipeline:
         self._calls = self._guard.calls
         self._over = False  # no thread of the stream may call a sink any more
         self._left: set[str] = set()  # threads that are waited for no more
+        self._gone: dict[str, threading.Event] = {}  # threads that have ended: as `Job.over`
         # frames in a call that does not come back → their outcome
         self._kept: dict[int, tuple[Outcome, str | None]] = {}
         self._giving: tuple[Frame, int] | None = None  # the sinks' thread: a frame, and how many have taken it
@@ -220,8 +221,9 @@ class Pipeline:
             expected=min(known, default=None),
             rows_kept=settings.rows_kept,
         )
+        self._gone = {name: threading.Event() for name in ("deliver", "session", "source")}
         threads = {
-            name: threading.Thread(target=self._shielded, args=(target,), name=f"{THREADS}{name}", daemon=True)
+            name: threading.Thread(target=self._shielded, args=(name, target), name=f"{THREADS}{name}", daemon=True)
             for name, target in (
                 ("deliver", self._deliver),
                 ("session", self._run_session),
@@ -467,28 +469,30 @@ class Pipeline:
                 continue
             reading = name == "source" and self._calls.of(name) is not None
             limit_s = min(end_s, time.monotonic() + _READ_GRACE_S) if reading else end_s
-            while thread.is_alive() and name not in self._left:
+            while not self._gone[name].is_set() and name not in self._left:
                 try:
                     if self._hurry.is_set():
                         end_s = limit_s = min(limit_s, time.monotonic() + _HURRIED_S)
-                        thread.join(max(0.0, limit_s - time.monotonic()))
+                        self._gone[name].wait(max(0.0, limit_s - time.monotonic()))
                         break
                     if (left_s := limit_s - time.monotonic()) <= 0:
                         break
-                    thread.join(min(POLL_S, left_s))
+                    self._gone[name].wait(min(POLL_S, left_s))
                 except KeyboardInterrupt:
                     self._hurry.set()
-            if thread.is_alive():
+            if not self._gone[name].is_set():
                 if name == "deliver":
                     self._over = True
                 self._leave_behind(self._calls.of(name))
 
-    def _shielded(self, target: Callable[[], None]) -> None:
+    def _shielded(self, name: str, target: Callable[[], None]) -> None:
         """A fault of ours in a thread must not let the others wait for ever."""
         try:
             target()
         except BaseException as error:
             self._fail_with("The stream", error)
+        finally:
+            self._gone[name].set()
 
     def _fail(self, error: StreamError) -> None:
         """The stream ends with the first error."""

@@ -3,7 +3,8 @@
 A temporary folder and a folder that is staged beside an output have a name of our own pattern, with a token that cannot
 be guessed, and are held by a `flock` as long as their owner lives, or a child that was given the descriptor. What bears
 such a name, belongs to this user and is held by nobody is a stray, and whoever makes the next one in that place removes
-it. Where a file system cannot lock a folder (NFS), nothing is taken for a stray. Drafts of files: `files.write_whole`.
+it. Where other machines would not know of the lock of a folder (NFS), nothing is taken for a stray. Drafts of files:
+`files.write_whole`.
 """
 
 import atexit
@@ -28,6 +29,8 @@ _LONGEST_NAME = 200  # of 255 bytes, in characters that may take more than one w
 _HOW_LONG_TO_WAIT = 60.0
 _HEALED_WITHIN = 2.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# file systems of several machines
+_SHARED = re.compile(r"nfs\d?|cifs|smb\d?|afs|ceph|lustre|gpfs|beegfs|fuse\.(sshfs|glusterfs|ceph|moosefs|juicefs)")
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
 _held: dict[Path, int] = {}
@@ -276,7 +279,8 @@ def put_back(target: Path, *, patience: float = _HEALED_WITHIN) -> bool:
 
     Args:
         target: The folder, which is not there.
-        patience: Seconds to wait for a replacement that is going on.
+        patience: Seconds to wait for a replacement that is going on; where nobody can say whether one is, it is waited
+            for anyway.
 
     Returns:
         Whether it is there now.
@@ -285,15 +289,19 @@ def put_back(target: Path, *, patience: float = _HEALED_WITHIN) -> bool:
         OSError: It is there under another name, `filename`, and may not be renamed.
     """
     target = Path(os.path.realpath(target))
-    until = time.monotonic() + patience
+    began = time.monotonic()
     while not os.path.lexists(target):
         asides = _matching(target.parent, _pattern(target, "old"))
+        waited = time.monotonic() - began
+        known = True
         for aside in sorted(asides, key=_changed, reverse=True):
-            if not _is_held(aside):
+            held = _is_held(aside)
+            known = known and held is not None
+            if held is False or (held is None and waited >= _HEALED_WITHIN):
                 with suppress(FileNotFoundError):  # somebody else was faster
                     os.rename(aside, target)
                     return True
-        if not asides or time.monotonic() >= until:
+        if not asides or (known and waited >= patience):
             break
         time.sleep(0.01)
     return os.path.lexists(target)
@@ -306,7 +314,8 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _is_held(folder: Path) -> bool:
+def _is_held(folder: Path) -> bool | None:
+    """Whether somebody holds a folder; None: here nobody can say."""
     try:
         lock = _open(folder)
     except FileNotFoundError:
@@ -316,7 +325,7 @@ def _is_held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(lock)
     return False
@@ -331,7 +340,8 @@ def locked(folder: Path, files: Iterable[Path] = ()) -> Iterator[None]:
 
     Args:
         folder: The folder; who waits for one that was exchanged meanwhile gets the new one.
-        files: What is locked where the file system cannot lock a folder (NFS locks files that may be written).
+        files: What is locked where the lock of a folder would hold on this machine only (NFS locks files that may be
+            written).
 
     Raises:
         TimeoutError: Another process has it locked for a minute.
@@ -381,7 +391,20 @@ def _open(path: Path) -> int:
 def _flock(descriptor: int) -> None:
     import fcntl  # not on Windows, where this module is loaded and nothing of it used
 
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode) and _SHARED.fullmatch(_file_system(descriptor)):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # the system would lock it, for this machine alone
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _file_system(descriptor: int) -> str:
+    """The kind of the file system that an open file or folder is on, such as `nfs4`; empty where nothing says so."""
+    device = os.fstat(descriptor).st_dev
+    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        for mount in mounts:
+            place, _, kind = mount.partition(" - ")
+            if place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+                return kind.split()[0]
+    return ""
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -270,6 +270,13 @@ def test_a_signal_at_each_place_is_followed_by_a_result(attack: Any, scene: Scen
         tally(attack, list(pool.map(one, cases)))
 
 
+@pytest.mark.parametrize("sent", NUMBERS)
+def test_a_signal_is_not_lost_where_it_is_known_that_the_command_is_no_stream(sent: signal.Signals) -> None:
+    program = f"from trt_compress.tools import signals; import os; signals.hold(); os.kill(os.getpid(), {int(sent)})"
+    done = subprocess.run([sys.executable, "-c", f"{program}; signals.let_go()"], capture_output=True, check=False)
+    assert done.returncode == -sent, done.stderr
+
+
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene, tmp_path: Path) -> None:
     start = (
         "-c",

@@ -341,6 +341,29 @@ def test_an_interrupt_while_the_old_bundle_is_deleted_leaves_only_the_new(
     Bundle.open(tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_while_a_change_is_tidied_leaves_nothing_unlisted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool, times: int
+) -> None:
+    """Weights that are not listed any more, and no journal that says whose they were, would be refused for ever."""
+    bundle = write_bundle(tmp_path / "bundle", MANIFEST, {**FILES, "old.onnx": b"1", "older.onnx": b"2"})
+    unlink, interrupts = os.unlink, iter([KeyboardInterrupt()] * times)
+
+    def interrupted(path: str | Path, **kwargs: Any) -> None:
+        if late:
+            unlink(path, **kwargs)
+        for error in interrupts:
+            raise error
+        if not late:
+            unlink(path, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        update_bundle(bundle, bundle.manifest, {}, remove=["old.onnx", "older.onnx"])
+    assert listed(Bundle.open(bundle.path)) == set(FILES)
+
+
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     class Intruder(dict[str, bytes]):
         """Files that make the output directory while they are written."""

@@ -1,6 +1,8 @@
 """Models of any number of inputs, outputs, states and graphs: exported, proven step by step, run and built."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,8 +16,8 @@ import torch
 from onnx import numpy_helper
 from toy_hosts import HOSTS
 
-from trt_compress.errors import ConfigError, ExportError, GateError, ShapeError
-from trt_compress.export import api, pipeline
+from trt_compress.errors import BundleError, ConfigError, ExportError, GateError, ShapeError
+from trt_compress.export import api, engines, pipeline
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify import initial_state
@@ -276,6 +278,22 @@ def test_every_graph_gets_an_engine(toy: Export) -> None:
     engines = api.build_engines(bundle, target="rtx")
     assert [engine.file for engine in engines] == ["engines/rtx/k4.engine", "engines/rtx/k9.engine"]
     assert [engine.graph for engine in Bundle.open(bundle).manifest.engines] == ["k4", "k9"]
+
+
+def test_a_bundle_that_takes_no_engine_is_refused_before_one_is_built(
+    toy: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, make = toy("growing", targets=("rtx",)), os.mkdir
+
+    def read_only(path: str | Path, *mode: int) -> None:
+        if bundle in Path(path).parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    monkeypatch.setattr(engines, "build_engine_file", lambda *args, **settings: pytest.fail("it was built"))
+    with pytest.raises(BundleError, match=r"cannot be written \(Read-only file system at .*Nothing was changed"):
+        api.build_engines(bundle, target="rtx", force=True)
 
 
 def test_targets_that_need_another_form_get_it_of_every_graph(toy: Export) -> None:

@@ -11,6 +11,7 @@ from stream_parts import WAIT_S, KeepingSink, ListSource, by_outcome, identity_s
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError
 from trt_compress.runtime.stream.frame import Frame
+from trt_compress.runtime.stream.guard import Interrupted
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item
 from trt_compress.runtime.stream.pipeline import Pipeline, Settings
@@ -320,6 +321,30 @@ def test_an_interruption_lets_what_is_on_its_way_arrive() -> None:
     assert counts.frames_in >= 20
     assert counts.delivered == len(sink.delivered) >= 18
     assert counts.dropped == len(sink.skipped) == counts.frames_in - counts.delivered
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_an_interruption_before_the_first_frame_closes_nothing_that_is_being_called(hung: bool) -> None:
+    gate, source = Gate(), ListSource([0.0] * 100_000)
+    closed: list[int] = []
+
+    def warm_up(inputs: Any) -> None:
+        time.sleep(0.1)  # the thread has been started
+        gate.entered.set()
+        gate.open.wait(WAIT_S if hung else 0.3)
+        closed.append(source.closed)
+
+    interrupt_main(gate.entered)
+    pipeline = Pipeline(source, identity_stages(), [KeepingSink()])
+    if hung:
+        with pytest.raises(Interrupted):
+            pipeline.prepare(warm_up)
+        assert source.closed == 0 and not closed
+        gate.open.set()
+    else:
+        pipeline.prepare(warm_up)
+        assert pipeline.run().ended == "interrupted"
+        assert closed == [0]
 
 
 def test_a_second_interruption_ends_the_wait_for_a_stuck_session(monkeypatch: pytest.MonkeyPatch) -> None:
