@@ -1,5 +1,8 @@
 """`python -m trt_compress` is `trt-compress`, which begins here too."""
 
+import os
+import sys
+
 from trt_compress import current_folder
 
 
@@ -8,6 +11,7 @@ def main() -> None:
 
     Signals are noted before the rest is loaded, so that a stream knows of every one.
     """
+    _open_standard_streams()
     current_folder.forget()
     from trt_compress.tools import signals
 
@@ -15,6 +19,18 @@ def main() -> None:
     from trt_compress.tools import cli
 
     cli.main()
+
+
+def _open_standard_streams() -> None:
+    """Where a program was started without stdin, stdout or stderr (`2>&-`), the next file that is opened would take the
+    number, and whatever a library prints would go into that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)
 
 
 if __name__ == "__main__":

@@ -270,6 +270,19 @@ def test_a_reader_that_stops_ends_the_stream(scene: Path) -> None:
     assert counts.failed == 1 and counts.reasons["'sink' did not come back"] == 1 and counts.delivered > 20
 
 
+def test_what_is_started_without_stdin_stdout_and_stderr_writes_its_files_and_nothing_else_into_them(
+    scene: Path,
+) -> None:
+    command = [sys.executable, "-m", "trt_compress", "run", str(counter_bundle(scene / "b").path), "--threads", "1"]
+    command += ["--source", str(scene / "scene.npz"), "--frames", "50", "--out", str(scene / "out.jsonl")]
+    command += ["--report", str(scene / "report")]
+    done = subprocess.run(command, preexec_fn=lambda: os.closerange(0, 3), timeout=60, check=False)
+    assert done.returncode == 0
+    assert StreamResult.read(scene / "report" / "result.json").counts.delivered == 50
+    lines = (scene / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == list(range(50))
+
+
 def test_a_reader_that_is_gone_is_said(scene: Path) -> None:
     code, result, err, _ = typed(counter_bundle(scene / "b").path, scene, reader=CLOSED)
     assert code == 2 and result.ended == "error" and "'/dev/stdout' is read no more (Broken pipe)" in err
