@@ -6,17 +6,17 @@ consecutive channels of one token (axis 1); 0 is the whole axis.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape
 from trt_compress.plugins.operator import check_tensor
 
 BITS = (8, 4, 2)
 AXIS_NAMES = ("channel", "token")  # of the attribute `axis`: one scale for each channel, or for each token
-CODES, SCALES = ("uint8",), ("float32", "float16")
 ONNX_NUMBER: Mapping[torch.dtype, int] = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 DTYPE_OF: Mapping[int, torch.dtype] = {number: dtype for dtype, number in ONNX_NUMBER.items()}
 LARGEST_HALF = 65504.0
@@ -48,13 +48,6 @@ def check_packing(op: str, name: str, width: int, bits: int) -> None:
     if width % (8 // bits):
         raise ShapeError(f"{op}: {name} has D={width}, which {bits}-bit codes do not pack into whole bytes; "
                          f"it must be a multiple of {8 // bits}.")  # fmt: skip
-
-
-def scale_shape(b: int, g: int, length: int, d: int, *, axis: int, group: int) -> tuple[int, int, int, int]:
-    """Shape of the scales of a cache [B, G, L, D]."""
-    if axis == 0:
-        return b, g, length // group if group else 1, d
-    return b, g, length, d // group if group else 1
 
 
 def check_packed(
@@ -232,11 +225,3 @@ def rounded_text(result: str, value: str) -> str:
   {result}_taken = And ({result}_fits, half)
   {result} = Where ({result}_taken, {result}_back, {value})
 """
-
-
-def sizes_of(sizes: Mapping[str, Any], prefix: str, scale_bytes: int) -> tuple[int, int]:
-    """Bytes of the codes, and of scales with minima, of a cache described by `sizes`."""
-    b, g, length, d = (sizes[letter] for letter in "BGLD")
-    shape = scale_shape(b, g, length, d, axis=sizes[f"{prefix}axis"], group=sizes[f"{prefix}group"])
-    scales = shape[0] * shape[1] * shape[2] * shape[3]
-    return int(b * g * length * d * sizes[f"{prefix}bits"] // 8), int(2 * scales * scale_bytes)

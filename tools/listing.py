@@ -80,14 +80,9 @@ def list_operators(*words: str) -> tuple[ListedOperator, ...]:
 
     Args:
         words: Only those that have all of these words anywhere in their row; case does not count.
-
-    Raises:
-        UnsupportedError: torch or onnx is not installed.
     """
     from trt_compress.plugins.library import installed_operators
-
-    with needs_extra("export"):
-        from trt_compress.plugins.registry import specs
+    from trt_compress.plugins.registry import specs
 
     built = installed_operators()
     return _with_words(

@@ -1,1 +1,1 @@
-"""AttentionScore: see op.py."""
+"""AttentionScore: see spec.py and op.py."""

@@ -1,130 +1,18 @@
 """AttentionScore: how much chosen query rows attend to each key."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX, SPEC, span_length
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
+from trt_compress.plugins.spec import Sample
 
-SOFTMAX = ("none", "all", "span")
-ROWS = ("mean", "sum", "max", "last")
-HEADS = ("none", "group_mean", "group_sum", "group_max", "mean", "sum", "max")
-NORMALIZE = ("none", "probes", "tokens")
-POOL = ("avg", "max")
 _LOWEST = -1e30  # of a key that a row does not see: its exponential is exactly 0 in float32
-
-
-def _span(n: int, start: int, stop: int) -> int:
-    return (stop if stop > 0 else n + stop) - start
-
-
-def _work(sizes: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and keys that must be looked at."""
-    n = sizes["N"]
-    rows = 1 if ROWS[sizes["rows"]] == "last" else sizes["R"]
-    return rows, n if SOFTMAX[sizes["softmax"]] == "all" else _span(n, sizes["start"], sizes["stop"])
-
-
-def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
-    b, h, g, d, n = (sizes[letter] for letter in "BHGDN")
-    rows, keys = _work(sizes)
-    scores = (h if sizes["heads"] == 0 else g if sizes["heads"] <= 3 else 1) * _span(n, sizes["start"], sizes["stop"])
-    return int(b * ((h * rows + g * keys) * d * itemsize + scores * 4) + rows * 8)
-
-
-def _flops(sizes: Mapping[str, Any]) -> int:
-    rows, keys = _work(sizes)
-    return int(2 * sizes["B"] * sizes["H"] * rows * keys * sizes["D"])
-
-
-SPEC = OpSpec(
-    name="AttentionScore",
-    version=1,
-    summary="Attention of chosen query rows to every key, reduced over rows and heads; no full attention matrix.",
-    inputs=(
-        TensorSpec(name="q", axes=("B", "H", "R", "D"), doc="probe rows of the queries"),
-        TensorSpec(name="k", axes=("B", "G", "N", "D"), doc="keys; query head h reads KV head h // (H / G)"),
-        TensorSpec(name="position", axes=("R",), dtypes=("int64",), doc="key position of each row, for causal masking"),
-        TensorSpec(
-            name="bias",
-            axes=("1 or B", "1 or H", "1 or R", "1 or N"),
-            doc="added to the scaled logits, finite; not counted in bytes_moved",
-        ),
-    ),
-    outputs=(
-        TensorSpec(
-            name="score",
-            axes=("B", "1 or G or H", "stop-start"),
-            dtypes=("float32",),
-            doc="score of each key in the span",
-        ),
-    ),
-    attributes=(
-        AttributeSpec(name="scale", kind="float", doc="factor of q k before bias and softmax"),
-        AttributeSpec(
-            name="causal", kind="int", minimum=0, maximum=1, doc="1: a row sees keys up to its position, 0: all"
-        ),
-        AttributeSpec(
-            name="softmax", kind="int", minimum=0, maximum=2, doc="0: none (logits), 1: over all keys, 2: over the span"
-        ),
-        AttributeSpec(name="start", kind="int", minimum=0, doc="first key of the span"),
-        AttributeSpec(name="stop", kind="int", doc="end of the span; not positive: counted from the end of the keys"),
-        AttributeSpec(
-            name="rows",
-            kind="int",
-            minimum=0,
-            maximum=3,
-            doc="over rows 0: mean, 1: sum, 2: maximum, 3: the last alone",
-        ),
-        AttributeSpec(
-            name="heads",
-            kind="int",
-            minimum=0,
-            maximum=6,
-            doc="0: each head, 1..3: mean, sum, maximum of each KV group, 4..6: mean, sum, maximum of all heads",
-        ),
-        AttributeSpec(
-            name="normalize",
-            kind="int",
-            minimum=0,
-            maximum=2,
-            doc="divide a key's score by 0: nothing, 1: the rows that see it, 2: the tokens that would see it, N - j",
-        ),
-        AttributeSpec(
-            name="pool", kind="int", minimum=0, maximum=1, doc="pooling along the keys 0: average, 1: maximum"
-        ),
-        AttributeSpec(
-            name="head_kernel",
-            kind="ints",
-            minimum=1,
-            doc="width of the pooling before heads are reduced, odd; 1: none",
-        ),
-        AttributeSpec(
-            name="kernel", kind="ints", minimum=1, doc="width of the pooling after heads are reduced, odd; 1: none"
-        ),
-    ),
-    count="one score for each key of the span, for each head, each KV head, or all heads together",
-    order="by position of the key",
-    determinism="same input, same bits",
-    limits=(
-        "0 <= start < stop <= N once stop is counted from the end",
-        "a row that sees no key gives it weight 0",
-        "average pooling divides by the kernel at the borders too",
-        "H is a multiple of G; at least one head, one row and one channel",
-        ON_A_GPU,
-    ),
-    tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
-    bytes_moved=_bytes_moved,
-    flops=_flops,
-    source="SnapKV, arXiv:2404.14469; H2O, arXiv:2306.14048; ZipCache, arXiv:2405.14256; FastV, arXiv:2403.06764",
-    differs="scores are float32 whatever the dtype of q; a row that sees nothing gives 0, not NaN.",
-)
 
 BODY = f"""
   factor = Constant <value_float: float = @scale> ()
@@ -365,7 +253,7 @@ def _(
     kernel: Sequence[int],
 ) -> Tensor:
     parts = q.shape[1] if heads == 0 else k.shape[1] if heads <= 3 else 1
-    return q.new_empty(q.shape[0], parts, _span(k.shape[2], start, stop), dtype=torch.float32)
+    return q.new_empty(q.shape[0], parts, span_length(k.shape[2], start, stop), dtype=torch.float32)
 
 
 def attention_score(
@@ -448,7 +336,7 @@ def attention_score(
     for key, number in (("start", start), ("stop", stop), ("head_kernel", head_kernel), ("kernel", kernel)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise ConfigError(f"{name}: {key}={number!r} is not a whole number; give one.")
-    if not 0 <= start < start + _span(n, start, stop) <= n:
+    if not 0 <= start < start + span_length(n, start, stop) <= n:
         raise ConfigError(
             f"{name}: start={start} and stop={stop} hold no span of N={n} keys; "
             "give 0 <= start < stop <= N, or a stop that is counted from the end."
@@ -485,7 +373,7 @@ def attention_score(
             "head_kernel": [head_kernel],
             "kernel": [kernel],
         },
-        [((batch, parts, _span(n, start, stop)), torch.float32)],
+        [((batch, parts, span_length(n, start, stop)), torch.float32)],
     )
     return score[:, 0] if HEADS.index(heads) > 3 else score
 

@@ -1,1 +1,1 @@
-"""CodebookDecode: see op.py."""
+"""CodebookDecode: see spec.py and op.py."""

@@ -1,68 +1,16 @@
 """CodebookDecode: the tokens that code numbers stand for."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.codebook_encode.op import (
-    CODEBOOK_LIMITS,
-    FSQ_LEVELS,
-    KINDS,
-    MOST_BITS,
-    POWERS,
-    check_codebook,
-    check_levels,
-    codes_per_token,
-    fsq_base,
-)
+from trt_compress.plugins.codebook_decode.spec import SPEC
+from trt_compress.plugins.codebook_encode.op import FSQ_LEVELS, KINDS, POWERS, check_codebook, check_levels, fsq_base
+from trt_compress.plugins.codebook_encode.spec import MOST_BITS, codes_per_token
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Sample, TensorSpec
-
-
-def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
-    b, n, d, s, k = (sizes[letter] for letter in "BNDSK")
-    codes = codes_per_token(sizes["kind"], s, d, sizes["group"])
-    rows = min(k, b * n) if sizes["kind"] <= 1 else 1
-    return int((b * n * d + s * rows * d) * itemsize + b * n * codes * 8)
-
-
-def _flops(sizes: Mapping[str, Any]) -> int:
-    b, n, d, s = (sizes[letter] for letter in "BNDS")
-    return int(b * n * d * (s - 1)) if sizes["kind"] == 0 else 0
-
-
-SPEC = OpSpec(
-    name="CodebookDecode",
-    version=1,
-    summary="Put back the tokens that code numbers stand for.",
-    inputs=(
-        TensorSpec(name="code", axes=("B", "N", "S or D or 1 or D/group"), dtypes=("int64",), doc="code numbers"),
-        TensorSpec(name="codebook", axes=("S", "K", "D"), doc="as in CodebookEncode"),
-    ),
-    outputs=(TensorSpec(name="y", axes=("B", "N", "D"), same_dtype_as="codebook", doc="tokens"),),
-    attributes=(
-        AttributeSpec(name="kind", kind="int", minimum=0, maximum=3, doc="0: vector, 1: table, 2: fsq, 3: sign"),
-        AttributeSpec(name="group", kind="int", minimum=1, maximum=MOST_BITS, doc="sign: channels of a code, else 1"),
-    ),
-    count="N tokens, one for each row of codes",
-    order="by position",
-    determinism="same input, same bits",
-    limits=(
-        *CODEBOOK_LIMITS,
-        "a number that is no code is an error in torch and ONNX Runtime; as a function on TensorRT it is not noticed",
-        "stages are summed in float32, the first one first",
-        ON_A_GPU,
-    ),
-    tolerance={"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3},
-    bytes_moved=_bytes_moved,
-    flops=_flops,
-    source="WavTokenizer, arXiv:2408.16532; KVQuant, arXiv:2401.18079; FlexTok, arXiv:2502.13967; "
-    "WeTok, arXiv:2508.05599",
-    differs="a number that is no code is refused instead of being read from somewhere.",
-)
+from trt_compress.plugins.spec import Sample
 
 
 def _checked(kind: str) -> str:
@@ -172,10 +120,10 @@ def _codebook_decode(code: Tensor, codebook: Tensor, kind: int, group: int) -> T
         check_levels("codebook_decode", table[0, 0])
     levels = table[0, 0].long()
     number = (table.shape[1], table.shape[1], int(levels.prod()), 2**group)[kind]
-    wrong = code[(code < 0) | (code >= number)]
-    if wrong.numel():
+    is_wrong = (code < 0) | (code >= number)
+    if bool(is_wrong.any()):
         raise ConfigError(
-            f"codebook_decode: code holds {int(wrong[0])}, and the codebook has the codes 0..{number - 1}; "
+            f"codebook_decode: code holds {int(code[is_wrong][0])}, and the codebook has the codes 0..{number - 1}; "
             "give codes that this codebook made."
         )
     if KINDS[kind] == "vector":

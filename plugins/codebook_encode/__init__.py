@@ -1,1 +1,1 @@
-"""CodebookEncode: see op.py."""
+"""CodebookEncode: see spec.py and op.py."""

@@ -1,1 +1,1 @@
-"""KVAppend: see op.py."""
+"""KVAppend: see spec.py and op.py."""

@@ -1,1 +1,1 @@
-"""KVAttention: see op.py."""
+"""KVAttention: see spec.py and op.py."""

@@ -1,130 +1,25 @@
 """KVAttention: attention straight over a packed key-value cache."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
+from trt_compress.plugins.kv_attention.spec import MOST_WINDOW, SPEC
 from trt_compress.plugins.kv_format import (
     AXIS_NAMES,
     BITS,
-    CODES,
     CONSTANTS,
-    SCALES,
     check_choice,
     check_packed,
     check_packing,
     dequantized,
     product_text,
-    scale_shape,
-    sizes_of,
 )
+from trt_compress.plugins.kv_sizes import scale_shape
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Sample, TensorSpec
-
-MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
-
-
-def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
-    """Queries in and out, the cache once with float16 scales, and 4 bytes for each row of weights."""
-    b, h, t, d = (sizes[letter] for letter in "BHTD")
-    cache = sum(sizes_of(sizes, "k_", 2)) + sum(sizes_of(sizes, "v_", 2))
-    return int(b * h * t * (2 * d * itemsize + 4) + cache + 8 * b)
-
-
-def _flops(sizes: Mapping[str, Any]) -> int:
-    b, h, t, d, length = (sizes[letter] for letter in "BHTDL")
-    return int(4 * b * h * t * d * length)
-
-
-def _cache(which: str, name: str) -> tuple[TensorSpec, ...]:
-    axes = ("B", "G", f"L/{which}_group or 1 or L", f"D or D/{which}_group or 1")
-    return (
-        TensorSpec(
-            name=f"{which}_code",
-            axes=("B", "G", "L", f"D*{which}_bits/8"),
-            dtypes=CODES,
-            doc=f"{name} as KVQuantize packs them",
-        ),
-        TensorSpec(name=f"{which}_scale", axes=axes, dtypes=SCALES, doc=f"step of each group of {name}"),
-        TensorSpec(
-            name=f"{which}_minimum",
-            axes=axes,
-            dtypes=SCALES,
-            same_dtype_as=f"{which}_scale",
-            doc=f"least value of each group of {name}",
-        ),
-    )
-
-
-def _format(which: str, name: str) -> tuple[AttributeSpec, ...]:
-    axis_doc = f"groups of {name}: 0 tokens of one channel, 1 channels of one token"
-    return (
-        AttributeSpec(name=f"{which}_bits", kind="int", minimum=2, maximum=8, doc=f"bits of a code of {name}: 8, 4, 2"),
-        AttributeSpec(name=f"{which}_axis", kind="int", minimum=0, maximum=1, doc=axis_doc),
-        AttributeSpec(name=f"{which}_group", kind="int", minimum=0, doc="elements of a group; 0: the whole axis"),
-    )
-
-
-SPEC = OpSpec(
-    name="KVAttention",
-    version=1,
-    summary="Attend over a packed key-value cache: grouped heads, causal, sliding window, additive bias; with the "
-    "log of the sum of exponentials, so that a full-precision tail can be merged.",
-    inputs=(
-        TensorSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite"),
-        *_cache("k", "keys"),
-        *_cache("v", "values"),
-        TensorSpec(name="length", axes=("B",), dtypes=("int64",), doc="slots in use, from the front"),
-        TensorSpec(
-            name="bias",
-            axes=("1 or B", "1 or G or H", "1 or T", "1 or L"),
-            doc="added to the scaled products, finite or -inf; for a KV head it holds for all its query heads",
-        ),
-    ),
-    outputs=(
-        TensorSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
-        TensorSpec(
-            name="lse",
-            axes=("B", "H", "T"),
-            dtypes=("float32",),
-            doc="natural log of the sum of exponentials; -inf where no slot is seen, and y is 0 there",
-        ),
-    ),
-    attributes=(
-        *_format("k", "keys"),
-        *_format("v", "values"),
-        AttributeSpec(name="scale", kind="float", minimum=0.0, doc="factor of the products; 0: 1 / sqrt(D)"),
-        AttributeSpec(
-            name="causal", kind="int", minimum=0, maximum=1, doc="1: query t sees slots below length - T + t + 1"
-        ),
-        AttributeSpec(
-            name="window",
-            kind="int",
-            minimum=0,
-            maximum=MOST_WINDOW,
-            doc="query t sees slots above length - T + t - window; 0: no limit",
-        ),
-    ),
-    order="as q",
-    determinism="same input, same bits, on the same device and for the same sizes",
-    arithmetic="keys and values are code * scale + minimum in float32; products, softmax and sums are in float32",
-    limits=(
-        "H is a multiple of G",
-        "a length above L is taken as L, a negative one as 0",
-        "on the GPU D <= 512, and the codes, or the scales, of one KV head take less than 2 GiB",
-        "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise",
-    ),
-    tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
-    bytes_moved=_bytes_moved,
-    flops=_flops,
-    source="KIVI, arXiv:2402.02750; FlashDecoding, https://pytorch.org/blog/flash-decoding; code jy-yuan/KIVI 876b4d2",
-    differs="the full-precision tail is not part of the operator: merge it by lse; grouped query heads, windows and "
-    "biases are taken.",
-)
+from trt_compress.plugins.spec import Sample
 
 BODY = f"""
   {CONSTANTS}

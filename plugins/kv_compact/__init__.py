@@ -1,1 +1,1 @@
-"""KVCompact: see op.py."""
+"""KVCompact: see spec.py and op.py."""

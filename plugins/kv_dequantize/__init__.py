@@ -1,1 +1,1 @@
-"""KVDequantize: see op.py."""
+"""KVDequantize: see spec.py and op.py."""

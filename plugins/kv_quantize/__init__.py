@@ -1,1 +1,1 @@
-"""KVQuantize: see op.py."""
+"""KVQuantize: see spec.py and op.py."""

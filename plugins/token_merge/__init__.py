@@ -1,1 +1,1 @@
-"""TokenMerge: see op.py."""
+"""TokenMerge: see spec.py and op.py."""

@@ -1,1 +1,1 @@
-"""TokenMix: see op.py."""
+"""TokenMix: see spec.py and op.py."""

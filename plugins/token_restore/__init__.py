@@ -1,1 +1,1 @@
-"""TokenRestore: see op.py."""
+"""TokenRestore: see spec.py and op.py."""

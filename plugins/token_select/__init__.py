@@ -1,1 +1,1 @@
-"""TokenSelect: see op.py."""
+"""TokenSelect: see spec.py and op.py."""

@@ -1,1 +1,1 @@
-"""TokenSelectDynamic: see op.py."""
+"""TokenSelectDynamic: see spec.py and op.py."""

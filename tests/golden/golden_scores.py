@@ -9,7 +9,7 @@ from golden_data import call
 from torch import Tensor
 from torch.nn.functional import silu
 
-from trt_compress.plugins.attention_score.op import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX
+from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX
 
 NONE = torch.zeros(1, 1, 1, 1)
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trt_compress.errors import GateError, TrtCompressError, UnsupportedError
-from trt_compress.plugins.attention_score.op import HEADS, ROWS
+from trt_compress.plugins.attention_score.spec import HEADS, ROWS
 from trt_compress.plugins.build import build
 from trt_compress.plugins.library import require
 from trt_compress.plugins.native_torch import CudaKernels, torch_forms
