@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,30 @@ def test_a_folder_is_made_and_unmade(tmp_path: Path) -> None:
     for name in ("file", "file/below"):
         with pytest.raises(ConfigError, match=r"cannot be written \(.*\); give another folder to --report\."):
             check_new_folder(tmp_path / name, "--report")
+
+
+def test_second_names_in_a_folder_are_found_without_a_look_at_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, stat, asked = tmp_path / "data", os.stat, 0
+    (data / "deep").mkdir(parents=True)
+    for number in range(300):
+        (data / "deep" / str(number)).touch()
+    (tmp_path / "result.json").touch()
+
+    def counted(*given: Any, **settings: Any) -> os.stat_result:
+        nonlocal asked
+        asked += 1
+        return stat(*given, **settings)
+
+    monkeypatch.setattr(os, "stat", counted)
+    check_apart({"--json": tmp_path / "result.json"}, {"--data": [data]})
+    assert asked < 100
+    for way in (os.link, os.symlink):
+        way(tmp_path / "result.json", data / "deep" / "second")
+        with pytest.raises(ConfigError, match=r"^--json .* is --data itself"):
+            check_apart({"--json": tmp_path / "result.json"}, {"--data": [data]})
+        (data / "deep" / "second").unlink()
 
 
 def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:

@@ -201,15 +201,25 @@ def _in_folders(output: Path, folders: Sequence[tuple[Path, str]]) -> str | None
     if not output.is_file():
         return None
     own = os.stat(output)
-    for folder, option in folders:
-        if _lies_in(output, folder):
-            return option
-        for above, _, names in os.walk(folder):  # a second name of a file in there
-            for name in names:
-                with suppress(OSError):
-                    if os.path.samestat(os.stat(os.path.join(above, name)), own):
-                        return option
-    return None
+    return next((option for folder, option in folders if _lies_in(output, folder) or _has_name_of(own, folder)), None)
+
+
+def _has_name_of(own: os.stat_result, folder: Path) -> bool:
+    """Whether a file has a second name in a folder, of which links to folders are not followed.
+
+    The numbers come with the names: on a network file system it would take minutes to ask for each of a million files.
+    """
+    pending = [str(folder)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_symlink() or entry.inode() == own.st_ino:
+                    with suppress(OSError):
+                        if os.path.samestat(os.stat(entry.path), own):
+                            return True
+    return False
 
 
 def _is_null(path: Path) -> bool:
