@@ -119,7 +119,7 @@ def run(
 
     Raises:
         ConfigError, BundleError, UnsupportedError: Something that was given is wrong, or cannot be done here.
-        StreamError: The stream could not go on; its `result` is what there is, and the report has been written.
+        StreamError: The stream could not go on, or its report cannot be written; its `result` is what there is.
         KeyboardInterrupt: `hurry` was set while the bundle was opened, and that takes long: there is no result.
     """
     if overlay_in_latency and (overlay is None or Path(overlay).suffix.lower() == ".wav"):
@@ -217,7 +217,10 @@ def run(
             error, result = broken, _result_of(broken)
     result = replace(result, findings=watcher.findings())
     if report is not None:
-        result = _write(Path(report), result, None if hurried.is_set() else listener, wrote, hurried)
+        try:
+            result = _write(Path(report), result, None if hurried.is_set() else listener, wrote, hurried)
+        except ConfigError as unwritten:
+            error = _also(error, unwritten)
     if error is not None:
         error.result = result
         raise error
@@ -295,6 +298,13 @@ def _result_of(broken: StreamError) -> StreamResult:
     if not isinstance(broken.result, StreamResult):
         raise broken
     return broken.result
+
+
+def _also(broken: StreamError | None, unwritten: ConfigError) -> StreamError:
+    """The error of a report that cannot be written, behind that of the stream; the result is not lost with its file."""
+    if broken is None:
+        return StreamError(unwritten.message, hint=unwritten.hint, exit_code=unwritten.exit_code)
+    return StreamError(f"{broken.message} {unwritten.message}", hint=broken.hint, exit_code=broken.exit_code)
 
 
 def _pace(sources: list[str], fps: float | None, burst: int | None, gap_ms: float | None) -> Pace:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import threading
@@ -268,6 +270,25 @@ def test_a_reader_that_stops_ends_the_stream(scene: Path) -> None:
     assert "stayed in 'sink' for 1 s: '/dev/stdout' took nothing more" in err and "Traceback" not in err
     counts = result.counts
     assert counts.failed == 1 and counts.reasons["'sink' did not come back"] == 1 and counts.delivered > 20
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_a_report_that_finds_a_full_disk_takes_neither_the_result_nor_the_first_error_with_it(
+    scene: Path, out: bool
+) -> None:
+    command = [sys.executable, "-m", "trt_compress", "run", str(counter_bundle(scene / "b").path), "--json"]
+    command += ["--source", str(scene / "scene.npz"), "--report", str(scene / "report"), "--threads", "1"]
+    command += ["--out", str(scene / "out.jsonl")] * out
+    limit = resource.RLIMIT_FSIZE, (6000, 6000)  # less than the result of a few frames
+    done = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(*limit), capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(
+        r"report/result\.(report\.)?json' cannot be written \(File too large\); give another ", done.stderr
+    )
+    assert ("out.jsonl' cannot be written any more (File too large)" in done.stderr) == out
+    found = json.loads(done.stdout)
+    assert found["counts"]["delivered"] > 10 and found["error"]["exit_code"] == 2
+    assert not [path for path in (scene / "report").iterdir() if path.name != "result.json"]
 
 
 def test_what_is_started_without_stdin_stdout_and_stderr_writes_its_files_and_nothing_else_into_them(
