@@ -246,6 +246,18 @@ def test_lines_stand_for_themselves(tmp_path: Path) -> None:
     assert sorted(lines) == ["a" * 300] * 200 + ["b" * 300] * 200
 
 
+def test_two_do_not_write_one_growing_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with GrowingFile(path) as first:
+        first.write(b"first")
+        with pytest.raises(OSError, match="another run is writing it"):
+            GrowingFile(path)
+        assert path.read_bytes() == b"first"
+    with GrowingFile(path) as second:
+        second.write(b"2")
+    assert path.read_bytes() == b"2"
+
+
 def test_a_growing_file_leaves_what_was_there_until_it_begins(tmp_path: Path) -> None:
     old, new, link = tmp_path / "old", tmp_path / "new", tmp_path / "link"
     old.write_text("what was there")

@@ -151,8 +151,9 @@ def append_line(path: Path, line: str) -> None:
 class GrowingFile(io.FileIO):
     """A file that is written as it goes and can be read meanwhile. What was there stays until `begin`.
 
-    Closed before that, it leaves everything as it was. `/dev/stdout` and other descriptors are continued, not opened
-    anew: what was printed before is not written over.
+    Two cannot write the same file at once: each would write holes into what the other wrote. Closed before `begin`, it
+    leaves everything as it was. `/dev/stdout` and other descriptors are continued, not opened anew: what was printed
+    before is not written over.
 
     Args:
         path: The file.
@@ -178,6 +179,7 @@ class GrowingFile(io.FileIO):
             descriptor = os.open(place, flags)
         try:
             _require_regular(os.fstat(descriptor), place)
+            _require_alone(descriptor, place)
         except OSError:
             os.close(descriptor)
             raise
@@ -391,6 +393,15 @@ def _lock(descriptor: int, *, wait: bool = False) -> None:
     if fcntl is None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _require_alone(descriptor: int, place: Path) -> None:
+    try:
+        _lock(descriptor)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another run is writing it", str(place)) from None
+    except OSError:  # this file system has no locks
+        pass
 
 
 def _write_over(place: Path, data: bytes) -> None:

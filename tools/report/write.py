@@ -58,5 +58,7 @@ def _write(path: Path, text: str) -> Path:
     try:
         write_whole(path, text)
     except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); free some space, or give another directory.") from None
+        raise ConfigError(
+            f"'{path}' cannot be written ({error.strerror}); free some space, or give another directory."
+        ) from None
     return path
