@@ -131,7 +131,7 @@ def operator_paths(model: OnnxSource | Path, library: Library | None) -> dict[st
 def _options(ort: ModuleType) -> Any:
     """Options of every session: errors come back as exceptions with the same text, and ONNX is what is loaded."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its own log would put what stands in a graph on the terminal as it is
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
 
