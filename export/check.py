@@ -4,6 +4,7 @@ A device has neither torch nor onnx. There the bundle tells what the rules found
 that is installed reads the file itself. What was checked, and what was not, is part of the answer.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,11 +99,11 @@ def preflight_report(
 ) -> PreflightReport:
     """As `preflight`, with what was checked; ONNX Runtime or TensorRT-RTX reads the file too, where it is installed."""
     chosen, path, required = get_target(target), Path(bundle), as_digests(require_digest)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         _refuse_what_is_no_onnx(path)
     rules, missing = _rules()
     opened = None
-    if path.is_dir() or rules is None and not path.is_file():
+    if os.path.isdir(path) or rules is None and not os.path.isfile(path):
         opened = Bundle.open(path, require_digest=required)
     elif required:
         raise ConfigError(f"'{path}' is a bare ONNX file, which has no digest; leave --require-digest out.")

@@ -5,6 +5,8 @@ form as what the commands refuse.
 """
 
 import dataclasses
+import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +21,17 @@ from trt_compress.tools.console import LOGGER, configure_logging, print_json, sa
 
 # Typer carries its own copy of click from some version on; the base of its errors is found where it surely is.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+_REFUSED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of the folders above it"),
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle; give the file itself",
+    errno.ENOTDIR: "what stands before the last '/' is no folder",
+    errno.EROFS: "give a place that may be written to",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give a place on another disk"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network that it lies on"),
+}
+"""What to do where the system refuses a file that was given, which is no fault of ours."""
 
 
 class OneVoice(TyperGroup):
@@ -62,6 +75,15 @@ def report_error(error: TrtCompressError, *, verbose: bool, log_json: bool, json
     if json:
         said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print_json({**_found_so_far(error), "error": said})
+
+
+def refused_by_system(error: Exception) -> ConfigError | None:
+    """The sentence for a file that the system does not let this user have; None: the error is something else."""
+    advice = _REFUSED.get(getattr(error, "errno", None) or 0)
+    name = getattr(error, "filename", None)
+    if not isinstance(error, OSError) or advice is None or not isinstance(name, str | bytes | os.PathLike):
+        return None
+    return ConfigError(f"'{os.fsdecode(name)}' cannot be used ({error.strerror}); {advice}.")
 
 
 def wants_json(value: object) -> bool:

@@ -11,7 +11,7 @@ import typer
 
 from trt_compress.digest import as_digests
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
-from trt_compress.tools.cli_errors import report_error, wants_json
+from trt_compress.tools.cli_errors import refused_by_system, report_error, wants_json
 from trt_compress.tools.console import configure_logging
 from trt_compress.tools.interrupts import Interrupted, ended_by_signals
 from trt_compress.tools.signals import let_go
@@ -81,6 +81,9 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
+            if (refused := refused_by_system(error)) is not None:
+                report_error(refused, **how)
+                raise typer.Exit(refused.exit_code) from None
             bug = InternalError(
                 f"'{command.__name__}' failed on {type(error).__name__}: {error}",
                 hint="This is a bug of trt-compress; please report the command with what it prints with -v.",

@@ -43,8 +43,12 @@ def check_archive(path: Path) -> None:
         ConfigError: it is not there, or holds no arrays.
     """
     advice = "give a file that numpy.savez wrote"
-    if not path.exists():
-        raise ConfigError(f"'{path}' does not exist; {advice}.")
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        raise ConfigError(f"'{path}' does not exist; {advice}.") from None
+    except (OSError, ValueError):  # said below
+        pass
     check_readable(path, advice)
     with open_regular(path) as file:
         head = file.read(6)
@@ -133,7 +137,7 @@ def check_apart(
     folders: list[tuple[Path, str]] = [(bundle, "a file of the bundle") for bundle in bundles]
     for option, paths in inputs.items():
         for path in paths:
-            if path.is_dir():
+            if os.path.isdir(path):
                 folders.append((path, option))
             else:
                 taken[_identity(path)] = option
@@ -190,7 +194,7 @@ def _identity(path: Path) -> _Identity:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    if descriptor_of(path) is not None or not folder.is_dir():
+    if descriptor_of(path) is not None or not os.path.isdir(folder):
         return False
     root = _identity(folder)
     return any(_identity(above) == root for above in _place(path).parents)
@@ -198,7 +202,7 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 def _in_folders(output: Path, folders: Sequence[tuple[Path, str]]) -> str | None:
     """Whose file it is, of the folders that are read; a file that is not there is nobody's."""
-    if not output.is_file():
+    if not os.path.isfile(output):
         return None
     own = os.stat(output)
     return next((option for folder, option in folders if _lies_in(output, folder) or _has_name_of(own, folder)), None)

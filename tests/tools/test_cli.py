@@ -249,6 +249,27 @@ def test_an_unforeseen_error_is_a_sentence_and_exits_1() -> None:
     assert "Traceback" in run_failing("RuntimeError('the disk spoke')", "-v").stderr
 
 
+@pytest.mark.parametrize("number", ["EACCES", "EPERM", "ENAMETOOLONG", "ELOOP", "ENOTDIR", "EROFS", "ENOSPC", "ESTALE"])
+def test_a_file_that_the_system_refuses_is_no_bug(number: str) -> None:
+    finished = run_failing(f"OSError(__import__('errno').{number}, 'it may not be', '/closed/a\\x1b')")
+    assert finished.returncode == 2 and len(finished.stderr.splitlines()) == 1
+    assert finished.stderr.startswith("error: '/closed/a\\x1b' cannot be used (it may not be); ")
+
+
+@pytest.mark.parametrize("failure", ["OSError(5, 'no name')", "OSError(__import__('errno').ENOENT, 'gone', 'ours')"])
+def test_other_errors_of_the_system_may_be_ours(failure: str) -> None:
+    assert run_failing(failure).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", ["verify bundle --inputs X", "preflight X --target cpu", "evaluate bundle --data X"]
+)
+def test_a_name_that_is_too_long_is_said(arguments: str, cli: Cli, make_bundle: Callable[..., Path]) -> None:
+    make_bundle("bundle")
+    finished = cli(*arguments.replace("X", "x" * 300).split())
+    assert finished.returncode == 2 and "File name too long" in finished.stderr and "bug" not in finished.stderr
+
+
 @pytest.mark.parametrize(
     ("failure", "code"), [("KeyboardInterrupt", 130), ("SystemExit(7)", 7)], ids=["interrupt", "exit"]
 )
