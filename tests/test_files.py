@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -201,6 +202,36 @@ def test_a_pipe_is_written_to_and_one_without_a_reader_refused(tmp_path: Path) -
     append_line(tmp_path / "pipe", "line")
     assert os.read(reader, 100) == b"newerline\n" and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     os.close(reader)
+
+
+@pytest.mark.parametrize("way", ["growing", "whole"])
+def test_a_pipe_that_does_not_block_is_waited_for(way: str) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    data, read = b"x" * 1_000_000, bytearray()
+
+    def read_late() -> None:
+        time.sleep(0.3)
+        while block := os.read(reader, 1 << 16):
+            read.extend(block)
+
+    slow = threading.Thread(target=read_late)
+    slow.start()
+    before = time.thread_time()
+    path = Path(f"/dev/fd/{writer}")
+    try:
+        if way == "whole":
+            write_whole(path, data)
+        else:
+            with GrowingFile(path) as file:
+                file.write(data)
+        spent = time.thread_time() - before
+    finally:
+        os.close(writer)
+        slow.join()
+        os.close(reader)
+    assert spent < 0.1  # it waits, and does not ask again and again
+    assert read == data
 
 
 def test_stdout_is_continued_and_not_replaced(tmp_path: Path) -> None:

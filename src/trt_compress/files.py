@@ -5,6 +5,7 @@ import io
 import os
 import re
 import secrets
+import select
 import stat
 import sys
 from collections.abc import Iterator
@@ -211,7 +212,10 @@ class GrowingFile(io.FileIO):
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest:
-            rest = rest[super().write(rest) or 0 :]
+            taken = super().write(rest)
+            if taken is None:
+                _wait_until_taken(self)
+            rest = rest[taken or 0 :]
         return size
 
     def append(self, data: bytes) -> None:
@@ -250,7 +254,17 @@ def write_all(file: io.RawIOBase, data: bytes) -> None:
     """
     rest = memoryview(data)
     while rest:
-        rest = rest[file.write(rest) or 0 :]
+        taken = file.write(rest)
+        if taken is None:
+            _wait_until_taken(file)
+        rest = rest[taken or 0 :]
+
+
+def _wait_until_taken(file: io.RawIOBase) -> None:
+    """Wait for the reader of a pipe that somebody has made non-blocking, as programs do with those that they share."""
+    waiting = select.poll()
+    waiting.register(file, select.POLLOUT)
+    waiting.poll()
 
 
 def descriptor_of(path: Path) -> int | None:
