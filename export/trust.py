@@ -5,6 +5,7 @@ FILE.py:FACTORY run, and timm's pretrained weights would be downloaded: none of 
 file himself, or says that the recipe may.
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from trt_compress.export.recipe import Recipe
 from trt_compress.foreign import shown
 from trt_compress.model_name import FILE_SOURCE, parse_model
 from trt_compress.runtime.manifest import MANIFEST_NAME
+from trt_compress.runtime.unlisted import listed_in
 
 _PRETRAINED = "pretrained"
 
 
 def refuse_paths_of_bundle(file: str, recipe: Recipe, *, named: Collection[str]) -> None:
-    """`refuse_paths` of a recipe file that lies in a bundle, links followed; one that lies elsewhere is the user's own.
+    """`refuse_paths` of a recipe file that lies in a bundle, at any depth, links followed; others are the user's own.
 
     Args:
         file: What was given as a model: a recipe file, or the name of a model, which the user wrote.
@@ -26,8 +28,10 @@ def refuse_paths_of_bundle(file: str, recipe: Recipe, *, named: Collection[str])
     """
     path = Path(file)
     if file.endswith(".toml"):
-        folders = {path.absolute().parent, path.resolve().parent}
-        if any((folder / MANIFEST_NAME).exists() for folder in folders):
+        places = (Path(os.path.abspath(path)), Path(os.path.realpath(path)))
+        beside = any(os.path.lexists(place.parent / MANIFEST_NAME) for place in places)
+        # many things have a manifest.json: of the folders further up, one that lists files is a bundle's
+        if beside or any(listed_in(folder / MANIFEST_NAME) for place in places for folder in place.parents):
             refuse_paths(recipe, where=f"the recipe '{shown(file)}', which lies in a bundle,", named=named)
 
 

@@ -10,6 +10,7 @@ shell, what has no suffix, and what is hidden (`.git`, and what a killed run of 
 import os
 import re
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 
 from trt_compress.errors import BundleError
@@ -17,7 +18,21 @@ from trt_compress.files import read_regular
 from trt_compress.foreign import shown, strict_json
 
 _CODE = ("py", "pyc", "pyo", "pyd", "pyw", "pyz", "pth", "so", "dll", "dylib")
-_WEIGHTS = ("onnx", "ort", "data", "bin", "weights", "safetensors", "gguf", "pt", "ckpt", "pkl", "pickle")
+_WEIGHTS = (
+    "onnx",
+    "ort",
+    "data",
+    "onnx_data",
+    "bin",
+    "weights",
+    "safetensors",
+    "gguf",
+    "pt",
+    "pt2",
+    "ckpt",
+    "pkl",
+    "pickle",
+)
 _ENGINES = ("engine", "plan", "trt")
 _KIND = re.compile(rf"\.({'|'.join((*_CODE, *_WEIGHTS, *_ENGINES))})(\.[0-9]+)*$", re.IGNORECASE)  # libfoo.so.1.2 too
 _SHOWN = 3
@@ -68,7 +83,10 @@ def listed_in(manifest: Path) -> set[str] | None:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """Every file and link below a folder by its path there, but hidden ones; links to folders are not followed."""
+    """Every file and link below a folder by its path there, but hidden ones.
+
+    Links to folders are not followed, as a set of data may lie there; but one to a package is code of its name.
+    """
     folders, count = [""], 0
     while folders:
         inside = folders.pop()
@@ -91,3 +109,14 @@ def _names(path: Path) -> Iterator[str]:
                     folders.append(f"{name}/")
                 else:
                     yield name
+                    if entry.is_symlink():
+                        yield from (f"{name}/{init}" for init in _inits(path / name))
+
+
+def _inits(folder: Path) -> list[str]:
+    """What Python would run to import a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in islice(entries, _MOST) if entry.name.startswith("__init__.")]
+    except OSError:  # a link to a file, or to nothing
+        return []

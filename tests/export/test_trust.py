@@ -145,6 +145,10 @@ def test_a_recipe_is_the_users_own_unless_it_lies_in_a_bundle(forged: Forged, ow
     link = tmp_path / "link.toml"
     link.symlink_to(theirs)
     assert "which lies in a bundle, names model" in refused("export", link, "-o", tmp_path / "out")
+    below = theirs.parent / "more" / "recipes" / "fast.toml"
+    below.parent.mkdir(parents=True)
+    below.write_bytes(theirs.read_bytes())
+    assert "which lies in a bundle, names model" in refused("export", below, "-o", tmp_path / "out")
     with pytest.raises(ConfigError, match="names model"):
         sweep(str(theirs), data="held-out")
     mine = tmp_path / "home" / "recipe.toml"

@@ -10,7 +10,7 @@ from trt_compress.runtime import Bundle, unlisted
 REFUSED = (
     *("json.py", "JSON.PY", "torch/__init__.py", "sitecustomize.pyc", "numpy.pyd", "evil.pth", "a/b/c.py"),
     *("libonnxruntime.so", "libonnxruntime.so.1.20", "nvinfer.dll", "lib.dylib"),
-    *("other.onnx", "model.onnx.data", "weights.bin", "w.safetensors", "checkpoint.pt"),
+    *("other.onnx", "model.onnx.data", "model.onnx_data", "weights.bin", "w.safetensors", "checkpoint.pt"),
     *("mine.engine", "engines/mine.plan", "engines/rtx/other.engine", "engines/rtx/model.engine.so"),
 )
 LEFT_ALONE = (
@@ -47,6 +47,13 @@ def test_a_link_is_a_file_and_not_followed(double_bundle: Bundle, tmp_path: Path
     assert Bundle.open(double_bundle.path) == double_bundle
     (double_bundle.path / "mine.py").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"holds 'mine\.py'"):
+        Bundle.open(double_bundle.path)
+
+
+def test_a_link_to_a_package_is_code(double_bundle: Bundle, tmp_path: Path) -> None:
+    put(tmp_path, "outside/__init__.py")
+    (double_bundle.path / "json").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match=r"holds 'json/__init__\.py'"):
         Bundle.open(double_bundle.path)
 
 
