@@ -92,7 +92,8 @@ def native_sources(kind: Kind) -> tuple[Path, ...]:
     all_cpp = [root / "CMakeLists.txt", *root.rglob("*.h"), *root.rglob("*.cpp")]
     special = {*of_ort, *of_cpu, *of_gpu, *of_tensorrt}
     added = {"onnxruntime": [*of_ort, *of_cpu], "cuda": of_gpu, "tensorrt": [*of_gpu, *of_tensorrt]}[kind]
-    return tuple(sorted(path.relative_to(root) for path in {*(set(all_cpp) - special), *added}))
+    found = {path.relative_to(root) for path in {*(set(all_cpp) - special), *added}}
+    return tuple(sorted(path for path in found if path.parts[0] != "testing"))
 
 
 def source_hash(kind: Kind) -> str:

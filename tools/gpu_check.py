@@ -1,13 +1,11 @@
 """Check every CUDA kernel on the GPU of this machine: `make gpu-check`.
 
-Each kernel against a float64 restatement of its contract on fresh random inputs, ties and determinism, guard bytes, a
+Each kernel against a float64 reference of its contract on fresh random inputs, ties and determinism, guard bytes, a
 captured CUDA graph, sizes that change between calls, the TensorRT plugins through their life, compute-sanitizer, and a
-benchmark against the measured copy bandwidth. What is left out is said. Needs a checkout (the restatements are in
-`tests`), a GPU and nvcc.
+benchmark against the measured copy bandwidth. What is left out is said. Needs a GPU and nvcc.
 """
 
 import argparse
-import importlib
 import json
 import platform
 import random
@@ -27,22 +25,23 @@ from trt_compress.children import TimeoutExpired, find_program
 from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError, TrtCompressError, UnsupportedError
 from trt_compress.files import append_line
 from trt_compress.plugins.build import build, tensorrt_headers
-from trt_compress.plugins.library import source_hash, sources_folder
+from trt_compress.plugins.library import source_hash
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
-from trt_compress.plugins.testing import call_torch, sample_inputs
+from trt_compress.plugins.testing import call_torch, plugin_harness, sample_inputs
+from trt_compress.plugins.testing.comparing import CLEAR, as_array, differences, dtype_name
+from trt_compress.plugins.testing.reference import reference
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.gpu_check_device import CudaDevice
 from trt_compress.tools.gpu_check_kernels import Array, Bytes, Case, Tensor
-from trt_compress.tools.gpu_check_runs import NO_TIME, RESERVE_S, Runner, Sanitized, harness_modules, sanitize
+from trt_compress.tools.gpu_check_runs import NO_TIME, RESERVE_S, Runner, Sanitized, sanitize
 from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
 
 EXIT_FAILED = 3
 RESULT_VERSION = "1.0"
 DTYPES = ("float32", "float16", "bfloat16")
 LARGE = 1000  # tokens, or slots of a cache; above it one dtype is enough
-CLEAR = 1e-5  # two numbers closer than this may be ordered either way by float32 rounding
 TRIES = 20  # seeds tried until no decision hangs on rounding
 SMALL_BYTES = 100_000  # largest tensor that compute-sanitizer sees, which is slow, and that runs in turns
 REPEATS = 100
@@ -84,24 +83,7 @@ Report = Callable[[Line], None]
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-def restatement() -> Callable[..., Any]:
-    """`restate(op_type, inputs, attributes)` of the tests: the contract in plain float64 loops.
-
-    Raises:
-        ConfigError: This is not a checkout.
-    """
-    folder = sources_folder().parent / "tests" / "plugins"
-    if not (folder / "restatement.py").is_file():
-        raise ConfigError(
-            f"gpu-check needs a checkout: '{folder}' with the restatements of the contracts is not there."
-        )
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    found: Callable[..., Any] = importlib.import_module("restatement").restate
-    return found
-
-
-def checks_of(operator: Operator, restate: Callable[..., Any], seed: int) -> tuple[list[Check], list[Line]]:
+def checks_of(operator: Operator, seed: int) -> tuple[list[Check], list[Line]]:
     """Fresh inputs for every sample and dtype, with what must come out; and what could not be made, with the reason."""
     made: list[Check] = []
     lines: list[Line] = []
@@ -114,7 +96,7 @@ def checks_of(operator: Operator, restate: Callable[..., Any], seed: int) -> tup
                 continue
             first_types = first_types or types
             name = f"{operator.spec.torch_name}-{number}-{dtype}"
-            check = _check(operator, sample, dtype, restate, seed, name)
+            check = _check(operator, sample, dtype, seed, name)
             if check is None:
                 reason = f"in {TRIES} random inputs a decision always hung on rounding"
                 lines.append(Line(step="kernels", subject=name, state="skipped", detail=reason))
@@ -145,12 +127,10 @@ def _wrong_data(operator: Operator, seed: int) -> list[Check]:
     return made
 
 
-def _check(
-    operator: Operator, sample: Sample, dtype: str, restate: Callable[..., Any], seed: int, name: str
-) -> Check | None:
+def _check(operator: Operator, sample: Sample, dtype: str, seed: int, name: str) -> Check | None:
     for attempt in range(TRIES):
         inputs = sample_inputs(operator, sample, dtype=dtype, seed=seed + attempt)
-        expected = restate(operator.spec.op_type, tuple(_as_array(tensor) for tensor in inputs), sample.attributes)
+        expected = reference(operator.spec.op_type, tuple(as_array(tensor) for tensor in inputs), sample.attributes)
         if expected.margin > CLEAR:
             itemsize = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
             return Check(
@@ -177,14 +157,14 @@ def case_of(operator: Operator, sample: Sample, inputs: Sequence[torch.Tensor], 
         alias = names.index(described.aliases) if described.aliases else None
         used = output.numel() if _sizes(shape) != _sizes(output.shape) else None
         outputs.append(
-            Tensor(name=described.name, dtype=_dtype_name(output), shape=_sizes(shape), alias=alias, num_used=used)
+            Tensor(name=described.name, dtype=dtype_name(output), shape=_sizes(shape), alias=alias, num_used=used)
         )
     return Case(
         name=name,
         op_type=spec.op_type,
         attributes=tuple((a.name, _attribute(attributes[a.name], a.kind)) for a in spec.attributes),
         inputs=tuple(
-            Tensor(name=described.name, dtype=_dtype_name(tensor), shape=_sizes(tensor.shape))
+            Tensor(name=described.name, dtype=dtype_name(tensor), shape=_sizes(tensor.shape))
             for described, tensor in zip(spec.inputs, inputs, strict=True)
         ),
         outputs=tuple(outputs),
@@ -195,28 +175,13 @@ def case_of(operator: Operator, sample: Sample, inputs: Sequence[torch.Tensor], 
 
 def compare(check: Check, outputs: Sequence[Bytes]) -> list[str]:
     """What is wrong with the outputs: floats outside the contract's tolerance, or any other whole number."""
-    problems = []
-    spec = check.operator.spec
-    for described, raw, wanted in zip(check.case.outputs, outputs, check.expected, strict=True):
-        # A size that the data decide may leave a tail that nobody reads.
-        values = _values(raw, described.dtype)[: wanted.size].reshape(wanted.shape)
-        if not np.issubdtype(values.dtype, np.floating):
-            wrong = int((values != wanted).sum())
-            if wrong:
-                problems.append(f"{described.name}: {wrong} of {wanted.size} whole numbers are not as they must be")
-            continue
-        finite = np.isfinite(wanted)
-        if not np.array_equal(values[~finite], wanted[~finite], equal_nan=True):
-            problems.append(f"{described.name}: infinities or NaN are not where they must be")
-        error = float(np.abs(values[finite].astype(np.float64) - wanted[finite]).max(initial=0.0))
-        largest = float(np.abs(wanted[finite]).max(initial=0.0))
-        if not error <= spec.tolerance[described.dtype] * largest:
-            problems.append(f"{described.name}: off by {error:.2g}, of {largest:.2g}")
-    return problems
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    wanted = check.expected
+    # A size that the data decide may leave a tail that nobody reads.
+    values = [
+        _values(raw, described.dtype)[: right.size].reshape(right.shape)
+        for described, raw, right in zip(check.case.outputs, outputs, wanted, strict=True)
+    ]
+    return differences(check.operator.spec, values, [described.dtype for described in check.case.outputs], wanted)
 
 
 def _sizes(shape: Iterable[Any]) -> tuple[int, ...]:
@@ -225,10 +190,6 @@ def _sizes(shape: Iterable[Any]) -> tuple[int, ...]:
 
 def _attribute(value: Any, kind: str) -> int | float | tuple[int, ...]:
     return float(value) if kind == "float" else tuple(int(v) for v in value) if kind == "ints" else int(value)
-
-
-def _as_array(tensor: torch.Tensor) -> Array:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _raw(tensor: torch.Tensor) -> Bytes:
@@ -332,28 +293,24 @@ def _largest(case: Case) -> int:
 
 
 def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: Path, deadline: float) -> list[Line]:
-    """The TensorRT plugins through the harness of the tests: enqueue, sizes that change, a captured graph."""
+    """The TensorRT plugins through their harness: enqueue, sizes that change, a captured graph."""
 
     def line(state: State, subject: str, detail: str) -> Line:
         return Line(step="plugins", subject=subject, state=state, detail=detail)
 
     try:
-        driving, building = harness_modules()
-    except ImportError as error:
-        return [line("skipped", "harness", f"the harness is driven by modules of the tests, and {error}")]
-    try:
-        found = {"given": tensorrt_headers(given)} if given else driving.all_headers()
-        if not found:
-            return [line("skipped", "harness", driving.NO_HEADERS)]
-        headers = list(found.values())[-1]
+        here = list(plugin_harness.all_headers().values())
+        headers = tensorrt_headers(given) if given else here[-1] if here else None
+        if headers is None:
+            return [line("skipped", "harness", plugin_harness.NO_HEADERS)]
         if deadline - time.monotonic() < RESERVE_S:
             return [line("skipped", "harness", NO_TIME)]
         (outcome,) = build(only=("tensorrt",), cuda=[sm], tensorrt=headers)
         if outcome.library is None:
             return [line("skipped", "harness", outcome.note)]
         folder.mkdir()
-        program = building.harness_on_gpu(folder, headers)
-    except (TrtCompressError, _failed()) as error:
+        program = plugin_harness.harness_on_gpu(folder, headers)
+    except (TrtCompressError, OSError) as error:
         return [line("failed", "harness", f"the plugins or their harness do not compile: {error}")]
     held = [check for check in checks if check.operator.spec.op_type in outcome.library.operators]
     lines = []
@@ -362,8 +319,8 @@ def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: 
         inside = folder / op_type
         inside.mkdir()
         try:
-            answers = _ask_plugins(driving, program, outcome.library.path, asked, inside, deadline)
-        except AssertionError as error:
+            answers = _ask_plugins(program, outcome.library.path, asked, inside, deadline)
+        except NativeError as error:
             lines.append(line("failed", op_type, str(error)))
         except TimeoutExpired:
             lines.append(line("skipped", op_type, NO_TIME))
@@ -373,10 +330,10 @@ def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: 
 
 
 def _ask_plugins(
-    driving: Any, program: Path, library: Path, asked: Sequence[Check], folder: Path, deadline: float
+    program: Path, library: Path, asked: Sequence[Check], folder: Path, deadline: float
 ) -> Mapping[str, Mapping[str, Any]]:
     questions = [
-        driving.Question(operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed)
+        plugin_harness.Question(operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed)
         for check in asked
     ]
     text = [
@@ -385,17 +342,10 @@ def _ask_plugins(
         for text in question.lines(folder, changes=_largest(check.case) <= SMALL_BYTES)
     ]
     seconds = max(deadline - time.monotonic(), 1.0)
-    answers: Mapping[str, Mapping[str, Any]] = driving.ask(
+    answers: Mapping[str, Mapping[str, Any]] = plugin_harness.ask(
         program, library, text, folder, enqueue=True, timeout_s=seconds
     ).cases
     return answers
-
-
-def _failed() -> type[BaseException]:
-    """What the tests' own functions raise where a compiler fails."""
-    pytest = importlib.import_module("pytest")
-    failed: type[BaseException] = pytest.fail.Exception
-    return failed
 
 
 def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
@@ -435,11 +385,10 @@ def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: P
     """All steps in order, each as far as time allows."""
     start = time.monotonic()
     end = start + 60.0 * float(given.minutes)
-    restate = restatement()
     print(f"building the kernels for SM {device.sm}", file=sys.stderr)
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(build, only=("cuda",), cuda=[device.sm])
-        made = {o.spec.op_type: checks_of(o, restate, given.seed) for o in operators().values()}
+        made = {o.spec.op_type: checks_of(o, given.seed) for o in operators().values()}
         (outcome,) = building.result()
     if outcome.library is None:
         raise PluginError(f"The kernels were not built: {outcome.note}.")

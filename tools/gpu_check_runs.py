@@ -1,9 +1,7 @@
-"""What gpu-check starts: the worker with the cases, compute-sanitizer around it, and the harness of the plugins."""
+"""What gpu-check starts: the worker with the cases, and compute-sanitizer around it."""
 
-import importlib
 import json
 import re
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -202,7 +200,7 @@ def plant(folder: Path, sm: int) -> Path:
     Raises:
         NativeError, OSError, subprocess.TimeoutExpired: nvcc does not compile it.
     """
-    source, program = sources_folder().parent / "tests" / "native" / "planted.cu", folder / "planted"
+    source, program = sources_folder() / "testing" / "planted.cu", folder / "planted"
     command = ["nvcc", f"-arch=sm_{sm}", str(source), "-o", str(program)]
     done = run(command, timeout=120)
     if done.returncode:
@@ -235,18 +233,3 @@ def _found(ended: Ended) -> bool:
 def _told(text: str) -> str:
     lines = [line for line in text.splitlines() if line.startswith("=========")]
     return "\n".join(lines[:20]) or text.strip()[-1000:]
-
-
-# ---- plugins ---------------------------------------------------------------------------------------------------------
-
-
-def harness_modules() -> tuple[Any, Any]:
-    """`harness.driving` and `emulation.building` of the tests.
-
-    Raises:
-        ImportError: pytest is not installed; both import it.
-    """
-    native = sources_folder().parent / "tests" / "native"
-    if str(native) not in sys.path:
-        sys.path.insert(0, str(native))
-    return importlib.import_module("harness.driving"), importlib.import_module("emulation.building")

@@ -1,4 +1,4 @@
-"""All forms of every operator on the same calls: restatement, torch, body, native operator, emulated GPU kernels.
+"""All forms of every operator on the same calls: reference, torch, body, native operator, emulated GPU kernels.
 
 Inside the contract they must agree, whatever the values: ties, both zeros, subnormal numbers, NaN and infinity where
 the contract speaks of them, batch 0, no channels, positions up to 2**62. A decision between two numbers that differ by
@@ -18,11 +18,9 @@ from numpy.random import default_rng
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 
 from calls import ATTRIBUTES, NAMES, Array, Call, lawful_call, types_of
-from emulation.building import cuda_library
-from restatement import restate  # pyright: ignore[reportMissingImports]
+from emulation.building import cuda_library  # pyright: ignore[reportMissingImports]
 from sessions import Sessions, output_types
 
 from trt_compress.plugins.library import Library
@@ -30,6 +28,7 @@ from trt_compress.plugins.native_torch import CudaKernels
 from trt_compress.plugins.operator import as_float32
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.plugins.testing.reference import reference
 
 SEED = 11
 OF_ONE_SESSION = 24
@@ -161,11 +160,11 @@ def shown(call: Call) -> str:
 
 
 def wanted_of(call: Call, first: Sequence[Array]) -> Sequence[Array]:
-    """What the restatement says; of calls without a batch or without outputs there is nothing but shapes."""
+    """What the reference says; of calls without a batch or without outputs there is nothing but shapes."""
     if 0 in [size for array in first for size in array.shape] or not call.inputs[0].shape[0]:
         return first
     with np.errstate(all="ignore"):
-        return restate(call.op_type, call.inputs, call.attributes).outputs  # type: ignore[no-any-return]
+        return reference(call.op_type, call.inputs, call.attributes).outputs
 
 
 def session_of(random: Any, number: int) -> tuple[str, Any, Any]:

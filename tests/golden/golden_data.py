@@ -1,13 +1,12 @@
 """Inputs and outputs of the papers' own code, read from the folders beside this file, and ways to run ours on them."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -21,12 +20,12 @@ from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.plugins.build import build
 from trt_compress.plugins.library import Library
-from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
-from trt_compress.plugins.testing import call_torch, onnx_model
+from trt_compress.plugins.testing.forms import forms, session
 
 FOLDER = Path(__file__).parent
+FORMS = ("torch", "onnx", "native")
 OPERATOR_TOLERANCE, MODEL_TOLERANCE = 1e-5, 1e-4  # of the largest output
 
 
@@ -43,24 +42,12 @@ def cases_on_disk(method: str) -> set[str]:
 
 def call(form: str, op_type: str, attributes: Mapping[str, Any], *inputs: Tensor) -> tuple[Tensor, ...]:
     """An operator in one of FORMS."""
-    return FORMS[form](operators()[op_type], Sample(axes={}, attributes=attributes, reason="golden"), inputs)
-
-
-def run_body(operator: Operator, sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The function body in ONNX Runtime."""
-    model = onnx_model(operator, sample, inputs, call_torch(operator, sample, inputs))
-    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
-    return tuple(torch.from_numpy(value) for value in session(model.SerializeToString()).run(None, feeds))
-
-
-def run_native(operator: Operator, sample: Sample, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The custom operator of the native library in ONNX Runtime; the model has no body to fall back on."""
-    library = native_library()
-    if operator.spec.op_type not in library.operators:
+    operator = operators()[op_type]
+    sample = Sample(axes={}, attributes=attributes, reason="golden")
+    library = native_library() if form == "native" else None
+    if library is not None and op_type not in library.operators:
         pytest.skip(f"{operator.spec.name} has no native form for the CPU")
-    model = onnx_model(operator, sample, inputs, call_torch(operator, sample, inputs), body=False)
-    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(operator.spec.inputs, inputs, strict=True)}
-    return tuple(torch.from_numpy(value) for value in session(model.SerializeToString(), library).run(None, feeds))
+    return forms(library)[form](operator, sample, inputs)(inputs)
 
 
 @cache
@@ -75,18 +62,6 @@ def native_library() -> Library:
     if outcome.library is None:
         pytest.skip(outcome.note)
     return outcome.library
-
-
-Form = Callable[[Operator, Sample, tuple[Tensor, ...]], tuple[Tensor, ...]]
-FORMS: Mapping[str, Form] = {"torch": call_torch, "onnx": run_body, "native": run_native}
-
-
-def session(model: bytes, library: Library | None = None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if library is not None:
-        options.register_custom_ops_library(str(library.path))
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def load_vit(arrays: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> VisionTransformer:

@@ -1,6 +1,6 @@
 """Calls that a kernel may get wrong: ties everywhere, nothing and everything kept, and scores that are no numbers.
 
-Both the CPU kernels and the emulated ones are held against the restatement in plain loops.
+Both the CPU kernels and the emulated ones are held against the reference in plain loops.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Hard calls of the packed-cache operators: sizes around blocks and lanes, odd head counts, lengths that are none.
 
-Both native forms are held against the restatement in float64, with bounds that follow from float32 arithmetic.
+Both native forms are held against the reference in float64, with bounds that follow from float32 arithmetic.
 """
 
 import itertools
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from restatement import restate  # pyright: ignore[reportMissingImports]
 from torch import Tensor
+
+from trt_compress.plugins.testing.reference import reference
 
 Array = np.ndarray[Any, Any]
 Format = tuple[int, int, int]  # bits, axis, group
@@ -137,7 +138,7 @@ def attention_calls() -> list[Call]:
 def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
     """What is wrong with the outputs; nothing if they are as near as float32 products and sums must be."""
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.inputs]
-    wanted_y, wanted_lse = restate(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
+    wanted_y, wanted_lse = reference(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
     attributes, q = call.attributes, wide[0]
     factor = attributes["scale"] or 1 / math.sqrt(q.shape[3])
 
@@ -181,7 +182,7 @@ def quantize_calls() -> list[Call]:
         divisors = [size for size in range(1, along + 1) if along % size == 0]
         chosen = {0, divisors[-1], divisors[len(divisors) // 2], divisors[0]} if divisors else {4}
         if along * b * g * length > 4000:
-            chosen -= {1}  # the restatement is slow
+            chosen -= {1}  # the reference is slow
         for group in sorted(chosen):
             if length == 0 and axis == 0 and group == 0:
                 continue  # has no least value
@@ -226,7 +227,7 @@ def exact_problem(call: Call, found: Sequence[Tensor]) -> str:
         tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy() for tensor in call.inputs
     )
     with np.errstate(over="ignore"):
-        wanted = restate(call.op_type, given, call.attributes).outputs
+        wanted = reference(call.op_type, given, call.attributes).outputs
     for index, (one, two) in enumerate(zip(found, wanted, strict=True)):
         values = one.float().numpy() if one.dtype == torch.bfloat16 else one.numpy()
         if values.shape != two.shape:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from adversarial import DYNAMIC, MERGE, SELECT, Array, Call, decided_calls, many_tokens, scores
 from onnx import helper
-from restatement import restate  # pyright: ignore[reportMissingImports]
 
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch
+from trt_compress.plugins.testing.reference import reference
 
 Run = Callable[[Call], list[Array]]
 
@@ -58,7 +58,7 @@ def torch_of(call: Call, *, strided: bool = False) -> list[Array]:
 
 
 def check(call: Call, found: list[Array]) -> None:
-    wanted = restate(call.op_type, call.inputs, call.attributes).outputs
+    wanted = reference(call.op_type, call.inputs, call.attributes).outputs
     for one, two in zip(found, wanted, strict=True):
         assert one.shape == two.shape, call.name
         if one.dtype.kind == "f":

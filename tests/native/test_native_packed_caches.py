@@ -1,4 +1,4 @@
-"""KVQuantize, KVDequantize and KVAttention in ONNX Runtime: hard calls, against the restatement."""
+"""KVQuantize, KVDequantize and KVAttention in ONNX Runtime: hard calls, against the reference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,12 @@ from kv_cases import (  # pyright: ignore[reportMissingImports]
     quantize_calls,
 )
 from onnx import TensorProto, helper
-from test_native_conformance import session_of  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
+from trt_compress.plugins.testing.forms import session
+from trt_compress.plugins.testing.reference import reference
 
 NUMBERS = {
     torch.float32: TensorProto.FLOAT,
@@ -62,7 +63,7 @@ def session_for(call: Call, library: Library, *, threads: int = 2) -> Any:
     graph = helper.make_graph(nodes, "one", inputs, outputs)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("trt_compress", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return session_of(model, library, threads=threads)
+    return session(model.SerializeToString(), library, threads=threads)
 
 
 def run(call: Call, library: Library, types: Sequence[torch.dtype], *, threads: int = 2) -> list[Tensor]:
@@ -95,10 +96,8 @@ def test_a_wrong_result_is_seen() -> None:
 
 
 def _right(call: Call) -> Sequence[Any]:
-    from restatement import restate  # pyright: ignore[reportMissingImports]
-
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.inputs]
-    found: Sequence[Any] = restate(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
+    found: Sequence[Any] = reference(call.op_type, tuple(tensor.numpy() for tensor in wide), call.attributes).outputs
     return found
 
 

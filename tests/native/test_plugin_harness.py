@@ -21,19 +21,27 @@ from emulation.building import (
     HERE,
     SANITIZE,
     harness,
-    harness_on_gpu,
+    headers_params,
     link,
     objects,
     operator_folders,
     tensorrt_library,
 )
-from harness.driving import Answers, Question, ask, headers_params, input_types, plugin_dtype, tensor_from
 from test_conformance import Case, check  # pyright: ignore[reportMissingImports]
 
 from trt_compress.plugins.build import build
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
+from trt_compress.plugins.testing.plugin_harness import (
+    Answers,
+    Question,
+    ask,
+    harness_on_gpu,
+    input_types,
+    plugin_dtype,
+    tensor_from,
+)
 from trt_compress.tools.machine import gpus
 
 each_version = pytest.mark.parametrize("headers", headers_params())

@@ -1,8 +1,7 @@
-"""Every form of every operator against the restatement, on every sample.
+"""Every form of every operator against the reference, on every sample.
 
-Forms that run are compared: floating outputs within the contract's tolerance for their dtype, relative to the largest
-value; whole numbers exactly. For TensorRT-RTX, which needs a GPU to run, the proof is that it builds, or that preflight
-refuses the graph with the reason.
+Forms that run are compared by `plugins/testing/comparing.py`. For TensorRT-RTX, which needs a GPU to run, the proof is
+that it builds, or that preflight refuses the graph with the reason.
 """
 
 import json
@@ -17,7 +16,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from restatement import Array, restate
 
 from trt_compress.export.lower import lower_for_target
 from trt_compress.export.preflight import preflight
@@ -26,13 +24,15 @@ from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, is_batched, onnx_model, sample_inputs
+from trt_compress.plugins.testing.comparing import CLEAR, as_array, differences, dtype_name
+from trt_compress.plugins.testing.forms import Form, forms
+from trt_compress.plugins.testing.reference import reference
 
 RTX = get_target("rtx")
 CPU_OPSET = TARGETS["cpu"].max_opset
 OPSETS = sorted({18, newest_common_opset(), CPU_OPSET})
 DTYPES = {"torch": ("float32", "float16", "bfloat16"), "onnx": ("float32", "float16"), "rtx": ("float32", "float16")}
 LARGE = 1000  # tokens, or slots of a cache; above it one dtype and one opset are enough
-CLEAR = 1e-5  # two similarities closer than this may be ordered either way by float32 rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,57 +79,36 @@ def all_cases() -> list[Case]:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in all_cases()])
 def test_conformance(case: Case, request: pytest.FixtureRequest) -> None:
-    if case.form == "torch":
-        inputs = case.inputs()
-        check(case, inputs, call_torch(case.operator, case.sample, inputs))
-    elif case.form == "onnx":
-        for opset in [newest_common_opset()] if case.is_large else OPSETS:
-            check_onnx(case, opset)
-    else:
+    if case.form == "rtx":
         check_rtx(case, request.getfixturevalue("said"))
-
-
-def as_array(tensor: torch.Tensor) -> Array:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    elif case.form == "torch":
+        check_form(case, forms()["torch"])
+    else:
+        for opset in [newest_common_opset()] if case.is_large else OPSETS:
+            check_form(case, forms(opset=opset)[case.form])
 
 
 def check(case: Case, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
-    """Compare outputs with the restatement, each within the tolerance of its own dtype."""
+    """Compare outputs with the reference, each within the tolerance of its own dtype."""
     spec = case.operator.spec
-    expected = restate(spec.op_type, tuple(as_array(tensor) for tensor in inputs), case.sample.attributes)
+    expected = reference(spec.op_type, tuple(as_array(tensor) for tensor in inputs), case.sample.attributes)
     assert expected.margin > CLEAR, f"{case.name}: a decision hangs on rounding; choose other inputs"
     dtype_of = {described.name: dtype_name(tensor) for described, tensor in zip(spec.inputs, inputs, strict=True)}
-    for described, output, wanted in zip(spec.outputs, outputs, expected.outputs, strict=True):
-        dtype, found = dtype_name(output), as_array(output)
+    dtypes = [dtype_name(output) for output in outputs]
+    for described, dtype in zip(spec.outputs, dtypes, strict=True):
         followed = described.same_dtype_as
         assert dtype in ((dtype_of[followed],) if followed else described.dtypes), described.name
-        assert found.shape == wanted.shape, described.name
-        if output.is_floating_point():
-            finite = np.isfinite(wanted)
-            np.testing.assert_array_equal(found[~finite], wanted[~finite], err_msg=described.name)
-            error = np.abs(found[finite].astype(np.float64) - wanted[finite]).max(initial=0)
-            largest = np.abs(wanted[finite]).max(initial=0)
-            assert error <= spec.tolerance[dtype] * largest, f"{described.name} is off by {error:.2g}, of {largest:.2g}"
-        else:
-            np.testing.assert_array_equal(found, wanted, err_msg=described.name)
+    assert differences(spec, [as_array(output) for output in outputs], dtypes, expected.outputs) == []
 
 
-def check_onnx(case: Case, opset: int) -> None:
-    """Run the body with the sample's batch, and with one item more in another order."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    model = case.model(opset).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def check_form(case: Case, form: Form) -> None:
+    """Run a form with the sample's batch, and with one item more in another order."""
     inputs, batch = case.inputs(), case.sample.axes["B"]
+    run = form(case.operator, case.sample, inputs)
     described = list(zip(case.operator.spec.inputs, inputs, strict=True))
     for items in (list(range(batch)), [*reversed(range(batch)), 0]):
         chosen = [tensor[items] if is_batched(spec, tensor, batch) else tensor for spec, tensor in described]
-        feeds = {spec.name: tensor.numpy() for (spec, _), tensor in zip(described, chosen, strict=True)}
-        check(case, chosen, [torch.from_numpy(np.asarray(output)) for output in session.run(None, feeds)])
+        check(case, chosen, run(chosen))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])

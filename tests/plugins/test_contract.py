@@ -10,7 +10,6 @@ import onnx
 import onnx.checker
 import pytest
 import torch
-from restatement import COUNTED
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_unbacked_symbols
 
@@ -22,6 +21,7 @@ from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators, specs
 from trt_compress.plugins.spec import AXES, DOMAIN, OP_TYPE_PREFIX, Sample
 from trt_compress.plugins.testing import call_torch, onnx_model, sample_inputs
+from trt_compress.plugins.testing.reference import COUNTED
 
 OPERATORS = list(operators().values())
 SAMPLES = [

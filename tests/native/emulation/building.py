@@ -7,10 +7,12 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trt_compress.cache import cache_folder
+from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, SOURCE, all_headers
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[2] / "plugins"
@@ -34,7 +36,7 @@ def compiler() -> str:
 def headers() -> list[Path]:
     """What any source here may include."""
     found = [path for pattern in ("*.h", "*.cuh") for path in PLUGINS.rglob(pattern)]
-    return sorted([*found, *HERE.rglob("*.h"), *(HERE.parent / "harness").glob("*.h")])
+    return sorted([*found, *HERE.rglob("*.h")])
 
 
 def objects(sources: Iterable[Path], flags: Sequence[str] = ()) -> list[Path]:
@@ -137,13 +139,13 @@ def tensorrt_library(folder: Path, headers: Path, flags: Sequence[str] = ()) -> 
 
 def harness(folder: Path, headers: Path, flags: Sequence[str] = ()) -> Path:
     """The plugin harness, with the emulation in place of CUDA."""
-    sources = [HERE.parent / "harness" / "plugin_harness.cpp", HERE / "cuda_emulation.cpp"]
+    sources = [SOURCE, HERE / "cuda_emulation.cpp"]
     return link(folder / "plugin_harness", objects(sources, [*flags, "-isystem", str(headers)]), flags)
 
 
-def harness_on_gpu(folder: Path, headers: Path) -> Path:
-    """The plugin harness with the real CUDA runtime; it starts without a GPU too, and then does not enqueue."""
-    program = folder / "plugin_harness"
-    source = HERE.parent / "harness" / "plugin_harness.cpp"
-    run(["nvcc", "-std=c++17", "-isystem", str(headers), str(source), "-o", str(program), "-ldl"])
-    return program
+def headers_params() -> list[Any]:
+    """One parameter for each version of TensorRT whose headers are here; skipped with the reason where none are."""
+    found = all_headers()
+    if not found:
+        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_HEADERS))]
+    return [pytest.param(headers, id=version) for version, headers in found.items()]

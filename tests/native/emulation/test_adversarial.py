@@ -8,15 +8,14 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2] / "plugins"))
 
 from adversarial import Call, decided_calls, many_tokens
 from emulation.building import cuda_library
 from emulation.host_device import HostDevice
-from restatement import restate  # pyright: ignore[reportMissingImports]
 
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
+from trt_compress.plugins.testing.reference import reference
 from trt_compress.tools.gpu_check import case_of
 from trt_compress.tools.gpu_check_kernels import Kernels, run_case
 
@@ -33,7 +32,7 @@ def check(library: Path, call: Call) -> None:
     case = case_of(operators()[call.op_type], sample, inputs, "case", 4)
     ran = run_case(Kernels(library), HostDevice(library), case)
     assert ran.problems == (), call.name
-    wanted = restate(call.op_type, call.inputs, call.attributes).outputs
+    wanted = reference(call.op_type, call.inputs, call.attributes).outputs
     for raw, two, described in zip(ran.outputs, wanted, case.outputs, strict=True):
         one = raw.view(described.dtype)[: two.size].reshape(two.shape)
         if one.dtype.kind == "f":

@@ -19,8 +19,9 @@ from emulation.building import HERE, cuda_library, link, objects
 
 from trt_compress.errors import PluginError, UnsupportedError
 from trt_compress.plugins.registry import operators
+from trt_compress.plugins.testing import plugin_harness
 from trt_compress.tools import gpu_check, gpu_check_device, gpu_check_runs
-from trt_compress.tools.gpu_check import Check, checks_of, compare, judge, restatement
+from trt_compress.tools.gpu_check import Check, checks_of, compare, judge
 from trt_compress.tools.gpu_check_device import SIGNATURES, CudaDevice, load_driver
 from trt_compress.tools.gpu_check_kernels import Kernels, run_case
 from trt_compress.tools.gpu_check_runs import Runner
@@ -67,7 +68,7 @@ def calls(driver: Path, function: str) -> int:
 
 @pytest.fixture(scope="module")
 def merges() -> list[Check]:
-    made, _ = checks_of(operators()["TrtcTokenMerge"], restatement(), SEED)
+    made, _ = checks_of(operators()["TrtcTokenMerge"], SEED)
     return [check for check in made if check.case.data[0].nbytes <= 4096][:8]
 
 
@@ -222,7 +223,7 @@ def test_the_worker_itself(kernels: Path, merges: list[Check], tmp_path: Path) -
 @pytest.mark.usefixtures("on_path")
 def test_a_kernel_that_takes_the_context_along(merges: list[Check], tmp_path: Path) -> None:
     """The case that did it fails, and those after it run in another process."""
-    made, _ = checks_of(operators()["TrtcTokenRestore"], restatement(), SEED)
+    made, _ = checks_of(operators()["TrtcTokenRestore"], SEED)
     good = next(check for check in made if check.dtype == "float32" and check.case.attributes == (("mode", 0),))
     parts = objects((HERE / "faulty_kernels.cpp", HERE / "cuda_emulation.cpp"))
     library = link(tmp_path / "libtrtc_cuda.so", parts, ["-shared"])
@@ -264,7 +265,7 @@ def test_the_whole_command(
     monkeypatch.setattr(gpu_check, "REPEATS", 10)
     monkeypatch.setattr(gpu_check_device, "_COPY_BYTES", 1 << 20)
     monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: None)
-    monkeypatch.setattr(gpu_check, "harness_modules", lambda: (_ for _ in ()).throw(ImportError("no pytest")))
+    monkeypatch.setattr(plugin_harness, "all_headers", lambda: {})
     output = tmp_path / "out.jsonl"
     code = gpu_check.main(["--output", str(output), "--seed", "5", "--minutes", "3", "--commit", "abc"])
     said = capsys.readouterr().out
@@ -273,7 +274,7 @@ def test_the_whole_command(
     assert record["gpu"]["name"] == "Fake H100" and record["seed"] == 5 and record["kernels"]
     assert tuple(dict.fromkeys(line["step"] for line in lines)) == STEPS
     assert [line["detail"] for line in lines if line["state"] == "skipped"] == [
-        "the harness is driven by modules of the tests, and no pytest",
+        plugin_harness.NO_HEADERS,
         *["compute-sanitizer is not installed"] * 2,
     ]
     timed = next(line for line in lines if line["step"] == "benchmark" and line["subject"] != "copy")

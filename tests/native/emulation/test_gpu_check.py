@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from emulation import building
 from emulation.building import HERE, cuda_library, link, objects, operator_folders
 from emulation.host_device import HostDevice
-from harness.driving import NO_HEADERS, all_headers
 
-from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
+from trt_compress.plugins.testing import plugin_harness
+from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, all_headers
 from trt_compress.tools import gpu_check, gpu_check_runs
-from trt_compress.tools.gpu_check import Check, Line, checks_of, compare, judge, judge_speed, restatement
+from trt_compress.tools.gpu_check import Check, Line, checks_of, compare, judge, judge_speed
 from trt_compress.tools.gpu_check_kernels import Case, Kernels, run_case, run_in_turns
 from trt_compress.tools.gpu_check_runs import Runner
 from trt_compress.tools.machine import gpus
@@ -67,7 +67,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def restore() -> list[Check]:
     """Checks of TokenRestore that the faulty kernels can run."""
-    made, skipped = checks_of(operators()["TrtcTokenRestore"], restatement(), SEED)
+    made, skipped = checks_of(operators()["TrtcTokenRestore"], SEED)
     assert skipped == []
     return [check for check in made if check.dtype == "float32" and check.case.attributes == (("mode", 0),)]
 
@@ -130,7 +130,7 @@ def test_a_case_is_the_same_when_it_was_stored(restore: list[Check], tmp_path: P
 
 def test_comparison_sees_whole_numbers_infinities_and_bfloat16() -> None:
     operator = operators()["TrtcTokenMerge"]
-    made, _ = checks_of(operator, restatement(), SEED)
+    made, _ = checks_of(operator, SEED)
     check = next(check for check in made if check.dtype == "bfloat16" and check.case.outputs[0].shape[0] == 2)
     y, y_size, dest = check.expected
     bits = y.astype(np.float32).view(np.uint32)
@@ -152,7 +152,7 @@ def test_comparison_sees_whole_numbers_infinities_and_bfloat16() -> None:
 
 
 def test_a_size_that_the_data_decide_has_room_for_the_largest() -> None:
-    made, _ = checks_of(operators()["TrtcTokenSelectDynamic"], restatement(), SEED)
+    made, _ = checks_of(operators()["TrtcTokenSelectDynamic"], SEED)
     trimmed = [check for check in made if dict(check.case.attributes)["trim"] == 1 and not check.case.must_report]
     assert trimmed
     for check in trimmed:
@@ -174,7 +174,7 @@ def test_a_size_that_the_data_decide_has_room_for_the_largest() -> None:
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.spec.torch_name)
 def test_kernels_keep_the_rules_in_every_order_of_threads(operator: Operator, emulated: Path) -> None:
     kernels, device = Kernels(emulated), HostDevice(emulated)
-    made, skipped = checks_of(operator, restatement(), SEED)
+    made, skipped = checks_of(operator, SEED)
     assert skipped == []
     chosen = [
         check
@@ -203,10 +203,10 @@ def test_without_a_gpu_it_says_so_in_a_sentence(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_outside_of_a_checkout_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu_check, "sources_folder", lambda: tmp_path / "plugins")
-    with pytest.raises(ConfigError, match="gpu-check needs a checkout"):
-        restatement()
+def test_gpu_check_takes_nothing_of_the_tests() -> None:
+    for path in Path(gpu_check.__file__).parent.glob("gpu_check*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert '"tests"' not in text and "sys.path" not in text and "pytest" not in text, path.name
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, mo
     headers = next(iter(all_headers().values()))
     library = SimpleNamespace(path=building.tensorrt_library(tmp_path, headers), operators=("TrtcTokenRestore",))
     monkeypatch.setattr(gpu_check, "build", lambda **_: (SimpleNamespace(library=library, note=""),))
-    monkeypatch.setattr(building, "harness_on_gpu", building.harness)
+    monkeypatch.setattr(plugin_harness, "harness_on_gpu", building.harness)
     checks = restore[:3]
     lines = gpu_check.check_plugins(checks, 87, headers, tmp_path / "right", time.monotonic() + 300)
     assert [(line.subject, line.state) for line in lines] == [(check.case.name, "passed") for check in checks]
@@ -349,7 +349,7 @@ def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, mo
 
 
 def test_missing_headers_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("harness.driving.all_headers", lambda: {})
+    monkeypatch.setattr(plugin_harness, "all_headers", lambda: {})
     (line,) = gpu_check.check_plugins([], 87, None, tmp_path / "plugins", time.monotonic() + 300)
     assert line.state == "skipped" and line.detail.startswith("no TensorRT headers: ")
 

@@ -1,4 +1,4 @@
-"""KVQuantize, KVDequantize, KVAttention in the emulation: hard calls, against the restatement; what is refused."""
+"""KVQuantize, KVDequantize, KVAttention in the emulation: hard calls, against the reference; what is refused."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the restatements of all operators share."""
+"""What the references of all operators share."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restated:
+class Expected:
     """`outputs` are in the order of the contract. `margin` is how far the nearest decision between two different
     numbers was from going the other way; results that differ by less than rounding may be ordered either way."""
 
@@ -28,12 +28,12 @@ class Counted:
     flops: int
 
 
-Restatement = Callable[..., Restated]
+Reference = Callable[..., Expected]
 
 
-def stack(rows: list[Restated]) -> Restated:
+def stack(rows: list[Expected]) -> Expected:
     outputs = tuple(np.stack(parts) for parts in zip(*(row.outputs for row in rows), strict=True))
-    return Restated(outputs=outputs, margin=min(row.margin for row in rows))
+    return Expected(outputs=outputs, margin=min(row.margin for row in rows))
 
 
 def ordinary(score: Array) -> Array:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from restate_base import Array, Counted, Restated, Restatement, gap, ordinary, stack
+
+from trt_compress.plugins.testing.reference_base import Array, Counted, Expected, Reference, gap, ordinary, stack
 
 # ---- TokenSelectDynamic ---------------------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ def token_select_dynamic(
     max_kept: int,
     forced: list[int],
     trim: int,
-) -> Restated:
+) -> Expected:
     limit = float(np.float32(threshold))
     rows = [_dynamic_row(x[b], score[b], mode, limit, min_kept, max_kept, list(forced)) for b in range(len(x))]
     count = [len(kept) for kept, _ in rows]
@@ -55,7 +56,7 @@ def token_select_dynamic(
         for slot, position in enumerate(kept):
             y[b, slot], index[b, slot], valid[b, slot] = x[b, position], position, 1
     outputs = (y, index.astype(np.int64), valid, np.array(count, dtype=np.int64), np.array(max(count), dtype=np.int32))
-    return Restated(outputs=outputs, margin=min(margin for _, margin in rows))
+    return Expected(outputs=outputs, margin=min(margin for _, margin in rows))
 
 
 # ---- TokenMix -------------------------------------------------------------------------------------------------------
@@ -64,17 +65,18 @@ def token_select_dynamic(
 def _softmax(logits: Array) -> Array:
     largest = max(logits)
     weights = np.array([math.exp(value - largest) for value in logits])
-    return weights / weights.sum()
+    shares: Array = weights / weights.sum()
+    return shares
 
 
-def token_mix(x: Array, weight: Array, *, normalize: int) -> Restated:
+def token_mix(x: Array, weight: Array, *, normalize: int) -> Expected:
     y = np.zeros((len(x), weight.shape[1], x.shape[2]))
     for b, m in itertools.product(range(len(x)), range(weight.shape[1])):
         row = weight[b if len(weight) > 1 else 0, m]
         row = _softmax(row) if normalize == 1 else row
         for n in range(x.shape[1]):
             y[b, m] += row[n] * x[b, n]
-    return Restated(outputs=(y,))
+    return Expected(outputs=(y,))
 
 
 # ---- AttentionScore -------------------------------------------------------------------------------------------------
@@ -122,18 +124,18 @@ def _score_item(q: Array, k: Array, position: Array, bias: Array, span: range, o
     per_head = _pool(per_head, pool, options["head_kernel"][0])
     number = heads if how == 0 else groups if how <= 3 else 1
     parts = per_head.reshape(number, heads // number, len(span))
-    reduce = {0: np.sum, 1: np.mean, 2: np.sum, 3: np.max, 4: np.mean, 5: np.sum, 6: np.max}[how]
+    reduce: Any = {0: np.sum, 1: np.mean, 2: np.sum, 3: np.max, 4: np.mean, 5: np.sum, 6: np.max}[how]
     return _pool(reduce(parts, axis=1), pool, options["kernel"][0])
 
 
 def attention_score(
     q: Array, k: Array, position: Array, bias: Array, *, start: int, stop: int, **options: Any
-) -> Restated:
+) -> Expected:
     n = k.shape[2]
     span = range(start, stop if stop > 0 else n + stop)
     full = np.broadcast_to(bias, (len(q), q.shape[1], q.shape[2], n))
     score = np.stack([_score_item(q[b], k[b], position, full[b], span, options) for b in range(len(q))])
-    return Restated(outputs=(score,))
+    return Expected(outputs=(score,))
 
 
 # ---- CodebookEncode, CodebookDecode ---------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def _fsq_digit(value: float, levels: int) -> tuple[int, float]:
     return round(bounded) + levels // 2, abs(abs(bounded - math.floor(bounded)) - 0.5)
 
 
-def _encode_token(x: Array, codebook: Array, kind: int, group: int) -> Restated:
+def _encode_token(x: Array, codebook: Array, kind: int, group: int) -> Expected:
     codes: list[int] = []
     margins: list[float] = []
     if kind == 0:
@@ -181,16 +183,17 @@ def _encode_token(x: Array, codebook: Array, kind: int, group: int) -> Restated:
     else:
         for first in range(0, len(x), group):
             codes.append(sum(2**bit for bit in range(group) if x[first + bit] > 0))
-    return Restated(outputs=(np.array(codes, dtype=np.int64),), margin=min(margins, default=math.inf))
+    return Expected(outputs=(np.array(codes, dtype=np.int64),), margin=min(margins, default=math.inf))
 
 
-def codebook_encode(x: Array, codebook: Array, *, kind: int, group: int) -> Restated:
+def codebook_encode(x: Array, codebook: Array, *, kind: int, group: int) -> Expected:
     return stack([stack([_encode_token(token, codebook, kind, group) for token in tokens]) for tokens in x])
 
 
 def _decode_token(code: Array, codebook: Array, kind: int, group: int) -> Array:
     if kind == 0:
-        return np.sum([words[number] for words, number in zip(codebook, code, strict=True)], axis=0)
+        stages: Array = np.sum([words[number] for words, number in zip(codebook, code, strict=True)], axis=0)
+        return stages
     if kind == 1:
         return np.array([codebook[0, number, d] for d, number in enumerate(code)])
     values = []
@@ -208,11 +211,11 @@ def _decode_token(code: Array, codebook: Array, kind: int, group: int) -> Array:
     return np.array(values, dtype=np.float64)
 
 
-def codebook_decode(code: Array, codebook: Array, *, kind: int, group: int) -> Restated:
-    return Restated(outputs=(np.array([[_decode_token(row, codebook, kind, group) for row in item] for item in code]),))
+def codebook_decode(code: Array, codebook: Array, *, kind: int, group: int) -> Expected:
+    return Expected(outputs=(np.array([[_decode_token(row, codebook, kind, group) for row in item] for item in code]),))
 
 
-OF: Mapping[str, Restatement] = {
+OF: Mapping[str, Reference] = {
     "TrtcTokenSelectDynamic": token_select_dynamic,
     "TrtcTokenMix": token_mix,
     "TrtcAttentionScore": attention_score,

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from restate_base import Array, Counted, Restated, Restatement, gap, ordinary, stack
+
+from trt_compress.plugins.testing.reference_base import Array, Counted, Expected, Reference, gap, ordinary, stack
 
 
 def _direction(row: Array) -> Array:
@@ -15,7 +16,7 @@ def _direction(row: Array) -> Array:
     return row / norm if 2**-50 <= norm < 2**64 else np.zeros_like(row)
 
 
-def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protected: int, order: int) -> Restated:
+def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protected: int, order: int) -> Expected:
     n = len(x)
     a_rows = [i for i in range(num_protected, n) if i % 2 == 0]
     b_rows = [i for i in range(num_protected, n) if i % 2 == 1]
@@ -57,16 +58,16 @@ def _merge_row(x: Array, metric: Array, size: Array, num_merged: int, num_protec
             y[row] += x[token] * size[token]
             y_size[row] += size[token]
         y[row] /= y_size[row]
-    return Restated(outputs=(y, y_size, dest), margin=min(margins, default=math.inf))
+    return Expected(outputs=(y, y_size, dest), margin=min(margins, default=math.inf))
 
 
-def token_merge(x: Array, metric: Array, size: Array, *, num_merged: int, num_protected: int, order: int) -> Restated:
+def token_merge(x: Array, metric: Array, size: Array, *, num_merged: int, num_protected: int, order: int) -> Expected:
     return stack(
         [_merge_row(*row, num_merged, num_protected, order) for row in zip(x, metric, size, strict=True)],
     )
 
 
-def _select_row(x: Array, score: Array, num_kept: int, forced: list[int], order: int, remainder: int) -> Restated:
+def _select_row(x: Array, score: Array, num_kept: int, forced: list[int], order: int, remainder: int) -> Expected:
     n, compared = len(x), ordinary(score)
     free = sorted((i for i in range(n) if i not in forced), key=lambda i: (-compared[i], i))
     kept = sorted(i for i in forced if i >= 0)
@@ -80,15 +81,15 @@ def _select_row(x: Array, score: Array, num_kept: int, forced: list[int], order:
             fused += score[i] * x[i]
         y.append(fused)
     tokens = np.array(y).reshape(len(y), x.shape[1])
-    return Restated(outputs=(tokens, np.array(index, dtype=np.int64), np.array(rest, dtype=np.int64)))
+    return Expected(outputs=(tokens, np.array(index, dtype=np.int64), np.array(rest, dtype=np.int64)))
 
 
-def token_select(x: Array, score: Array, *, num_kept: int, forced: list[int], order: int, remainder: int) -> Restated:
+def token_select(x: Array, score: Array, *, num_kept: int, forced: list[int], order: int, remainder: int) -> Expected:
     rows = zip(x, score, strict=True)
     return stack([_select_row(*row, num_kept, list(forced), order, remainder) for row in rows])
 
 
-def token_restore(y: Array, index: Array, *, mode: int) -> Restated:
+def token_restore(y: Array, index: Array, *, mode: int) -> Expected:
     x = np.zeros((y.shape[0], index.shape[1], y.shape[2]))
     for b in range(len(index)):
         for i, number in enumerate(index[b]):
@@ -96,10 +97,10 @@ def token_restore(y: Array, index: Array, *, mode: int) -> Restated:
                 x[b, i] = y[b, number]
             else:
                 x[b, number] = y[b, i]
-    return Restated(outputs=(x,))
+    return Expected(outputs=(x,))
 
 
-OF: Mapping[str, Restatement] = {
+OF: Mapping[str, Reference] = {
     "TrtcTokenMerge": token_merge,
     "TrtcTokenSelect": token_select,
     "TrtcTokenRestore": token_restore,

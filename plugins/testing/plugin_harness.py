@@ -1,7 +1,10 @@
-"""Ask the plugin harness about operators and their samples, and read what it says."""
+"""Build the plugin harness, ask it about operators and their samples, and read what it says.
+
+The harness (`harness/plugin_harness.cpp`) takes TensorRT plugins through their life; it needs the headers of TensorRT
+only.
+"""
 
 import json
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,17 +12,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from trt_compress.cache import cache_folder
-from trt_compress.errors import ConfigError, PluginError, ShapeError
+from trt_compress.children import run
+from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError
 from trt_compress.plugins.build import tensorrt_headers, tensorrt_version
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.spec import DOMAIN, Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
 
+SOURCE = Path(__file__).with_name("harness") / "plugin_harness.cpp"
 HEADERS = cache_folder() / "tensorrt"
 NO_HEADERS = (
     "no TensorRT headers: they are looked for where TensorRT's packages put them (as `plugins build` does), and in "
@@ -43,15 +47,24 @@ def all_headers() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def headers_params() -> list[Any]:
-    """One parameter for each version of TensorRT whose headers are here; skipped with the reason where none are."""
-    found = all_headers()
-    if not found:
-        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_HEADERS))]
-    return [pytest.param(headers, id=version) for version, headers in found.items()]
+def harness_on_gpu(folder: Path, headers: Path) -> Path:
+    """The harness with the real CUDA runtime; it starts without a GPU too, and then does not enqueue.
+
+    Raises:
+        NativeError: nvcc does not compile it.
+        OSError: There is no nvcc.
+    """
+    program = folder / "plugin_harness"
+    done = run(["nvcc", "-std=c++17", "-isystem", str(headers), str(SOURCE), "-o", str(program), "-ldl"])
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").splitlines()
+        errors = [line for line in said if "error" in line] or said
+        raise NativeError("\n".join([f"nvcc ended with {done.returncode}:", *errors[:20]]))
+    return program
 
 
 def plugin_dtype(tensor: Tensor) -> str:
+    """The dtype by TensorRT's name."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return PLUGIN_DTYPES.get(dtype, dtype)
 
@@ -137,6 +150,7 @@ class Question:
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
+    """The values as they lie in memory."""
     return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()) if tensor.numel() else b""
 
 
@@ -150,19 +164,27 @@ def tensor_from(path: Path, like: Tensor, shape: Sequence[int]) -> Tensor:
 def ask(
     program: Path, library: Path, lines: Iterable[str], folder: Path, *, enqueue: bool, timeout_s: float | None = None
 ) -> "Answers":
-    """Run the harness on a request; it must end well."""
+    """Run the harness on a request.
+
+    Raises:
+        NativeError: It did not end well.
+        subprocess.TimeoutExpired: It was ended after `timeout_s`.
+    """
     request = folder / "request.txt"
     request.write_text("\n".join([*lines, ""]))
     command = [str(program), str(library), str(request), *(["--enqueue", str(folder)] if enqueue else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    done = run(command, timeout=timeout_s)
+    answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
     last = answers[-1].get("case", "the library") if answers else "nothing"
-    assert done.returncode == 0, f"ended with {done.returncode} after {last}:\n{done.stderr[-3000:]}"
+    if done.returncode:
+        raise NativeError(f"ended with {done.returncode} after {last}:\n{done.stderr.decode(errors='replace')[-3000:]}")
     return Answers(library=answers[0], cases={answer["case"]: answer for answer in answers[1:]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
+    """What the harness said: of the library, and of each case by its label."""
+
     library: dict[str, Any]
     cases: dict[str, dict[str, Any]]
 

@@ -1,6 +1,6 @@
 """The operators of packed key-value caches once more, in plain loops.
 
-Where the contract fixes every rounding, so does the restatement: numpy scalars of float32 and float16, step by step.
+Where the contract fixes every rounding, so does the reference: numpy scalars of float32 and float16, step by step.
 """
 
 import itertools
@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from restate_base import Array, Counted, Restated, Restatement
+
+from trt_compress.plugins.testing.reference_base import Array, Counted, Expected, Reference
 
 Index = tuple[slice | int, ...]
 
@@ -47,7 +48,7 @@ def _bfloat16(value: Array) -> Array:
     return kept.astype(np.uint32).view(np.float32)
 
 
-def kv_quantize(x: Array, *, bits: int, axis: int, group: int, scale_type: int) -> Restated:
+def kv_quantize(x: Array, *, bits: int, axis: int, group: int, scale_type: int) -> Expected:
     half = x.dtype == np.float16 and scale_type == 10
     stored = np.float16 if scale_type == 10 else np.float32
     levels = np.float32(2**bits - 1)
@@ -74,7 +75,7 @@ def kv_quantize(x: Array, *, bits: int, axis: int, group: int, scale_type: int) 
     packed = np.zeros((*x.shape[:3], width), dtype=np.uint8)
     for part in range(parts):
         packed += code[..., part * width : (part + 1) * width] * np.uint8(2 ** (bits * part))
-    return Restated(outputs=(packed, scale, minimum))
+    return Expected(outputs=(packed, scale, minimum))
 
 
 def _codes(packed: Array, bits: int) -> Array:
@@ -84,17 +85,17 @@ def _codes(packed: Array, bits: int) -> Array:
 
 def kv_dequantize(
     code: Array, scale: Array, minimum: Array, *, bits: int, axis: int, group: int, to: int
-) -> Restated:  # fmt: skip
+) -> Expected:  # fmt: skip
     codes = _codes(code, bits).astype(np.float32)
     half = scale.dtype == np.float16 and to == 10
     x = np.zeros(codes.shape, dtype=np.float32)
     for elements, place in _groups(codes.shape, axis, group):
         product = _half(codes[elements] * scale[place].astype(np.float32), half)
         x[elements] = product + minimum[place].astype(np.float32)
-    return Restated(outputs=(_bfloat16(x) if to == 16 else x.astype(np.float16 if to == 10 else np.float32),))
+    return Expected(outputs=(_bfloat16(x) if to == 16 else x.astype(np.float16 if to == 10 else np.float32),))
 
 
-def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks: int) -> Restated:
+def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks: int) -> Expected:
     cache_out = cache.copy()
     for b, t in itertools.product(range(len(position)), range(rows.shape[2])):
         slot = int(position[b]) + t
@@ -102,14 +103,14 @@ def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks:
             period = cache.shape[2] - sinks
             slot -= (slot - cache.shape[2] + period) // period * period
         cache_out[b, :, slot] = rows[b, :, t]
-    return Restated(outputs=(cache_out,))
+    return Expected(outputs=(cache_out,))
 
 
-def kv_compact(cache: Array, index: Array) -> Restated:
+def kv_compact(cache: Array, index: Array) -> Expected:
     cache_out = cache.copy()
     for b, g, k in np.ndindex(index.shape):
         cache_out[b, g, k] = cache[b, g, index[b, g, k]]
-    return Restated(outputs=(cache_out,))
+    return Expected(outputs=(cache_out,))
 
 
 def _values(code: Array, scale: Array, minimum: Array, bits: int, axis: int, group: int) -> Array:
@@ -124,7 +125,7 @@ def kv_attention(
     q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
     length: Array, bias: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int,
     scale: float, causal: int, window: int,
-) -> Restated:  # fmt: skip
+) -> Expected:  # fmt: skip
     k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
     v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
     batch, heads, queries, d = q.shape
@@ -147,13 +148,13 @@ def kv_attention(
         weights = np.exp(logits - highest)
         y[b, h, t] = weights @ v[b, kv_head, first:last] / weights.sum()
         lse[b, h, t] = highest + math.log(weights.sum())
-    return Restated(outputs=(y, lse))
+    return Expected(outputs=(y, lse))
 
 
-OF: Mapping[str, Restatement] = {"TrtcKVAttention": kv_attention}
+OF: Mapping[str, Reference] = {"TrtcKVAttention": kv_attention}
 
 # Their roundings are part of the contract, so they take the inputs in the dtypes they have.
-EXACT: Mapping[str, Restatement] = {
+EXACT: Mapping[str, Reference] = {
     "TrtcKVQuantize": kv_quantize,
     "TrtcKVDequantize": kv_dequantize,
     "TrtcKVAppend": kv_append,
