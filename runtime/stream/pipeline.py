@@ -393,8 +393,10 @@ class Pipeline:
         self._calls.end("deliver")
 
     def _hand_over(self, stage: str, frame: Frame) -> None:
-        for dropped in self._queues[stage].put(frame):
+        queue = self._queues[stage]
+        for dropped in queue.make_room():  # nothing else is put in before the frame
             self._leave(dropped, "dropped", DROPPED_FOR[self._settings.policy])
+        queue.put(frame)
 
     def _leave(self, frame: Frame, outcome: Outcome, reason: str) -> None:
         """A frame goes no further; the thread of the sinks tells them."""

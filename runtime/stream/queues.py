@@ -1,5 +1,6 @@
 """The bounded queue between two stages, and what it does when it is full."""
 
+import heapq
 import threading
 from collections import deque
 
@@ -31,23 +32,25 @@ class FrameQueue:
         self._depth = depth
         self._policy = policy
         self._frames: deque[Frame] = deque()
-        self._notes: deque[Frame] = deque()
-        self._note_was_last = False
+        self._notes: list[tuple[int, Frame]] = []  # a heap by number
         lock = threading.Lock()
         self._filled = threading.Condition(lock)
         self._drained = threading.Condition(lock)
         self._ended = False
         self._aborted = False
 
+    def make_room(self) -> list[Frame]:
+        """Take out what is dropped for the next frame, and give it back; after that its writer need not wait.
+
+        Whoever has to tell of those does so before `put`, so that nobody hears of a later frame first.
+        """
+        with self._filled:
+            return self._make_room()
+
     def put(self, frame: Frame) -> list[Frame]:
         """Add a frame and return those that were dropped for it; nothing is added once the queue was aborted."""
-        dropped: list[Frame] = []
         with self._filled:
-            if self._policy == "latest":
-                dropped.extend(self._frames)
-                self._frames.clear()
-            elif self._policy == "drop-oldest" and len(self._frames) >= self._depth:
-                dropped.append(self._frames.popleft())
+            dropped = self._make_room()
             while len(self._frames) >= self._depth and not self._aborted:
                 self._drained.wait(_POLL_S)
             if not self._aborted:
@@ -55,16 +58,24 @@ class FrameQueue:
                 self._filled.notify()
         return dropped
 
+    def _make_room(self) -> list[Frame]:
+        if self._policy == "latest":
+            dropped = list(self._frames)
+            self._frames.clear()
+            return dropped
+        full = self._policy == "drop-oldest" and len(self._frames) >= self._depth
+        return [self._frames.popleft()] if full else []
+
     def note(self, frame: Frame) -> None:
         """Hand on a frame that has its outcome already; after `abort` it is among those that are `left`."""
         with self._filled:
             while len(self._notes) >= MOST_NOTES and not self._aborted:
                 self._drained.wait(_POLL_S)
-            self._notes.append(frame)
+            heapq.heappush(self._notes, (frame.id, frame))
             self._filled.notify()
 
     def get(self) -> Frame | None:
-        """Take the next frame or note, in turns where both wait.
+        """Take the next frame or note, the lower number first where both wait: a sink may wait for it.
 
         Returns:
             None when the writer has ended and nothing is left, or after `abort`.
@@ -74,8 +85,8 @@ class FrameQueue:
                 self._filled.wait(_POLL_S)
             if self._aborted or not (self._frames or self._notes):
                 return None
-            self._note_was_last = bool(self._notes) and not (self._frames and self._note_was_last)
-            frame = (self._notes if self._note_was_last else self._frames).popleft()
+            note_is_next = self._notes and not (self._frames and self._frames[0].id < self._notes[0][0])
+            frame = heapq.heappop(self._notes)[1] if note_is_next else self._frames.popleft()
             self._drained.notify_all()
             return frame
 
@@ -95,6 +106,6 @@ class FrameQueue:
     def left(self) -> list[Frame]:
         """Take the notes that nobody has taken."""
         with self._filled:
-            notes = list(self._notes)
+            notes = [frame for _, frame in sorted(self._notes)]
             self._notes.clear()
             return notes

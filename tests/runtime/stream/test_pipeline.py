@@ -10,12 +10,13 @@ import pytest
 from stream_parts import WAIT_S, KeepingSink, ListSource, by_outcome, identity_stages, run_pipeline
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError
+from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.guard import Interrupted
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item
 from trt_compress.runtime.stream.pipeline import Pipeline, Settings
-from trt_compress.runtime.stream.result import QUEUES, STAGES, Policy
+from trt_compress.runtime.stream.result import QUEUES, STAGES, OverlayCounts, Policy
 
 FAST = Pace(kind="fixed rate", fps=1e6)  # the source waits for nobody
 
@@ -64,6 +65,29 @@ def test_a_watcher_that_raises_ends_the_stream_with_every_frame_accounted_for() 
     finished = pipeline.run()
     assert finished.ended == "error" and finished.error is not None and watcher.state == "closed"
     assert by_outcome(finished)["delivered"] == [0, 1, 2]
+
+
+class SlowPicture(KeepingSink):
+    counts = OverlayCounts(drawn=0, behind=0, without_result=0)
+
+    def deliver(self, frame: Frame, now_ns: int) -> None:
+        time.sleep(0.02)
+        super().deliver(frame, now_ns)
+
+
+@pytest.mark.parametrize("policy", ["latest", "drop-oldest"])
+def test_an_overlay_in_latency_that_is_slow_drops_frames_and_holds_nothing_up(policy: Policy) -> None:
+    """It takes frames by their numbers, and so has to hear of a dropped one before those behind it."""
+    sink = SlowPicture()
+    items: list[Any] = [Item(error="damaged") if number % 7 == 3 else float(number) for number in range(200)]
+    settings = Settings(pace=Pace(kind="fixed rate", fps=500), policy=policy, stall_s=2.0)
+    pipeline = Pipeline(ListSource(items), identity_stages(), [Branch(sink, in_latency=True)], settings)
+    pipeline.prepare()
+    finished = pipeline.run()
+    counts = finished.ledger.counts()
+    assert (finished.ended, finished.error, counts.frames_in) == ("end of source", None, 200)
+    assert sink.delivered == by_outcome(finished)["delivered"] and counts.dropped > 100
+    assert sorted(sink.delivered + [number for number, _, _ in sink.skipped]) == list(range(200))
 
 
 def test_all_frames_are_delivered_in_order_with_a_time_for_everything() -> None:

@@ -34,6 +34,17 @@ def test_drop_oldest_makes_room_at_the_front_when_full() -> None:
     assert [taken.id for _ in range(2) if (taken := queue.get())] == [2, 3]
 
 
+def test_frames_and_notes_come_by_their_numbers() -> None:
+    queue = FrameQueue(4, "latest")
+    for number in (4, 0, 2, 5):
+        queue.note(frame(number))
+    queue.put(frame(1))
+    assert ids(queue.make_room()) == [1] and queue.make_room() == []
+    queue.put(frame(3))
+    assert [taken.id for _ in range(3) if (taken := queue.get())] == [0, 2, 3]
+    assert ids(queue.left()) == [4, 5]
+
+
 def test_block_holds_the_writer_until_there_is_room() -> None:
     queue = FrameQueue(1, "block")
     queue.put(frame(0))
