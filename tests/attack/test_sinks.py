@@ -282,12 +282,10 @@ def test_a_report_that_finds_a_full_disk_takes_neither_the_result_nor_the_first_
     limit = resource.RLIMIT_FSIZE, (6000, 6000)  # less than the result of a few frames
     done = subprocess.run(command, preexec_fn=lambda: resource.setrlimit(*limit), capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(
-        r"report/result\.(report\.)?json' cannot be written \(File too large\); give another ", done.stderr
-    )
+    assert re.search(r"report/result\.(report\.)?json' cannot be written \(File too large\); ", done.stderr)
     assert ("out.jsonl' cannot be written any more (File too large)" in done.stderr) == out
     found = json.loads(done.stdout)
-    assert found["counts"]["delivered"] > 10 and found["error"]["exit_code"] == 2
+    assert found["counts"]["delivered"] > 0 and found["error"]["exit_code"] == 2
     assert not [path for path in (scene / "report").iterdir() if path.name != "result.json"]
 
 
