@@ -243,6 +243,8 @@ def _check_place(output: Path) -> None:
     if problem == errno.ENOTDIR or not os.access(place, os.W_OK | os.X_OK):
         raise OSError(problem, os.strerror(problem), str(place))
     if output.name:  # else it is the root, which is refused for what it holds
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(output)  # a name that is too long; what is made beside it has a shorter one
         with strays.staged_folder(output) as tried:
             try_new_folder(tried)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import BundleError
+from trt_compress.files import mapped
 from trt_compress.foreign import reading, shown
 from trt_compress.runtime.bundle import SMALL, Bundle, OpenFile
 from trt_compress.runtime.manifest import path_problem
@@ -78,9 +79,9 @@ class OnnxSource:
 
     def rest(self) -> None:
         """Let the pages of mapped files go once everything was loaded; what is still needed comes back by itself."""
-        for mapped in self._mapped:
+        for each in self._mapped:
             if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
-                mapped.madvise(mmap.MADV_DONTNEED)
+                each.madvise(mmap.MADV_DONTNEED)
 
     def __enter__(self) -> "OnnxSource":
         return self
@@ -152,7 +153,7 @@ def copy_graph(bundle: Bundle, file: str, folder: Path) -> Path:
     """
     copy = bundle.copy(file, folder)
     with copy.open("rb") as stream, _reading(bundle, file):
-        stored = stored_outside(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
+        stored = stored_outside(mapped(stream))
         names = dict.fromkeys(_listed(bundle, file, tensor) for tensor in stored)
         _refuse_overlaps(stored)
     for name in names:

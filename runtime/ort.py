@@ -1,7 +1,6 @@
 """Run a graph with ONNX Runtime, on the CPU or with CUDA, and never on the one when the other was asked for."""
 
 import importlib
-import mmap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trt_compress.errors import BundleError, PluginError, UnsupportedError
+from trt_compress.files import mapped
 from trt_compress.foreign import reading
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.bundle import Bundle
@@ -164,7 +164,7 @@ def _nodes(model: OnnxSource | Path) -> list[Node]:
             view = model.view
         else:
             with model.open("rb") as file:
-                view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                view = mapped(file)
         return [node for node in read_nodes(view) if node.domain == _DOMAIN]
 
 

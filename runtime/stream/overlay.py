@@ -252,6 +252,8 @@ class Overlay:
         if container.format.name == "avi":  # it has one rate, and says when frames are decoded, not when they are shown
             options["bf"] = "0"
             lasts_ns = min(lasts_ns, _SLOWEST_NS)
+        if self._muxing():  # with frames out of order FFmpeg notes the length of the first fragments for the whole file
+            options["bf"] = "0"
         rate = Fraction(1_000_000_000, max(lasts_ns, _FASTEST_NS)).limit_denominator(1001)
         stream = container.add_stream(self._codec, rate=rate, options=options)
         stream.width, stream.height = image.width & ~1, image.height & ~1

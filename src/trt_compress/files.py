@@ -2,6 +2,7 @@
 
 import errno
 import io
+import mmap
 import os
 import re
 import secrets
@@ -280,6 +281,18 @@ def descriptor_of(path: Path) -> int | None:
             return None
         seen = os.path.normpath(os.path.join(folder, os.readlink(seen)))
     return None
+
+
+def mapped(file: BinaryIO) -> memoryview:
+    """The content of an open file, mapped to be read; it stays when the file is closed.
+
+    Raises:
+        OSError: It cannot be mapped.
+        ValueError: It is empty.
+    """
+    if not os.fstat(file.fileno()).st_size:
+        raise ValueError("it is empty")
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def sync_folder(folder: Path) -> None:

@@ -264,9 +264,9 @@ def test_every_dynamic_input_has_a_profile(toy: Export) -> None:
     (engine,) = api.build_engines(toy("growing", targets=("rtx",)), target="rtx")
     assert not isinstance(engine, api.BuildPlan)
     assert engine.profile == {
-        "chunk": {"min": [1, 1, 8], "opt": [2, 5, 8], "max": [3, 9, 8]},
-        "voice": {"min": [1], "opt": [2], "max": [3]},
-        "past": {"min": [1, 0, 8], "opt": [2, 10, 8], "max": [3, 40, 8]},
+        "chunk": {"min": (1, 1, 8), "opt": (2, 5, 8), "max": (3, 9, 8)},
+        "voice": {"min": (1,), "opt": (2,), "max": (3,)},
+        "past": {"min": (1, 0, 8), "opt": (2, 10, 8), "max": (3, 40, 8)},
     }
 
 

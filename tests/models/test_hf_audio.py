@@ -11,9 +11,9 @@ from trt_compress.models.hosts.hf_audio import read_json
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 100_000 + b"]" * 100_000, r"config\.json is not JSON \(it is nested too deeply\); copy"),
+        (b"[" * 100_000 + b"]" * 100_000, r"config\.json is not JSON \(it is nested deeper than 64 levels\); copy"),
         (b"{bad", r"config\.json is not JSON \(Expecting property name"),
-        (b"\xff\xfe", r"config\.json is not JSON \('utf-8' codec"),
+        (b"\xff\xfe", r"config\.json is not JSON \(Expecting value"),
         (b"[]", r"config\.json holds no JSON object"),
     ],
 )

@@ -265,9 +265,12 @@ def test_paths_are_read_from_nodes_inside_other_nodes_too(native_library: Librar
     assert operator_paths(file, native_library) == {"inside": "native"}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x3a\x7fshort"])
-def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "it is empty"), (b"\xff" * 40, "it ends inside a number"), (b"\x3a\x7fshort", "it ends inside a field")],
+)
+def test_what_is_no_onnx_file(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(content)
-    with pytest.raises(BundleError, match="is not a readable ONNX file"):
+    with pytest.raises(BundleError, match=rf"model\.onnx' cannot be read \({why}\); export it again"):
         operator_paths(file, None)

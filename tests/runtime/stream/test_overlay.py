@@ -191,6 +191,18 @@ def test_a_clock_that_jumps(tmp_path: Path, stamps: list[int | None], shown: lis
     np.testing.assert_allclose(np.array(times(tmp_path / "o.mp4")) * 1000, shown, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["o.mp4", "o.mov"])
+@pytest.mark.parametrize("count", [1, 6, 11, 12, 30])
+def test_every_frame_of_a_finished_file_is_shown(tmp_path: Path, name: str, count: int) -> None:
+    """A second's fragment ends with every fifth frame, and the file may end there too."""
+    sink = Overlay(tmp_path / name, fps=5)
+    sink.open()
+    for number in range(count):
+        sink.deliver(frame_of(picture(number, 64, 96), {}, number), 0)
+    sink.close()
+    assert times(tmp_path / name) == [round(number / 5, 4) for number in range(count)]
+
+
 def test_time_stamps_that_count_frames_are_no_error(tmp_path: Path) -> None:
     sink = Overlay(tmp_path / "o.mp4")
     sink.open()
