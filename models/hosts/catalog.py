@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import check_regular, read_regular
+from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
+from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
 from trt_compress.suggest import did_you_mean
 
 ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
@@ -69,16 +70,19 @@ def check_model(model: str, weights: str | None = None) -> None:
 
 
 def check_weights(file: str) -> None:
-    """Refuse a file of weights that cannot be read.
+    """Refuse a file of weights that cannot be read, or that begins as a file of another kind.
 
     Raises:
-        ConfigError: it is not there, is no file or may not be read.
+        ConfigError: it is not there, is no file, may not be read, or is of another kind.
     """
     path, advice = Path(file), "give a .safetensors file or a PyTorch checkpoint as --weights FILE."
     try:
-        check_regular(path)
+        with open_regular(path) as opened:
+            other = foreign_kind(opened)
     except OSError as error:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}); {advice}") from None
+    if other is not None:
+        raise ConfigError(f"weights: {path} {no_weights(path.suffix, other)}")
 
 
 def zoo_module(name: str) -> str:

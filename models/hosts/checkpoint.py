@@ -26,6 +26,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular
 from trt_compress.foreign import shown
+from trt_compress.models.hosts.weights_kind import is_safetensors, kind_of, no_weights
 from trt_compress.suggest import did_you_mean
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
@@ -53,18 +54,7 @@ _CHUNK = 1 << 20
 _LONGEST = 100
 _DEEPEST = 12
 
-_KINDS: tuple[tuple[bytes, str], ...] = (  # how files begin that are given by mistake
-    (b"version https://git-lfs", "it is a pointer of Git LFS; run `git lfs pull` where it comes from"),
-    (b"GGUF", "it is a GGUF file"),
-    (b"\x89HDF", "it is an HDF5 file, as Keras writes them"),
-    (b"<!DOCTYPE", "it is a web page"),
-    (b"<html", "it is a web page"),
-    (b"\x08", "it looks like an ONNX file"),
-    (b"{", "it is a text file"),
-)
 _OPTIMIZER = "holds the state of an optimizer and no weights; save model.state_dict() and give that."
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
-_FORM = "give a .safetensors file, or one saved by torch.save(model.state_dict(), …)."
 
 
 class Origin:
@@ -293,9 +283,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
         file.seek(0)
         pickled = start.startswith((b"PK\x03\x04", b"\x80"))
-        # the length of a header may begin with the byte of a pickle
-        safe = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
-        is_safe = safe or (path.suffix == ".safetensors" and not pickled)
+        is_safe = is_safetensors(start) or (path.suffix == ".safetensors" and not pickled)
         tensors = (_read_safetensors if is_safe else _read_pickled)(file, path, start)
     origin.require_unchanged()
     return Checkpoint(path=path, entries=_entries(tensors), origin=origin)
@@ -352,10 +340,8 @@ def _read_safetensors(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[st
     try:
         return {(name,): tensor for name, tensor in load_file(same if same.exists() else path).items()}
     except (SafetensorError, OSError, KeyError, AttributeError, ValueError) as error:
-        reason = _kind_of(start) or "it is cut short or damaged"
-        raise ConfigError(
-            f"weights: {path} is not a whole safetensors file ({reason}); copy or download it again."
-        ) from error
+        reason = kind_of(start) or "it is cut short or damaged"
+        raise ConfigError(f"weights: {path} {no_weights('.safetensors', reason)}") from error
 
 
 def _read_pickled(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
@@ -367,9 +353,7 @@ def _read_pickled(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, .
         raise
     except Exception as error:  # an unpickler fed with something else fails in any way
         reason, hint = _what_is_in_the_way(file, start)
-        raise ConfigError(
-            f"weights: {path} is not a PyTorch checkpoint of tensors ({reason}); {_FORM}", hint=hint
-        ) from error
+        raise ConfigError(f"weights: {path} {no_weights('.pth', reason)}", hint=hint) from error
     found = dict(_tensors_in(content, (), 0)) if isinstance(content, Mapping) else {}
     if not found and isinstance(content, Mapping) and "param_groups" in content:
         raise ConfigError(f"weights: {path.name} {_OPTIMIZER}")
@@ -389,10 +373,6 @@ def _tensors_in(
             yield from _tensors_in(value, here, depth + 1)
 
 
-def _kind_of(start: bytes) -> str | None:
-    return next((what for beginning, what in _KINDS if start.startswith(beginning)), None)
-
-
 def _what_is_in_the_way(file: BinaryIO, start: bytes) -> tuple[str, str | None]:
     """Why a file cannot be read as tensors alone, and what to do about it."""
     file.seek(0)
@@ -410,7 +390,7 @@ def _what_is_in_the_way(file: BinaryIO, start: bytes) -> tuple[str, str | None]:
     elif start.startswith(b"\x80"):
         pickles = [file.read()]
     else:
-        return _kind_of(start) or "it is of another kind, cut short or damaged", None
+        return kind_of(start) or "it is of another kind, cut short or damaged", None
     root, classes, protocol = _pickled_classes(pickles)
     if not classes and protocol > _PROTOCOL:
         return f"it was saved with pickle protocol {protocol}", "save it again with torch.save's own protocol."

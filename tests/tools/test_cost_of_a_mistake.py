@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "opset": ((*EXPORT, "--opset", "99"), "opset 99 is out of range; cpu takes 18 to 21."),
     "weights": ((*EXPORT, "--weights", "no.pt"), "no.pt cannot be read (No such file"),
     "weights, a folder": ((*EXPORT, "--weights", "frames"), "frames cannot be read (Is a directory)"),
+    "weights, a text": ((*EXPORT, "--weights", "long.toml"), "PyTorch checkpoint of tensors (it is a text file)"),
+    "weights, an archive": ((*EXPORT, "--weights", "a.zip"), "PyTorch checkpoint of tensors (it is a zip archive)"),
+    "weights, GGUF": ((*EXPORT, "--weights", "a.gguf"), "PyTorch checkpoint of tensors (it is a GGUF file)"),
     "weights of timm": ((*EXPORT, "--weights", "pretrained"), "'pretrained' downloads what timm has"),
     "recipe": (("export", "no.toml", "-o", "out"), "recipe no.toml cannot be read"),
     "recipe, a number without end": (("export", "long.toml", "-o", "out"), "recipe long.toml is not valid TOML"),
@@ -138,6 +142,9 @@ def filled(place: Path, make_bundle: Callable[..., Path]) -> Path:
         (place / "frames" / "0.png").write_bytes(b"no picture")
         (place / "long.toml").write_text(f"opset = {'9' * 5000}\n")
         (place / "half.toml").write_text('model = "zoo:digits_vit"\nprecision = "half"\n')
+        with zipfile.ZipFile(place / "a.zip", "w") as archive:
+            archive.writestr("notes.txt", "none")
+        (place / "a.gguf").write_bytes(b"GGUF\x03\0\0\0")
         (place / "gpt").mkdir()
         (place / "gpt" / "config.json").write_text('{"model_type": "gpt9"}')
     return place
