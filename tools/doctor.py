@@ -103,6 +103,9 @@ def _cache() -> Check:
     note = passed_over() or None
     try:
         folder = cache_folder()
+    except CacheError as error:
+        return Check(group="libraries", name="cache", found="none", advice=error.message, problem=True)
+    try:
         check_own_so_far(folder / "plugins")
     except CacheError as error:
         return Check(group="libraries", name="cache", found="none", advice=error.message, problem=True)

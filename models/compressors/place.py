@@ -125,7 +125,7 @@ class GraphPlan(nn.Module):
         cast(nn.ModuleList, self._steps[key]).append(step)
         self._tails[site.name], self._layers[site.name] = tail, arrival.layer
         for tap in taps:
-            self._wanted[tap.layer] = self._wanted.get(tap.layer, frozenset()) | {tap.kind}
+            self._wanted[tap.layer] = self.wanted(tap.layer) | frozenset[TapKind]({tap.kind})
         self.sites += (
             SitePlan(
                 name=site.name,
@@ -295,8 +295,9 @@ def _check_taps(spec: CompressorSpec, taps: Sequence[Tap], site: Site, host: Hos
     """Refuse a method that asks for what the host does not compute."""
     own = host.depth if site.layer is None else site.layer
     for layer in dict.fromkeys(tap.layer for tap in taps):
-        kinds = {tap.kind for tap in taps if tap.layer == layer}
-        missing = sorted(kind for kind in kinds if _computed_at(Tap(kind=kind, layer=layer), site.graph, host) is None)
+        asked = [tap for tap in taps if tap.layer == layer]
+        kinds = {tap.kind for tap in asked}
+        missing = sorted({tap.kind for tap in asked if _computed_at(tap, site.graph, host) is None})
         if not missing:
             continue
         where = site.kind if layer == own else f"layer {layer}"

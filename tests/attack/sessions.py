@@ -54,7 +54,7 @@ def model_of(contract: Contract, call: Call, function: onnx.FunctionProto | None
     for inside, value in zip(inner[0], given, strict=True):
         if inside != value.name:
             nodes.append(helper.make_node("Cast", [value.name], [inside], to=TensorProto.BFLOAT16))
-    nodes.append(helper.make_node(call.op_type, *inner, "node", domain="trt_compress", **call.attributes))
+    nodes.append(helper.make_node(call.op_type, inner[0], inner[1], "node", domain="trt_compress", **call.attributes))
     for inside, value in zip(inner[1], wanted, strict=True):
         if inside != value.name:
             nodes.append(helper.make_node("Cast", [inside], [value.name], to=TensorProto.FLOAT))
