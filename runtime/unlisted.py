@@ -10,6 +10,7 @@ shell, what has no suffix, and what is hidden (`.git`, and what a killed run of 
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def refuse_unlisted(path: Path, listed: Collection[str], graphs: Collection[str]
 def leftovers(path: Path) -> set[str]:
     """What changes of a bundle that were killed had listed before and after: the journals in `.change.TOKEN.new`."""
     names: set[str] = set()
-    for journal in path.glob(".change.*.new/*.json"):
-        names |= listed_in(journal) or set()
+    with suppress(FileNotFoundError):  # the bundle is being replaced; whoever opens it notices by its files
+        for journal in path.glob(".change.*.new/*.json"):
+            names |= listed_in(journal) or set()
     return names
 
 
