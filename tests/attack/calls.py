@@ -454,7 +454,10 @@ def broken_call(random: Random, call: Call) -> Call:
             shape = list(array.shape)
             axis = int(random.integers(array.ndim))
             shape[axis] = max(shape[axis] + int(one(random, (-1, 1, -shape[axis], 3))), 0)
-            inputs[spot] = np.resize(array, shape) if array.size else np.zeros(shape, array.dtype)
+            if array.size:
+                inputs[spot] = np.resize(array, shape)
+            elif math.prod(shape) < 2**20:  # it may have been vast
+                inputs[spot] = np.zeros(shape, array.dtype)
         elif kind == "vast" and array.ndim > 1:  # nothing, of sizes whose products no number holds
             shape = [int(one(random, (0, 1, 3, 2**20, 2**31, 2**40))) for _ in array.shape]
             shape[0] = 0
