@@ -254,9 +254,12 @@ def look(kind: Kind, *, tensorrt: str | None = None, sms: Sequence[int] = ()) ->
         also = f" {passed_over()}" if passed_over() else ""
         return Absent(f"The {_WHAT[kind]} are not built for this version of the sources; {run}.{also}")
     except OSError as error:
-        folder = cache_folder()
+        place = str(error.filename or "the cache")
+        advice = f"{SET}, and {run}"
+        if place.startswith(str(sources_folder())):
+            advice = "let this user read the package"
         return Absent(
-            f"The {_WHAT[kind]} are not built, as '{folder}' may not be looked at ({error.strerror}); {SET}, and {run}."
+            f"The {_WHAT[kind]} are not built, as '{place}' may not be looked at ({error.strerror}); {advice}."
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from trt_compress.cache import cache_folder
 from trt_compress.children import run
 from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError
+from trt_compress.files import write_whole
 from trt_compress.plugins.build import tensorrt_headers, tensorrt_version
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.spec import DOMAIN, Sample
@@ -131,7 +132,7 @@ class Question:
             yield f"input {described.name} {plugin_dtype(tensor)} {' '.join(dims)}"
             if folder is not None:
                 path = folder / f"{self.label}.{described.name}.in"
-                path.write_bytes(raw_bytes(tensor))
+                write_whole(path, raw_bytes(tensor))
                 yield f"data {described.name} {path}"
         for number, (tensors, _) in enumerate(self.other_tensors):
             sizes = [
@@ -144,7 +145,7 @@ class Question:
                 continue
             for described, tensor in zip(spec.inputs, tensors, strict=True):
                 path = folder / f"{self.label}.{described.name}.{number}.in"
-                path.write_bytes(raw_bytes(tensor))
+                write_whole(path, raw_bytes(tensor))
                 yield f"data {described.name} {path}"
         yield "run"
 
@@ -171,7 +172,7 @@ def ask(
         subprocess.TimeoutExpired: It was ended after `timeout_s`.
     """
     request = folder / "request.txt"
-    request.write_text("\n".join([*lines, ""]))
+    write_whole(request, "\n".join([*lines, ""]))
     command = [str(program), str(library), str(request), *(["--enqueue", str(folder)] if enqueue else [])]
     done = run(command, timeout=timeout_s)
     answers = [json.loads(line) for line in done.stdout.decode().splitlines()]
