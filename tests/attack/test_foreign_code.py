@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Attack
 from PIL import Image
 
 MODULE = """\
@@ -167,7 +167,7 @@ def typed_in(request: pytest.FixtureRequest, plant: Planted, tmp_path: Path) -> 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_nothing_that_a_stranger_put_there_runs(
     part: int,
-    attack: Attack,
+    attack: Any,
     typed_in: Callable[[Path], Typed],
     witness: Path,
     tmp_path: Path,
@@ -193,7 +193,7 @@ def test_nothing_that_a_stranger_put_there_runs(
 
 
 def test_a_bundle_with_planted_files_is_refused(
-    attack: Attack, typed_in: Callable[[Path], Typed], witness: Path, tmp_path: Path, exported: Callable[..., Path]
+    attack: Any, typed_in: Callable[[Path], Typed], witness: Path, tmp_path: Path, exported: Callable[..., Path]
 ) -> None:
     theirs = tmp_path / "theirs"
     shutil.copytree(exported(), theirs)
