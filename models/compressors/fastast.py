@@ -1,12 +1,11 @@
 """FastAST: token merging in every layer of an audio spectrogram transformer."""
 
-from dataclasses import replace
-
 from trt_compress.methods.audio import FASTAST, FastAstConfig
-from trt_compress.models.compressors.base import Compressor, after_attention, averaged_by_row
+from trt_compress.models.compressors.base import Compressor, after_attention
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
-from trt_compress.plugins.token_merge.op import max_merged, token_merge
+from trt_compress.models.compressors.tome import merged
+from trt_compress.plugins.token_merge.op import max_merged
 
 
 class FastAst(Compressor):
@@ -37,13 +36,6 @@ class FastAst(Compressor):
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Merge tokens; keys are the similarity feature."""
-        x, size, row = token_merge(
-            tokens.x,
-            taps["keys"],
-            tokens.sizes,
-            num_merged=self.num_merged,
-            num_protected=self.num_protected,
-            order=self.order,
+        return merged(
+            tokens, taps["keys"], num_merged=self.num_merged, num_protected=self.num_protected, order=self.order
         )
-        position = averaged_by_row(tokens.position, row, tokens.sizes, self.tokens_out)
-        return replace(tokens, x=x, size=size, position=position)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from trt_compress.errors import ConfigError
 from trt_compress.methods.vision import TOME, TomeConfig
 from trt_compress.models.compressors.base import Compressor, after_attention, averaged_by_row
@@ -32,6 +34,15 @@ def merge_schedule(num_merged: int | tuple[int, ...], depth: int, inflection: fl
     first = int(num_merged * (1 - inflection))
     step = (2 * num_merged - 2 * first) / (depth - 1) if depth > 1 else 0.0
     return tuple(int(first + step * layer) for layer in range(depth))
+
+
+def merged(tokens: Tokens, keys: Tensor, *, num_merged: int, num_protected: int, order: str) -> Tokens:
+    """Tokens of which `num_merged` went into the most similar ones, with their sizes and positions; keys [B, N, D]."""
+    x, size, row = token_merge(
+        tokens.x, keys, tokens.sizes, num_merged=num_merged, num_protected=num_protected, order=order
+    )
+    position = averaged_by_row(tokens.position, row, tokens.sizes, x.shape[1])
+    return replace(tokens, x=x, size=size, position=position)
 
 
 class Tome(Compressor):
@@ -78,13 +89,6 @@ class Tome(Compressor):
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Merge tokens; keys are the similarity feature."""
-        x, size, row = token_merge(
-            tokens.x,
-            taps["keys"],
-            tokens.sizes,
-            num_merged=self.num_merged,
-            num_protected=self.num_protected,
-            order=self.order,
+        return merged(
+            tokens, taps["keys"], num_merged=self.num_merged, num_protected=self.num_protected, order=self.order
         )
-        position = averaged_by_row(tokens.position, row, tokens.sizes, self.tokens_out)
-        return replace(tokens, x=x, size=size, position=position)
