@@ -175,7 +175,7 @@ def _prepare(recipe: Recipe) -> _Prepared:
     Raises:
         ConfigError: they are not the weights that the recipe was made with, or something in it is wrong.
     """
-    host = load_host(recipe.model, weights=recipe.weights)
+    host = load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
     if recipe.weights_sha256 not in (None, host.weights.sha256):
         if recipe.weights is None and parse_model(recipe.model).source == FILE_SOURCE:
             raise ConfigError(

@@ -5,6 +5,7 @@ of timm that a host drives, also as a subclass that leaves the forward pass as i
 """
 
 import contextlib
+import hashlib
 import inspect
 import random
 import sys
@@ -31,22 +32,23 @@ SEED = 0
 _TOLERANCE = 1e-8  # of the largest output, in double precision: attention is two products here, and fused in timm
 
 
-def load_own(model: ModelName, weights: str | None) -> LoadedHost:
+def load_own(model: ModelName, weights: str | None, sha256: str | None = None) -> LoadedHost:
     """Run a file, take the module that its factory makes, and load weights into it.
 
     Args:
         model: A name of the source "file".
         weights: A file; None: those that the factory gives, made with a fixed seed.
+        sha256: What the file must have, if it was hashed before; what is run is what has it.
 
     Raises:
         ConfigError: the file or the name in it is missing, its code fails, or what it gives is no module.
         UnsupportedError: no host drives the module; the message names the part.
     """
-    check_model_file(model)
+    sha256 = sha256 or check_model_file(model)
     source = f"{Path(model.name).name}:{model.factory}"
     path = Path(model.name).absolute()
     with _as_if_alone(path):
-        module = _made(_found(model, path, source), path, source)
+        module = _made(_found(model, path, source, sha256), path, source)
     module.eval()
     timm_vit.check_supported(module, source)
     _check_state(module, source)
@@ -63,14 +65,17 @@ def load_own(model: ModelName, weights: str | None) -> LoadedHost:
     return host
 
 
-def _found(model: ModelName, path: Path, source: str) -> Any:
+def _found(model: ModelName, path: Path, source: str, sha256: str) -> Any:
     """What the factory's name means in the file, which is run for it."""
     name = f"trt_compress_own_{path.stem}"
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     # Not by an import: that may take byte code which was compiled from another state of the file.
-    code = compile(read_regular(path), str(path), "exec", dont_inherit=True)
+    content = read_regular(path)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ConfigError(f"{source}: the file was changed since it was hashed; give it when it is complete.")
+    code = compile(content, str(path), "exec", dont_inherit=True)
     _run(lambda: exec(code, module.__dict__), source, path, "the file")
     found: Any = module
     for part in model.factory.split("."):

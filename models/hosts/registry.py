@@ -25,7 +25,7 @@ def list_models() -> list[ModelInfo]:
     return [*(_zoo_module(name).INFO for name in ZOO), *(_timm_info(name) for name in _timm_names())]
 
 
-def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
+def load_host(model: str, *, weights: str | None = None, model_sha256: str | None = None) -> LoadedHost:
     """Build a model by name and load its weights.
 
     Args:
@@ -33,6 +33,7 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
             code is run; options of the model follow a question mark (`trt_compress.model_name`).
         weights: A .safetensors file or checkpoint; "pretrained" for timm's own (needs a network); None: the zoo's own,
             or random ones for timm (fixed seed), good for timing only.
+        model_sha256: What FILE.py must have, if it was hashed before.
 
     Raises:
         ConfigError: an unknown name, or weights that do not fit.
@@ -50,7 +51,7 @@ def load_host(model: str, *, weights: str | None = None) -> LoadedHost:
         "hf": _load_hf,
         "wavtokenizer": _load_codec,
         "xytokenizer": _load_codec,
-        FILE_SOURCE: load_own,
+        FILE_SOURCE: lambda name, weights: load_own(name, weights, model_sha256),
     }
     return replace(loaders[name.source](name, weights), source=model)
 

@@ -254,3 +254,10 @@ def test_a_module_that_computes_something_else_is_found_out(tmp_path: Path) -> N
     )
     with pytest.raises(UnsupportedError, match="computes something else than timm's VisionTransformer"):
         load_host(f"{tmp_path / 'net.py'}:late")
+
+
+def test_what_was_hashed_is_what_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("raise SystemExit('this was never hashed')\ndef make(): pass\n")
+    with pytest.raises(ConfigError, match=r"^mine\.py:make: the file was changed since it was hashed; give it when"):
+        load_host(f"{file}:make", model_sha256="0f" * 32)

@@ -184,7 +184,7 @@ def sweep(
         from trt_compress.models.hosts.registry import load_host
 
         say("loading the model")
-        host = load_host(recipe.model, weights=recipe.weights)
+        host = load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
         refuse_detector(model, host.postprocess)
         source = _Source(
             model=model,
