@@ -55,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped
     def export(spec: str) -> Path:
         output = folder / str(SPECS.index(spec))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "load_host", lambda model, weights: host())
+            patch.setattr(pipeline, "load_host", lambda model, **_: host())
             api.export_model(
                 "zoo:surround_detector", compress=spec, output=output, targets=("cpu", "rtx"), batch="1:1:2"
             )
@@ -155,7 +155,7 @@ def test_scenes_that_give_no_truth_are_refused(bundle, tmp_path: Path) -> None: 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 def test_an_engine_is_built(bundle) -> None:  # type: ignore[no-untyped-def]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load_host", lambda model, weights: host())
+        patch.setattr(pipeline, "load_host", lambda model, **_: host())
         api.build(bundle(SPECS[1]), target="rtx")
     (engine,) = Bundle.open(bundle(SPECS[1])).manifest.engines
     assert engine.target == "rtx" and engine.bytes > 0
