@@ -17,13 +17,13 @@ from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import refuse_paths, refuse_paths_of_bundle
 from trt_compress.foreign import shown
+from trt_compress.format.bundle import Bundle, as_digests
+from trt_compress.format.manifest import Manifest
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_archive, check_kept
 from trt_compress.plugins.library import choose, library_or_none
-from trt_compress.runtime.bundle import Bundle, as_digests
-from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.tokens import token_flows
 
 if TYPE_CHECKING:

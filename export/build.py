@@ -21,9 +21,9 @@ from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedE
 from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import TARGETS, Target
+from trt_compress.format.manifest import Dim, TensorInfo
 from trt_compress.plugins.library import Library, choose, library_or_none, refuse_on
 from trt_compress.plugins.spec import DOMAIN
-from trt_compress.runtime.manifest import Dim, TensorInfo
 from trt_compress.strays import temporary_folder
 
 if TYPE_CHECKING:

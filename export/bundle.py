@@ -23,10 +23,10 @@ from pathlib import Path
 from trt_compress import strays
 from trt_compress.errors import BundleError
 from trt_compress.files import read_regular, sync_folder
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
+from trt_compress.format.unlisted import listed_in
 from trt_compress.paths import try_new_folder
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
-from trt_compress.runtime.unlisted import listed_in
 
 Content = bytes | Path | Iterator[bytes]
 """What a file holds: the bytes themselves, the file to copy, or pieces, as `Bundle.chunks` gives them."""

@@ -29,7 +29,7 @@ from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading
-from trt_compress.runtime.bundle import Bundle, as_digests
+from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
 

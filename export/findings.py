@@ -7,7 +7,7 @@ from typing import Literal
 
 from trt_compress.errors import BundleError
 from trt_compress.foreign import reading, strict_json
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.format.bundle import Bundle
 
 PREFLIGHT_FILE = "preflight.json"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.export.targets import Target
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Graph
 from trt_compress.plugins.spec import DOMAIN
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Graph
 from trt_compress.runtime.onnx_nodes import read_nodes
 from trt_compress.runtime.onnx_source import OnnxSource, copy_graph
 

@@ -8,8 +8,8 @@ from typing import Any
 from trt_compress.errors import ConfigError
 from trt_compress.export.bundle import check_output, update_bundle, write_bundle
 from trt_compress.export.targets import Target, get_target
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Manifest
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
 from trt_compress.export.verify import VerifyReport
+from trt_compress.format import manifest as fields
+from trt_compress.format.manifest import Manifest
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, TensorSpec
 from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.registry import operators
-from trt_compress.runtime import manifest as fields
-from trt_compress.runtime.manifest import Manifest
 
 RECIPE_FILE, VERIFY_FILE = "recipe.toml", "verify.json"
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")

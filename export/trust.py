@@ -12,9 +12,9 @@ from pathlib import Path
 from trt_compress.errors import ConfigError
 from trt_compress.export.recipe import Recipe
 from trt_compress.foreign import shown
+from trt_compress.format.manifest import MANIFEST_NAME
+from trt_compress.format.unlisted import listed_in
 from trt_compress.model_name import FILE_SOURCE, parse_model
-from trt_compress.runtime.manifest import MANIFEST_NAME
-from trt_compress.runtime.unlisted import listed_in
 
 _PRETRAINED = "pretrained"
 

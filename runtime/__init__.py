@@ -1,7 +1,7 @@
 """Open a bundle and run it, on a machine that has neither torch nor onnx."""
 
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Manifest
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.session import Session
 
 __all__ = ["Bundle", "Manifest", "Session"]

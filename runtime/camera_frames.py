@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.files import write_whole
-from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.format.manifest import TensorInfo
 
 Floats = npt.NDArray[np.float64]
 Box = Mapping[str, Any]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_compress.errors import BundleError, ConfigError
-from trt_compress.runtime.kinds import ClassOutput, fitted_output
+from trt_compress.format.kinds import ClassOutput, fitted_output
+from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.labelled.data import BadSample, LabelledData, Runs
-from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.proportion import Difference, Share, difference, share
 from trt_compress.runtime.session import Session
 

@@ -18,8 +18,8 @@ import numpy as np
 from trt_compress.errors import BundleError
 from trt_compress.files import mapped
 from trt_compress.foreign import reading, shown
-from trt_compress.runtime.bundle import SMALL, Bundle, OpenFile
-from trt_compress.runtime.manifest import path_problem
+from trt_compress.format.bundle import SMALL, Bundle, OpenFile
+from trt_compress.format.manifest import path_problem
 from trt_compress.runtime.onnx_data import Stored, may_store_outside, overlapping, replaced_inside, stored_outside
 
 Array = np.ndarray[Any, np.dtype[Any]]

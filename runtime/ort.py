@@ -12,9 +12,9 @@ import numpy as np
 from trt_compress.errors import BundleError, PluginError, UnsupportedError
 from trt_compress.files import mapped
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Graph
 from trt_compress.plugins.library import Library
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Graph
 from trt_compress.runtime.onnx_nodes import Node, read_nodes
 from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.strays import temporary_folder

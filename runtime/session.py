@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.state import StateTensor

@@ -7,9 +7,9 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ShapeError
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import State
 from trt_compress.runtime.arrays import array_of
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import State
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -8,7 +8,7 @@ does not compute are kept beside it, every site chooses from all of them anew.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trt_compress.runtime.manifest import Compression, Dim
+from trt_compress.format.manifest import Compression, Dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "models", "plugins", "runtime", "tools")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 GROUND = ROOT / "src" / "trt_compress"
-MODULES += sorted([*GROUND.glob("*.py"), *(GROUND / "methods").rglob("*.py")])
+MODULES += sorted([*GROUND.glob("*.py"), *(GROUND / "format").rglob("*.py"), *(GROUND / "methods").rglob("*.py")])
 
 ALLOWED = {
     "tools": ("tools", "export", "models", "plugins", "runtime"),
@@ -24,10 +24,7 @@ ALLOWED = {
         "models",
         "plugins",
         "runtime.arrays",
-        "runtime.manifest",
         "runtime.tokens",
-        "runtime.bundle",
-        "runtime.unlisted",
         "runtime.ort",
         "runtime.onnx_nodes",
         "runtime.onnx_source",
@@ -44,6 +41,7 @@ FOR_ALL = (
     "errors",
     "files",
     "foreign",
+    "format",
     "methods",
     "model_file",
     "model_name",
@@ -179,6 +177,6 @@ def test_what_is_public_is_pinned(module: str) -> None:
 def test_files_of_a_bundle_are_read_in_one_way() -> None:
     """By `read`, `chunks`, `copy` and `open_file`, which check what they give; a path can lead to something else."""
     by_path = re.compile(r"\b(bundle|opened|session\.bundle|self\._bundle)\.(file\(|(path|root) / )")
-    own = {ROOT / "runtime" / "bundle.py", ROOT / "export" / "bundle.py"}
+    own = {GROUND / "format" / "bundle.py", ROOT / "export" / "bundle.py"}
     found = [relative(path) for path in MODULES if path not in own and by_path.search(path.read_text())]
     assert found == []

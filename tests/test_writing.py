@@ -24,7 +24,7 @@ ELSEWHERE = {
     "plugins/build.py": "the lock of a build, which holds nothing; a library in a folder that is renamed",
     "plugins/headers.py": _OWN_FOLDER,
     "plugins/ptxas.py": "runs inside CMake without this package, and renames what it wrote aside",
-    "runtime/bundle.py": _OWN_FOLDER,
+    "src/trt_compress/format/bundle.py": _OWN_FOLDER,
     "runtime/stream/overlay.py": "a video that PyAV writes as it goes, where a GrowingFile was opened",
     "tools/bench/deit_small.py": _OWN_FOLDER,
     "tools/bench/gpu_end_to_end.py": _OWN_FOLDER,

@@ -33,8 +33,8 @@ def scene(
     json: Json = False,
 ) -> None:
     """Write a scene of several cameras as the scene.npz that `run --source` reads."""
+    from trt_compress.format.bundle import Bundle
     from trt_compress.models.pretrained.driving_scenes import Rig
-    from trt_compress.runtime.bundle import Bundle
     from trt_compress.runtime.camera_frames import SCENE_INPUTS, check_cameras, write_scene
     from trt_compress.runtime.draw3d import draw_frame, write_picture
     from trt_compress.tools.scenes import open_scene

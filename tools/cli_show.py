@@ -55,7 +55,7 @@ def _joined(value: object) -> object:
 
 def inspect(bundle: BundlePath, require_digest: RequireDigest = None, json: Json = False) -> None:
     """Show what a bundle holds: model, graphs, tokens per site, operators, engines, verification, sizes."""
-    from trt_compress.runtime.bundle import Bundle
+    from trt_compress.format.bundle import Bundle
     from trt_compress.tools.describe import bundle_bytes, print_bundle
 
     with progress("Checking the files"):

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo
 from trt_compress.runtime.tokens import part_text, token_flows, tokens_text
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
 

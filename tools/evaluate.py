@@ -11,7 +11,7 @@ from typing import Any
 from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.format.bundle import Bundle
 from trt_compress.runtime.evaluate import (
     Classifier,
     Scores,

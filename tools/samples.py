@@ -18,8 +18,8 @@ import numpy as np
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import write_whole
 from trt_compress.foreign import reason_of
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.paths import check_new_folder
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import write_whole
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.kinds import SoundOutput, input_kind, output_kind
+from trt_compress.format.manifest import Manifest
 from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.kinds import SoundOutput, input_kind, output_kind
-from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.classes import ClassNames
 from trt_compress.runtime.labelled.data import Array, BadSample, LabelledData, Runs, Sample
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.images import load_npz
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.preprocess import Preprocess

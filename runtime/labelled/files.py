@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import TrtCompressError, UnsupportedError
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.data import BadSample, Runs
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.parts import BadFrame

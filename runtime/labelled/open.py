@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.kinds import ArrayInput, ClassOutput, input_kind, output_kind
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.kinds import ArrayInput, ClassOutput, input_kind, output_kind
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.arrays import from_npz
 from trt_compress.runtime.labelled.classes import ORDERS, ClassNames, names_of_bundle, read_names
 from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
 from trt_compress.runtime.labelled.files import SUFFIXES, FileReader
 from trt_compress.runtime.labelled.folders import from_folder
 from trt_compress.runtime.labelled.label_files import from_labels
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.preprocess import input_name, preprocess_from_manifest
 
 HELD_OUT = "held-out"

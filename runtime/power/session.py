@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.format.record import Record
 from trt_compress.runtime.power.rails import total_of, unknown_rails
 from trt_compress.runtime.power.reader import PowerReader, RailSamples, Source
-from trt_compress.runtime.record import Record
 
 SECONDS_NEEDED = 30.0
 """Shortest time over which an energy is stated."""

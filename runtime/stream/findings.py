@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from trt_compress.runtime.record import Record
+from trt_compress.format.record import Record
 from trt_compress.runtime.stream.sound_result import Word
 
 

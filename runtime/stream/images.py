@@ -11,9 +11,9 @@ import numpy as np
 from trt_compress.errors import ConfigError, ShapeError, StreamError, UnsupportedError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading, shown
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.arrays import arrays_of
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.files import matching_files, nothing_matches
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import Item

@@ -8,7 +8,7 @@ from functools import partial
 from weakref import WeakSet
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.manifest import Manifest, TensorInfo
+from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.result import LevelInfo

@@ -14,7 +14,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
-from trt_compress.runtime.kinds import SoundOutput, input_kind, output_kind
+from trt_compress.format.kinds import SoundOutput, input_kind, output_kind
 from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Array, Frame
 from trt_compress.runtime.stream.preprocess import audio_format, input_name

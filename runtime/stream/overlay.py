@@ -13,9 +13,9 @@ from typing import Any
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
+from trt_compress.format.kinds import ClassOutput, ImageInput, input_kind, output_kind
+from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
-from trt_compress.runtime.kinds import ClassOutput, ImageInput, input_kind, output_kind
-from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.stream.branch import BEHIND, UNMARKED
 from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Frame

@@ -1,6 +1,6 @@
 """From what a session gives to a summary as JSON data, as the manifest's `postprocess` says.
 
-`trt_compress.runtime.kinds` says what may stand there. A summary is `{"results": [one of each sample of the query]}`.
+`trt_compress.format.kinds` says what may stand there. A summary is `{"results": [one of each sample of the query]}`.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import BundleError
-from trt_compress.runtime.kinds import (
+from trt_compress.format.kinds import (
     BoxOutput,
     ClassOutput,
     FrameOutput,
@@ -19,7 +19,7 @@ from trt_compress.runtime.kinds import (
     SoundOutput,
     fitted_output,
 )
-from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.parts import BadFrame
 

@@ -1,6 +1,6 @@
 """From what a source gives to what a session takes, as the manifest's `preprocess` says.
 
-`trt_compress.runtime.kinds` says what may stand there. Arrays by input name (of a scene.npz) go past every kind: they
+`trt_compress.format.kinds` says what may stand there. Arrays by input name (of a scene.npz) go past every kind: they
 are checked, not changed.
 """
 
@@ -12,10 +12,10 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.kinds import ArrayInput, ImageInput, InputKind, SoundInput, fitted_input, input_kind
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.arrays import array_of
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.kinds import ArrayInput, ImageInput, InputKind, SoundInput, fitted_input, input_kind
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFormat
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library

@@ -10,10 +10,10 @@ import numpy as np
 from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
 from trt_compress.foreign import strict_json
+from trt_compress.format.kinds import ClassOutput, output_kind
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.camera_frames import TRUTH
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
-from trt_compress.runtime.kinds import ClassOutput, output_kind
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.images import TIMESTAMPS, load_npz
 from trt_compress.runtime.stream.postprocess import BoxLayout, box_layout, top_classes

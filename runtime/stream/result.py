@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.files import RECORD_LIMIT, read_regular
 from trt_compress.foreign import strict_json
-from trt_compress.runtime.manifest import Compression
-from trt_compress.runtime.record import Record
+from trt_compress.format.manifest import Compression
+from trt_compress.format.record import Record
 from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound

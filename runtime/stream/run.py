@@ -11,7 +11,7 @@ from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.foreign import shown
-from trt_compress.runtime.kinds import SoundInput, input_kind
+from trt_compress.format.kinds import SoundInput, input_kind
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import Stalled
 from trt_compress.runtime.stream.control import Controller, ControllerSettings

@@ -11,7 +11,7 @@ import numpy as np
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
-from trt_compress.runtime.manifest import Compression
+from trt_compress.format.manifest import Compression
 from trt_compress.runtime.stream.frame import Frame
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.record import Record
+from trt_compress.format.record import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.paths import check_readable
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
 from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
 from trt_compress.runtime.stream.images import ImageFiles, SceneFile

@@ -23,8 +23,8 @@ from trt_compress import strays
 from trt_compress.export import engines
 from trt_compress.export.bundle import update_bundle, write_bundle
 from trt_compress.export.prune import prune
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Engine
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Engine
 from trt_compress.tools import cli
 
 NEW_ENGINE = b"a newer engine" * 1000

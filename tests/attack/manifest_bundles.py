@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.manifest import Manifest
+from trt_compress.format.manifest import Manifest
 
 Tensors = Mapping[str, Sequence[int | str]]
 HASH = "0" * 64

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
 
 KINDS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "picture": ((1, 2, 2), {"kind": "image", "layout": "NCHW", "scale": 1 / 255, "mean": [0.5], "std": [0.5]}),

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
 
 WIDTH = 64
 

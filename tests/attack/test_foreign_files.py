@@ -21,14 +21,14 @@ from trt_compress.errors import ConfigError, InternalError, StreamError, TrtComp
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.findings import recorded_findings
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.models.hosts.hf_audio import read_json, weight_files
 from trt_compress.models.hosts.weights import read_tensors
 from trt_compress.runtime.arrays import array_of
-from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.labelled.classes import read_names
 from trt_compress.runtime.labelled.files import FileReader
 from trt_compress.runtime.labelled.label_files import from_labels
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.power.lines import gpus_from_nvidia_smi, rails_from_tegrastats
 from trt_compress.runtime.stream.images import load_npz
 from trt_compress.runtime.stream.quality import Labels

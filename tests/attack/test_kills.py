@@ -20,8 +20,8 @@ from small_bundles import counter_bundle, ones
 
 from trt_compress.errors import BundleError
 from trt_compress.export.bundle import update_bundle
+from trt_compress.format.manifest import Engine
 from trt_compress.runtime import Bundle, Session
-from trt_compress.runtime.manifest import Engine
 
 PROGRAM = Path(__file__).with_name("killed_change.py")
 KILLED = -9

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.export.check import _ranges
 from trt_compress.export.engines import build_engines
-from trt_compress.runtime.bundle import Bundle
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.evaluate import classifier_of
-from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.parts import BadFrame

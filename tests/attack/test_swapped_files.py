@@ -22,7 +22,7 @@ from weights_outside import PLACES, SHAPE, bundle_of, graph_with, stored
 
 from trt_compress.errors import BundleError, TrtCompressError
 from trt_compress.export.check import preflight
-from trt_compress.runtime import bundle as bundle_module
+from trt_compress.format import bundle as bundle_module
 from trt_compress.runtime import onnx_source
 from trt_compress.runtime.onnx_data import stored_outside
 from trt_compress.runtime.onnx_source import copy_graph

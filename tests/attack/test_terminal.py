@@ -22,8 +22,8 @@ from PIL import Image
 from trt_compress.errors import UnsupportedError
 from trt_compress.export.bundle import write_bundle
 from trt_compress.foreign import plain_json, shown, shown_lines
+from trt_compress.format.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.runtime import Bundle, Manifest, Session
-from trt_compress.runtime.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.tools.report.escaping import escape
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
 
 NAME = "w"
 SHAPE = (1, 20_000)  # more than what is written into the ONNX file rather than handed over beside it

@@ -18,8 +18,8 @@ import pytest
 
 from trt_compress.errors import BundleError
 from trt_compress.export.bundle import update_bundle, write_bundle
+from trt_compress.format.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.runtime import Bundle, Manifest
-from trt_compress.runtime.manifest import Batch, Graph, Model, TensorInfo, Weights
 
 MANIFEST = Manifest(
     name="test",

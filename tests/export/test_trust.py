@@ -15,10 +15,10 @@ from trt_compress.export import api
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.trust import refuse_paths
+from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts import timm_download
 from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE
-from trt_compress.runtime.bundle import Bundle
 from trt_compress.tools.cli import app
 from trt_compress.tools.sweep.run import sweep
 

@@ -23,12 +23,12 @@ from trt_compress.export.recipe import read_recipe
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
 from trt_compress.export.verify import TOLERANCE, VerifyReport, verify_onnx
+from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE, digits_split
-from trt_compress.runtime.bundle import Bundle
 
 Exported = Callable[..., Path]
 Break = Callable[[onnx.ModelProto], None]

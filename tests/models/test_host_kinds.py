@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from trt_compress.export.api import export_model
+from trt_compress.format.kinds import input_kind, output_kind
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.models.hosts import codec_xytokenizer
 from trt_compress.models.hosts.audio import AstModel, AudioModel, WhisperModel
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig
 from trt_compress.models.hosts.catalog import HF, ZOO
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.runtime.kinds import input_kind, output_kind
-from trt_compress.runtime.manifest import TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream import preprocess
 from trt_compress.runtime.stream.levels import levels_from_sessions

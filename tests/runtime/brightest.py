@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
 GREY = {"kind": "image", "layout": "NCHW", "scale": 1 / 255, "mean": [0.5], "std": [0.5], "interpolation": "bilinear"}

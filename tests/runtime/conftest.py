@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from trt_compress.export.bundle import write_bundle
+from trt_compress.format.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.runtime import Bundle, Manifest
-from trt_compress.runtime.manifest import Batch, Graph, Model, TensorInfo, Weights
 
 sys.path.insert(0, str(Path(__file__).parent))
 

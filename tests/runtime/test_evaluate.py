@@ -11,6 +11,7 @@ from brightest import CLASSIFIES, picture, save_classes, save_picture, write_bri
 from onnx import helper
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.manifest import State
 from trt_compress.runtime import Session
 from trt_compress.runtime.evaluate import (
     Answers,
@@ -23,7 +24,6 @@ from trt_compress.runtime.evaluate import (
 )
 from trt_compress.runtime.labelled.data import BadSample, LabelledData, Sample
 from trt_compress.runtime.labelled.open import Request, from_arrays, open_data
-from trt_compress.runtime.manifest import State
 
 NAMES = ("cat", "dog", "elk", "fox")
 
@@ -201,8 +201,8 @@ def test_states_begin_anew_with_every_sample_and_go_on_inside_it(make_bundle: Ca
 def test_files_of_sound_of_any_length(tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     sound = {"kind": "audio", "sample_rate": 8000, "channels": 1, "samples": 4}
+    from trt_compress.format.manifest import TensorInfo
     from trt_compress.runtime.labelled.files import FileReader
-    from trt_compress.runtime.manifest import TensorInfo
     from trt_compress.runtime.stream.preprocess import converter_of
 
     info = TensorInfo(name="audio", dtype="float32", shape=("batch", 4))

@@ -8,11 +8,13 @@ from typing import Any
 import jsonschema
 import pytest
 
+from trt_compress import runtime
 from trt_compress.errors import BundleError
-from trt_compress.runtime import Manifest, manifest
-from trt_compress.runtime.record import Record
+from trt_compress.format import manifest
+from trt_compress.format.record import Record
+from trt_compress.runtime import Manifest
 
-SCHEMA = json.loads((Path(manifest.__file__).parent / "schema/manifest-1.schema.json").read_text())
+SCHEMA = json.loads((Path(runtime.__file__).parent / "schema/manifest-1.schema.json").read_text())
 HASH = "0" * 64
 
 

@@ -14,8 +14,8 @@ from onnx import helper
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.export.bundle import update_bundle
+from trt_compress.format.manifest import Link, State
 from trt_compress.runtime import Bundle, Session
-from trt_compress.runtime.manifest import Link, State
 
 MakeBundle = Callable[..., Bundle]
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trt_compress.runtime.manifest import Compression, Dim
+from trt_compress.format.manifest import Compression, Dim
 from trt_compress.runtime.tokens import token_flows, tokens_of_sample, tokens_text, why_no_tokens
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import BundleError
-from trt_compress.runtime import Bundle, unlisted
+from trt_compress.format import unlisted
+from trt_compress.runtime import Bundle
 
 REFUSED = (
     *("json.py", "JSON.PY", "torch/__init__.py", "sitecustomize.pyc", "numpy.pyd", "evil.pth", "a/b/c.py"),

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from trt_compress import __version__
-from trt_compress.runtime.manifest import Compression, Engine
+from trt_compress.format.manifest import Compression, Engine
 from trt_compress.tools.cli import app
 from trt_compress.tools.console import LOGGER, configure_logging, print_pairs, print_table, progress
 from trt_compress.tools.describe import engine_pairs, sites_text

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Batch, Manifest, Model, TensorInfo, Weights
 from trt_compress.models.hosts.digits_vit import INFO, load
 from trt_compress.models.pretrained import digits_vit, speech
 from trt_compress.models.pretrained.moving_digits import make_clip
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Batch, Manifest, Model, TensorInfo, Weights
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
 from trt_compress.tools.cli import app

@@ -16,11 +16,11 @@ from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.paths import check_archive
 from trt_compress.runtime.arrays import arrays_of
-from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, interleave, speedup, summarize, verdict
-from trt_compress.runtime.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.tools.describe import compression_text
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions

@@ -13,10 +13,10 @@ from typing import Any
 
 from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.format.manifest import Compression as SiteCompression
+from trt_compress.format.record import Record
 from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
-from trt_compress.runtime.manifest import Compression as SiteCompression
 from trt_compress.runtime.power.session import PowerResult
-from trt_compress.runtime.record import Record
 from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound

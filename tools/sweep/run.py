@@ -23,10 +23,11 @@ from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import refuse_paths_of_bundle
 from trt_compress.files import write_whole
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Manifest
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_new_folder
-from trt_compress.runtime.bundle import Bundle
 from trt_compress.runtime.evaluate import (
     Answers,
     Classifier,
@@ -41,7 +42,6 @@ from trt_compress.runtime.evaluate import (
 from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
 from trt_compress.runtime.labelled.open import Request
 from trt_compress.runtime.latency import interleave_many, speedup, summarize, verdict
-from trt_compress.runtime.manifest import Manifest
 from trt_compress.runtime.proportion import Difference, difference
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.camera_frames import (
     CAMERA_NAMES,
     CameraFrame,
@@ -18,7 +19,6 @@ from trt_compress.runtime.camera_frames import (
     true_boxes,
     write_scene,
 )
-from trt_compress.runtime.manifest import TensorInfo
 
 SHAPES: dict[str, tuple[int | str, ...]] = {
     "images": ("batch", 2, 3, 32, 64),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.stream.files import is_pattern, matching_files, natural_order, nothing_matches
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.pace import MonotonicClock

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
-from trt_compress.runtime.bundle import Bundle
-from trt_compress.runtime.manifest import Batch, FileInfo, Manifest, Model, TensorInfo, Weights
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import Batch, FileInfo, Manifest, Model, TensorInfo, Weights
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
 

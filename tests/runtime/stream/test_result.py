@@ -10,13 +10,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from trt_compress import runtime
 from trt_compress.errors import ConfigError
-from trt_compress.runtime import manifest
-from trt_compress.runtime.record import Record
+from trt_compress.format import manifest
+from trt_compress.format.record import Record
 from trt_compress.runtime.stream import result as result_module
 from trt_compress.runtime.stream.result import StreamResult
 
-SCHEMA = json.loads((Path(manifest.__file__).parent / "schema/stream-result-1.schema.json").read_text())
+SCHEMA = json.loads((Path(runtime.__file__).parent / "schema/stream-result-1.schema.json").read_text())
 FROM_MANIFEST = {"Compression": manifest.Compression}
 
 

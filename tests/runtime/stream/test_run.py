@@ -13,7 +13,7 @@ from stream_parts import WAIT_S, KeepingSink, ListSource
 
 from trt_compress.errors import ConfigError, ShapeError, StreamError
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.levels import levels_from_sessions

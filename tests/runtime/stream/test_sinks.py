@@ -10,7 +10,7 @@ import pytest
 from stream_parts import ListSource, by_outcome, run_pipeline
 
 from trt_compress.errors import BundleError, ConfigError, StreamError
-from trt_compress.runtime.manifest import TensorInfo
+from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest

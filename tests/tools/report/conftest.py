@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from trt_compress.format.manifest import Compression
 from trt_compress.runtime.latency import Samples, speedup, summarize, verdict
-from trt_compress.runtime.manifest import Compression
 from trt_compress.runtime.power import PowerResult, RailSamples
 from trt_compress.runtime.power.reader import Source
 from trt_compress.runtime.power.session import power_result

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
 from trt_compress.export.bundle import write_bundle
-from trt_compress.runtime.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
+from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
 from trt_compress.runtime.stream import listener
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.listener import Listener

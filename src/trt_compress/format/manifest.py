@@ -18,8 +18,8 @@ from typing import Any
 
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.foreign import strict_json
-from trt_compress.runtime import kinds
-from trt_compress.runtime.record import Record
+from trt_compress.format import kinds
+from trt_compress.format.record import Record
 
 SCHEMA_VERSION = "1.0"
 MANIFEST_NAME = "manifest.json"

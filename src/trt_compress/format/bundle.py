@@ -20,8 +20,8 @@ from trt_compress import strays
 from trt_compress.digest import as_digests as as_digests
 from trt_compress.errors import BundleError
 from trt_compress.files import open_regular, read_regular
-from trt_compress.runtime.manifest import MANIFEST_NAME, FileInfo, Manifest
-from trt_compress.runtime.unlisted import refuse_unlisted
+from trt_compress.format.manifest import MANIFEST_NAME, FileInfo, Manifest
+from trt_compress.format.unlisted import refuse_unlisted
 from trt_compress.suggest import did_you_mean
 
 SMALL = 64 << 20

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from trt_compress.errors import BundleError, UnsupportedError
-from trt_compress.runtime.record import Record
+from trt_compress.format.record import Record
 from trt_compress.suggest import did_you_mean
 
 Shape = Sequence[int | str]
