@@ -62,6 +62,10 @@ def test_what_is_public_is_pinned() -> None:
     ]
     assert sorted(trt_compress.__all__) == names
     assert sorted(dir(trt_compress)) == names
+    section = (ROOT / "README.md").read_text().partition("\n## Python\n")[2].partition("\n## ")[0]
+    assert [name for name in names if f"`{name}`" not in section and f"`trt_compress.{name}`" not in section] == [
+        "__version__"
+    ]
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -81,6 +85,7 @@ assert trt_compress.verify is verify is api.verify
 assert trt_compress.preflight is api.preflight
 assert trt_compress.export_model is api.export_model
 assert trt_compress.runtime.Session.__name__ == "Session"
+assert not callable(trt_compress.export)
 try:
     trt_compress.export_model("zoo:nothing", output="nowhere")
 except trt_compress.TrtCompressError as error:

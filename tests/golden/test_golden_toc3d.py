@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from trt_compress.models.compressors.motion_queries import History, MotionQueryScorer
 from trt_compress.models.compressors.toc3d import make_route, num_slow
-from trt_compress.models.compressors.windows import from_windows, to_windows
+from trt_compress.models.layers.windows import from_windows, to_windows
 from trt_compress.models.layers.partial import Route
 
 BLOCKS = ("block", "block_norep", "block_padded")
