@@ -35,10 +35,10 @@ from trt_compress.models.compressors.motion_queries import (
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.sites import HostInfo, Site
-from trt_compress.models.layers.windows import from_windows, to_windows
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
 from trt_compress.models.hosts.detector3d_layers import Block, DecoderBlock, Stem, distances
 from trt_compress.models.layers.partial import Route
+from trt_compress.models.layers.windows import from_windows, to_windows
 from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.operator import at_site
 from trt_compress.plugins.token_select.op import token_select

@@ -1,1 +1,1 @@
-"""What hosts share: attention, and what happens to tokens that are not all computed."""
+"""What hosts share: attention, windows of a grid, and what happens to tokens that are not all computed."""

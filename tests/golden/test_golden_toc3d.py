@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from trt_compress.models.compressors.motion_queries import History, MotionQueryScorer
 from trt_compress.models.compressors.toc3d import make_route, num_slow
-from trt_compress.models.layers.windows import from_windows, to_windows
 from trt_compress.models.layers.partial import Route
+from trt_compress.models.layers.windows import from_windows, to_windows
 
 BLOCKS = ("block", "block_norep", "block_padded")
 SELECTORS = ("selector_first_frame", "selector_prev")
