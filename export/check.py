@@ -245,7 +245,7 @@ def _read_by_tensorrt(bundle: Bundle, target: Target) -> tuple[str, tuple[Findin
 
 
 def _read_by_onnxruntime(bundle: Bundle, target: Target) -> tuple[str, tuple[Finding, ...]]:
-    from trt_compress.runtime.ort import OrtGraph, onnxruntime_version
+    from trt_compress.runtime.backends.ort import OrtGraph, onnxruntime_version
 
     found = []
     for graph in bundle.manifest.graphs:

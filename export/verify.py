@@ -23,7 +23,7 @@ from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
-from trt_compress.runtime.ort import operator_paths, register_native
+from trt_compress.runtime.backends.ort import operator_paths, register_native
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

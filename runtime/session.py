@@ -15,8 +15,8 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
+from trt_compress.runtime.backends.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.onnx_source import OnnxSource
-from trt_compress.runtime.ort import OperatorPath, OrtGraph, operator_paths
 from trt_compress.runtime.state import StateTensor
 from trt_compress.suggest import did_you_mean
 

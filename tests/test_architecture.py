@@ -25,7 +25,7 @@ ALLOWED = {
         "plugins",
         "runtime.arrays",
         "runtime.tokens",
-        "runtime.ort",
+        "runtime.backends.ort",
         "runtime.onnx_nodes",
         "runtime.onnx_source",
     ),

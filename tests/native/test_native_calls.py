@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from trt_compress.errors import BundleError, PluginError, UnsupportedError
 from trt_compress.plugins.library import Library
-from trt_compress.runtime.ort import operator_paths
+from trt_compress.runtime.backends.ort import operator_paths
 from trt_compress.runtime.session import Session
 
 MERGE = {"num_merged": 2, "num_protected": 1, "order": 0}

@@ -10,7 +10,7 @@ from test_conformance import Case, all_cases, check_form  # pyright: ignore[repo
 from trt_compress.plugins.library import Library, sources_folder
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing.forms import OPSET, forms, session
-from trt_compress.runtime.ort import operator_paths
+from trt_compress.runtime.backends.ort import operator_paths
 
 NATIVE = {path.parent.name for path in sources_folder().glob("*/ort_op.cpp")}
 CASES = [

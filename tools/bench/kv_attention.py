@@ -28,8 +28,8 @@ from trt_compress.plugins.kv_quantize.op import kv_quantize
 from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import onnx_model
+from trt_compress.runtime.backends.ort import register_native
 from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
-from trt_compress.runtime.ort import register_native
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress
 from trt_compress.tools.machine import cpu_cores

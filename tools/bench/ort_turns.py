@@ -18,7 +18,7 @@ import onnxruntime
 from trt_compress.children import PIPE, run_python
 from trt_compress.errors import InternalError
 from trt_compress.plugins.library import Library, require
-from trt_compress.runtime.ort import register_native
+from trt_compress.runtime.backends.ort import register_native
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.core_distance import NEAR_NS, core_distance
 

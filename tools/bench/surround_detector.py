@@ -27,8 +27,8 @@ from trt_compress.models.pretrained.surround_detector import (
     surround_detector_config,
 )
 from trt_compress.plugins.library import Library, find
+from trt_compress.runtime.backends.ort import register_native
 from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
-from trt_compress.runtime.ort import register_native
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress
