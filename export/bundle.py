@@ -26,6 +26,7 @@ from trt_compress.files import read_regular, sync_folder
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import MANIFEST_NAME, FileInfo, Manifest, path_problem
 from trt_compress.format.unlisted import listed_in
+from trt_compress.locks import locked
 from trt_compress.paths import try_new_folder
 
 Content = bytes | Path | Iterator[bytes]
@@ -116,7 +117,7 @@ def _write(
             _sync(Path(made))
         with contextlib.ExitStack() as stack:
             if force and target.exists():
-                stack.enter_context(strays.locked(target, [target / MANIFEST_NAME]))
+                stack.enter_context(locked(target, [target / MANIFEST_NAME]))
                 if expected is not None and read_regular(target / MANIFEST_NAME) != expected:
                     raise _changed(output)
                 _check_replaced(target)
@@ -140,7 +141,7 @@ def _change(
         _store(after, sealed.to_text().encode())
         _store(staged / _BEFORE, before)
         _sync(staged)
-        with strays.locked(root, [root / MANIFEST_NAME]):
+        with locked(root, [root / MANIFEST_NAME]):
             if _manifest_bytes(bundle) != before:
                 raise _changed(bundle.path)
             strays.remove_strays(root / _CHANGE, before=_settle)
@@ -151,7 +152,7 @@ def _change(
                     os.rename(part, root / name)
                 for folder in _folders(root, parts):
                     _sync(folder)
-                with strays.locked(after, [after]):  # so is who opens the new one
+                with locked(after, [after]):  # so is who opens the new one
                     os.replace(after, root / MANIFEST_NAME)
                     with contextlib.suppress(OSError):  # the change is in place
                         _sync(root)

@@ -4,7 +4,6 @@ What was built from the same sources, for the same processor, SMs and TensorRT, 
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from trt_compress.cache import SET, cache_folder, check_own_so_far, make_own_fol
 from trt_compress.children import find_program, python_command, run, started
 from trt_compress.errors import ConfigError, NativeError, PluginError
 from trt_compress.files import write_whole
+from trt_compress.locks import locked
 from trt_compress.paths import try_new_folder
 from trt_compress.plugins import ptxas
 from trt_compress.plugins.headers import OLDEST_API, onnxruntime_headers
@@ -49,6 +49,7 @@ _NOTHING: Callable[[str], None] = lambda _: None  # noqa: E731
 _TENSORRT_FOLDERS = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/tensorrt/include")
 _LOG_LINES = 25
 _NEWEST_SM = 199  # a number above it is a slip; which of the others there are, nvcc knows
+_LONGEST_BUILD_S = 4 * 3600
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = 4  # libraries of one kind, the newest ones: those of other sources are of use while one goes to and fro
 
@@ -379,15 +380,15 @@ def _run_cmake(
     # Two checkouts keep two build folders; ptxas and CMake then rebuild only what changed.
     checkout = hashlib.sha256(str(sources).encode()).hexdigest()[:8]
     folder = make_own_folder(cache_folder() / "build" / checkout / name)
-    with _locked(folder.with_suffix(".lock"), step) as lock:
+    with _alone_in(folder, step) as locks:
         hashes = {path: source_hash(_kind_of(path)) for path in libraries}
         generator = ["-G", "Ninja"] if find_program("ninja") else []
         if (folder / "CMakeCache.txt").exists():
             generator = []
         definitions = [f"-D{key}={value}" for key, value in options.items()]
         step("configuring")
-        _run([cmake, "-S", str(sources), "-B", str(folder), *generator, *definitions], step, lock)
-        _run([cmake, "--build", str(folder), "--parallel", str(_jobs())], step, lock)
+        _run([cmake, "-S", str(sources), "-B", str(folder), *generator, *definitions], step, locks)
+        _run([cmake, "--build", str(folder), "--parallel", str(_jobs())], step, locks)
         made = []
         for path, facts in libraries.items():
             kind = _kind_of(path)
@@ -457,22 +458,30 @@ def _jobs() -> int:
 
 
 @contextmanager
-def _locked(path: Path, step: Callable[[str], None]) -> Iterator[int]:
-    """One build at a time in one folder, over all processes; gives the lock, which what is started shall keep."""
-    with path.open("w", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            step("waiting for another build")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+def _alone_in(folder: Path, step: Callable[[str], None]) -> Iterator[tuple[int, ...]]:
+    """One build at a time in one folder, over all processes; gives the locks, which what is started shall keep.
+
+    Raises:
+        PluginError: Another build does not end.
+    """
+    beside = folder.with_suffix(".lock")
+    beside.touch()
+    try:
+        with locked(
+            folder, [beside], patience=_LONGEST_BUILD_S, waiting=lambda: step("waiting for another build")
+        ) as own:
+            yield own
+    except TimeoutError:
+        raise PluginError(
+            f"Another build has been at work in '{folder}' for {_LONGEST_BUILD_S // 3600} h; end it, and build again."
+        ) from None
 
 
-def _run(command: list[str], step: Callable[[str], None], lock: int) -> None:
+def _run(command: list[str], step: Callable[[str], None], locks: tuple[int, ...]) -> None:
     """Run a command, pass its lines to `step`, and keep the last ones for the error."""
     variables = {"LC_ALL": "C", "NINJA_STATUS": "[%f/%t] "}
     lines: deque[str] = deque(maxlen=400)
-    with started(command, variables=variables, pass_fds=[lock]) as process:
+    with started(command, variables=variables, pass_fds=locks) as process:
         for raw in process.stdout or ():
             line = raw.decode(errors="replace")
             lines.append(line.rstrip())

@@ -42,6 +42,7 @@ FOR_ALL = (
     "files",
     "foreign",
     "format",
+    "locks",
     "methods",
     "model_file",
     "model_name",

@@ -1,6 +1,7 @@
 """Files are opened as what they are said to be, and written whole or not at all."""
 
 import errno
+import fcntl
 import os
 import resource
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from trt_compress import files
 from trt_compress.files import (
     GrowingFile,
     append_line,
@@ -275,6 +277,20 @@ def test_lines_stand_for_themselves(tmp_path: Path) -> None:
     assert [one.wait() for one in many] == [0, 0]
     lines = record.read_text().splitlines()[3:]
     assert sorted(lines) == ["a" * 300] * 200 + ["b" * 300] * 200
+
+
+def test_a_record_that_a_stranger_holds_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "record.jsonl"
+    with record.open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        monkeypatch.setattr(files, "_HOW_LONG_TO_WAIT", 0.2)
+        append_line(record, "one")
+        with _files_up_to(8), pytest.raises(OSError):
+            append_line(record, "too long")
+    append_line(record, "two")
+    assert record.read_text().splitlines() == ["one", "too ", "two"]
 
 
 def test_two_do_not_write_one_growing_file(tmp_path: Path) -> None:

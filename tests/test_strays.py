@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from trt_compress import strays
+from trt_compress import locks, strays
 from trt_compress.children import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
-PREFIX = "from pathlib import Path\nfrom trt_compress import strays\nimport os, sys, time\nplace = Path(sys.argv[1])\n"
+ROOMS = ("src/trt_compress", "export", "models", "plugins", "runtime", "tools")
+PREFIX = "from pathlib import Path\nfrom trt_compress import locks, strays\nimport os, sys, time\nplace = Path(sys.argv[1])\n"
 
 
 @pytest.fixture
@@ -136,15 +137,33 @@ def test_run_python_passes_the_lock_on(temporary: Path) -> None:
             assert "FLOCK" in info.read()
 
 
+def test_nothing_of_ours_locks_in_another_way() -> None:
+    sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "flock" in path.read_text("utf-8")]
+    using = [path for path in sources if re.search(r"\bfcntl\b|\blockf\b", path.read_text("utf-8"))]
+    assert [str(path.relative_to(ROOT)) for path in using] == ["src/trt_compress/locks.py"]
+
+
 def test_nothing_of_ours_makes_a_temporary_folder_in_another_way() -> None:
     """What `tempfile` makes stays behind when its process is killed, and nobody can tell whose it is."""
     made = re.compile(r"\b(TemporaryDirectory|mkdtemp|mkstemp|NamedTemporaryFile|TemporaryFile)\b")
-    sources = [*(ROOT / "src/trt_compress").glob("*.py")]
-    sources += [
-        path for room in ("export", "models", "plugins", "runtime", "tools") for path in (ROOT / room).rglob("*.py")
-    ]
+    sources = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     assert len(sources) > 100
     assert [str(path) for path in sources if made.search(path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "a" + "語" * 84])
+def test_names_as_long_as_they_may_be(tmp_path: Path, name: str) -> None:
+    """255 bytes, of letters that take one, two and three; another of the same beginning is not taken for it."""
+    target, other = tmp_path / name, tmp_path / (name[:-1] + "b")
+    other.mkdir()
+    aside = strays.beside(other, "old")
+    other.rename(aside)
+    for content in ("one", "two"):
+        with strays.staged_folder(target) as staged:
+            (staged / "file").write_text(content)
+            strays.put_in_place(staged, target)
+        assert (target / "file").read_text() == content and names(tmp_path) == sorted([name, aside.name])
+    assert strays.put_back(other) and names(tmp_path) == sorted([name, other.name])
 
 
 # ---- beside an output -----------------------------------------------------------------------------------------------
@@ -188,7 +207,7 @@ BY_STEPS = """
     os.rename = counted
     with strays.staged_folder(place / "target") as staged:
         (staged / "file").write_text("new")
-        with strays.locked(place / "target"):
+        with locks.locked(place / "target"):
             strays.put_in_place(staged, place / "target")
 """
 
@@ -253,37 +272,37 @@ def test_what_may_not_be_put_back_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_changed_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strays, "_HOW_LONG_TO_WAIT", 0.2)
+    monkeypatch.setattr(locks, "_HOW_LONG_TO_WAIT", 0.2)
     program = """
-    with strays.locked(place):
+    with locks.locked(place):
         print("locked", flush=True)
         time.sleep(60)
     """
     with child(program, tmp_path), pytest.raises(TimeoutError, match="another process is changing it"):
-        with strays.locked(tmp_path):
+        with locks.locked(tmp_path):
             pass
-    with strays.locked(tmp_path):
+    with locks.locked(tmp_path):
         pass
 
 
 @pytest.fixture
 def on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strays, "_file_system", lambda descriptor: "nfs4")
+    monkeypatch.setattr(locks, "_file_system", lambda descriptor: "nfs4")
 
 
 def test_the_file_system_of_a_descriptor_is_known() -> None:
     with open("/proc/self/mountinfo", "rb") as file:
-        assert strays._file_system(file.fileno()) == "proc"
+        assert locks._file_system(file.fileno()) == "proc"
 
 
 @pytest.mark.usefixtures("on_nfs")
 def test_where_a_folder_cannot_be_locked_a_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On NFS the lock of a folder is known to one machine alone, and that of a file to all."""
-    monkeypatch.setattr(strays, "_HOW_LONG_TO_WAIT", 0.1)
+    monkeypatch.setattr(locks, "_HOW_LONG_TO_WAIT", 0.1)
     file = tmp_path / "manifest.json"
     file.touch()
-    with strays.locked(tmp_path, [file]):
-        with pytest.raises(TimeoutError), strays.locked(tmp_path, [file]):
+    with locks.locked(tmp_path, [file]):
+        with pytest.raises(TimeoutError), locks.locked(tmp_path, [file]):
             pass
 
 

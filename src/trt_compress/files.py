@@ -14,14 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from trt_compress.locks import hold, is_at
+from trt_compress.strays import remove_strays_in
 
 TEXT_LIMIT = 1 << 26  # bytes of a list, recipe or description that a person or a program wrote
 RECORD_LIMIT = 1 << 30  # bytes of a result, with every frame of a stream
 
+_HOW_LONG_TO_WAIT = 5.0  # for a line of another process, which is written in a moment
 _DRAFT = ".trtc-{}.new"
 _IS_DRAFT = re.compile(r"\.trtc-[0-9a-f]{16}\.new")
 _DESCRIPTORS = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
@@ -125,7 +124,7 @@ def append_line(path: Path, line: str) -> None:
         line: Its text, without the end of the line.
 
     Raises:
-        OSError: It cannot be written; the record is as it was.
+        OSError: It cannot be written; the record is as it was, where it could be locked within five seconds.
     """
     if _is_stream(path):
         with _open_stream(path) as special:
@@ -136,8 +135,11 @@ def append_line(path: Path, line: str) -> None:
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         status = os.fstat(descriptor)
         _require_regular(status, path)
-        with suppress(OSError):  # not every file system has locks; O_APPEND holds there as well
-            _lock(descriptor, wait=True)
+        alone = True
+        try:
+            hold(descriptor, patience=_HOW_LONG_TO_WAIT)
+        except OSError:  # no locks here, or not one of ours holds it: O_APPEND keeps the line whole as well
+            alone = False
         size = os.fstat(descriptor).st_size
         cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         data = (b"\n" if cut else b"") + line.encode() + b"\n"
@@ -145,8 +147,9 @@ def append_line(path: Path, line: str) -> None:
             write_all(file, data)
             os.fsync(descriptor)
         except OSError:
-            with suppress(OSError):
-                os.ftruncate(descriptor, size)
+            if alone:  # else what is behind may be another's
+                with suppress(OSError):
+                    os.ftruncate(descriptor, size)
             raise
 
 
@@ -375,12 +378,12 @@ def draft_beside(place: Path, mode: int = 0o666) -> Iterator[tuple[Path, io.File
     Raises:
         OSError: It cannot be made.
     """
-    _remove_strays(place.parent)
+    remove_strays_in(place.parent, _IS_DRAFT)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
         draft = place.with_name(_DRAFT.format(secrets.token_hex(8)))
         file = io.FileIO(os.open(draft, flags, mode), "wb")
-        if _hold(file.fileno()):
+        if _is_held(file.fileno(), draft):
             break
         file.close()  # it was taken for a stray before it was held
     try:
@@ -392,39 +395,19 @@ def draft_beside(place: Path, mode: int = 0o666) -> Iterator[tuple[Path, io.File
         raise
 
 
-def _hold(descriptor: int) -> bool:
+def _is_held(descriptor: int, draft: Path) -> bool:
     try:
-        _lock(descriptor)
+        hold(descriptor)
     except BlockingIOError:
         return False
     except OSError:  # this file system has no locks, and then nobody removes strays either
         return True
-    return os.fstat(descriptor).st_nlink > 0
-
-
-def _remove_strays(folder: Path) -> None:
-    """Remove drafts that nobody is writing: their process was killed."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for name in [entry.name for entry in entries if _IS_DRAFT.fullmatch(entry.name)]:
-            with suppress(OSError):
-                descriptor = os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    _lock(descriptor)
-                    if os.fstat(descriptor).st_uid == os.geteuid():
-                        (folder / name).unlink()
-                finally:
-                    os.close(descriptor)
-
-
-def _lock(descriptor: int, *, wait: bool = False) -> None:
-    if fcntl is None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    return is_at(descriptor, draft)
 
 
 def _require_alone(descriptor: int, place: Path) -> None:
     try:
-        _lock(descriptor)
+        hold(descriptor)
     except BlockingIOError:
         raise OSError(errno.EBUSY, "another run is writing it", str(place)) from None
     except OSError:  # this file system has no locks

@@ -9,6 +9,7 @@ it. Where other machines would not know of the lock of a folder (NFS), nothing i
 
 import atexit
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -16,21 +17,19 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trt_compress.errors import UnsupportedError
+from trt_compress.locks import hold, is_at
 
 _TOKEN_BYTES = 8
 _TOKEN = r"[0-9a-f]{16}"
 _TEMPORARY = re.compile(rf"trt-compress-[a-z-]+-{_TOKEN}")
-_LONGEST_NAME = 200  # of 255 bytes, in characters that may take more than one where the name is short anyway
-_HOW_LONG_TO_WAIT = 60.0
+_LONGEST_NAME = 200  # bytes, of the 255 that a name may have
 _HEALED_WITHIN = 2.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-# file systems of several machines
-_SHARED = re.compile(r"nfs\d?|cifs|smb\d?|afs|ceph|lustre|gpfs|beegfs|fuse\.(sshfs|glusterfs|ceph|moosefs|juicefs)")
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 
 _held: dict[Path, int] = {}
@@ -53,7 +52,7 @@ def temporary_folder(use: str, within: Path | None = None) -> Iterator[Path]:
         UnsupportedError: Nothing may be written where temporary files go.
     """
     place = _temporary_place() if within is None else within
-    _sweep(place, _TEMPORARY)
+    remove_strays_in(place, _TEMPORARY)
     with _held_folder(lambda: place / f"trt-compress-{use}-{secrets.token_hex(_TOKEN_BYTES)}", 0o700) as folder:
         yield folder
 
@@ -97,7 +96,15 @@ def staged_folder(target: Path, *, sweep: bool = True) -> Iterator[Path]:
 
 def beside(target: Path, use: str) -> Path:
     """A name beside `target` that is ours: `.target.0123456789abcdef.new`."""
-    return target.with_name(f".{target.name[:_LONGEST_NAME]}.{secrets.token_hex(_TOKEN_BYTES)}.{use}")
+    return target.with_name(f".{_stem(target)}.{secrets.token_hex(_TOKEN_BYTES)}.{use}")
+
+
+def _stem(target: Path) -> str:
+    """A name that leaves room for what is put around it: of a long one its beginning and its hash."""
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST_NAME:
+        return target.name
+    return f"{name[: _LONGEST_NAME - 17].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def locks_of(folder: Path) -> tuple[int, ...]:
@@ -130,14 +137,14 @@ def _hold(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        _flock(lock)
+        hold(lock)
     except BlockingIOError:
         os.close(lock)
         return False
     except OSError:  # this file system cannot lock a folder, and then no other process can either
         os.close(lock)
         return True
-    if not _is_at(lock, folder):
+    if not is_at(lock, folder):
         os.close(lock)
         return False
     _held[Path(os.path.abspath(folder))] = lock
@@ -170,14 +177,21 @@ def remove_strays(target: Path, before: Callable[[Path], None] | None = None) ->
     """
     with suppress(OSError):
         put_back(target, patience=0)
-    _sweep(target.parent, _pattern(target, "new" if not os.path.lexists(target) else "new|old"), before)
+    remove_strays_in(target.parent, _pattern(target, "new" if not os.path.lexists(target) else "new|old"), before)
 
 
 def _pattern(target: Path, uses: str) -> re.Pattern[str]:
-    return re.compile(rf"\.{re.escape(target.name[:_LONGEST_NAME])}\.{_TOKEN}\.({uses})")
+    return re.compile(rf"\.{re.escape(_stem(target))}\.{_TOKEN}\.({uses})")
 
 
-def _sweep(place: Path, pattern: re.Pattern[str], before: Callable[[Path], None] | None = None) -> None:
+def remove_strays_in(place: Path, pattern: re.Pattern[str], before: Callable[[Path], None] | None = None) -> None:
+    """Remove the strays in a folder: what bears a name of our own, belongs to this user, and is held by nobody.
+
+    Args:
+        place: The folder.
+        pattern: Of the whole name.
+        before: Called with each before it is removed.
+    """
     for path in _matching(place, pattern):
         with suppress(OSError):
             _remove_stray(path, before)
@@ -198,8 +212,8 @@ def _remove_stray(path: Path, before: Callable[[Path], None] | None) -> None:
         return
     lock = _open(path)
     try:
-        _flock(lock)
-        if not _is_at(lock, path):
+        hold(lock)
+        if not is_at(lock, path):
             return
         if before is not None:
             before(path)
@@ -321,7 +335,7 @@ def _is_held(folder: Path) -> bool | None:
     except FileNotFoundError:
         return True
     try:
-        _flock(lock)
+        hold(lock)
     except BlockingIOError:
         return True
     except OSError:
@@ -331,84 +345,5 @@ def _is_held(folder: Path) -> bool | None:
     return False
 
 
-# ---- one change at a time -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def locked(folder: Path, files: Iterable[Path] = ()) -> Iterator[None]:
-    """Keep other processes from changing a folder or file: one at a time holds what is at this path, by a `flock`.
-
-    Args:
-        folder: The folder; who waits for one that was exchanged meanwhile gets the new one.
-        files: What is locked where the lock of a folder would hold on this machine only (NFS locks files that may be
-            written).
-
-    Raises:
-        TimeoutError: Another process has it locked for a minute.
-        OSError: It is not there.
-    """
-    until = time.monotonic() + _HOW_LONG_TO_WAIT
-    locks: list[int | None] = []
-    try:
-        locks.append(_lock(folder, os.O_RDONLY, until))
-        if locks == [None]:
-            for file in files:
-                with suppress(PermissionError):
-                    locks.append(_lock(file, os.O_RDWR, until))
-        yield
-    finally:
-        for lock in locks:
-            if lock is not None:
-                os.close(lock)
-
-
-def _lock(path: Path, flags: int, until: float) -> int | None:
-    """A descriptor that holds what is at `path`; None: this file system cannot lock it."""
-    while True:
-        lock = os.open(path, flags | os.O_CLOEXEC)
-        try:
-            _flock(lock)
-            if _is_at(lock, path):
-                return lock
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(lock)
-                raise TimeoutError(errno.ETIMEDOUT, "another process is changing it", str(path)) from None
-            time.sleep(0.02)
-        except OSError:
-            os.close(lock)
-            return None
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _flock(descriptor: int) -> None:
-    import fcntl  # not on Windows, where this module is loaded and nothing of it used
-
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode) and _SHARED.fullmatch(_file_system(descriptor)):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # the system would lock it, for this machine alone
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _file_system(descriptor: int) -> str:
-    """The kind of the file system that an open file or folder is on, such as `nfs4`; empty where nothing says so."""
-    device = os.fstat(descriptor).st_dev
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-        for mount in mounts:
-            place, _, kind = mount.partition(" - ")
-            if place.split()[2] == f"{os.major(device)}:{os.minor(device)}":
-                return kind.split()[0]
-    return ""
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

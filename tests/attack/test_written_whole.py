@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _WRITER = """
-import json, os, signal, sys
+import fcntl, json, os, signal, sys
 from pathlib import Path
 import numpy
 from trt_compress import files
@@ -33,7 +33,7 @@ def killed_at(number, write):
         for name in STEPS:
             if hasattr(os, name):
                 setattr(os, name, counted(getattr(os, name)))
-        files.fcntl.flock = counted(files.fcntl.flock)
+        fcntl.flock = counted(fcntl.flock)
         files.write_all = halves(files.write_all, counted(lambda: None))
         try:
             write()
