@@ -6,13 +6,15 @@ Nothing heavy is imported here, so `--help` answers at once; each command loads 
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from trt_compress import __version__, current_folder
+from trt_compress.errors import ConfigError
 from trt_compress.tools.cli_bench import bench
-from trt_compress.tools.cli_errors import OneVoice
+from trt_compress.tools.cli_errors import READER_GONE, OneVoice, refused_by_system
 from trt_compress.tools.cli_evaluate import evaluate
 from trt_compress.tools.cli_export import build, export, preflight, verify
 from trt_compress.tools.cli_habits import LogJson, Verbose, with_habits
@@ -25,14 +27,15 @@ from trt_compress.tools.cli_sample import sample
 from trt_compress.tools.cli_scene import scene
 from trt_compress.tools.cli_show import doctor, inspect, list_registered
 from trt_compress.tools.cli_sweep import sweep
-from trt_compress.tools.console import guard_streams, print_text
+from trt_compress.tools.console import flush, guard_streams, print_text, say_error
 
 app = typer.Typer(
     name="trt-compress",
     cls=OneVoice,
     help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
     epilog="Exit codes: 0 done, 1 internal fault, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), "
-    "130 interrupted (Ctrl-C; of a stream also SIGTERM and SIGHUP).",
+    "130 interrupted (Ctrl-C; of a stream also SIGTERM and SIGHUP); else 128 and the number of the signal that ended it: "
+    "143 SIGTERM, 129 SIGHUP, 141 a reader of stdout that went away (| head).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -85,7 +88,10 @@ def _before_command(
 
 
 def main() -> None:
-    """Run the command line; a reader that closes the pipe early is no error to talk about."""
+    """Run the command line.
+
+    A reader that closes the pipe early (`| head`) is no error to talk about: the process ends as SIGPIPE would end it.
+    """
     current_folder.forget()
     code: int | str | None = 0
     guard_streams()
@@ -94,13 +100,21 @@ def main() -> None:
             app()
         except SystemExit as ended:
             code = ended.code
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or 1
-    except OSError:  # stdout is a terminal that went away
-        code = code or 1
+        flush()
+    except OSError as error:
+        code = code or _ending(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be tried again at the exit
     end_process(code)
+
+
+def _ending(error: OSError) -> int:
+    """The exit code where stdout or stderr takes no more."""
+    if isinstance(error, BrokenPipeError):
+        return READER_GONE
+    refused = refused_by_system(error)
+    with suppress(OSError):  # a terminal that went away
+        say_error(refused.message if refused else f"The output cannot be written ({error.strerror}).")
+    return ConfigError.exit_code
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -21,6 +22,9 @@ from trt_compress.tools.console import LOGGER, configure_logging, print_json, sa
 
 # Typer carries its own copy of click from some version on; the base of its errors is found where it surely is.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+READER_GONE = 128 + 13
+"""The exit code where the reader of stdout went away: that of SIGPIPE, which not every system has."""
 
 _REFUSED = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of the folders above it"),
@@ -54,6 +58,10 @@ class OneVoice(TyperGroup):
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             sys.exit(130)
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # the parser's own end of it would be a fault of ours
+                sys.exit(READER_GONE)
+            raise
         except _UsageError as error:
             if type(error).__name__ != "NoArgsIsHelpError":  # the help has been printed
                 _report_usage(error, _call(error, self, typed))
@@ -74,7 +82,8 @@ def report_error(error: TrtCompressError, *, verbose: bool, log_json: bool, json
         say_error(error.message, error.hint, raised=sys.exc_info()[1] if unexpected else None)
     if json:
         said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        print_json({**_found_so_far(error), "error": said})
+        with suppress(OSError):  # stdout takes nothing, perhaps for the very reason that has been said
+            print_json({**_found_so_far(error), "error": said})
 
 
 def refused_by_system(error: Exception) -> ConfigError | None:

@@ -13,7 +13,7 @@ import typer
 from trt_compress.errors import StreamError
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli_habits import BundlePath, Json, RequireDigest, needs_extra
-from trt_compress.tools.console import is_watched, print_json, progress, say
+from trt_compress.tools.console import flush, is_watched, print_json, progress, say
 from trt_compress.tools.signals import Signals, held, of_a_stream
 
 _PATIENCE_S = 2.0  # for a stdout or stderr that takes nothing, where something else has stopped or the stream was ended
@@ -208,7 +208,7 @@ def _show(result: "StreamResult", signals: Signals, *, json: bool, error: Stream
             print_stream(result)
         elif error is None:
             print_json(result.to_json())
-        sys.stdout.flush()
+        flush()
 
     def given_up() -> bool:
         return error is not None or signals.asked.is_set()

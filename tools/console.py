@@ -36,12 +36,37 @@ _KIBI = 1024
 
 def print_json(data: object) -> None:
     """Print one JSON document to stdout."""
-    sys.stdout.write(plain_json(data, indent=2) + "\n")
+    _put(plain_json(data, indent=2))
 
 
 def print_text(text: str) -> None:
     """Print a line of plain text to stdout; on a terminal a long one breaks between words."""
-    sys.stdout.write(_line(text, sys.stdout) + "\n")
+    _put(_line(text, sys.stdout))
+
+
+def _put(text: str) -> None:
+    with _named():
+        sys.stdout.write(text + "\n")
+
+
+def flush() -> None:
+    """Bring to stdout what was printed.
+
+    Raises:
+        BrokenPipeError: Its reader has gone.
+        OSError: It takes no more; `filename` says that it was stdout.
+    """
+    with _named():
+        sys.stdout.flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or "stdout"
+        raise
 
 
 def say(text: str) -> None:
@@ -302,7 +327,7 @@ def _width() -> int | None:
 
 def _print_rendered(lines: Sequence[str]) -> None:
     """Print what Rich made of text that was shown."""
-    sys.stdout.write("\n".join(lines) + "\n")
+    _put("\n".join(lines))
 
 
 def _rendered(console: "Console", *parts: "RenderableType") -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 from trt_compress.runtime.latency import WINDOW_SAMPLES, WINDOWS, summarize, verdict
 from trt_compress.runtime.power.session import PowerResult, RailPower
 from trt_compress.runtime.power.stream import power_of
-from trt_compress.runtime.stream.result import Resources, StreamResult
+from trt_compress.runtime.stream.result import Identity, Resources, StreamResult
 from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import number
@@ -25,6 +25,7 @@ def print_stream(result: "StreamResult") -> None:
     realtime = ", real-time threads" if protocol.scheduling == "realtime" else ""
     pairs: list[tuple[str, object]] = [
         ("bundle", result.identity.bundle),
+        ("native operators", _native(result.identity)),
         ("protocol", f"{kind}, policy {protocol.policy}, warm-up {protocol.warmup}{realtime}"),
         ("frames in", counts.frames_in),
         ("delivered", f"{counts.delivered}, {rate:.1f} a second"),
@@ -61,6 +62,13 @@ def print_stream(result: "StreamResult") -> None:
             return
         judged = verdict(times, device="cpu" if result.identity.backend.endswith("cpu") else "gpu")
         print_wrapped(f"{judged.status.capitalize()}: {judged.reason}.")
+
+
+def _native(identity: Identity) -> str | None:
+    """Whether they ran, and else why not; a result of an earlier version does not say."""
+    if identity.native_library is not None:
+        return "taken"
+    return None if identity.native_reason is None else f"none: {identity.native_reason.rstrip('.')}"
 
 
 def _milliseconds(ns: int | None) -> str | None:

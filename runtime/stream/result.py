@@ -72,6 +72,7 @@ class Identity(Record):
         weights: Where its weights came from.
         levels: The keep levels in order of falling cost; a stream without a controller has one.
         native_library: Source hash of the native operators that ran, or None.
+        native_reason: Why there are none, in a sentence.
         versions: Package → version.
         device: The machine, as `trt-compress doctor` sees it.
         sources: What was asked for, in order; one for each stream of a query.
@@ -85,6 +86,7 @@ class Identity(Record):
     backend: str
     levels: tuple[LevelInfo, ...]
     native_library: str | None
+    native_reason: str | None = None
     versions: dict[str, str]
     device: dict[str, Any]
     sources: tuple[str, ...]

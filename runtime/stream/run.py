@@ -289,6 +289,7 @@ class _Run:
                 backend=session.backend,
                 levels=tuple(level.info for level in self._used_levels()),
                 native_library=str(library) if library else None,
+                native_reason=session.native_reason,
                 versions=dict(options.versions),
                 device=dict(options.device),
                 sources=tuple(map(shown, self._source.name.split(", ") if self._streams > 1 else (self._source.name,))),

@@ -75,6 +75,21 @@ def test_the_commands_are_those_documented(cli: Cli) -> None:
     assert [name for name in COMMANDS if f"│ {name} " not in text] == []
 
 
+@pytest.mark.parametrize("arguments", [("list", "--json"), ("--help",), ("inspect", "nothing", "--json")])
+def test_a_stdout_that_takes_nothing_is_no_fault_of_ours(arguments: tuple[str, ...]) -> None:
+    """A reader that went away ends a command as SIGPIPE would; a full disk is said."""
+    mistake = arguments[0] == "inspect"
+    for full in (False, True):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as gone, open("/dev/full", "wb") as disk:
+            command = [sys.executable, "-m", "trt_compress", *arguments]
+            done = subprocess.run(command, stdout=disk if full else gone, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == (2 if mistake or full else 141)
+        assert len(done.stderr.splitlines()) == (1 if mistake or full else 0)
+        assert mistake or not full or "No space left on device" in done.stderr
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version").stdout == f"trt-compress {__version__}\n"
 

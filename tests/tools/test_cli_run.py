@@ -54,12 +54,15 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fini
 def test_digits_are_classified_scored_and_written(typed: Callable[..., Finished], exported: Exported) -> None:
     done = typed(
         exported(), "--source", "frames/*.png", "--labels", "labels.jsonl", "--out", "r.jsonl",
-        "--overlay", "o.mp4", "--report", "rep", "--threads", 1, "--deadline-ms", 10_000,
+        "--overlay", "o.mp4", "--report", "rep", "--threads", 1, "--deadline-ms", 10_000, "--no-native",
     )  # fmt: skip
     assert done.code == 0, done.err
+    why = "The custom operators for ONNX Runtime on the CPU were not asked for"
+    assert f"native operators  none: {why}" in done.out and f"none: {why}" in Path("rep/result.report.html").read_text()
     result = StreamResult.read("rep/result.json")
     counts = result.counts
     assert (counts.frames_in, counts.delivered, counts.dropped, counts.failed) == (COUNT, COUNT, 0, 0)
+    assert result.identity.native_reason == f"{why}."
     assert counts.deadline_missed == 0 and result.quality["top1"].n == COUNT and result.quality["top1"].value > 0.9
     assert re.search(r"delivered +40, ", done.out) and re.search(r"top1 +\d\.\d+, n=40", done.out)
     assert re.search(r"end to end +40 .* - ", done.out)  # p90 of 40 frames is not stated

@@ -35,6 +35,7 @@ from trt_compress.tools.report.series import ecdf, thin
 class _Operators(Record):
     paths: dict[str, int]
     native_library: str | None
+    native_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,10 @@ def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> Side:
             plugins=identity.operators.native_library,
             operator_paths=identity.operators.paths,
             precision_achieved=None,
-            reasons={"precision_achieved": f"{NOT_HERE}: only an engine reports it"},
+            reasons={
+                "precision_achieved": f"{NOT_HERE}: only an engine reports it",
+                **({"plugins": identity.operators.native_reason} if identity.operators.native_reason else {}),
+            },
         ),
         accounting=None,
         latency=_latency(side, bench),

@@ -77,6 +77,7 @@ def report_from_stream(result: StreamResult) -> Report:
             operator_paths=None,
             precision_achieved=None,
             reasons={
+                **({"plugins": identity.native_reason} if identity.native_reason else {}),
                 "operator_paths": "a stream does not inspect its graphs; `trt-compress bench` does",
                 "precision_achieved": f"{NOT_HERE}: only an engine reports it"
                 if not first.engines

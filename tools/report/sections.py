@@ -96,6 +96,10 @@ def _text(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
+def _none(why: str | None) -> str:
+    return "none" if why is None else f"none: {why.rstrip('.')}"
+
+
 def identity_section(side: Side) -> Section:
     identity = side.identity
     paths = identity.operator_paths
@@ -112,7 +116,10 @@ def identity_section(side: Side) -> Section:
         ("operators run as", forms if paths is not None else reason(identity.reasons, "operator_paths")),
         *((f"ONNX {file}", f"sha256 {sha256}") for file, sha256 in identity.graphs.items()),
         *((f"engine {file}", f"sha256 {sha256}") for file, sha256 in identity.engines.items()),
-        ("native library", f"sources {identity.plugins}" if identity.plugins else "none"),
+        (
+            "native library",
+            f"sources {identity.plugins}" if identity.plugins else _none(identity.reasons.get("plugins")),
+        ),
     ]
     return Section(title="Identity", rows=tuple(rows))
 

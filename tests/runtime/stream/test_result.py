@@ -54,6 +54,7 @@ def full_json() -> dict[str, Any]:
                 }
             ],
             "native_library": None,
+            "native_reason": "The native operators were not asked for.",
             "versions": {"numpy": "2.4.6"},
             "device": {"cpu": "AMD EPYC", "cores": 2},
             "sources": ["frames/*.png"],
