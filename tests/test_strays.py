@@ -20,7 +20,12 @@ from trt_compress.children import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("src/trt_compress", "export", "models", "plugins", "runtime", "tools")
-PREFIX = "from pathlib import Path\nfrom trt_compress import locks, strays\nimport os, sys, time\nplace = Path(sys.argv[1])\n"
+PREFIX = """
+import os, sys, time
+from pathlib import Path
+from trt_compress import locks, strays
+place = Path(sys.argv[1])
+"""
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ app = typer.Typer(
     cls=OneVoice,
     help="Put token compression into a model, export it to ONNX, prove it, build engines, time and stream them.",
     epilog="Exit codes: 0 done, 1 internal fault, 2 bad input, 3 a gate failed (verify, preflight, precision, budget), "
-    "130 interrupted (Ctrl-C; of a stream also SIGTERM and SIGHUP); else 128 and the number of the signal that ended it: "
-    "143 SIGTERM, 129 SIGHUP, 141 a reader of stdout that went away (| head).",
+    "130 interrupted (Ctrl-C; of a stream also SIGTERM and SIGHUP), 143 SIGTERM, 129 SIGHUP, "
+    "141 the reader of stdout went away (| head).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

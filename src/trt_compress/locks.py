@@ -1,4 +1,4 @@
-"""Who works on a file or folder holds it by a `flock`: it ends with its process, and with the children that were given it.
+"""Who works on a file or folder holds it by a `flock`, which ends with its process and the children that were given it.
 
 No lock is waited for without limit. Where other machines would not know of the lock of a folder (NFS), it counts as one
 that cannot be taken.
