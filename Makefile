@@ -13,9 +13,9 @@ PYTEST_ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 GPU_ARGS ?=
 GPU_PYTHON ?=
-GPU_MODULE_gpu-check := trt_compress.tools.gpu_check
-GPU_MODULE_gpu-kernels := trt_compress.tools.bench.gpu_kernels
-GPU_MODULE_gpu-end-to-end := trt_compress.tools.bench.gpu_end_to_end
+GPU_MODULE_gpu-check := trt_compress.tools.gpu.check
+GPU_MODULE_gpu-kernels := trt_compress.tools.gpu.kernels
+GPU_MODULE_gpu-end-to-end := trt_compress.tools.gpu.end_to_end
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.trt-compress-installed

@@ -20,7 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"export", "models", "plugins", "runtime", "tools"}
-PLANTED = {"plugins/token_merge/kernel.cu", "plugins/common/launch.cuh", "models/pretrained/planted.safetensors"}
+PLANTED = {"plugins/token_merge/kernel.cu", "plugins/common/launch.cuh", "models/zoo/digits_vit/planted.safetensors"}
 NOT_SHIPPED = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "_lib", "*.engine", "dist", "out")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import trt_compress
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "onnx", "onnxruntime", "timm", "numpy", "typer", "rich")

@@ -136,7 +136,7 @@ def test_run_python_passes_the_lock_on(temporary: Path) -> None:
     with strays.temporary_folder("build") as folder:
         (lock,) = strays.locks_of(folder)
         (folder / "here").mkdir()
-        done = run_python("trt_compress.tools.cli", ["--version"], folder=folder / "here", pass_fds=())
+        done = run_python("trt_compress.tools.cli.main", ["--version"], folder=folder / "here", pass_fds=())
         assert done.returncode == 0
         with open(f"/proc/self/fdinfo/{lock}", encoding="ascii") as info:
             assert "FLOCK" in info.read()

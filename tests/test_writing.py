@@ -27,11 +27,11 @@ ELSEWHERE = {
     "src/trt_compress/format/bundle.py": _OWN_FOLDER,
     "runtime/stream/overlay.py": "a video that PyAV writes as it goes, where a GrowingFile was opened",
     "tools/bench/deit_small.py": _OWN_FOLDER,
-    "tools/bench/gpu_end_to_end.py": _OWN_FOLDER,
+    "tools/gpu/end_to_end.py": _OWN_FOLDER,
     "tools/demo.py": _OWN_FOLDER,
-    "tools/gpu_check_kernels.py": _OWN_FOLDER,
-    "tools/gpu_check_runs.py": _OWN_FOLDER,
-    "tools/gpu_check_worker.py": _OWN_FOLDER,
+    "tools/gpu/guarded.py": _OWN_FOLDER,
+    "tools/gpu/runs.py": _OWN_FOLDER,
+    "tools/gpu/worker.py": _OWN_FOLDER,
 }
 """Files that may write in other ways, and why."""
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from trt_compress.export.api import Progress, export_model
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import moving_digits
+from trt_compress.models.zoo.data import moving_digits
 from trt_compress.plugins.operator import recording
 from trt_compress.runtime.draw3d import write_picture
 from trt_compress.runtime.session import Session

@@ -17,12 +17,13 @@ from trt_compress.export.targets import TARGETS
 from trt_compress.files import write_whole
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.timm_vit import attach
-from trt_compress.models.pretrained.digits_vit import build_digits_vit, count_correct, digits_split
+from trt_compress.models.zoo.digits_vit.train import build_digits_vit, count_correct, digits_split
 from trt_compress.plugins.registry import specs
-from trt_compress.tools.bench import costs, gpu_report, workloads
+from trt_compress.tools.bench import costs, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
 from trt_compress.tools.console import say_error
+from trt_compress.tools.gpu import report as gpu_report
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)

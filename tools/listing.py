@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from trt_compress.tools.cli_habits import needs_extra
+from trt_compress.tools.cli.habits import needs_extra
 
 
 class _Row(Protocol):
@@ -198,7 +198,7 @@ def _operators(target: Any) -> str:
 
 def _kernels_have_run() -> bool:
     """Whether there is a record of the kernels on a GPU."""
-    from trt_compress.tools.bench.gpu_report import latest
+    from trt_compress.tools.gpu.report import latest
 
     return bool(latest("gpu_kernels"))
 

@@ -106,7 +106,7 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
         raise UnsupportedError(
             f"Writing a video needs PyAV, and {error}.", hint="pip install 'trt-compress[video]'"
         ) from error
-    from trt_compress.models.pretrained.moving_digits import FRAME_SIZE, make_clip
+    from trt_compress.models.zoo.data.moving_digits import FRAME_SIZE, make_clip
 
     encoder, options = CODECS[codec]
     answers: list[dict[str, Any]] = []
@@ -143,7 +143,7 @@ def _video(folder: Path, count: int | None) -> Sample:
 
 
 def _speech(folder: Path, count: int | None) -> Sample:
-    from trt_compress.models.pretrained import speech
+    from trt_compress.models.zoo.data import speech
 
     words = speech.heldout_words()
     noise = speech.NoiseBank(np.random.RandomState(_FIRST_SCENE))
@@ -165,7 +165,7 @@ def _speech(folder: Path, count: int | None) -> Sample:
 
 
 def _images(folder: Path, count: int | None) -> Sample:
-    from trt_compress.models.pretrained import digits_vit
+    from trt_compress.models.zoo.digits_vit import train as digits_vit
 
     try:
         from PIL import Image
@@ -191,7 +191,7 @@ def _images(folder: Path, count: int | None) -> Sample:
 
 
 def _scene(folder: Path, count: int | None) -> Sample:
-    from trt_compress.models.pretrained.driving_scenes import Rig
+    from trt_compress.models.zoo.data.driving_scenes import Rig
     from trt_compress.runtime.camera_frames import write_scene
     from trt_compress.tools.scenes import open_scene
 

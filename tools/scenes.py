@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.pretrained.driving_scenes import CLASSES, Frame, Rig, SceneOptions, generate_scene
+from trt_compress.models.zoo.data.driving_scenes import CLASSES, Frame, Rig, SceneOptions, generate_scene
 from trt_compress.runtime.camera_frames import Box, CameraFrame
 from trt_compress.runtime.nuscenes import CAMERAS, NuScenes
 

@@ -15,7 +15,7 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.kinds import SoundOutput, input_kind, output_kind
 from trt_compress.format.manifest import Manifest
 from trt_compress.paths import check_apart, check_new_file, check_new_folder, check_readable
-from trt_compress.runtime.power.stream import reader_or_reason, run_with_power
+from trt_compress.runtime.measure.power.stream import reader_or_reason, run_with_power
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import THREADS

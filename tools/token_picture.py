@@ -20,7 +20,7 @@ from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.foreign import reason_of
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import moving_digits
+from trt_compress.models.zoo.data import moving_digits
 from trt_compress.plugins.operator import recording
 from trt_compress.runtime.draw3d import write_picture
 from trt_compress.tools.console import say_error

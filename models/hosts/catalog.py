@@ -18,14 +18,14 @@ from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
 from trt_compress.suggest import did_you_mean
 
 ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
-    "digits_vit": "hosts.digits_vit",
-    "video_vit": "hosts.video_vit",
-    "video_pvc": "hosts.video_pvc",
-    "surround_detector": "hosts.surround_detector",
-    "keyword_spotter": "hosts.keyword_spotter",
-    "keyword_mome": "hosts.keyword_mome",
-    "keyword_stream": "hosts.keyword_stream",
-    "speech_codec": "hosts.speech_codec",
+    "digits_vit": "zoo.digits_vit.model",
+    "video_vit": "zoo.video_vit.model",
+    "video_pvc": "zoo.video_pvc.model",
+    "surround_detector": "zoo.surround_detector.model",
+    "keyword_spotter": "zoo.keyword_spotter.model",
+    "keyword_mome": "zoo.keyword_mome.model",
+    "keyword_stream": "zoo.keyword_stream.model",
+    "speech_codec": "zoo.speech_codec.model",
 }
 HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
     "whisper": "hosts.hf_audio",

@@ -13,12 +13,12 @@ def main() -> None:
     """
     _open_standard_streams()
     current_folder.forget()
-    from trt_compress.tools import signals
+    from trt_compress.tools.cli import signals
 
     signals.hold()
-    from trt_compress.tools import cli
+    from trt_compress.tools.cli.main import main as run
 
-    cli.main()
+    run()
 
 
 def _open_standard_streams() -> None:

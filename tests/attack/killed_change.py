@@ -25,7 +25,7 @@ from trt_compress.export.bundle import update_bundle, write_bundle
 from trt_compress.export.prune import prune
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Engine
-from trt_compress.tools import cli
+from trt_compress.tools.cli import main as cli
 
 NEW_ENGINE = b"a newer engine" * 1000
 Step = tuple[str, str, str]

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from trt_compress.tools import cli
+from trt_compress.tools.cli import main as cli
 from trt_compress.tools.console import guard_streams
 
 guard_streams()

@@ -29,7 +29,7 @@ from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.labelled.classes import read_names
 from trt_compress.runtime.labelled.files import FileReader
 from trt_compress.runtime.labelled.label_files import from_labels
-from trt_compress.runtime.power.lines import gpus_from_nvidia_smi, rails_from_tegrastats
+from trt_compress.runtime.measure.power.lines import gpus_from_nvidia_smi, rails_from_tegrastats
 from trt_compress.runtime.stream.images import load_npz
 from trt_compress.runtime.stream.quality import Labels
 from trt_compress.tools.bench.bundle import _load

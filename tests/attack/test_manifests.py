@@ -31,7 +31,7 @@ from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
 from trt_compress.tools.bench.bundle import _random, identity
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.describe import engine_pairs, print_bundle
 
 LONGEST_S = 10

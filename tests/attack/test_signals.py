@@ -65,7 +65,7 @@ PLACES = [  # file, function, which call of it
     ("trt_compress/files.py", "write_whole", 1),
     ("stream/listener.py", "sound", 1),
     ("report/write.py", "write_all", 1),
-    ("tools/stream_tables.py", "print_stream", 1),
+    ("tools/report/stream_tables.py", "print_stream", 1),
 ]
 
 

@@ -55,7 +55,7 @@ def made(kind, path):
     if kind == "line":
         return lambda: files.append_line(path, json.dumps({"new": "x" * 20000}))
     if kind == "result":
-        from trt_compress.tools.cli_evaluate import write_json
+        from trt_compress.tools.cli.evaluate import write_json
         return lambda: write_json(path, {"new": list(range(5000))})
     if kind == "report":
         from trt_compress.tools.report.write import _write
@@ -66,7 +66,7 @@ def made(kind, path):
         return lambda: write_result(SimpleNamespace(to_json=lambda: {"new": "x" * 10000}), path.parent)
     if kind == "weights":
         import torch
-        from trt_compress.models.pretrained.release import write_weights
+        from trt_compress.models.zoo.release import write_weights
         module = torch.nn.Linear(64, 64)
         return lambda: write_weights(module, path)
     if kind == "picture":

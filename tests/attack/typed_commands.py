@@ -96,7 +96,7 @@ def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
             sys.argv = ["trt-compress", *arguments]
             code = 1
             try:
-                from trt_compress.tools.cli import main
+                from trt_compress.tools.cli.main import main
 
                 main()
                 code = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def typed_alone(place: Path) -> Typed:
     """Run `trt-compress` with these arguments in a process of its own."""
 
     def run(*arguments: object, before: str = "") -> Finished:
-        program = f"{before}\nfrom trt_compress.tools.cli import main; main()"
+        program = f"{before}\nfrom trt_compress.tools.cli.main import main; main()"
         command = [sys.executable, "-c", program, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True)
         return Finished(code=done.returncode, out=done.stdout, err=done.stderr)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE
+from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE
 
 Typed = Callable[..., Any]
 Copied = Callable[..., Path]
@@ -232,7 +232,7 @@ def test_an_interrupted_export_leaves_nothing(step: str, number: signal.Signals,
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from trt_compress.export import api
-from trt_compress.tools.cli import main
+from trt_compress.tools.cli.main import main
 whole = api.export_model
 def export(*arguments, progress, **options):
     def tell(text):

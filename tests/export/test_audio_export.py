@@ -12,7 +12,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.export.api import export_model, preflight, verify
 from trt_compress.models.hosts import codec_wavtokenizer, codec_xytokenizer
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import speech
+from trt_compress.models.zoo.data import speech
 from trt_compress.runtime.session import Session
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -35,7 +35,7 @@ def bundle(exported: Callable[..., Path], tmp_path: Path) -> Path:
 def on_device(
     command: str, bundle: Path, *arguments: object, tensorrt: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    program = f"{DEVICE}\nfrom trt_compress.tools.cli import main; main()"
+    program = f"{DEVICE}\nfrom trt_compress.tools.cli.main import main; main()"
     search = os.pathsep.join(filter(None, (str(tensorrt or ""), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": search, "XDG_CACHE_HOME": str(bundle.parent / "cache")}
     words = [sys.executable, "-c", program, command, str(bundle), *map(str, arguments)]

@@ -15,7 +15,7 @@ from trt_compress.export.check import preflight_report
 from trt_compress.export.engines import build
 from trt_compress.export.prune import prune
 from trt_compress.runtime import Bundle, Session
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 JETSON = "jetson-orin-jp6"
 LOWERED = f"engines/{JETSON}/model.onnx"

@@ -18,7 +18,7 @@ from trt_compress.export.check import preflight_report
 from trt_compress.export.preflight import preflight
 from trt_compress.export.targets import get_target
 from trt_compress.export.trial import preflight_file
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 PLAIN = "g (float[B,8] x) => (float[B,8] y) { y = Relu(x) }"
 

@@ -18,8 +18,8 @@ from trt_compress.export.trust import refuse_paths
 from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts import timm_download
-from trt_compress.models.pretrained.digits_vit import WEIGHTS_FILE
-from trt_compress.tools.cli import app
+from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.sweep.run import sweep
 
 OWN = "import pathlib\npathlib.Path(__file__).with_name('witness').touch()\ndef make():\n    raise SystemExit('no')\n"

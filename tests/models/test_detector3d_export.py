@@ -15,12 +15,12 @@ from trt_compress.errors import ShapeError
 from trt_compress.export import api, pipeline
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo
 from trt_compress.models.hosts.detector3d import FAMILY, INPUTS, STATES, detector_graph, postprocess_of
-from trt_compress.models.pretrained.driving_scenes import CLASSES, Frame
-from trt_compress.models.pretrained.surround_detector import frame_inputs
+from trt_compress.models.zoo.data.driving_scenes import CLASSES, Frame
+from trt_compress.models.zoo.surround_detector.train import frame_inputs
 from trt_compress.runtime import Bundle, Session
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 SPECS = ("none", "toc3d:keep_ratio=0.5", "toc3d:keep_ratio=[0.5,0.25],layers=[1,3],representative=false")
 

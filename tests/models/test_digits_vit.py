@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.weights import load_weights
-from trt_compress.models.pretrained import digits_vit
+from trt_compress.models.zoo.digits_vit import train as digits_vit
 
 pytest.importorskip("timm")
 datasets = pytest.importorskip("sklearn.datasets")
@@ -193,7 +193,7 @@ def test_script_writes_a_release(
     recipe = digits_vit.Recipe(epochs=1)
     model = digits_vit.train(first_images, recipe)
     card = digits_vit.write_release(model, first_images, recipe, tmp_path)
-    monkeypatch.setattr(digits_vit, "CARD_FILE", tmp_path / "digits_vit.json")
+    monkeypatch.setattr(digits_vit, "CARD_FILE", tmp_path / "card.json")
     monkeypatch.setattr(digits_vit, "WEIGHTS_FILE", tmp_path / "digits_vit.safetensors")
     assert digits_vit.digits_vit_card() == card
     built = digits_vit.build_digits_vit().state_dict()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.pretrained.driving_scenes import (
+from trt_compress.models.zoo.data.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
     TRAIN_SEEDS,

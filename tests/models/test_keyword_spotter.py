@@ -11,10 +11,11 @@ import torch
 
 from trt_compress.errors import UnsupportedError
 from trt_compress.methods import parse_spec
-from trt_compress.models.hosts import keyword_stream
 from trt_compress.models.hosts.audio import CompressedAudio
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import keyword_spotter, speech
+from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.keyword_spotter import train as keyword_spotter
+from trt_compress.models.zoo.keyword_stream import model as keyword_stream
 
 NAMES = tuple(keyword_spotter.VARIANTS)
 needs_espeak = pytest.mark.skipif(

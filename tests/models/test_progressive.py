@@ -13,10 +13,12 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.export import api
 from trt_compress.methods import parse_spec
-from trt_compress.models.hosts import video_pvc as host
 from trt_compress.models.hosts.progressive import ProgressiveConfig, ProgressiveViT
-from trt_compress.models.pretrained import moving_digits, release, video_pvc
-from trt_compress.models.pretrained.video_vit import score_stream
+from trt_compress.models.zoo import release
+from trt_compress.models.zoo.data import moving_digits
+from trt_compress.models.zoo.video_pvc import model as host
+from trt_compress.models.zoo.video_pvc import train as video_pvc
+from trt_compress.models.zoo.video_vit.train import score_stream
 from trt_compress.runtime import Session
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from trt_compress.export import api
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import speech, speech_codec
-from trt_compress.tools.cli import app
+from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.speech_codec import train as speech_codec
+from trt_compress.tools.cli.main import app
 
 
 def test_weights_are_small_and_those_of_the_card() -> None:

@@ -8,8 +8,8 @@ import torch
 from detectors import SMALL, make_detector, make_frames
 
 from trt_compress.models.hosts.detector3d import Detections
-from trt_compress.models.pretrained.driving_scenes import Frame
-from trt_compress.models.pretrained.surround_detector import (
+from trt_compress.models.zoo.data.driving_scenes import Frame
+from trt_compress.models.zoo.surround_detector.train import (
     Recipe,
     Targets,
     _optimizers,

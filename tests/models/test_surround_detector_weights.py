@@ -6,9 +6,9 @@ import pytest
 
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import attach
-from trt_compress.models.pretrained import surround_detector as released
-from trt_compress.models.pretrained.driving_scenes import HELD_OUT_SEEDS, TRAIN_SEEDS
-from trt_compress.models.pretrained.surround_detector import FAST, FASTER
+from trt_compress.models.zoo.data.driving_scenes import HELD_OUT_SEEDS, TRAIN_SEEDS
+from trt_compress.models.zoo.surround_detector import train as released
+from trt_compress.models.zoo.surround_detector.train import FAST, FASTER
 
 
 def test_released_weights_are_those_of_the_card() -> None:

@@ -16,11 +16,12 @@ from trt_compress.export.verify import initial_state
 from trt_compress.methods import parse_spec
 from trt_compress.methods.video import StaticReuseConfig
 from trt_compress.models.compressors.static_reuse import change_score
-from trt_compress.models.hosts import timm_vit, video_vit
+from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import moving_digits
-from trt_compress.models.pretrained.video_vit import (
+from trt_compress.models.zoo.data import moving_digits
+from trt_compress.models.zoo.video_vit import model as video_vit
+from trt_compress.models.zoo.video_vit.train import (
     TEST_CLIPS,
     WEIGHTS_FILE,
     build_video_vit,

@@ -35,7 +35,7 @@ def test_a_bundle_runs_without_the_export_side(double_bundle: Bundle) -> None:
     done = run_blocked(f"""
         import numpy as np
         import trt_compress.runtime
-        import trt_compress.runtime.latency
+        import trt_compress.runtime.measure.latency
         assert "onnxruntime" not in sys.modules  # loaded by the session that needs it
         with trt_compress.runtime.Session.open({str(double_bundle.path)!r}) as session:
             print(session.run({{"x": np.ones((1, 3), np.float32)}})["y"].tolist())

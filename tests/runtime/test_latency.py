@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 
 PERCENTILES = {"p90_ns": (0.90, 64), "p95_ns": (0.95, 130), "p99_ns": (0.99, 662), "p99_9_ns": (0.999, 6636)}
 

@@ -27,7 +27,7 @@ def cli(tmp_path: Path) -> Cli:
         environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
         if columns:
             environment["COLUMNS"] = str(columns)
-        command = [sys.executable, "-m", "trt_compress.tools.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "trt_compress.tools.cli.main", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run

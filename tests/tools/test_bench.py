@@ -12,7 +12,7 @@ import pytest
 
 from trt_compress.export.bundle import update_bundle
 from trt_compress.runtime import Bundle
-from trt_compress.runtime.latency import summarize
+from trt_compress.runtime.measure.latency import summarize
 from trt_compress.tools.bench.bundle import compare_outputs
 from trt_compress.tools.machine import cpu_cores
 

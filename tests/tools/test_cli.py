@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from trt_compress import __version__
 from trt_compress.format.manifest import Compression, Engine
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.console import LOGGER, configure_logging, print_pairs, print_table, progress
 from trt_compress.tools.describe import engine_pairs, sites_text
 
@@ -56,7 +56,7 @@ HELPED = [(), *((name,) for name in COMMANDS), ("plugins", "build"), ("plugins",
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     program = """
 import json, sys
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.console import print_table
 try:
     app()
@@ -202,7 +202,7 @@ def test_the_package_is_run_as_the_command() -> None:
 def test_a_shell_completes(typed: str, completed: list[str]) -> None:
     at = str(len(typed.split()) - 1)
     environment = {"_TRT_COMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": at}
-    program = "import sys; sys.argv[0] = 'trt-compress'; from trt_compress.tools.cli import main; main()"
+    program = "import sys; sys.argv[0] = 'trt-compress'; from trt_compress.tools.cli.main import main; main()"
     command = [sys.executable, "-c", program]
     finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert finished.stdout.split() == completed
@@ -226,7 +226,7 @@ def test_list_prints_one_json_document(cli: Cli) -> None:
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
     finished = run_python(
-        "import sys; sys.modules['torch'] = None; from trt_compress.tools.cli import main; main()", "list"
+        "import sys; sys.modules['torch'] = None; from trt_compress.tools.cli.main import main; main()", "list"
     )
     assert finished.returncode == 2
     assert finished.stderr == (
@@ -245,7 +245,7 @@ def test_log_options_stand_before_and_after_the_command(cli: Cli, arguments: tup
 def run_failing(failure: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     program = f"""
 from trt_compress.tools import doctor
-from trt_compress.tools.cli import main
+from trt_compress.tools.cli.main import main
 def run_checks():
     raise {failure}
 doctor.run_checks = run_checks
@@ -300,7 +300,7 @@ def test_the_exit_code_is_that_of_the_error(error: str, code: int) -> None:
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    program = "from trt_compress.tools.cli import main; main()"
+    program = "from trt_compress.tools.cli.main import main; main()"
     command = [sys.executable, "-c", program, "list", "operators"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
@@ -335,7 +335,7 @@ def test_doctor_explains_and_exits_0(cli: Cli) -> None:
 )
 def test_doctor_says_what_cannot_be_done(lacking: tuple[str, ...], last: str) -> None:
     blocked = f"import sys\nfor name in {lacking}: sys.modules[name] = None\n"
-    program = f"{blocked}from trt_compress.tools.cli import main; main()"
+    program = f"{blocked}from trt_compress.tools.cli.main import main; main()"
     said = run_python(program, "doctor").stdout.splitlines()[-1]
     assert last in said and (len(lacking) == 2 or "No problems found" not in said)
     checks = json.loads(run_python(program, "doctor", "--json").stdout)["checks"]
@@ -355,7 +355,7 @@ def test_doctor_shows_the_tools_with_their_versions(tmp_path: Path) -> None:
     for name, text in said.items():
         (tmp_path / name).write_text(f"#!{sys.executable}\nprint({text!r})\n")
         (tmp_path / name).chmod(0o755)
-    program = "from trt_compress.tools.cli import main; main()"
+    program = "from trt_compress.tools.cli.main import main; main()"
     environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
     command = [sys.executable, "-c", program, "doctor", "--json"]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -370,7 +370,7 @@ def test_doctor_shows_the_tools_with_their_versions(tmp_path: Path) -> None:
 def test_inspect_shows_a_bundle_without_torch_and_onnx(make_bundle: Callable[..., Path]) -> None:
     bundle = make_bundle("tiny", compressor="tome")
     blocked = "import sys\nfor name in ('torch', 'onnx', 'timm', 'onnxruntime'): sys.modules[name] = None\n"
-    program = f"{blocked}from trt_compress.tools.cli import main; main()"
+    program = f"{blocked}from trt_compress.tools.cli.main import main; main()"
     shown = run_python(program, "inspect", str(bundle))
     assert shown.returncode == 0, shown.stderr
     for word in ("zoo:tiny", "random (seed 0)", "tome:num_merged=13", "197 → 184", "TrtcTokenMerge", "[batch, 8]"):

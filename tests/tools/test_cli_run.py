@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 Exported = Callable[..., Path]
 COUNT = 40
@@ -107,7 +107,7 @@ def test_on_a_terminal_changes_are_said_and_stdout_stays_json(
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "trt_compress.tools.cli", "run", str(exported()), "--source", "frames/*.png"]
+    command = [sys.executable, "-m", "trt_compress.tools.cli.main", "run", str(exported()), "--source", "frames/*.png"]
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     out, _ = process.communicate(timeout=60)
@@ -301,7 +301,7 @@ def test_bursts_give_the_time_after_a_pause(typed: Callable[..., Finished], expo
 def test_an_interrupted_stream_writes_its_result(
     typed: Callable[..., Finished], exported: Exported, number: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "trt_compress.tools.cli", "run", str(exported()), "--source", "frames/*.png"]
+    command = [sys.executable, "-m", "trt_compress.tools.cli.main", "run", str(exported()), "--source", "frames/*.png"]
     command += ["--fps", "5", "--out", "r.jsonl", "--report", "rep"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 60

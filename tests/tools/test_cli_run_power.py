@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from trt_compress.runtime.power import session
+from trt_compress.runtime.measure.power import session
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 ORIN_NX = "RAM 3519/30697MB CPU [2%@729] VDD_IN 4521mW/4533mW VDD_CPU_GPU_CV 1320mW/1280mW VDD_SOC 1080mW/1077mW"
 INA = {
@@ -163,7 +163,7 @@ def test_a_short_run_states_power_and_no_energy(
 def test_auto_where_nothing_can_be_read_says_not_measured_here(
     typed: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from trt_compress.runtime.power import ina, rapl
+    from trt_compress.runtime.measure.power import ina, rapl
 
     monkeypatch.setattr(ina, "HWMON", tmp_path / "none")
     monkeypatch.setattr(rapl, "POWERCAP", tmp_path / "none")

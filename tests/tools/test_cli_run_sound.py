@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 
 RATE = 16000
 Typed = Callable[..., Result]

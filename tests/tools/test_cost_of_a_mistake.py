@@ -17,7 +17,7 @@ RUN = ("run", "bundle", "--source", "frames/*.png")
 CHILD = f"""
 import json, sys, time
 from pathlib import Path
-from trt_compress.tools.cli import main
+from trt_compress.tools.cli.main import main
 code = 0
 try:
     main()

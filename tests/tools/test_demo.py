@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trt_compress.models.pretrained import moving_digits
+from trt_compress.models.zoo.data import moving_digits
 from trt_compress.tools import demo_stream
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.tools import gen_tables
-from trt_compress.tools.bench.gpu_report import KERNEL_COLUMNS, MODEL_COLUMNS, kernel_rows, latest, model_rows
+from trt_compress.tools.gpu.report import KERNEL_COLUMNS, MODEL_COLUMNS, kernel_rows, latest, model_rows
 
 ROOT = Path(__file__).parents[2]
 RATIO = {"median": 8.5, "interval": [8.25, 8.75], "n": 100}
@@ -68,8 +68,8 @@ def test_models(tmp_path: Path) -> None:
 def test_tables_of_the_operators_readme_are_up_to_date(monkeypatch: Any, tmp_path: Path) -> None:
     text = (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
     assert gen_tables.fill(text) == text
-    monkeypatch.setattr("trt_compress.tools.bench.gpu_report.kernel_rows", lambda: iter([]))
+    monkeypatch.setattr("trt_compress.tools.gpu.report.kernel_rows", lambda: iter([]))
     assert gen_tables.gpu_kernels_table() == "\nNo record yet: these have not run on a GPU.\n\n"
-    monkeypatch.setattr("trt_compress.tools.bench.gpu_report.kernel_rows", lambda: kernel_rows(tmp_path))
+    monkeypatch.setattr("trt_compress.tools.gpu.report.kernel_rows", lambda: kernel_rows(tmp_path))
     write(tmp_path, "gpu_kernels", MERGE)
     assert "| TokenMerge, 64 images | B=64,N=197 float16 | 20.0 us |" in gen_tables.gpu_kernels_table()

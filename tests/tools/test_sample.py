@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 from trt_compress.errors import ConfigError
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Batch, Manifest, Model, TensorInfo, Weights
-from trt_compress.models.hosts.digits_vit import INFO, load
-from trt_compress.models.pretrained import digits_vit, speech
-from trt_compress.models.pretrained.moving_digits import make_clip
+from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.data.moving_digits import make_clip
+from trt_compress.models.zoo.digits_vit import train as digits_vit
+from trt_compress.models.zoo.digits_vit.model import INFO, load
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.samples import KINDS, detector_inputs, write_sample, write_video
 
 av = pytest.importorskip("av")
@@ -102,8 +103,8 @@ def test_pictures_reach_the_model_as_the_images_it_was_tested_on(tmp_path: Path)
 
 
 def test_the_scene_suits_the_detector_of_the_zoo() -> None:
-    from trt_compress.models.pretrained.driving_scenes import Rig
-    from trt_compress.models.pretrained.surround_detector import rig_of, surround_detector_config
+    from trt_compress.models.zoo.data.driving_scenes import Rig
+    from trt_compress.models.zoo.surround_detector.train import rig_of, surround_detector_config
 
     rig = rig_of(surround_detector_config())
     assert rig == Rig()

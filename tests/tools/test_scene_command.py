@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from trt_compress.errors import ConfigError
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Graph, Manifest, Model, TensorInfo, Weights
-from trt_compress.models.pretrained.driving_scenes import Rig
-from trt_compress.tools.cli import app
+from trt_compress.models.zoo.data.driving_scenes import Rig
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.scenes import open_scene
 
 CAMERAS = 4

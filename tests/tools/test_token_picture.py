@@ -9,7 +9,7 @@ from PIL import Image
 
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.pretrained import moving_digits
+from trt_compress.models.zoo.data import moving_digits
 from trt_compress.plugins.operator import recording
 from trt_compress.tools import token_picture
 

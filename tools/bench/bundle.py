@@ -20,7 +20,15 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.paths import check_archive
 from trt_compress.runtime.arrays import arrays_of
-from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict, interleave, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import (
+    LatencySummary,
+    Speedup,
+    Verdict,
+    interleave,
+    speedup,
+    summarize,
+    verdict,
+)
 from trt_compress.runtime.session import Session
 from trt_compress.tools.describe import compression_text
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions

@@ -30,7 +30,7 @@ from trt_compress.plugins.build import build as build_native
 from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
 from trt_compress.runtime.backends.ort import register_native
-from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.ort_turns import Turns, time_in_turns
 from trt_compress.tools.bench.records import append_record, speedup_text

@@ -16,8 +16,8 @@ import numpy as np
 import onnxruntime
 
 from trt_compress.export.api import export_model
-from trt_compress.models.pretrained import speech
-from trt_compress.runtime.latency import interleave, speedup, summarize
+from trt_compress.models.zoo.data import speech
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record

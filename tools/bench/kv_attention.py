@@ -29,7 +29,7 @@ from trt_compress.plugins.library import Library, require
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import onnx_model
 from trt_compress.runtime.backends.ort import register_native
-from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress
 from trt_compress.tools.machine import cpu_cores

@@ -9,7 +9,7 @@ from typing import Any
 from trt_compress import __version__
 from trt_compress.children import run
 from trt_compress.files import append_line
-from trt_compress.runtime.latency import Speedup
+from trt_compress.runtime.measure.latency import Speedup
 from trt_compress.tools.machine import describe_device, package_versions
 
 

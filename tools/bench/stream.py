@@ -25,7 +25,7 @@ import numpy as np
 
 from trt_compress import __version__
 from trt_compress.files import append_line
-from trt_compress.runtime.latency import LatencySummary, summarize
+from trt_compress.runtime.measure.latency import LatencySummary, summarize
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.frame import Frame
@@ -82,7 +82,7 @@ class Digits:
     name = f"{STREAMS} streams of digits"
 
     def __init__(self) -> None:
-        from trt_compress.models.pretrained.digits_vit import digits_split
+        from trt_compress.models.zoo.digits_vit.train import digits_split
 
         images = digits_split().test_images  # preprocessed: (pixel / 16 - 0.5) / 0.5
         self._images = np.round((images[:, 0] * 0.5 + 0.5) * 16).astype(np.uint8)

@@ -17,8 +17,8 @@ import onnxruntime
 
 from trt_compress.export.api import export_model
 from trt_compress.models.hosts.detector3d import INPUTS, STATES
-from trt_compress.models.hosts.surround_detector import held_out_frames
-from trt_compress.models.pretrained.surround_detector import (
+from trt_compress.models.zoo.surround_detector.model import held_out_frames
+from trt_compress.models.zoo.surround_detector.train import (
     FAST,
     FASTER,
     NUM_HELD_OUT,
@@ -28,7 +28,7 @@ from trt_compress.models.pretrained.surround_detector import (
 )
 from trt_compress.plugins.library import Library, find
 from trt_compress.runtime.backends.ort import register_native
-from trt_compress.runtime.latency import interleave, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress

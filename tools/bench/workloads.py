@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trt_compress.runtime.latency import Speedup
+from trt_compress.runtime.measure.latency import Speedup
 
 COLUMNS = ("model", "compressor", "right on held-out data", "speed-up over dense", "runs a second")
 BEST_COLUMNS = ("model", "compressor", "faster than uncompressed", "right, uncompressed", "right, compressed")

@@ -8,7 +8,7 @@ import numpy as np
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.manifest import Compression as Site
 from trt_compress.format.record import Record
-from trt_compress.runtime.latency import speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import speedup, summarize, verdict
 from trt_compress.runtime.tokens import tokens_of_sample, why_no_tokens
 from trt_compress.tools.bench.bundle import DOCUMENT, RESULT_VERSION
 from trt_compress.tools.report.from_stream import DEVICE_PARTS, machine

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.latency import WINDOW_TOLERANCE, verdict, window_spread
-from trt_compress.runtime.power.stream import power_of
+from trt_compress.runtime.measure.latency import WINDOW_TOLERANCE, verdict, window_spread
+from trt_compress.runtime.measure.power.stream import power_of
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.runtime.tokens import token_flows, tokens_of_sample, why_no_tokens
 from trt_compress.tools.describe import sites_text

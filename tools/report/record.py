@@ -1,8 +1,8 @@
 """What a report says. The published schema is `schema/report-1.schema.json`.
 
 A number that was not measured, or that its samples do not support, is null, and `reasons` of the same section says why
-under the name of the field; null is never 0. Words and rules are those of `runtime/latency.py`. A newer minor version
-is read and what it added is kept; a newer major version is refused.
+under the name of the field; null is never 0. Words and rules are those of `runtime/measure/latency.py`. A newer minor
+version is read and what it added is kept; a newer major version is refused.
 """
 
 import json
@@ -15,8 +15,8 @@ from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.manifest import Compression as SiteCompression
 from trt_compress.format.record import Record
-from trt_compress.runtime.latency import LatencySummary, Speedup, summarize
-from trt_compress.runtime.power.session import PowerResult
+from trt_compress.runtime.measure.latency import LatencySummary, Speedup, summarize
+from trt_compress.runtime.measure.power.session import PowerResult
 from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trt_compress.runtime.evaluate import Scores
-from trt_compress.runtime.latency import LatencySummary, Speedup, Verdict
+from trt_compress.runtime.measure.latency import LatencySummary, Speedup, Verdict
 from trt_compress.runtime.proportion import Difference
 from trt_compress.tools.sweep.settings import Kind
 

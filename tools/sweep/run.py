@@ -41,7 +41,7 @@ from trt_compress.runtime.evaluate import (
 )
 from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
 from trt_compress.runtime.labelled.open import Request
-from trt_compress.runtime.latency import interleave_many, speedup, summarize, verdict
+from trt_compress.runtime.measure.latency import interleave_many, speedup, summarize, verdict
 from trt_compress.runtime.proportion import Difference, difference
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder

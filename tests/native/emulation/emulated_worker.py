@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emulation.host_device import HostDevice
 
-from trt_compress.tools.gpu_check_kernels import Kernels
-from trt_compress.tools.gpu_check_worker import run_folder, run_turns
+from trt_compress.tools.gpu.guarded import Kernels
+from trt_compress.tools.gpu.worker import run_folder, run_turns
 
 library, folder, names = map(Path, sys.argv[1:4])
 repeats = int(sys.argv[sys.argv.index("--repeats") + 1]) if "--repeats" in sys.argv else 0

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from trt_compress.errors import PluginError
-from trt_compress.tools.gpu_check_kernels import Bytes
+from trt_compress.tools.gpu.guarded import Bytes
 
 # Ascending, descending, and a permutation: a missing barrier gives other bits.
 ORDERS = ((0, 0), (1, 0), (2, 7))

@@ -16,8 +16,8 @@ from emulation.host_device import HostDevice
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing.reference import reference
-from trt_compress.tools.gpu_check import case_of
-from trt_compress.tools.gpu_check_kernels import Kernels, run_case
+from trt_compress.tools.gpu.check import case_of
+from trt_compress.tools.gpu.guarded import Kernels, run_case
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from trt_compress.plugins.kv_compact.op import kv_compact
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch
-from trt_compress.tools.gpu_check import case_of
-from trt_compress.tools.gpu_check_kernels import Kernels, run_case
+from trt_compress.tools.gpu.check import case_of
+from trt_compress.tools.gpu.guarded import Kernels, run_case
 
 Array = np.ndarray[Any, Any]
 LINEAR = {"layout": 0, "sinks": 0}

@@ -20,11 +20,13 @@ from emulation.building import HERE, cuda_library, link, objects
 from trt_compress.errors import PluginError, UnsupportedError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
-from trt_compress.tools import gpu_check, gpu_check_device, gpu_check_runs
-from trt_compress.tools.gpu_check import Check, checks_of, compare, judge
-from trt_compress.tools.gpu_check_device import SIGNATURES, CudaDevice, load_driver
-from trt_compress.tools.gpu_check_kernels import Kernels, run_case
-from trt_compress.tools.gpu_check_runs import Runner
+from trt_compress.tools.gpu import check as gpu_check
+from trt_compress.tools.gpu import device as gpu_check_device
+from trt_compress.tools.gpu import runs as gpu_check_runs
+from trt_compress.tools.gpu.check import Check, checks_of, compare, judge
+from trt_compress.tools.gpu.device import SIGNATURES, CudaDevice, load_driver
+from trt_compress.tools.gpu.guarded import Kernels, run_case
+from trt_compress.tools.gpu.runs import Runner
 
 SEED = 20241
 STEPS = ("build", "kernels", "turns", "benchmark", "plugins", "sanitizer-memcheck", "sanitizer-racecheck")
@@ -235,7 +237,7 @@ def test_a_kernel_that_takes_the_context_along(merges: list[Check], tmp_path: Pa
     assert [results[case.name]["problems"] for case in cases] == [[], []]
     worker = tmp_path / "worker.py"
     worker.write_text(
-        "import ctypes, sys\nfrom pathlib import Path\nfrom trt_compress.tools import gpu_check_worker as w\n"
+        "import ctypes, sys\nfrom pathlib import Path\nfrom trt_compress.tools.gpu import worker as w\n"
         "library, folder, names = map(Path, sys.argv[1:4])\n"
         f"if names.read_text().startswith('first'):\n    ctypes.CDLL(str(library)).trtcSetFault({divergent})\n"
         "w.run_folder(w.Kernels(library), w.CudaDevice(), folder, names.read_text().split())\n"

@@ -17,11 +17,13 @@ from trt_compress.plugins.native_torch import CudaKernels
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
-from trt_compress.tools.bench import gpu_cases, gpu_end_to_end, gpu_kernels
-from trt_compress.tools.bench.gpu_account import kind_of
-from trt_compress.tools.bench.gpu_kernels import Bench, check
-from trt_compress.tools.bench.gpu_models import TINY, flops
-from trt_compress.tools.bench.gpu_timing import HostClock, Recorder, copy_bytes_per_s, ratio, run_record
+from trt_compress.tools.gpu import cases as gpu_cases
+from trt_compress.tools.gpu import end_to_end as gpu_end_to_end
+from trt_compress.tools.gpu import kernels as gpu_kernels
+from trt_compress.tools.gpu.account import kind_of
+from trt_compress.tools.gpu.kernels import Bench, check
+from trt_compress.tools.gpu.models import TINY, flops
+from trt_compress.tools.gpu.timing import HostClock, Recorder, copy_bytes_per_s, ratio, run_record
 from trt_compress.tools.machine import gpus
 
 

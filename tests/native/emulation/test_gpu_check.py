@@ -27,10 +27,11 @@ from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
 from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, all_headers
-from trt_compress.tools import gpu_check, gpu_check_runs
-from trt_compress.tools.gpu_check import Check, Line, checks_of, compare, judge, judge_speed
-from trt_compress.tools.gpu_check_kernels import Case, Kernels, run_case, run_in_turns
-from trt_compress.tools.gpu_check_runs import Runner
+from trt_compress.tools.gpu import check as gpu_check
+from trt_compress.tools.gpu import runs as gpu_check_runs
+from trt_compress.tools.gpu.check import Check, Line, checks_of, compare, judge, judge_speed
+from trt_compress.tools.gpu.guarded import Case, Kernels, run_case, run_in_turns
+from trt_compress.tools.gpu.runs import Runner
 from trt_compress.tools.machine import gpus
 
 SEED = 20240
@@ -204,7 +205,7 @@ def test_without_a_gpu_it_says_so_in_a_sentence(capsys: pytest.CaptureFixture[st
 
 
 def test_gpu_check_takes_nothing_of_the_tests() -> None:
-    for path in Path(gpu_check.__file__).parent.glob("gpu_check*.py"):
+    for path in Path(gpu_check.__file__).parent.glob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert '"tests"' not in text and "sys.path" not in text and "pytest" not in text, path.name
 

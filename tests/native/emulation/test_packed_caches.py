@@ -25,9 +25,9 @@ from kv_cases import (
 from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
-from trt_compress.tools.gpu_check import case_of
-from trt_compress.tools.gpu_check_kernels import Bytes, Case, Kernels, run_case
-from trt_compress.tools.gpu_check_kernels import Tensor as Described
+from trt_compress.tools.gpu.check import case_of
+from trt_compress.tools.gpu.guarded import Bytes, Case, Kernels, run_case
+from trt_compress.tools.gpu.guarded import Tensor as Described
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 NOTHING = torch.zeros(0, dtype=torch.uint8).numpy()

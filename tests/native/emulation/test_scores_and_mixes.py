@@ -20,9 +20,9 @@ from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch
-from trt_compress.tools.gpu_check import case_of
-from trt_compress.tools.gpu_check_kernels import Case, Kernels, run_case
-from trt_compress.tools.gpu_check_kernels import Tensor as Described
+from trt_compress.tools.gpu.check import case_of
+from trt_compress.tools.gpu.guarded import Case, Kernels, run_case
+from trt_compress.tools.gpu.guarded import Tensor as Described
 
 Array = np.ndarray[Any, Any]
 Value = int | float | Sequence[int]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.runtime.power import open_reader, sysfs
-from trt_compress.runtime.power.ina import InaReader
-from trt_compress.runtime.power.lines import (
+from trt_compress.runtime.measure.power import open_reader, sysfs
+from trt_compress.runtime.measure.power.ina import InaReader
+from trt_compress.runtime.measure.power.lines import (
     gpus_from_nvidia_smi,
     nvidia_smi_reader,
     rails_from_tegrastats,
     tegrastats_reader,
 )
-from trt_compress.runtime.power.rapl import RaplReader
+from trt_compress.runtime.measure.power.rapl import RaplReader
 
 RAM = "RAM 3519/30697MB (lfb 1242x4MB) SWAP 0/15348MB (cached 0MB) CPU [2%@729,off,0%@1190,0%@2201] "
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.runtime.power import PowerResult, PowerSession, RailSamples
-from trt_compress.runtime.power.rails import total_of, unknown_rails
-from trt_compress.runtime.power.reader import Source
-from trt_compress.runtime.power.session import power_result
-from trt_compress.runtime.power.stream import run_with_power
+from trt_compress.runtime.measure.power import PowerResult, PowerSession, RailSamples
+from trt_compress.runtime.measure.power.rails import total_of, unknown_rails
+from trt_compress.runtime.measure.power.reader import Source
+from trt_compress.runtime.measure.power.session import power_result
+from trt_compress.runtime.measure.power.stream import run_with_power
 from trt_compress.runtime.stream.result import Counts, Frames, Identity, Protocol, StreamResult
 
 S = 1_000_000_000
@@ -263,7 +263,7 @@ def test_only_the_stream_itself_is_in_the_window(stream: StreamResult) -> None:
 
 def test_a_reader_that_does_not_come_back_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the load gave is there, and why there is no energy beside it."""
-    monkeypatch.setattr("trt_compress.runtime.power.session._PATIENCE_S", 0.1)
+    monkeypatch.setattr("trt_compress.runtime.measure.power.session._PATIENCE_S", 0.1)
     never = threading.Event()
 
     class Stuck:

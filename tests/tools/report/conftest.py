@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from trt_compress.format.manifest import Compression
-from trt_compress.runtime.latency import Samples, speedup, summarize, verdict
-from trt_compress.runtime.power import PowerResult, RailSamples
-from trt_compress.runtime.power.reader import Source
-from trt_compress.runtime.power.session import power_result
+from trt_compress.runtime.measure.latency import Samples, speedup, summarize, verdict
+from trt_compress.runtime.measure.power import PowerResult, RailSamples
+from trt_compress.runtime.measure.power.reader import Source
+from trt_compress.runtime.measure.power.session import power_result
 from trt_compress.runtime.stream.result import (
     Counts,
     Frames,

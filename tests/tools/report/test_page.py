@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trt_compress.runtime.power import PowerResult
+from trt_compress.runtime.measure.power import PowerResult
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report import record as record_module
 from trt_compress.tools.report.from_stream import report_from_stream

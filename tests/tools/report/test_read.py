@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.runtime.power import PowerResult
+from trt_compress.runtime.measure.power import PowerResult
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.html import page_from_report

@@ -15,8 +15,8 @@ import pytest
 from trt_compress.errors import ConfigError
 from trt_compress.format.manifest import Compression as SiteCompression
 from trt_compress.format.record import Record
-from trt_compress.runtime.power import PowerResult
-from trt_compress.runtime.power.session import RailPower
+from trt_compress.runtime.measure.power import PowerResult
+from trt_compress.runtime.measure.power.session import RailPower
 from trt_compress.runtime.stream.result import ControllerLog, StreamResult, Switch
 from trt_compress.tools.report import record as record_module
 from trt_compress.tools.report.from_stream import report_from_stream

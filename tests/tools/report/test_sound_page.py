@@ -21,7 +21,7 @@ from trt_compress.runtime.stream import listener
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.listener import Listener
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.cli import app
+from trt_compress.tools.cli.main import app
 from trt_compress.tools.report.sound import players_of
 
 RATE, CHUNK = 16000, 1600

@@ -1,0 +1,1 @@
+"""`zoo:digits_vit`: the model, its training, its card and its weights."""

@@ -1,0 +1,344 @@
+"""Keyword spotters of the zoo, and their training: `zoo:keyword_spotter`, `zoo:keyword_mome`, `zoo:keyword_stream`.
+
+All are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
+keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
+rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on; `keyword_stream` has the attention
+of a stream of chunks. Both go on from the spotter's weights. Each has its weights (fp16) and a card beside this
+file; this command makes them again (espeak-ng must be installed; minutes on one core):
+
+    python -m trt_compress.models.zoo.keyword_spotter.train VARIANT --output DIR
+"""
+
+import argparse
+import copy
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trt_compress.models.hosts.audio import WhisperModel
+from trt_compress.models.hosts.audio_encoder import WhisperConfig
+from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames
+from trt_compress.models.hosts.mome import MicroExperts
+from trt_compress.models.hosts.weights import load_tensors, load_weights, read_tensors
+from trt_compress.models.zoo import release
+from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.keyword_stream.model import CHUNK_FRAMES, WINDOW_CHUNKS
+
+COMMAND = "python -m trt_compress.models.zoo.keyword_spotter.train"
+FOLDER = Path(__file__).parent.parent
+POOL_LAYER = 0
+"""The layer of `keyword_mome` after whose attention frames are pooled."""
+
+PLAIN = WhisperConfig(
+    num_mel_bins=40,
+    d_model=128,
+    encoder_layers=6,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=512,
+    max_source_positions=50,
+    classifier_proj_size=128,
+    num_labels=len(speech.CLASSES),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the weights are trained; the card repeats it.
+
+    Args:
+        draws: Utterances of each keyword by each speaker, each with an accent, a speed and a pitch of its own.
+        rates: Frames that are pooled into one; the loss is the mean over all of them.
+        balance: Weight of the loss that spreads tokens over experts.
+        position_scale: Whisper's fixed positions are multiplied by this, or they drown the frames at first.
+        ema_decay: Per step; the released weights are the moving average after the last epoch.
+    """
+
+    seed: int = 0
+    draws: int = 4
+    epochs: int = 28
+    batch_size: int = 24
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_share: float = 0.15
+    label_smoothing: float = 0.1
+    gradient_clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    rates: tuple[int, ...] = (1,)
+    balance: float = 0.01
+    position_scale: float = 0.1
+    max_masked_bands: int = 6
+    max_masked_frames: int = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One of the models.
+
+    Args:
+        name: What it is called in the zoo.
+        config: Sizes.
+        recipe: How it is trained.
+        start: The variant whose released weights it begins with, what that lacks being fresh; None: all are.
+        chunked: Frames attend to their own chunk and those before it, as in `zoo:keyword_stream`.
+    """
+
+    name: str
+    config: WhisperConfig
+    recipe: Recipe
+    start: str | None = None
+    chunked: bool = False
+
+    @property
+    def weights_file(self) -> Path:
+        """The released weights."""
+        return FOLDER / self.name / f"{self.name}.safetensors"
+
+    @property
+    def card_file(self) -> Path:
+        """The card of the released weights."""
+        return FOLDER / self.name / "card.json"
+
+
+VARIANTS = {
+    "keyword_spotter": Variant(name="keyword_spotter", config=PLAIN, recipe=Recipe()),
+    "keyword_mome": Variant(
+        name="keyword_mome",
+        config=WhisperConfig(
+            **{**asdict(PLAIN), "experts": 23, "expert_layer": POOL_LAYER + 1},
+        ),
+        recipe=Recipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
+        start="keyword_spotter",
+    ),
+    "keyword_stream": Variant(
+        name="keyword_stream",
+        config=PLAIN,
+        recipe=Recipe(epochs=10, learning_rate=5e-4),
+        start="keyword_spotter",
+        chunked=True,
+    ),
+}
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """The card of a model: sizes, data, training, accuracy, versions."""
+    return release.read_card(VARIANTS[name].card_file)
+
+
+def build(name: str, *, weights: bool = True) -> WhisperModel:
+    """Build a keyword spotter in evaluation mode; without weights it is freshly initialised.
+
+    Raises:
+        ConfigError: the weights file does not fit the model.
+    """
+    variant = VARIANTS[name]
+    model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False)
+    if weights:
+        load_weights(model, variant.weights_file)
+    return model.eval()
+
+
+def logits_at_rates(model: WhisperModel, features: Tensor, rates: Sequence[int]) -> list[Tensor]:
+    """Logits for each rate; frames are averaged after the attention of POOL_LAYER, a remainder is dropped."""
+    encoder = model.encoder
+    x = encoder.embed(features)
+    for layer in encoder.stack[:POOL_LAYER]:
+        x = x + layer.attend(x)[0]
+        x = x + layer.feed(x)
+    first = encoder.stack[POOL_LAYER]
+    shared = x + first.attend(x)[0]
+    results = []
+    for rate in rates:
+        whole = shared.shape[1] // rate * rate
+        x = shared[:, :whole].reshape(len(shared), whole // rate, rate, shared.shape[2]).mean(dim=2)
+        x = x + first.feed(x)
+        for number, layer in enumerate(encoder.stack[POOL_LAYER + 1 :], start=POOL_LAYER + 1):
+            x = encoder.enter(number, x)
+            x = x + layer.attend(x)[0]
+            x = x + layer.feed(x)
+        results.append(model.head(encoder.finish(x), None))
+    return results
+
+
+class Chunked(torch.nn.Module):
+    """What a stream of chunks says at the end of a clip, computed at once: from waveform to logits.
+
+    Shares the model's weights.
+    """
+
+    def __init__(self, model: WhisperModel) -> None:
+        super().__init__()
+        self.stream = StreamingWhisper(
+            model, (), chunk_frames=CHUNK_FRAMES, left_chunks=WINDOW_CHUNKS - 1, window_chunks=WINDOW_CHUNKS
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Logits of audio [B, samples]."""
+        return self.stream.model.head(offline_frames(self.stream, audio), None)
+
+
+def train(words: speech.Words, variant: Variant) -> WhisperModel:
+    """Train on these words and return the averaged weights after the last epoch, in evaluation mode."""
+    recipe = variant.recipe
+    torch.manual_seed(recipe.seed)
+    noise = speech.NoiseBank(np.random.RandomState(recipe.seed))
+    model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False).train()
+    if variant.start:
+        file = VARIANTS[variant.start].weights_file
+        load_tensors(model, {**model.state_dict(), **read_tensors(file)}, file.name)
+    else:
+        with torch.no_grad():
+            model.encoder.embed_positions.weight.mul_(recipe.position_scale)
+    chunked = Chunked(model) if variant.chunked else None
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    num_clips = len(speech.make_clips(words, noise)[1])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        recipe.learning_rate,
+        total_steps=recipe.epochs * math.ceil(num_clips / recipe.batch_size),
+        pct_start=recipe.warmup_share,
+        cycle_momentum=False,
+    )
+    for epoch in range(recipe.epochs):
+        clips, targets = speech.make_clips(words, noise)
+        total = 0.0
+        for rows in torch.split(torch.randperm(num_clips), recipe.batch_size):
+            audio, wanted = (torch.from_numpy(values[rows.numpy()]) for values in (clips, targets))
+            if chunked:
+                loss = functional.cross_entropy(chunked(audio), wanted, label_smoothing=recipe.label_smoothing)
+            else:
+                with torch.no_grad():
+                    features = mask(model.frontend(audio), recipe)
+                loss = _loss(model, features, wanted, recipe)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
+            optimizer.step()
+            schedule.step()
+            for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+                averaged.lerp_(parameter.detach(), 1 - recipe.ema_decay)
+            total += loss.item() * len(rows)
+        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / num_clips:.3f}", file=sys.stderr, flush=True)
+    return average.eval()
+
+
+def _loss(model: WhisperModel, features: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+    experts = [part for part in model.modules() if isinstance(part, MicroExperts)]
+    seen: list[Tensor] = []
+    hooks = [
+        part.register_forward_hook(
+            lambda module, inputs, output: seen.append(cast(MicroExperts, module).balance_loss(inputs[0]))
+        )
+        for part in experts
+    ]
+    logits = logits_at_rates(model, features, recipe.rates)
+    for hook in hooks:
+        hook.remove()
+    losses = [functional.cross_entropy(one, targets, label_smoothing=recipe.label_smoothing) for one in logits]
+    loss = torch.stack(losses).mean()
+    return loss + recipe.balance * torch.stack(seen).mean() if seen else loss
+
+
+def mask(features: Tensor, recipe: Recipe) -> Tensor:
+    """Blank a random range of bands and of frames of each item, [B, bands, frames] (SpecAugment, arXiv:1904.08779)."""
+    batch, bands, frames = features.shape
+    for axis, length, most in ((1, bands, recipe.max_masked_bands), (2, frames, recipe.max_masked_frames)):
+        width = (torch.rand(batch) * (most + 1)).floor()
+        start = (torch.rand(batch) * (length - width + 1)).floor()
+        place = torch.arange(length)
+        hidden = (place >= start[:, None]) & (place < (start + width)[:, None])
+        blank = features.mean(dim=(1, 2), keepdim=True)
+        features = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None, :], blank, features)
+    return features
+
+
+def count_correct(model: torch.nn.Module, clips: speech.Array, labels: speech.Array) -> int:
+    """Count the clips that `model`, from waveform to logits, puts into the right class."""
+    with torch.inference_mode():
+        predicted = torch.cat([model(part).argmax(-1) for part in torch.split(torch.from_numpy(clips), 64)])
+    return int((predicted == torch.from_numpy(labels)).sum())
+
+
+class AtRate(torch.nn.Module):
+    """A matryoshka at one of its rates, from waveform to logits."""
+
+    def __init__(self, model: WhisperModel, rate: int) -> None:
+        super().__init__()
+        self.model, self.rate = model, rate
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Logits of audio [B, samples]."""
+        return logits_at_rates(self.model, self.model.frontend(audio), [self.rate])[0]
+
+
+def write_release(model: WhisperModel, words: speech.Words, variant: Variant, directory: Path) -> dict[str, Any]:
+    """Write weights, as fp16, and card into `directory`, and return the card."""
+    weights = release.write_weights(model, directory / variant.weights_file.name, half=True)
+    load_weights(model, directory / variant.weights_file.name)  # what is measured is what is released
+    validation = speech.make_words(speech.VALIDATION_SPEAKERS, speech.OTHER_WORDS, draws=2, seed=3)
+    noise = speech.NoiseBank(np.random.RandomState(11))
+    sets = {"validation": speech.make_clips(validation, noise, snr_db=(5.0, 20.0)), "test": speech.heldout_clips()}
+    forms = {str(rate): Chunked(model) if variant.chunked else AtRate(model, rate) for rate in variant.recipe.rates}
+    accuracy = {
+        part: {rate: count_correct(form, *clips) for rate, form in forms.items()} for part, clips in sets.items()
+    }
+    card = {
+        "name": variant.name,
+        "task": f"which of {len(speech.KEYWORDS)} keywords is spoken in one second, another word, or none",
+        "classes": list(speech.CLASSES),
+        "architecture": asdict(variant.config),
+        "preprocess": {"sample_rate": speech.SAMPLE_RATE, "samples": speech.CLIP_SAMPLES, "range": [-1, 1]},
+        "data": {
+            "name": "words synthesized by espeak-ng, mixed with white, pink and brown noise",
+            "license": "made here; espeak-ng's output is not covered by its licence (GPL-3.0)",
+            "train": {"speakers": speech.TRAIN_SPEAKERS, "words": len(words.audio), "snr_db": [3, 30]},
+            "validation": {"speakers": speech.VALIDATION_SPEAKERS, "clips": len(sets["validation"][1])},
+            "test": {
+                "speakers": speech.TEST_SPEAKERS,
+                "clips": len(sets["test"][1]),
+                "snr_db": [5, 20],
+                "file": speech.HELDOUT_FILE.name,
+                "sha256": hashlib.sha256(speech.HELDOUT_FILE.read_bytes()).hexdigest(),
+            },
+            "limits": "Synthetic voices share one synthesizer: accuracy on people will be lower. Speakers of the test "
+            "are variants of espeak-ng's voice that are in no other part; the accents are the same.",
+        },
+        "training": {**asdict(variant.recipe), "start": variant.start, "chunked": variant.chunked},
+        "accuracy": {"unit": "clips that are right, by rate", **accuracy},
+        "weights": weights,
+    }
+    command, packages = f"{COMMAND} {variant.name} --output DIR", ("numpy", "scipy", "torch")
+    return release.write_card(card, directory / variant.card_file.name, command=command, packages=packages)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, measure and write the release; return the exit code."""
+
+    def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+        variant = VARIANTS[options.variant]
+        recipe = variant.recipe
+        torch.set_num_threads(1)
+        words = speech.make_words(speech.TRAIN_SPEAKERS, speech.OTHER_WORDS, draws=recipe.draws, seed=recipe.seed)
+        accuracy: dict[str, Any] = write_release(train(words, variant), words, variant, directory)["accuracy"]
+        return accuracy
+
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("variant", choices=VARIANTS)
+    return release.run(parser, make, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""`zoo:speech_codec`: the model, its training, its card and its weights."""

@@ -1,0 +1,1 @@
+"""`zoo:surround_detector`: the model, its training, its card and its weights."""

@@ -1,0 +1,1 @@
+"""`zoo:video_vit`: the model, its training, its card and its weights."""

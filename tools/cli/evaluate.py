@@ -1,0 +1,296 @@
+"""The command evaluate: will my accuracy hold?"""
+
+import json as json_module
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_compress.errors import ConfigError, GateError
+from trt_compress.files import write_whole
+from trt_compress.foreign import shown as printable
+from trt_compress.paths import check_apart, check_new_file
+from trt_compress.suggest import did_you_mean
+from trt_compress.tools.cli.habits import BundlePath, RequireDigest, needs_extra
+from trt_compress.tools.console import print_json, print_table, print_text, progress, say
+
+if TYPE_CHECKING:
+    from trt_compress.runtime.proportion import Difference, Share
+    from trt_compress.tools.evaluate import Evaluation
+    from trt_compress.tools.report.budget import Held, Limit
+
+_SHOWN = 5
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "--images",
+        metavar="DATA",
+        help="A folder DIR/<class>/FILE, a flat one, an .npz file with 'label', or held-out: a zoo model's own data.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='Lines {"file": "a.png", "label": 7}, or CSV; paths are relative to --data.'),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Names of the classes in the model's order, one a line; or sorted, or numbers: how folders are counted.",
+    ),
+]
+LimitSamples = Annotated[
+    int | None, typer.Option(metavar="N", help="At most N samples, evenly spread over the data (default: all).")
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="Make sound of another rate or number of channels fit the bundle.")
+]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
+Native = Annotated[
+    bool | None,
+    typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
+]
+
+
+def evaluate(
+    bundle: BundlePath,
+    data: Data = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="The uncompressed bundle: agreement, and what was lost.")
+    ] = None,
+    graph: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Graph of the bundle to run (default: all of them).")
+    ] = None,
+    baseline_graph: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Graph of the baseline; without --baseline another of the same bundle."),
+    ] = None,
+    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples of one run (default: the bundle's largest batch).")
+    ] = None,
+    threads: Threads = None,
+    limit: LimitSamples = None,
+    resample: Resample = False,
+    native: Native = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIMITS",
+            help="In quotes: 'accuracy>=0.98' or 'agreement>=0.99,drop_points<=1'; exit 3 if one breaks.",
+        ),
+    ] = None,
+    require_digest: RequireDigest = None,
+    json: JsonFile = None,
+) -> None:
+    """Judge a bundle on labelled data: accuracy and its interval, agreement with the baseline, what was lost where.
+
+    Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
+    """
+    check_outputs({"--json": json}, data, labels, classes, bundles=[bundle, baseline])
+    limits = _limits(budget)
+    with progress("Evaluating") as step:
+        with needs_extra("cpu"):
+            from trt_compress.tools.evaluate import evaluate as evaluate_bundle
+        result = evaluate_bundle(
+            bundle,
+            data=data,
+            labels=labels,
+            classes=classes,
+            baseline=baseline,
+            graph=graph,
+            baseline_graph=baseline_graph,
+            backend=backend,
+            batch=batch,
+            threads=threads,
+            limit=limit,
+            resample=resample,
+            native=native,
+            require_digest=require_digest,
+            progress=step,
+        )
+    from trt_compress.tools.report.budget import hold
+
+    held = hold(limits, result.metrics())
+    document = {**result.to_json(), "budget": [_held_json(each) for each in held]}
+    broken = [each for each in held if not each.passed]
+    stdout = json is not None and str(json) == "-"
+    if not stdout:
+        _show(result, held)
+    if json is not None and not stdout:
+        write_json(json, document)
+    if broken:
+        sentences = "; ".join(each.sentence() for each in broken)
+        raise GateError(f"{len(broken)} of {len(held)} limits are broken: {sentences}.", report=document)
+    if stdout:
+        print_json(document)
+
+
+def check_outputs(
+    outputs: Mapping[str, Path | None],
+    data: str | None,
+    labels: Path | None,
+    classes: str | None,
+    *,
+    bundles: Sequence[Path | None] = (),
+    more: Mapping[str, Sequence[Path]] | None = None,
+    in_folder: Mapping[str, Path] | None = None,
+) -> None:
+    """Refuse files that could not be written, or would be written over what is read.
+
+    Args:
+        outputs: Option → file; "-" and None are none.
+        data: As the user gave it.
+        labels: The same.
+        classes: The same.
+        bundles: Directories of bundles that are read.
+        more: What else is read, as `check_apart` takes it.
+        in_folder: Outputs in a folder that is made later, and tried then.
+
+    Raises:
+        ConfigError: One of them is.
+    """
+    files = {option: path for option, path in outputs.items() if path is not None and str(path) != "-"}
+    for option, path in files.items():
+        try_file(path, option)
+    read = {"--data": data, "--labels": labels, "--classes": classes}
+    inputs = {option: [Path(path)] for option, path in read.items() if path is not None}
+    check_apart(
+        {**files, **(in_folder or {})}, {**inputs, **(more or {})}, [path for path in bundles if path is not None]
+    )
+
+
+def _limits(budget: str | None) -> "list[Limit]":
+    """The limits of a budget, whose names are looked at before anything is run."""
+    if budget is None:
+        return []
+    from trt_compress.tools.evaluate import METRICS
+    from trt_compress.tools.report.budget import parse_budget
+
+    limits = parse_budget(budget)
+    for limit in limits:
+        if limit.metric.lower() not in METRICS:
+            raise ConfigError(
+                f"The budget names '{limit.metric}', which an evaluation does not have; there are "
+                f"{', '.join(METRICS)}.{did_you_mean(limit.metric, METRICS)}"
+            )
+    return limits
+
+
+def _show(result: "Evaluation", held: "list[Held]") -> None:
+    scores, data = result.scores, result.data
+    name = result.bundle["name"]
+    print_text(f"{name} on {data['source']}: {data['form']}, {data['answered']} of {data['samples']} samples answered.")
+    if str(result.bundle["weights"]).startswith("random"):
+        print_text("Its weights are random, so its answers mean nothing; export it with --weights FILE.")
+    if data["classes"]:
+        print_text(f"Labels: {data['classes']}.")
+    rows: list[tuple[str | None, ...]] = []
+    if scores.accuracy is not None:
+        rows.append(
+            (
+                "accuracy (top-1)",
+                share_text(scores.accuracy),
+                None if scores.baseline_accuracy is None else share_text(scores.baseline_accuracy, counted=False),
+                None if scores.change is None else change_text(scores.change),
+            )
+        )
+    if scores.top5 is not None:
+        rows.append(("top-5", share_text(scores.top5), None, None))
+    if scores.agreement is not None:
+        rows.append(("same answer as the baseline", share_text(scores.agreement), None, None))
+    for output in (each.to_json() for each in scores.outputs):
+        mean, least = output["cosine_mean"], output["cosine_min"]
+        cosine = "not finite" if mean is None else f"{mean:.6f}, least {least:.6f}"
+        rows.append((f"cosine of '{output['name']}' to the baseline's", cosine, None, None))
+    columns = ("", "bundle", "baseline", "change") if result.baseline is not None else ("", "bundle")
+    print_table("In brackets the 95 % interval", columns, [row[: len(columns)] for row in rows])
+    _show_classes(result)
+    if scores.not_finite:
+        print_text(f"{scores.not_finite} answers are not finite; they count as wrong.")
+    show_left_out("Samples that could not be read", result.failures)
+    show_left_out("Files not taken", result.left_out)
+    for each in held:
+        print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
+
+
+def _show_classes(result: "Evaluation") -> None:
+    """The classes that lost most; without a baseline those that are worst."""
+    rows = result.scores.classes
+    if result.scores.change is not None:
+        losses = sorted(rows, key=lambda row: (row.right - (row.baseline_right or 0)) / row.n)
+        shown = [row for row in losses if row.right < (row.baseline_right or 0)][:_SHOWN]
+        cells = [
+            (_class_name(row.number, row.name), f"{row.baseline_right} of {row.n}", f"{row.right} of {row.n}")
+            for row in shown
+        ]
+        if cells:
+            print_table("Classes that lost most", ("class", "baseline right", "bundle right"), cells)
+        elif rows:
+            print_text("No class lost anything.")
+        return
+    worst = sorted((row for row in rows if row.right < row.n), key=lambda row: row.right / row.n)[:_SHOWN]
+    if worst:
+        cells = [
+            (_class_name(row.number, row.name), f"{row.right} of {row.n}", f"{row.right / row.n:.1%}") for row in worst
+        ]
+        print_table("Classes with the most mistakes", ("class", "right", "share"), cells)
+
+
+def _class_name(number: int, name: str) -> str:
+    return f"{number} {name}" if name and name != str(number) else str(number)
+
+
+def show_left_out(what: str, found: tuple[tuple[str, str], ...], *, shown: int = _SHOWN) -> None:
+    """Print what was left out, each with its reason."""
+    if not found:
+        return
+    print_text(f"{what}: {len(found)}")
+    for name, reason in found[:shown]:
+        said = reason.removeprefix(f"{name}: ").rstrip(".")
+        print_text(f"  {printable(name)}: {printable(said)}")
+    if len(found) > shown:
+        print_text(f"  and {len(found) - shown} more; --json FILE lists them all.")
+
+
+def share_text(share: "Share", *, counted: bool = True) -> str:
+    """`98.3% [96.4, 99.2], 354 of 360`."""
+    words = f"{share.value:.1%} [{share.low * 100:.1f}, {share.high * 100:.1f}]"
+    return f"{words}, {share.count} of {share.n}" if counted else words
+
+
+def change_text(change: "Difference") -> str:
+    """`-0.8 points [-2.0, +0.4]`."""
+    return f"{change.value * 100:+.1f} points [{change.low * 100:+.1f}, {change.high * 100:+.1f}]"
+
+
+def _held_json(held: "Held") -> dict[str, Any]:
+    return {"limit": str(held.limit), "value": held.value, "passed": held.passed, "reason": held.reason}
+
+
+def try_file(path: Path | None, option: str = "--json") -> None:
+    """Find out before the work whether a file can be written; leaves nothing behind."""
+    if path is not None and str(path) != "-":
+        check_new_file(path, option)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    try:
+        write_whole(path, json_module.dumps(document, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
+    say(f"Wrote {path}")

@@ -1,0 +1,117 @@
+"""What every command shares: the log options, --json, and that errors end a command with a sentence."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trt_compress.digest import as_digests
+from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
+from trt_compress.tools.cli.errors import refused_by_system, report_error, wants_json
+from trt_compress.tools.cli.interrupts import Interrupted, ended_by_signals
+from trt_compress.tools.cli.signals import let_go
+from trt_compress.tools.console import configure_logging
+
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log every step, and print the traceback of an internal error.")
+]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Write the log to stderr as one JSON object a line.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON document instead of tables; of a failure it holds 'error': message, hint, exit_code.",
+    ),
+]
+TrustPaths = Annotated[
+    bool,
+    typer.Option(
+        "--trust-paths",
+        help="Follow the paths in a bundle's recipe, and run the FILE.py of its model: for bundles of your own.",
+    ),
+]
+RequireDigest = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SHA256",
+        help="Open no bundle but the one with this digest, as inspect shows it; repeat it where several are opened.",
+    ),
+]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The directory that export wrote.")]
+
+
+def target_names() -> list[str]:
+    """What a shell completes after --target."""
+    from trt_compress.export.targets import TARGETS
+
+    return list(TARGETS)
+
+
+_OPTIONS = {"verbose": Verbose, "log_json": LogJson}
+
+
+def with_habits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options `-v` and `--log-json`, and turn errors into one sentence and an exit code.
+
+    The options may stand before the command's name too; `context.obj` holds what was given there.
+    """
+
+    @wraps(command)
+    def run(context: typer.Context, verbose: bool, log_json: bool, **arguments: Any) -> None:
+        verbose, log_json = verbose or context.obj["verbose"], log_json or context.obj["log_json"]
+        configure_logging(verbose=verbose, log_json=log_json)
+        how = {"verbose": verbose, "log_json": log_json, "json": wants_json(arguments.get("json"))}
+        try:
+            if command.__name__ == "run":  # a stream ends in its own way
+                command(**arguments)
+                return
+            let_go()
+            with ended_by_signals():
+                as_digests(arguments.get("require_digest"))  # before anything is read
+                command(**arguments)
+        except TrtCompressError as error:
+            report_error(error, **how)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as ended:
+            raise typer.Exit(ended.exit_code if isinstance(ended, Interrupted) else 130) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if (refused := refused_by_system(error)) is not None:
+                report_error(refused, **how)
+                raise typer.Exit(refused.exit_code) from None
+            bug = InternalError(
+                f"'{command.__name__}' failed on {type(error).__name__}: {error}",
+                hint="This is a bug of trt-compress; please report the command with what it prints with -v.",
+            )
+            report_error(bug, **how)
+            raise typer.Exit(bug.exit_code) from None
+
+    given = list(inspect.signature(command).parameters.values())
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _OPTIONS.items()
+    ]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in given]
+    run.__signature__ = inspect.Signature([context, *parameters, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "context": typer.Context, **_OPTIONS}
+    return run
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn the failed import of a library into a sentence that names the extra it comes with."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "trt_compress"):
+            raise
+        raise UnsupportedError(
+            f"This command needs '{library}', which is not installed.", hint=f'pip install "trt-compress[{extra}]"'
+        ) from None
