@@ -35,12 +35,12 @@ from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph, with_precision
 from trt_compress.export.verify import VerifyReport, merge_reports, verify_onnx
 from trt_compress.format.bundle import Bundle
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
 from trt_compress.methods import spec_string
 from trt_compress.model_name import FILE_SOURCE, parse_model
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder

@@ -19,9 +19,9 @@ from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
 from trt_compress.export.verify import VerifyReport
 from trt_compress.format import manifest as fields
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, TensorSpec
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.registry import operators
 
 RECIPE_FILE, VERIFY_FILE = "recipe.toml", "verify.json"
@@ -52,6 +52,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
         graphs=tuple(
             fields.Graph(
                 name=graph.name,
+                role=graph.role,
                 file=graph_file(graph),
                 inputs=_tensors(graph.all_inputs),
                 outputs=_tensors(graph.all_outputs),
@@ -59,20 +60,14 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
             for graph in graphs
         ),
         links=tuple(fields.Link(source=source, to=to) for source, to in host.links),
-        states=tuple(
-            fields.State(
-                graph=graph.name,
-                input=state.input,
-                output=state.output,
-                shape=state.shape,
-                dtype=state.dtype,
-                initial=state.initial if isinstance(state.initial, str) else dict(state.initial),
-                capacity=state.capacity,
-                name=state.name,
-            )
+        states=tuple(state.of(graph.name) for graph in graphs for state in graph.states),
+        lengths={
+            symbol: fields.Range(min=low, opt=usual, max=high)
             for graph in graphs
-            for state in graph.states
-        ),
+            for symbol, (low, usual, high) in graph.lengths.items()
+        },
+        capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
+        procedure=None if host.procedure is None else host.procedure(graphs),
         preprocess={"input": graphs[0].inputs[0].name, **host.preprocess},
         postprocess={"output": graphs[-1].outputs[0].name, **host.postprocess},
         compression=tuple(

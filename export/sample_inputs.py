@@ -9,8 +9,8 @@ import numpy as np
 from trt_compress.errors import ShapeError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.models.hosts.base import GraphSpec, Steps, TensorSpec
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.runtime.arrays import array_of, arrays_of
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ExportError
 from trt_compress.export.targets import PRECISIONS
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.operator import LENGTHS_KEY, MARKER, RESIZED, SITE_KEY, unique_name
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from trt_compress.errors import GateError, UnsupportedError
 from trt_compress.export.lower import operator_nodes
 from trt_compress.export.sample_inputs import lengths_of
+from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.models.compressors.place import SitePlan
 from trt_compress.models.hosts.base import GraphSpec, Steps, TensorSpec
-from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators
@@ -197,7 +197,7 @@ def verify_onnx(
     checks: list[SiteCheck | OutputCheck] = []
     for steps in inputs:
         lengths = lengths_of(graph, steps)
-        initial = {state.input: initial_state(state, lengths) for state in graph.states}
+        initial = {state.input: initial_state(state, lengths) for state in graph.states if state.input is not None}
         carried = {name: torch.from_numpy(value) for name, value in initial.items()}
         carried_onnx = dict(initial)
         comparable = torch.ones(lengths[BATCH_SYMBOL], dtype=torch.bool)
@@ -226,8 +226,8 @@ def verify_onnx(
             if not ran:
                 break
             comparable = run.comparable
-            carried = {state.input: expected[state.output] for state in graph.states}
-            carried_onnx = {state.input: actual[state.output].numpy() for state in graph.states}
+            carried |= {name: expected[output] for name, output in graph.carried.items()}
+            carried_onnx |= {name: actual[output].numpy() for name, output in graph.carried.items()}
     return VerifyReport(
         precision=precision,
         inputs=inputs_label,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods.config import CompressorConfig, Method, check_ascending
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
-from trt_compress.models.states import StateSpec
 
 PositionRule = Literal["kept", "averaged", "renumbered"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorConfig, CompressorSpec
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
-from trt_compress.models.states import StateSpec
 from trt_compress.plugins.operator import at_site, mark_tensor
 
 Attend = Callable[[Tokens, frozenset[TapKind]], tuple[Tensor, Mapping[TapKind, Tensor]]]
@@ -345,7 +345,7 @@ def _check_fresh(
 def _check_owned(plans: Mapping[str, GraphPlan], host: HostInfo) -> None:
     """Refuse two methods that own a state of one name."""
     for plan in plans.values():
-        names = [state.input for state in plan.states()]
+        names = [state.port for state in plan.states()]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"{host.name}: two methods want to own the state '{twice[0]}'; give one of them.")
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods.config import CompressorConfig
 from trt_compress.methods.video import STATIC_REUSE, StaticReuseConfig, level_name
 from trt_compress.models.compressors.base import Compressor, num_patches_kept
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.models.layers.partial import Reuse, rows_to_keep
-from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.token_select.op import token_select
 
 NEVER = 1e4  # the age of a token that has not been computed

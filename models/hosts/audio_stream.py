@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place_one
@@ -25,7 +26,6 @@ from trt_compress.models.compressors.sites import ENCODER_OUTPUT, HostInfo, Site
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import EncoderLayer
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
-from trt_compress.models.states import StateSpec
 from trt_compress.plugins.operator import cast
 
 SAMPLES_OF_FRAME = 320
@@ -117,7 +117,7 @@ class StreamingWhisper(CompressedModule):
         Returns:
             Frames of this chunk [B, M, C], or logits [B, classes] of the window that ends with it; then the new states.
         """
-        before = dict(zip((state.input for state in self.states()), states, strict=True))
+        before = dict(zip((state.port for state in self.states()), states, strict=True))
         after: dict[str, Tensor] = {}
         seen = before["chunks_seen"]
         heard = torch.cat([before["audio_tail"], audio], dim=1)
@@ -130,7 +130,7 @@ class StreamingWhisper(CompressedModule):
             tokens = self.placed.layer(number, tokens, taps, attend, layer.feed)
         tokens = self.placed(ENCODER_OUTPUT, tokens.with_x(self.model.encoder.finish(tokens.x)), taps)
         out = self._finish(tokens, before, after)
-        return (out, *(after[spec.input] for spec in self.states()))
+        return (out, *(after[spec.port] for spec in self.states()))
 
     def _attend(
         self,

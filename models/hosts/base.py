@@ -1,8 +1,9 @@
 """The contract of a host: a model with weights becomes one or several graphs, with compressors in place.
 
 A host is one file that builds a `LoadedHost`. Its `attach` puts compressors in and returns the graphs: for most models
-one, called `model`; for a codec `encode` and `decode`; for a model with several levels `k25`, `k50` and `dense`. Every
-step after the host reads the graphs and nothing else, so any number of inputs, outputs and states is possible.
+one, called `model`; for a codec `encode` and `decode`; for a model with several levels `k25`, `k50` and `dense`. Each
+has a role; graphs that read a sequence piece by piece have a procedure too. Every step after the host reads the graphs
+and nothing else, so any number of inputs, outputs and states is possible.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from trt_compress.format.graphs import Capacity, Dim, StateSpec
+from trt_compress.format.procedure import Procedure
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.place import SitePlan
-from trt_compress.models.states import Dim, StateSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Steps = Sequence[Mapping[str, Array]]
@@ -71,7 +73,9 @@ class GraphSpec:
         outputs: In the order in which `module.forward` returns them; the new states follow them.
         states: What is handed from run to run.
         name: Also the name of its file.
-        lengths: Smallest, usual and largest length of each symbol but "batch".
+        role: What it is for, one of `trt_compress.format.graphs.ROLES`.
+        lengths: Smallest, usual and largest length of each symbol but "batch" and those of axes that grow.
+        capacities: Of the symbols in `lengths`, those that whoever runs the graph chooses for its states.
         examples: Real inputs that the model was not trained on, by name, for a given batch: one run, or consecutive
             ones (3 or more) of a graph with states. None: there are none at hand, and seeded random numbers are taken.
     """
@@ -81,29 +85,38 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     states: tuple[StateSpec, ...] = ()
     name: str = "model"
+    role: str = "model"
     lengths: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    capacities: tuple[Capacity, ...] = ()
     examples: Callable[[int], Steps] | None = None
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
         """Inputs and states, as the graph takes them."""
-        states = (TensorSpec(name=state.input, shape=state.shape, dtype=state.dtype) for state in self.states)
-        return (*self.inputs, *states)
+        read = [(state.input, state) for state in self.states if state.input is not None]
+        return (*self.inputs, *(TensorSpec(name=name, shape=state.shape, dtype=state.dtype) for name, state in read))
 
     @property
     def all_outputs(self) -> tuple[TensorSpec, ...]:
         """Outputs and new states, as the graph returns them; a growing axis has another length than before."""
-        return (*self.outputs, *(self._new_state(state) for state in self.states))
+        written = [(state.output, state) for state in self.states if state.output is not None]
+        return (*self.outputs, *(self._new_state(name, state) for name, state in written))
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """Of the states that the graph both reads and writes, the output by the input."""
+        return dict(state.carried for state in self.states if state.carried is not None)
 
     @property
     def input_symbols(self) -> frozenset[str]:
-        """Symbols whose length the inputs of a run decide."""
-        return frozenset(dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str))
+        """Symbols whose length is known when a run begins: by its inputs, or as a capacity."""
+        of_inputs = (dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str))
+        return frozenset((*of_inputs, *(capacity.symbol for capacity in self.capacities)))
 
-    def _new_state(self, state: StateSpec) -> TensorSpec:
+    def _new_state(self, name: str, state: StateSpec) -> TensorSpec:
         known = self.input_symbols
         shape = tuple(f"{dim}_after" if isinstance(dim, str) and dim not in known else dim for dim in state.shape)
-        return TensorSpec(name=state.output, shape=shape, dtype=state.dtype)
+        return TensorSpec(name=name, shape=shape, dtype=state.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +131,8 @@ class LoadedHost:
         attach: The model's graphs with these compressors in place, in the order in which they run; with none, the model
             as it is.
         links: Outputs that feed an input of a later graph, both as `graph.tensor`.
+        procedure: How these graphs, as `attach` made them, are run in turn to read sequences of tokens; None: they read
+            none, and the graphs' roles say all.
         preprocess: How real data becomes the inputs; for the manifest.
         postprocess: What the outputs mean; for the manifest.
     """
@@ -128,6 +143,7 @@ class LoadedHost:
     weights: WeightsInfo
     attach: Callable[[Sequence[CompressorSpec]], tuple[GraphSpec, ...]]
     links: tuple[tuple[str, str], ...] = ()
+    procedure: Callable[[Sequence[GraphSpec]], Procedure] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
 

@@ -116,6 +116,7 @@ def codec_host(
         return (
             GraphSpec(
                 name="encode",
+                role="encode",
                 module=EncodeGraph(codec, source).eval(),
                 inputs=(audio,),
                 outputs=(codes,),
@@ -123,6 +124,7 @@ def codec_host(
             ),
             GraphSpec(
                 name="decode",
+                role="decode",
                 module=DecodeGraph(codec).eval(),
                 inputs=(codes,),
                 outputs=(decoded,),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.motion_queries import (
     EncodedHistory,
@@ -39,7 +40,6 @@ from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, T
 from trt_compress.models.hosts.detector3d_layers import Block, DecoderBlock, Stem, distances
 from trt_compress.models.layers.partial import Route
 from trt_compress.models.layers.windows import from_windows, to_windows
-from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.operator import at_site
 from trt_compress.plugins.token_select.op import token_select
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.models.hosts.base import CompressedModule
 from trt_compress.models.layers.attention import attention
-from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.plugins.operator import cast
 
 _HIDDEN = -3e4  # added to a logit; fp16 holds it

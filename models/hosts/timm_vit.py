@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.methods import CompressorSpec
 from trt_compress.model_name import POOLINGS, unsupported_vit
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -33,7 +34,6 @@ from trt_compress.models.compressors.sites import (
 )
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, Steps, TensorSpec, WeightsInfo
 from trt_compress.models.layers.attention import ATTENTION_TAPS, attention, merge_heads
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.plugins.operator import cast
 
 FAMILY = "timm_vit"

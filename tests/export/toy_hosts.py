@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods.config import CompressorConfig
 from trt_compress.models.compressors.place import SitePlan
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, TensorSpec, WeightsInfo
-from trt_compress.models.states import StateSpec
 from trt_compress.plugins.operator import at_site, mark_tensor
 from trt_compress.plugins.token_select.op import token_select
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vits import compress, images, make_vit, run
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import METHODS, CompressorConfig, CompressorSpec, Method, parse_spec, spec
 from trt_compress.models.compressors import place as placer
 from trt_compress.models.compressors.base import Compressor
@@ -18,7 +19,6 @@ from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place, place_one
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Span, layer_sites
-from trt_compress.models.states import StateSpec
 from trt_compress.plugins.operator import recording
 
 # ---- a made-up method that acts in two graphs and owns a state -------------------------------------------------------

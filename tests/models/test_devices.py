@@ -11,13 +11,13 @@ from arrivals import a_host, arrival_at
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.frame_stack import FrameStack, FrameStackConfig
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import list_models, load_host
-from trt_compress.models.states import StateSpec
 
 REQUIRED = {"tome": "tome:num_merged=1"}
 SPECS = ["none", *(REQUIRED.get(name, name) for name in compressor_classes())]

@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, ModelInfo, TensorSpec
 from trt_compress.models.hosts.progressive import ProgressiveViT
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
-from trt_compress.models.states import BATCH_SYMBOL
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
 from trt_compress.models.zoo.video_pvc import train as video_pvc

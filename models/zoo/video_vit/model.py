@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import GraphPlan, levels_of, place_one
@@ -25,7 +26,6 @@ from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHo
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.layers.attention import attention, merge_heads
 from trt_compress.models.layers.partial import Reuse
-from trt_compress.models.states import BATCH_SYMBOL, StateSpec
 from trt_compress.models.zoo.data import moving_digits
 from trt_compress.models.zoo.video_vit import train as video_vit
 from trt_compress.plugins.operator import at_site, cast
@@ -153,7 +153,7 @@ class ReusingViT(CompressedModule):
             Logits [B, classes], centres [B, 2], and the states after this frame.
         """
         vit: Any = self.vit
-        owned = [state.input for state in self.placed.states()]
+        owned = [state.port for state in self.placed.states()]
         stored = states[len(owned) :]
         memory = dict(zip(owned, states, strict=False))
         chosen = self.placed(_SITE, Tokens(x=self._patches(frame), memory=memory), Taps())

@@ -1,4 +1,4 @@
-"""What `manifest.json` says of a bundle. The published schema is `schema/manifest-1.schema.json`.
+"""What `manifest.json` says of a bundle. `python -m trt_compress.tools.gen_schemas manifest` prints its JSON schema.
 
 A newer minor version is read and what it added is kept; a newer major version is refused. `digest` covers the fields
 that version 1.0 defines, at every level, except `digest` and `schema_version`: an edited value is noticed, a field that
@@ -8,7 +8,6 @@ version that wants its own fields covered adds a digest of its own. Numbers are 
 
 import hashlib
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,17 @@ from typing import Any
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.foreign import strict_json
 from trt_compress.format import kinds
+from trt_compress.format.graphs import DTYPES as DTYPES
+from trt_compress.format.graphs import LARGEST_BATCH, MOST_AXES, MOST_ELEMENTS, graph_problems, state_problems
+from trt_compress.format.graphs import Capacity as Capacity
+from trt_compress.format.graphs import Dim as Dim
+from trt_compress.format.graphs import Graph as Graph
+from trt_compress.format.graphs import Link as Link
+from trt_compress.format.graphs import Range as Range
+from trt_compress.format.graphs import State as State
+from trt_compress.format.graphs import TensorInfo as TensorInfo
+from trt_compress.format.graphs import tensor_problems as tensor_problems
+from trt_compress.format.procedure import Procedure as Procedure
 from trt_compress.format.record import Record
 
 SCHEMA_VERSION = "1.0"
@@ -26,75 +36,10 @@ MANIFEST_NAME = "manifest.json"
 LARGEST_MANIFEST = 16 << 20
 """Bytes; a real one has some ten thousand."""
 
-DTYPES = frozenset(
-    "bool int4 uint4 int8 uint8 int16 uint16 int32 uint32 int64 uint64 float16 bfloat16 float32 float64 float4_e2m1 "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0 complex64 complex128".split()
-)
-"""What a tensor may be; numpy does not have all of them, and a session refuses those that it lacks."""
-
-_MOST_AXES = 8  # of TensorRT
-_MOST_ELEMENTS = 2**31 - 1  # of one tensor, likewise
-_LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
-_LONGEST_NAME, _LONGEST_PATH = 200, 1000
+_LONGEST_PATH = 1000
+_SHARED = ("shape", "dtype", "initial", "capacity", "kind", "layer", "compare", "bits")  # what graphs may not differ in
 _MOST_FLOPS = 1e24
 _LENGTHS = re.compile(r"\d{1,9}(:\d{1,9}:\d{1,9})?")
-
-Dim = int | str
-"""The length of an axis: a number, or a symbol such as "batch" that means the same number in the whole bundle."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorInfo(Record):
-    """One input or output of a graph; `dtype` is numpy's name for it ("float32")."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Graph(Record):
-    """One ONNX file. Graphs run in the order in which the manifest lists them, or one at a time."""
-
-    name: str
-    file: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    external_data: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link(Record):
-    """An output that feeds an input of a later graph, both as `graph.tensor`."""
-
-    source: str = field(metadata={"json": "from"})
-    to: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State(Record):
-    """A tensor that a run hands to the next one: `output` of one run is `input` of the next.
-
-    Attributes:
-        initial: "zeros", {"fill": number} or {"file": "name.npy"}.
-        shape: A symbol that no input of the run has marks an axis that grows, from 0 in the first run.
-        capacity: The longest that a growing axis may get.
-        name: Graphs that name a state alike carry on the same tensor; None: it belongs to its graph alone.
-    """
-
-    graph: str
-    input: str
-    output: str
-    shape: tuple[Dim, ...]
-    dtype: str
-    initial: str | dict[str, Any] = "zeros"
-    capacity: int | None = None
-    name: str | None = None
-
-    @property
-    def key(self) -> str:
-        """What identifies the tensor: the shared name, or `graph.input`, which no name can be."""
-        return self.name or f"{self.graph}.{self.input}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +65,8 @@ class Model(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch(Record):
+class Batch(Range):
     """The batch sizes that engines are built for."""
-
-    min: int
-    opt: int
-    max: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +174,7 @@ class Verification(Record):
 class FileInfo(Record):
     """Hash and size of one file."""
 
-    sha256: str
+    sha256: str = field(metadata={"schema": {"pattern": "^[0-9a-f]{64}$"}})
     bytes: int
 
 
@@ -243,6 +184,9 @@ class Manifest(Record):
 
     Attributes:
         recipe: The content of recipe.toml, so that the export can be repeated.
+        lengths: The lengths of every symbol but "batch" that is no growing axis, a capacity's among them.
+        capacities: The symbols whose length is chosen by whoever runs the bundle.
+        procedure: How the graphs are run in turn to read sequences of tokens; None: as `procedure` says of others.
         flops: FLOPs of one sample, by part of the model.
         files: Every file of the bundle except the manifest. The writer fills this and `digest`.
     """
@@ -254,10 +198,13 @@ class Manifest(Record):
     precision: str
     opset: int
     batch: Batch
-    graphs: tuple[Graph, ...]
-    schema_version: str = SCHEMA_VERSION
+    graphs: tuple[Graph, ...] = field(metadata={"schema": {"minItems": 1}})
+    schema_version: str = field(default=SCHEMA_VERSION, metadata={"schema": {"pattern": r"^1\.[0-9]+$"}})
     links: tuple[Link, ...] = ()
     states: tuple[State, ...] = ()
+    lengths: dict[str, Range] = field(default_factory=dict)
+    capacities: tuple[Capacity, ...] = ()
+    procedure: Procedure | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
     compression: tuple[Compression, ...] = ()
@@ -331,16 +278,14 @@ class Manifest(Record):
     def _value_problems(self) -> Iterator[str]:
         """Values that no bundle has: each is checked here once, so that whoever reads it need not."""
         low, usual, high = self.batch.min, self.batch.opt, self.batch.max
-        if not 1 <= low <= usual <= high <= _LARGEST_BATCH:
-            yield f"batch {low}:{usual}:{high} is not in ascending order from 1 to {_LARGEST_BATCH}"
-        yield from (problem for graph in self.graphs for problem in _graph_problems(graph))
+        if not 1 <= low <= usual <= high <= LARGEST_BATCH:
+            yield f"batch {low}:{usual}:{high} is not in ascending order from 1 to {LARGEST_BATCH}"
+        yield from (problem for graph in self.graphs for problem in graph_problems(graph))
         for state in self.states:
-            yield from tensor_problems(f"state '{state.graph}.{state.input}'", state.dtype, state.shape)
-            if state.capacity is not None and not 0 <= state.capacity <= _MOST_ELEMENTS:
-                yield f"state '{state.graph}.{state.input}' has the capacity {state.capacity}"
+            yield from state_problems(state)
         for site in self.compression:
             for count in (site.tokens_in, site.tokens_out):
-                if isinstance(count, int) and not 0 <= count <= _MOST_ELEMENTS:
+                if isinstance(count, int) and not 0 <= count <= MOST_ELEMENTS:
                     yield f"compression at '{site.site[:60]}' has {count} tokens"
         for name, info in self.files.items():
             if info.bytes < 0:
@@ -397,7 +342,7 @@ class Manifest(Record):
                 yield from ((f"graph '{graph.name}'", file) for file in (graph.file, *graph.external_data))
         for state in self.states:
             if isinstance(state.initial, dict) and "file" in state.initial:
-                yield f"state '{state.graph}.{state.input}'", str(state.initial["file"])
+                yield f"state '{state.key}'", str(state.initial["file"])
         if isinstance(constants := self.preprocess.get("constants"), dict):
             yield from (("'preprocess.constants'", str(file)) for file in constants.values())
         yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
@@ -410,16 +355,21 @@ class Manifest(Record):
         inputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.inputs}
         outputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.outputs}
         ends = [(link.source, link.to) for link in self.links]
-        ends += [(f"{state.graph}.{state.output}", f"{state.graph}.{state.input}") for state in self.states]
         for source, to in ends:
             if source not in outputs:
                 yield f"'{source}' is linked to '{to}' but is no output of a graph"
             if to not in inputs:
                 yield f"'{source}' is linked to '{to}', which is no input of a graph"
+        for state in self.states:
+            if state.input is not None and f"{state.graph}.{state.input}" not in inputs:
+                yield f"the state '{state.key}' enters '{state.graph}.{state.input}', which is no input of a graph"
+            if state.output is not None and f"{state.graph}.{state.output}" not in outputs:
+                yield f"the state '{state.key}' leaves as '{state.graph}.{state.output}', which is no output of a graph"
+        fed = [to for _, to in ends] + [f"{s.graph}.{s.input}" for s in self.states if s.input is not None]
         for link in self.links:
             if outputs.get(link.source, 0) >= inputs.get(link.to, len(order)):
                 yield f"'{link.source}' is linked to '{link.to}', which runs no later"
-        for to, count in Counter(to for _, to in ends).items():
+        for to, count in Counter(fed).items():
             if count > 1:
                 yield f"input '{to}' is fed {count} times"
         yield from self._shared_state_problems()
@@ -433,7 +383,7 @@ class Manifest(Record):
                     yield f"the state name '{state.name}' has a dot"
             elif state.graph == same.graph:
                 yield f"graph '{state.graph}' has two states named '{state.name}'"
-            elif any(getattr(state, part) != getattr(same, part) for part in ("shape", "dtype", "initial", "capacity")):
+            elif any(getattr(state, part) != getattr(same, part) for part in _SHARED):
                 yield f"the graphs '{same.graph}' and '{state.graph}' share the state '{state.name}' and differ in it"
 
 
@@ -449,37 +399,6 @@ def path_problem(name: str) -> str | None:
     return None
 
 
-def tensor_problems(what: str, dtype: str, shape: tuple[Dim, ...]) -> Iterator[str]:
-    """What is wrong with a tensor's dtype or shape."""
-    if dtype not in DTYPES:
-        yield f"{what} is of the dtype '{dtype[:60]}'; there are {', '.join(sorted(DTYPES))}"
-    if len(shape) > _MOST_AXES:
-        yield f"{what} has {len(shape)} axes; there are at most {_MOST_AXES}"
-    if any(_name_problem(dim) if isinstance(dim, str) else not 0 <= dim <= _MOST_ELEMENTS for dim in shape):
-        said = str(list(shape))[:200]
-        yield f"{what} has the shape {said}; an axis is a name, or a number from 0 to {_MOST_ELEMENTS}"
-    elif math.prod(dim for dim in shape if isinstance(dim, int)) > _MOST_ELEMENTS:
-        yield f"{what} has the shape {list(shape)}; a tensor has at most {_MOST_ELEMENTS} elements"
-
-
-def _name_problem(name: str) -> bool:
-    """Whether something cannot be a name: it is empty, too long, or cannot be printed."""
-    return not name or len(name) > _LONGEST_NAME or not name.isprintable()
-
-
-def _graph_problems(graph: Graph) -> Iterator[str]:
-    if _name_problem(graph.name) or "/" in graph.name or "\\" in graph.name:
-        yield f"'{graph.name[:60]}' cannot be the name of a graph, as files are named after it"
-    for infos in (graph.inputs, graph.outputs):
-        for info in infos:
-            if _name_problem(info.name):
-                yield f"graph '{graph.name}' has a tensor of the name '{info.name[:60]}', which cannot be one"
-            yield from tensor_problems(f"'{graph.name}.{info.name}'", info.dtype, info.shape)
-        for name, count in Counter(info.name for info in infos).items():
-            if count > 1:
-                yield f"graph '{graph.name}' has two tensors named '{name}'"
-
-
 def _engine_problems(engine: Engine) -> Iterator[str]:
     what = f"engine for '{engine.target[:60]}'"
     if engine.bytes < 0 or not 0 <= engine.seconds < 1e9:
@@ -487,10 +406,10 @@ def _engine_problems(engine: Engine) -> Iterator[str]:
     for name, shapes in engine.profile.items():
         ranks = {len(shape) for shape in shapes.values()}
         sizes = [length for shape in shapes.values() for length in shape]
-        if not {"min", "opt", "max"} <= shapes.keys() or len(ranks) > 1 or max(ranks) > _MOST_AXES:
+        if not {"min", "opt", "max"} <= shapes.keys() or len(ranks) > 1 or max(ranks) > MOST_AXES:
             yield f"{what} has a profile of '{name[:60]}' without min, opt and max of the same number of axes"
-        elif not all(0 <= length <= _MOST_ELEMENTS for length in sizes):
-            yield f"{what} has a profile of '{name[:60]}' with an axis that is not from 0 to {_MOST_ELEMENTS}"
+        elif not all(0 <= length <= MOST_ELEMENTS for length in sizes):
+            yield f"{what} has a profile of '{name[:60]}' with an axis that is not from 0 to {MOST_ELEMENTS}"
 
 
 def _flops_problems(flops: dict[str, Any] | None, baseline: float | None) -> Iterator[str]:
