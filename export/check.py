@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.errors import (
     BuildError,
     BundleError,
@@ -32,6 +31,7 @@ from trt_compress.foreign import reading
 from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
+from trt_compress.version import __version__
 
 # A field of ModelProto begins with its number and wire type; any of them may be the first of a file.
 _FIRST_TAGS = (

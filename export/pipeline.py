@@ -11,7 +11,6 @@ from pathlib import Path
 import onnx
 from torch import nn
 
-from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError, GateError
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
@@ -44,6 +43,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
+from trt_compress.version import __version__
 
 Progress = Callable[[str], None]
 Made = tuple[Path | None, Manifest, tuple[str, ...]]

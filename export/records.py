@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 
-from trt_compress import __version__
 from trt_compress.export.build import sha256_of
 from trt_compress.export.flops import flops_of_call
 from trt_compress.export.lower import lower_for_target, operator_nodes
@@ -23,6 +22,7 @@ from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, TensorSpec
 from trt_compress.plugins.registry import operators
+from trt_compress.version import __version__
 
 RECIPE_FILE, VERIFY_FILE = "recipe.toml", "verify.json"
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trt_compress import __version__
 from trt_compress.cache import SET, cache_folder, check_own_so_far, make_own_folder
 from trt_compress.children import find_program, python_command, run, started
 from trt_compress.errors import ConfigError, NativeError, PluginError
@@ -41,6 +40,7 @@ from trt_compress.plugins.library import (
     sources_folder,
 )
 from trt_compress.strays import put_in_place, staged_folder, temporary_folder
+from trt_compress.version import __version__
 
 SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 """The GPUs that are supported, from Turing to Blackwell; 87 is Orin, 110 is Thor."""

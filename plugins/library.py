@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trt_compress import __version__
 from trt_compress.cache import SET, CacheError, ForeignError, cache_folder, named_path, own_path, passed_over
 from trt_compress.errors import PluginError
 from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import strict_json
+from trt_compress.version import __version__
 
 Kind = Literal["onnxruntime", "cuda", "tensorrt"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -5,7 +5,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -49,8 +50,10 @@ FOR_ALL = (
     "paths",
     "strays",
     "suggest",
-    "__version__",
+    "version",
 )
+ONLY_BY = {"models.zoo": ("models/zoo/", "tools/"), "tools.cli": ("tools/cli/", "src/")}
+"""What others of the folder do not import."""
 
 STARTS = {"subprocess", "multiprocessing", "runpy", "pty", "popen2", "commands"}
 STARTS_BY_NAME = {"ProcessPoolExecutor", "create_subprocess_exec", "create_subprocess_shell", "system", "popen"}
@@ -90,6 +93,49 @@ def test_imports_go_one_way(path: Path) -> None:
     allowed = (*ALLOWED.get(folder, public), *FOR_ALL)
     wrong = [name for name in imports_of(path) if not any(f"{name}.".startswith(f"{start}.") for start in allowed)]
     assert wrong == [], f"{relative(path)} may import {', '.join(allowed)} of trt_compress"
+    for room, importers in ONLY_BY.items():
+        inside = [name for name in imports_of(path) if f"{name}.".startswith(f"{room}.")]
+        assert inside == [] or relative(path).startswith(importers), f"only {', '.join(importers)} may import {room}"
+
+
+def modules_by_name() -> dict[str, Path]:
+    """Every module without `trt_compress.`; a package by its own name, the outermost one as an empty one."""
+    paths = {path: path.relative_to(GROUND if GROUND in path.parents else ROOT).with_suffix("") for path in MODULES}
+    return {".".join(place.parts).removesuffix("__init__").removesuffix("."): path for path, place in paths.items()}
+
+
+def needs(name: str, modules: Mapping[str, Path]) -> set[str]:
+    """The modules that a module imports at any time: at once, lazily, for types, or by a name in a string."""
+    strings = {
+        node.value.removeprefix("trt_compress.")
+        for node in ast.walk(ast.parse(modules[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.]+", node.value)
+    }
+    found = {text for text in strings if "." in text and text in modules}
+    found |= {inner for text in strings if "." in text and (inner := f"{name.partition('.')[0]}.{text}") in modules}
+    for imported in imports_of(modules[name]):
+        while imported not in modules:
+            imported = imported.rpartition(".")[0]
+        found.add(imported)
+    return found - {name}
+
+
+def test_no_module_needs_itself_by_way_of_others() -> None:
+    modules = modules_by_name()
+    sorter = TopologicalSorter({name: needs(name, modules) for name in modules})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(f"each needs the one before it: {', '.join(error.args[1])}")
+
+
+def test_a_cycle_of_any_kind_is_seen(tmp_path: Path) -> None:
+    modules = {"models.a": tmp_path / "a.py", "models.b": tmp_path / "b.py"}
+    modules["models.b"].write_text("def f():\n    from trt_compress.models.a import g\n")
+    for text in ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from trt_compress.models import b",
+                 "NAMES = {'x': 'trt_compress.models.b'}", "import trt_compress.models.b as b"):  # fmt: skip
+        modules["models.a"].write_text(text)
+        assert (needs("models.a", modules), needs("models.b", modules)) == ({"models.b"}, {"models.a"})
 
 
 def starts_in(tree: ast.AST) -> Iterator[str]:

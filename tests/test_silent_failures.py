@@ -34,7 +34,7 @@ from trt_compress.export.targets import get_target
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
-from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE
+from trt_compress.models.zoo.digits_vit.model import WEIGHTS_FILE
 from trt_compress.plugins.library import Library
 from trt_compress.runtime import Bundle, Manifest, Session
 from trt_compress.runtime.measure.latency import summarize

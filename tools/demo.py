@@ -16,7 +16,7 @@ import numpy as np
 from trt_compress.errors import TrtCompressError
 from trt_compress.export.api import BuildPlan, Progress, build, export_model
 from trt_compress.format.manifest import Engine, Manifest
-from trt_compress.models.zoo.digits_vit.train import digits_split
+from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder
 from trt_compress.tools import demo_stream

@@ -10,13 +10,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.cache import SET, CacheError, cache_folder, check_own_so_far, passed_over
 from trt_compress.children import find_program
 from trt_compress.errors import PluginError
 from trt_compress.plugins import library
 from trt_compress.tools import machine
 from trt_compress.tools.console import format_bytes
+from trt_compress.version import __version__
 
 POSSIBLE = "What can be done here"
 _RUN, _EXPORT = "run and time bundles", "export and verify models"

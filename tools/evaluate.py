@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError
 from trt_compress.format.bundle import Bundle
@@ -28,6 +27,7 @@ from trt_compress.tools.bench.bundle import identity, operators_run
 from trt_compress.tools.held_out import check_held_out, held_out
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.metrics import Better, Metric
+from trt_compress.version import __version__
 
 RESULT_VERSION = "1.0"
 DOCUMENT = "trt-compress evaluation"

@@ -17,7 +17,8 @@ from trt_compress.export.targets import TARGETS
 from trt_compress.files import write_whole
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.timm_vit import attach
-from trt_compress.models.zoo.digits_vit.train import build_digits_vit, count_correct, digits_split
+from trt_compress.models.zoo.data.digits import digits_split
+from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
 from trt_compress.tools.bench import costs, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows

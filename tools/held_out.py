@@ -44,7 +44,7 @@ def check_held_out(model: str) -> None:
 
 
 def _digits(model: str, input_name: str) -> LabelledData:
-    from trt_compress.models.zoo.digits_vit.train import digits_split
+    from trt_compress.models.zoo.data.digits import digits_split
 
     split = digits_split()
     return from_arrays(
@@ -68,7 +68,7 @@ def _words(model: str, input_name: str) -> LabelledData:
 
 def _moving_digits(model: str, input_name: str) -> LabelledData:
     from trt_compress.models.zoo.data.moving_digits import as_input, make_clip
-    from trt_compress.models.zoo.video_vit.train import CLIP_LENGTH
+    from trt_compress.models.zoo.video_vit.score import CLIP_LENGTH
 
     clips = [make_clip("test", index, length=CLIP_LENGTH) for index in range(CLIPS)]
 
@@ -87,7 +87,7 @@ def _moving_digits(model: str, input_name: str) -> LabelledData:
 
 
 def _speech(model: str, input_name: str) -> LabelledData:
-    from trt_compress.models.zoo.speech_codec.train import heldout_clips
+    from trt_compress.models.zoo.speech_codec.model import heldout_clips
 
     return from_arrays(HELD_OUT, {input_name: heldout_clips()[:, np.newaxis]}, None, form=f"{model}'s held-out speech")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from trt_compress.tools.cli.habits import needs_extra
+from trt_compress.foreign import needs_extra
 
 
 class _Row(Protocol):

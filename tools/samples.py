@@ -165,7 +165,7 @@ def _speech(folder: Path, count: int | None) -> Sample:
 
 
 def _images(folder: Path, count: int | None) -> Sample:
-    from trt_compress.models.zoo.digits_vit import train as digits_vit
+    from trt_compress.models.zoo.data import digits
 
     try:
         from PIL import Image
@@ -173,8 +173,8 @@ def _images(folder: Path, count: int | None) -> Sample:
         raise UnsupportedError(
             f"Writing pictures needs Pillow, and {error}.", hint="pip install 'trt-compress[zoo]'"
         ) from error
-    split = digits_vit.digits_split()
-    pixels = split.test_images * digits_vit.PIXEL_STD + digits_vit.PIXEL_MEAN
+    split = digits.digits_split()
+    pixels = split.test_images * digits.PIXEL_STD + digits.PIXEL_MEAN
     answers: list[dict[str, Any]] = []
     for label in range(10):
         (folder / "images" / str(label)).mkdir(parents=True, exist_ok=True)

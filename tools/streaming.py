@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import write_whole
@@ -37,6 +36,7 @@ from trt_compress.runtime.stream.sources import check_source, file_of_url, is_li
 from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
+from trt_compress.version import __version__
 
 T = TypeVar("T")
 

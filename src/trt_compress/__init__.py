@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import TrtCompressError
+from trt_compress.version import __version__
 
 if TYPE_CHECKING:
     from trt_compress import runtime
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 # ONNX Runtime would write a number of this machine into HOME, and warn where it may not.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
 __all__ = [
     "Session",
     "TrtCompressError",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
-from trt_compress.errors import ConfigError, TrtCompressError
+from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
 
 _LONGEST_REASON = 160
 _DEEPEST = 64
@@ -47,6 +47,24 @@ def reading(where: str, advice: str, *, error: type[TrtCompressError] = ConfigEr
         raise
     except Exception as cause:
         raise error(f"{where} cannot be read ({reason_of(cause)}); {advice}.") from cause
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn the failed import of a library into a sentence that names the extra it comes with.
+
+    Raises:
+        UnsupportedError: The library is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "trt_compress"):
+            raise
+        raise UnsupportedError(
+            f"This command needs '{library}', which is not installed.", hint=f'pip install "trt-compress[{extra}]"'
+        ) from None
 
 
 def reason_of(cause: BaseException) -> str:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE
+from trt_compress.models.zoo.digits_vit.model import WEIGHTS_FILE
 
 Typed = Callable[..., Any]
 Copied = Callable[..., Path]

@@ -25,7 +25,7 @@ from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.sites import HostInfo, layer_sites, leading_spans
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
-from trt_compress.models.zoo.digits_vit.train import digits_split
+from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.runtime import Bundle, Session
 
 Typed = Callable[..., Any]

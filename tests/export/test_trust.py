@@ -18,7 +18,7 @@ from trt_compress.export.trust import refuse_paths
 from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts import timm_download
-from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE
+from trt_compress.models.zoo.digits_vit.model import WEIGHTS_FILE
 from trt_compress.tools.cli.main import app
 from trt_compress.tools.sweep.run import sweep
 

@@ -28,7 +28,8 @@ from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
-from trt_compress.models.zoo.digits_vit.train import WEIGHTS_FILE, digits_split
+from trt_compress.models.zoo.data.digits import digits_split
+from trt_compress.models.zoo.digits_vit.model import WEIGHTS_FILE
 
 Exported = Callable[..., Path]
 Break = Callable[[onnx.ModelProto], None]

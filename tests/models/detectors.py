@@ -8,7 +8,7 @@ from torch import Tensor
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import CompressedDetector3D, Detector3D, Detector3DConfig, attach
 from trt_compress.models.zoo.data.driving_scenes import Frame, Rig, SceneOptions, generate_scene
-from trt_compress.models.zoo.surround_detector.train import frame_inputs
+from trt_compress.models.zoo.surround_detector.model import frame_inputs
 
 SMALL = Detector3DConfig(
     num_cameras=2,

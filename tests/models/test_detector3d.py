@@ -18,7 +18,7 @@ from trt_compress.models.hosts.detector3d import (
     _history,
 )
 from trt_compress.models.hosts.detector3d_layers import Block, DistanceAttention
-from trt_compress.models.zoo.surround_detector.train import frame_inputs
+from trt_compress.models.zoo.surround_detector.model import frame_inputs
 from trt_compress.plugins.operator import recording
 
 ROUTED = "toc3d:keep_ratio=0.5"

@@ -16,7 +16,7 @@ from trt_compress.export import api, pipeline
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo
 from trt_compress.models.hosts.detector3d import FAMILY, INPUTS, STATES, detector_graph, postprocess_of
 from trt_compress.models.zoo.data.driving_scenes import CLASSES, Frame
-from trt_compress.models.zoo.surround_detector.train import frame_inputs
+from trt_compress.models.zoo.surround_detector.model import frame_inputs
 from trt_compress.runtime import Bundle, Session
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
 from trt_compress.runtime.stream.result import StreamResult

@@ -14,10 +14,11 @@ from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.audio import CompressedAudio
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.zoo.data import speech
-from trt_compress.models.zoo.keyword_spotter import train as keyword_spotter
+from trt_compress.models.zoo.keyword_spotter import model as zoo_model
+from trt_compress.models.zoo.keyword_spotter import train as training
 from trt_compress.models.zoo.keyword_stream import model as keyword_stream
 
-NAMES = tuple(keyword_spotter.VARIANTS)
+NAMES = tuple(training.VARIANTS)
 needs_espeak = pytest.mark.skipif(
     shutil.which("espeak-ng") is None, reason="espeak-ng is not installed (Debian: apt install espeak-ng)"
 )
@@ -30,27 +31,27 @@ def heldout() -> tuple[speech.Array, speech.Array]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_small_and_those_of_the_card(name: str) -> None:
-    variant, card = keyword_spotter.VARIANTS[name], keyword_spotter.read_card(name)
-    content = variant.weights_file.read_bytes()
+    variant, card = training.VARIANTS[name], zoo_model.read_card(name)
+    content = zoo_model.weights_file(name).read_bytes()
     assert len(content) <= 4_000_000
     assert card["weights"]["bytes"] == len(content)
     assert card["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
-    recipe = {field: card["training"][field] for field in keyword_spotter.Recipe.__dataclass_fields__}
-    assert keyword_spotter.Recipe(**{**recipe, "rates": tuple(recipe["rates"])}) == variant.recipe
+    recipe = {field: card["training"][field] for field in training.Recipe.__dataclass_fields__}
+    assert training.Recipe(**{**recipe, "rates": tuple(recipe["rates"])}) == variant.recipe
     assert card["data"]["test"]["sha256"] == hashlib.sha256(speech.HELDOUT_FILE.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_held_out_accuracy_is_that_of_the_card(name: str, heldout: tuple[speech.Array, speech.Array]) -> None:
-    card = keyword_spotter.read_card(name)
+    card = zoo_model.read_card(name)
     clips, labels = heldout
     assert card["data"]["test"]["clips"] == len(labels) >= 500
-    model = keyword_spotter.build(name)
+    model = zoo_model.build(name)
     for rate, right in card["accuracy"]["test"].items():
-        spec = "none" if rate == "1" else f"frame_pool:stride={rate},layer={keyword_spotter.POOL_LAYER}"
+        spec = "none" if rate == "1" else f"frame_pool:stride={rate},layer={zoo_model.POOL_LAYER}"
         compressed = CompressedAudio(model, parse_spec(spec), name=name).eval()
-        module = keyword_spotter.Chunked(model) if keyword_spotter.VARIANTS[name].chunked else compressed
-        found = keyword_spotter.count_correct(module, clips, labels)
+        module = training.Chunked(model) if training.VARIANTS[name].chunked else compressed
+        found = training.count_correct(module, clips, labels)
         assert abs(found - right) <= 2  # a clip on the boundary may differ by machine
     assert card["accuracy"]["test"]["1"] / len(labels) >= 0.85
 
@@ -149,9 +150,9 @@ def few() -> speech.Words:
 def test_training_lowers_the_loss_and_is_deterministic(
     name: str, few: speech.Words, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    variant = keyword_spotter.VARIANTS[name]
+    variant = training.VARIANTS[name]
     short = replace(variant, recipe=replace(variant.recipe, epochs=3, ema_decay=0.0))
-    first, again = (keyword_spotter.train(few, short).state_dict() for _ in range(2))
+    first, again = (training.train(few, short).state_dict() for _ in range(2))
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
     losses = [float(line.split("loss ")[1]) for line in capsys.readouterr().err.splitlines()[:3]]
     assert losses[-1] < losses[0]
@@ -159,14 +160,14 @@ def test_training_lowers_the_loss_and_is_deterministic(
 
 def test_masks_hide_a_range_of_bands_and_frames() -> None:
     torch.manual_seed(0)
-    recipe = keyword_spotter.Recipe()
+    recipe = training.Recipe()
     features = torch.randn(20, 40, 100)
-    masked = keyword_spotter.mask(features, recipe)
+    masked = training.mask(features, recipe)
     bands = (masked != features).all(dim=2).sum(dim=1)
     frames = (masked != features).all(dim=1).sum(dim=1)
     assert bands.max() <= recipe.max_masked_bands and frames.max() <= recipe.max_masked_frames
     assert bands.max() > 0 and frames.max() > 0
-    still = keyword_spotter.mask(features, replace(recipe, max_masked_bands=0, max_masked_frames=0))
+    still = training.mask(features, replace(recipe, max_masked_bands=0, max_masked_frames=0))
     assert torch.equal(still, features)
 
 
@@ -174,5 +175,5 @@ def test_masks_hide_a_range_of_bands_and_frames() -> None:
 def test_script_refuses_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     occupied = tmp_path / "file"
     occupied.touch()
-    assert keyword_spotter.main(["keyword_spotter", "--output", str(occupied)]) == 2
+    assert training.main(["keyword_spotter", "--output", str(occupied)]) == 2
     assert f"--output {occupied} cannot be written" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from trt_compress.models.hosts.progressive import ProgressiveConfig, Progressive
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
 from trt_compress.models.zoo.video_pvc import model as host
-from trt_compress.models.zoo.video_pvc import train as video_pvc
-from trt_compress.models.zoo.video_vit.train import score_stream
+from trt_compress.models.zoo.video_pvc import train as training
+from trt_compress.models.zoo.video_vit.score import score_stream
 from trt_compress.runtime import Session
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 
@@ -36,7 +36,7 @@ def small(window: int = 3) -> ProgressiveViT:
 
 def streamed(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Tokens and outputs of a clip [T, B, 3, H, W], a frame at a time."""
-    states, results = video_pvc.fresh_states(model, clip.shape[1]), []
+    states, results = training.fresh_states(model, clip.shape[1]), []
     with torch.no_grad():
         for frame in clip:
             tokens, found, *states = model(frame, *states)
@@ -128,7 +128,7 @@ def test_frames_before_matter_and_old_ones_are_forgotten() -> None:
 
 def test_a_fresh_model_begins_as_single_frames() -> None:
     torch.manual_seed(0)
-    model = video_pvc.build(weights=False)
+    model = host.build(weights=False)
     frame = torch.randn(1, 1, 3, 96, 96)
     (_, alone), (_, after) = streamed(model, frame.expand(2, -1, -1, -1, -1))
     torch.testing.assert_close(alone, after, atol=1e-5, rtol=1e-5)
@@ -138,23 +138,23 @@ def test_a_fresh_model_begins_as_single_frames() -> None:
 
 
 def test_weights_are_those_of_the_card() -> None:
-    card, content = release.read_card(video_pvc.CARD_FILE), video_pvc.WEIGHTS_FILE.read_bytes()
+    card, content = release.read_card(host.CARD_FILE), host.WEIGHTS_FILE.read_bytes()
     assert len(content) == card["weights"]["bytes"] <= 6_000_000
     assert hashlib.sha256(content).hexdigest() == card["weights"]["sha256"]
-    recipe = video_pvc.Recipe(**{name: card["training"][name] for name in video_pvc.Recipe.__dataclass_fields__})
-    assert recipe == video_pvc.Recipe()
+    recipe = training.Recipe(**{name: card["training"][name] for name in training.Recipe.__dataclass_fields__})
+    assert recipe == training.Recipe()
 
 
 def test_held_out_accuracy_is_that_of_the_card() -> None:
     """Few clips, so a wide margin around the card's figure."""
-    model, card = video_pvc.build(), release.read_card(video_pvc.CARD_FILE)
-    found = score_stream("test", 20, lambda: video_pvc.streams_of(model))
+    model, card = host.build(), release.read_card(host.CARD_FILE)
+    found = score_stream("test", 20, lambda: training.streams_of(model))
     assert abs(found["both"] - card["accuracy"]["test"]["both"]) < 0.12
 
 
 def test_the_bundle_carries_its_frames_on(tmp_path: Path) -> None:
     api.export_model("zoo:video_pvc", compress="none", output=tmp_path / "b", batch="1:1:2")
-    model = video_pvc.build()
+    model = host.build()
     frames = moving_digits.as_input(moving_digits.make_clip("test", 3, length=7).frames)
     wanted = streamed(model, torch.from_numpy(frames)[:, None])
     with Session.open(tmp_path / "b") as session:
@@ -176,11 +176,11 @@ def test_other_compressors_are_refused() -> None:
 
 
 def test_clips_move_within_the_frame() -> None:
-    recipe = video_pvc.Recipe(clips=4, frames=3)
+    recipe = training.Recipe(clips=4, frames=3)
     images, labels = moving_digits.digits_of("train")
     generator = torch.Generator().manual_seed(0)
     pool = moving_digits.backgrounds("train", 4, generator)
-    frames, digits, centres = video_pvc.make_batch(images, labels, pool, recipe, generator)
+    frames, digits, centres = training.make_batch(images, labels, pool, recipe, generator)
     assert frames.shape == (3, 4, 3, 96, 96) and digits.shape == (4,) and centres.shape == (3, 4, 2)
     assert frames.min() >= -1 and frames.max() <= 1
     pixels = centres * 96
@@ -192,5 +192,5 @@ def test_clips_move_within_the_frame() -> None:
 def test_script_refuses_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     occupied = tmp_path / "file"
     occupied.touch()
-    assert video_pvc.main(["--output", str(occupied)]) == 2
+    assert training.main(["--output", str(occupied)]) == 2
     assert f"--output {occupied} cannot be written" in capsys.readouterr().err

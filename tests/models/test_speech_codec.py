@@ -12,22 +12,23 @@ from typer.testing import CliRunner
 from trt_compress.export import api
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.zoo.data import speech
-from trt_compress.models.zoo.speech_codec import train as speech_codec
+from trt_compress.models.zoo.speech_codec import model as zoo_model
+from trt_compress.models.zoo.speech_codec import train as training
 from trt_compress.tools.cli.main import app
 
 
 def test_weights_are_small_and_those_of_the_card() -> None:
-    content, card = speech_codec.WEIGHTS_FILE.read_bytes(), speech_codec.read_card()
+    content, card = zoo_model.WEIGHTS_FILE.read_bytes(), zoo_model.read_card()
     assert len(content) <= 6_000_000
     assert card["weights"]["bytes"] == len(content)
     assert card["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
-    recipe = {name: card["training"][name] for name in speech_codec.Recipe.__dataclass_fields__}
-    assert speech_codec.Recipe(**recipe) == speech_codec.Recipe()
+    recipe = {name: card["training"][name] for name in training.Recipe.__dataclass_fields__}
+    assert training.Recipe(**recipe) == training.Recipe()
 
 
 def test_reconstruction_error_is_that_of_the_card() -> None:
-    card = speech_codec.read_card()["reconstruction"]
-    found = speech_codec.measure(speech_codec.build(), speech_codec.heldout_clips())
+    card = zoo_model.read_card()["reconstruction"]
+    found = training.measure(zoo_model.build(), zoo_model.heldout_clips())
     assert found["mel_distance_db"] == pytest.approx(card["mel_distance_db"], abs=0.1)
     assert found["snr_db"] == pytest.approx(card["snr_db"], abs=0.1)
     assert found["codes_used"] == pytest.approx(card["codes_used"], abs=5)
@@ -51,9 +52,9 @@ def test_the_graphs_are_the_codec() -> None:
 
 def test_other_codes_sound_worse() -> None:
     """The code numbers carry the sound: random ones are further from it."""
-    codec, clips = speech_codec.build(), torch.from_numpy(speech_codec.heldout_clips()[:8])
-    recipe = speech_codec.Recipe()  # without the phase, which 500 bits a second do not hold
-    loss = speech_codec.SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=0)
+    codec, clips = zoo_model.build(), torch.from_numpy(zoo_model.heldout_clips()[:8])
+    recipe = training.Recipe()  # without the phase, which 500 bits a second do not hold
+    loss = training.SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=0)
     with torch.no_grad():
         codes = codec.encode(clips)
         shuffled = codes.flatten()[torch.randperm(codes.numel(), generator=torch.Generator().manual_seed(0))]
@@ -63,13 +64,13 @@ def test_other_codes_sound_worse() -> None:
 
 def test_silence_has_no_loss() -> None:
     zeros = torch.zeros(1, 16000)
-    assert speech_codec.SpectralLoss()(zeros, zeros) == 0
+    assert training.SpectralLoss()(zeros, zeros) == 0
 
 
 def test_bit_rate_and_length() -> None:
-    codec = speech_codec.build(weights=False)
+    codec = zoo_model.build(weights=False)
     assert codec.bits_per_second == 500
-    clips = torch.from_numpy(speech_codec.heldout_clips()[:2])
+    clips = torch.from_numpy(zoo_model.heldout_clips()[:2])
     with torch.no_grad():
         codes = codec.encode(clips)
         assert codes.shape == (2, 50, 1) and codec.decode(codes).shape == (2, speech.CLIP_SAMPLES)
@@ -77,7 +78,7 @@ def test_bit_rate_and_length() -> None:
 
 def test_a_codec_that_knows_nothing_is_measured_as_such() -> None:
     torch.manual_seed(0)
-    found = speech_codec.measure(speech_codec.build(weights=False), speech_codec.heldout_clips()[:4])
+    found = training.measure(zoo_model.build(weights=False), zoo_model.heldout_clips()[:4])
     assert found["codes_used"] == 1 and found["entropy_bits_per_code"] == 0  # a codebook of zeros: the first code wins
     assert found["snr_db"] < 3 and found["mel_distance_of_silence_db"] > 5
 
@@ -86,7 +87,7 @@ def test_a_codec_that_knows_nothing_is_measured_as_such() -> None:
 def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     recordings = list(speech.heldout_words().audio[:40])
     small = {"steps": 200, "warm_steps": 60, "batch_size": 1, "segment_samples": 3200}
-    codec = speech_codec.train(recordings, speech_codec.Recipe(**small))  # type: ignore[arg-type]
+    codec = training.train(recordings, training.Recipe(**small))  # type: ignore[arg-type]
     losses = [float(line.split("loss ")[1]) for line in capsys.readouterr().err.splitlines()]
     assert len(losses) == 2 and losses[1] < losses[0]
     assert torch.isfinite(codec.codebook).all()
@@ -96,7 +97,7 @@ def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_stream_is_encoded_and_decoded(tmp_path: Path) -> None:
     """From the command line: each second becomes code numbers, and sound again."""
     soundfile = pytest.importorskip("soundfile")
-    clips = speech_codec.heldout_clips()[:2]
+    clips = zoo_model.heldout_clips()[:2]
     soundfile.write(tmp_path / "speech.wav", clips.reshape(-1), speech.SAMPLE_RATE, subtype="FLOAT")
     api.export_model("zoo:speech_codec", compress="none", output=tmp_path / "b", batch="1")
     out = tmp_path / "out.jsonl"
@@ -105,7 +106,7 @@ def test_a_stream_is_encoded_and_decoded(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     results = [line["results"][0] for line in lines]
-    codec, codes = speech_codec.build(), torch.tensor([found["codes"] for found in results])
+    codec, codes = zoo_model.build(), torch.tensor([found["codes"] for found in results])
     with torch.no_grad():
         assert codes.shape == (2, 50, 1) and (codes != codec.encode(torch.from_numpy(clips))).sum() <= 2  # near ties
         made = codec.decode(codes)[:, : speech.CLIP_SAMPLES]

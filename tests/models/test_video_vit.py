@@ -21,14 +21,8 @@ from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.zoo.data import moving_digits
 from trt_compress.models.zoo.video_vit import model as video_vit
-from trt_compress.models.zoo.video_vit.train import (
-    TEST_CLIPS,
-    WEIGHTS_FILE,
-    build_video_vit,
-    dense_stream,
-    score_stream,
-    video_vit_card,
-)
+from trt_compress.models.zoo.video_vit.model import WEIGHTS_FILE, build_video_vit, video_vit_card
+from trt_compress.models.zoo.video_vit.score import TEST_CLIPS, dense_stream, score_stream
 from trt_compress.runtime import Bundle, Session
 
 LEVELS = "static_reuse:keep_ratio=[0.25,1]"

@@ -126,7 +126,7 @@ print(trt_compress.evaluate({str(folder / "dense")!r}, data={str(folder / "val")
 
 
 def test_the_held_out_digits_are_those_of_the_card(exported: Callable[..., Path]) -> None:
-    from trt_compress.models.zoo.digits_vit.train import digits_vit_card
+    from trt_compress.models.zoo.digits_vit.model import digits_vit_card
 
     card = digits_vit_card()
     scores = trt_compress.evaluate(exported("none"), data="held-out").scores
@@ -139,7 +139,7 @@ def test_pictures_on_disk_give_what_the_arrays_gave(exported: Callable[..., Path
     """The preprocessing of the manifest: digits as PNGs are the model's own inputs, but for the rounding to bytes."""
     from PIL import Image
 
-    from trt_compress.models.zoo.digits_vit.train import digits_split
+    from trt_compress.models.zoo.data.digits import digits_split
 
     split = digits_split()
     for number, (image, label) in enumerate(zip(split.test_images[:60], split.test_labels[:60], strict=True)):

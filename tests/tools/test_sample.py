@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 from trt_compress.errors import ConfigError
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Batch, Manifest, Model, TensorInfo, Weights
-from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.data import digits, speech
 from trt_compress.models.zoo.data.moving_digits import make_clip
-from trt_compress.models.zoo.digits_vit import train as digits_vit
 from trt_compress.models.zoo.digits_vit.model import INFO, load
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
@@ -92,7 +91,7 @@ def test_pictures_reach_the_model_as_the_images_it_was_tested_on(tmp_path: Path)
     prepare = preprocess_from_manifest(Bundle(path=tmp_path, manifest=manifest), inputs)
     source = ImageFiles(made.source)
     source.open()
-    split = digits_vit.digits_split()
+    split = digits.digits_split()
     for line in labels:
         item = source.read()
         assert item is not None and item.error is None
@@ -104,7 +103,7 @@ def test_pictures_reach_the_model_as_the_images_it_was_tested_on(tmp_path: Path)
 
 def test_the_scene_suits_the_detector_of_the_zoo() -> None:
     from trt_compress.models.zoo.data.driving_scenes import Rig
-    from trt_compress.models.zoo.surround_detector.train import rig_of, surround_detector_config
+    from trt_compress.models.zoo.surround_detector.model import rig_of, surround_detector_config
 
     rig = rig_of(surround_detector_config())
     assert rig == Rig()

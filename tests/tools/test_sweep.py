@@ -214,7 +214,7 @@ def test_what_does_not_fit_in_memory_at_once_is_timed_in_several_runs() -> None:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 held-out digits as arrays."""
-    from trt_compress.models.zoo.digits_vit.train import digits_split
+    from trt_compress.models.zoo.data.digits import digits_split
 
     split = digits_split()
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
@@ -304,7 +304,7 @@ def test_a_detector_is_sent_to_run_before_anything_is_exported() -> None:
 
 
 def test_without_labels_the_answers_of_dense_are_the_measure(swept: tuple[SweepResult, Path], tmp_path: Path) -> None:
-    from trt_compress.models.zoo.digits_vit.train import digits_split
+    from trt_compress.models.zoo.data.digits import digits_split
 
     np.savez(tmp_path / "x.npz", image=digits_split().test_images[:40])
     found = trt_compress.sweep(

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trt_compress import __version__
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.files import open_regular
@@ -32,6 +31,7 @@ from trt_compress.runtime.measure.latency import (
 from trt_compress.runtime.session import Session
 from trt_compress.tools.describe import compression_text
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
+from trt_compress.version import __version__
 
 Device = Literal["cpu", "gpu"]
 Role = Literal["bundle", "baseline"]

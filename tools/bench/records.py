@@ -6,11 +6,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.children import run
 from trt_compress.files import append_line
 from trt_compress.runtime.measure.latency import Speedup
 from trt_compress.tools.machine import describe_device, package_versions
+from trt_compress.version import __version__
 
 
 def append_record(path: Path, benchmark: str, figures: Mapping[str, Any]) -> None:

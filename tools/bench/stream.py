@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress import __version__
 from trt_compress.files import append_line
 from trt_compress.runtime.measure.latency import LatencySummary, summarize
 from trt_compress.runtime.session import Session
@@ -40,6 +39,7 @@ from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.trend import trend
 from trt_compress.tools.console import print_table
 from trt_compress.tools.machine import command_output, describe_device, package_versions
+from trt_compress.version import __version__
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
 LEVELS = {"dense": "none", "merge4": "tome:num_merged=4", "merge7": "tome:num_merged=7"}
@@ -82,7 +82,7 @@ class Digits:
     name = f"{STREAMS} streams of digits"
 
     def __init__(self) -> None:
-        from trt_compress.models.zoo.digits_vit.train import digits_split
+        from trt_compress.models.zoo.data.digits import digits_split
 
         images = digits_split().test_images  # preprocessed: (pixel / 16 - 0.5) / 0.5
         self._images = np.round((images[:, 0] * 0.5 + 0.5) * 16).astype(np.uint8)

@@ -17,13 +17,13 @@ import onnxruntime
 
 from trt_compress.export.api import export_model
 from trt_compress.models.hosts.detector3d import INPUTS, STATES
-from trt_compress.models.zoo.surround_detector.model import held_out_frames
-from trt_compress.models.zoo.surround_detector.train import (
+from trt_compress.models.zoo.surround_detector.model import (
     FAST,
     FASTER,
     NUM_HELD_OUT,
     Detector,
     evaluate,
+    held_out_frames,
     surround_detector_config,
 )
 from trt_compress.plugins.library import Library, find

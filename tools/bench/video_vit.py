@@ -18,7 +18,7 @@ import numpy as np
 
 from trt_compress.export.api import export_model
 from trt_compress.models.zoo.data.moving_digits import as_input, make_clip
-from trt_compress.models.zoo.video_vit.train import TEST_CLIPS, Stream, score_stream
+from trt_compress.models.zoo.video_vit.score import TEST_CLIPS, Stream, score_stream
 from trt_compress.runtime.measure.latency import Speedup, interleave, speedup, summarize
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder

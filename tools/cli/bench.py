@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trt_compress.foreign import needs_extra
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli.evaluate import JsonFile, try_file, write_json
-from trt_compress.tools.cli.habits import BundlePath, RequireDigest, needs_extra
+from trt_compress.tools.cli.habits import BundlePath, RequireDigest
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.files import write_whole
+from trt_compress.foreign import needs_extra
 from trt_compress.foreign import shown as printable
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.suggest import did_you_mean
-from trt_compress.tools.cli.habits import BundlePath, RequireDigest, needs_extra
+from trt_compress.tools.cli.habits import BundlePath, RequireDigest
 from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from trt_compress.errors import ConfigError, GateError
-from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, TrustPaths, needs_extra, target_names
+from trt_compress.foreign import needs_extra
+from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, TrustPaths, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """What every command shares: the log options, --json, and that errors end a command with a sentence."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from trt_compress.digest import as_digests
-from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
+from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.tools.cli.errors import refused_by_system, report_error, wants_json
 from trt_compress.tools.cli.interrupts import Interrupted, ended_by_signals
 from trt_compress.tools.cli.signals import let_go
@@ -101,17 +100,3 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature([context, *parameters, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, "context": typer.Context, **_OPTIONS}
     return run
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn the failed import of a library into a sentence that names the extra it comes with."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library in ("", "trt_compress"):
-            raise
-        raise UnsupportedError(
-            f"This command needs '{library}', which is not installed.", hint=f'pip install "trt-compress[{extra}]"'
-        ) from None

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from trt_compress import __version__, current_folder
+from trt_compress import current_folder
 from trt_compress.errors import ConfigError
 from trt_compress.tools.cli.bench import bench
 from trt_compress.tools.cli.errors import READER_GONE, OneVoice, refused_by_system
@@ -28,6 +28,7 @@ from trt_compress.tools.cli.scene import scene
 from trt_compress.tools.cli.show import doctor, inspect, list_registered
 from trt_compress.tools.cli.sweep import sweep
 from trt_compress.tools.console import flush, guard_streams, print_text, say_error
+from trt_compress.version import __version__
 
 app = typer.Typer(
     name="trt-compress",

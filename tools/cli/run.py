@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 import typer
 
 from trt_compress.errors import StreamError
+from trt_compress.foreign import needs_extra
 from trt_compress.paths import check_apart
-from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, needs_extra
+from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
 from trt_compress.tools.cli.signals import Signals, held, of_a_stream
 from trt_compress.tools.console import flush, is_watched, print_json, progress, say
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from trt_compress.tools.cli.habits import Json, needs_extra
+from trt_compress.foreign import needs_extra
+from trt_compress.tools.cli.habits import Json
 from trt_compress.tools.console import print_json, print_text, progress
 
 

@@ -7,6 +7,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
+from trt_compress.foreign import needs_extra
 from trt_compress.model_name import parse_model
 from trt_compress.tools.cli.evaluate import (
     Classes,
@@ -20,7 +21,7 @@ from trt_compress.tools.cli.evaluate import (
     show_left_out,
     write_json,
 )
-from trt_compress.tools.cli.habits import TrustPaths, needs_extra
+from trt_compress.tools.cli.habits import TrustPaths
 from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:

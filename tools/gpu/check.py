@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from trt_compress import __version__
 from trt_compress.children import TimeoutExpired, find_program
 from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError, TrtCompressError, UnsupportedError
 from trt_compress.files import append_line
@@ -37,6 +36,7 @@ from trt_compress.tools.gpu.device import CudaDevice
 from trt_compress.tools.gpu.guarded import Array, Bytes, Case, Tensor
 from trt_compress.tools.gpu.runs import NO_TIME, RESERVE_S, Runner, Sanitized, sanitize
 from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
+from trt_compress.version import __version__
 
 EXIT_FAILED = 3
 RESULT_VERSION = "1.0"

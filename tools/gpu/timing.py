@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from trt_compress import __version__
 from trt_compress.errors import UnsupportedError
 from trt_compress.files import append_line
 from trt_compress.plugins.library import source_hash
 from trt_compress.runtime.measure.latency import speedup
 from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
+from trt_compress.version import __version__
 
 RESULT_VERSION = "1.0"
 WARM_UP = 3

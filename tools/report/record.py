@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.manifest import Compression as SiteCompression
 from trt_compress.format.record import Record
@@ -22,6 +21,7 @@ from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
 from trt_compress.runtime.stream.sound_result import Track as Track
 from trt_compress.runtime.stream.sound_result import Word as Word
+from trt_compress.version import __version__
 
 SCHEMA_VERSION = "1.0"
 DOCUMENT = "trt-compress report"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trt_compress import __version__
 from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
@@ -59,6 +58,7 @@ from trt_compress.tools.held_out import check_held_out
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 from trt_compress.tools.sweep.result import Measure, Row, SweepResult, recommend, words_of
 from trt_compress.tools.sweep.settings import Setting, check_limits, expand_all, plan_sweep
+from trt_compress.version import __version__
 
 if TYPE_CHECKING:
     from trt_compress.models.hosts.base import LoadedHost

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.models.zoo.digits_vit import train as digits_vit
+from trt_compress.models.zoo.data import digits
 
 Part = Literal["train", "validation", "test"]
 FRAME_SIZE = 96
@@ -40,8 +40,8 @@ class Clip:
 
 def digits_of(part: Part) -> tuple[Tensor, Tensor]:
     """Digits [N, 1, 8, 8] from 0 to 1, and their classes [N]."""
-    split = digits_vit.digits_split()
-    images = torch.from_numpy(getattr(split, f"{part}_images")) * digits_vit.PIXEL_STD + digits_vit.PIXEL_MEAN
+    split = digits.digits_split()
+    images = torch.from_numpy(getattr(split, f"{part}_images")) * digits.PIXEL_STD + digits.PIXEL_MEAN
     return images, torch.from_numpy(getattr(split, f"{part}_labels"))
 
 

@@ -1,4 +1,4 @@
-"""A small Vision Transformer for 8 x 8 digits: the model `zoo:digits_vit`, its data split, and its training.
+"""The training of `zoo:digits_vit`, a small Vision Transformer for 8 x 8 digits.
 
 Every pixel is a token, so the model has 65 tokens (64 and the class token) in 8 blocks: enough for every compressor of
 the Vision Transformer family, small enough to ship. The weights and the model card stand beside this file; this
@@ -12,60 +12,40 @@ missing tokens. That helps each compressor that is put in without training, rand
 
 import argparse
 import copy
-import hashlib
-import json
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
+from trt_compress.models.zoo.data.digits import (
+    PIXEL_MEAN,
+    PIXEL_SCALE,
+    PIXEL_STD,
+    DigitsSplit,
+    digits_split,
+    load_digits,
+    split_sha256,
+)
+from trt_compress.models.zoo.digits_vit.model import (
+    ARCHITECTURE,
+    CARD_FILE,
+    NAME,
+    WEIGHTS_FILE,
+    count_correct,
+    new_model,
+)
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-NAME = "digits_vit"
 COMMAND = "python -m trt_compress.models.zoo.digits_vit.train --output DIR"
-CARD_FILE = Path(__file__).with_name("card.json")
-WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
 
-ARCHITECTURE = {
-    "img_size": 8,
-    "patch_size": 1,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 96,
-    "depth": 8,
-    "num_heads": 6,
-}
-PIXEL_SCALE, PIXEL_MEAN, PIXEL_STD = 1 / 16, 0.5, 0.5
 BACKGROUND = -PIXEL_MEAN / PIXEL_STD
-TEST_PER_CLASS = 36
-VALIDATION_PER_CLASS = 18
-
-Images = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DigitsSplit:
-    """The digits in three disjoint parts. Images are [N, 1, 8, 8], preprocessed as the model card says."""
-
-    train_images: Images
-    train_labels: Labels
-    validation_images: Images
-    validation_labels: Labels
-    test_images: Images
-    test_labels: Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,90 +78,11 @@ class Recipe:
     noise_std: float = 0.1
 
 
-def digits_vit_card() -> dict[str, Any]:
-    """Read the model card: architecture, preprocessing, data, licence, split, training, accuracy, versions."""
-    return release.read_card(CARD_FILE)
-
-
-def digits_vit_config() -> dict[str, Any]:
-    """Return the keyword arguments of timm's `VisionTransformer` from the model card."""
-    return cast(dict[str, Any], digits_vit_card()["architecture"])
-
-
-def build_digits_vit(*, weights: bool = True) -> "VisionTransformer":
-    """Build the model in evaluation mode.
-
-    Args:
-        weights: Load the trained weights; otherwise the model is freshly initialised.
-
-    Raises:
-        UnsupportedError: timm is not installed.
-        ConfigError: The weights file does not fit the model.
-    """
-    model = _new_model(digits_vit_config())
-    if weights:
-        load_weights(model, WEIGHTS_FILE)
-    return model.eval()
-
-
-def digits_split(seed: int = 0) -> DigitsSplit:
-    """Split scikit-learn's digits into training, validation and test images, stratified by class.
-
-    The test images (36 a class) take no part in training or in choosing anything.
-
-    Args:
-        seed: The released weights belong to seed 0; with another seed, their training images are among the test images.
-
-    Raises:
-        UnsupportedError: scikit-learn is not installed.
-    """
-    digits = _load_digits()
-    images = ((digits.images[:, None] * PIXEL_SCALE - PIXEL_MEAN) / PIXEL_STD).astype(np.float32)
-    labels = digits.target.astype(np.int64)
-    train, validation, test = split_indices(labels, seed)
-    return DigitsSplit(
-        train_images=images[train],
-        train_labels=labels[train],
-        validation_images=images[validation],
-        validation_labels=labels[validation],
-        test_images=images[test],
-        test_labels=labels[test],
-    )
-
-
-def split_indices(labels: npt.NDArray[Any], seed: int) -> tuple[Labels, Labels, Labels]:
-    """Draw the (training, validation, test) indices, each in increasing order.
-
-    Uses numpy's `RandomState`, whose stream never changes, so a seed means the same split in every version.
-    """
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}; a seed is a whole number from 0 to 2**32 - 1. Give one of these.")
-    random = np.random.RandomState(seed)
-    by_class = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    bounds = [TEST_PER_CLASS, TEST_PER_CLASS + VALIDATION_PER_CLASS]
-    parts = zip(*(np.split(members, bounds) for members in by_class), strict=True)
-    test, validation, train = (np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
-    return train, validation, test
-
-
-def split_sha256(labels: npt.NDArray[Any], seed: int) -> str:
-    """Hash the split: its indices as text, the same on every machine."""
-    text = json.dumps([part.tolist() for part in split_indices(labels, seed)])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def count_correct(model: torch.nn.Module, images: Images, labels: Labels) -> int:
-    """Count the images that `model` (in evaluation mode) classifies correctly."""
-    with torch.inference_mode():
-        predicted = torch.cat([model(batch).argmax(-1) for batch in torch.split(torch.from_numpy(images), 128)])
-    return int((predicted == torch.from_numpy(labels)).sum())
-
-
 def train(split: DigitsSplit, recipe: Recipe) -> "VisionTransformer":
     """Train on the training part alone and return the averaged weights after the last epoch, in evaluation mode."""
     torch.manual_seed(recipe.seed)
     images, labels = torch.from_numpy(split.train_images), torch.from_numpy(split.train_labels)
-    model = _new_model({**ARCHITECTURE, "patch_drop_rate": recipe.max_token_drop_ratio})
+    model = new_model({**ARCHITECTURE, "patch_drop_rate": recipe.max_token_drop_ratio})
     _initialise_positions(model, recipe)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -250,14 +151,6 @@ def main(arguments: list[str] | None = None) -> int:
     return release.run(parser, make, arguments)
 
 
-def _new_model(architecture: Mapping[str, Any]) -> "VisionTransformer":
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError as error:
-        raise UnsupportedError(f"{NAME} needs timm.", hint="pip install 'trt-compress[export]'") from error
-    return VisionTransformer(**architecture)
-
-
 def _initialise_positions(model: "VisionTransformer", recipe: Recipe) -> None:
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
@@ -265,15 +158,6 @@ def _initialise_positions(model: "VisionTransformer", recipe: Recipe) -> None:
     positions = build_sincos2d_pos_embed([size, size], dim=channels, temperature=recipe.position_temperature)
     with torch.no_grad():
         cast(torch.Tensor, model.pos_embed)[:, 1:] = positions
-
-
-def _load_digits() -> Any:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        message = "The digits images come with scikit-learn, which is not installed."
-        raise UnsupportedError(message, hint="pip install 'trt-compress[zoo]'") from error
-    return load_digits()
 
 
 def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights: dict[str, Any]) -> dict[str, Any]:
@@ -297,7 +181,7 @@ def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights: d
         "split": {
             "seed": recipe.seed,
             **sizes,
-            "sha256": split_sha256(_load_digits().target, recipe.seed),
+            "sha256": split_sha256(load_digits().target, recipe.seed),
         },
         "training": {
             **asdict(recipe),

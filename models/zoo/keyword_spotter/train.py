@@ -1,10 +1,10 @@
-"""Keyword spotters of the zoo, and their training: `zoo:keyword_spotter`, `zoo:keyword_mome`, `zoo:keyword_stream`.
+"""The training of the keyword spotters: `zoo:keyword_spotter`, `zoo:keyword_mome`, `zoo:keyword_stream`.
 
 All are small Whisper encoders with the classifier of WhisperForAudioClassification, over one second of audio: ten
 keywords, other words, silence. `keyword_mome` is a matryoshka: one model that was trained for the mean loss of all its
 rates (MoME), so that its frames may be pooled by 2 or 4 from its second layer on; `keyword_stream` has the attention
-of a stream of chunks. Both go on from the spotter's weights. Each has its weights (fp16) and a card beside this
-file; this command makes them again (espeak-ng must be installed; minutes on one core):
+of a stream of chunks. Both go on from the spotter's weights. Each has its weights (fp16) and a card in its
+folder; this command makes them again (espeak-ng must be installed; minutes on one core):
 
     python -m trt_compress.models.zoo.keyword_spotter.train VARIANT --output DIR
 """
@@ -25,29 +25,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.models.hosts.audio import WhisperModel
-from trt_compress.models.hosts.audio_encoder import WhisperConfig
 from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames
 from trt_compress.models.hosts.mome import MicroExperts
 from trt_compress.models.hosts.weights import load_tensors, load_weights, read_tensors
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.keyword_spotter.model import CONFIGS, POOL_LAYER, card_file, weights_file
 from trt_compress.models.zoo.keyword_stream.model import CHUNK_FRAMES, WINDOW_CHUNKS
 
 COMMAND = "python -m trt_compress.models.zoo.keyword_spotter.train"
-FOLDER = Path(__file__).parent.parent
-POOL_LAYER = 0
-"""The layer of `keyword_mome` after whose attention frames are pooled."""
-
-PLAIN = WhisperConfig(
-    num_mel_bins=40,
-    d_model=128,
-    encoder_layers=6,
-    encoder_attention_heads=4,
-    encoder_ffn_dim=512,
-    max_source_positions=50,
-    classifier_proj_size=128,
-    num_labels=len(speech.CLASSES),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,65 +71,31 @@ class Variant:
 
     Args:
         name: What it is called in the zoo.
-        config: Sizes.
         recipe: How it is trained.
         start: The variant whose released weights it begins with, what that lacks being fresh; None: all are.
         chunked: Frames attend to their own chunk and those before it, as in `zoo:keyword_stream`.
     """
 
     name: str
-    config: WhisperConfig
     recipe: Recipe
     start: str | None = None
     chunked: bool = False
 
-    @property
-    def weights_file(self) -> Path:
-        """The released weights."""
-        return FOLDER / self.name / f"{self.name}.safetensors"
-
-    @property
-    def card_file(self) -> Path:
-        """The card of the released weights."""
-        return FOLDER / self.name / "card.json"
-
 
 VARIANTS = {
-    "keyword_spotter": Variant(name="keyword_spotter", config=PLAIN, recipe=Recipe()),
+    "keyword_spotter": Variant(name="keyword_spotter", recipe=Recipe()),
     "keyword_mome": Variant(
         name="keyword_mome",
-        config=WhisperConfig(
-            **{**asdict(PLAIN), "experts": 23, "expert_layer": POOL_LAYER + 1},
-        ),
         recipe=Recipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
         start="keyword_spotter",
     ),
     "keyword_stream": Variant(
         name="keyword_stream",
-        config=PLAIN,
         recipe=Recipe(epochs=10, learning_rate=5e-4),
         start="keyword_spotter",
         chunked=True,
     ),
 }
-
-
-def read_card(name: str) -> dict[str, Any]:
-    """The card of a model: sizes, data, training, accuracy, versions."""
-    return release.read_card(VARIANTS[name].card_file)
-
-
-def build(name: str, *, weights: bool = True) -> WhisperModel:
-    """Build a keyword spotter in evaluation mode; without weights it is freshly initialised.
-
-    Raises:
-        ConfigError: the weights file does not fit the model.
-    """
-    variant = VARIANTS[name]
-    model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False)
-    if weights:
-        load_weights(model, variant.weights_file)
-    return model.eval()
 
 
 def logits_at_rates(model: WhisperModel, features: Tensor, rates: Sequence[int]) -> list[Tensor]:
@@ -190,9 +142,9 @@ def train(words: speech.Words, variant: Variant) -> WhisperModel:
     recipe = variant.recipe
     torch.manual_seed(recipe.seed)
     noise = speech.NoiseBank(np.random.RandomState(recipe.seed))
-    model = WhisperModel(variant.config, num_samples=speech.CLIP_SAMPLES, clip_range=False).train()
+    model = WhisperModel(CONFIGS[variant.name], num_samples=speech.CLIP_SAMPLES, clip_range=False).train()
     if variant.start:
-        file = VARIANTS[variant.start].weights_file
+        file = weights_file(variant.start)
         load_tensors(model, {**model.state_dict(), **read_tensors(file)}, file.name)
     else:
         with torch.no_grad():
@@ -286,8 +238,8 @@ class AtRate(torch.nn.Module):
 
 def write_release(model: WhisperModel, words: speech.Words, variant: Variant, directory: Path) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
-    weights = release.write_weights(model, directory / variant.weights_file.name, half=True)
-    load_weights(model, directory / variant.weights_file.name)  # what is measured is what is released
+    weights = release.write_weights(model, directory / weights_file(variant.name).name, half=True)
+    load_weights(model, directory / weights_file(variant.name).name)  # what is measured is what is released
     validation = speech.make_words(speech.VALIDATION_SPEAKERS, speech.OTHER_WORDS, draws=2, seed=3)
     noise = speech.NoiseBank(np.random.RandomState(11))
     sets = {"validation": speech.make_clips(validation, noise, snr_db=(5.0, 20.0)), "test": speech.heldout_clips()}
@@ -299,7 +251,7 @@ def write_release(model: WhisperModel, words: speech.Words, variant: Variant, di
         "name": variant.name,
         "task": f"which of {len(speech.KEYWORDS)} keywords is spoken in one second, another word, or none",
         "classes": list(speech.CLASSES),
-        "architecture": asdict(variant.config),
+        "architecture": asdict(CONFIGS[variant.name]),
         "preprocess": {"sample_rate": speech.SAMPLE_RATE, "samples": speech.CLIP_SAMPLES, "range": [-1, 1]},
         "data": {
             "name": "words synthesized by espeak-ng, mixed with white, pink and brown noise",
@@ -321,7 +273,7 @@ def write_release(model: WhisperModel, words: speech.Words, variant: Variant, di
         "weights": weights,
     }
     command, packages = f"{COMMAND} {variant.name} --output DIR", ("numpy", "scipy", "torch")
-    return release.write_card(card, directory / variant.card_file.name, command=command, packages=packages)
+    return release.write_card(card, directory / card_file(variant.name).name, command=command, packages=packages)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,8 @@ from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE
 from trt_compress.models.hosts.audio_stream import SAMPLES_OF_FRAME, StreamingWhisper, stream_graph
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo, Steps
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
-from trt_compress.models.zoo.data.speech import CLASSES
+from trt_compress.models.zoo.data.speech import CLASSES, heldout_clips
+from trt_compress.models.zoo.keyword_spotter import model as keyword_spotter
 
 CHUNK_FRAMES = 10
 WINDOW_CHUNKS = 5
@@ -29,11 +30,11 @@ def load(weights: str | None) -> LoadedHost:
     Raises:
         ConfigError: the weights do not fit.
     """
-    from trt_compress.models.zoo.keyword_spotter import train as pretrained
-
-    model = pretrained.build("keyword_stream", weights=weights is None)
+    model = keyword_spotter.build("keyword_stream", weights=weights is None)
     info = (
-        zoo_weights(pretrained.read_card("keyword_stream")) if weights is None else load_weights(model, Path(weights))
+        zoo_weights(keyword_spotter.read_card("keyword_stream"))
+        if weights is None
+        else load_weights(model, Path(weights))
     )
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
@@ -66,8 +67,6 @@ def load(weights: str | None) -> LoadedHost:
 
 def examples(count: int) -> Steps:
     """Held-out clips, cut into chunks that follow each other."""
-    from trt_compress.models.zoo.data import speech
-
-    clips, _ = speech.heldout_clips(repeats=1)
+    clips, _ = heldout_clips(repeats=1)
     rows = clips[np.arange(count) * 37 % len(clips)]
     return [{"audio": part} for part in np.split(rows, rows.shape[1] // CHUNK_SAMPLES, axis=1)]

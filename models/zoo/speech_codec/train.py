@@ -1,4 +1,4 @@
-"""The codec `zoo:speech_codec`: a small WavTokenizer for 16 kHz speech, and its training.
+"""The training of `zoo:speech_codec`, a small WavTokenizer for 16 kHz speech.
 
 Fifty code numbers of ten bits a second, so 500 bits per second. It is trained for a few minutes on speech of espeak-ng,
 with spectral losses and no adversary: it shows the whole way, and is no match for the released models. This command
@@ -18,35 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.models.hosts.codec_wavtokenizer import WavTokenizer, WavTokenizerConfig
+from trt_compress.models.hosts.codec_wavtokenizer import WavTokenizer
 from trt_compress.models.hosts.spectral import LogMel
-from trt_compress.models.hosts.vocos import VocosConfig
 from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import speech
+from trt_compress.models.zoo.speech_codec.model import CARD_FILE, CONFIG, NAME, WEIGHTS_FILE, build, heldout_clips
 
-NAME = "speech_codec"
 COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
-CARD_FILE = Path(__file__).with_name("card.json")
-WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
-
-CONFIG = WavTokenizerConfig(
-    strides=(2, 4, 5, 8),
-    filters=12,
-    dimension=64,
-    codebook_size=1024,
-    sample_rate=speech.SAMPLE_RATE,
-    backbone=VocosConfig(
-        input_channels=64,
-        dim=128,
-        intermediate_dim=384,
-        num_layers=6,
-        n_fft=1280,
-        hop=320,
-        adanorm_num_embeddings=4,
-        position_net=True,
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,29 +55,6 @@ class Recipe:
     commitment: float = 0.25
     code_decay: float = 0.97
     fewest_uses: float = 0.02
-
-
-def read_card() -> dict[str, Any]:
-    """The card: sizes, data, training, reconstruction error, versions."""
-    return release.read_card(CARD_FILE)
-
-
-def build(*, num_samples: int = speech.CLIP_SAMPLES, weights: bool = True) -> WavTokenizer:
-    """Build the codec in evaluation mode; without weights it is freshly initialised.
-
-    Raises:
-        ConfigError: the weights file does not fit the model.
-    """
-    codec = WavTokenizer(CONFIG, num_samples=num_samples)
-    if weights:
-        load_weights(codec, WEIGHTS_FILE)
-    return codec.eval()
-
-
-def heldout_clips() -> speech.Array:
-    """The held-out words one after another, without noise, cut into seconds: [N, 16000]."""
-    audio = np.concatenate(speech.heldout_words().audio)
-    return audio[: len(audio) // speech.CLIP_SAMPLES * speech.CLIP_SAMPLES].reshape(-1, speech.CLIP_SAMPLES)
 
 
 class SpectralLoss(torch.nn.Module):

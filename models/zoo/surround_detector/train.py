@@ -1,4 +1,4 @@
-"""A small multi-view 3D detector, trained here on synthetic driving scenes, dense and with ToC3D.
+"""The training of `zoo:surround_detector` on synthetic driving scenes, dense and with ToC3D.
 
 `python -m trt_compress.models.zoo.surround_detector.train --output DIR` trains it again.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,36 +21,39 @@ from torch.nn import functional
 from trt_compress.errors import UnsupportedError
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import (
-    CompressedDetector3D,
     Detections,
     Detector3D,
     Detector3DConfig,
     attach,
 )
-from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
     TRAIN_SEEDS,
     Frame,
-    Rig,
     SceneOptions,
     generate_scene,
 )
-from trt_compress.runtime.detection_metric import DetectionScore, FrameBoxes, score_detections
+from trt_compress.models.zoo.surround_detector.model import (
+    CARD_FILE,
+    FAST,
+    FASTER,
+    NAME,
+    NUM_HELD_OUT,
+    WEIGHTS_FILE,
+    detector_of,
+    evaluate,
+    frame_inputs,
+    rig_of,
+    surround_detector_config,
+)
+from trt_compress.runtime.detection_metric import DetectionScore
 
-NAME = "surround_detector"
-FOLDER = Path(__file__).parent
-WEIGHTS_FILE, CARD_FILE = FOLDER / f"{NAME}.safetensors", FOLDER / "card.json"
 COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
 
-FAST = "toc3d:keep_ratio=[0.7,0.5,0.5],layers=[1,4,6]"
-FASTER = "toc3d:keep_ratio=[0.5,0.4,0.3],layers=[1,4,6]"
-"""ToC3D's two settings: its shares of tokens at the three places where they are scored."""
 
 VALIDATION_SEED = HELD_OUT_SEEDS.start + 900  # scenes that training reports on as it goes
-NUM_HELD_OUT = 60  # scenes that the card's figures are of
 
 _CENTER, _SIZE, _YAW, _SPEED = 0.5, 1.0, 1.0, 0.15
 _BOX_WEIGHTS = (_CENTER, _CENTER, 0.3, _SIZE, _SIZE, _SIZE, _YAW, _YAW, _SPEED, _SPEED)
@@ -104,43 +106,6 @@ class Targets:
     places: Tensor
     weights: Tensor
     needed: Tensor
-
-
-def surround_detector_card() -> dict[str, Any]:
-    """Read the model card: architecture, data, training, accuracy, versions."""
-    return release.read_card(CARD_FILE)
-
-
-def surround_detector_config() -> Detector3DConfig:
-    """The form of the released detector."""
-    return Detector3DConfig(classes=CLASSES)
-
-
-def build_surround_detector(*, weights: bool = True) -> Detector3D:
-    """Build the detector in evaluation mode.
-
-    Args:
-        weights: Load the trained weights; otherwise the model is freshly initialised.
-    """
-    model = Detector3D(surround_detector_config())
-    if weights:
-        load_weights(model, WEIGHTS_FILE)
-    return model.eval()
-
-
-def rig_of(config: Detector3DConfig) -> Rig:
-    """The cameras of a vehicle that carries this detector."""
-    return Rig(num_cameras=config.num_cameras, height=config.image_size[0], width=config.image_size[1])
-
-
-def frame_inputs(frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The detector's inputs for one frame of each of B streams, without the states."""
-    return (
-        torch.from_numpy(np.stack([frame.images for frame in frames])).float(),
-        torch.from_numpy(np.stack([frame.img2lidar for frame in frames])),
-        torch.from_numpy(np.stack([frame.ego_pose for frame in frames]).astype(np.float32)),
-        torch.tensor([[frame.timestamp_s] for frame in frames], dtype=torch.float32),
-    )
 
 
 # ---- targets and loss -----------------------------------------------------------------------------------------------
@@ -381,44 +346,6 @@ def _rate(progress: float, warmup_share: float) -> float:
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
-
-Detector = Callable[..., tuple[npt.NDArray[np.float32], ...]]
-"""Takes the graph's inputs and states as arrays and gives its outputs and new states."""
-
-
-def detector_of(net: CompressedDetector3D) -> Detector:
-    """A torch detector that takes and gives arrays."""
-
-    def run(*arrays: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
-        with torch.inference_mode():
-            return tuple(out.numpy() for out in net(*(torch.from_numpy(array) for array in arrays)))
-
-    return run
-
-
-def evaluate(detector: Detector, *, num_scenes: int, first_seed: int = HELD_OUT_SEEDS.start, streams: int = 10,
-             config: Detector3DConfig | None = None) -> DetectionScore:  # fmt: skip
-    """Run held-out scenes as streams, and score what is found.
-
-    Args:
-        detector: Takes batches of up to `streams`.
-        num_scenes: Scenes, from `first_seed` on.
-    """
-    config = config or surround_detector_config()
-    options = SceneOptions()
-    found, truth = [], []
-    seeds = range(first_seed, first_seed + num_scenes)
-    for start in range(0, num_scenes, streams):
-        scenes = [generate_scene(seed, rig=rig_of(config), options=options) for seed in seeds[start : start + streams]]
-        states = tuple(np.zeros((len(scenes), *shape), np.float32) for shape in config.state_shapes().values())
-        for frames in zip(*scenes, strict=True):
-            boxes, scores, *new = detector(*(tensor.numpy() for tensor in frame_inputs(frames)), *states)
-            states = tuple(new)
-            for frame, box, score in zip(frames, boxes, scores, strict=True):
-                found.append(FrameBoxes(centers=box[:, :2], labels=score.argmax(axis=1), scores=score.max(axis=1)))
-                counted = frame.counted()
-                truth.append(FrameBoxes(centers=frame.boxes[counted, :2], labels=frame.labels[counted]))
-    return score_detections(found, truth, num_classes=len(config.classes))
 
 
 def held_out_scores(model: Detector3D, *, num_scenes: int = NUM_HELD_OUT) -> dict[str, DetectionScore]:

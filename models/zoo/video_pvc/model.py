@@ -3,26 +3,49 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, ModelInfo, TensorSpec
-from trt_compress.models.hosts.progressive import ProgressiveViT
+from trt_compress.models.hosts.progressive import ProgressiveConfig, ProgressiveViT
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
-from trt_compress.models.zoo.video_pvc import train as video_pvc
-from trt_compress.models.zoo.video_vit.model import EXAMPLE_STEPS, held_out_frames
-from trt_compress.models.zoo.video_vit.train import NUM_DIGITS
+from trt_compress.models.zoo.video_vit.model import (
+    EXAMPLE_STEPS,
+    NUM_DIGITS,
+    build_video_vit,
+    held_out_frames,
+)
 
+NAME = "video_pvc"
+CARD_FILE = Path(__file__).with_name("card.json")
+WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
+CONFIG = ProgressiveConfig()
 FAMILY = "video_pvc"
 INFO = ModelInfo(
     name="zoo:video_pvc",
     family=FAMILY,
     description="progressive encoding of a video (PVC): 9 tokens a frame instead of 144, 4 frames as state",
 )
+
+
+def build(*, weights: bool = True) -> ProgressiveViT:
+    """Build the model in evaluation mode; without weights it is freshly initialised.
+
+    Raises:
+        UnsupportedError: timm is not installed.
+        ConfigError: the weights file does not fit the model.
+    """
+    vit = build_video_vit(weights=False)
+    vit.head = torch.nn.Identity()
+    model = ProgressiveViT(vit, CONFIG)
+    if weights:
+        load_weights(model, WEIGHTS_FILE)
+    return model.eval()
 
 
 class ReadingPvc(CompressedModule):
@@ -44,8 +67,8 @@ def load(weights: str | None) -> LoadedHost:
     Raises:
         ConfigError: the weights do not fit.
     """
-    model = video_pvc.build(weights=weights is None)
-    card = release.read_card(video_pvc.CARD_FILE)
+    model = build(weights=weights is None)
+    card = release.read_card(CARD_FILE)
     return LoadedHost(
         source=INFO.name,
         family=FAMILY,

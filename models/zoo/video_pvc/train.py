@@ -1,4 +1,4 @@
-"""Progressive encoding (PVC) of the moving digits: `zoo:video_pvc`, and its training.
+"""The training of `zoo:video_pvc`, progressive encoding (PVC) of the moving digits.
 
 It goes on from the weights of `zoo:video_vit` and is trained on short clips, frame after frame as it runs: of 144
 patches 9 tokens a frame are left, from which digit and centre are read. Weights (fp16) and model card stand beside
@@ -20,25 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.models.hosts.progressive import ProgressiveConfig, ProgressiveViT
+from trt_compress.models.hosts.progressive import ProgressiveViT
 from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
-from trt_compress.models.zoo.video_vit.train import (
-    CLIP_LENGTH,
-    NUM_DIGITS,
-    TEST_CLIPS,
-    Stream,
-    build_video_vit,
-    score_stream,
-    video_vit_card,
-)
+from trt_compress.models.zoo.video_pvc.model import CARD_FILE, CONFIG, NAME, WEIGHTS_FILE, build
+from trt_compress.models.zoo.video_vit.model import NUM_DIGITS, build_video_vit, video_vit_card
+from trt_compress.models.zoo.video_vit.score import CLIP_LENGTH, TEST_CLIPS, Stream, score_stream
 
-NAME = "video_pvc"
 COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
-CARD_FILE = Path(__file__).with_name("card.json")
-WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
-CONFIG = ProgressiveConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +59,6 @@ class Recipe:
     max_zoom_change: float = 0.2
     most_pixels: float = 4.0
     pool_size: int = 1500
-
-
-def build(*, weights: bool = True) -> ProgressiveViT:
-    """Build the model in evaluation mode; without weights it is freshly initialised.
-
-    Raises:
-        UnsupportedError: timm is not installed.
-        ConfigError: the weights file does not fit the model.
-    """
-    vit = build_video_vit(weights=False)
-    vit.head = torch.nn.Identity()
-    model = ProgressiveViT(vit, CONFIG)
-    if weights:
-        load_weights(model, WEIGHTS_FILE)
-    return model.eval()
 
 
 def fresh_states(model: ProgressiveViT, batch: int) -> list[Tensor]:

@@ -9,13 +9,13 @@ layer. A stream may change its level at any frame.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -26,10 +26,29 @@ from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHo
 from trt_compress.models.hosts.weights import load_weights, zoo_weights
 from trt_compress.models.layers.attention import attention, merge_heads
 from trt_compress.models.layers.partial import Reuse
+from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
-from trt_compress.models.zoo.video_vit import train as video_vit
+from trt_compress.models.zoo.data.moving_digits import (
+    FRAME_SIZE,
+)
 from trt_compress.plugins.operator import at_site, cast
 
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+NAME = "video_vit"
+CARD_FILE = Path(__file__).with_name("card.json")
+WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
+ARCHITECTURE = {
+    "img_size": FRAME_SIZE,
+    "patch_size": 8,
+    "in_chans": 3,
+    "num_classes": 12,
+    "embed_dim": 96,
+    "depth": 6,
+    "num_heads": 4,
+}
+NUM_DIGITS = 10
 FAMILY = "video_vit"
 INFO = ModelInfo(
     name="zoo:video_vit",
@@ -41,14 +60,37 @@ _MASKED = -3e4  # added to a logit; fp16 holds it
 _SITE: Final = "patch_embed"
 
 
+def video_vit_card() -> dict[str, Any]:
+    """Read the model card: architecture, preprocessing, data, licence, split, training, accuracy, versions."""
+    return release.read_card(CARD_FILE)
+
+
+def build_video_vit(*, weights: bool = True) -> "VisionTransformer":
+    """Build the model in evaluation mode: [B, 3, 96, 96] to [B, 12], the last two a centre as shares of the frame.
+
+    Raises:
+        UnsupportedError: timm is not installed.
+        ConfigError: The weights file does not fit the model.
+    """
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError as error:
+        raise UnsupportedError(f"{NAME} needs timm.", hint="pip install 'trt-compress[export]'") from error
+    architecture: dict[str, Any] = ARCHITECTURE
+    model = VisionTransformer(**architecture)
+    if weights:
+        load_weights(model, WEIGHTS_FILE)
+    return model.eval()
+
+
 def load(weights: str | None) -> LoadedHost:
     """The model with its own weights, or those of a file.
 
     Raises:
         ConfigError: the weights do not fit.
     """
-    module = video_vit.build_video_vit(weights=weights is None)
-    card = video_vit.video_vit_card()
+    module = build_video_vit(weights=weights is None)
+    card = video_vit_card()
     return LoadedHost(
         source=INFO.name,
         family=FAMILY,
@@ -58,7 +100,7 @@ def load(weights: str | None) -> LoadedHost:
         preprocess={"kind": "image", **card["preprocess"]},
         postprocess={
             "kind": "classification",
-            "classes": video_vit.NUM_DIGITS,
+            "classes": NUM_DIGITS,
             "place": {"output": "centre", "is": "x and y of the digit's centre, as shares of the frame"},
         },
     )
@@ -226,7 +268,7 @@ def _graph(module: CompressedModule, name: str, states: tuple[StateSpec, ...]) -
         name=name,
         inputs=(TensorSpec(name="frame", shape=(BATCH_SYMBOL, 3, size, size)),),
         outputs=(
-            TensorSpec(name="logits", shape=(BATCH_SYMBOL, video_vit.NUM_DIGITS)),
+            TensorSpec(name="logits", shape=(BATCH_SYMBOL, NUM_DIGITS)),
             TensorSpec(name="centre", shape=(BATCH_SYMBOL, 2)),
         ),
         states=states,

@@ -1,4 +1,4 @@
-"""A small Vision Transformer that finds and reads a digit in a video frame: `zoo:video_vit`, and its training.
+"""The training of `zoo:video_vit`, a small Vision Transformer that finds and reads a digit in a video frame.
 
 96 x 96 pixels in patches of 8, so 145 tokens in 6 blocks; of 12 outputs 10 are classes, 2 the digit's centre. It is
 trained on single frames, mostly on a window of their patches; the streaming forms of it need no training. Weights and
@@ -10,54 +10,40 @@ model card stand beside this file; this command makes both again (about ten minu
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import UnsupportedError
-from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data.moving_digits import (
     COLUMNS,
     FRAME_SIZE,
     NOISE_STD,
-    as_input,
     backgrounds,
     digits_of,
     draw,
-    make_clip,
 )
+from trt_compress.models.zoo.video_vit.model import (
+    ARCHITECTURE,
+    CARD_FILE,
+    NAME,
+    NUM_DIGITS,
+    WEIGHTS_FILE,
+    build_video_vit,
+)
+from trt_compress.models.zoo.video_vit.score import CLIP_LENGTH, TEST_CLIPS, dense_stream, score_stream
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-NAME = "video_vit"
 COMMAND = "python -m trt_compress.models.zoo.video_vit.train --output DIR"
-CARD_FILE = Path(__file__).with_name("card.json")
-WEIGHTS_FILE = Path(__file__).with_name(f"{NAME}.safetensors")
-ARCHITECTURE = {
-    "img_size": FRAME_SIZE,
-    "patch_size": 8,
-    "in_chans": 3,
-    "num_classes": 12,
-    "embed_dim": 96,
-    "depth": 6,
-    "num_heads": 4,
-}
-NUM_DIGITS = 10
-NEAR_PIXELS = 8.0  # a frame is right if its digit is, and the centre is no farther off than a patch
-TEST_CLIPS, CLIP_LENGTH = 100, 24
 
 Score = tuple[int, int]
-Stream = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-"""One step: frames [B, 3, 96, 96] to logits [B, 10] and centres [B, 2] as shares of the frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,29 +73,6 @@ class Recipe:
     max_rotation_degrees: float = 15.0
     max_zoom_change: float = 0.2
     pool_size: int = 1500
-
-
-def video_vit_card() -> dict[str, Any]:
-    """Read the model card: architecture, preprocessing, data, licence, split, training, accuracy, versions."""
-    return release.read_card(CARD_FILE)
-
-
-def build_video_vit(*, weights: bool = True) -> "VisionTransformer":
-    """Build the model in evaluation mode: [B, 3, 96, 96] to [B, 12], the last two a centre as shares of the frame.
-
-    Raises:
-        UnsupportedError: timm is not installed.
-        ConfigError: The weights file does not fit the model.
-    """
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError as error:
-        raise UnsupportedError(f"{NAME} needs timm.", hint="pip install 'trt-compress[export]'") from error
-    architecture: dict[str, Any] = ARCHITECTURE
-    model = VisionTransformer(**architecture)
-    if weights:
-        load_weights(model, WEIGHTS_FILE)
-    return model.eval()
 
 
 def train(recipe: Recipe) -> "VisionTransformer":
@@ -147,47 +110,6 @@ def train(recipe: Recipe) -> "VisionTransformer":
             seconds = time.process_time() - started
             print(f"step {step}/{recipe.steps}: loss {loss.item():.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return average.eval()
-
-
-def score_stream(part: str, count: int, start: Callable[[], Stream]) -> dict[str, float]:
-    """Run clips of a part through a model frame by frame and count what it got right.
-
-    Args:
-        part: "validation" or "test".
-        count: Clips; each begins with a fresh `start()`.
-        start: Gives the step function of a new stream.
-
-    Returns:
-        Shares of all frames: `digit` (class right), `place` (centre within 8 pixels), `both`; `place_error_pixels`.
-    """
-    digit, place, both, errors = 0, 0, 0, 0.0
-    for index in range(count):
-        clip = make_clip(cast(Any, part), index, length=CLIP_LENGTH)
-        step = start()
-        for frame, centre in zip(as_input(clip.frames), clip.centres, strict=True):
-            logits, found = step(frame[None])
-            error = float(np.hypot(*(found[0] * FRAME_SIZE - centre)))
-            right, near = int(logits[0].argmax()) == clip.digit, error <= NEAR_PIXELS
-            digit, place, both, errors = digit + right, place + near, both + (right and near), errors + error
-    total = count * CLIP_LENGTH
-    return {
-        "digit": digit / total,
-        "place": place / total,
-        "both": both / total,
-        "place_error_pixels": errors / total,
-        "frames": total,
-    }
-
-
-def dense_stream(model: torch.nn.Module) -> Stream:
-    """The step function of the model without compression."""
-
-    def step(frame: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        with torch.inference_mode():
-            found = model(torch.from_numpy(frame)).numpy()
-        return found[:, :NUM_DIGITS], found[:, NUM_DIGITS:]
-
-    return step
 
 
 def write_release(model: torch.nn.Module, recipe: Recipe, directory: Path) -> dict[str, Any]:

@@ -1,12 +1,8 @@
-"""The interface of all power readers, and how one is chosen."""
+"""The interface of all power readers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
-
-from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
-from trt_compress.suggest import did_you_mean
 
 Quantity = Literal["power_mw", "energy_uj"]
 
@@ -60,48 +56,3 @@ class PowerReader(Protocol):
     def close(self) -> None:
         """Let go of the source; a `read` that waits returns."""
         ...
-
-
-def open_reader(kind: str = "auto") -> PowerReader:
-    """Open a power reader.
-
-    Args:
-        kind: "ina", "tegrastats", "nvidia-smi" or "rapl"; "auto" takes the first of these that this machine has. What
-            was taken is `source.name`, and is part of every result. A name may go with the place to look at, after a
-            colon: `ina:FOLDER` as /sys/class/hwmon, `rapl:FOLDER` as /sys/class/powercap, `tegrastats:PROGRAM`,
-            `nvidia-smi:PROGRAM`.
-
-    Raises:
-        ConfigError: An unknown kind.
-        UnsupportedError: This machine has no such source, or may not read it.
-    """
-    openers = _openers()
-    name, colon, place = kind.partition(":")
-    if name in openers and bool(colon) == bool(place):
-        return openers[name](place or None)
-    if kind != "auto":
-        names = ["auto", *openers]
-        raise ConfigError(
-            f"Unknown power reader '{kind}'; allowed are {', '.join(names)}, or a name and its place such as "
-            f"'ina:/sys/class/hwmon'.{did_you_mean(name, names)}"
-        )
-    reasons = []
-    for name, opener in openers.items():
-        try:
-            return opener(None)
-        except TrtCompressError as error:
-            reasons.append(f"{name}: {error.message}")
-    raise UnsupportedError("No power rail can be read on this machine.", hint=" ".join(reasons))
-
-
-def _openers() -> dict[str, Callable[[str | None], PowerReader]]:
-    from trt_compress.runtime.measure.power.ina import HWMON, InaReader
-    from trt_compress.runtime.measure.power.lines import nvidia_smi_reader, tegrastats_reader
-    from trt_compress.runtime.measure.power.rapl import POWERCAP, RaplReader
-
-    return {
-        "ina": lambda place: InaReader(Path(place or HWMON)),
-        "tegrastats": lambda place: tegrastats_reader(place or "tegrastats"),
-        "nvidia-smi": lambda place: nvidia_smi_reader(place or "nvidia-smi"),
-        "rapl": lambda place: RaplReader(Path(place or POWERCAP)),
-    }

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trt_compress.errors import BundleError, ConfigError, StreamError, UnsupportedError
-from trt_compress.runtime.measure.power.reader import PowerReader, open_reader
+from trt_compress.runtime.measure.power.open import open_reader
+from trt_compress.runtime.measure.power.reader import PowerReader
 from trt_compress.runtime.measure.power.session import PowerResult, PowerSession
 from trt_compress.runtime.stream.result import Resources, StreamResult
 
