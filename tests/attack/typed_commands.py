@@ -1,6 +1,8 @@
 """Commands as a user types them, many a second: one process has everything loaded, and each command is a fork of it.
 
 python typed_commands.py < requests > answers     a line of JSON each: arguments and seconds; code, out, err, seconds
+
+`python CODE` in place of a command runs what no command does in a moment.
 """
 
 import json
@@ -96,9 +98,7 @@ def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
             sys.argv = ["trt-compress", *arguments]
             code = 1
             try:
-                from trt_compress.tools.cli.main import main
-
-                main()
+                _do(arguments)
                 code = 0
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else 1
@@ -127,6 +127,21 @@ def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
             texts.append(file.read(1 << 20).decode(errors="replace"))
     code = None if status is None else os.waitstatus_to_exitcode(status)
     return {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "busy": busy}
+
+
+def _do(arguments: Sequence[str]) -> None:
+    """Run a command, or `python CODE`, whose errors of ours are said as a command says them."""
+    if arguments[0] != "python":
+        from trt_compress.tools.cli.main import main
+
+        return main()
+    from trt_compress.errors import TrtCompressError
+
+    try:
+        exec(arguments[1], {"Path": Path})
+    except TrtCompressError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ class InaReader:
             name="ina", quantity="power_mw", smoothing="none, but what the sensor's own averaging register says"
         )
         self.faults: list[str] = []
+        self.num_faults = 0
         self._clock = clock
         self._rails = _find_rails(hwmon)
         if not self._rails:

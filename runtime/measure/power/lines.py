@@ -28,6 +28,7 @@ _AND_AVERAGE = re.compile(r"-?\d+/-?\d+")
 _MEMORY = ("RAM", "SWAP", "IRAM")  # `SWAP 0/15348MB` would look like a rail where a line was cut
 _RAIL_PREFIXES = ("VDD", "VIN", "POM")
 
+_MOST_FAULTS = 100  # that are kept; a sensor may lack something in every sample of days
 _END_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 10.0
 
@@ -123,6 +124,7 @@ class LineReader:
             )
         self.source = source
         self.faults: list[str] = []
+        self.num_faults = 0
         self._parse = parse
         self._rails = rails
         self._clock = clock
@@ -169,7 +171,7 @@ class LineReader:
             try:
                 found = self._parse(line)
             except ConfigError as error:
-                self.faults.append(error.message)
+                self._fault(error.message)
                 continue
             if values.keys() & found.keys():  # the next sample begins, and this one is not whole
                 self._lacking(values)
@@ -177,15 +179,20 @@ class LineReader:
             values.update(found)
             self._rails = self._rails or frozenset(values)
             if new := sorted(values.keys() - self._rails):
-                self.faults.append(f"A sample of {self.source.name} has {', '.join(new)}, which the first one had not.")
+                self._fault(f"A sample of {self.source.name} has {', '.join(new)}, which the first one had not.")
                 values = {name: power for name, power in values.items() if name in self._rails}
             if self._rails <= values.keys():
                 return RailSamples(time_ns=time_ns, values=values)
         return None
 
+    def _fault(self, sentence: str) -> None:
+        self.num_faults += 1
+        if len(self.faults) < _MOST_FAULTS:
+            self.faults.append(sentence)
+
     def _lacking(self, values: Mapping[str, float]) -> None:
         missing = ", ".join(sorted((self._rails or frozenset()) - values.keys()))
-        self.faults.append(f"A sample of {self.source.name} lacks {missing}.")
+        self._fault(f"A sample of {self.source.name} lacks {missing}.")
 
     def _line(self) -> str | None:
         if self._process.stdout is None:

@@ -24,6 +24,7 @@ class RaplReader:
 
     def __init__(self, powercap: Path = POWERCAP, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.faults: list[str] = []
+        self.num_faults = 0
         self._clock = clock
         self._counters = _find_zones(powercap)
         if not self._counters:

@@ -38,12 +38,14 @@ class PowerReader(Protocol):
     Attributes:
         source: What is read.
         paced: `read` waits for the next sample by itself; otherwise the caller waits between samples.
-        faults: What could not be read so far, one sentence each.
+        faults: What could not be read, one sentence each, of the first hundred.
+        num_faults: How often something could not be read.
     """
 
     source: Source
     paced: bool
     faults: list[str]
+    num_faults: int
 
     def read(self) -> RailSamples | None:
         """Read the next sample; None when there will be none because the reader was closed.

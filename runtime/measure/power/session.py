@@ -1,4 +1,4 @@
-"""Measure power while something runs: raw samples in a thread of its own, integrated afterwards.
+"""Measure power while something runs: sampled in a thread of its own.
 
 Energy of a rail is the trapezoid sum of its raw power samples, or the advance of its energy counter with the wraps
 taken into account. Net of idle means: less the mean power before the load, over the same time.
@@ -9,22 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.format.record import Record
 from trt_compress.runtime.measure.power.rails import total_of, unknown_rails
-from trt_compress.runtime.measure.power.reader import PowerReader, RailSamples, Source
+from trt_compress.runtime.measure.power.reader import PowerReader
+from trt_compress.runtime.measure.power.trace import Floats, Trace
 
 SECONDS_NEEDED = 30.0
 """Shortest time over which an energy is stated."""
 
 _PATIENCE_S = 10.0  # how long a sample is waited for at either end
 _HURRIED_S = 1.0  # the same of a stream that was interrupted
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class PowerResult(Record):
         reader: Name of the source.
         smoothing: What the hardware or driver does to a value before it is read.
         seconds: Length of the window.
-        num_samples: Raw samples in the window.
+        num_samples: Samples taken in the window.
         longest_gap_s: Longest time between two of them.
         idle_seconds: Length of the idle measurement before the load, 0 without one.
         total_covers: What the sum of the rails that are `in_total` is the power of.
@@ -56,8 +54,9 @@ class PowerResult(Record):
         num_inferences: Results delivered in the window.
         faults: Samples that could not be read: how many.
         reasons: Name of a value that is None → why.
-        times_s: Times of the samples from the start of the window.
-        power_mw: The raw samples by rail; of an energy counter, the mean power since the sample before.
+        times_s: Times of the samples from the start of the window; of a very long one some stand for several.
+        power_mw: The samples by rail; where one stands for several, and of an energy counter, the mean power since the
+            one before.
     """
 
     reader: str
@@ -114,7 +113,9 @@ class PowerSession:
         self._interval_s = interval_s
         self._clock = clock
         self._interrupt = interrupt or threading.Event()
-        self._samples: list[RailSamples] = []
+        self._trace = Trace(reader.source)
+        self._adding = threading.Lock()
+        self._given_up = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
         self._failure: str | None = None
@@ -142,7 +143,9 @@ class PowerSession:
         self._stop.set()
         self._reader.close()
         self._thread.join(patience_s)
-        if self._thread.is_alive():  # its driver does not come back
+        with self._adding:
+            self._given_up = self._thread.is_alive()
+        if self._given_up:  # its driver does not come back
             self._failure = self._failure or "it gave nothing any more"
 
     def result(self, start_ns: int, end_ns: int, *, num_inferences: int) -> PowerResult:
@@ -162,19 +165,21 @@ class PowerSession:
                 "give times of the session's clock, inside its block."
             )
         return power_result(
-            self._reader.source,
-            self._samples,
+            self._trace,
             idle_ns=(self._idle_ns, self._load_ns) if self._idle_seconds else None,
             window_ns=(start_ns, end_ns),
             num_inferences=num_inferences,
-            faults=len(self._reader.faults),
+            faults=self._reader.num_faults,
             failure=self._failure,
         )
 
     def _sample(self) -> None:
         try:
             while not self._stop.is_set() and (sample := self._reader.read()) is not None:
-                self._samples.append(sample)
+                with self._adding:
+                    if self._given_up:
+                        return
+                    self._trace.add(sample)
                 self._sampled.set()
                 if not self._reader.paced:
                     self._stop.wait(self._interval_s)
@@ -188,8 +193,7 @@ class PowerSession:
 
 
 def power_result(
-    source: Source,
-    samples: Sequence[RailSamples],
+    trace: Trace,
     *,
     window_ns: tuple[int, int],
     num_inferences: int,
@@ -197,11 +201,10 @@ def power_result(
     faults: int = 0,
     failure: str | None = None,
 ) -> PowerResult:
-    """Integrate raw samples over a window of time.
+    """Integrate samples over a window of time.
 
     Args:
-        source: What they were read from.
-        samples: In order of time, of one clock.
+        trace: What was sampled.
         window_ns: Start and end.
         num_inferences: Results delivered in the window.
         idle_ns: Start and end of the idle measurement before, or None.
@@ -210,18 +213,17 @@ def power_result(
     """
     seconds = (window_ns[1] - window_ns[0]) / 1e9
     idle_seconds = 0.0 if idle_ns is None else max(0.0, (idle_ns[1] - idle_ns[0]) / 1e9)
-    times = np.array([sample.time_ns for sample in samples], dtype=np.float64)
-    names = list(samples[0].values) if samples else []
+    source, times, names = trace.source, trace.times, trace.names
+    slack = trace.gaps.max(initial=0.0)
     total = total_of(names)
     joules: dict[str, float | None] = {}
-    idle_watts: dict[str, float | None] = {}
-    curves: dict[str, Floats] = {}
+    idle_watts: dict[str, float | None] = dict.fromkeys(names)
     for name in names:
-        values = np.array([sample.values[name] for sample in samples], dtype=np.float64)
-        energy, curves[name] = _energy_curve(times, values, source, name)
-        watts = _mean_watts(times, energy, window_ns)
+        energy = trace.energy(name)
+        watts = _mean_watts(times, energy, window_ns, slack)
         joules[name] = None if watts is None else watts * seconds
-        idle_watts[name] = _mean_watts(times, energy, idle_ns) if idle_ns is not None and idle_seconds > 0 else None
+        if idle_ns is not None and idle_seconds > 0:
+            idle_watts[name] = _mean_watts(times, energy, idle_ns, slack)
     inside = (times >= window_ns[0]) & (times <= window_ns[1])
     reasons = _reasons(seconds, idle_seconds, joules, idle_watts, total is not None, failure)
     stated = "energy_j" not in reasons
@@ -241,12 +243,12 @@ def power_result(
     rails = tuple(rail(name) for name in names)
     energy_j = _sum(rails, "energy_j") if total else None
     net_energy_j = _sum(rails, "net_energy_j") if total else None
-    gaps = np.diff(times[inside])
+    numbers, gaps = trace.numbers[inside], trace.gaps[inside][1:]
     return PowerResult(
         reader=source.name,
         smoothing=source.smoothing,
         seconds=seconds,
-        num_samples=int(inside.sum()),
+        num_samples=int(numbers[-1] - numbers[0]) + 1 if len(numbers) else 0,
         longest_gap_s=float(gaps.max()) / 1e9 if len(gaps) else None,
         idle_seconds=idle_seconds,
         total_covers=total.covers if total else None,
@@ -263,30 +265,15 @@ def power_result(
         faults=faults,
         reasons=reasons,
         times_s=tuple(float(t) for t in (times[inside] - window_ns[0]) / 1e9),
-        power_mw={name: tuple(float(p) for p in curve[inside]) for name, curve in curves.items()},
+        power_mw={name: tuple(float(p) for p in trace.power(name)[inside]) for name in names},
     )
 
 
-def _energy_curve(times: Floats, values: Floats, source: Source, name: str) -> tuple[Floats, Floats]:
-    """Energy in J since the first sample, and power in mW, at each sample."""
-    seconds = np.diff(times) / 1e9
-    if source.quantity == "energy_uj":
-        steps = np.diff(values)
-        steps = np.where(steps < 0, steps + source.wrap_uj[name], steps) / 1e6  # the counter started again from 0
-        mean_mw = np.divide(steps * 1000, seconds, out=np.zeros_like(steps), where=seconds > 0)
-        power = np.concatenate([mean_mw[:1], mean_mw])
-    else:
-        steps = (values[1:] + values[:-1]) / 2 * seconds / 1000
-        power = values
-    return np.concatenate([[0.0], np.cumsum(steps)]), power
-
-
-def _mean_watts(times: Floats, energy: Floats, window_ns: tuple[int, int]) -> float | None:
+def _mean_watts(times: Floats, energy: Floats, window_ns: tuple[int, int], slack: float) -> float | None:
     """Mean power between two times, between samples by interpolation; None if the samples do not cover them.
 
-    At either end the nearest sample may lie inside the window by at most the longest time between two samples.
+    At either end the nearest sample may lie inside the window by at most `slack`: the longest time between two samples.
     """
-    slack = np.diff(times).max(initial=0.0)
     if len(times) < 2 or times[0] > window_ns[0] + slack or times[-1] < window_ns[1] - slack:
         return None
     start, end = max(float(window_ns[0]), float(times[0])), min(float(window_ns[1]), float(times[-1]))

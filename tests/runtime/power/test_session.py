@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime.measure.power import PowerResult, PowerSession, RailSamples
 from trt_compress.runtime.measure.power.rails import total_of, unknown_rails
 from trt_compress.runtime.measure.power.reader import Source
-from trt_compress.runtime.measure.power.session import power_result
+from trt_compress.runtime.measure.power.session import power_result as integrate
 from trt_compress.runtime.measure.power.stream import run_with_power
+from trt_compress.runtime.measure.power.trace import Trace
 from trt_compress.runtime.stream.result import Counts, Frames, Identity, Protocol, StreamResult
 
 S = 1_000_000_000
@@ -52,6 +54,10 @@ def stream() -> StreamResult:
         first_inference_ns=None,
         frames=Frames(stage_ns={}, queue_wait_ns={}, **columns),
     )
+
+
+def power_result(source: Source, samples: Sequence[RailSamples], **window: Any) -> PowerResult:
+    return integrate(Trace(source, samples), **window)
 
 
 def samples(times_s: Sequence[float], **rails: Sequence[float]) -> list[RailSamples]:
@@ -156,6 +162,31 @@ def test_samples_that_do_not_cover_the_window_state_nothing() -> None:
     assert power_result(MILLIWATTS, [], window_ns=(0, 40 * S), num_inferences=1).energy_j is None
 
 
+@pytest.mark.parametrize("counts_energy", [False, True])
+def test_a_measurement_of_days_takes_no_more_memory(counts_energy: bool) -> None:
+    """Its figures are those of all samples, taken apart by numpy."""
+    random = np.random.default_rng(5)
+    times = np.cumsum(random.uniform(0.05, 0.15, 40_000))
+    milliwatts = 3000 + 1000 * np.sin(times / 50) + random.uniform(0, 900, len(times))
+    joules = np.concatenate([[0], np.cumsum((milliwatts[1:] + milliwatts[:-1]) / 2 * np.diff(times) / 1000)])
+    span = 1_000_000_000
+    values = (joules * 1e6) % span if counts_energy else milliwatts
+    source = Source(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span}) if counts_energy else MILLIWATTS
+    name = "package-0" if counts_energy else "VDD_IN"
+    trace = Trace(source, samples(times, **{name: values}), first=900, last=100, most=3000)
+    window = (30.0, times[-1] - 2)
+    inside = (times >= window[0]) & (times <= window[1])
+    result = integrate(
+        trace, window_ns=(round(window[0] * S), round(window[1] * S)), idle_ns=(0, 20 * S), num_inferences=1
+    )
+    assert len(trace) <= 3000 and len(result.times_s) < 3000
+    assert result.energy_j == pytest.approx(np.diff(np.interp(window, times, joules))[0], rel=1e-9)
+    assert result.idle_mw == pytest.approx(np.interp(20, times, joules) / 20 * 1000, rel=0.01)
+    assert (result.num_samples, result.longest_gap_s) == (inside.sum(), pytest.approx(np.diff(times[inside]).max()))
+    drawn = np.array(result.power_mw[name][1:]) @ np.diff(result.times_s) / 1000  # each the mean since the one before
+    assert drawn == pytest.approx(result.energy_j, rel=0.005)
+
+
 def test_the_result_survives_json() -> None:
     times = [index / 2 for index in range(100)]
     result = power_result(
@@ -177,6 +208,7 @@ class Scripted:
     def __init__(self, fail_after: int | None = None) -> None:
         self.source = MILLIWATTS
         self.faults: list[str] = []
+        self.num_faults = 0
         self.closed = threading.Event()
         self._left = fail_after
 
@@ -270,6 +302,7 @@ def test_a_reader_that_does_not_come_back_keeps_nobody(monkeypatch: pytest.Monke
         source = Source(name="stuck", quantity="power_mw", smoothing="none")
         paced = False
         faults: list[str] = []
+        num_faults = 0
         reads = 0
 
         def read(self) -> RailSamples | None:

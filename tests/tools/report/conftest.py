@@ -13,6 +13,7 @@ from trt_compress.runtime.measure.latency import Samples, speedup, summarize, ve
 from trt_compress.runtime.measure.power import PowerResult, RailSamples
 from trt_compress.runtime.measure.power.reader import Source
 from trt_compress.runtime.measure.power.session import power_result
+from trt_compress.runtime.measure.power.trace import Trace
 from trt_compress.runtime.stream.result import (
     Counts,
     Frames,
@@ -258,8 +259,7 @@ def power() -> PowerResult:
     taken = [RailSamples(time_ns=t * 100 * MS, values=idle if t < 100 else load) for t in range(501)]
     second = 1000 * MS
     return power_result(
-        Source(name="ina", quantity="power_mw"),
-        taken,
+        Trace(Source(name="ina", quantity="power_mw"), taken),
         idle_ns=(0, 9 * second),
         window_ns=(10 * second, 50 * second),
         num_inferences=1000,
