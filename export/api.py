@@ -16,7 +16,7 @@ from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import refuse_paths, refuse_paths_of_bundle
-from trt_compress.foreign import shown
+from trt_compress.foreign import refusals_said, shown
 from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.format.manifest import Manifest
 from trt_compress.model_file import check_model_file
@@ -75,6 +75,7 @@ class ExportResult:
         }
 
 
+@refusals_said()
 def export_model(
     model: str,
     *,
@@ -136,6 +137,7 @@ def export_model(
     return ExportResult(path=path, manifest=manifest, warnings=warnings)
 
 
+@refusals_said()
 def verify(
     bundle: str | Path,
     *,

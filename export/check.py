@@ -27,7 +27,7 @@ from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import recipe_from_json
 from trt_compress.export.targets import Target, get_target
 from trt_compress.files import open_regular
-from trt_compress.foreign import reading
+from trt_compress.foreign import reading, refusals_said
 from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.strays import temporary_folder
@@ -78,6 +78,7 @@ class PreflightReport:
         return {"target": self.target, "findings": found, "checked": list(self.checked)}
 
 
+@refusals_said()
 def preflight(
     bundle: str | Path, *, target: str, require_digest: str | Collection[str] | None = None
 ) -> tuple[Finding, ...]:

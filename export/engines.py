@@ -18,6 +18,7 @@ from trt_compress.export.check import engine_findings, require_passed
 from trt_compress.export.forms import operator_nodes_of, source_file, target_file
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import get_target
+from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.format.manifest import Engine
 from trt_compress.strays import temporary_folder
@@ -42,6 +43,7 @@ class BuildPlan:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+@refusals_said()
 def build(
     bundle: str | Path,
     *,

@@ -1,5 +1,6 @@
 """What `import trt_compress` offers: everything by its public name, nothing heavy before use, all of it typed."""
 
+import errno
 import inspect
 import os
 import subprocess
@@ -196,3 +197,30 @@ def test_type_checkers_know_the_public_names(checker: str, tmp_path: Path) -> No
 def test_one_level_needs_no_list(tmp_path: Path) -> None:
     with pytest.raises(trt_compress.TrtCompressError, match="^--level gives levels to choose from"):
         trt_compress.run("bundle", source="a.npz", level=tmp_path)
+
+
+class Closed:
+    """A path to what the system lets nobody look at."""
+
+    def __fspath__(self) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/closed/place")
+
+
+@pytest.mark.parametrize(
+    ("function", "first", "more"),
+    [
+        ("verify", Closed(), {}),
+        ("preflight", Closed(), {"target": "cpu"}),
+        ("build", Closed(), {"target": "rtx"}),
+        ("bench", Closed(), {}),
+        ("run", Closed(), {"source": ["x.png"]}),
+        ("evaluate", Closed(), {"data": Closed()}),
+        ("export_model", "zoo:digits_vit", {"output": Closed()}),
+        ("sweep", "zoo:digits_vit", {"data": Closed()}),
+        ("report", "x" * 300, {}),
+        ("compare", "x" * 300, {}),
+    ],
+)
+def test_what_the_system_refuses_is_an_error_of_ours(function: str, first: object, more: dict[str, object]) -> None:
+    with pytest.raises(trt_compress.TrtCompressError, match="Permission denied|File name too long"):
+        getattr(trt_compress, function)(first, **more)

@@ -10,6 +10,7 @@ from typing import Any
 
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle
 from trt_compress.runtime.evaluate import (
     Classifier,
@@ -136,6 +137,7 @@ class Evaluation:
         }
 
 
+@refusals_said()
 def evaluate(
     bundle: str | Path,
     *,

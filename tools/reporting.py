@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import refusals_said
 from trt_compress.paths import check_apart
 from trt_compress.runtime.stream.result import StreamResult
 from trt_compress.tools.bench.bundle import BenchResult
@@ -20,6 +21,7 @@ Measured = str | Path | StreamResult | BenchResult | Report
 """What can be reported: a file that run, bench or report wrote, the directory of a run, or the result itself."""
 
 
+@refusals_said()
 def report(
     result: Measured,
     *,
@@ -48,6 +50,7 @@ def report(
     return loaded.report
 
 
+@refusals_said()
 def compare(a: Measured, b: Measured | None = None, *, budget: str | None = None) -> Comparison:
     """Compare two measurements.
 

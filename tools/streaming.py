@@ -10,6 +10,7 @@ from typing import TypeVar
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.files import write_whole
+from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.kinds import SoundOutput, input_kind, output_kind
 from trt_compress.format.manifest import Manifest
@@ -45,6 +46,7 @@ _PROGRESS_S = 0.25
 _OPENING_S = 2.0  # of a bundle, once the stream is hurried
 
 
+@refusals_said()
 def run(
     bundle: str | Path,
     *,

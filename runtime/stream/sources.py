@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,8 @@ def check_source(text: str) -> list[str]:
     suffix = Path(text).suffix.lower()
     if (files := matching_files(text)) or suffix in AUDIO_SUFFIXES:
         return files
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        os.stat(text)  # what the system refuses to say anything of is not missing
     if suffix in IMAGE_SUFFIXES or is_pattern(text):
         raise ConfigError(nothing_matches(text, "frames/*.png"))
     if suffix == ".npz":

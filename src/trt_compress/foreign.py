@@ -5,8 +5,10 @@ of their own without a common base. Listing them one by one leaves some out, so 
 not be caught (KeyboardInterrupt, SystemExit, our own errors) goes through.
 """
 
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,16 @@ _CONTROL = re.compile(
     r"\u180e\u200b\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what is not seen
     r"\ud800-\udfff]"
 )
+_REFUSED = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of the folders above it"),
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its links lead in a circle; give the file itself",
+    errno.ENOTDIR: "what stands before the last '/' is no folder",
+    errno.EROFS: "give a place that may be written to",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give a place on another disk"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network that it lies on"),
+}
+"""What to do where the system refuses a file that was given, which is no fault of ours."""
 
 
 @contextmanager
@@ -77,6 +89,30 @@ def reason_of(cause: BaseException) -> str:
     lines = said.strip().splitlines()
     text = shown(lines[0].split(". ")[0]).rstrip(".") if lines else ""  # further ones give advice that is not ours
     return (text[: _LONGEST_REASON - 1] + "…" if len(text) > _LONGEST_REASON else text) or type(cause).__name__
+
+
+def refused_by_system(error: Exception) -> ConfigError | None:
+    """The sentence for a file that the system does not let this user have; None: the error is something else."""
+    advice = _REFUSED.get(getattr(error, "errno", None) or 0)
+    name = getattr(error, "filename", None)
+    if not isinstance(error, OSError) or advice is None or not isinstance(name, str | bytes | os.PathLike):
+        return None
+    return ConfigError(f"'{os.fsdecode(name)}' cannot be used ({error.strerror}); {advice}.")
+
+
+@contextmanager
+def refusals_said() -> Iterator[None]:
+    """Say in a sentence what the system refuses: around a function of the public API, whose caller gave the files.
+
+    Raises:
+        ConfigError: A file cannot be used, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        if (refused := refused_by_system(error)) is None:
+            raise
+        raise refused from error
 
 
 def shown(text: str) -> str:

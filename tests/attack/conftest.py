@@ -20,6 +20,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # its own small bundles and stre
 RECORD = Path(__file__).resolve().parents[2] / "tools" / "bench" / "results" / "attack.jsonl"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the short form has no cases of."""
+    if not config.getoption("--attack"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 class Attack:
     """How much to do, and what was seen.
 

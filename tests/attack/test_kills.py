@@ -314,10 +314,9 @@ def test_random_kills_of_commands_that_change_a_bundle(before: Path, tmp_path: P
         kill_commands(ask, CHANGES, tmp_path / "place", attack.count(8, 180), attack)
 
 
+@pytest.mark.long
 def test_random_kills_of_exports(tmp_path: Path, attack: Any) -> None:
-    """Exports over the bundle of another export. The short form has none: each takes seconds."""
-    if not attack.long:
-        pytest.skip("with --attack")
+    """Exports over the bundle of another export: each takes seconds."""
     (tmp_path / "place").mkdir()
     with asking("commands") as ask:
         kill_commands(ask, EXPORTS, tmp_path / "place", attack.count(0, 24), attack)

@@ -14,7 +14,7 @@ import numpy as np
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.files import open_regular
-from trt_compress.foreign import reading
+from trt_compress.foreign import reading, refusals_said
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.paths import check_archive
@@ -99,6 +99,7 @@ class BenchResult:
         }
 
 
+@refusals_said()
 def bench(
     bundle: str | Path,
     *,

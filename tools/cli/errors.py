@@ -5,8 +5,6 @@ form as what the commands refuse.
 """
 
 import dataclasses
-import errno
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -25,17 +23,6 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 
 READER_GONE = 128 + 13
 """The exit code where the reader of stdout went away: that of SIGPIPE, which not every system has."""
-
-_REFUSED = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of the folders above it"),
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.ELOOP: "its links lead in a circle; give the file itself",
-    errno.ENOTDIR: "what stands before the last '/' is no folder",
-    errno.EROFS: "give a place that may be written to",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or give a place on another disk"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network that it lies on"),
-}
-"""What to do where the system refuses a file that was given, which is no fault of ours."""
 
 
 class OneVoice(TyperGroup):
@@ -84,15 +71,6 @@ def report_error(error: TrtCompressError, *, verbose: bool, log_json: bool, json
         said = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         with suppress(OSError):  # stdout takes nothing, perhaps for the very reason that has been said
             print_json({**_found_so_far(error), "error": said})
-
-
-def refused_by_system(error: Exception) -> ConfigError | None:
-    """The sentence for a file that the system does not let this user have; None: the error is something else."""
-    advice = _REFUSED.get(getattr(error, "errno", None) or 0)
-    name = getattr(error, "filename", None)
-    if not isinstance(error, OSError) or advice is None or not isinstance(name, str | bytes | os.PathLike):
-        return None
-    return ConfigError(f"'{os.fsdecode(name)}' cannot be used ({error.strerror}); {advice}.")
 
 
 def wants_json(value: object) -> bool:

@@ -10,7 +10,8 @@ import typer
 
 from trt_compress.digest import as_digests
 from trt_compress.errors import InternalError, TrtCompressError
-from trt_compress.tools.cli.errors import refused_by_system, report_error, wants_json
+from trt_compress.foreign import refused_by_system
+from trt_compress.tools.cli.errors import report_error, wants_json
 from trt_compress.tools.cli.interrupts import Interrupted, ended_by_signals
 from trt_compress.tools.cli.signals import let_go
 from trt_compress.tools.console import configure_logging

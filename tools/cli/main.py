@@ -13,8 +13,9 @@ import typer
 
 from trt_compress import current_folder
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import refused_by_system
 from trt_compress.tools.cli.bench import bench
-from trt_compress.tools.cli.errors import READER_GONE, OneVoice, refused_by_system
+from trt_compress.tools.cli.errors import READER_GONE, OneVoice
 from trt_compress.tools.cli.evaluate import evaluate
 from trt_compress.tools.cli.export import build, export, preflight, verify
 from trt_compress.tools.cli.habits import LogJson, Verbose, with_habits

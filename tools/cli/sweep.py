@@ -103,15 +103,15 @@ def sweep(
             trust_paths=trust_paths,
             progress=step,
         )
-    pages = [path for path in (html, output / PAGE_FILE if output is not None else None) if path is not None]
-    for path in pages:
-        _write_text(path, page_from_sweep(result))
     if json is not None and str(json) == "-":
         print_json(result.to_json())
     else:
         show_sweep(result)
         if json is not None:
             write_json(json, result.to_json())
+    pages = [path for path in (html, output / PAGE_FILE if output is not None else None) if path is not None]
+    for path in pages:  # the table is there before one of them cannot be written
+        _write_text(path, page_from_sweep(result))
     if output is not None:
         say(f"Wrote {output / 'sweep.json'}")
     if result.interrupted:

@@ -22,6 +22,7 @@ from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import refuse_paths_of_bundle
 from trt_compress.files import write_whole
+from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest
 from trt_compress.methods import parse_spec
@@ -100,6 +101,7 @@ class _Done:
     runs: int = 0
 
 
+@refusals_said()
 def sweep(
     model: str,
     *,
