@@ -23,8 +23,7 @@ from trt_compress.errors import (
 from trt_compress.export.build import PRODUCTS, choose_plugins, library_version, parse_file, require_library
 from trt_compress.export.findings import Finding, recorded_findings
 from trt_compress.export.forms import is_pruned, target_file
-from trt_compress.export.ranges import LengthRange
-from trt_compress.export.recipe import recipe_from_json
+from trt_compress.export.ranges import LengthRange, lengths_of
 from trt_compress.export.targets import Target, get_target
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading, refusals_said
@@ -203,8 +202,7 @@ def _by_rules(target: str) -> str:
 def _ranges(bundle: Bundle) -> dict[str, LengthRange]:
     """Sizes of the open axes of a bundle's graphs by symbol, the batch under ""."""
     batch = bundle.manifest.batch
-    lengths = recipe_from_json(bundle.manifest.recipe, where="the bundle's recipe").lengths
-    return {"": LengthRange(min=batch.min, opt=batch.opt, max=batch.max), **lengths}
+    return {"": LengthRange(min=batch.min, opt=batch.opt, max=batch.max), **lengths_of(bundle.manifest)}
 
 
 def _rules() -> tuple[Rules | None, str]:

@@ -16,7 +16,7 @@ from trt_compress.export.build import (
 from trt_compress.export.bundle import check_update, update_bundle
 from trt_compress.export.check import engine_findings, require_passed
 from trt_compress.export.forms import operator_nodes_of, source_file, target_file
-from trt_compress.export.ranges import BatchRange, LengthRange
+from trt_compress.export.ranges import BatchRange, lengths_of
 from trt_compress.export.targets import get_target
 from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle, as_digests
@@ -138,7 +138,7 @@ def build_engines(
             for graph in manifest.graphs
         )
     check_update(opened)
-    lengths = {name: LengthRange.parse(name, text) for name, text in manifest.recipe.get("lengths", {}).items()}
+    lengths = lengths_of(manifest)
     records, engines = [], {}
     for graph in manifest.graphs:
         step("building" if len(manifest.graphs) == 1 else f"building {graph.name}")

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.graphs import LARGEST_BATCH
+from trt_compress.format.manifest import Manifest
 
-LARGEST_BATCH = 65535  # blocks in the y and z axes of a CUDA grid
 _MOST_DIGITS = 1000  # Python reads no number of more than some thousand
 
 
@@ -35,6 +36,11 @@ class LengthRange:
             f"{name}={text!r} is not a range of lengths; give one number or MIN:OPT:MAX in ascending order, such as "
             "1:100:400."
         )
+
+
+def lengths_of(manifest: Manifest) -> dict[str, LengthRange]:
+    """The lengths of every symbol of a bundle but the batch."""
+    return {symbol: LengthRange(min=each.min, opt=each.opt, max=each.max) for symbol, each in manifest.lengths.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,9 +62,8 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
         links=tuple(fields.Link(source=source, to=to) for source, to in host.links),
         states=tuple(state.of(graph.name) for graph in graphs for state in graph.states),
         lengths={
-            symbol: fields.Range(min=low, opt=usual, max=high)
-            for graph in graphs
-            for symbol, (low, usual, high) in graph.lengths.items()
+            symbol: fields.Range(min=length.min, opt=length.opt, max=length.max)
+            for symbol, length in recipe.lengths.items()
         },
         capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
         procedure=None if host.procedure is None else host.procedure(graphs),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakSet
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.frame import Array
@@ -84,11 +84,18 @@ def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
     """Make the levels of a stream: one of each session, or one of each graph of a single session.
 
     Sessions are bundles of the same model, compressed differently; their folders give the names. The graphs of one
-    bundle are levels if nothing links them and all have the same inputs and outputs; they share their states by name.
+    bundle are levels if they have the role "model"; they share their states by name.
 
     Raises:
         ConfigError: Sessions differ in inputs or outputs, or several have states, which no two sessions share.
+        UnsupportedError: A bundle reads sequences of tokens.
     """
+    for session in sessions:
+        if session.bundle.manifest.procedure is not None:
+            raise UnsupportedError(
+                f"'{session.bundle.path}' reads sequences of tokens, by a procedure of several graphs, and this runs "
+                "pictures, sound or arrays one by one; run its graphs with Session.run_graph."
+            )
     first = sessions[0]
     if len(sessions) == 1 and _graphs_are_levels(first):
         return _levels_of_graphs(first)
@@ -113,9 +120,8 @@ def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
 
 
 def _graphs_are_levels(session: Session) -> bool:
-    names = session.graphs
-    signatures = [(session.inputs_of(name), session.outputs_of(name)) for name in names]
-    return len(names) > 1 and not session.bundle.manifest.links and all(one == signatures[0] for one in signatures)
+    """Whether a run takes one of several graphs: those of the role "model", which a manifest has alike."""
+    return len(session.graphs) > 1 and all(session.bundle.manifest.graph(n).role == "model" for n in session.graphs)
 
 
 def _levels_of_graphs(session: Session) -> LevelSet:

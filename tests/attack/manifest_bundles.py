@@ -18,11 +18,20 @@ FRAME = ["batch", 3, 4, 4]
 
 
 def graph(
-    name: str, inputs: Tensors, outputs: Tensors, nodes: Sequence[onnx.NodeProto], **arrays: Any
+    name: str,
+    inputs: Tensors,
+    outputs: Tensors,
+    nodes: Sequence[onnx.NodeProto],
+    role: str = "model",
+    integers: Sequence[str] = (),
+    **arrays: Any,
 ) -> tuple[dict[str, Any], bytes]:
-    """A graph of float32 tensors: its entry in the manifest, and its file."""
+    """A graph of float32 and int64 tensors: its entry in the manifest, and its file."""
     infos = [
-        [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in side.items()]
+        [
+            helper.make_tensor_value_info(key, TensorProto.INT64 if key in integers else TensorProto.FLOAT, shape)
+            for key, shape in side.items()
+        ]
         for side in (inputs, outputs)
     ]
     constants = [numpy_helper.from_array(np.asarray(value), key) for key, value in arrays.items()]
@@ -32,10 +41,20 @@ def graph(
         ir_version=10,
     )
     sides = [
-        [{"name": key, "dtype": "float32", "shape": list(shape)} for key, shape in side.items()]
+        [
+            {"name": key, "dtype": "int64" if key in integers else "float32", "shape": list(shape)}
+            for key, shape in side.items()
+        ]
         for side in (inputs, outputs)
     ]
-    entry = {"name": name, "file": f"{name}.onnx", "inputs": sides[0], "outputs": sides[1], "external_data": []}
+    entry = {
+        "name": name,
+        "role": role,
+        "file": f"{name}.onnx",
+        "inputs": sides[0],
+        "outputs": sides[1],
+        "external_data": [],
+    }
     return entry, model.SerializeToString()
 
 
@@ -43,6 +62,7 @@ def small_manifest(*graphs: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """A manifest with every part that an export and a build write."""
     name = graphs[0]["name"]
     first = graphs[0]["inputs"][0]
+    usual = [dim if isinstance(dim, int) else 2 for dim in first["shape"]]
     return {
         "schema_version": "1.0",
         "name": "small",
@@ -65,6 +85,7 @@ def small_manifest(*graphs: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
         "opset": 20,
         "batch": {"min": 1, "opt": 2, "max": 4},
         "graphs": list(graphs),
+        "lengths": {"time": {"min": 1, "opt": 2, "max": 4}},
         "compression": [
             {
                 "site": "blocks.1",
@@ -103,7 +124,7 @@ def small_manifest(*graphs: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
                 "precision_asked": "fp32",
                 "precision_achieved": {"evidence": "network", "model": {"fp32": 2}, "operators": {}},
                 "paths": {"TokenMerge": {"plugin": 0, "function": 2}},
-                "profile": {first["name"]: {end: [2, *first["shape"][1:]] for end in ("min", "opt", "max")}},
+                "profile": {first["name"]: {end: usual for end in ("min", "opt", "max")}},
                 "seconds": 4.5,
                 "plugins": "0123456789abcdef",
             }
@@ -212,6 +233,7 @@ def codec(path: Path) -> Path:
         {"audio": ["batch", 160]},
         {"codes": ["batch", 10, 16]},
         [helper.make_node("Reshape", ["audio", "shape"], ["codes"])],
+        role="encode",
         shape=[-1, 10, 16],
     )
     decode, second = graph(
@@ -219,6 +241,7 @@ def codec(path: Path) -> Path:
         {"codes": ["batch", 10, 16]},
         {"decoded": ["batch", 160]},
         [helper.make_node("Reshape", ["codes", "shape"], ["decoded"])],
+        role="decode",
         shape=[-1, 160],
     )
     data = small_manifest(
@@ -304,4 +327,62 @@ def levels(path: Path) -> Path:
     return write(path, data, [model for _, model in graphs], {"zero.npy": zero})
 
 
-SMALL_BUNDLES = (classifier, video, keyword, codec, detector, levels)
+def decoder(path: Path) -> Path:
+    """Tokens → logits, with a cache whose capacity is chosen, a count of its slots, and a flush that empties it."""
+    cache = {"past": ["batch", "slots", 4], "length": ["batch"]}
+    new = {"now": ["batch", "slots", 4], "length_now": ["batch"]}
+    step, first = graph(
+        "step",
+        {"tokens": ["batch", "time"], "seen": ["batch"], **cache},
+        {"logits": ["batch", 5], **new},
+        [
+            helper.make_node("Cast", ["tokens"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", ["numbers", "axes"], ["sum"]),
+            helper.make_node("MatMul", ["sum", "w"], ["logits"]),
+            helper.make_node("Identity", ["past"], ["now"]),
+            helper.make_node("Add", ["length", "seen"], ["length_now"]),
+        ],
+        role="step",
+        integers=("tokens", "seen", "length", "length_now"),
+        axes=[1],
+        w=np.ones((1, 5), np.float32),
+    )
+    flush, second = graph(
+        "flush",
+        cache,
+        new,
+        [
+            helper.make_node("Identity", ["past"], ["now"]),
+            helper.make_node("Sub", ["length", "length"], ["length_now"]),
+        ],
+        role="flush",
+        integers=("length", "length_now"),
+    )
+    past = {"input": "past", "output": "now", "shape": cache["past"], "dtype": "float32", "name": "past"}
+    past |= {"kind": "cache", "layer": 0, "compare": "close", "alias": True}
+    length = {"input": "length", "output": "length_now", "shape": ["batch"], "dtype": "int64", "name": "length"}
+    reading = {"graphs": ["step"], "logits": "step.logits", "rows": "last"}
+    data = small_manifest(
+        step,
+        flush,
+        states=[
+            *({**past, "graph": name} for name in ("step", "flush")),
+            *({**length, "kind": "length", "graph": name} for name in ("step", "flush")),
+        ],
+        lengths={"time": {"min": 1, "opt": 2, "max": 4}, "slots": {"min": 4, "opt": 8, "max": 64}},
+        capacities=[{"symbol": "slots", "used": "length", "adds": {"step": "tokens"}, "multiple": 4}],
+        procedure={
+            "prompt": {**reading, "tokens": "time"},
+            "step": {**reading, "tokens": 1},
+            "feeds": {"step.tokens": "tokens", "step.seen": "seen"},
+            "position": "slots",
+            "upkeep": [{"graph": "flush", "after": "run", "capacity": "slots", "at_least": 16}],
+        },
+        preprocess={"kind": "tensors", "input": "step.tokens"},
+        postprocess={"kind": "raw", "output": "step.logits"},
+        flops={"graphs": {"step": {"total": 10}, "flush": {"total": 0}}},
+    )
+    return write(path, data, [first, second])
+
+
+SMALL_BUNDLES = (classifier, video, keyword, codec, detector, levels, decoder)

@@ -19,7 +19,7 @@ from manifest_bundles import SMALL_BUNDLES
 from mutations import mutated, mutated_text
 from typer.testing import CliRunner
 
-from trt_compress.errors import InternalError, TrtCompressError
+from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
 from trt_compress.export.check import _ranges
 from trt_compress.export.engines import build_engines
 from trt_compress.format.bundle import Bundle
@@ -92,6 +92,10 @@ def everything_that_reads_it(path: Path) -> None:
     _with_our_errors(lambda: _ranges(bundle))
     _with_our_errors(lambda: build_engines(path, target="rtx", dry_run=True))
     session = Session.open(bundle, native=False)
+    if manifest.procedure is not None:
+        with pytest.raises(UnsupportedError, match="reads sequences of tokens"):
+            levels_from_sessions([session])
+        return
     levels = levels_from_sessions([session])
     prepare = preprocess_from_manifest(bundle, levels.inputs)
     finish = postprocess_from_manifest(manifest.postprocess, levels.outputs)

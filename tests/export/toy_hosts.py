@@ -129,6 +129,7 @@ def codec() -> LoadedHost:
     lengths = {"time": (2, 6, 10)}
     encode = GraphSpec(
         name="encode",
+        role="encode",
         module=Encode().eval(),
         inputs=(TensorSpec(name="x", shape=("batch", "time", 8)),),
         outputs=(codes,),
@@ -136,6 +137,7 @@ def codec() -> LoadedHost:
     )
     decode = GraphSpec(
         name="decode",
+        role="decode",
         module=Decode().eval(),
         inputs=(codes, TensorSpec(name="gain", shape=("batch",))),
         outputs=(TensorSpec(name="y", shape=("batch", "time", 8)),),

@@ -34,7 +34,8 @@ def graph_entry(name: str, inputs: Tensors, outputs: Tensors) -> Graph:
         tuple(TensorInfo(name=key, dtype=dtype, shape=tuple(shape)) for key, (dtype, shape) in side.items())
         for side in (inputs, outputs)
     ]
-    return Graph(name=name, file=f"{name}.onnx", inputs=infos[0], outputs=infos[1])
+    role = {"encoder": "encode", "decoder": "decode"}.get(name, "model")
+    return Graph(name=name, role=role, file=f"{name}.onnx", inputs=infos[0], outputs=infos[1])
 
 
 def manifest_of(*graphs: Graph, **fields: Any) -> Manifest:

@@ -399,7 +399,7 @@ def test_a_graph_is_found_by_name() -> None:
         (lambda d: d["lowered"][0].update(graph="x"), "a lowered is of the graph 'x', which there is not"),
         (lambda d: d.update(flops={"total": "many"}), "the FLOPs are many"),
         (lambda d: d.update(flops={"graphs": [1]}), "'flops.graphs' is no object"),
-        (lambda d: d["recipe"].update(lengths={"time": 7}), "'recipe.lengths' is no object of texts"),
+        (lambda d: d["lengths"]["time"].update(min=300), "the lengths 300:64:256 of 'time' are not in ascending order"),
         (lambda d: d["engines"][0]["profile"]["pixels"].pop("opt"), "without min, opt and max"),
         (
             lambda d: d["engines"][0]["profile"]["pixels"].update(opt=[-1, 3, 224, 224]),

@@ -347,9 +347,8 @@ def _random(session: Session, batch: int, seed: int) -> dict[str, Array]:
 
 
 def _usual_lengths(manifest: Manifest) -> dict[str, int]:
-    """The usual length of each symbol but the batch, as the recipe says it: "1:100:400"."""
-    lengths: dict[str, str] = manifest.recipe.get("lengths", {})
-    return {name: int((text.split(":") * 2)[1]) for name, text in lengths.items()}
+    """The usual length of each symbol but the batch."""
+    return {symbol: length.opt for symbol, length in manifest.lengths.items()}
 
 
 def _load(path: Path) -> dict[str, Array]:

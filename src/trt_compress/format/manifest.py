@@ -30,6 +30,7 @@ from trt_compress.format.graphs import TensorInfo as TensorInfo
 from trt_compress.format.graphs import tensor_problems as tensor_problems
 from trt_compress.format.procedure import Procedure as Procedure
 from trt_compress.format.record import Record
+from trt_compress.format.wiring import Wiring
 
 SCHEMA_VERSION = "1.0"
 MANIFEST_NAME = "manifest.json"
@@ -37,9 +38,7 @@ LARGEST_MANIFEST = 16 << 20
 """Bytes; a real one has some ten thousand."""
 
 _LONGEST_PATH = 1000
-_SHARED = ("shape", "dtype", "initial", "capacity", "kind", "layer", "compare", "bits")  # what graphs may not differ in
 _MOST_FLOPS = 1e24
-_LENGTHS = re.compile(r"\d{1,9}(:\d{1,9}:\d{1,9})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +183,7 @@ class Manifest(Record):
 
     Attributes:
         recipe: The content of recipe.toml, so that the export can be repeated.
-        lengths: The lengths of every symbol but "batch" that is no growing axis, a capacity's among them.
+        lengths: The lengths of every symbol but "batch", as far as they are bounded; those of a capacity always are.
         capacities: The symbols whose length is chosen by whoever runs the bundle.
         procedure: How the graphs are run in turn to read sequences of tokens; None: as `procedure` says of others.
         flops: FLOPs of one sample, by part of the model.
@@ -230,6 +229,7 @@ class Manifest(Record):
         except ValueError as error:
             raise BundleError(f"{where} is not valid JSON ({error}); copy or export the bundle again.") from None
         _check_version(data, where)
+        _check_age(data, where)
         return cls.from_json(data, where)
 
     def to_text(self) -> str:
@@ -272,7 +272,16 @@ class Manifest(Record):
             if count > 1:
                 yield f"two graphs are named '{name}'"
         yield from self._value_problems()
-        yield from self._wiring_problems()
+        wiring = Wiring(
+            graphs=self.graphs,
+            links=self.links,
+            states=self.states,
+            lengths=self.lengths,
+            capacities=self.capacities,
+            procedure=self.procedure,
+            constants=tuple(self._constants()),
+        )
+        yield from wiring.problems()
         yield from self._kind_problems()
 
     def _value_problems(self) -> Iterator[str]:
@@ -291,7 +300,6 @@ class Manifest(Record):
             if info.bytes < 0:
                 yield f"file '{name[:60]}' has {info.bytes} bytes"
         yield from _flops_problems(self.flops, self.baseline_flops)
-        yield from _lengths_problems(self.recipe)
         yield from (problem for engine in self.engines for problem in _engine_problems(engine))
         names = {graph.name for graph in self.graphs}
         parts: tuple[Lowered | Engine | State, ...] = (*self.lowered, *self.engines, *self.states)
@@ -335,6 +343,11 @@ class Manifest(Record):
                 for misfit in after.misfits(what, outputs[name]):
                     yield f"'postprocess.{what}' names the output '{name}', and {misfit}"
 
+    def _constants(self) -> dict[str, str]:
+        """Inputs that never change, and the file of each."""
+        found = self.preprocess.get("constants")
+        return {name: str(file) for name, file in found.items()} if isinstance(found, dict) else {}
+
     def _referenced_files(self) -> Iterator[tuple[str, str]]:
         own_form = {part.graph for part in self.lowered} | {part.graph for part in self.engines}
         for graph in self.graphs:
@@ -343,48 +356,11 @@ class Manifest(Record):
         for state in self.states:
             if isinstance(state.initial, dict) and "file" in state.initial:
                 yield f"state '{state.key}'", str(state.initial["file"])
-        if isinstance(constants := self.preprocess.get("constants"), dict):
-            yield from (("'preprocess.constants'", str(file)) for file in constants.values())
+        yield from (("'preprocess.constants'", file) for file in self._constants().values())
         yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
         yield from ((f"engine for '{engine.target}'", engine.file) for engine in self.engines)
         if self.verification:
             yield "verification", self.verification.file
-
-    def _wiring_problems(self) -> Iterator[str]:
-        order = {graph.name: index for index, graph in enumerate(self.graphs)}
-        inputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.inputs}
-        outputs = {f"{graph.name}.{info.name}": order[graph.name] for graph in self.graphs for info in graph.outputs}
-        ends = [(link.source, link.to) for link in self.links]
-        for source, to in ends:
-            if source not in outputs:
-                yield f"'{source}' is linked to '{to}' but is no output of a graph"
-            if to not in inputs:
-                yield f"'{source}' is linked to '{to}', which is no input of a graph"
-        for state in self.states:
-            if state.input is not None and f"{state.graph}.{state.input}" not in inputs:
-                yield f"the state '{state.key}' enters '{state.graph}.{state.input}', which is no input of a graph"
-            if state.output is not None and f"{state.graph}.{state.output}" not in outputs:
-                yield f"the state '{state.key}' leaves as '{state.graph}.{state.output}', which is no output of a graph"
-        fed = [to for _, to in ends] + [f"{s.graph}.{s.input}" for s in self.states if s.input is not None]
-        for link in self.links:
-            if outputs.get(link.source, 0) >= inputs.get(link.to, len(order)):
-                yield f"'{link.source}' is linked to '{link.to}', which runs no later"
-        for to, count in Counter(fed).items():
-            if count > 1:
-                yield f"input '{to}' is fed {count} times"
-        yield from self._shared_state_problems()
-
-    def _shared_state_problems(self) -> Iterator[str]:
-        first: dict[str, State] = {}
-        for state in self.states:
-            same = first.setdefault(state.key, state)
-            if state is same:
-                if state.name is not None and "." in state.name:
-                    yield f"the state name '{state.name}' has a dot"
-            elif state.graph == same.graph:
-                yield f"graph '{state.graph}' has two states named '{state.name}'"
-            elif any(getattr(state, part) != getattr(same, part) for part in _SHARED):
-                yield f"the graphs '{same.graph}' and '{state.graph}' share the state '{state.name}' and differ in it"
 
 
 def path_problem(name: str) -> str | None:
@@ -426,14 +402,6 @@ def _flops_problems(flops: dict[str, Any] | None, baseline: float | None) -> Ite
             yield f"the FLOPs are {str(count)[:60]}; they are a number from 0 to {_MOST_FLOPS:g}"
 
 
-def _lengths_problems(recipe: dict[str, Any]) -> Iterator[str]:
-    lengths = recipe.get("lengths", {})
-    if not isinstance(lengths, dict) or not all(
-        isinstance(text, str) and _LENGTHS.fullmatch(text) for text in lengths.values()
-    ):
-        yield "'recipe.lengths' is no object of texts such as \"1:100:400\""
-
-
 def _check_version(data: object, where: str) -> None:
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
@@ -446,3 +414,13 @@ def _check_version(data: object, where: str) -> None:
         )
     if int(major) < int(ours):
         raise BundleError(f"{where} has schema version {version}, which was never published; export the bundle again.")
+
+
+def _check_age(data: dict[str, Any], where: str) -> None:
+    """Refuse what was written before version 1.0 was settled: a graph had no role then."""
+    graphs = data.get("graphs")
+    if isinstance(graphs, list) and any(isinstance(graph, dict) and "role" not in graph for graph in graphs):
+        raise BundleError(
+            f"{where} was written by a trt-compress from before 0.1.0 was released (its graphs have no role); export "
+            "the bundle again."
+        )
