@@ -28,6 +28,7 @@ DOCUMENTS: Mapping[str, type[Record]] = {"manifest": Manifest, "stream-result": 
 """The documents that others may want to read, by name."""
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ALWAYS = ("schema_version", "document")  # what a document is known by
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _ENTRY = re.compile(r"^    (?P<names>\w+(?:, \w+)*): (?P<text>.*(?:\n {8}.*)*)", re.MULTILINE)
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         check_new_folder(options.output, "--output")
-        options.output.mkdir(parents=True)
+        options.output.mkdir(parents=True, exist_ok=True)
         for name in DOCUMENTS:
             write_whole(options.output / f"{name}-1.schema.json", _text(name).encode())
     except TrtCompressError as error:
@@ -83,7 +84,11 @@ def _object(record: type[Any], shared: dict[type[Record], Any]) -> dict[str, Any
     return {
         "description": " ".join(inspect.cleandoc(record.__doc__ or "").split("\n\n")[0].split()),
         "type": "object",
-        "required": [names[i.name] for i in items if i.default is missing and i.default_factory is missing],
+        "required": [
+            names[item.name]
+            for item in items
+            if item.default is item.default_factory is missing or item.name in _ALWAYS
+        ],
         "properties": properties,
         "additionalProperties": True,
     }

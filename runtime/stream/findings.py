@@ -1,8 +1,8 @@
 """What a stream saw or heard, counted, for the result and the sum-up at its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from trt_compress.format.record import Record
+from trt_compress.format.record import Record, one_of
 from trt_compress.runtime.stream.sound_result import Word
 
 
@@ -38,7 +38,7 @@ class Findings(Record):
         features: What came of an encoder that has no head, or None.
     """
 
-    kind: str
+    kind: str = field(metadata=one_of("seen", "heard"))
     results: int
     classes: dict[str, int]
     boxes: dict[str, int]

@@ -1,4 +1,4 @@
-"""What one stream was and how it went, as a JSON document. Its schema is `schema/stream-result-1.schema.json`.
+"""What one stream was and how it went, as a JSON document.
 
 Times are integers in nanoseconds. Those of a frame are on the stream's one monotonic clock, counted from the moment
 when the stream started (warm-up is before that). What was not measured is null, never 0.
@@ -14,7 +14,7 @@ from trt_compress.errors import BundleError, ConfigError
 from trt_compress.files import RECORD_LIMIT, read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.format.manifest import Compression
-from trt_compress.format.record import Record
+from trt_compress.format.record import VERSION, Record, one_of
 from trt_compress.runtime.stream.findings import Features as Features
 from trt_compress.runtime.stream.findings import Findings
 from trt_compress.runtime.stream.sound_result import Sound
@@ -111,9 +111,9 @@ class Protocol(Record):
         resample: Sound of another sample rate or number of channels than the bundle's was made to fit.
     """
 
-    kind: str
+    kind: str = field(metadata=one_of(*get_args(Kind)))
     fps: float | None
-    policy: str
+    policy: str = field(metadata=one_of(*get_args(Policy)))
     queue_depth: int
     deadline_ns: int | None
     warmup: int
@@ -123,7 +123,7 @@ class Protocol(Record):
     burst: int | None = None
     gap_ns: int | None = None
     stall_ns: int | None = None
-    scheduling: str = "default"
+    scheduling: str = field(default="default", metadata=one_of(*get_args(Scheduling)))
     resample: bool = field(default=False, metadata={"sparse": True})
 
 
@@ -158,7 +158,7 @@ class Frames(Record):
     start_ns: tuple[int | None, ...]
     end_ns: tuple[int, ...]
     deadline_missed: tuple[bool | None, ...]
-    outcome: tuple[str, ...]
+    outcome: tuple[str, ...] = field(metadata={"schema": {"items": {"enum": [*OUTCOMES]}}})
     reason: tuple[str | None, ...]
     level: tuple[str | None, ...]
     stage_ns: dict[str, tuple[int | None, ...]]
@@ -287,13 +287,13 @@ class StreamResult(Record):
         findings: Classes and boxes, counted; None where the results hold neither.
     """
 
-    schema_version: str = SCHEMA_VERSION
-    document: str = DOCUMENT
+    schema_version: str = field(default=SCHEMA_VERSION, metadata=VERSION)
+    document: str = field(default=DOCUMENT, metadata=one_of(DOCUMENT))
     identity: Identity
     protocol: Protocol
     started_at: str
     wall_ns: int
-    ended: str
+    ended: str = field(metadata=one_of(*get_args(Ended)))
     error: str | None = None
     counts: Counts
     first_inference_ns: int | None

@@ -1,4 +1,4 @@
-"""What a report says. The published schema is `schema/report-1.schema.json`.
+"""What a report says.
 
 A number that was not measured, or that its samples do not support, is null, and `reasons` of the same section says why
 under the name of the field; null is never 0. Words and rules are those of `runtime/measure/latency.py`. A newer minor
@@ -13,7 +13,7 @@ from typing import Any
 
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.manifest import Compression as SiteCompression
-from trt_compress.format.record import Record
+from trt_compress.format.record import VERSION, Record, one_of
 from trt_compress.runtime.measure.latency import LatencySummary, Speedup, summarize
 from trt_compress.runtime.measure.power.session import PowerResult
 from trt_compress.runtime.stream.findings import Features as Features
@@ -185,7 +185,7 @@ class Part(Record):
 
     name: str
     stage: str
-    kind: str
+    kind: str = field(metadata=one_of("work", "wait"))
     latency: Distribution | None
     reason: str | None = None
 
@@ -256,7 +256,7 @@ class Resources(Record):
 class Verdict(Record):
     """Section verdict: "stable", "unstable" or "invalid", with reasons; the bounds are those that were applied."""
 
-    status: str
+    status: str = field(metadata=one_of("stable", "unstable", "invalid"))
     reasons: tuple[str, ...]
     cv: float | None
     cv_bound: float
@@ -268,7 +268,7 @@ class Step(Record):
     """One bar of a waterfall."""
 
     name: str
-    kind: str
+    kind: str = field(metadata=one_of("work", "wait"))
     start_ms: float
     ms: float
 
@@ -311,7 +311,7 @@ class Plots(Record):
 class Side(Record):
     """Everything about one of the things measured in a run; `role` is "stream", "bundle" or "baseline"."""
 
-    role: str
+    role: str = field(metadata=one_of("stream", "bundle", "baseline"))
     identity: Identity
     accounting: Accounting | None
     latency: Latency
@@ -351,15 +351,15 @@ class Report(Record):
         findings: Classes and boxes of a stream, counted.
     """
 
-    schema_version: str = SCHEMA_VERSION
-    document: str = DOCUMENT
+    schema_version: str = field(default=SCHEMA_VERSION, metadata=VERSION)
+    document: str = field(default=DOCUMENT, metadata=one_of(DOCUMENT))
     made_with: str = field(default_factory=lambda: f"trt-compress {__version__}")
     title: str
     source: str
     started_at: str | None
     machine: Machine
     protocol: Protocol
-    sides: tuple[Side, ...]
+    sides: tuple[Side, ...] = field(metadata={"schema": {"minItems": 1}})
     speedup: Ratio | None
     sound: Sound | None = None
     findings: Findings | None = None

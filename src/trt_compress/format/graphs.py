@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from trt_compress.format.record import Record
+from trt_compress.format.record import Record, one_of
 
 Dim = int | str
 """The length of an axis: a number, or a symbol such as "batch" that means the same number in the whole bundle."""
@@ -94,7 +94,7 @@ class Graph(Record):
     file: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    role: str = field(default="model", metadata={"schema": {"enum": [*ROLES]}})
+    role: str = field(default="model", metadata=one_of(*ROLES))
     external_data: tuple[str, ...] = ()
 
 
@@ -136,9 +136,9 @@ class StateSpec(Record):
     initial: str | dict[str, Any] = "zeros"
     capacity: int | None = None
     name: str | None = None
-    kind: str = field(default="history", metadata={"schema": {"enum": [*STATE_KINDS]}})
+    kind: str = field(default="history", metadata=one_of(*STATE_KINDS))
     layer: int | None = None
-    compare: str | None = field(default=None, metadata={"schema": {"enum": [*COMPARISONS, None]}})
+    compare: str | None = field(default=None, metadata=one_of(*COMPARISONS, None))
     bits: int | None = None
     alias: bool = False
 

@@ -29,7 +29,7 @@ from trt_compress.format.graphs import State as State
 from trt_compress.format.graphs import TensorInfo as TensorInfo
 from trt_compress.format.graphs import tensor_problems as tensor_problems
 from trt_compress.format.procedure import Procedure as Procedure
-from trt_compress.format.record import Record
+from trt_compress.format.record import VERSION, Record
 from trt_compress.format.wiring import Wiring
 
 SCHEMA_VERSION = "1.0"
@@ -198,7 +198,7 @@ class Manifest(Record):
     opset: int
     batch: Batch
     graphs: tuple[Graph, ...] = field(metadata={"schema": {"minItems": 1}})
-    schema_version: str = field(default=SCHEMA_VERSION, metadata={"schema": {"pattern": r"^1\.[0-9]+$"}})
+    schema_version: str = field(default=SCHEMA_VERSION, metadata=VERSION)
     links: tuple[Link, ...] = ()
     states: tuple[State, ...] = ()
     lengths: dict[str, Range] = field(default_factory=dict)

@@ -62,7 +62,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trt_compress.format.graphs import Dim, Range
-from trt_compress.format.record import Record
+from trt_compress.format.record import Record, one_of
 
 FEEDS = ("tokens", "next", "count", "seen", "positions")
 """What a runtime makes for an input."""
@@ -91,7 +91,7 @@ class Pass(Record):
     graphs: tuple[str, ...]
     tokens: Dim
     logits: str | None = None
-    rows: str = field(default="last", metadata={"schema": {"enum": [*ROWS]}})
+    rows: str = field(default="last", metadata=one_of(*ROWS))
     whole: bool = False
 
 
@@ -124,7 +124,7 @@ class Upkeep(Record):
     """
 
     graph: str
-    after: str = field(metadata={"schema": {"enum": [*MOMENTS]}})
+    after: str = field(metadata=one_of(*MOMENTS))
     capacity: str | None = None
     at_least: int | None = None
 

@@ -11,6 +11,9 @@ from trt_compress.errors import BundleError
 
 RecordType = TypeVar("RecordType", bound="Record")
 
+VERSION = {"schema": {"pattern": r"^1\.[0-9]+$"}}
+"""Metadata of a field that holds a schema version."""
+
 _WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -19,7 +22,8 @@ class Record:
     """Base of every JSON object with known fields.
 
     A field's JSON name is its Python name, or `metadata["json"]`. A field without a default is required. One with
-    `metadata["sparse"]` is written only where it differs from its default.
+    `metadata["sparse"]` is written only where it differs from its default. `metadata["schema"]` is what the document's
+    JSON schema says of a field beside its type.
 
     Attributes:
         extra: Fields of the JSON object that this version does not know, written back unchanged.
@@ -58,6 +62,11 @@ class Record:
             if not (item.metadata.get("sparse") and getattr(self, item.name) == item.default)
         }
         return {**known, **self.extra} if with_extra else known
+
+
+def one_of(*values: str | None) -> dict[str, Any]:
+    """Metadata of a field that holds one of these, for the document's schema; the reader checks it by itself."""
+    return {"schema": {"enum": [*values]}}
 
 
 @cache

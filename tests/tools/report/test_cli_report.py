@@ -12,7 +12,7 @@ import pytest
 
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.report import record as record_module
+from trt_compress.tools.gen_schemas import schema_of
 from trt_compress.tools.report.budget import hold, parse_budget
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.metrics import metrics_of
@@ -23,7 +23,7 @@ Write = Callable[..., Path]
 MakeStream = Callable[..., StreamResult]
 MakeBench = Callable[..., dict[str, Any]]
 
-SCHEMA = json.loads((Path(record_module.__file__).parent / "schema/report-1.schema.json").read_text())
+SCHEMA = schema_of("report")
 
 
 def seen(finished: "subprocess.CompletedProcess[str]") -> str:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from trt_compress.runtime.measure.power import PowerResult
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.report import record as record_module
+from trt_compress.tools.gen_schemas import schema_of
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.html import page_from_report
 from trt_compress.tools.report.record import Report
@@ -22,7 +21,7 @@ from trt_compress.tools.report.svg import decade_ticks, linear, logarithmic, nic
 MakeStream = Callable[..., StreamResult]
 Attributes = dict[str, str | None]
 
-SCHEMA = json.loads((Path(record_module.__file__).parent / "schema/report-1.schema.json").read_text())
+SCHEMA = schema_of("report")
 VOID = {"meta"}
 EVIL = "<script>alert('1')</script>\"&<img src=x onerror=alert(2)>"
 
