@@ -31,12 +31,13 @@ def array_of(content: bytes) -> Array:
     return _read(io.BytesIO(content))
 
 
-def arrays_of(file: BinaryIO, only: Container[str] | None = None) -> dict[str, Array]:
+def arrays_of(file: BinaryIO, only: Container[str] | None = None, *, stored: bool = False) -> dict[str, Array]:
     """The arrays of an .npz file.
 
     Args:
         file: The open file.
         only: Names of those that are wanted, where they are there; None: all.
+        stored: They are not compressed, so that they take no more memory than the file has bytes.
 
     Raises:
         ValueError: It is none, an array is not as long as it says, or it is larger than an archive may be; zipfile and
@@ -53,6 +54,8 @@ def arrays_of(file: BinaryIO, only: Container[str] | None = None) -> dict[str, A
             raise ValueError("two of its members have one name")
         wanted = {name: member for name, member in named.items() if only is None or name in only}
         for name, member in wanted.items():
+            if stored and (member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size):
+                raise ValueError(f"'{name}' is compressed, as it never is")
             if member.file_size > FREELY_UNPACKED and member.file_size > LARGEST_RATIO * max(1, member.compress_size):
                 raise ValueError(
                     f"'{name}' would be unpacked from {member.compress_size} to {member.file_size} bytes, as no "

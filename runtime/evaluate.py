@@ -336,7 +336,7 @@ class _Asked:
     def __init__(self, session: Session, answer: str) -> None:
         manifest = session.bundle.manifest
         self._session = session
-        self._stateful = any(state.graph in session.graphs for state in manifest.states)
+        self._stateful = bool(session.loaded.states)
         self._mean = answer == "mean" and not self._stateful
         self._classifier = classifier_of(manifest, session.outputs)
         self._batched = {name for name, info in session.inputs.items() if info.shape and isinstance(info.shape[0], str)}
@@ -346,13 +346,12 @@ class _Asked:
 
     def answer(self, samples: Sequence[Runs], labels: Integers) -> dict[str, Array]:
         """Ask about a batch of samples with equally many runs; note the classes and return the outputs."""
-        if self._stateful:
-            self._session.reset()
+        states = self._session.new_states() if self._stateful else None
         length = len(samples[0])
         numbers = range(length) if self._stateful or self._mean else range(length - 1, length)
         found: dict[str, Array] = {}
         for number in numbers:
-            outputs = self._session.run(self._feed([runs[number] for runs in samples]))
+            outputs = self._session.run(self._feed([runs[number] for runs in samples]), states)
             found = _added(found, outputs) if self._mean else outputs
         if self._mean and length > 1:
             found = {name: value / length if value.dtype.kind == "f" else value for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Run a bundle: check what comes in, feed the graphs in order, carry the state from one run to the next."""
+"""Run a bundle: load its graphs, check what comes in, feed the graphs in order."""
 
 import logging
 import threading
@@ -6,44 +6,40 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
-from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
+from trt_compress.errors import BundleError, ConfigError, UnsupportedError
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
-from trt_compress.runtime.backends.ort import OperatorPath, OrtGraph, operator_paths
+from trt_compress.runtime.backends import BACKENDS, load_graph
+from trt_compress.runtime.backends.base import Executable, carrier
+from trt_compress.runtime.backends.ort import OperatorPath, operator_paths
+from trt_compress.runtime.inputs import InputCheck, signature
+from trt_compress.runtime.loaded import Loaded, LoadedGraph
 from trt_compress.runtime.onnx_source import OnnxSource
-from trt_compress.runtime.state import StateTensor
+from trt_compress.runtime.states import States
 from trt_compress.suggest import did_you_mean
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-BACKENDS = ("ort-cpu", "ort-cuda")
 
 _LOGGER = logging.getLogger(__name__)
 _NOT_ASKED = Absent("The native operators were not asked for.")
 
 
-class GraphRunner(Protocol):
-    """One loaded graph of any backend."""
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph on all of its inputs and return all of its outputs, by bare name."""
-        ...
-
-
 class Session:
-    """A loaded bundle.
+    """A loaded bundle: weights, and what runs them.
 
     `run` runs all opened graphs in order, `run_graph` one of them. With one graph, inputs and outputs go by their own
     names; with several, by `graph.tensor`, and what a link or a state feeds or takes is not among them.
 
-    Several threads may run graphs without states at the same time. A state is the history of one caller: while a run
-    carries it on, a run of another thread that needs it, and `reset`, are refused.
+    What one run leaves for the next is in `States`, of which many may live on one session; without any given, runs go
+    on with those of the session itself. Several threads may run a session at the same time: graphs without states, or
+    each with states of its own.
 
     Attributes:
         bundle: What was opened.
@@ -55,48 +51,46 @@ class Session:
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
         handed_on: What one graph hands on to another, by name; `run` returns it on request.
+        loaded: The graphs, for what is tied to them.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         backend: str,
-        runners: Mapping[str, GraphRunner],
+        executables: Mapping[str, Executable],
         native: Library | Absent = _NOT_ASKED,
     ) -> None:
-        manifest = bundle.manifest
         self.bundle = bundle
         self.backend = backend
         self.native = native if isinstance(native, Library) else None
         self.native_reason = native.reason if isinstance(native, Absent) else None
-        self._runners = dict(runners)
-        self._graphs = {graph.name: graph for graph in manifest.graphs if graph.name in runners}
+        self.loaded = Loaded(bundle, executables)
+        self._graphs = dict(self.loaded.graphs)  # stays when it is closed, as does what they take and give
         self.graphs = tuple(self._graphs)
-        self._states = {state.key: StateTensor(state, bundle) for state in manifest.states if state.graph in runners}
-        self._every_key = frozenset(self._states)
-        self._carried: list[frozenset[str]] = []  # states of the runs that are going on
-        self._carried_lock = threading.Lock()  # held for an instant, never while a graph runs
-        self._states_of = {
-            name: tuple(state for state in manifest.states if state.graph == name) for name in self._graphs
-        }
-        self._keys_of = {name: frozenset(state.key for state in mine) for name, mine in self._states_of.items()}
+        self._own: States | None = None
+        self._made: WeakSet[States] = WeakSet()
+        self._own_lock = threading.Lock()
         self._links = {
             link.to: link.source
-            for link in manifest.links
+            for link in bundle.manifest.links
             if {link.to.partition(".")[0], link.source.partition(".")[0]} <= self._graphs.keys()
         }
-        graphs = tuple(self._graphs.values())
-        states = [state for mine in self._states_of.values() for state in mine]
-        state_inputs = {f"{state.graph}.{state.input}" for state in states}
-        state_outputs = {f"{state.graph}.{state.output}" for state in states}
-        self._public_inputs = _named(graphs, "inputs", hidden={*self._links, *state_inputs})
-        self._public_outputs = _named(graphs, "outputs", hidden={*self._links.values(), *state_outputs})
-        self.inputs = {self._public_name(name): info for name, info in self._public_inputs.items()}
-        self.outputs = {self._public_name(name): info for name, info in self._public_outputs.items()}
-        every_output = _named(graphs, "outputs", hidden=set())
+        every_output = {f"{g.name}.{name}": info for g in self._graphs.values() for name, info in g.outputs.items()}
+        every_input = {f"{g.name}.{name}": info for g in self._graphs.values() for name, info in g.inputs.items()}
+        self._public_inputs = {self._public_name(name): name for name in every_input if name not in self._links}
+        linked = set(self._links.values())
+        self._public_outputs = {self._public_name(name): name for name in every_output if name not in linked}
+        self.inputs = {public: every_input[name] for public, name in self._public_inputs.items()}
+        self.outputs = {public: every_output[name] for public, name in self._public_outputs.items()}
         self.handed_on = {name: every_output[name] for name in dict.fromkeys(self._links.values())}
+        self._check = InputCheck(self.inputs)
+        self._checks = {graph.name: InputCheck(graph.inputs) for graph in self._graphs.values()}
+        carried = [{*graph.reads.values()} & {*graph.writes.values()} for graph in self._graphs.values()]
+        written = Counter(key for keys in carried for key in keys)
+        self._alternative = next((key for key, count in written.items() if count > 1), None)
         _refuse_foreign_dtypes({name: info.dtype for name, info in {**self.inputs, **self.outputs}.items()})
-        _refuse_foreign_dtypes({f"{state.graph}.{state.input}": state.dtype for state in states})
+        _refuse_foreign_states(self.loaded.states)
 
     @classmethod
     def open(
@@ -181,53 +175,95 @@ class Session:
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
         wanted = _wanted(bundle.manifest, graphs)
-        runners = {graph.name: OrtGraph(bundle, graph, backend, threads, spin, library) for graph in wanted}
-        for name in set(unread).difference(*(runner.files for runner in runners.values())):  # a graph's, and not taken
+        graphs_of = {graph.name: load_graph(bundle, graph, backend, threads, spin, library) for graph in wanted}
+        for name in set(unread).difference(*(graph.files for graph in graphs_of.values())):  # a graph's, and not taken
             bundle.check(name)
-        return cls(bundle, backend, runners, chosen)
+        return cls(bundle, backend, graphs_of, chosen)
 
     def __repr__(self) -> str:
-        if not self._runners:
+        if not self.loaded.graphs:
             return f"<Session {self.bundle.manifest.name}, closed>"
-        takes, gives = (_signature(tensors) for tensors in (self.inputs, self.outputs))
-        states = f", {len(self._states)} state{'s'[: len(self._states) > 1]}" if self._states else ""
+        takes, gives = (signature(tensors) for tensors in (self.inputs, self.outputs))
+        count = len(self.loaded.states)
+        states = f", {count} state{'s'[: count > 1]}" if count else ""
         native = ", native operators" if self.native else ""
         return f"<Session {self.bundle.manifest.name} on {self.backend}{native}: {takes} → {gives}{states}>"
 
-    def run(self, inputs: Mapping[str, Array] | Array, *, handed_on: bool = False) -> dict[str, Array]:
+    def new_states(self, *, batch: int | None = None, capacity: int | Mapping[str, int] | None = None) -> States:
+        """Begin sequences of their own on this session, as `States` does.
+
+        Args:
+            batch: How many; None: as many as the first run brings.
+            capacity: The most slots that they may get; None: as many as the bundle allows.
+
+        Raises:
+            ConfigError: The session was closed, a number is out of range, or the bundle has no such capacity.
+        """
+        self._require_open()
+        made = States(self, batch=batch, capacity=capacity)
+        self._made.add(made)
+        return made
+
+    def load_states(self, path: str | Path, *, capacity: int | Mapping[str, int] | None = None) -> States:
+        """Read what `States.save` wrote, of this bundle; see `States.load`."""
+        self._require_open()
+        made = States.load(path, self, capacity=capacity)
+        self._made.add(made)
+        return made
+
+    @property
+    def states(self) -> States:
+        """The session's own states, which runs go on with that are given none."""
+        own = self._own
+        if own is None:
+            with self._own_lock:
+                if self._own is None:
+                    self._own = self.new_states()
+                own = self._own
+        return own
+
+    def run(
+        self, inputs: Mapping[str, Array] | Array, states: States | None = None, *, handed_on: bool = False
+    ) -> dict[str, Array]:
         """Run all opened graphs once.
 
         Args:
             inputs: Array by name, in the dtype and shape that `self.inputs` gives; nothing is cast. Where there is one
                 input, its array alone will do.
+            states: What the run goes on with, and takes to the next step; None: the session's own.
             handed_on: Also return what `self.handed_on` lists: the code numbers of a codec, for example.
 
         Returns:
             Array by name, as `self.outputs` lists them.
 
         Raises:
-            ConfigError: An input is missing or unknown, the session was closed, another thread runs it and it has
-                states, or several graphs carry on the same state, so that one of them has to be chosen.
+            ConfigError: An input is missing or unknown, the session was closed, the states are another session's or
+                used by another thread, or several graphs carry on the same state, so that one has to be chosen.
             ShapeError: An input has another dtype or shape, axes with the same symbol differ, or a state would not fit.
                 The states stay as they were.
             UnsupportedError: The backend failed.
         """
-        self._require_open()
-        self._refuse_alternatives()
-        inputs = _by_name(inputs, self.inputs)
-        symbols = _check_inputs(inputs, self.inputs)
-        given = {name: inputs[self._public_name(name)] for name in self._public_inputs}
-        values = self._run(self._graphs, given, symbols)
-        found = {self._public_name(name): values[name] for name in self._public_outputs}
+        if self._alternative is not None:
+            raise self._several()
+        inputs = self._check.by_name(inputs)
+        symbols = self._check.symbols(inputs)
+        if len(self.graphs) == 1:
+            return self._run_one(self.graphs[0], inputs, symbols, states)
+        values = {name: inputs[public] for public, name in self._public_inputs.items()}
+        self._run_all(values, symbols, states)
+        found = {public: values[name] for public, name in self._public_outputs.items()}
         return found | {name: values[name] for name in self.handed_on} if handed_on else found
 
-    def run_graph(self, name: str, inputs: Mapping[str, Array] | Array) -> dict[str, Array]:
+    def run_graph(
+        self, name: str, inputs: Mapping[str, Array] | Array, states: States | None = None
+    ) -> dict[str, Array]:
         """Run one of the opened graphs, with its states.
 
         Args:
             name: The graph.
             inputs: Array by the graph's own names, as `inputs_of` gives them; linked inputs too. Where there is one
                 input, its array alone will do.
+            states: As for `run`.
 
         Returns:
             Array by the graph's own names, as `outputs_of` lists them.
@@ -237,11 +273,10 @@ class Session:
             ShapeError: As `run`.
             UnsupportedError: As `run`.
         """
-        self._require_open()
-        inputs = _by_name(inputs, self.inputs_of(name))
-        symbols = _check_inputs(inputs, self.inputs_of(name))
-        values = self._run([name], {f"{name}.{key}": value for key, value in inputs.items()}, symbols)
-        return {key: values[f"{name}.{key}"] for key in self.outputs_of(name)}
+        self._of(name)
+        check = self._checks[name]
+        inputs = check.by_name(inputs)
+        return self._run_one(name, inputs, check.symbols(inputs), states)
 
     def inputs_of(self, name: str) -> dict[str, TensorInfo]:
         """What `run_graph` takes for this graph: all inputs but the states.
@@ -249,8 +284,7 @@ class Session:
         Raises:
             ConfigError: The graph is not loaded.
         """
-        states = {state.input for state in self._of(name)}
-        return {info.name: info for info in self._graphs[name].inputs if info.name not in states}
+        return dict(self._of(name).inputs)
 
     def outputs_of(self, name: str) -> dict[str, TensorInfo]:
         """What `run_graph` returns for this graph: all outputs but the new states.
@@ -258,8 +292,7 @@ class Session:
         Raises:
             ConfigError: The graph is not loaded.
         """
-        states = {state.output for state in self._of(name)}
-        return {info.name: info for info in self._graphs[name].outputs if info.name not in states}
+        return dict(self._of(name).outputs)
 
     def operator_paths(self) -> dict[str, OperatorPath]:
         """How each operator of ours runs, by `graph/node`: "native", or "function" for its ONNX body.
@@ -267,29 +300,27 @@ class Session:
         Read from the graphs as ONNX Runtime prepares them, which takes about as long as opening the bundle.
         """
         paths: dict[str, OperatorPath] = {}
-        for graph in self._graphs.values():
-            with OnnxSource(self.bundle, graph.file) as source:
+        for name in self.graphs:
+            with OnnxSource(self.bundle, self.bundle.manifest.graph(name).file) as source:
                 found = operator_paths(source, self.native)
                 source.confirm()
-            paths |= {f"{graph.name}/{node}": path for node, path in found.items()}
+            paths |= {f"{name}/{node}": path for node, path in found.items()}
         return paths
 
     def reset(self) -> None:
-        """Forget the states: the next run starts from their initial values.
+        """Let the session's own states begin anew.
 
         Raises:
-            ConfigError: Another thread runs a graph that has states.
+            ConfigError: Another thread is using them.
         """
-        self._claim(self._every_key)
-        try:
-            self._forget()
-        finally:
-            self._give_back(self._every_key)
+        if self._own is not None:
+            self._own.reset()
 
     def close(self) -> None:
-        """Let go of the loaded graphs and the states; a run that another thread is in ends as if it had been first."""
-        self._runners.clear()
-        self._forget()
+        """Let go of the loaded graphs and all states; a run that another thread is in ends as if it had been first."""
+        self.loaded.graphs.clear()
+        for made in tuple(self._made):
+            made.let_go()
 
     def __enter__(self) -> "Session":
         return self
@@ -299,70 +330,68 @@ class Session:
     ) -> None:
         self.close()
 
-    def _run(self, graphs: Collection[str], given: Mapping[str, Array], symbols: Mapping[str, int]) -> dict[str, Array]:
-        """Run graphs in order and keep their new states; returns every value, as `graph.tensor`."""
-        values, runners = dict(given), dict(self._runners)
-        keys = self._keys_of[next(iter(graphs))] if len(graphs) == 1 else self._every_key
-        states = [state for name in graphs for state in self._states_of[name]]
-        self._claim(keys)
-        try:
-            for state in states:
-                values[f"{state.graph}.{state.input}"] = self._states[state.key].value(symbols)
-            for name in graphs:
-                if name not in runners:  # another thread closed the session
-                    self._require_open()
-                feed = {info.name: self._value(values, f"{name}.{info.name}") for info in self._graphs[name].inputs}
-                values |= {f"{name}.{key}": value for key, value in runners[name].run(feed).items()}
-            for state in states:
-                self._states[state.key].check(values[f"{state.graph}.{state.output}"], symbols)
-            for state in states:
-                self._states[state.key].keep(values[f"{state.graph}.{state.output}"])
-        finally:
-            self._give_back(keys)
-        return values
+    def _run_one(
+        self, name: str, inputs: Mapping[str, Array], symbols: Mapping[str, int], states: States | None
+    ) -> dict[str, Array]:
+        """Run one graph on inputs that were checked, by its own names."""
+        graph = self.loaded.graphs.get(name)
+        if graph is None:
+            raise self._closed()
+        if states is not None and states.session is not self:
+            raise self._foreign(states)
+        if not graph.keys:
+            return graph.executable.run(inputs)
+        return (states or self._own or self.states).run(graph, symbols, inputs)
 
-    def _claim(self, states: frozenset[str]) -> None:
-        """Have states for oneself; whoever else needs one of them meanwhile is refused, and waits for nothing."""
-        if not states:
-            return
-        with self._carried_lock:
-            for carried in self._carried:
-                if not states.isdisjoint(carried):
-                    raise ConfigError(
-                        f"Another thread is running this session, and its states ({_some(states)}) hold the history of "
-                        "one caller; open the bundle once for each thread."
-                    )
-            self._carried.append(states)
+    def _run_all(self, values: dict[str, Array], symbols: Mapping[str, int], states: States | None) -> None:
+        """Run all graphs in order; what they give is added to the values, as `graph.tensor`."""
+        graphs = tuple(self.loaded.graphs.values())
+        if not graphs:
+            raise self._closed()
 
-    def _give_back(self, states: frozenset[str]) -> None:
-        if states:
-            with self._carried_lock:
-                self._carried.remove(states)
+        def feed(graph: LoadedGraph) -> dict[str, Array]:
+            return {key: self._value(values, f"{graph.name}.{key}") for key in graph.inputs}
 
-    def _forget(self) -> None:
-        for state in self._states.values():
-            state.reset()
+        def took(graph: LoadedGraph, outputs: Mapping[str, Array]) -> None:
+            for key, value in outputs.items():
+                values[f"{graph.name}.{key}"] = value
 
-    def _of(self, name: str) -> tuple[State, ...]:
+        if states is not None and states.session is not self:
+            raise self._foreign(states)
+        if self.loaded.states:
+            (states or self.states).run_all(graphs, symbols, feed, took)
+        else:
+            for graph in graphs:
+                took(graph, graph.executable.run(feed(graph)))
+
+    @staticmethod
+    def _foreign(states: States) -> ConfigError:
+        return ConfigError(
+            f"These states are of another session, of '{states.session.loaded.bundle.manifest.name}'; make them by "
+            "new_states() of the session that runs them, or save them and load them there."
+        )
+
+    def _of(self, name: str) -> LoadedGraph:
         if name not in self._graphs:
             raise ConfigError(
                 f"The graph '{name}' is not loaded; there are {', '.join(self._graphs)}."
                 f"{did_you_mean(name, self._graphs)}"
             )
-        return self._states_of[name]
+        return self._graphs[name]
 
     def _require_open(self) -> None:
-        if not self._runners:
-            raise ConfigError("The session is closed; open the bundle again.")
+        if not self.loaded.graphs:
+            raise self._closed()
 
-    def _refuse_alternatives(self) -> None:
-        carried = Counter(state.key for states in self._states_of.values() for state in states)
-        for key, count in carried.items():
-            if count > 1:
-                raise ConfigError(
-                    f"The graphs {', '.join(self._graphs)} carry on the same state '{key}', so one run takes one of "
-                    "them; call run_graph(NAME, inputs), or open the bundle with graphs=[NAME]."
-                )
+    @staticmethod
+    def _closed() -> ConfigError:
+        return ConfigError("The session is closed; open the bundle again.")
+
+    def _several(self) -> ConfigError:
+        return ConfigError(
+            f"The graphs {', '.join(self._graphs)} carry on the same state '{self._alternative}', so one run takes one "
+            "of them; call run_graph(NAME, inputs), or open the bundle with graphs=[NAME]."
+        )
 
     def _public_name(self, name: str) -> str:
         return name if len(self._graphs) > 1 else name.partition(".")[2]
@@ -370,11 +399,6 @@ class Session:
     def _value(self, values: Mapping[str, Array], name: str) -> Array:
         given = values.get(name)
         return values[self._links[name]] if given is None else given
-
-
-def _some(names: Collection[str]) -> str:
-    first, *rest = sorted(names)
-    return f"'{first}' and {len(rest)} more" if rest else f"'{first}'"
 
 
 def _wanted(manifest: Manifest, graphs: Sequence[str] | None) -> Sequence[Graph]:
@@ -397,11 +421,6 @@ def _native_library(native: bool | str | Path | None, backend: str, manifest: Ma
     return chosen
 
 
-def _named(graphs: tuple[Graph, ...], kind: str, hidden: set[str]) -> dict[str, TensorInfo]:
-    named = {f"{graph.name}.{info.name}": info for graph in graphs for info in getattr(graph, kind)}
-    return {name: info for name, info in named.items() if name not in hidden}
-
-
 def _refuse_foreign_dtypes(dtypes: Mapping[str, str]) -> None:
     for name, dtype in dtypes.items():
         try:
@@ -412,64 +431,11 @@ def _refuse_foreign_dtypes(dtypes: Mapping[str, str]) -> None:
             ) from None
 
 
-def _by_name(given: Mapping[str, Array] | Array, expected: Mapping[str, TensorInfo]) -> Mapping[str, Array]:
-    """The inputs by name; one array alone is that of the only input."""
-    if isinstance(given, Mapping):
-        return given
-    if len(expected) == 1:
-        return dict.fromkeys(expected, given)  # what it is, if no array, is said where inputs are checked
-    raise ConfigError(
-        f"One {type(given).__name__} was given, and the bundle takes {_signature(expected) or 'no input'}; give a "
-        "dictionary of arrays by name."
-    )
-
-
-def _signature(tensors: Mapping[str, TensorInfo]) -> str:
-    """Write tensors as `image float32 [batch, 3, 224, 224], size int64 [2]`."""
-    return ", ".join(f"{name} {info.dtype} {_shape_text(info.shape)}" for name, info in tensors.items())
-
-
-def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Check names, dtypes and shapes; return what each symbol stands for in this run."""
-    for name in given:
-        if name not in expected:
-            near = did_you_mean(str(name), expected)
-            raise ConfigError(f"Unknown input '{name}'; the bundle takes {', '.join(expected)}.{near}")
-    symbols: dict[str, int] = {}
-    for name, info in expected.items():
-        if name not in given:
-            raise ConfigError(f"Input '{name}' is missing; give {info.dtype} of shape {_shape_text(info.shape)}.")
-        _check_input(name, given[name], info, symbols)
-    return symbols
-
-
-def _check_input(name: str, array: object, info: TensorInfo, symbols: dict[str, int]) -> None:
-    if not isinstance(array, np.ndarray):
-        make = ".detach().cpu().numpy()" if hasattr(array, "detach") else f"numpy.asarray(…, '{info.dtype}')"
-        raise ShapeError(
-            f"Input '{name}' is a {type(array).__name__}; give a numpy array of {info.dtype}, as {make} makes one."
-        )
-    if array.dtype != np.dtype(info.dtype):
-        raise ShapeError(
-            f"Input '{name}' is {array.dtype} and the graph takes {info.dtype}; cast it with .astype('{info.dtype}')."
-        )
-    shape, allowed = list(array.shape), _shape_text(info.shape)
-    if array.ndim != len(info.shape):
-        raise ShapeError(
-            f"Input '{name}' has {array.ndim} axes, shape {shape}; the graph takes {len(info.shape)}, {allowed}."
-        )
-    for axis, (length, dim) in enumerate(zip(array.shape, info.shape, strict=True)):
-        if isinstance(dim, int) and length != dim:
-            raise ShapeError(
-                f"Input '{name}' has {length} on axis {axis}, shape {shape}; the graph takes {dim}, {allowed}."
-            )
-        if isinstance(dim, str) and symbols.setdefault(dim, length) != length:
-            raise ShapeError(
-                f"Input '{name}' has {length} on axis {axis}, where another input has '{dim}' = {symbols[dim]}; "
-                f"make the axes named '{dim}' equal."
-            )
-
-
-def _shape_text(shape: tuple[int | str, ...]) -> str:
-    """Write a shape as `[batch, 3, 224, 224]`."""
-    return f"[{', '.join(map(str, shape))}]"
+def _refuse_foreign_states(states: Mapping[str, State]) -> None:
+    for name, state in states.items():
+        try:
+            carrier(state.dtype)
+        except TypeError:
+            raise UnsupportedError(
+                f"'{name}' is {state.dtype}, of which a byte holds several; export the states as another."
+            ) from None

@@ -1,8 +1,9 @@
 """Run a graph with ONNX Runtime, on the CPU or with CUDA, and never on the one when the other was asked for."""
 
+import ctypes
 import importlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -13,8 +14,10 @@ from trt_compress.errors import BundleError, PluginError, UnsupportedError
 from trt_compress.files import mapped
 from trt_compress.foreign import reading
 from trt_compress.format.bundle import Bundle
-from trt_compress.format.manifest import Graph
+from trt_compress.format.manifest import Graph, TensorInfo
 from trt_compress.plugins.library import Library
+from trt_compress.runtime.backends.base import Buffer, carrier
+from trt_compress.runtime.backends.in_place import DOMAIN, aliases_of, writers
 from trt_compress.runtime.onnx_nodes import Node, read_nodes
 from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.strays import temporary_folder
@@ -23,10 +26,110 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 _EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "gpu"}
-_DOMAIN = "trt_compress"
+_DEVICES = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
+_TYPES = {f"tensor({name})": name for name in ("bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32")}
+_TYPES |= {f"tensor({name})": name for name in ("uint32", "int64", "uint64", "float16", "bfloat16")}
+_TYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
+_SMALL = 1 << 16  # bytes that are copied sooner than ONNX Runtime is told of other memory
+_NUMBERS = {"bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20}
+"""Of those that numpy has no name for: ONNX's number."""
 
 OperatorPath = Literal["native", "function"]
 """How an operator runs: as a custom operator of the native library, or as the standard operators of its body."""
+
+
+class OrtBuffer:
+    """Memory of ONNX Runtime's device that holds a state."""
+
+    def __init__(self, value: Any, dtype: str, content: Array | None = None) -> None:
+        self.value = value
+        self.dtype = dtype
+        self.shape = tuple(value.shape())
+        self._content = content
+
+    @property
+    def address(self) -> int:
+        """Where it begins, on the device."""
+        return int(self.value.data_ptr())
+
+    def read(self) -> Array:
+        """The content, in integers where numpy lacks the dtype: the memory itself on the CPU, elsewhere a copy."""
+        return _content_of(self.value, self.dtype) if self._content is None else self._content
+
+
+class OrtBinding:
+    """A graph with memory tied to its states.
+
+    Small inputs and outputs have memory tied to them as well, and are copied into it and out of it: that takes less
+    than telling ONNX Runtime of other memory. Large ones are read and given where they are.
+    """
+
+    def __init__(
+        self,
+        graph: "OrtGraph",
+        reads: Mapping[str, Buffer],
+        writes: Mapping[str, Buffer],
+        makes: Sequence[str],
+    ) -> None:
+        self._graph = graph
+        self._binding = graph.session.io_binding()
+        for name, buffer in reads.items():
+            self._binding.bind_ortvalue_input(name, buffer.value)
+        for name, buffer in writes.items():
+            self._binding.bind_ortvalue_output(name, buffer.value)
+        self._made = dict.fromkeys(makes, graph.device)
+        self._given = {name: "cpu" for name in graph.outputs if name not in writes and name not in makes}
+        order = (*writes, *self._made, *self._given)  # in which they are first bound, and given
+        self._places = {name: at for at, name in enumerate(order)}
+        self._shapes: list[tuple[int, ...]] = []
+        self._inputs: dict[str, Array] = {}
+        self._outputs: dict[str, Array] = {}
+
+    def run(self, inputs: Mapping[str, Array], held: Mapping[str, Buffer]) -> tuple[dict[str, Array], list[Buffer]]:
+        """See `Binding`."""
+        binding = self._binding
+        shapes = [array.shape for array in inputs.values()]
+        if shapes != self._shapes:
+            self._shapes, self._inputs, self._outputs = shapes, {}, {}
+        for name, array in inputs.items():
+            mine = self._inputs.get(name)
+            if mine is None:
+                self._bind_input(name, array)
+            else:
+                np.copyto(mine, array)
+        for name, buffer in held.items():
+            binding.bind_ortvalue_input(name, buffer.value)
+        for anew in (self._made, self._given):
+            for name, device in anew.items():
+                if name not in self._outputs:  # else the next run would write over what this one gives
+                    binding.bind_output(name, device)
+        try:
+            self._graph.session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise self._graph.failed(error) from error
+        outputs = {name: array.copy() for name, array in self._outputs.items()}
+        if len(outputs) == len(self._given) and not self._made:
+            return outputs, []
+        found = binding.get_outputs_as_ortvaluevector()
+        for name in self._given.keys() - outputs.keys():
+            outputs[name] = found[self._places[name]].numpy()
+            self._bind_output(name, outputs[name])
+        graph = self._graph
+        made: list[Buffer] = [OrtBuffer(graph.wrap(found[self._places[n]]), graph.outputs[n].dtype) for n in self._made]
+        return outputs, made
+
+    def _bind_input(self, name: str, array: Array) -> None:
+        if array.nbytes > _SMALL or self._graph.device != "cpu":
+            self._binding.bind_cpu_input(name, array)
+            return
+        mine = self._inputs[name] = np.array(array, order="C")
+        self._binding.bind_ortvalue_input(name, self._graph.wrap.ortvalue_from_numpy(mine))
+
+    def _bind_output(self, name: str, array: Array) -> None:
+        """Tie memory to an output that is as long in every run on inputs of these shapes."""
+        if array.nbytes <= _SMALL and name in self._graph.determined and self._graph.device == "cpu":
+            mine = self._outputs[name] = np.empty(array.shape, array.dtype)
+            self._binding.bind_ortvalue_output(name, self._graph.wrap.ortvalue_from_numpy(mine))
 
 
 class OrtGraph:
@@ -34,6 +137,12 @@ class OrtGraph:
 
     Attributes:
         files: What was read of the bundle for it.
+        in_place: Output of a state → the input whose memory it may have.
+        session: ONNX Runtime's own.
+        outputs: By name.
+        determined: Those of them whose shape follows from the shapes of inputs and states.
+        wrap: ONNX Runtime's class of values.
+        device: Where its states are: "cpu" or "cuda".
     """
 
     def __init__(
@@ -55,29 +164,55 @@ class OrtGraph:
             register_native(options, native)
         provider = _PROVIDERS[backend]
         with OnnxSource(bundle, graph.file) as source:
-            self._session = _load_source(source, options, provider)
+            might = _might_be_in_place(source, bundle, graph, native)
+            if might:
+                options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            self.session = _load_source(source, options, provider)
+            self.in_place = _in_place(might, self.session, source, native)
             source.confirm()
             source.rest()
         self.files = source.files
         self._weights = source.weights  # the session reads from their memory
-        if self._session.get_providers()[0] != provider:
+        if self.session.get_providers()[0] != provider:
             raise UnsupportedError(
                 f"The backend '{backend}' was asked for and ONNX Runtime could not start it; it would have run on "
-                f"{self._session.get_providers()[0]}. Install the CUDA and cuDNN that onnxruntime-gpu "
+                f"{self.session.get_providers()[0]}. Install the CUDA and cuDNN that onnxruntime-gpu "
                 f"{ort.__version__} needs, or choose the backend 'ort-cpu'."
             )
         self._name = graph.name
-        self._outputs = [info.name for info in graph.outputs]
-        _compare(graph, "inputs", [info.name for info in self._session.get_inputs()])
-        _compare(graph, "outputs", [info.name for info in self._session.get_outputs()])
+        self.outputs = {info.name: info for info in graph.outputs}
+        known = {dim for info in graph.inputs for dim in info.shape}
+        self.determined = {
+            info.name for info in graph.outputs if all(isinstance(dim, int) or dim in known for dim in info.shape)
+        }
+        self.device = _DEVICES[backend]
+        self.wrap = ort.OrtValue
+        _compare(graph, "inputs", self.session.get_inputs())
+        _compare(graph, "outputs", self.session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph on all of its inputs and return all of its outputs, by bare name."""
         try:
-            results = self._session.run(self._outputs, inputs)
+            results = self.session.run([*self.outputs], inputs)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise UnsupportedError(f"ONNX Runtime failed in the graph '{self._name}': {_first_line(error)}.") from error
-        return dict(zip(self._outputs, results, strict=True))
+            raise self.failed(error) from error
+        return dict(zip(self.outputs, results, strict=True))
+
+    def buffer(self, content: Array, dtype: str) -> OrtBuffer:
+        """Memory of the device with this content, which is given away: on the CPU it becomes the memory."""
+        if dtype in _NUMBERS:  # those that numpy has no name for
+            value = self.wrap.ortvalue_from_numpy_with_onnx_type(content, _NUMBERS[dtype])
+        else:
+            value = self.wrap.ortvalue_from_numpy(content, self.device)
+        return OrtBuffer(value, dtype, content if self.device == "cpu" else None)
+
+    def bind(self, reads: Mapping[str, Buffer], writes: Mapping[str, Buffer], makes: Sequence[str]) -> OrtBinding:
+        """Tie memory to states."""
+        return OrtBinding(self, reads, writes, makes)
+
+    def failed(self, error: Exception) -> UnsupportedError:
+        """What ONNX Runtime raised, in one sentence."""
+        return UnsupportedError(f"ONNX Runtime failed in the graph '{self._name}': {_first_line(error)}.")
 
 
 def register_native(options: Any, library: Library) -> None:
@@ -165,7 +300,7 @@ def _nodes(model: OnnxSource | Path) -> list[Node]:
         else:
             with model.open("rb") as file:
                 view = mapped(file)
-        return [node for node in read_nodes(view) if node.domain == _DOMAIN]
+        return [node for node in read_nodes(view) if node.domain == DOMAIN]
 
 
 def _unique_names(nodes: list[Node]) -> list[str]:
@@ -198,13 +333,66 @@ def _load(backend: str) -> ModuleType:
     return ort
 
 
-def _compare(graph: Graph, kind: str, found: list[str]) -> None:
-    listed = [info.name for info in getattr(graph, kind)]
-    if sorted(listed) != sorted(found):
+def _compare(graph: Graph, kind: str, found: Sequence[Any]) -> None:
+    listed: tuple[TensorInfo, ...] = getattr(graph, kind)
+    types = {one.name: _TYPES.get(one.type, one.type) for one in found}
+    if sorted(info.name for info in listed) != sorted(types):
         raise BundleError(
-            f"The {kind} of '{graph.file}' are {', '.join(found)}, and the manifest lists {', '.join(listed)}; "
-            "export the bundle again."
+            f"The {kind} of '{graph.file}' are {', '.join(types)}, and the manifest lists "
+            f"{', '.join(info.name for info in listed)}; export the bundle again."
         )
+    for info in listed:
+        if info.dtype in _TYPES.values() and types[info.name] != info.dtype:
+            raise BundleError(
+                f"'{info.name}' is {types[info.name]} in '{graph.file}', and the manifest has it as {info.dtype}; "
+                "export the bundle again."
+            )
+
+
+def _might_be_in_place(
+    source: OnnxSource, bundle: Bundle, graph: Graph, native: Library | None
+) -> dict[tuple[str, str], list[Node]]:
+    """States (output, input) that may be updated in place if these nodes run natively."""
+    states = {
+        state.output: state.input
+        for state in bundle.manifest.states
+        if state.graph == graph.name and state.input and state.output
+    }
+    if native is None or not states:
+        return {}
+    with reading(str(source), "export it again", error=BundleError):
+        nodes = list(read_nodes(source.view))
+    found = writers(nodes, states, [info.name for info in graph.outputs], aliases_of(native.info["operators"]))
+    return {(output, states[output]): needed for output, needed in found.items()}
+
+
+def _in_place(
+    might: Mapping[tuple[str, str], list[Node]], session: Any, source: OnnxSource, native: Library | None
+) -> dict[str, str]:
+    """Those of them whose nodes are native in the loaded session, as ONNX Runtime itself says."""
+    if not might:
+        return {}
+    if hasattr(session, "get_provider_graph_assignment_info"):
+        parts = session.get_provider_graph_assignment_info()
+        kept = {node.name for part in parts for node in part.get_nodes() if node.domain == DOMAIN}
+    else:  # before ONNX Runtime 1.24
+        kept = {name for name, path in operator_paths(source, native).items() if path == "native"}
+    names = Counter(node.name for node in _nodes(source))
+    return {
+        output: given
+        for (output, given), needed in might.items()
+        if all(node.name and names[node.name] == 1 and node.name in kept for node in needed)
+    }
+
+
+def _content_of(value: Any, dtype: str) -> Array:
+    if dtype not in _NUMBERS:
+        content: Array = value.numpy()
+        return content
+    holds = carrier(dtype)
+    count = value.tensor_size_in_bytes()
+    memory = (ctypes.c_char * count).from_address(value.data_ptr())  # numpy() knows no such dtype
+    return np.frombuffer(memory, holds).reshape(value.shape())
 
 
 def _first_line(error: Exception) -> str:

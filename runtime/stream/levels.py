@@ -1,21 +1,16 @@
 """What a stream runs for each frame: one session, or one of several compiled keep levels."""
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakSet
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
+from trt_compress.runtime.states import States
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.result import LevelInfo
 from trt_compress.runtime.tokens import tokens_of_sample
-
-_claimed: "WeakSet[Session]" = WeakSet()
-_claim_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +19,14 @@ class Level:
 
     Attributes:
         name: As the result calls it.
-        run: Inputs by name → outputs by name, with the states of the session behind it.
+        run: Inputs by name, and the states of the stream → outputs by name.
         info: What it is, for the result.
         tokens: Tokens of one sample before and after, as `tokens_of_sample` has them, or None.
         cost: FLOPs of one sample, if known; the order of levels follows from it.
     """
 
     name: str
-    run: Callable[[Mapping[str, Array]], dict[str, Array]]
+    run: Callable[[Mapping[str, Array], States | None], dict[str, Array]]
     info: LevelInfo
     tokens: tuple[int, int] | None = None
     cost: float | None = None
@@ -39,7 +34,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelSet:
-    """The levels of a stream, most expensive first, over the sessions that own their states."""
+    """The levels of a stream, most expensive first, over the sessions that run them. Several streams may share them."""
 
     levels: tuple[Level, ...]
     sessions: tuple[Session, ...]
@@ -49,35 +44,19 @@ class LevelSet:
     @property
     def stateful(self) -> bool:
         """Whether a run depends on the one before."""
-        return any(session.bundle.manifest.states for session in self.sessions)
+        return any(session.loaded.states for session in self.sessions)
 
-    def reset(self) -> None:
-        """Forget the states: the next frame is the first."""
-        for session in self.sessions:
-            session.reset()
-
-    @contextmanager
-    def claimed(self, streams: int) -> Iterator[None]:
-        """Have the sessions for one stream.
+    def new_states(self, streams: int) -> States | None:
+        """What a stream carries from frame to frame: every stream has its own. None: a run depends on none before it.
 
         Raises:
-            ConfigError: A stateful session belongs to another stream, or would get several streams as one.
+            ConfigError: Several streams are to run as one, and a state has no row for each.
         """
-        stateful = [session for session in self.sessions if session.bundle.manifest.states]
-        for session in stateful:
-            _check_batched(session.bundle.manifest, streams)
-        with _claim_lock:
-            if any(session in _claimed for session in stateful):
-                raise ConfigError(
-                    "This session already carries a stream, and its states hold that stream's history; open the bundle "
-                    "a second time for a second stream."
-                )
-            _claimed.update(stateful)
-        try:
-            yield
-        finally:
-            with _claim_lock:
-                _claimed.difference_update(stateful)
+        if not self.stateful:
+            return None
+        session = self.sessions[0]  # those with states are alone
+        _check_batched(session.bundle.manifest, streams)
+        return session.new_states()
 
 
 def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:

@@ -117,8 +117,8 @@ def run_stream(
 ) -> StreamResult:
     """Run a stream to its end.
 
-    A session owns its states. A dropped frame never comes to it, so the next frame meets the history of the last one
-    that ran; the sessions are reset before the stream, not after it.
+    The stream has states of its own, from their beginning. A dropped frame never comes to them, so the next frame meets
+    the history of the last one that ran.
 
     Args:
         levels: What runs.
@@ -147,7 +147,7 @@ def run_stream(
     if source.live != (kind == "live"):
         what = "comes at its own pace; leave out --fps and --burst" if source.live else "is no live source"
         raise ConfigError(f"The protocol is '{kind}', and '{source.name}' {what}.")
-    with levels.claimed(streams), scheduled(options.scheduling):
+    with scheduled(options.scheduling):
         run = _Run(levels, source, options, streams, clock or MonotonicClock())
         return run.result(sinks, watchers, progress, interrupt, hurry)
 
@@ -163,6 +163,7 @@ class _Run:
         streams: int,
         clock: Clock,
     ) -> None:
+        self._states = levels.new_states(streams)
         self._levels = levels
         self._source = source
         self._options = options
@@ -200,7 +201,6 @@ class _Run:
             watchers=watchers,
             hurry=hurry,
         )
-        levels.reset()
         measured: dict[str, list[int]] = {}
 
         def warm_up(inputs: dict[str, Array]) -> None:
@@ -234,12 +234,13 @@ class _Run:
             for _ in range(self._options.warmup):
                 step()
                 begin = self._clock.now_ns()
-                level.run(inputs)
+                level.run(inputs, self._states)
                 times.append(self._clock.now_ns() - begin)
             if self._first_inference_ns is None:
                 self._first_inference_ns = times[0]
             measured[level.name] = times[1:]  # the first run pays for set-up
-        self._levels.reset()
+        if self._states is not None:
+            self._states.reset()
         return measured
 
     def _run_level(self, frame: Frame) -> None:
@@ -249,7 +250,7 @@ class _Run:
         level = self._levels.levels[index]
         frame.level, frame.tokens = level.name, level.tokens
         begin = self._clock.now_ns()
-        frame.outputs = level.run(frame.inputs)
+        frame.outputs = level.run(frame.inputs, self._states)
         took = self._clock.now_ns() - begin
         if self._first_inference_ns is None:
             self._first_inference_ns = took

@@ -1,7 +1,9 @@
 """Bundles that run in microseconds, so that an attack is on what is around them."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from onnx import TensorProto, helper
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights
+from trt_compress.runtime.session import Session
 
 WIDTH = 64
 
@@ -61,6 +64,27 @@ def counter_bundle(
         preprocess=preprocess or {"kind": "tensors"},
     )
     return write_bundle(folder, manifest, files)
+
+
+class Around:
+    """A graph of a session with states: `before` is called ahead of every run."""
+
+    def __init__(self, session: Session, graph: str, before: Callable[[], None]) -> None:
+        loaded = session.loaded.graphs[graph]
+        self._executable, self._before = loaded.executable, before
+        session.loaded.graphs[graph] = dataclasses.replace(loaded, executable=self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executable, name)
+
+    def bind(self, *arguments: Any) -> Any:
+        binding = self._executable.bind(*arguments)
+
+        def run(*given: Any) -> Any:
+            self._before()
+            return binding.run(*given)
+
+        return SimpleNamespace(run=run)
 
 
 def ones(value: float = 1.0) -> dict[str, np.ndarray]:

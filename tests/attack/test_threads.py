@@ -2,21 +2,21 @@
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_bundles import counter_bundle, ones
+from small_bundles import Around, counter_bundle, ones
 
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.session import Session
 
 THREADS = 4
 REFUSED = re.compile(
-    r"Another thread is running this session, and its states \('\w+\.before'\) hold the history of one caller; open "
-    r"the bundle once for each thread\."
+    r"Another thread is using these states \('\w+\.before'\), which hold the history of one caller; give each thread "
+    r"states of its own, by session\.new_states\(\)\."
 )
 
 
@@ -65,28 +65,21 @@ def test_a_state_counts_every_run_that_was_not_refused(attack: Any, tmp_path: Pa
     assert in_state == sum(done) > 0 and sum(done) + sum(refused) == runs // THREADS * THREADS and not any(wrong)
 
 
-class Held:
+class Held(Around):
     """A graph that is run until the test lets it go."""
 
-    def __init__(self, runner: Any) -> None:
-        self.runner, self.entered, self.go_on = runner, threading.Event(), threading.Event()
+    def __init__(self, session: Session, graph: str) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        super().__init__(session, graph, self._wait)
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def _wait(self) -> None:
         self.entered.set()
         assert self.go_on.wait(10)
-        found: dict[str, Any] = self.runner.run(inputs)
-        return found
-
-
-def hold(session: Session, graph: str) -> Held:
-    held = Held(session._runners[graph])
-    session._runners[graph] = held
-    return held
 
 
 def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
     session = Session.open(counter_bundle(tmp_path / "b", graphs=("left", "right")), threads=1)
-    held = hold(session, "left")
+    held = Held(session, "left")
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(session.run_graph("left", ones(5))), daemon=True)
     thread.start()
@@ -96,7 +89,7 @@ def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
         lambda: session.run({"left.x": ones()["x"], "right.x": ones()["x"]}),
         session.reset,
     ):
-        with pytest.raises(ConfigError, match="Another thread is running this session, and its states"):
+        with pytest.raises(ConfigError, match="Another thread is using these states"):
             refused()
     assert session.run_graph("right", ones())["total"][0, 0] == 1  # another history
     held.go_on.set()
@@ -108,22 +101,21 @@ def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_gives_its_states_back(tmp_path: Path) -> None:
     with Session.open(counter_bundle(tmp_path / "b"), threads=1) as session:
-        runner = session._runners["model"]
+        whole = session.loaded.graphs["model"]
 
-        class Broken:
-            def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-                raise MemoryError
+        def fail() -> None:
+            raise MemoryError
 
-        session._runners["model"] = Broken()
+        Around(session, "model", fail)
         with pytest.raises(MemoryError):
             session.run(ones())
-        session._runners["model"] = runner
+        session.loaded.graphs["model"] = whole
         assert session.run(ones(3))["total"][0, 0] == 3
 
 
 def test_a_session_that_is_closed_under_a_run_says_so_or_lets_it_end(tmp_path: Path) -> None:
     session = Session.open(counter_bundle(tmp_path / "b"), threads=1)
-    held = hold(session, "model")
+    held = Held(session, "model")
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(session.run(ones(2))), daemon=True)
     thread.start()
@@ -134,6 +126,21 @@ def test_a_session_that_is_closed_under_a_run_says_so_or_lets_it_end(tmp_path: P
     assert found[0]["total"][0, 0] == 2
     with pytest.raises(ConfigError, match="The session is closed"):
         session.run(ones())
+
+
+def test_threads_share_a_session_with_states_of_their_own(attack: Any, tmp_path: Path) -> None:
+    runs = attack.count(2_000, 200_000)
+    with Session.open(counter_bundle(tmp_path / "b"), threads=1) as session:
+        wrong = [0] * THREADS
+
+        def work(number: int) -> None:
+            states = session.new_states()
+            for step in range(runs // THREADS):
+                wrong[number] += not np.all(session.run(ones(number + 1), states)["total"] == (number + 1) * (step + 1))
+
+        together(work)
+    attack.saw(wrong=sum(wrong), refused=0)
+    assert not any(wrong)
 
 
 def test_threads_share_a_session_without_states(attack: Any, tmp_path: Path) -> None:

@@ -292,12 +292,9 @@ def _side(role: Role, session: Session, first_ns: int, ns: tuple[int, ...], devi
 
 def repeated(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:
     """One run. States go on from run to run, as they do in a stream, unless they grow: those start anew."""
-    known = {dim for info in session.inputs.values() for dim in info.shape}
-    states = [state for state in session.bundle.manifest.states if state.graph in session.graphs]
-    grows = any(isinstance(dim, str) and dim not in known for state in states for dim in state.shape)
 
     def run() -> None:
-        if grows:
+        if session.loaded.growing:
             session.reset()
         session.run(feed)
 

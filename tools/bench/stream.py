@@ -298,10 +298,10 @@ def _alone(levels: LevelSet, count: int) -> list[int]:
     """Times of the first level, run without a pipeline and without a pause."""
     name, info = next(iter(levels.inputs.items()))
     inputs = {name: np.zeros((STREAMS, *map(int, info.shape[1:])), np.float32)}
-    times = []
+    times, states = [], levels.new_states(STREAMS)
     for _ in range(count):
         begin = time.perf_counter_ns()
-        levels.levels[0].run(inputs)
+        levels.levels[0].run(inputs, states)
         times.append(time.perf_counter_ns() - begin)
     return times
 
