@@ -43,11 +43,11 @@ def write_states(path: Path, loaded: Loaded, lengths: Mapping[str, int], content
         "lengths": dict(lengths),
         "states": sorted(contents),
     }
-    stream = io.BytesIO()
+    packed = io.BytesIO()
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     arrays: dict[str, Any] = {_ABOUT: text, **{f"{_PREFIX}{key}": content for key, content in contents.items()}}
-    np.savez(stream, **arrays)
-    write_whole(path, stream.getvalue())
+    np.savez(packed, **arrays)
+    write_whole(path, packed.getvalue())
 
 
 def read_states(path: Path, loaded: Loaded) -> tuple[dict[str, int], dict[str, Array]]:
