@@ -202,10 +202,11 @@ def test_a_state_of_half_the_bits_is_carried_saved_and_repeated(tmp_path: Path) 
 def test_a_state_may_be_written_by_one_graph_and_read_by_another(tmp_path: Path) -> None:
     write = graph_of("vision", [helper.make_node("Neg", ["x"], ["found"])], {"x": ROW}, {"found": ROW})
     read = graph_of("text", [helper.make_node("Add", ["found", "q"], ["y"])], {"q": ROW, "found": ROW}, {"y": ROW})
+    graphs = [(dataclasses.replace(one, role=one.name), content) for one, content in (write, read)]
     features: dict[str, Any] = {"shape": ("batch", 2), "dtype": "float32", "name": "features", "kind": "features"}
     bundle = bundle_of(
         tmp_path / "b",
-        [write, read],
+        graphs,
         State(graph="vision", output="found", **features),
         State(graph="text", input="found", **features),
     )
