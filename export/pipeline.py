@@ -17,6 +17,7 @@ from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.precision import with_precision
 from trt_compress.export.preflight import preflight as preflight_graph
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import Recipe
@@ -31,7 +32,7 @@ from trt_compress.export.records import (
 )
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.targets import TARGETS
-from trt_compress.export.trace import onnx_from_graph, with_precision
+from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify import VerifyReport, merge_reports, verify_onnx
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.graphs import BATCH_SYMBOL
@@ -84,7 +85,7 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
         found: dict[str, tuple[Finding, ...]] = {}
         for graph in prepared.graphs:
             step("tracing" + _of(graph, prepared))
-            module = with_precision(graph.module, recipe.precision)
+            module = with_precision(graph.module, recipe.precision, graph)
             bodied = add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset))
             step("checking the targets" + _of(graph, prepared))
             for name, findings in _preflights(bodied, recipe.targets).items():
@@ -146,7 +147,7 @@ def run_verification(
     step("comparing")
     reports = []
     for graph in prepared.graphs:
-        module = with_precision(graph.module, recipe.precision)
+        module = with_precision(graph.module, recipe.precision, graph)
         with temporary_folder("verify") as folder:
             file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder)
             reports.append(_verify(graph, module, file, *chosen[graph.name], recipe.precision, library))

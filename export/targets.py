@@ -14,7 +14,7 @@ from trt_compress.suggest import did_you_mean
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 Lowering = Literal["function", "plugin", "inline"]
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 """What a graph is exported in."""
 
 PluginWins = Literal["never", "without_body", "if_registered", "with_attribute"]

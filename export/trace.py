@@ -15,8 +15,8 @@ import onnx.helper
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import ConfigError, ExportError
-from trt_compress.export.targets import PRECISIONS
+from trt_compress.errors import ExportError
+from trt_compress.export.weight_forms import dequantize_blocks
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.plugins.operator import LENGTHS_KEY, MARKER, RESIZED, SITE_KEY, unique_name
@@ -37,37 +37,6 @@ class TraceOptions:
     opset: int
 
 
-class HalfPrecision(nn.Module):
-    """A module in fp16 between fp32 inputs and outputs; the precision is part of the graph. Integers stay."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The module's outputs, computed in fp16."""
-        results = self.module(*(x.half() if x.is_floating_point() else x for x in tensors))
-        if isinstance(results, Tensor):
-            return results.float() if results.is_floating_point() else results
-        return tuple(x.float() if x.is_floating_point() else x for x in results)
-
-
-def with_precision(module: nn.Module, precision: str) -> nn.Module:
-    """`module` in `precision`, with fp32 inputs, states and outputs. fp16 converts the module in place.
-
-    Raises:
-        ConfigError: an unknown precision, or a weight beyond the range of fp16 (named).
-    """
-    if precision == "fp32":
-        return module
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}' is not known; give one of {', '.join(PRECISIONS)}.")
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and tensor.abs().max() > torch.finfo(torch.float16).max:
-            raise ConfigError(f"precision fp16: {name} holds {tensor.abs().max():.3g}, beyond fp16's 65504; use fp32.")
-    return HalfPrecision(module.half())
-
-
 def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: TraceOptions) -> onnx.ModelProto:
     """Export a module of one fp32 input [batch, *input_shape] and one output; see `onnx_from_graph`."""
     return _traced(
@@ -84,7 +53,7 @@ def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opse
 
     Args:
         graph: Names, shapes, states, and the lengths of symbols.
-        module: `graph.module`, or the same in half precision; in eval mode.
+        module: `graph.module`, or the same in another precision; in eval mode.
         max_batch: The largest batch.
         opset: ONNX opset.
 
@@ -165,6 +134,7 @@ def _traced(
         raise ExportError(f"torch exported nothing of {type(module).__name__}, and did not say why.")
     model = program.model_proto
     _resize(model)
+    dequantize_blocks(model)
     _name_sites(model)
     _clean(model)
     return model

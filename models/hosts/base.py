@@ -53,14 +53,18 @@ class CompressedModule(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    """An input or output; `dtype` is numpy's name for it.
+    """An input or output; `dtype` is numpy's name for it, and what the graph takes or gives in every precision.
 
-    `shape` holds lengths and symbols: "batch", or another such as "time", that means one number in the whole graph.
+    Attributes:
+        shape: Lengths and symbols: "batch", or another such as "time", that means one number in the whole graph.
+        values: Smallest and largest value of an input of whole numbers; without them, or real examples, such an input
+            cannot be verified.
     """
 
     name: str
     shape: tuple[Dim, ...]
     dtype: str = "float32"
+    values: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,8 @@ class GraphSpec:
         role: What it is for, one of `trt_compress.format.graphs.ROLES`.
         lengths: Smallest, usual and largest length of each symbol but "batch" and those of axes that grow.
         capacities: Of the symbols in `lengths`, those that whoever runs the graph chooses for its states.
+        exact: Inputs and states of float32 that `module.forward` takes as they are, as an accumulator needs it; all other
+            ones of float32 enter in the precision of the graph, and those of other dtypes always as they are.
         examples: Real inputs that the model was not trained on, by name, for a given batch: one run, or consecutive
             ones (3 or more) of a graph with states. None: there are none at hand, and seeded random numbers are taken.
     """
@@ -88,6 +94,7 @@ class GraphSpec:
     role: str = "model"
     lengths: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     capacities: tuple[Capacity, ...] = ()
+    exact: frozenset[str] = frozenset()
     examples: Callable[[int], Steps] | None = None
 
     @property

@@ -18,8 +18,8 @@ from onnx import TensorProto
 import trt_compress
 from trt_compress.errors import ConfigError
 from trt_compress.export import api, onnx_file
+from trt_compress.export.precision import with_precision
 from trt_compress.export.targets import get_target
-from trt_compress.export.trace import with_precision
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.sites import HostInfo, layer_sites, leading_spans

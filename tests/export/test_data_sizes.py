@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from trt_compress.errors import ExportError
 from trt_compress.export import engine_worker
 from trt_compress.export.lower import add_bodies, lower_for_target
+from trt_compress.export.precision import with_precision
 from trt_compress.export.preflight import Finding, preflight
 from trt_compress.export.targets import TARGETS, get_target
-from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
+from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.plugins.operator import at_site
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.plugins.token_select_dynamic.op import token_select_dynamic

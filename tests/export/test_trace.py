@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, ExportError
 from trt_compress.export.lower import add_bodies
-from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
+from trt_compress.export.precision import with_precision
+from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.plugins.operator import at_site, mark_tensor, recording

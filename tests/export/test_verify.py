@@ -19,9 +19,10 @@ from trt_compress.export.api import export_model, verify
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
+from trt_compress.export.precision import with_precision
 from trt_compress.export.recipe import read_recipe
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
-from trt_compress.export.trace import TraceOptions, onnx_from_module, with_precision
+from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.export.verify import TOLERANCE, VerifyReport, verify_onnx
 from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
