@@ -85,6 +85,7 @@ def export_model(
     targets: Sequence[str] | None = None,
     batch: str | None = None,
     precision: str | None = None,
+    weights_bits: str | None = None,
     opset: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -101,8 +102,11 @@ def export_model(
         weights: .safetensors file or checkpoint; default: the zoo's own, or random for timm.
         targets: Names of targets; default `cpu`.
         batch: `MIN:OPT:MAX`; default `1:4:8`.
-        precision: `fp32` (default) or `fp16`; it becomes part of the graph.
-        opset: ONNX opset; default: the newest that all known targets take.
+        precision: `fp32` (default), `fp16` or `bf16`; it is in the graph, whose inputs, outputs and states keep their
+            dtypes.
+        weights_bits: Quantize the weights of linear layers to `8` or `4` bits, `4:128` with one scale for 128 of them
+            (default 32); default: they are as `precision` says.
+        opset: ONNX opset; default: the newest that all known targets take, or 21, which `weights_bits` needs.
         force: Replace the bundle that is there.
         dry_run: Check everything that needs no tracing and write nothing.
         trust_paths: Of a recipe that lies in a bundle, follow the paths too; without it only models of the zoo and of
@@ -118,10 +122,11 @@ def export_model(
     recipe = recipe_from_options(
         model,
         compress=compress,
-        weights=None if weights is None else str(weights),
+        weights=weights,
         targets=targets,
         batch=batch,
         precision=precision,
+        weights_bits=weights_bits,
         opset=opset,
     )
     if not trust_paths:

@@ -32,7 +32,11 @@ class InPrecision(nn.Module):
         super().__init__()
         self.module = module
         self._dtype = dtype
-        self._follows = graph and [s.dtype == "float32" and s.name not in graph.exact for s in graph.all_inputs]
+        self._follows = (
+            None
+            if graph is None
+            else [spec.dtype == "float32" and spec.name not in graph.exact for spec in graph.all_inputs]
+        )
         self._declared = None if graph is None else [getattr(torch, spec.dtype) for spec in graph.all_outputs]
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:

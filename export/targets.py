@@ -126,6 +126,8 @@ _ONNXRUNTIME_SOURCES = {
     "first_refused_opset": "run: 1.32",
     "first_refused_ir": "run: 1.32 loads IR version 14 and refuses 15",
     "plugin_wins": "run: body, library and plugin attributes in all combinations",
+    "precisions": "run: 1.32 on the CPU fuses a blocked DequantizeLinear and MatMul, and casts bfloat16 but computes "
+    "nothing in it",
 }
 
 _TARGETS = (
@@ -133,20 +135,21 @@ _TARGETS = (
         name="cpu",
         description="ONNX Runtime on any CPU",
         backend="onnxruntime",
-        precisions=("fp32", "fp16", "int8"),
+        precisions=("fp32", "fp16", "int8", "int4"),
         max_opset=21,
         first_refused_opset=29,
         first_refused_ir=15,
         lowering="function",
         plugin_wins="if_registered",
-        notes="fp16 graphs run, but most CPUs compute them through casts; a custom op wins over a body of its name.",
+        notes="fp16 graphs run, but most CPUs compute them through casts; int8 and int4 are weights of linear layers, "
+        "whose inputs are rounded to 8 bits as well; a custom op wins over a body of its name.",
         sources=_ONNXRUNTIME_SOURCES,
     ),
     Target(
         name="cuda",
         description="ONNX Runtime on an NVIDIA GPU (CUDA execution provider)",
         backend="onnxruntime",
-        precisions=("fp32", "fp16", "bf16", "int8"),
+        precisions=("fp32", "fp16", "bf16", "int8", "int4"),
         max_opset=21,
         first_refused_opset=29,
         first_refused_ir=15,

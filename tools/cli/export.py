@@ -1,13 +1,13 @@
 """The commands that make and judge a bundle: export, verify, preflight, build."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.foreign import needs_extra
-from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, TrustPaths, target_names
+from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, TrustPaths, target_names, with_export_options
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _MODEL = (
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 
 
+@with_export_options()
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the bundle goes.")],
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL, show_default=False)] = None,
@@ -31,32 +32,11 @@ def export(
             "--model", metavar="MODEL", help="The same as MODEL; of FILE.py:FACTORY the code in the file is run."
         ),
     ] = None,
-    compress: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEC", help="name:key=value,…; several joined by '+'; 'none' for the baseline, the default."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="safetensors file or checkpoint; 'pretrained' downloads timm's own."),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(metavar="T", autocompletion=target_names, help="Target to export for, repeatable (default: cpu)."),
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes of the engines (default: 1:4:8).")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(metavar="fp32|fp16", help="Default: fp32.")] = None,
-    opset: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="ONNX opset (default: the newest that every target takes, asked for or not)."),
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
     dry_run: DryRun = False,
     trust_paths: TrustPaths = False,
     json: Json = False,
+    **options: Any,
 ) -> None:
     """Export MODEL as a bundle: one ONNX file, checked against its targets and proven against PyTorch.
 
@@ -75,12 +55,7 @@ def export(
         result = api.export_model(
             name,
             output=output,
-            compress=compress,
-            weights=weights,
-            targets=target,
-            batch=batch,
-            precision=precision,
-            opset=opset,
+            **options,
             force=force,
             dry_run=dry_run,
             trust_paths=trust_paths,

@@ -10,6 +10,7 @@ import typer
 
 from trt_compress.digest import as_digests
 from trt_compress.errors import InternalError, TrtCompressError
+from trt_compress.export.options import OPTIONS
 from trt_compress.foreign import refused_by_system
 from trt_compress.tools.cli.errors import report_error, wants_json
 from trt_compress.tools.cli.interrupts import Interrupted, ended_by_signals
@@ -101,3 +102,45 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature([context, *parameters, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, "context": typer.Context, **_OPTIONS}
     return run
+
+
+def with_export_options(*, sweep: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command what can be said of an export (`export.options`): its `**options` become them, one each.
+
+    Args:
+        sweep: Only those that a sweep takes.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        taken = {
+            option.keyword: Annotated[
+                (list[str] if option.many and option.kind is str else int if option.kind is int else str) | None,
+                typer.Option(
+                    option.flag or f"--{option.keyword.replace('_', '-')}",
+                    metavar=option.metavar,
+                    help=option.help,
+                    autocompletion=target_names if option.keyword == "targets" else None,
+                ),
+            ]
+            for option in OPTIONS
+            if option.keyword and (option.swept or not sweep)
+        }
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in taken.items()
+        ]
+        place = next(place for place, parameter in enumerate(own) if parameter.name == "output") + 1
+
+        @wraps(command)
+        def run(**arguments: Any) -> None:
+            command(**arguments)
+
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*keyword_only[:place], *options, *keyword_only[place:]]
+        )
+        run.__annotations__ = {**command.__annotations__, **taken}
+        return run
+
+    return decorate

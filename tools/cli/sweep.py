@@ -1,7 +1,7 @@
 """The command sweep: which compressor, how much, and will my accuracy hold?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from trt_compress.tools.cli.evaluate import (
     show_left_out,
     write_json,
 )
-from trt_compress.tools.cli.habits import TrustPaths
+from trt_compress.tools.cli.habits import TrustPaths, with_export_options
 from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _RESULT_FILE, PAGE_FILE = "sweep.json", "sweep.html"
 _INTERRUPTED = 130
 
 
+@with_export_options(sweep=True)
 def sweep(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As export takes it.")],
     data: Data = None,
@@ -44,10 +45,6 @@ def sweep(
             "fits the model, at three levels).",
         ),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="safetensors file or checkpoint, as export takes it.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(metavar="fp32|fp16", help="Default: fp32.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Keep bundles, sweep.json and sweep.html there."),
@@ -70,6 +67,7 @@ def sweep(
     trust_paths: TrustPaths = False,
     json: JsonFile = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page with the plots there.")] = None,
+    **options: Any,
 ) -> None:
     """Sweep compressors and settings of MODEL: accuracy, agreement with dense, FLOPs and latency, and which to take.
 
@@ -78,7 +76,7 @@ def sweep(
     with progress(f"Sweeping {model}") as step:
         own = {} if output is None else {f"-o ({name})": output / name for name in (_RESULT_FILE, PAGE_FILE)}
         files = {"--json": json, "--html": html}
-        check_outputs(files, data, labels, classes, more=_read(model, weights), in_folder=own)
+        check_outputs(files, data, labels, classes, more=_read(model, options["weights"]), in_folder=own)
         with needs_extra("export"):
             from trt_compress.tools.sweep.page import page_from_sweep
             from trt_compress.tools.sweep.run import sweep as sweep_model
@@ -88,8 +86,6 @@ def sweep(
             labels=labels,
             classes=classes,
             compress=compress,
-            weights=weights,
-            precision=precision,
             output=output,
             max_drop=max_drop,
             random=random,
@@ -102,6 +98,7 @@ def sweep(
             native=native,
             trust_paths=trust_paths,
             progress=step,
+            **options,
         )
     if json is not None and str(json) == "-":
         print_json(result.to_json())

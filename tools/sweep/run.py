@@ -79,7 +79,7 @@ class _Source:
     """The model as the user gave it, and what it is."""
 
     model: str
-    weights: str | None
+    options: Mapping[str, Any]
     recipe: Recipe
     host: "LoadedHost"
     trust_paths: bool
@@ -109,8 +109,6 @@ def sweep(
     labels: str | Path | None = None,
     classes: str | Path | None = None,
     compress: str | Sequence[str] | None = None,
-    weights: str | Path | None = None,
-    precision: str | None = None,
     output: str | Path | None = None,
     max_drop: float = 1.0,
     random: bool = True,
@@ -123,6 +121,7 @@ def sweep(
     native: bool | None = None,
     trust_paths: bool = False,
     progress: Progress | None = None,
+    **options: Any,
 ) -> SweepResult:
     """Find out which compressor a model bears, and how much of it.
 
@@ -133,8 +132,6 @@ def sweep(
         classes: The same.
         compress: Spec strings; a value may be a range, `tome:num_merged=2|4|8`. None: those of a recipe, else every
             method that fits the model at three levels.
-        weights: As `export_model` takes it.
-        precision: The same.
         output: Directory that keeps the bundles and `sweep.json`; None: nothing is kept.
         max_drop: Points that a recommended setting may lose: of accuracy, without labels of agreement with dense.
         random: Put `random` with as many tokens beside each setting.
@@ -147,6 +144,7 @@ def sweep(
         native: As `Session.open` takes it.
         trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
+        **options: `weights`, `precision` and `weights_bits`, as `export_model` takes them.
 
     Returns:
         The result; after an interruption (Ctrl-C) what was done until then, if dense was judged, with `interrupted`.
@@ -161,15 +159,13 @@ def sweep(
     request = request_of(data, labels, classes, resample=resample)
     check_numbers(batch=batch, rounds=rounds, threads=threads, limit=limit)
     check_limits(max_drop=max_drop, warmup=warmup)
-    recipe = recipe_from_options(
-        model, weights=None if weights is None else str(weights), precision=precision, batch=_batches(batch)
-    )
+    recipe = recipe_from_options(model, **options, batch=_batches(batch))
     if texts and not specs:
         raise ConfigError("Only 'none' was given, and dense is measured anyway; name a setting, or leave it out.")
     if not texts and recipe.compressors:
         specs = (recipe.spec,)
     if not trust_paths:
-        given = {"weights": weights, "compressors": texts or None}
+        given = {"weights": options.get("weights"), "compressors": texts or None}
         refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_model(recipe.model, recipe.weights)
     for spec in specs:
@@ -190,7 +186,7 @@ def sweep(
         refuse_detector(model, host.postprocess)
         source = _Source(
             model=model,
-            weights=None if weights is None else str(weights),
+            options=options,
             recipe=recipe,
             host=host,
             trust_paths=trust_paths,
@@ -198,7 +194,7 @@ def sweep(
         plan = plan_sweep(host, specs, random=random)
         if not any(setting.kind == "asked" for setting in plan.settings):
             raise ConfigError(_nothing_fits(plan.misfits, model))
-        info = {"source": host.source, "weights": host.weights.source, "precision": recipe.precision}
+        info = {"source": host.source, "weights": host.weights.source, "precision": recipe.numbers}
         protocol: dict[str, Any] = {
             "kind": f"closed loop, all {len(plan.settings)} settings in turns",
             "backend": "ort-cpu",
@@ -381,12 +377,11 @@ def _exported(setting: Setting, source: _Source, folder: Path, say: Progress) ->
         source.model,
         output=path,
         compress=setting.spec,
-        weights=source.weights,
         batch=str(source.recipe.batch),
-        precision=source.recipe.precision,
         force=True,
         trust_paths=source.trust_paths,
         progress=say,
+        **source.options,
     )
     return path, result.manifest
 
@@ -398,7 +393,8 @@ def _is_same(manifest: Manifest, setting: Setting, source: _Source) -> bool:
         kept.spec == setting.spec
         and manifest.model.source == host.source
         and manifest.model.weights.sha256 == host.weights.sha256
-        and (kept.precision, kept.opset, kept.batch) == (recipe.precision, recipe.opset, recipe.batch)
+        and (kept.precision, kept.weights_bits, kept.opset, kept.batch)
+        == (recipe.precision, recipe.weights_bits, recipe.opset, recipe.batch)
         and manifest.created_with.get("trt-compress") == __version__
     )
 

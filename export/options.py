@@ -1,0 +1,171 @@
+"""What can be said of an export, once: keys of a recipe, keywords of `export_model`, options of `export` and `sweep`.
+
+All of them follow this list; tests compare it with the fields of `Recipe` and with the keywords of `export_model`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_compress.errors import ConfigError
+from trt_compress.export.ranges import BatchRange, LengthRange
+from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table
+from trt_compress.model_name import with_absolute_path
+from trt_compress.models.layers.block_form import BlockForm
+
+Read = Callable[[Any, Path | None], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One thing that an export depends on.
+
+    Attributes:
+        key: In a recipe, and the name of the field of `Recipe`.
+        kind: Type of its value in a recipe, or of the items of a list.
+        words: What that is, for a message.
+        many: Whether it is a list.
+        read: Value in a recipe or as an option, and the folder that a path in it counts from (None: it stays) →
+            value of the field.
+        write: The way back.
+        keyword: Of `export_model`; "" if it is said in recipes only.
+        flag: Of the commands; "" is made from the keyword.
+        metavar: What stands for the value in `--help`.
+        help: What `--help` says.
+        swept: Whether `sweep` takes it too.
+    """
+
+    key: str
+    kind: type
+    words: str = "a text"
+    many: bool = False
+    read: Read = lambda value, base: value
+    write: Callable[[Any], Any] = lambda value: value
+    keyword: str = ""
+    flag: str = ""
+    metavar: str = ""
+    help: str = ""
+    swept: bool = False
+
+    def check(self, value: Any, said: str, *, as_option: bool = False) -> None:
+        """Raise ConfigError if a value is of another type; `said` is how it was written."""
+        if as_option and self.key == "compressors":
+            if not isinstance(value, str):
+                raise ConfigError(f"{said} is not a text; write it as 'tome:num_merged=13', several joined by '+'.")
+            return
+        items = value if self.many and isinstance(value, list) else [None if self.many else value]
+        if not all(isinstance(item, self.kind) and not isinstance(item, bool) for item in items):
+            raise ConfigError(f"{said} is not {self.words}.")
+
+
+def _model(text: str, base: Path | None) -> str:
+    """A model's name with the path in it absolute; one that cannot be read stays, and is refused where it is loaded."""
+    try:
+        return with_absolute_path(text, base)
+    except ConfigError:
+        return text
+
+
+def _weights(text: str, base: Path | None) -> str:
+    if text in ("", "pretrained"):
+        return text
+    if "\0" in text:
+        raise ConfigError(f"weights = {text[:60]!r} holds a null character, which no path has; correct it.")
+    return text if base is None else str((base / text).resolve())
+
+
+def _compressors(value: str | list[Mapping[str, Any]], base: Path | None) -> tuple[CompressorSpec, ...]:
+    return parse_spec(value) if isinstance(value, str) else tuple(map(spec_from_table, value))
+
+
+def _table(spec: CompressorSpec) -> dict[str, Any]:
+    return {"name": spec.name, **{key: value for key, value in spec.config.to_json().items() if value is not None}}
+
+
+def _lengths(table: Mapping[str, str], base: Path | None) -> dict[str, LengthRange]:
+    return {name: LengthRange.parse(name, text) for name, text in table.items()}
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(key="model", kind=str, read=_model),
+    Option(key="model_sha256", kind=str),
+    Option(
+        key="compressors",
+        kind=dict,
+        words="a list of tables",
+        many=True,
+        read=_compressors,
+        write=lambda specs: [_table(spec) for spec in specs],
+        keyword="compress",
+        metavar="SPEC",
+        help="name:key=value,…; several joined by '+'; 'none' for the baseline, the default.",
+    ),
+    Option(
+        key="weights",
+        kind=str,
+        read=_weights,
+        keyword="weights",
+        metavar="FILE",
+        help="safetensors file or checkpoint; 'pretrained' downloads timm's own.",
+        swept=True,
+    ),
+    Option(key="weights_sha256", kind=str),
+    Option(
+        key="targets",
+        kind=str,
+        words="a list of names",
+        many=True,
+        read=lambda names, base: tuple(dict.fromkeys(names)),
+        write=list,
+        keyword="targets",
+        flag="--target",
+        metavar="T",
+        help="Target to export for, repeatable (default: cpu).",
+    ),
+    Option(
+        key="batch",
+        kind=str,
+        words="a text like 1:4:8",
+        read=lambda text, base: BatchRange.parse(text),
+        write=str,
+        keyword="batch",
+        metavar="MIN:OPT:MAX",
+        help="Batch sizes of the engines (default: 1:4:8).",
+    ),
+    Option(
+        key="lengths",
+        kind=dict,
+        words='a table like time = "1:100:400"',
+        read=_lengths,
+        write=lambda lengths: {name: str(length) for name, length in lengths.items()},
+    ),
+    Option(
+        key="precision",
+        kind=str,
+        read=lambda text, base: text.lower(),
+        keyword="precision",
+        metavar="fp32|fp16|bf16",
+        help="What the graph computes in (default: fp32).",
+        swept=True,
+    ),
+    Option(
+        key="weights_bits",
+        kind=str,
+        words="a text like 4:128",
+        read=lambda text, base: BlockForm.parse(text),
+        write=str,
+        keyword="weights_bits",
+        metavar="8|4[:GROUP]",
+        help="Quantize the weights of linear layers; GROUP of them share a scale (default: as they are; GROUP 32).",
+        swept=True,
+    ),
+    Option(
+        key="opset",
+        kind=int,
+        words="a whole number",
+        keyword="opset",
+        metavar="N",
+        help="ONNX opset (default: the newest that every target takes, asked for or not; 21 for quantized weights).",
+    ),
+)
