@@ -27,7 +27,7 @@ from trt_compress.plugins.library import choose, library_or_none
 from trt_compress.runtime.tokens import token_flows
 
 if TYPE_CHECKING:
-    from trt_compress.export.verify import VerifyReport
+    from trt_compress.export.verify_report import VerifyReport
 
 __all__ = [
     "BuildPlan",
@@ -71,6 +71,10 @@ class ExportResult:
             "verified": f"largest error {verification.max_abs_error:.1e}"
             if verification and verification.max_abs_error is not None
             else None,
+            "weight_forms": [form.to_json() for form in manifest.weights],
+            "quantization_error": verification and verification.quantization_error,
+            "deployment_error": verification and verification.deployment_error,
+            "method": verification.method if verification else None,
             "warnings": list(self.warnings),
         }
 

@@ -82,7 +82,9 @@ def _objections(text: str) -> Iterator[Flaw]:
             continue
         if _plain(said):
             message = f"{part['op']} cannot be as it stands: {_plain(said)}"
-            yield Flaw(kind="shape-inference", node=part["name"] or part["op"], message=message, fix=fix)
+            newer = "export with opset 22, the first that has all operators in bfloat16, or in fp16"
+            better = newer if "unsupported type: tensor(bfloat16)" in said else fix
+            yield Flaw(kind="shape-inference", node=part["name"] or part["op"], message=message, fix=better)
 
 
 def _plain(text: str) -> str:

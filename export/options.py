@@ -166,6 +166,7 @@ OPTIONS: tuple[Option, ...] = (
         words="a whole number",
         keyword="opset",
         metavar="N",
-        help="ONNX opset (default: the newest that every target takes, asked for or not; 21 for quantized weights).",
+        help="ONNX opset (default: the newest that every target takes, asked for or not; 21 for quantized weights, 22 "
+        "for bf16).",
     ),
 )

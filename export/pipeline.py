@@ -4,12 +4,12 @@ import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from torch import nn
+from torch import Tensor, nn
 
 from trt_compress.errors import BundleError, ConfigError, GateError
 from trt_compress.export.bundle import write_bundle
@@ -17,7 +17,7 @@ from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.onnx_file import save_onnx
-from trt_compress.export.precision import with_precision
+from trt_compress.export.precision import as_loaded, quantize, with_precision
 from trt_compress.export.preflight import preflight as preflight_graph
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import Recipe
@@ -30,10 +30,13 @@ from trt_compress.export.records import (
     operator_records,
     verification_record,
 )
+from trt_compress.export.runners import AS_DEPLOYED
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph
-from trt_compress.export.verify import VerifyReport, merge_reports, verify_onnx
+from trt_compress.export.verify import distances, run_onnx, run_torch, verify_onnx
+from trt_compress.export.verify_report import DEPLOYED, LOADED, QUANTIZED, VerifyReport, merge_reports
+from trt_compress.export.weight_forms import weight_forms
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
@@ -76,10 +79,11 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
     inputs = {graph.name: _default_inputs(graph, recipe) for graph in prepared.graphs}
     step("counting operations")
     manifest = describe(recipe, prepared.host, prepared.graphs, _with_lengths(prepared.host.attach(()), recipe))
+    loaded = {} if dry_run else _as_loaded(prepared, {name: given for name, (given, _) in inputs.items()}, step)
+    warnings = (*_removes_nothing(prepared), *_quantize(prepared, step))
     if dry_run:
-        return None, manifest, _removes_nothing(prepared)
+        return None, manifest, warnings
 
-    warnings = _removes_nothing(prepared)
     with _working_folder(output) as folder:
         made = []
         found: dict[str, tuple[Finding, ...]] = {}
@@ -94,6 +98,7 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
             step("verifying" + _of(graph, prepared))
             report = _verify(graph, module, files[0], *inputs[graph.name], recipe.precision)
             _require_passed(report)
+            report = _with_distances(report, graph, module, files[0], inputs[graph.name][0], loaded)
             lowered, more_files = lowered_files(bodied, graph, recipe, folder)
             made.append((bodied, files, report, lowered, more_files))
         warnings += tuple(
@@ -112,6 +117,7 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
             ),
             operators=operator_records([bodied for bodied, *_ in made]),
             lowered=tuple(record for _, _, _, lowered, _ in made for record in lowered),
+            weights=tuple(form for _, files, *_ in made for form in weight_forms(files[0])),
             verification=verification_record(report),
         )
         content: dict[str, bytes | Path] = {
@@ -144,16 +150,60 @@ def run_verification(
     else:
         found = read_inputs(inputs, prepared.graphs)
         chosen = {name: (sequences, str(inputs)) for name, sequences in found.items()}
+    loaded = _as_loaded(prepared, {name: given for name, (given, _) in chosen.items()}, step)
+    _quantize(prepared, step)
     step("comparing")
     reports = []
     for graph in prepared.graphs:
         module = with_precision(graph.module, recipe.precision, graph)
         with temporary_folder("verify") as folder:
             file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder)
-            reports.append(_verify(graph, module, file, *chosen[graph.name], recipe.precision, library))
+            report = _verify(graph, module, file, *chosen[graph.name], recipe.precision, library)
+            reports.append(_with_distances(report, graph, module, file, chosen[graph.name][0], loaded))
     report = merge_reports(reports)
     _require_passed(report)
     return report
+
+
+def _as_loaded(
+    prepared: _Prepared, inputs: Mapping[str, Sequence[Steps]], step: Progress
+) -> dict[str, list[dict[str, Tensor]]]:
+    """What every graph answers before its weights are quantized; nothing where they are not."""
+    if prepared.recipe.weights_bits is None:
+        return {}
+    step("running the model as it is")
+    return {g.name: run_torch(as_loaded(g.module, g), g, inputs[g.name]) for g in prepared.graphs}
+
+
+def _quantize(prepared: _Prepared, step: Progress) -> tuple[str, ...]:
+    """Quantize what the recipe says, in place; a sentence on the layers that stay as they are."""
+    form = prepared.recipe.weights_bits
+    if form is None:
+        return ()
+    step("quantizing weights")
+    kept = quantize([graph.module for graph in prepared.graphs], form, prepared.recipe.precision).kept
+    if not kept:
+        return ()
+    (name, reason), more = next(iter(kept.items())), f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    return (f"weights_bits {form}: the weights of {name}{more} stay as they are: {reason}",)
+
+
+def _with_distances(
+    report: VerifyReport,
+    graph: GraphSpec,
+    module: nn.Module,
+    file: Path,
+    inputs: Sequence[Steps],
+    loaded: Mapping[str, list[dict[str, Tensor]]],
+) -> VerifyReport:
+    """The report, and of quantized weights how far they take the outputs from the model as it was."""
+    if not loaded or report.failure:
+        return report
+    quantized = run_torch(module, graph, inputs)
+    found = distances(graph, QUANTIZED, quantized, LOADED, loaded[graph.name])
+    if not report.method:  # else it is not deployed there
+        found += distances(graph, DEPLOYED, run_onnx(file, graph, inputs, AS_DEPLOYED), QUANTIZED, quantized)
+    return replace(report, distances=found)
 
 
 @contextlib.contextmanager

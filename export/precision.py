@@ -16,7 +16,7 @@ from trt_compress.errors import ConfigError, ExportError
 from trt_compress.export.targets import PRECISIONS
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.layers.block_form import BlockForm
-from trt_compress.models.layers.blocks import BlockLinear, quantize_linears
+from trt_compress.models.layers.blocks import quantize_linears
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -79,6 +79,12 @@ def with_precision(module: nn.Module, precision: str, graph: GraphSpec | None = 
     return InPrecision(module.to(dtype), dtype, graph)
 
 
+def as_loaded(module: nn.Module, graph: GraphSpec) -> nn.Module:
+    """`module` in the precision in which its weights were loaded, between ends of the dtypes that `graph` declares."""
+    dtype = next((x.dtype for x in module.parameters() if x.is_floating_point()), torch.float32)
+    return module if dtype == torch.float32 else InPrecision(module, dtype, graph)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
     """What `quantize` did: how many linear layers it took, and those that it left, with the reason for each."""
@@ -111,11 +117,6 @@ def quantize(modules: Sequence[nn.Module], form: BlockForm, precision: str) -> Q
             "smaller group, or leave it out."
         )
     return Quantized(layers=layers, kept=kept)
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether some weight of `module` was quantized."""
-    return any(isinstance(part, BlockLinear) for part in module.modules())
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+BFLOAT16_OPSET = 22  # the first that has convolutions and pooling in bfloat16
 OLDEST_OPSET = 18  # the bodies of operators need its reductions with axes as inputs
 
 
@@ -38,7 +39,7 @@ class Recipe:
         lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
         precision: fp32, fp16 or bf16.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
-        opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` needs.
+        opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
     """
 
@@ -61,7 +62,9 @@ class Recipe:
         for target in targets:
             self._check_numbers(target)
         if not self.opset:
-            object.__setattr__(self, "opset", max(newest_common_opset(), self._oldest_opset))
+            wanted = BFLOAT16_OPSET if self.precision == "bf16" else newest_common_opset()
+            newest = newest_common_opset(targets) if targets else wanted
+            object.__setattr__(self, "opset", max(min(wanted, newest), self._oldest_opset))
         newest = newest_common_opset(targets) if targets else self.opset
         if not self._oldest_opset <= self.opset <= newest:
             needed = f", and weights_bits {self.weights_bits} needs {BLOCKED_OPSET}" if self.weights_bits else ""
@@ -139,11 +142,12 @@ def recipe_from_options(model: str, **given: Any) -> Recipe:
         if value is not None:
             options[keyword].check(value, f"{keyword}={value!r}", as_option=True)
             found[options[keyword].key] = value
-    base = read_recipe(Path(model)) if model.endswith(".toml") else recipe_from_json({"model": model}, where="model")
     read = {option.key: option.read(found[option.key], None) for option in OPTIONS if option.key in found}
     if not read.get("targets", True):
         del read["targets"]
-    return replace(base, **read)
+    if model.endswith(".toml"):
+        return replace(read_recipe(Path(model)), **read)
+    return replace(recipe_from_json({"model": model}, where="model"), **{"opset": 0, **read})
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -16,7 +16,7 @@ from trt_compress.export.packed_bytes import packed_tensors
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
-from trt_compress.export.verify import VerifyReport
+from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, VerifyReport
 from trt_compress.format import manifest as fields
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
@@ -159,4 +159,11 @@ def operator_records(models: Sequence[onnx.ModelProto]) -> tuple[fields.Operator
 
 def verification_record(report: VerifyReport) -> fields.Verification:
     """The summary of a report."""
-    return fields.Verification(passed=report.passed, max_abs_error=report.max_abs_error, file=VERIFY_FILE)
+    return fields.Verification(
+        passed=report.passed,
+        max_abs_error=report.max_abs_error,
+        file=VERIFY_FILE,
+        method=report.method,
+        quantization_error=report.distance(QUANTIZED),
+        deployment_error=report.distance(DEPLOYED),
+    )

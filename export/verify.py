@@ -1,11 +1,9 @@
 """Proof that an ONNX file computes what the torch model computes: outputs, and what was decided at every site."""
 
-import contextlib
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,10 @@ from torch import Tensor, nn
 
 from trt_compress.errors import GateError, UnsupportedError
 from trt_compress.export.lower import operator_nodes
+from trt_compress.export.rounded import ROUNDED, has_bfloat16, rounded_to_bfloat16
+from trt_compress.export.runners import OrtError, Runner
 from trt_compress.export.sample_inputs import lengths_of
+from trt_compress.export.verify_report import Distance, OutputCheck, SiteCheck, VerifyReport
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.models.compressors.place import SitePlan
 from trt_compress.models.hosts.base import GraphSpec, Steps, TensorSpec
@@ -23,108 +24,14 @@ from trt_compress.plugins.library import Library
 from trt_compress.plugins.operator import recording
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
-from trt_compress.runtime.backends.ort import operator_paths, register_native
+from trt_compress.runtime.backends.ort import OperatorPath, operator_paths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Largest error relative to the largest value. Half precision: 11 bits, some 20 roundings in a row.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+# Largest error relative to the largest value. Half precision: 11 bits, some 20 roundings in a row; bfloat16 has 8.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
 # Two scores that are closer than this (cosine, or a share of the largest score) are a tie that rounding may turn.
-TIE = {"fp32": 1e-4, "fp16": 1e-2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputCheck:
-    """One output or new state in one run. Items that met a near tie at a site are counted in `ties` and not compared.
-
-    `step` counts the consecutive runs of a graph with states from 1; it is 0 for a graph without. Integers must be
-    equal.
-    """
-
-    graph: str
-    name: str
-    batch: int
-    step: int
-    max_abs_error: float
-    relative_error: float
-    cosine: float
-    tolerance: float
-    ties: int
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteCheck:
-    """One compressor site in one run: tokens left, indices kept, and the tokens themselves; `step` as in outputs."""
-
-    graph: str
-    site: str
-    compressor: str
-    batch: int
-    step: int
-    tokens_in: int | str
-    tokens_out: int | str
-    tokens_out_onnx: int
-    indices_equal: bool
-    ties: int
-    relative_error: float
-    tolerance: float
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
-    """All checks.
-
-    `first_divergence` names the first site or output that fails; `paths` counts, for each operator, the nodes that
-    ONNX Runtime ran as a native kernel and those that it ran as a function; `failure` is what it said if it could not
-    run the graph to its end.
-    """
-
-    precision: str
-    inputs: str
-    outputs: tuple[OutputCheck, ...]
-    sites: tuple[SiteCheck, ...]
-    paths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    first_divergence: str | None = None
-    failure: str | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check passed."""
-        return self.first_divergence is None
-
-    @property
-    def max_abs_error(self) -> float:
-        """Largest error of an output."""
-        return max((check.max_abs_error for check in self.outputs), default=0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values; a number that is not finite becomes null."""
-        report = {"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)}
-        return {key: _json_safe(value) for key, value in report.items()}
-
-
-def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
-    """One report of several graphs."""
-    if len(reports) == 1:
-        return reports[0]
-    paths: dict[str, dict[str, int]] = {}
-    for report in reports:
-        for operator, forms in report.paths.items():
-            counts = paths.setdefault(operator, dict.fromkeys(forms, 0))
-            counts.update({form: counts[form] + count for form, count in forms.items()})
-    failing = next((report for report in reports if not report.passed), None)
-    graph = failing.outputs[0].graph if failing and failing.outputs else None
-    return VerifyReport(
-        precision=reports[0].precision,
-        inputs=", ".join(dict.fromkeys(report.inputs for report in reports)),
-        outputs=tuple(check for report in reports for check in report.outputs),
-        sites=tuple(check for report in reports for check in report.sites),
-        paths=paths,
-        first_divergence=f"graph {graph}, {failing.first_divergence}" if failing else None,
-        failure=failing.failure if failing else None,
-    )
+TIE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2}
 
 
 @dataclass(slots=True)
@@ -174,7 +81,7 @@ def verify_onnx(
         graph: Names, states, and the plan of the compressor sites.
         inputs: Sequences of consecutive runs; each starts from the initial states.
         inputs_label: Where they come from, for the report.
-        precision: fp32 or fp16.
+        precision: fp32, fp16 or bf16.
         native: The native operators to run in place of the bodies; None: the bodies.
 
     Returns:
@@ -183,13 +90,21 @@ def verify_onnx(
     Raises:
         GateError: ONNX Runtime cannot load the file, and there is no site that could show from where on.
     """
+    plain: Path | onnx.ModelProto = path
     model = onnx.load(path, load_external_data=False)
-    _expose_sites(model)
+    exposed, method = _with_sites(model), ""
+    if has_bfloat16(model):
+        if native is not None:
+            raise UnsupportedError(
+                f"graph '{graph.name}' is in bf16, and of that ONNX Runtime runs the bodies of operators only; verify "
+                "without the native operators."
+            )
+        plain, exposed, method = rounded_to_bfloat16(model), rounded_to_bfloat16(exposed), ROUNDED
     failure: str | None = None
-    runners: tuple[_Runner, ...] = ()
+    runners: tuple[Runner, ...] = ()
     try:
-        runners = (_Runner(path, path.parent, native), _Runner(model, path.parent, native))
-    except _OrtError as error:
+        runners = (Runner(plain, path.parent, native), Runner(exposed, path.parent, native))
+    except OrtError as error:
         failure = f"ONNX Runtime cannot load {path.name}: {error}"
         if not graph.module.plan:
             raise GateError(f"verification failed: {failure}") from error
@@ -208,9 +123,9 @@ def verify_onnx(
             feed = {**arrays, **carried_onnx}
             try:
                 ran = [runner(feed) for runner in runners]
-            except _OrtError as error:
+            except OrtError as error:
                 failure, ran = failure or str(error), []
-            actual, got = ran or ({}, _before_failure(model, path.parent, feed, native))
+            actual, got = ran or ({}, _before_failure(exposed, path.parent, feed, native))
             run = _Run(
                 graph=graph.name,
                 batch=lengths[BATCH_SYMBOL],
@@ -233,10 +148,67 @@ def verify_onnx(
         inputs=inputs_label,
         outputs=tuple(check for check in checks if isinstance(check, OutputCheck)),
         sites=tuple(check for check in checks if isinstance(check, SiteCheck)),
-        paths={} if failure else _paths(path, model, native),
+        paths={} if failure else _paths(None if method else path, model, native),
         first_divergence=_first_divergence(checks),
         failure=failure,
+        method=method,
     )
+
+
+def run_torch(module: nn.Module, graph: GraphSpec, inputs: Sequence[Steps]) -> list[dict[str, Tensor]]:
+    """The outputs (without states) of every run in torch, one after the other."""
+    found = []
+    for steps in inputs:
+        carried = {name: torch.from_numpy(value) for name, value in _initial(graph, steps).items()}
+        for arrays in steps:
+            given = [torch.from_numpy(np.ascontiguousarray(arrays[spec.name])) for spec in graph.inputs]
+            with torch.no_grad():
+                made = call(module, (*given, *carried.values()), graph)
+            carried |= {name: made[output] for name, output in graph.carried.items()}
+            found.append({spec.name: made[spec.name] for spec in graph.outputs})
+    return found
+
+
+def run_onnx(path: Path, graph: GraphSpec, inputs: Sequence[Steps], accuracy: str) -> list[dict[str, Tensor]]:
+    """The same of a file in ONNX Runtime."""
+    model = onnx.load(path, load_external_data=False)
+    runner = Runner(rounded_to_bfloat16(model) if has_bfloat16(model) else path, path.parent, None, accuracy)
+    found = []
+    for steps in inputs:
+        carried = _initial(graph, steps)
+        for arrays in steps:
+            made = runner({**arrays, **carried})
+            carried |= {name: made[output].numpy() for name, output in graph.carried.items()}
+            found.append({spec.name: made[spec.name] for spec in graph.outputs})
+    return found
+
+
+def _initial(graph: GraphSpec, steps: Steps) -> dict[str, Array]:
+    lengths = lengths_of(graph, steps)
+    return {state.input: initial_state(state, lengths) for state in graph.states if state.input is not None}
+
+
+def distances(
+    graph: GraphSpec, of: str, ones: Sequence[Mapping[str, Tensor]], to: str, others: Sequence[Mapping[str, Tensor]]
+) -> tuple[Distance, ...]:
+    """How far the outputs of the same runs are from each other; integers have no distance."""
+    found = []
+    for spec in graph.outputs:
+        pairs = [(other[spec.name], one[spec.name]) for one, other in zip(ones, others, strict=True)]
+        if all(one.is_floating_point() and one.shape == other.shape for other, one in pairs):
+            errors = [_relative_error(other, one) for other, one in pairs]
+            found.append(
+                Distance(
+                    graph=graph.name,
+                    name=spec.name,
+                    of=of,
+                    to=to,
+                    max_abs_error=max(absolute for absolute, _ in errors),
+                    relative_error=max(relative for _, relative in errors),
+                    cosine=min(_cosine(other, one) for other, one in pairs),
+                )
+            )
+    return tuple(found)
 
 
 def call(module: nn.Module, tensors: Sequence[Tensor], graph: GraphSpec) -> dict[str, Tensor]:
@@ -253,56 +225,9 @@ def initial_state(state: StateSpec, lengths: Mapping[str, int]) -> Array:
     return np.full(shape, value, np.dtype(state.dtype))
 
 
-def load_onnxruntime() -> ModuleType:
-    """The module onnxruntime.
-
-    Raises:
-        UnsupportedError: it is not installed.
-    """
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise UnsupportedError(
-            f"verification runs ONNX Runtime, and {error}.", hint="pip install 'trt-compress[cpu]'"
-        ) from error
-
-
-class _OrtError(Exception):
-    """Something went wrong inside ONNX Runtime, whose exceptions have no common base."""
-
-
-@contextlib.contextmanager
-def _ort_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise _OrtError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
-
-
-class _Runner:
-    """A model in ONNX Runtime on the CPU; a call returns every output by name."""
-
-    def __init__(self, model: Path | onnx.ModelProto, folder: Path, native: Library | None) -> None:
-        onnxruntime = load_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails comes back as an exception
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if native is not None:
-            register_native(options, native)
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        with _ort_errors():
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-            self._names = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, feed: Mapping[str, Array]) -> dict[str, Tensor]:
-        with _ort_errors():
-            results = self._session.run(self._names, feed)
-        return {name: torch.from_numpy(value) for name, value in zip(self._names, results, strict=True)}
-
-
-def _paths(path: Path, model: onnx.ModelProto, native: Library | None) -> dict[str, dict[str, int]]:
-    """How ONNX Runtime runs the nodes of each operator."""
-    forms = operator_paths(path, native)
+def _paths(path: Path | None, model: onnx.ModelProto, native: Library | None) -> dict[str, dict[str, int]]:
+    """How ONNX Runtime runs the nodes of each operator; without a path, as their bodies."""
+    forms = defaultdict[str, OperatorPath](lambda: "function") if path is None else operator_paths(path, native)
     counts = {operators()[op_type].spec.name: {"native": 0, "function": 0} for op_type in operator_nodes(model)}
     for node in model.graph.node:
         if node.domain == DOMAIN:
@@ -325,18 +250,10 @@ def _before_failure(
         del part.graph.node[end:], part.graph.output[:]
         part.graph.output.extend(output for output in model.graph.output if output.name in made)
         try:
-            values = _Runner(part, folder, native)(feed)
-        except _OrtError:
+            values = Runner(part, folder, native)(feed)
+        except OrtError:
             break
     return values
-
-
-def _json_safe(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _first_divergence(checks: Sequence[SiteCheck | OutputCheck]) -> str | None:
@@ -354,8 +271,10 @@ def _first_divergence(checks: Sequence[SiteCheck | OutputCheck]) -> str | None:
     return None
 
 
-def _expose_sites(model: onnx.ModelProto) -> None:
-    """Make every named value of a site an output of `model`."""
+def _with_sites(structure: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with every named value of a site as an output."""
+    model = onnx.ModelProto()
+    model.CopyFrom(structure)
     present = {name for node in model.graph.node for name in node.output}
     named = [name for name in present if name.split("/")[-1].startswith("tokens") and "/" in name]
     for node in model.graph.node:
@@ -366,6 +285,7 @@ def _expose_sites(model: onnx.ModelProto) -> None:
             ]
     exposed = sorted(set(named) - {output.name for output in model.graph.output} - {""})
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
+    return model
 
 
 def _compare_sites(run: _Run, plan: Sequence[SitePlan], model: onnx.ModelProto, precision: str) -> list[SiteCheck]:
@@ -448,7 +368,6 @@ def _compare_output(run: _Run, spec: TensorSpec, expected: Tensor, got: Tensor, 
     elif not run.comparable.all():  # it mixes the items, so that one tie may show anywhere in it
         expected, got = expected[:0], got[:0]
     absolute, relative = _relative_error(expected, got)
-    cosine = torch.nn.functional.cosine_similarity(expected.double().flatten(), got.double().flatten(), dim=0)
     tolerance = 0.0 if exact else TOLERANCE[precision]
     return OutputCheck(
         graph=run.graph,
@@ -457,11 +376,15 @@ def _compare_output(run: _Run, spec: TensorSpec, expected: Tensor, got: Tensor, 
         step=run.step,
         max_abs_error=absolute,
         relative_error=relative,
-        cosine=float(cosine),
+        cosine=_cosine(expected, got),
         tolerance=tolerance,
         ties=int((~run.comparable).sum()),
         passed=relative <= tolerance,
     )
+
+
+def _cosine(expected: Tensor, got: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(expected.double().flatten(), got.double().flatten(), dim=0))
 
 
 def _relative_error(expected: Tensor, got: Tensor) -> tuple[float, float]:

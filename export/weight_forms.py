@@ -1,16 +1,20 @@
 """Quantized weights in an ONNX graph: how they get there, and what is found in a file that was written."""
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import onnx
-import onnx.helper
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
+from trt_compress.format.manifest import WeightForm
 from trt_compress.models.layers.blocks import BLOCKS
 from trt_compress.plugins.spec import DOMAIN
 
-_WHOLE = {TensorProto.INT4: "int4", TensorProto.INT8: "int8"}
-_FLOATS = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+_BITS = {
+    **{TensorProto.INT4: ("int4", 4), TensorProto.INT8: ("int8", 8), TensorProto.FLOAT: ("float32", 32)},
+    **{TensorProto.FLOAT16: ("float16", 16), TensorProto.BFLOAT16: ("bfloat16", 16)},
+}
 
 
 def dequantize_blocks(model: onnx.ModelProto) -> None:
@@ -22,14 +26,13 @@ def dequantize_blocks(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if (node.domain, node.op_type) != (DOMAIN, BLOCKS):
             continue
-        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if given["bits"] == 4:
             packed[node.input[0]] = given["shape"]
         node.domain, node.op_type = "", "DequantizeLinear"
         del node.attribute[:]
         node.attribute.extend(
-            onnx.helper.make_attribute(name, value)
-            for name, value in (("axis", 0), ("block_size", given["block_size"]))
+            helper.make_attribute(name, value) for name, value in (("axis", 0), ("block_size", given["block_size"]))
         )
     for tensor in model.graph.initializer:
         if tensor.name in packed:
@@ -39,3 +42,43 @@ def dequantize_blocks(model: onnx.ModelProto) -> None:
     known = [info for info in model.graph.value_info if info.name not in packed]
     del model.graph.value_info[:]
     model.graph.value_info.extend(known)
+
+
+def weight_forms(file: Path) -> tuple[WeightForm, ...]:
+    """The weights in an ONNX file by dtype and group, read from it as it was written; scales count to their codes."""
+    graph = onnx.load(file, load_external_data=False).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in _BITS}
+    found: dict[tuple[str, int | None], WeightForm] = {}
+    scales: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
+            group = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
+            _count(found, file.stem, tensors[node.input[0]], group, tensors[node.input[1]])
+            scales.update(node.input[:2])
+    for name, tensor in tensors.items():
+        if name not in scales and tensor.data_type not in (TensorProto.INT4, TensorProto.INT8):
+            _count(found, file.stem, tensor, None)
+    return tuple(found.values())
+
+
+def _count(
+    found: dict[tuple[str, int | None], WeightForm],
+    graph: str,
+    tensor: onnx.TensorProto,
+    group: int | None,
+    scale: onnx.TensorProto | None = None,
+) -> None:
+    dtype, _ = _BITS[tensor.data_type]
+    before = found.get((dtype, group)) or WeightForm(graph=graph, dtype=dtype, group=group)
+    found[dtype, group] = WeightForm(
+        graph=graph,
+        dtype=dtype,
+        group=group,
+        tensors=before.tensors + 1,
+        parameters=before.parameters + math.prod(tensor.dims),
+        bytes=before.bytes + sum(_bytes(part) for part in (tensor, scale) if part is not None),
+    )
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return (math.prod(tensor.dims) * _BITS[tensor.data_type][1] + 7) // 8

@@ -80,8 +80,8 @@ class GraphSpec:
         role: What it is for, one of `trt_compress.format.graphs.ROLES`.
         lengths: Smallest, usual and largest length of each symbol but "batch" and those of axes that grow.
         capacities: Of the symbols in `lengths`, those that whoever runs the graph chooses for its states.
-        exact: Inputs and states of float32 that `module.forward` takes as they are, as an accumulator needs it; all other
-            ones of float32 enter in the precision of the graph, and those of other dtypes always as they are.
+        exact: Inputs and states of float32 that `module.forward` takes as they are, as an accumulator needs it; all
+            other ones of float32 enter in the precision of the graph, and those of other dtypes always as they are.
         examples: Real inputs that the model was not trained on, by name, for a given batch: one run, or consecutive
             ones (3 or more) of a graph with states. None: there are none at hand, and seeded random numbers are taken.
     """

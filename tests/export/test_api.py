@@ -13,7 +13,7 @@ import trt_compress
 from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
 from trt_compress.export import api, check, engines, pipeline
 from trt_compress.export.preflight import Finding
-from trt_compress.export.verify import VerifyReport
+from trt_compress.export.verify_report import VerifyReport
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
@@ -65,7 +65,7 @@ def test_a_dry_run_knows_everything_but_the_graph(exported: Exported, tmp_path: 
     written = Bundle.open(exported(TOME)).manifest
     assert result.path is None and not (tmp_path / "out").exists()
     assert steps == ["loading the model", "counting operations"]
-    assert result.manifest == replace(written, operators=(), verification=None, files={}, digest="")
+    assert result.manifest == replace(written, operators=(), weights=(), verification=None, files={}, digest="")
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from trt_compress.export.precision import with_precision
 from trt_compress.export.recipe import read_recipe
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
 from trt_compress.export.trace import TraceOptions, onnx_from_module
-from trt_compress.export.verify import TOLERANCE, VerifyReport, verify_onnx
+from trt_compress.export.verify import TOLERANCE, verify_onnx
+from trt_compress.export.verify_report import VerifyReport
 from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec

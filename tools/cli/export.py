@@ -12,7 +12,7 @@ from trt_compress.tools.console import print_json, print_pairs, print_table, pri
 
 if TYPE_CHECKING:
     from trt_compress.export.check import PreflightReport
-    from trt_compress.export.verify import VerifyReport
+    from trt_compress.export.verify_report import VerifyReport
 
 _MODEL = (
     "timm:NAME, zoo:NAME, hf:DIR (as save_pretrained wrote it), wavtokenizer:FILE, xytokenizer:FILE, FILE.py:FACTORY "
@@ -217,6 +217,14 @@ def _show_verification(report: "VerifyReport") -> None:
     ]
     if sites:
         print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
+    if report.distances:
+        away = [
+            (found.of, found.name, f"{found.relative_error:.2e}", f"{found.cosine:.6f}", found.to)
+            for found in report.distances
+        ]
+        print_table("What rounding weights costs", ("of", "output", "relative", "cosine", "from"), away)
+    if report.method:
+        print_text(f"Run as {report.method}.")
     if report.paths:
         words = {"native": "native operators", "function": "ONNX bodies"}
         ran = (f"{n} {name} as {words[form]}" for name, forms in report.paths.items() for form, n in forms.items() if n)

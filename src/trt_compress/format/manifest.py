@@ -162,11 +162,40 @@ class Engine(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification(Record):
-    """The summary of `file`, which holds what was compared."""
+    """The summary of `file`, which holds what was compared.
+
+    Attributes:
+        method: How a graph was run that ONNX Runtime cannot run on the CPU as it is; "" as it is.
+        quantization_error: Of quantized weights: the largest distance of an output from the model as it was loaded,
+            relative to its largest value.
+        deployment_error: The same, of ONNX Runtime's own way with quantized weights from the way that was verified.
+    """
 
     passed: bool
     max_abs_error: float | None
     file: str = "verify.json"
+    method: str = field(default="", metadata={"sparse": True})
+    quantization_error: float | None = field(default=None, metadata={"sparse": True})
+    deployment_error: float | None = field(default=None, metadata={"sparse": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightForm(Record):
+    """The weights of one dtype in a graph, as they were found in the ONNX file after it was written.
+
+    Attributes:
+        group: Of quantized weights, how many share a scale.
+        tensors: How many there are.
+        parameters: Numbers in all of them.
+        bytes: What they take, with their scales.
+    """
+
+    graph: str
+    dtype: str
+    group: int | None = None
+    tensors: int = 0
+    parameters: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +241,7 @@ class Manifest(Record):
     baseline_flops: float | None = None
     lowered: tuple[Lowered, ...] = ()
     engines: tuple[Engine, ...] = ()
+    weights: tuple[WeightForm, ...] = ()
     verification: Verification | None = None
     targets: tuple[str, ...] = ()
     files: dict[str, FileInfo] = field(default_factory=dict)

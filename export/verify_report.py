@@ -1,0 +1,142 @@
+"""What a verification found: every comparison, and how far rounded weights are from the model as it was."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCheck:
+    """One output or new state in one run. Items that met a near tie at a site are counted in `ties` and not compared.
+
+    `step` counts the consecutive runs of a graph with states from 1; it is 0 for a graph without. Integers must be
+    equal.
+    """
+
+    graph: str
+    name: str
+    batch: int
+    step: int
+    max_abs_error: float
+    relative_error: float
+    cosine: float
+    tolerance: float
+    ties: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteCheck:
+    """One compressor site in one run: tokens left, indices kept, and the tokens themselves; `step` as in outputs."""
+
+    graph: str
+    site: str
+    compressor: str
+    batch: int
+    step: int
+    tokens_in: int | str
+    tokens_out: int | str
+    tokens_out_onnx: int
+    indices_equal: bool
+    ties: int
+    relative_error: float
+    tolerance: float
+    passed: bool
+
+
+LOADED = "the model as loaded"
+QUANTIZED = "the model with quantized weights"
+DEPLOYED = "ONNX Runtime as it is deployed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """How far an output is from another model's, at most over all runs; the cosine at least.
+
+    `of` and `to` say which two: `LOADED`, `QUANTIZED` (in the precision of the graph, which is what the graph is
+    verified against) and `DEPLOYED`, where what is multiplied with quantized weights is rounded to 8 bits, too.
+    """
+
+    graph: str
+    name: str
+    of: str
+    to: str
+    max_abs_error: float
+    relative_error: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """All checks.
+
+    Attributes:
+        first_divergence: The first site or output that fails.
+        paths: For each operator, the nodes that ONNX Runtime ran as a native kernel, and those it ran as a function.
+        failure: What ONNX Runtime said if it could not run the graph to its end.
+        method: How a graph was run that ONNX Runtime cannot run on the CPU as it is; "" as it is.
+        distances: What the numbers of the graph cost, which is no error of the graph and not judged.
+    """
+
+    precision: str
+    inputs: str
+    outputs: tuple[OutputCheck, ...]
+    sites: tuple[SiteCheck, ...]
+    paths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    first_divergence: str | None = None
+    failure: str | None = None
+    method: str = ""
+    distances: tuple[Distance, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return self.first_divergence is None
+
+    @property
+    def max_abs_error(self) -> float:
+        """Largest error of an output."""
+        return max((check.max_abs_error for check in self.outputs), default=0.0)
+
+    def distance(self, of: str) -> float | None:
+        """The largest relative distance of an output of this model from that which it is compared with."""
+        return max((found.relative_error for found in self.distances if found.of == of), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values; a number that is not finite becomes null."""
+        report = {"passed": self.passed, "max_abs_error": self.max_abs_error, **asdict(self)}
+        return {key: _json_safe(value) for key, value in report.items()}
+
+
+def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
+    """One report of several graphs."""
+    if len(reports) == 1:
+        return reports[0]
+    paths: dict[str, dict[str, int]] = {}
+    for report in reports:
+        for operator, forms in report.paths.items():
+            counts = paths.setdefault(operator, dict.fromkeys(forms, 0))
+            counts.update({form: counts[form] + count for form, count in forms.items()})
+    failing = next((report for report in reports if not report.passed), None)
+    graph = failing.outputs[0].graph if failing and failing.outputs else None
+    return VerifyReport(
+        precision=reports[0].precision,
+        inputs=", ".join(dict.fromkeys(report.inputs for report in reports)),
+        outputs=tuple(check for report in reports for check in report.outputs),
+        sites=tuple(check for report in reports for check in report.sites),
+        paths=paths,
+        first_divergence=f"graph {graph}, {failing.first_divergence}" if failing else None,
+        failure=failing.failure if failing else None,
+        method=next((report.method for report in reports if report.method), ""),
+        distances=tuple(distance for report in reports for distance in report.distances),
+    )
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
