@@ -167,7 +167,17 @@ def full_json() -> dict[str, Any]:
                 "plugins": "0123456789abcdef",
             }
         ],
-        "verification": {"passed": True, "max_abs_error": 1e-6, "file": "verify.json"},
+        "weights": [
+            {"graph": "encoder", "dtype": "int4", "group": 32, "tensors": 3, "parameters": 192, "bytes": 120},
+        ],
+        "verification": {
+            "passed": True,
+            "max_abs_error": 1e-6,
+            "file": "verify.json",
+            "method": "rounded",
+            "quantization_error": 0.01,
+            "deployment_error": 0.02,
+        },
         "targets": ["cpu", "rtx"],
         "files": {
             name: {"sha256": HASH, "bytes": 5}
@@ -223,7 +233,7 @@ def test_every_field_survives_a_round_trip() -> None:
 def test_unknown_fields_survive_in_every_object_and_do_not_change_the_digest() -> None:
     data = full_json()
     objects = list(record_objects(data))
-    assert len(objects) == 39  # 32 records and 7 files
+    assert len(objects) == 40  # 33 records and 7 files
     for index, item in enumerate(objects):
         item["x-foreign"] = {"index": [index, None]}
         item["extra"] = index
