@@ -5,7 +5,6 @@ each attack that passed or failed adds a line to the record, so that its figures
 """
 
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import pytest
 
 from trt_compress.tools.bench.records import append_record
-
-sys.path.insert(0, str(Path(__file__).parent))  # its own small bundles and streams
 
 RECORD = Path(__file__).resolve().parents[2] / "tools" / "bench" / "results" / "attack.jsonl"
 

@@ -1,4 +1,4 @@
-"""Hostile calls of a native library, in a process of their own: `hostile_worker.py LIBRARY SEED COUNT`.
+"""Hostile calls of a native library, in a process of their own: `-m tests.attack.hostile_worker LIBRARY SEED COUNT`.
 
 Every third call is lawful, with hostile values; the others break values, shapes or attributes. The last line is JSON:
 how many calls there were, how many ran, and how many were refused by a sentence of the operator or otherwise.
@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from calls import ATTRIBUTES, INPUTS, NAMES, broken_attributes, broken_call, lawful_call, one, types_of
-from sessions import Sessions
+from tests.attack.calls import ATTRIBUTES, INPUTS, NAMES, broken_attributes, broken_call, lawful_call, one, types_of
+from tests.attack.sessions import Sessions
 
 OF_ONE_SESSION = 8
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from calls import Array, Call  # pyright: ignore[reportMissingImports]
 from onnx import TensorProto, helper
+
+from tests.attack.calls import Array, Call
 
 NUMBER = {
     **{"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16},

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from small_bundle import write_small
-from typed_commands import Ended, Typed
-from weights_outside import SHAPE, bundle_of
+
+from tests.attack.small_bundle import write_small
+from tests.attack.typed_commands import Ended, Typed
+from tests.attack.weights_outside import SHAPE, bundle_of
 
 SOURCE = Path(__file__).with_name("changing_file.c")
 BY = (-40, -(1 << 40), 6, 1 << 16)  # bytes: its end, all of it, a bit more, a whole read more

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from manifest_bundles import classifier
-from mutations import mutated, mutated_text
 from safetensors.torch import save_file
 
+from tests.attack.manifest_bundles import classifier
+from tests.attack.mutations import mutated, mutated_text
 from trt_compress.errors import ConfigError, InternalError, StreamError, TrtCompressError
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.findings import recorded_findings

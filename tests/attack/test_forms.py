@@ -5,10 +5,8 @@ the contract speaks of them, batch 0, no channels, positions up to 2**62. A deci
 rounding may go either way; there the operator's regret must be next to nothing.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,9 @@ import pytest
 import torch
 from numpy.random import default_rng
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-
-from calls import ATTRIBUTES, NAMES, Array, Call, lawful_call, types_of
-from emulation.building import cuda_library  # pyright: ignore[reportMissingImports]
-from sessions import Sessions, output_types
-
+from tests.attack.calls import ATTRIBUTES, NAMES, Array, Call, lawful_call, types_of
+from tests.attack.sessions import Sessions, output_types
+from tests.native.emulation.building import cuda_library
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.native_torch import CudaKernels
 from trt_compress.plugins.operator import as_float32

@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
-from small_bundles import counter_bundle, ones
 
+from tests.attack.small_bundles import counter_bundle, ones
 from trt_compress.errors import BundleError
 from trt_compress.export.bundle import update_bundle
 from trt_compress.format.manifest import Engine

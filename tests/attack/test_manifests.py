@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from manifest_bundles import SMALL_BUNDLES
-from mutations import mutated, mutated_text
 from typer.testing import CliRunner
 
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError

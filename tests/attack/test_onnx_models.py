@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from onnx_mutations import models, mutated_model
 
+from tests.attack.onnx_mutations import models, mutated_model
 from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.export import trial
 from trt_compress.export.check import preflight_report

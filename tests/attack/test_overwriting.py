@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_bundle import write_small
-from typed_commands import Typed
+
+from tests.attack.small_bundle import write_small
+from tests.attack.typed_commands import Typed
 
 RUN = ("run", "picture", "--source", "frames/*.png", "--labels", "l.jsonl")
 EVALUATE = ("evaluate", "picture", "--data", "classes", "--classes", "c.txt", "--baseline", "second")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mutations import mutated
 
+from tests.attack.mutations import mutated
 from trt_compress.errors import InternalError, TrtCompressError
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.recipe import read_recipe, recipe_from_json, recipe_from_options

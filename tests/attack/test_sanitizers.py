@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import environment
 from trt_compress.plugins.library import cache_folder
 
 HERE = Path(__file__).parent
@@ -57,7 +58,7 @@ def sanitized() -> dict[str, str]:
     if not headers.exists() and (cache_folder() / "headers").is_dir():
         headers.symlink_to(cache_folder() / "headers")
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        **{name: value for name, value in environment().items() if not name.startswith("PYTEST_")},
         **{"XDG_CACHE_HOME": str(folder), "CMAKE_BUILD_TYPE": "None", "CXXFLAGS": FLAGS, "LDFLAGS": SANITIZE},
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": ASAN,
@@ -65,8 +66,8 @@ def sanitized() -> dict[str, str]:
     }
 
 
-def child(environment: dict[str, str], *command: str, cwd: Path = HERE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], env=environment, cwd=cwd, capture_output=True, text=True)
+def child(variables: dict[str, str], *command: str, cwd: Path = HERE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], env=variables, cwd=cwd, capture_output=True, text=True)
 
 
 def reports(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -95,7 +96,7 @@ def test_what_is_planted_is_found(sanitized: dict[str, str], tmp_path: Path) -> 
 
 def test_operator_calls(attack: Any, sanitized: dict[str, str], library: Path) -> None:
     count, seed = attack.count(200, 16_000), 3
-    done = child(sanitized, str(HERE / "hostile_worker.py"), str(library), str(seed), str(count))
+    done = child(sanitized, "-m", "tests.attack.hostile_worker", str(library), str(seed), str(count))
     found = reports(done)
     attack.saw(seed=seed, sanitizer_reports=len(found), exit_code=done.returncode)
     assert found[:10] == []
@@ -113,9 +114,9 @@ def test_native_tests(attack: Any, sanitized: dict[str, str], library: Path) -> 
     chosen = files if attack.long else ["test_native_data_sizes.py"]
     attack.saw(files=len(chosen))
     options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore")
-    environment = {**sanitized, "ASAN_OPTIONS": f"{ASAN}:handle_segv=0"}  # some expect the signal, on guarded pages
+    variables = {**sanitized, "ASAN_OPTIONS": f"{ASAN}:handle_segv=0"}  # some expect the signal, on guarded pages
     done = child(
-        environment, "-m", "pytest", *options, *(str(TESTS / "native" / name) for name in chosen), cwd=TESTS.parent
+        variables, "-m", "pytest", *options, *(str(TESTS / "native" / name) for name in chosen), cwd=TESTS.parent
     )
     found = reports(done)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""

@@ -17,8 +17,8 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from small_bundles import PICTURES, SOUND, counter_bundle
 
+from tests.attack.small_bundles import PICTURES, SOUND, counter_bundle
 from trt_compress.runtime.stream.result import StreamResult
 
 pytestmark = pytest.mark.skipif(

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_bundles import Around, counter_bundle, ones
 
+from tests.attack.small_bundles import Around, counter_bundle, ones
 from trt_compress.errors import StreamError
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_bundles import counter_bundle, ones
 
+from tests.attack.small_bundles import counter_bundle, ones
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.frame import ROWS_KEPT, Frame, Ledger
 from trt_compress.runtime.stream.levels import levels_from_sessions

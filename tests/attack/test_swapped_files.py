@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from weights_outside import PLACES, SHAPE, bundle_of, graph_with, stored
 
+from tests.attack.weights_outside import PLACES, SHAPE, bundle_of, graph_with, stored
 from trt_compress.errors import BundleError, TrtCompressError
 from trt_compress.export.check import preflight
 from trt_compress.format import bundle as bundle_module

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_bundles import Around, counter_bundle, ones
 
+from tests.attack.small_bundles import Around, counter_bundle, ones
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.session import Session
 

@@ -1,6 +1,6 @@
 """Commands as a user types them, many a second: one process has everything loaded, and each command is a fork of it.
 
-python typed_commands.py < requests > answers     a line of JSON each: arguments and seconds; code, out, err, seconds
+A line of JSON for each on stdin, arguments and seconds, gives one on stdout: code, out, err, seconds.
 
 `python CODE` in place of a command runs what no command does in a moment.
 """
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from tests.processes import environment
 
 LOADED = (
     "trt_compress.export.check",
@@ -52,18 +54,17 @@ class Typed:
 
     Args:
         folder: The current directory of the commands.
-        environment: More variables.
+        more: More variables.
     """
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        path = os.pathsep.join(filter(None, sys.path))
+    def __init__(self, folder: Path, **more: str) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", __spec__.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "2000", "OMP_NUM_THREADS": "1", **environment},
+            env=environment(COLUMNS="2000", OMP_NUM_THREADS="1", **more),
         )
 
     def __enter__(self) -> "Typed":

@@ -3,7 +3,7 @@
 They join the cases of `rtx_cases`; a pair of a refused and an accepted graph differs in the one thing that counts.
 """
 
-from rtx_cases import accept, refuse
+from tests.export.rtx_cases import accept, refuse
 
 X, Y = "(float[2,8] x)", "(float[2,8] y)"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import onnx.parser
 import pytest
-from rtx_cases import CASES
 
+from tests.export.rtx_cases import CASES
 from trt_compress import children
 from trt_compress.errors import BuildError, ConfigError, GateError, PluginError, UnsupportedError
 from trt_compress.export.build import BatchRange, build_engine, choose_plugins

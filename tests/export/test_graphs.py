@@ -14,8 +14,8 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from toy_hosts import HOSTS
 
+from tests.export.toy_hosts import HOSTS
 from trt_compress.errors import BundleError, ConfigError, ExportError, GateError, ShapeError
 from trt_compress.export import api, engines, pipeline
 from trt_compress.export.bundle import write_bundle

@@ -8,10 +8,10 @@ from typing import Any
 import onnx
 import onnx.defs
 import onnx.parser
-import parser_cases  # noqa: F401  adds its cases
 import pytest
-from rtx_cases import CASES, Case, Verdict, verdicts
 
+from tests.export import parser_cases  # noqa: F401  adds its cases
+from tests.export.rtx_cases import CASES, Case, Verdict, verdicts
 from trt_compress.errors import ConfigError
 from trt_compress.export.preflight import RULES, Finding, preflight
 from trt_compress.export.targets import TARGETS, get_target

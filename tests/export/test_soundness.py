@@ -233,7 +233,7 @@ def test_the_flaw_is_an_error_where_tensorrt_rtx_refuses_it_and_a_warning_where_
 
 def test_what_tensorrt_rtx_says_of_unsound_graphs(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the real parser: pip install 'trt-compress[rtx]'")
-    from rtx_cases import model_verdicts
+    from tests.export.rtx_cases import model_verdicts
 
     said = model_verdicts({name: case[0] for name, case in CASES.items()}, tmp_path)
     assert {name: not verdict.accepted for name, verdict in said.items()} == {

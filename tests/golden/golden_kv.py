@@ -1,8 +1,9 @@
 """Quantizing as the papers' own code did it, against ours: codes, scales and reconstruction must have its bits."""
 
 import torch
-from golden_data import call
 from torch import Tensor
+
+from tests.golden.golden_data import call
 
 ONNX_NUMBER = {torch.float32: 1, torch.float16: 10}
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from golden_data import call
 from torch import Tensor
 from torch.nn.functional import silu
 
+from tests.golden.golden_data import call
 from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX
 
 NONE = torch.zeros(1, 1, 1, 1)

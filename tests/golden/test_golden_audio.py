@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_data import assert_close, cases_on_disk, read
 from safetensors.torch import save_file
 
+from tests.golden.golden_data import assert_close, cases_on_disk, read
 from trt_compress.methods.audio import FastAstConfig, FrameStackConfig
 from trt_compress.models.compressors.fastast import FastAst
 from trt_compress.models.compressors.frame_stack import FrameStack

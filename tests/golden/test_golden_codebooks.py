@@ -7,10 +7,10 @@ WavTokenizer (jishengpeng/WavTokenizer 5cf440d), XY-Tokenizer (gyt1145028706/XY-
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
 from torch import Tensor
 from torch.nn.functional import linear, normalize, one_hot
 
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
 from trt_compress.plugins.codebook_encode.op import KINDS, fsq_codebook, sign_codebook, table_codebook
 
 CASES = {

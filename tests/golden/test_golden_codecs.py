@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import assert_close, cases_on_disk, read
 from torch import Tensor
 
+from tests.golden.golden_data import assert_close, cases_on_disk, read
 from trt_compress.models.hosts import codec_wavtokenizer, codec_xytokenizer
 from trt_compress.models.hosts.codec_wavtokenizer import WavTokenizer
 from trt_compress.models.hosts.codec_xytokenizer import (

@@ -5,8 +5,9 @@
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
-from golden_scores import best, last_rows, score
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
+from tests.golden.golden_scores import best, last_rows, score
 
 LAYERS = {"batch_avgpool": (0, 1), "edge_avgpool": (1, 2), "gqa_avgpool": (0, 1), "gqa_maxpool": (0, 1)}
 

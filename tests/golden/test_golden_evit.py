@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import (
+from torch import Tensor
+
+from tests.golden.golden_data import (
     FORMS,
     MODEL_TOLERANCE,
     OPERATOR_TOLERANCE,
@@ -19,8 +21,6 @@ from golden_data import (
     read,
     run_exported,
 )
-from torch import Tensor
-
 from trt_compress.models.compressors.base import num_patches_kept
 from trt_compress.models.hosts.timm_vit import CompressedViT
 from trt_compress.plugins.operator import recording

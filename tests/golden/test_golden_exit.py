@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
 
 CASES = ("none_kept", "threshold_default", "threshold_low")
 

@@ -6,9 +6,10 @@ all zero in the archives, whatever the data, so only scales and minima are compa
 
 import pytest
 import torch
-from golden_data import FORMS, cases_on_disk, read
-from golden_kv import dequantize, heads_apart, heads_beside, quantize
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, cases_on_disk, read
+from tests.golden.golden_kv import dequantize, heads_apart, heads_beside, quantize
 
 CHANNEL, TOKEN = 0, 1
 each_form = pytest.mark.parametrize("form", FORMS)

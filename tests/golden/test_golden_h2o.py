@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
-from golden_scores import best, last_rows, score
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
+from tests.golden.golden_scores import best, last_rows, score
 
 HEADS = {"mean": "group_mean", "max": "group_max", "qhead": "none"}
 

@@ -5,8 +5,9 @@ Its groups are runs of consecutive elements for keys and values alike; its shift
 
 import pytest
 import torch
-from golden_data import FORMS, cases_on_disk, read
-from golden_kv import dequantize, quantize
+
+from tests.golden.golden_data import FORMS, cases_on_disk, read
+from tests.golden.golden_kv import dequantize, quantize
 
 CASES = ("quanto_2bit_axis0", "quanto_2bit_const", "quanto_4bit_axis0_batch")
 TOKEN = 1

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
-from golden_kv import codes_in_words, dequantize, join, quantize
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
+from tests.golden.golden_kv import codes_in_words, dequantize, join, quantize
 
 CHANNEL, TOKEN = 0, 1
 QUANTIZERS = {  # bits, axis

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_data import OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 
+from tests.golden.golden_data import OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from trt_compress.models.compressors.avg_pool import pool_positions, pool_spans
 
 CASES = ("stride2", "stride2_late_positions", "stride4_two_images", "stride8")

@@ -6,9 +6,10 @@ compared instead of the positions.
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
-from golden_scores import best, last_rows, score
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
+from tests.golden.golden_scores import best, last_rows, score
 
 HOW = {
     "official_avgpool": ("none", "avg"),

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from golden_data import FORMS, cases_on_disk, read
-from golden_scores import Llama, best, score
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, cases_on_disk, read
+from tests.golden.golden_scores import Llama, best, score
 
 
 def test_every_case_is_compared() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import MODEL_TOLERANCE, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from torch import Tensor
 from torch.nn import functional
 
+from tests.golden.golden_data import MODEL_TOLERANCE, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from trt_compress.models.compressors.motion_queries import History, MotionQueryScorer
 from trt_compress.models.compressors.toc3d import make_route, num_slow
 from trt_compress.models.layers.partial import Route

@@ -6,10 +6,11 @@ LLaVA-PruMerge (42Shawn/LLaVA-PruMerge 097c041).
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
-from golden_scores import Llama, best, last_rows, score
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
+from tests.golden.golden_scores import Llama, best, last_rows, score
 
 MODEL_TOLERANCE = 1e-4  # through a layer of a model
 CASES = {

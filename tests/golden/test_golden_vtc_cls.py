@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from golden_data import cases_on_disk, read
 
+from tests.golden.golden_data import cases_on_disk, read
 from trt_compress.methods.vision import VtcClsConfig
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, layer_sites, leading_spans

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import FORMS, cases_on_disk, read
-from golden_kv import dequantize, heads_apart, heads_beside, join, quantize
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, cases_on_disk, read
+from tests.golden.golden_kv import dequantize, heads_apart, heads_beside, join, quantize
 
 CHANNEL, TOKEN = 0, 1
 each_form = pytest.mark.parametrize("form", FORMS)

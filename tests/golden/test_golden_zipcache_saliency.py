@@ -6,9 +6,10 @@ head is divided by the number of rows that see a key in full attention.
 
 import pytest
 import torch
-from golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
-from golden_scores import as_sets, best, rotated, score
 from torch import Tensor
+
+from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
+from tests.golden.golden_scores import as_sets, best, rotated, score
 
 CASES = ("layer_gqa", "layer_short")
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arrivals import a_host, arrival_at
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.models.arrivals import a_host, arrival_at
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.audio import AudioModel, CompressedAudio, WhisperModel

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from vits import make_vit
 
+from tests.models.vits import make_vit
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts import checkpoint
 from trt_compress.models.hosts.checkpoint import read_checkpoint

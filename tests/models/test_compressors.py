@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from arrivals import BOTH, a_host
 from torch import Tensor
-from vits import compress, images, make_vit, run
 
+from tests.models.arrivals import BOTH, a_host
+from tests.models.vits import compress, images, make_vit, run
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.compressors import place as placer

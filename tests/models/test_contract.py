@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from arrivals import a_host, arrival_at
 from torch import Tensor
-from vits import compress, images, make_vit, run
 
+from tests.models.arrivals import a_host, arrival_at
+from tests.models.vits import compress, images, make_vit, run
 from trt_compress.errors import ConfigError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import METHODS, CompressorConfig, CompressorSpec, Method, parse_spec, spec

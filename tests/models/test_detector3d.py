@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, compress, make_detector, make_frames, no_history, run
 from torch import Tensor
 
+from tests.models.detectors import SMALL, compress, make_detector, make_frames, no_history, run
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.detector3d import (
     LONGEST_AGE_S,

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from detectors import SMALL, compress, make_detector, make_frames, run
 from typer.testing import CliRunner
 
+from tests.models.detectors import SMALL, compress, make_detector, make_frames, run
 from trt_compress.errors import ShapeError
 from trt_compress.export import api, pipeline
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo

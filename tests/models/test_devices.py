@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from arrivals import a_host, arrival_at
 from torch import Tensor
 
+from tests.models.arrivals import a_host, arrival_at
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import parse_spec

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from vits import run
 
+from tests.models.vits import run
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.model_name import TIMM_REFUSED, timm_refusal
 from trt_compress.models.hosts.registry import list_models, load_host

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from vits import run
 
+from tests.models.vits import run
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.registry import load_host
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from detectors import SMALL, make_detector, make_frames
 
+from tests.models.detectors import SMALL, make_detector, make_frames
 from trt_compress.models.hosts.detector3d import Detections
 from trt_compress.models.zoo.data.driving_scenes import Frame
 from trt_compress.models.zoo.surround_detector.train import (

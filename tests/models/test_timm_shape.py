@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
-from vits import run
 
+from tests.models.vits import run
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host

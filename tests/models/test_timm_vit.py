@@ -9,8 +9,8 @@ import timm
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
-from vits import VARIANTS, compress, images, make_vit, run
 
+from tests.models.vits import VARIANTS, compress, images, make_vit, run
 from trt_compress.errors import UnsupportedError
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import CompressedViT, attend, host_info

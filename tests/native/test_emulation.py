@@ -2,15 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from emulation.building import HERE, SANITIZE, link, objects
+from tests.native.emulation.building import HERE, SANITIZE, link, objects
 
 SOURCES = (HERE / "cuda_emulation.cpp", HERE / "emulation_checks.cpp")
 BUILDS = {

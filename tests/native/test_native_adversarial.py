@@ -8,9 +8,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from adversarial import DYNAMIC, MERGE, SELECT, Array, Call, decided_calls, many_tokens, scores
 from onnx import helper
 
+from tests.native.adversarial import DYNAMIC, MERGE, SELECT, Array, Call, decided_calls, many_tokens, scores
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from test_conformance import Case, all_cases, check_form  # pyright: ignore[reportMissingImports]
 
+from tests.plugins.test_conformance import Case, all_cases, check_form
 from trt_compress.plugins.library import Library, sources_folder
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing.forms import OPSET, forms, session

@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kv_cases import (  # pyright: ignore[reportMissingImports]
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from tests.native.kv_cases import (
     Call,
     attention,
     attention_calls,
@@ -15,9 +18,6 @@ from kv_cases import (  # pyright: ignore[reportMissingImports]
     exact_problem,
     quantize_calls,
 )
-from onnx import TensorProto, helper
-from torch import Tensor
-
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing.forms import session

@@ -6,7 +6,6 @@ answer is held against SPEC and the torch operator.
 
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,10 +13,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
-
-from emulation.building import (
+from tests.native.emulation.building import (
     HERE,
     SANITIZE,
     harness,
@@ -27,8 +23,7 @@ from emulation.building import (
     operator_folders,
     tensorrt_library,
 )
-from test_conformance import Case, check  # pyright: ignore[reportMissingImports]
-
+from tests.plugins.test_conformance import Case, check
 from trt_compress.plugins.build import build
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators

@@ -1,6 +1,5 @@
 """Small bundles, built with onnx.helper; makes the helpers of this folder importable."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from onnx import TensorProto, helper
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.runtime import Bundle, Manifest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 _DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "float16": TensorProto.FLOAT16}
 

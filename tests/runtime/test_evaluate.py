@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brightest import CLASSIFIES, picture, save_classes, save_picture, write_brightest
 from onnx import helper
 
+from tests.runtime.brightest import CLASSIFIES, picture, save_classes, save_picture, write_brightest
 from trt_compress.errors import ConfigError
 from trt_compress.format.manifest import State
 from trt_compress.runtime import Session

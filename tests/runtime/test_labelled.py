@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brightest import GREY, picture, save_classes, save_picture, write_brightest
 
+from tests.runtime.brightest import GREY, picture, save_classes, save_picture, write_brightest
 from trt_compress.errors import ConfigError
 from trt_compress.runtime import Session
 from trt_compress.runtime.labelled.classes import number_folders, read_names

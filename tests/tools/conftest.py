@@ -14,8 +14,6 @@ from onnx import TensorProto, helper
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Compression, Graph, Manifest, Model, Operator, TensorInfo, Weights
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "runtime"))  # its small bundles
-
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brightest import save_classes, save_picture, write_brightest  # pyright: ignore[reportMissingImports]
 
 import trt_compress
+from tests.runtime.brightest import save_classes, save_picture, write_brightest
 from trt_compress.errors import ConfigError
 
 NAMES = ("cat", "dog", "elk", "fox")

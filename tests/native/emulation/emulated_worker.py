@@ -7,10 +7,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.host_device import HostDevice
-
+from tests.native.emulation.host_device import HostDevice
 from trt_compress.tools.gpu.guarded import Kernels
 from trt_compress.tools.gpu.worker import run_folder, run_turns
 

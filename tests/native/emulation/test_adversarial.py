@@ -1,18 +1,14 @@
 """The GPU kernels, emulated, on calls that a kernel may get wrong: see adversarial.py."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from adversarial import Call, decided_calls, many_tokens
-from emulation.building import cuda_library
-from emulation.host_device import HostDevice
-
+from tests.native.adversarial import Call, decided_calls, many_tokens
+from tests.native.emulation.building import cuda_library
+from tests.native.emulation.host_device import HostDevice
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing.reference import reference

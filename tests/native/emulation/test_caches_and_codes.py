@@ -2,7 +2,6 @@
 
 import ctypes
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import PLUGINS, cuda_library
-from emulation.host_device import HostDevice
-
+from tests.native.emulation.building import PLUGINS, cuda_library
+from tests.native.emulation.host_device import HostDevice
 from trt_compress.plugins.codebook_encode.op import codebook_encode
 from trt_compress.plugins.kv_append.op import kv_append
 from trt_compress.plugins.kv_compact.op import kv_compact

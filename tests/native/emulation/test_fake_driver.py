@@ -13,10 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import HERE, cuda_library, link, objects
-
+from tests.native.emulation.building import HERE, cuda_library, link, objects
 from trt_compress.errors import PluginError, UnsupportedError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness

@@ -1,17 +1,13 @@
 """The figures of a GPU, rehearsed: every step with the kernels that the emulation runs, and what is wrong is found."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import cuda_library
-
+from tests.native.emulation.building import cuda_library
 from trt_compress.errors import GateError
 from trt_compress.plugins.native_torch import CudaKernels
 from trt_compress.plugins.registry import operators

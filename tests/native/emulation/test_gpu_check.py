@@ -17,12 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation import building
-from emulation.building import HERE, cuda_library, link, objects, operator_folders
-from emulation.host_device import HostDevice
-
+from tests.native.emulation import building
+from tests.native.emulation.building import HERE, cuda_library, link, objects, operator_folders
+from tests.native.emulation.host_device import HostDevice
+from tests.processes import python_path
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
@@ -212,6 +210,7 @@ def test_gpu_check_takes_nothing_of_the_tests() -> None:
 
 @pytest.fixture
 def emulated_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", python_path())
     worker = str(HERE / "emulated_worker.py")
     monkeypatch.setattr(gpu_check_runs, "python_command", lambda _, *given, between: [sys.executable, worker, *given])
 

@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import HERE, cuda_library, link, objects
-
+from tests.native.emulation.building import HERE, cuda_library, link, objects
 from trt_compress.errors import PluginError, ShapeError, UnsupportedError
 from trt_compress.plugins import native_torch
 from trt_compress.plugins.cuda_library import CudaLibrary, Described

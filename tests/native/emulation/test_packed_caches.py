@@ -1,6 +1,5 @@
 """KVQuantize, KVDequantize, KVAttention in the emulation: hard calls, against the reference; what is refused."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import PLUGINS, cuda_library
-from emulation.host_device import HostDevice
-from kv_cases import (
+from tests.native.emulation.building import PLUGINS, cuda_library
+from tests.native.emulation.host_device import HostDevice
+from tests.native.kv_cases import (
     Call,
     attention,
     attention_calls,
@@ -21,7 +18,6 @@ from kv_cases import (
     exact_problem,
     quantize_calls,
 )
-
 from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample

@@ -1,7 +1,6 @@
 """Kernels of scores, mixes and threshold selection in the emulation, at sizes where they change their way."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from emulation.building import PLUGINS, cuda_library
-from emulation.host_device import HostDevice
-
+from tests.native.emulation.building import PLUGINS, cuda_library
+from tests.native.emulation.host_device import HostDevice
 from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample

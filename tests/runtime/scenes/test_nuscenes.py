@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import nuscenes_sample as made
 import pytest
 
+from tests.runtime.scenes import nuscenes_sample as made
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.camera_frames import CameraFrame
 from trt_compress.runtime.nuscenes import NuScenes

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from media import cut, write_wav
-from stream_parts import identity_stages, run_pipeline
 
+from tests.runtime.stream.media import cut, write_wav
+from tests.runtime.stream.stream_parts import identity_stages, run_pipeline
 from trt_compress.errors import ConfigError, StreamError, UnsupportedError
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
 from trt_compress.runtime.stream.pace import MonotonicClock

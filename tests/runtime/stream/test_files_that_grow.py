@@ -1,7 +1,6 @@
 """What a stream writes as it goes: nothing is lost before it starts, and a kill leaves what can be read."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -14,8 +13,9 @@ import av
 import numpy as np
 import pytest
 from av.error import FFmpegError
-from media import picture
 
+from tests.processes import environment
+from tests.runtime.stream.media import picture
 from trt_compress.errors import StreamError
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.overlay import Overlay
@@ -80,13 +80,12 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 import numpy as np
-from test_files_that_grow import frame_of, sound
+from tests.runtime.stream.test_files_that_grow import frame_of, sound
 from trt_compress.runtime.stream.overlay import Overlay
 from trt_compress.runtime.stream.sinks import JsonLines
 folder = Path(sys.argv[1])
-sinks = [JsonLines(folder / "r.jsonl"), sound(folder / "s.wav"), *(Overlay(folder / name) for name in sys.argv[3:])]
+sinks = [JsonLines(folder / "r.jsonl"), sound(folder / "s.wav"), *(Overlay(folder / name) for name in sys.argv[2:])]
 for sink in sinks:
     sink.open()
     sink.start(0)
@@ -101,11 +100,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_kill_leaves_files_that_can_be_read(tmp_path: Path) -> None:
     videos = ["o.mp4" if av.library_versions["libavformat"] >= (61, 7, 0) else "o.mkv"]
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", _KILLED, str(tmp_path), str(here), *videos]
+    command = [sys.executable, "-c", _KILLED, str(tmp_path), *videos]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -9,9 +9,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media import picture
-from stream_parts import ListSource, by_outcome, identity_stages, run_pipeline
 
+from tests.runtime.stream.media import picture
+from tests.runtime.stream.stream_parts import ListSource, by_outcome, identity_stages, run_pipeline
 from trt_compress.errors import ConfigError, StreamError
 from trt_compress.runtime.camera_frames import CAMERA_NAMES
 from trt_compress.runtime.stream.branch import BEHIND, MOST_MARKS, UNMARKED, Branch

@@ -8,10 +8,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media import Array
 from PIL import Image
-from stream_parts import by_outcome, identity_stages, run_pipeline
 
+from tests.runtime.stream.media import Array
+from tests.runtime.stream.stream_parts import by_outcome, identity_stages, run_pipeline
 from trt_compress.runtime.stream.images import ImageFiles
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.pictures import CUT_OFF, UNREADABLE

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stream_parts import WAIT_S, KeepingSink, ListSource, by_outcome, identity_stages, run_pipeline
 
+from tests.runtime.stream.stream_parts import WAIT_S, KeepingSink, ListSource, by_outcome, identity_stages, run_pipeline
 from trt_compress.errors import ConfigError, ShapeError, StreamError
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.frame import Frame

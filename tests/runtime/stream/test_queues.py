@@ -4,8 +4,8 @@ import threading
 from typing import Literal
 
 import pytest
-from stream_parts import WAIT_S
 
+from tests.runtime.stream.stream_parts import WAIT_S
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.queues import FrameQueue

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from stream_parts import WAIT_S, KeepingSink, ListSource
 
+from tests.runtime.stream.stream_parts import WAIT_S, KeepingSink, ListSource
 from trt_compress.errors import ConfigError, ShapeError, StreamError
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Graph, Manifest, Model, State, TensorInfo, Weights

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stream_parts import ListSource, by_outcome, run_pipeline
 
+from tests.runtime.stream.stream_parts import ListSource, by_outcome, run_pipeline
 from trt_compress.errors import BundleError, ConfigError, StreamError
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame

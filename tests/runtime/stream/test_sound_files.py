@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from media import cut
-from sounds import FORMATS, LOSSY, RATE, STREAMED, Array, streamed, tone, write_by_av, write_sound
 
+from tests.runtime.stream.media import cut
+from tests.runtime.stream.sounds import FORMATS, LOSSY, RATE, STREAMED, Array, streamed, tone, write_by_av, write_sound
 from trt_compress.errors import ConfigError, StreamError, TrtCompressError
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat
 from trt_compress.runtime.stream.sound_lengths import PartFile, promise_of

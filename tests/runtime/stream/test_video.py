@@ -10,9 +10,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from media import Array, cut, picture, write_video
-from stream_parts import WAIT_S, by_outcome, identity_stages, run_pipeline
 
+from tests.runtime.stream.media import Array, cut, picture, write_video
+from tests.runtime.stream.stream_parts import WAIT_S, by_outcome, identity_stages, run_pipeline
 from trt_compress.errors import ConfigError, StreamError, UnsupportedError
 from trt_compress.runtime.stream import video
 from trt_compress.runtime.stream.pace import MonotonicClock, Pace
@@ -417,7 +417,7 @@ def test_a_change_of_resolution_ends_the_stream(tmp_path: Path) -> None:
 
 
 def test_a_sound_file_has_no_video(tmp_path: Path) -> None:
-    from media import write_wav
+    from tests.runtime.stream.media import write_wav
 
     with pytest.raises(ConfigError, match="has no video stream; give a file with one"):
         open_video(write_wav(tmp_path / "a.wav", np.zeros(100)))
