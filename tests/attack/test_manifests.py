@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.attack.manifest_bundles import SMALL_BUNDLES
+from tests.attack.mutations import mutated, mutated_text
 from trt_compress.errors import InternalError, TrtCompressError, UnsupportedError
 from trt_compress.export.check import _ranges
 from trt_compress.export.engines import build_engines
