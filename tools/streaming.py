@@ -21,13 +21,13 @@ from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.control import ControllerSettings
 from trt_compress.runtime.stream.guard import POLL_S, Job
-from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions
+from trt_compress.runtime.stream.levels import LevelSet, levels_from_sessions, refuse_procedure
 from trt_compress.runtime.stream.listener import Listener, files_of_sound
 from trt_compress.runtime.stream.overlay import Overlay, captions_from
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import Sink, Source
 from trt_compress.runtime.stream.pipeline import Settings
-from trt_compress.runtime.stream.preprocess import audio_format, input_name
+from trt_compress.runtime.stream.preprocess import audio_format, check_sources, input_name
 from trt_compress.runtime.stream.quality import labels_from_file
 from trt_compress.runtime.stream.result import Policy, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
@@ -146,7 +146,10 @@ def run(
     files = {"--out": _path(out), "--overlay": _path(overlay)}
     required = as_digests(require_digest)
     for each in (bundle, *more):
-        _check_overlay(_path(overlay), Bundle.open(each, check_hashes=False, require_digest=required).manifest)
+        found = Bundle.open(each, check_hashes=False, require_digest=required)
+        refuse_procedure(found)
+        check_sources(found.manifest, sources)
+        _check_overlay(_path(overlay), found.manifest)
     _check_files([Path(bundle), *map(Path, more)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(

@@ -8,7 +8,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.format.bundle import Bundle
-from trt_compress.format.kinds import ArrayInput, ClassOutput, input_kind, output_kind
+from trt_compress.format.kinds import ClassOutput, input_kind, output_kind
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.arrays import from_npz
 from trt_compress.runtime.labelled.classes import ORDERS, ClassNames, names_of_bundle, read_names
@@ -109,8 +109,7 @@ def open_data(
         )
     else:
         if kind not in SUFFIXES:
-            said = settings.reason if isinstance(settings, ArrayInput) else None
-            reason = f" ({said})" if said else ""
+            reason = f" ({settings.obstacle})" if settings.obstacle else ""
             raise ConfigError(
                 f"'{bundle.path}' takes {', '.join(inputs)}, and its manifest does not say how a file becomes that"
                 f"{reason}; give an .npz file of arrays by these names and 'label'."

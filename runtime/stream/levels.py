@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.states import States
@@ -70,11 +71,7 @@ def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
         UnsupportedError: A bundle reads sequences of tokens.
     """
     for session in sessions:
-        if session.bundle.manifest.procedure is not None:
-            raise UnsupportedError(
-                f"'{session.bundle.path}' reads sequences of tokens, by a procedure of several graphs, and this runs "
-                "pictures, sound or arrays one by one; run its graphs with Session.run_graph."
-            )
+        refuse_procedure(session.bundle)
     first = sessions[0]
     if len(sessions) == 1 and _graphs_are_levels(first):
         return _levels_of_graphs(first)
@@ -96,6 +93,19 @@ def levels_from_sessions(sessions: Sequence[Session]) -> LevelSet:
         inputs=first.inputs,
         outputs={**first.outputs, **first.handed_on},
     )
+
+
+def refuse_procedure(bundle: Bundle) -> None:
+    """Refuse a bundle that is no level of a stream, as it reads sequences token by token.
+
+    Raises:
+        UnsupportedError: It does.
+    """
+    if bundle.manifest.procedure is not None:
+        raise UnsupportedError(
+            f"'{bundle.path}' reads sequences of tokens by a procedure, and this runs pictures, sound or arrays one by "
+            "one; run its graphs with Session.run_graph."
+        )
 
 
 def _graphs_are_levels(session: Session) -> bool:

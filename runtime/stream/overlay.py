@@ -13,7 +13,7 @@ from typing import Any
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.files import GrowingFile
 from trt_compress.foreign import shown
-from trt_compress.format.kinds import ClassOutput, ImageInput, input_kind, output_kind
+from trt_compress.format.kinds import CameraInput, ClassOutput, ImageInput, input_kind, output_kind
 from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.camera_frames import CAMERA_NAMES, TRUTH, Box, true_boxes
 from trt_compress.runtime.stream.branch import BEHIND, UNMARKED
@@ -318,7 +318,7 @@ def captions_from(
     settings, meaning = input_kind(bundle.preprocess), output_kind(bundle.postprocess)
     names: Sequence[str] = [_short(shown(source)) for source in sources]
     if len(sources) == 1:
-        names = settings.cameras
+        names = settings.cameras if isinstance(settings, CameraInput) else ()
         if sources[0].lower().endswith(".npz"):
             names = [str(name) for name in load_npz(sources[0], only=(CAMERA_NAMES,)).get(CAMERA_NAMES, names)]
     boxes: Mapping[int, Sequence[Box]] = {}

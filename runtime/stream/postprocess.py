@@ -14,9 +14,11 @@ from trt_compress.errors import BundleError
 from trt_compress.format.kinds import (
     BoxOutput,
     ClassOutput,
+    CodeOutput,
     FrameOutput,
     OutputKind,
     SoundOutput,
+    TokenOutput,
     fitted_output,
 )
 from trt_compress.format.manifest import TensorInfo
@@ -98,6 +100,10 @@ def _summary_of(kind: OutputKind, first: str) -> Summarize:
             return _sound(kind, output)
         case FrameOutput():
             return _frames(kind, output)
+        case CodeOutput():
+            return lambda found: [{"codes": numbers.tolist()} for numbers in found[output]]
+        case TokenOutput():
+            return _tokens(kind, output)
     return _raw
 
 
@@ -212,6 +218,22 @@ def _frames(kind: FrameOutput, name: str) -> Summarize:
         return [one(row, found[sizes][number] if sizes else None) for number, row in enumerate(rows)]
 
     return every
+
+
+def _tokens(kind: TokenOutput, name: str) -> Summarize:
+    """Logits [B, V], or of the last of T tokens [B, T, V] → the most probable token and its natural logarithm, those of
+    the next ones, and whether a text ends behind it: {"token", "logprob", "top": [[token, logprob], …], "stops"}.
+    """
+
+    def one(logits: Array) -> dict[str, Any]:
+        row = (logits[-1] if logits.ndim == 2 else logits).astype(np.float64)
+        row -= row.max()
+        row -= math.log(float(np.exp(row).sum()))
+        best = [int(index) for index in np.argsort(-row, kind="stable")[:TOP]]
+        top = [[index, round(float(row[index]), 6)] for index in best]
+        return {"token": best[0], "logprob": top[0][1], "top": top, "stops": best[0] in kind.stop}
+
+    return lambda found: [one(logits) for logits in found[name]]
 
 
 def _raw(found: Mapping[str, Array]) -> list[dict[str, Any]]:

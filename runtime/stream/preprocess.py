@@ -13,8 +13,16 @@ import numpy as np
 from trt_compress.errors import BundleError, ConfigError, ShapeError
 from trt_compress.foreign import reading
 from trt_compress.format.bundle import Bundle
-from trt_compress.format.kinds import ArrayInput, ImageInput, InputKind, SoundInput, fitted_input, input_kind
-from trt_compress.format.manifest import TensorInfo
+from trt_compress.format.kinds import (
+    CameraInput,
+    ClipInput,
+    ImageInput,
+    InputKind,
+    SoundInput,
+    fitted_input,
+    input_kind,
+)
+from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.stream.audio import AudioFormat
 from trt_compress.runtime.stream.frame import Array
@@ -61,11 +69,8 @@ def preprocess_from_manifest(bundle: Bundle, inputs: Mapping[str, TensorInfo], s
         parts = data if isinstance(data, tuple) else (data,)
         if isinstance(parts[0], dict):
             arrays = _from_scene(parts, constants)
-        elif not others and isinstance(settings, ArrayInput) and settings.reason is not None:
-            raise ConfigError(
-                f"The bundle does not say how a source's data become its input '{name}' ({settings.reason}); give "
-                "arrays by name, a scene.npz."
-            )
+        elif not others and settings.obstacle is not None:
+            raise _no_source(name, settings.obstacle)
         elif others or convert is None:
             raise ConfigError(
                 f"The bundle takes {', '.join(inputs)}, and this source gives one of them at most; give a scene.npz."
@@ -76,6 +81,26 @@ def preprocess_from_manifest(bundle: Bundle, inputs: Mapping[str, TensorInfo], s
         return arrays
 
     return apply
+
+
+def check_sources(manifest: Manifest, sources: Sequence[str]) -> None:
+    """Refuse sources whose data do not become the bundle's input, as its manifest alone tells.
+
+    Raises:
+        BundleError: The manifest's `preprocess` has a missing or wrong entry.
+        ConfigError: They do not.
+        UnsupportedError: This version knows no such kind.
+    """
+    settings = input_kind(manifest.preprocess)
+    if settings.obstacle is not None and not all(source.lower().endswith(".npz") for source in sources):
+        raise _no_source(settings.input or manifest.graphs[0].inputs[0].name, settings.obstacle)
+
+
+def _no_source(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"The bundle does not say how a source's data become its input '{name}' ({reason}); give arrays by name, a "
+        "scene.npz."
+    )
 
 
 class ImageConverter:
@@ -208,6 +233,8 @@ def converter_of(settings: Mapping[str, Any], info: TensorInfo) -> Converter | N
     """
     found = fitted_input(settings, info.shape)
     match found:
+        case ClipInput():
+            return None
         case ImageInput():
             return ImageConverter(found, info)
         case SoundInput():
@@ -229,7 +256,7 @@ def _constants(bundle: Bundle, settings: InputKind, inputs: Mapping[str, TensorI
 def _stacking(info: TensorInfo, settings: InputKind, streams: int) -> Callable[[Sequence[Array]], Array]:
     """How the samples of one query become the input."""
     shape = info.shape
-    cameras = shape[1] if isinstance(settings, ImageInput) and len(shape) == 5 else None
+    cameras = shape[1] if isinstance(settings, CameraInput) else None
     if cameras is not None:
         refusal = ConfigError(
             f"The bundle takes {cameras} cameras a frame and {streams} source{'s'[: streams > 1]} "

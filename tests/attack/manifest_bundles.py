@@ -283,7 +283,7 @@ def detector(path: Path) -> Path:
     )
     before = {
         "input": "images",
-        "kind": "image",
+        "kind": "cameras",
         "layout": "NCHW",
         "scale": 1.0,
         "cameras": ["ahead", "behind"],

@@ -42,7 +42,7 @@ def host() -> LoadedHost:
         module=detector,
         weights=WeightsInfo(source="random (seed 0)", sha256="0" * 64),
         attach=lambda specs: (detector_graph(detector, specs, name="small", examples=examples),),
-        preprocess={"kind": "image", "input": "images", "layout": "NCHW", "scale": 1.0},
+        preprocess={"kind": "cameras", "input": "images", "layout": "NCHW", "scale": 1.0},
         postprocess=postprocess_of(SMALL),
     )
 

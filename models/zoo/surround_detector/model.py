@@ -131,7 +131,7 @@ def load(weights: str | None) -> LoadedHost:
         module=module,
         weights=zoo_weights(surround_detector_card()) if weights is None else load_weights(module, Path(weights)),
         attach=lambda specs: (detector3d.detector_graph(module, specs, name=INFO.name, examples=held_out_frames),),
-        preprocess={"kind": "image", "input": "images", "layout": "NCHW", "scale": 1.0},
+        preprocess={"kind": "cameras", "input": "images", "layout": "NCHW", "scale": 1.0},
         postprocess=detector3d.postprocess_of(module.config),
     )
 

@@ -10,7 +10,7 @@ be run on sources.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.format.record import Record
@@ -36,13 +36,16 @@ class InputKind(Record):
     Attributes:
         input: The input; None: the first.
         constants: Inputs that never change, such as the calibration of cameras: input → `.npy` file of the bundle.
-        cameras: Names of the cameras, for pictures with several.
     """
 
     kind: str = "tensors"
     input: str | None = None
     constants: dict[str, str] = field(default_factory=dict)
-    cameras: tuple[str, ...] = ()
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no picture or sound of a source becomes this input, so that arrays have to be given; None: they do."""
+        return None
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the values, whatever the input is."""
@@ -61,13 +64,18 @@ class ArrayInput(InputKind):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why no picture or sound of a source becomes this input."""
+        return self.reason or "it takes numbers without a meaning that is known"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInput(InputKind):
     """Pictures: pixels become `(pixel * scale - mean) / std`.
 
     Attributes:
-        layout: "NCHW" or "NHWC"; with cameras they have an axis of their own behind the batch.
+        layout: "NCHW" or "NHWC".
         channels: "RGB" or "grey"; None: the input's channels say it.
         mean: One number for each channel, or one for all.
         std: As `mean`; never 0.
@@ -84,6 +92,9 @@ class ImageInput(InputKind):
     interpolation: str | None = None
     crop: float | None = None
 
+    rank: ClassVar[int] = 4
+    beside: ClassVar[str] = ""
+
     def problems(self) -> Iterator[str]:
         """What is wrong with the values, whatever the input is."""
         yield from _not_of("layout", self.layout, LAYOUTS)
@@ -99,8 +110,8 @@ class ImageInput(InputKind):
 
     def misfits(self, shape: Shape) -> Iterator[str]:
         """Why an input of this shape cannot be made so."""
-        if len(shape) not in (4, 5):
-            yield f"layout is '{self.layout}' and the input has the shape {list(shape)}"
+        if len(shape) != self.rank:
+            yield f"layout is '{self.layout}'{self.beside} and the input has the shape {list(shape)}"
             return
         channels, size = self.axes(shape)
         if channels not in CHANNELS.values():
@@ -120,6 +131,75 @@ class ImageInput(InputKind):
         axes = dict(zip(self.layout[1:], shape[-3:], strict=True))
         height, width = axes["H"], axes["W"]
         return axes["C"], (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraInput(ImageInput):
+    """Pictures of several cameras at one moment, on an axis of their own behind the batch.
+
+    Attributes:
+        cameras: Their names, in order; none: they have none.
+    """
+
+    kind: str = "cameras"
+    cameras: tuple[str, ...] = ()
+
+    rank: ClassVar[int] = 5
+    beside: ClassVar[str] = " behind an axis of cameras"
+
+    def misfits(self, shape: Shape) -> Iterator[str]:
+        """Why an input of this shape cannot be made so."""
+        yield from ImageInput.misfits(self, shape)
+        if self.cameras and len(shape) == self.rank and shape[1] not in (len(self.cameras), "cameras"):
+            yield f"it has {len(self.cameras)} names of cameras, and the input has the shape {list(shape)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipInput(ImageInput):
+    """Clips: frames that follow each other, on an axis of their own behind the batch.
+
+    Attributes:
+        fps: Frames a second that the model was made for; None: any.
+    """
+
+    kind: str = "frames"
+    fps: float | None = None
+
+    rank: ClassVar[int] = 5
+    beside: ClassVar[str] = " behind an axis of frames"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no picture or sound of a source becomes this input."""
+        return "it takes clips of several frames at once, and a source gives one after the other"
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values, whatever the input is."""
+        yield from ImageInput.problems(self)
+        if self.fps is not None:
+            yield from _bad_factor("fps", self.fps, positive=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextInput(InputKind):
+    """Numbers of tokens [B, T].
+
+    Attributes:
+        tokenizer: What makes them of a text: a `tokenizer.json` of the bundle; None: none is known.
+    """
+
+    kind: str = "text"
+    tokenizer: str | None = None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no picture or sound of a source becomes this input."""
+        return "it takes numbers of tokens"
+
+    def misfits(self, shape: Shape) -> Iterator[str]:
+        """Why an input of this shape cannot be made so."""
+        if len(shape) != 2:
+            yield f"the input has the shape {list(shape)}; tokens are [batch, tokens]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,7 +449,59 @@ class FrameOutput(OutputKind):
             yield f"it has the shape {list(shape)}; sizes are [batch, frames]"
 
 
-INPUT_KINDS: Mapping[str, type[InputKind]] = {"image": ImageInput, "audio": SoundInput, "tensors": ArrayInput}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeOutput(OutputKind):
+    """Code numbers [B, frames, codebooks] or [B, codes].
+
+    Attributes:
+        seconds: The time of all of them; None: not known.
+    """
+
+    kind: str = "codes"
+    seconds: float | None = None
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values, whatever the outputs are."""
+        if self.seconds is not None:
+            yield from _bad_factor("seconds", self.seconds, positive=True)
+
+    def misfits(self, what: str, shape: Shape) -> Iterator[str]:
+        """Why an output of this shape cannot be `what`."""
+        if what == "output" and len(shape) not in (2, 3):
+            yield f"it has the shape {list(shape)}; codes are [batch, frames, codebooks] or [batch, codes]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput(OutputKind):
+    """Logits of the next token, [B, V] or behind each of T tokens [B, T, V].
+
+    Attributes:
+        stop: Tokens behind which a text ends.
+    """
+
+    kind: str = "tokens"
+    stop: tuple[int, ...] = ()
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values, whatever the outputs are."""
+        yield from (problem for token in self.stop for problem in _out_of("stop", token, 0, 2**31 - 1))
+
+    def misfits(self, what: str, shape: Shape) -> Iterator[str]:
+        """Why an output of this shape cannot be `what`."""
+        if what == "output" and len(shape) not in (2, 3):
+            yield f"it has the shape {list(shape)}; they are [batch, vocabulary] or [batch, tokens, vocabulary]"
+        elif what == "output" and isinstance(shape[-1], int) and any(token >= shape[-1] for token in self.stop):
+            yield f"it has logits of {shape[-1]} tokens, and a text stops at {max(self.stop)}"
+
+
+INPUT_KINDS: Mapping[str, type[InputKind]] = {
+    "image": ImageInput,
+    "frames": ClipInput,
+    "cameras": CameraInput,
+    "audio": SoundInput,
+    "text": TextInput,
+    "tensors": ArrayInput,
+}
 """What `preprocess.kind` may be."""
 
 OUTPUT_KINDS: Mapping[str, type[OutputKind]] = {
@@ -377,6 +509,8 @@ OUTPUT_KINDS: Mapping[str, type[OutputKind]] = {
     "detection3d": BoxOutput,
     "audio": SoundOutput,
     "frames": FrameOutput,
+    "codes": CodeOutput,
+    "tokens": TokenOutput,
     "raw": RawOutput,
 }
 """What `postprocess.kind` may be."""

@@ -387,6 +387,8 @@ class Manifest(Record):
             if isinstance(state.initial, dict) and "file" in state.initial:
                 yield f"state '{state.key}'", str(state.initial["file"])
         yield from (("'preprocess.constants'", file) for file in self._constants().values())
+        if isinstance(tokenizer := self.preprocess.get("tokenizer"), str):
+            yield "'preprocess.tokenizer'", tokenizer
         yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
         yield from ((f"engine for '{engine.target}'", engine.file) for engine in self.engines)
         if self.verification:

@@ -111,12 +111,12 @@ def test_streams_are_stacked_on_the_batch(tmp_path: Path) -> None:
 
 def test_cameras_are_an_axis_of_their_own_and_are_counted(tmp_path: Path) -> None:
     pictures = tuple(image(4, 4, n) for n in range(3))
-    found = apply(tmp_path, {}, ("batch", 3, 3, 4, 4), pictures, streams=3)
+    found = apply(tmp_path, {"kind": "cameras"}, ("batch", 3, 3, 4, 4), pictures, streams=3)
     np.testing.assert_array_equal(found[0], np.stack(pictures).transpose(0, 3, 1, 2))
     with pytest.raises(
         ConfigError, match="The bundle takes 6 cameras a frame and 1 source was given; give one --source"
     ):
-        apply(tmp_path, {}, ("batch", 6, 3, 4, 4), pictures[0])
+        apply(tmp_path, {"kind": "cameras"}, ("batch", 6, 3, 4, 4), pictures[0])
 
 
 def scene(path: Path, constants: dict[str, Any]) -> Callable[[Any], dict[str, Any]]:
