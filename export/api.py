@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.export.artifacts import with_artifacts_of
 from trt_compress.export.bundle import check_output
 from trt_compress.export.check import preflight
 from trt_compress.export.engines import BuildPlan, Progress, build, build_engines
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
-from trt_compress.export.trust import refuse_paths, refuse_paths_of_bundle
+from trt_compress.export.trust import refuse_paths, trusted
 from trt_compress.foreign import refusals_said, shown
 from trt_compress.format.bundle import Bundle, as_digests
 from trt_compress.format.manifest import Manifest
@@ -135,10 +136,10 @@ def export_model(
     )
     if not trust_paths:
         given = {"weights": weights, "compressors": compress}
-        refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
+        recipe = trusted(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_output(Path(output), force)
-    check_kept(Path(output), "-o", _files_of(recipe))
-    recipe = _check_files(recipe)
+    check_kept(Path(output), "-o", files_of(recipe))
+    recipe = check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_export
 
@@ -190,6 +191,7 @@ def verify(
         recipe = replace(recipe, weights=str(weights))
     if model is not None:
         recipe = replace(recipe, model=_moved(recipe.model, model))
+    recipe = with_artifacts_of(opened, recipe)
     if not trust_paths:
         named = [name for name, value in {"model": model, "weights": weights}.items() if value is not None]
         refuse_paths(recipe, where=f"the recipe of the bundle '{shown(str(bundle))}'", named=named)
@@ -201,30 +203,33 @@ def verify(
     given = None if inputs is None else Path(inputs)
     if given is not None:
         check_archive(given)
-    recipe = _check_files(recipe)
+    recipe = check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_verification
 
     return run_verification(opened, recipe, inputs=given, library=library, step=progress or (lambda text: None))
 
 
-def _files_of(recipe: Recipe) -> dict[str, Path | None]:
+def files_of(recipe: Recipe) -> dict[str, Path | None]:
     """What an export reads besides its recipe, which is written into the bundle again."""
     weights = None if recipe.weights in (None, "pretrained") else Path(str(recipe.weights))
     files = {"the weights": weights, "the model": parse_model(recipe.model).path}
-    chosen = {f"{spec.name}'s projector": getattr(spec.config, "projector", None) for spec in recipe.compressors}
-    return {**files, **{name: Path(file) for name, file in chosen.items() if file is not None}}
+    return files | {
+        f"{spec.name}'s {option}": Path(file.path)
+        for spec in recipe.compressors
+        for option, file in spec.config.artifacts.items()
+        if file.content is None
+    }
 
 
-def _check_files(recipe: Recipe) -> Recipe:
+def check_files(recipe: Recipe) -> Recipe:
     """Refuse a model that is not there, and files that a recipe names and that cannot be read, or have changed.
 
     Returns:
-        The recipe, which then says what the file of an own model is.
+        The recipe, which then says what the file of an own model is, and holds its artifacts.
     """
     check_model(recipe.model, recipe.weights)
-    for spec in recipe.compressors:
-        spec.config.check_files()
+    recipe = replace(recipe, compressors=tuple(spec.read()[0] for spec in recipe.compressors))
     name = parse_model(recipe.model)
     if name.source != FILE_SOURCE:
         return recipe

@@ -4,13 +4,13 @@ All of them follow this list; tests compare it with the fields of `Recipe` and w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.ranges import BatchRange, LengthRange
-from trt_compress.methods import CompressorSpec, parse_spec, spec_from_table
+from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec, spec_from_table
 from trt_compress.model_name import with_absolute_path
 from trt_compress.models.layers.block_form import BlockForm
 
@@ -76,7 +76,15 @@ def _weights(text: str, base: Path | None) -> str:
 
 
 def _compressors(value: str | list[Mapping[str, Any]], base: Path | None) -> tuple[CompressorSpec, ...]:
-    return parse_spec(value) if isinstance(value, str) else tuple(map(spec_from_table, value))
+    specs = parse_spec(value) if isinstance(value, str) else tuple(map(spec_from_table, value))
+    return specs if base is None else tuple(_located(spec, base) for spec in specs)
+
+
+def _located(spec: CompressorSpec, base: Path) -> CompressorSpec:
+    """The same with artifacts by absolute paths; relative ones count from `base`."""
+    artifacts = spec.config.artifacts
+    found = {option: ArtifactFile(str((base / file.path).absolute())) for option, file in artifacts.items()}
+    return replace(spec, config=replace(spec.config, **found)) if found else spec
 
 
 def _table(spec: CompressorSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from trt_compress.errors import BundleError, ConfigError, GateError
+from trt_compress.export.artifacts import named_in_bundle
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
@@ -42,6 +43,7 @@ from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
 from trt_compress.methods import spec_string
 from trt_compress.model_name import FILE_SOURCE, parse_model
+from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, Steps
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
@@ -56,11 +58,12 @@ Made = tuple[Path | None, Manifest, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """A host, and its graphs with the compressors in place."""
+    """A host, its graphs with the compressors in place, and the artifacts of these by their names in a bundle."""
 
     recipe: Recipe
     host: LoadedHost
     graphs: tuple[GraphSpec, ...]
+    artifacts: dict[str, bytes]
 
 
 def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step: Progress) -> Made:
@@ -123,6 +126,7 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
         content: dict[str, bytes | Path] = {
             **{file.name: file for _, files, _, _, _ in made for file in files},
             **{name: file for *_, more_files in made for name, file in more_files.items()},
+            **prepared.artifacts,
             RECIPE_FILE: recipe.to_toml().encode(),
             PREFLIGHT_FILE: record_text(__version__, found).encode(),
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),
@@ -239,7 +243,9 @@ def _prepare(recipe: Recipe) -> _Prepared:
             f"{str(recipe.weights_sha256)[:12]}…; give those weights as --weights FILE, or take weights_sha256 out of "
             "the recipe to export with other ones."
         )
-    recipe = replace(recipe, weights_sha256=host.weights.sha256)
+    checked = for_weights(recipe.compressors, source=host.weights.source, sha256=host.weights.sha256)
+    compressors, artifacts = named_in_bundle(checked)
+    recipe = replace(recipe, weights_sha256=host.weights.sha256, compressors=compressors)
     graphs = host.attach(recipe.compressors)
     own = {symbol: LengthRange(min=a, opt=b, max=c) for graph in graphs for symbol, (a, b, c) in graph.lengths.items()}
     for symbol in recipe.lengths:
@@ -248,7 +254,7 @@ def _prepare(recipe: Recipe) -> _Prepared:
                 f"lengths: '{symbol}' is no symbol of {recipe.model}; it has {', '.join(own) or 'none but the batch'}."
             )
     recipe = replace(recipe, lengths={**own, **recipe.lengths})
-    return _Prepared(recipe=recipe, host=host, graphs=_with_lengths(graphs, recipe))
+    return _Prepared(recipe=recipe, host=host, graphs=_with_lengths(graphs, recipe), artifacts=artifacts)
 
 
 def _with_lengths(graphs: Sequence[GraphSpec], recipe: Recipe) -> tuple[GraphSpec, ...]:

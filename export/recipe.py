@@ -166,7 +166,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None = None) -> Recipe:
-    """The recipe in a table; a relative path to weights, or in the model's name, counts from `base`."""
+    """The recipe in a table; a relative path to weights or artifacts, or in the name of a model, counts from `base`."""
     options = {option.key: option for option in OPTIONS}
     for key, value in table.items():
         if key not in options:

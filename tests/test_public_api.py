@@ -57,7 +57,8 @@ def run_python(program: str) -> "subprocess.CompletedProcess[str]":
 
 def test_what_is_public_is_pinned() -> None:
     names = [
-        *("Session", "TrtCompressError", "__version__", "bench", "build", "compare", "evaluate", "export_model"),
+        *("Session", "TrtCompressError", "__version__", "bench", "build", "calibrate", "compare"),
+        *("evaluate", "export_model"),
         *("list_compressors", "list_models", "list_operators", "list_targets"),
         *("preflight", "report", "run", "runtime", "sweep", "verify"),
     ]
@@ -117,7 +118,10 @@ def test_every_public_name_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("function", "command"),
-    [(name, name) for name in ("bench", "build", "compare", "evaluate", "preflight", "report", "run", "verify")]
+    [
+        (name, name)
+        for name in ("bench", "build", "calibrate", "compare", "evaluate", "preflight", "report", "run", "verify")
+    ]
     + [("export_model", "export")],
 )
 def test_functions_take_what_their_commands_take(function: str, command: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods.config import CompressorConfig, Method, check_ascending
+from trt_compress.models.compressors.calibration import Calibrated, CalibrationData, CalibrationHost
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
 
@@ -28,6 +29,7 @@ class Compressor(nn.Module, ABC):
         positions: What becomes of positions: the remaining tokens keep theirs, what is merged has the mean, rounded
             down, or they count anew from 0.
         takes_padding: It knows which tokens are padding (`Tokens.valid`) and heeds it.
+        takes_stale: It may have taps of tokens that other methods have changed since.
         keeps_prefix: Class, distillation and register tokens leave the site in front of the others, as they came.
         keeps_rest: What it does not pass on is kept and comes back; no token is removed.
         tokens_in: Tokens that come to the site; set by the base.
@@ -41,6 +43,7 @@ class Compressor(nn.Module, ABC):
     alone: ClassVar[str | None] = None
     positions: ClassVar[PositionRule] = "kept"
     takes_padding: ClassVar[bool] = False
+    takes_stale: ClassVar[bool] = False
     keeps_prefix: ClassVar[bool] = True
     keeps_rest: ClassVar[bool] = False
 
@@ -68,6 +71,33 @@ class Compressor(nn.Module, ABC):
     def levels(cls, config: Any) -> Mapping[str, CompressorConfig]:
         """Graphs that carry on the same states, by name, of which a run takes one; by default there is one, without."""
         return {"": config}
+
+    @classmethod
+    def calibrate(cls, host: CalibrationHost, data: CalibrationData, config: Any) -> Calibrated:
+        """Make the artifact that it takes, from what a model computes of data.
+
+        Args:
+            host: The model, with the other methods of the spec in place.
+            data: What to run it on. Each part can be gone through as often as needed and comes in batches, so that
+                sums, tables and centroids are made without holding all of it.
+            config: Its options, without the artifact.
+
+        Raises:
+            ConfigError: the data are too few, or do not suit.
+            UnsupportedError: it has nothing to calibrate.
+        """
+        raise UnsupportedError(
+            f"{cls.method.name}: nothing is known of how to calibrate it; give trained tensors with --tensors FILE."
+        )
+
+    @classmethod
+    def adopt(cls, tensors: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:
+        """The tensors of its artifact out of those that were trained elsewhere; by default all of them.
+
+        Raises:
+            ConfigError: some are missing, or have no place in it.
+        """
+        return tensors
 
     def __init__(self, config: Any, arrival: Arrival) -> None:
         super().__init__()

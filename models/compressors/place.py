@@ -172,7 +172,8 @@ def place(specs: Sequence[CompressorSpec], host: HostInfo) -> Mapping[str, Graph
             step = method(spec.config, arrival)
             if not step.acts:
                 continue
-            _check_fresh(spec, step, taps, arrival, flow, here)
+            if not step.takes_stale:
+                _check_fresh(spec, step, taps, arrival, flow, here)
             plans[site.graph].add(step, spec, arrival, taps, 0 if site.tokens is not None else flow.tail)
             here.append(step)
             flow = flow.behind(step, spec.name, number)

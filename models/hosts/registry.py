@@ -6,15 +6,17 @@ transformers is one line in `catalog.HF`: the module that has `load(path, weight
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods import CompressorSpec
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal
+from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts import timm_vit
-from trt_compress.models.hosts.base import LoadedHost, ModelInfo
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
 from trt_compress.models.hosts.catalog import ZOO, hf_module, zoo_module
 from trt_compress.models.hosts.own_module import load_own
 from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
@@ -38,6 +40,9 @@ def load_host(model: str, *, weights: str | None = None, model_sha256: str | Non
     Raises:
         ConfigError: an unknown name, or weights that do not fit.
         UnsupportedError: a model no host drives.
+
+    Returns:
+        The model; its `attach` refuses an artifact that was made for other weights.
     """
     name = parse_model(model)
     if weights == PRETRAINED and name.source != "timm":
@@ -53,7 +58,12 @@ def load_host(model: str, *, weights: str | None = None, model_sha256: str | Non
         "xytokenizer": _load_codec,
         FILE_SOURCE: lambda name, weights: load_own(name, weights, model_sha256),
     }
-    return replace(loaders[name.source](name, weights), source=model)
+    loaded = loaders[name.source](name, weights)
+
+    def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
+        return loaded.attach(for_weights(specs, source=loaded.weights.source, sha256=loaded.weights.sha256))
+
+    return replace(loaded, source=model, attach=attach)
 
 
 def _timm_names() -> list[str]:

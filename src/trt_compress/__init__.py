@@ -22,6 +22,7 @@ from trt_compress.version import __version__
 if TYPE_CHECKING:
     from trt_compress import runtime
     from trt_compress.export.api import export_model, verify
+    from trt_compress.export.calibration import calibrate
     from trt_compress.export.check import preflight
     from trt_compress.export.engines import build
     from trt_compress.runtime.session import Session
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "bench",
     "build",
+    "calibrate",
     "compare",
     "evaluate",
     "export_model",
@@ -60,6 +62,7 @@ _LIVES_IN = {
     "Session": "runtime.session",
     "bench": "tools.bench.bundle",
     "build": "export.engines",
+    "calibrate": "export.calibration",
     "compare": "tools.reporting",
     "evaluate": "tools.evaluate",
     "export_model": "export.api",

@@ -135,7 +135,7 @@ def test_a_name_of_timm_is_no_other_way_to_the_network(forged: Forged, name: str
 def test_a_file_of_a_compressor_is_a_path_too(tmp_path: Path) -> None:
     projector = tmp_path / "projector.safetensors"
     recipe = Recipe(model="zoo:digits_vit", compressors=parse_spec(f"frame_stack:projector={projector}"))
-    with pytest.raises(ConfigError, match=rf"names {projector} of frame_stack; .*give --trust-paths if"):
+    with pytest.raises(ConfigError, match=rf"names {projector} of frame_stack, no file of .*give --trust-paths if"):
         refuse_paths(recipe, where="it", named=())
     refuse_paths(recipe, where="it", named=("compressors",))
 

@@ -4,13 +4,12 @@ FastAST (abhishekmaroon5/Faster_Audio_Transformers 0942a25), LLaMA-Omni (ictnlp/
 (jishengpeng/WavTokenizer 5cf440d).
 """
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tests.golden.golden_data import assert_close, cases_on_disk, read
+from trt_compress.methods import ArtifactFile
 from trt_compress.methods.audio import FastAstConfig, FrameStackConfig
 from trt_compress.models.compressors.fastast import FastAst
 from trt_compress.models.compressors.frame_stack import FrameStack
@@ -65,12 +64,13 @@ def test_fastast(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES["llamaomni"])
 @pytest.mark.parametrize("prefix", ["model.speech_projector.", ""])
-def test_llamaomni(case: str, prefix: str, tmp_path: Path) -> None:
+def test_llamaomni(case: str, prefix: str) -> None:
     arrays, meta = read("llamaomni", case)
     names = {"w1": "linear1.weight", "b1": "linear1.bias", "w2": "linear2.weight", "b2": "linear2.bias"}
-    save_file({f"{prefix}{name}": arrays[array] for array, name in names.items()}, tmp_path / "projector.safetensors")
+    published = {f"{prefix}{name}": arrays[array] for array, name in names.items()}
+    tensors = FrameStack.adopt(published, FrameStackConfig(stride=meta["k"]))
     x = arrays["x"]
-    config = FrameStackConfig(stride=meta["k"], projector=str(tmp_path / "projector.safetensors"))
+    config = FrameStackConfig(stride=meta["k"], projector=ArtifactFile("projector", save(dict(tensors))))
     step = FrameStack(config, arrival("encoder_output", x.shape[1], width=x.shape[2]))
     with torch.no_grad():
         state = step(Tokens(x=x), Taps())

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.models.arrivals import a_host, arrival_at
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
-from trt_compress.methods import parse_spec
-from trt_compress.models.hosts.audio import AudioModel, CompressedAudio, WhisperModel
+from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec
+from trt_compress.methods.audio import FrameStackConfig
+from trt_compress.models.hosts.audio import AudioModel, CompressedAudio, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig
 from trt_compress.models.hosts.registry import load_host
 
@@ -339,7 +341,7 @@ def test_adjacent_merging_against_a_loop() -> None:
         ("atome:merge_ratio=[0.1,0.2]", r"atome: merge_ratio lists 2 ratios; give layers= with as many layers"),
         ("atome:layers=[4]", r"atome: layers=\[4\] names layer 4, but tiny has layers 0\.\.3"),
         ("fastast:num_merged=-1", r"fastast: num_merged=-1 is negative"),
-        ("frame_stack:projector=/absent.safetensors", r"/absent\.safetensors is not a file"),
+        ("frame_stack:projector=/absent.safetensors", r"/absent\.safetensors was not read and compared with the weig"),
     ],
 )
 def test_bad_settings(spec: str, message: str) -> None:
@@ -347,24 +349,38 @@ def test_bad_settings(spec: str, message: str) -> None:
         compress(spec)
 
 
-def test_a_projector_that_does_not_fit(tmp_path: Path) -> None:
-    file = tmp_path / "p.safetensors"
-    save_file({"linear1.weight": torch.ones(8, 99), "linear1.bias": torch.ones(8)}, file)
-    with pytest.raises(ConfigError, match=r"has linear1\.bias, linear1\.weight; a projector is linear1\.bias, linear1"):
-        compress(f"frame_stack:projector={file}")
-    more = {"linear2.weight": torch.ones(4, 8), "linear2.bias": torch.ones(4)}
-    save_file({"linear1.weight": torch.ones(8, 99), "linear1.bias": torch.ones(8), **more}, file)
-    with pytest.raises(ConfigError, match=r"linear1\.weight \[8, 99\] .*; here they must be \[hidden, 160\]"):
-        compress(f"frame_stack:projector={file}")
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"linear2": (4, 8)},
+            r"has linear2\.bias, linear2\.weight; a projector is linear1\.bias, linear1\.weight, lin",
+        ),
+        ({"linear1": (8, 99)}, r"linear1\.weight \[8, 99\]; here they must be \[hidden, 160\]"),
+        (
+            {"linear1": (8, 160), "linear2": (4, 9)},
+            r"linear2\.weight \[4, 9\]; here they must be .*hidden\]\. Check st",
+        ),
+    ],
+)
+def test_a_projector_that_does_not_fit(tensors: dict[str, tuple[int, int]], message: str) -> None:
+    model = tiny()
+    config = FrameStackConfig(projector=ArtifactFile("p", projector_file(tensors)))
+    with pytest.raises(ConfigError, match=message):
+        CompressedAudio(model, [CompressorSpec(name="frame_stack", config=config)], name="tiny")
 
 
-def test_a_classifier_by_prefix_tokens_keeps_them(save: Callable[..., Made], tmp_path: Path) -> None:
+def projector_file(layers: dict[str, tuple[int, int]]) -> bytes:
+    tensors = {f"{name}.weight": torch.ones(shape) for name, shape in layers.items()}
+    return safetensors.torch.save(tensors | {f"{name}.bias": torch.ones(shape[0]) for name, shape in layers.items()})
+
+
+def test_a_classifier_by_prefix_tokens_keeps_them(save: Callable[..., Made]) -> None:
     path, _ = save("ASTForAudioClassification", ast_config())
     host = load_host(f"hf:{path}")
-    weights = {"linear1": (16, 64), "linear2": (32, 16)}
-    tensors = {f"{name}.weight": torch.ones(shape) for name, shape in weights.items()}
-    save_file(tensors | {f"{n}.bias": torch.ones(shape[0]) for n, shape in weights.items()}, tmp_path / "p.safetensors")
+    projector = ArtifactFile("p", projector_file({"linear1": (32, 64)}))
+    config = FrameStackConfig(stride=2, projector=projector)
     with pytest.raises(ConfigError, match="classifies by its class and distillation tokens, which it drops; pool with"):
-        host.attach(parse_spec(f"frame_stack:stride=2,projector={tmp_path / 'p.safetensors'}"))
+        audio_graph(host.module, [CompressorSpec(name="frame_stack", config=config)], name="tiny")
     (graph,) = host.attach(parse_spec("frame_pool:stride=2"))
     assert [(site.tokens_in, site.tokens_out) for site in graph.module.plan] == [(12, 7)]

@@ -32,6 +32,7 @@ COMMANDS = (
     "bench",
     "evaluate",
     "sweep",
+    "calibrate",
     "report",
     "compare",
     "inspect",

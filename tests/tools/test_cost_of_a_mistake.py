@@ -46,7 +46,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "option": ((*EXPORT, "--compress", "tome:num_mergd=4"), "Did you mean 'num_merged'?"),
     "value": ((*EXPORT, "--compress", "evit:keep_ratio=1.5"), "evit: keep_ratio=1.5 is out of range"),
     "layers": ((*EXPORT, "--compress", "evit:layers=[6,3]"), "evit: layers=[6, 3] does not ascend"),
-    "projector": ((*EXPORT, "--compress", "frame_stack:projector=no.pt"), "'no.pt' cannot be read"),
+    "projector": ((*EXPORT, "--compress", "frame_stack:projector=no.pt"), "no.pt cannot be read (No such"),
     "target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
     "precision": ((*EXPORT, "--precision", "FP12"), "precision 'fp12' is not known; give one of fp32, fp16."),
     "opset": ((*EXPORT, "--opset", "99"), "opset 99 is out of range; cpu takes 18 to 21."),

@@ -20,7 +20,7 @@ from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
-from trt_compress.export.trust import refuse_paths_of_bundle
+from trt_compress.export.trust import trusted
 from trt_compress.files import write_whole
 from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle
@@ -166,11 +166,11 @@ def sweep(
         specs = (recipe.spec,)
     if not trust_paths:
         given = {"weights": options.get("weights"), "compressors": texts or None}
-        refuse_paths_of_bundle(model, recipe, named=[name for name, value in given.items() if value is not None])
+        recipe = trusted(model, recipe, named=[name for name, value in given.items() if value is not None])
     check_model(recipe.model, recipe.weights)
     for spec in specs:
         for part in parse_spec(spec):
-            part.config.check_files()
+            part.read()
     if request is None:
         check_held_out(recipe.model)
     if output is not None:

@@ -1,12 +1,11 @@
 """Methods for audio frames and spectrogram patches: options and entries."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.artifact import ArtifactFile, ArtifactForm
 from trt_compress.methods.config import CompressorConfig, Method, check_layer, check_pairs
-from trt_compress.paths import check_readable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,26 +78,16 @@ class FrameStackConfig(CompressorConfig):
 
     Attributes:
         stride: Neighbouring frames that become one.
-        projector: A .safetensors file or checkpoint with the tensors of LLaMA-Omni's speech_projector (linear1,
-            linear2); default: the stacked frames leave as they are, `stride` times as wide.
+        projector: An artifact, which makes frames of another width of them; default: the stacked frames leave as they
+            are, `stride` times as wide.
     """
 
     stride: int = 5
-    projector: str | None = None
+    projector: ArtifactFile | None = None
 
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise ConfigError(f"frame_stack: stride={self.stride} is out of range; give 1 or more.")
-
-    def files(self) -> tuple[str, ...]:
-        """The projector, if there is one."""
-        return () if self.projector is None else (self.projector,)
-
-    def check_files(self) -> None:
-        """Raise ConfigError if the projector cannot be read."""
-        if self.projector is not None:
-            advice = "give frame_stack a projector=FILE with the tensors linear1 and linear2"
-            check_readable(Path(self.projector), advice)
 
 
 FASTAST = Method(
@@ -139,4 +128,10 @@ FRAME_STACK = Method(
     differs="a prefix of class and distillation tokens is dropped; without a projector the frames stay wide.",
     config=FrameStackConfig,
     implementation="models.compressors.frame_stack:FrameStack",
+    artifacts={
+        "projector": ArtifactForm(
+            summary="linear1, a projection of the stacked frames; or linear1, ReLU and linear2, as LLaMA-Omni has them",
+            settings=("stride",),
+        )
+    },
 )

@@ -1,11 +1,12 @@
 """What every method says of itself, and what the options of several methods share."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.artifact import ArtifactFile, ArtifactForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,14 +15,14 @@ class CompressorConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Options as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _plain(value) for name, value in values.items()}
 
-    def files(self) -> tuple[str, ...]:
-        """The options that name files."""
-        return ()
-
-    def check_files(self) -> None:
-        """Raise ConfigError for a file among the options that cannot be read."""
+    @property
+    def artifacts(self) -> dict[str, ArtifactFile]:
+        """The options that name artifacts, those that are given."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, ArtifactFile)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Method:
         differs: What is done otherwise than in the source, and why.
         config: The class of its options.
         implementation: `module:Class` that computes it, below this package.
+        artifacts: What the options of type ArtifactFile take, by their names.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Method:
     differs: str
     config: type[CompressorConfig]
     implementation: str
+    artifacts: Mapping[str, ArtifactForm] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,10 @@ class KeepRatioConfig(CompressorConfig):
                     "up to 1."
                 )
         check_pairs(self.method, "keep_ratio", self.keep_ratio, self.layers)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value.path if isinstance(value, ArtifactFile) else value
 
 
 def check_pairs(method: str, option: str, values: Any, layers: Sequence[int] | None) -> None:

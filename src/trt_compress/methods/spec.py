@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from trt_compress.errors import ConfigError
+from trt_compress.foreign import shown
+from trt_compress.methods.artifact import ArtifactCard, ArtifactFile, read_artifact
 from trt_compress.methods.config import CompressorConfig, Method
 from trt_compress.methods.table import METHODS
 from trt_compress.suggest import did_you_mean
@@ -25,6 +27,42 @@ class CompressorSpec:
     def method(self) -> Method:
         """The method of that name."""
         return METHODS[self.name]
+
+    def read(self) -> tuple["CompressorSpec", Mapping[str, ArtifactCard]]:
+        """The same with the content of its artifacts, and their cards by option.
+
+        Raises:
+            ConfigError: One cannot be read, is not as it was made, or was made for something else.
+        """
+        found = {
+            option: read_artifact(file, method=self.name, option=option)
+            for option, file in self.config.artifacts.items()
+        }
+        for option, (file, card) in found.items():
+            self._check_form(option, file, card)
+        if not found:
+            return self, {}
+        config = dataclasses.replace(self.config, **{option: file for option, (file, _) in found.items()})
+        return dataclasses.replace(self, config=config), {option: card for option, (_, card) in found.items()}
+
+    def settings(self, option: str) -> dict[str, Any]:
+        """The options that the artifact of one depends on, as plain JSON values."""
+        options = self.config.to_json()
+        return {name: options[name] for name in self.method.artifacts[option].settings}
+
+    def _check_form(self, option: str, file: ArtifactFile, card: ArtifactCard) -> None:
+        where, wanted = f"{self.name}: {option} {shown(file.path)}", self.method.artifacts[option].version
+        if card.version != wanted:
+            raise ConfigError(
+                f"{where} has version {card.version} of its form, and {wanted} is read here; make it again with "
+                "`trt-compress calibrate`."
+            )
+        for name, value in self.settings(option).items():
+            if card.settings.get(name) != value:
+                raise ConfigError(
+                    f"{where} was made for {name}={shown(str(card.settings.get(name)))}, and {name}={value} is given; "
+                    "give what it was made for, or make another with `trt-compress calibrate`."
+                )
 
 
 def parse_spec(text: str) -> tuple[CompressorSpec, ...]:
@@ -128,6 +166,9 @@ def _as_type(value: Any, wanted: Any) -> Any:
             return float(value)
     elif wanted is str and isinstance(value, str):
         return value
+    elif wanted is ArtifactFile and isinstance(value, ArtifactFile | str):
+        if str(value) and "\0" not in str(value):
+            return ArtifactFile(value) if isinstance(value, str) else value
     raise ValueError
 
 
@@ -137,7 +178,8 @@ def _describe(wanted: Any) -> str:
     if get_origin(wanted) is tuple:
         plural = {int: "whole numbers", float: "numbers"}[get_args(wanted)[0]]
         return f"a list of {plural} like [1,2]"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[wanted]
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", ArtifactFile: "a file"}
+    return plain[wanted]
 
 
 def _one_string(spec: CompressorSpec) -> str:

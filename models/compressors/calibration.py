@@ -1,0 +1,93 @@
+"""What a method may ask for when it is calibrated: a model that shows what passes its sites, and data in batches."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError
+from trt_compress.foreign import reading, shown
+from trt_compress.methods.artifact import ArtifactFile
+from trt_compress.methods.config import CompressorConfig
+from trt_compress.models.compressors.passing import Taps, Tokens
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Tap
+
+Batch = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
+"""Samples along the first axis, by the names of the model's inputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passing:
+    """What came to a site in one run: where it is and what is known of it, the tokens, and the taps."""
+
+    arrival: Arrival
+    tokens: Tokens
+    taps: Taps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationData:
+    """Samples to calibrate with; each part can be gone through again and again.
+
+    Attributes:
+        fit: Those that tensors may depend on.
+        held_out: Those that only the score is taken of.
+    """
+
+    fit: Iterable[Batch]
+    held_out: Iterable[Batch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What a calibration gives: the tensors of the artifact, and how well they do on held-out samples, by measure."""
+
+    tensors: Mapping[str, Tensor]
+    score: Mapping[str, float] = field(default_factory=dict)
+
+
+class CalibrationHost(Protocol):
+    """A model with weights, on which methods are calibrated."""
+
+    @property
+    def info(self) -> HostInfo:
+        """What is known of the model."""
+
+    def observe(
+        self, batches: Iterable[Batch], *, placements: Sequence[Placement] | None = None, taps: Sequence[Tap] = ()
+    ) -> Iterator[Mapping[str, Passing]]:
+        """What comes to sites, by their addresses, batch by batch; nothing is kept of those before.
+
+        Args:
+            batches: What the model is run on.
+            placements: Which sites; None: those that the method acts at.
+            taps: What to compute there besides what the method asks for.
+        """
+
+    def outputs(
+        self, batches: Iterable[Batch], config: CompressorConfig | None = None
+    ) -> Iterator[Mapping[str, Tensor]]:
+        """What the model puts out, batch by batch, by `graph.output`; with the method in place if `config` is given."""
+
+
+def artifact_tensors(file: ArtifactFile, where: str) -> dict[str, Tensor]:
+    """The tensors of an artifact that has been read.
+
+    Args:
+        file: With its content.
+        where: What it is, for messages: `frame_stack: projector`.
+
+    Raises:
+        ConfigError: it has not been read, or holds no tensors.
+    """
+    from safetensors.torch import load
+
+    if file.content is None:
+        raise ConfigError(
+            f"{where} {shown(file.path)} was not read and compared with the weights; let `load_host(…).attach` do it."
+        )
+    with reading(f"{where} {shown(file.path)}", "make it again with `trt-compress calibrate`"):
+        return {name: torch.as_tensor(tensor) for name, tensor in load(file.content).items()}
