@@ -48,7 +48,7 @@ def with_artifacts_of(bundle: Bundle, recipe: Recipe) -> Recipe:
         for option, file in spec.config.artifacts.items():
             name = PurePath(os.path.relpath(file.path, bundle.path) if os.path.isabs(file.path) else file.path)
             if file.content is None and name.as_posix() in bundle.manifest.files:
-                found[option] = ArtifactFile(str(bundle.file(name.as_posix())), bundle.read(name.as_posix()))
+                found[option] = ArtifactFile(name.as_posix(), bundle.read(name.as_posix()))
         return replace(spec, config=replace(spec.config, **found)) if found else spec
 
     return replace(recipe, compressors=tuple(of(spec) for spec in recipe.compressors))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trt_compress import __version__
 from trt_compress.errors import ConfigError
 from trt_compress.export.api import Progress, check_files, files_of
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
@@ -21,6 +20,7 @@ from trt_compress.foreign import shown
 from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, CompressorSpec
 from trt_compress.methods.artifact import LARGEST, read_artifact, with_card
 from trt_compress.paths import check_apart, check_archive, check_new_file, check_readable
+from trt_compress.version import __version__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
