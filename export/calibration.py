@@ -16,7 +16,7 @@ from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import recipe_from_options
 from trt_compress.export.trust import trusted
 from trt_compress.files import read_regular, write_whole
-from trt_compress.foreign import shown
+from trt_compress.foreign import refusals_said, shown
 from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, CompressorSpec
 from trt_compress.methods.artifact import LARGEST, read_artifact, with_card
 from trt_compress.paths import check_apart, check_archive, check_new_file, check_readable
@@ -58,6 +58,7 @@ class Calibration:
         }
 
 
+@refusals_said()
 def calibrate(
     model: str,
     *,
