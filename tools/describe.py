@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.format.bundle import Bundle
-from trt_compress.format.manifest import Compression, Engine, Graph, Manifest, State, TensorInfo, WeightForm
+from trt_compress.format.manifest import (
+    Capacity,
+    Compression,
+    Engine,
+    Graph,
+    Manifest,
+    Procedure,
+    State,
+    TensorInfo,
+    WeightForm,
+)
+from trt_compress.format.procedure import Pass, Upkeep, range_of
 from trt_compress.runtime.tokens import part_text, token_flows, tokens_text
 from trt_compress.tools.console import format_bytes, print_pairs, print_table
 
@@ -20,12 +31,16 @@ def print_bundle(bundle: Bundle) -> None:
     manifest = bundle.manifest
     print_pairs(str(bundle.path), _overview(manifest))
     graphs = [_graph(graph, manifest) for graph in manifest.graphs]
-    _print_if_any("Graphs", ("graph", "file", "size", "inputs", "outputs"), graphs)
-    states = [
-        (state.name or f"{state.graph}.{state.input}", state.graph, f"{state.output} → {state.input}", _tensor(state))
-        for state in manifest.states
+    _print_if_any("Graphs", ("graph", "role", "file", "size", "inputs", "outputs"), graphs)
+    states = [(state.key, state.graph, _state_kind(state), _ends(state), _tensor(state)) for state in manifest.states]
+    _print_if_any("States", ("state", "graph", "holds", "from run to run", "tensor"), states)
+    capacities = [
+        (part.symbol, str(manifest.lengths[part.symbol].min), str(manifest.lengths[part.symbol].max), _growth(part))
+        for part in manifest.capacities
     ]
-    _print_if_any("States", ("state", "graph", "from run to run", "tensor"), states)
+    _print_if_any("Capacities", ("slots", "at first", "at most", "used"), capacities)
+    if manifest.procedure is not None:
+        print_pairs("Procedure", _procedure(manifest.procedure, manifest))
     sites = [(part.site, part.compressor, _site_tokens(part)) for part in manifest.compression]
     _print_if_any("Compression", ("site", "compressor", "tokens"), sites)
     operators = [
@@ -238,7 +253,60 @@ def _flops(manifest: Manifest) -> str | None:
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
     found = [manifest.files[file].bytes for file in (graph.file, *graph.external_data) if file in manifest.files]
     size = format_bytes(sum(found)) if found else "pruned"
-    return graph.name, graph.file, size, _tensors(graph.inputs), _tensors(graph.outputs)
+    return graph.name, graph.role, graph.file, size, _tensors(graph.inputs), _tensors(graph.outputs)
+
+
+def _state_kind(state: State) -> str:
+    """What a state holds: `cache of layer 3, 4-bit codes`."""
+    layer = "" if state.layer is None else f" of layer {state.layer}"
+    return f"{state.kind}{layer}" + (f", {state.bits}-bit codes" if state.bits else "")
+
+
+def _ends(state: State) -> str:
+    """Where a state leaves and enters a graph."""
+    if state.input is None:
+        return f"written as {state.output}"
+    if state.output is None:
+        return f"read as {state.input}"
+    return f"{state.output} → {state.input}" + (", in place" if state.alias else "")
+
+
+def _growth(capacity: Capacity) -> str:
+    adds = ", ".join(
+        f"{graph} adds {'one a token' if count == 'tokens' else count}" for graph, count in capacity.adds.items()
+    )
+    return ("one a token read" if capacity.used is None else f"as '{capacity.used}' says") + (
+        f"; {adds}" if adds else ""
+    )
+
+
+def _procedure(procedure: Procedure, manifest: Manifest) -> list[tuple[str, object]]:
+    """How sequences of tokens are read, in words."""
+
+    def turn(part: Pass) -> str:
+        low, high = range_of(part, manifest.lengths)
+        count = f"{low}" if low == high else f"{low} to {high}"
+        at_once = ", all at once" if part.whole else ""
+        return f"{' → '.join(part.graphs)}, {count} tokens a run{at_once}; {part.logits} ({part.rows})"
+
+    def upkeep(part: Upkeep) -> str:
+        when = "" if part.capacity is None else f" while '{part.capacity}' has {part.at_least} slots in use"
+        return (
+            f"{part.graph} after every {part.after}{when}" if part.after != "prompt" else f"{part.graph} after it{when}"
+        )
+
+    media = [
+        f"{' → '.join(part.graphs)} ({part.input.get('kind')})"
+        + (f" for the token {part.token}" if part.token is not None else "")
+        for part in procedure.media
+    ]
+    return [
+        *(("before the prompt", each) for each in media),
+        *((name if name != "prompt" else "the prompt", turn(part)) for name, part in procedure.passes.items()),
+        *(("upkeep", upkeep(part)) for part in procedure.upkeep),
+        ("given", ", ".join(f"{what} to {name}" for name, what in procedure.feeds.items())),
+        ("positions", {"seen": "tokens read before", "kept": "in a state"}.get(procedure.position, procedure.position)),
+    ]
 
 
 def _tensors(tensors: Sequence[TensorInfo]) -> str:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -348,24 +349,12 @@ class Manifest(Record):
             }
             for side in ("inputs", "outputs")
         )
-        before: kinds.InputKind | None = None
+        yield from _input_problems("preprocess", self.preprocess, inputs)
+        for media in self.procedure.media if self.procedure else ():
+            yield from _input_problems("procedure.media.input", media.input, inputs)
         after: kinds.OutputKind | None = None
-        try:
-            before = kinds.input_kind(self.preprocess)
-        except UnsupportedError:  # of a later version; whoever needs it says so
-            pass
-        try:
+        with suppress(UnsupportedError):  # of a later version; whoever needs it says so
             after = kinds.output_kind(self.postprocess)
-        except UnsupportedError:
-            pass
-        named = {} if before is None or before.input is None else {"preprocess.input": before.input}
-        named |= {f"preprocess.constants['{name}']": name for name in (before.constants if before else ())}
-        for what, name in named.items():
-            if name not in inputs:
-                yield f"'{what}' names '{name[:60]}', which is no input of a graph"
-            elif before is not None and what == "preprocess.input":
-                for misfit in before.misfits(inputs[name]):
-                    yield f"'preprocess' of kind '{before.kind}' does not fit the input '{name}': {misfit}"
         for what, name in after.named().items() if after is not None else ():
             if name not in outputs:
                 yield f"'postprocess.{what}' names '{name[:60]}', which is no output of a graph"
@@ -405,6 +394,22 @@ def path_problem(name: str) -> str | None:
     if name != str(path) or name in (".", MANIFEST_NAME) or len(name) > _LONGEST_PATH:
         return "cannot be the name of a file in a bundle"
     return None
+
+
+def _input_problems(where: str, settings: dict[str, Any], inputs: Mapping[str, tuple[Dim, ...]]) -> Iterator[str]:
+    """What is wrong with what says how an input is made."""
+    try:
+        kind = kinds.input_kind(settings)
+    except UnsupportedError:  # of a later version; whoever needs it says so
+        return
+    named = {} if kind.input is None else {f"{where}.input": kind.input}
+    named |= {f"{where}.constants['{name}']": name for name in kind.constants}
+    for what, name in named.items():
+        if name not in inputs:
+            yield f"'{what}' names '{name[:60]}', which is no input of a graph"
+        elif what == f"{where}.input":
+            for misfit in kind.misfits(inputs[name]):
+                yield f"'{where}' of kind '{kind.kind}' does not fit the input '{name}': {misfit}"
 
 
 def _engine_problems(engine: Engine) -> Iterator[str]:
