@@ -207,17 +207,18 @@ class Memory:
 
     def lengthen(self, lengths: Mapping[str, int]) -> None:
         """Give capacities more slots; what is in the first ones stays, and the initial value is behind it."""
-        made = {}
+        longer: dict[str, Array] = {}
         for key, value in self.values.items():
             if value.memory and not lengths.keys().isdisjoint(value.dims):
-                content = value.current.read()
-                pairs = zip(value.dims, content.shape, strict=True)
+                pairs = zip(value.dims, value.current.shape, strict=True)
                 shape = tuple(lengths.get(dim, n) if isinstance(dim, str) else n for dim, n in pairs)
-                longer = self._loaded.initials[key].value(shape)
-                longer[tuple(map(slice, content.shape))] = content
-                made[key] = value.make(longer, value.dtype)
-        for key, buffer in made.items():
-            self.values[key].memory, self.values[key].turn = [buffer], 0
+                longer[key] = self._loaded.initials[key].value(shape)
+        for key in list(longer):  # one by one, so that the old and the new are not all there at once
+            value, content = self.values[key], longer.pop(key)
+            before = value.current.read()
+            content[tuple(map(slice, before.shape))] = before
+            del before
+            value.hold(content)
         self.lengths |= lengths
 
 
