@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from trt_compress.models.compressors.sites import TapKind
+from trt_compress.models.compressors.sites import Asked, Tap, TapKind, as_tap, token_axis
 from trt_compress.models.layers.partial import Reuse, Route
 
 
@@ -70,11 +71,13 @@ class Taps:
     def __init__(self, **here: Tensor) -> None:
         self._layer: int | None = None
         self._count: int | None = None
-        self._found: dict[tuple[str, int | None], Tensor] = {(kind, None): tensor for kind, tensor in here.items()}
+        self._found: dict[tuple[Asked, int | None], Tensor] = {
+            (cast(TapKind, kind), None): tensor for kind, tensor in here.items()
+        }
 
-    def put(self, layer: int, found: Mapping[TapKind, Tensor]) -> None:
+    def put(self, layer: int, found: Mapping[Asked, Tensor]) -> None:
         """Note what was computed at a layer."""
-        self._found.update({(kind, layer): tensor for kind, tensor in found.items()})
+        self._found.update({(asked, layer): tensor for asked, tensor in found.items()})
 
     def seen_from(self, layer: int, count: int | None = None) -> "Taps":
         """The same, with another layer as the one of the site, and of the first `count` tokens only."""
@@ -83,14 +86,21 @@ class Taps:
         return seen
 
     def __getitem__(self, kind: TapKind) -> Tensor:
-        return self._cut(self._found[kind, self._layer])
+        return self._cut(kind, self._found[kind, self._layer])
 
     def of(self, kind: TapKind, layer: int) -> Tensor:
         """A tensor of any layer."""
-        return self._cut(self._found[kind, layer])
+        return self._cut(kind, self._found[kind, layer])
 
-    def _cut(self, tensor: Tensor) -> Tensor:
-        return tensor if self._count is None else tensor[:, : self._count]
+    def at(self, tap: Tap) -> Tensor:
+        """What a tap asked for."""
+        return self._cut(tap.asked, self._found[tap.asked, tap.layer])
+
+    def _cut(self, asked: Asked, tensor: Tensor) -> Tensor:
+        probe = as_tap(asked).probe
+        if self._count is None or (probe is not None and (probe.first_key, probe.stop_key) != (0, 0)):
+            return tensor
+        return tensor.narrow(token_axis(asked), 0, self._count)
 
 
 def _rows(known: Tensor | None, index: Tensor) -> Tensor | None:

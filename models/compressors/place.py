@@ -13,10 +13,10 @@ from trt_compress.methods import CompressorConfig, CompressorSpec
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
-from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
+from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Site, Tap
 from trt_compress.plugins.operator import at_site, mark_tensor
 
-Attend = Callable[[Tokens, frozenset[TapKind]], tuple[Tensor, Mapping[TapKind, Tensor]]]
+Attend = Callable[[Tokens, frozenset[Asked]], tuple[Tensor, Mapping[Asked, Tensor]]]
 Feed = Callable[[Tensor], Tensor]
 
 
@@ -60,7 +60,7 @@ class GraphPlan(nn.Module):
         self.tokens_out = host.num_tokens
         self.width_out = host.width
         self._steps = nn.ModuleDict()
-        self._wanted: dict[int, frozenset[TapKind]] = {}
+        self._wanted: dict[int, frozenset[Asked]] = {}
         self._tails: dict[str, int] = {}
         self._layers: dict[str, int] = {}
 
@@ -98,7 +98,10 @@ class GraphPlan(nn.Module):
             attend: The attention's update of the tokens, and what of its taps is wanted.
             feed: The feed-forward part's update of tokens [B, N, C].
         """
-        update, found = attend(tokens, self.wanted(number))
+        wanted = self.wanted(number)
+        if "hidden" in wanted:
+            taps.put(number, {"hidden": tokens.x})
+        update, found = attend(tokens, wanted - {"hidden"})
         taps.put(number, found)
         tokens = self(f"blocks.{number}", tokens.with_x(tokens.x + update), taps)
         return tokens.with_x(tokens.x + feed(tokens.x))
@@ -108,7 +111,7 @@ class GraphPlan(nn.Module):
         key = _key(site)
         return [cast(Compressor, step) for step in cast(nn.ModuleList, self._steps[key])] if key in self._steps else []
 
-    def wanted(self, layer: int) -> frozenset[TapKind]:
+    def wanted(self, layer: int) -> frozenset[Asked]:
         """What the host has to compute at a layer."""
         return self._wanted.get(layer, frozenset())
 
@@ -125,7 +128,7 @@ class GraphPlan(nn.Module):
         cast(nn.ModuleList, self._steps[key]).append(step)
         self._tails[site.name], self._layers[site.name] = tail, arrival.layer
         for tap in taps:
-            self._wanted[tap.layer] = self.wanted(tap.layer) | frozenset[TapKind]({tap.kind})
+            self._wanted[tap.layer] = self.wanted(tap.layer) | {tap.asked}
         self.sites += (
             SitePlan(
                 name=site.name,

@@ -1,8 +1,10 @@
 """Where methods act, what they may ask for there, and what they may know of the model."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
+
+from trt_compress.errors import InternalError
 
 SiteKind = Literal[
     "patch_embed",
@@ -15,11 +17,13 @@ SiteKind = Literal[
     "output_head",
     "codec",
 ]
-TapKind = Literal["keys", "class_attention", "history_queries"]
-"""Tensors that hosts compute for methods:
+TapKind = Literal["keys", "queries", "values", "class_attention", "probe_scores", "hidden", "history_queries"]
+"""Tensors that hosts compute for methods; N counts the tokens that came to the layer.
 
-keys: keys of a layer, averaged over the heads, [B, N, D].
+keys, queries, values: of a layer, averaged over the heads, [B, N, D], or of each head, [B, H, N, D].
 class_attention: attention of the class token to every token at a layer, averaged over the heads, [B, N].
+probe_scores: attention of a few query rows to every token, reduced as a `Probe` says, [B, N] or for heads [B, H, N].
+hidden: the tokens that came to the layer, [B, N, C].
 history_queries: how much the object queries of the last frame need each token, [R, N] of R windows.
 """
 SpanKind = Literal["class", "distillation", "register", "text", "image", "sink"]
@@ -35,16 +39,77 @@ _ADDRESSES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Which query rows of a layer score its keys, and how that is reduced: AttentionScore's attributes.
+
+    Attributes:
+        start, stop, step: The rows, as a slice of the tokens that came to the layer; negative ones count from the end,
+            and a slice that reaches over them takes as many as there are. The default is all of them.
+        first_key, stop_key: The span of keys that is scored; a stop that is not positive counts from the end. The
+            default is all of them.
+        softmax: Over "all" keys or the "span"; "none" gives logits.
+        rows: Over the rows "mean", "sum", "max", or the "last" alone.
+        heads: Over the heads "mean", "sum", "max"; "group_mean", "group_sum", "group_max" of each KV head; "none".
+        normalize: Divide sums by the "probes" that see a key, or by the "tokens" that would.
+        pool, head_kernel, kernel: Pooling along the keys, before and after heads are reduced.
+    """
+
+    start: int | None = None
+    stop: int | None = None
+    step: int = 1
+    first_key: int = 0
+    stop_key: int = 0
+    softmax: Literal["none", "all", "span"] = "all"
+    rows: Literal["mean", "sum", "max", "last"] = "mean"
+    heads: Literal["none", "group_mean", "group_sum", "group_max", "mean", "sum", "max"] = "mean"
+    normalize: Literal["none", "probes", "tokens"] = "none"
+    pool: Literal["avg", "max"] = "avg"
+    head_kernel: int = 1
+    kernel: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
     """A tensor that a method asks the host for.
 
     Attributes:
         kind: What it is.
         layer: The layer that it is taken from.
+        heads: Of keys, queries and values the mean over the heads, or "each" of them.
+        rotated: Keys and queries as they are multiplied; False: as they were before rotary positions.
+        probe: Of probe_scores, which rows and how.
     """
 
     kind: TapKind
     layer: int
+    heads: Literal["mean", "each"] = "mean"
+    rotated: bool = True
+    probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        if (self.probe is not None) != (self.kind == "probe_scores"):
+            raise InternalError(f"a tap of {self.kind} {'lacks' if self.probe is None else 'has'} a probe.")
+
+    @property
+    def asked(self) -> "Asked":
+        """What is asked of its layer: the kind, where that says all."""
+        plain = self.heads == "mean" and self.rotated and self.probe is None
+        return self.kind if plain else replace(self, layer=0)
+
+
+Asked = TapKind | Tap
+"""What a layer is asked for: a kind of tap, or, where that does not say all, a tap with 0 for its layer."""
+
+
+def as_tap(asked: Asked) -> Tap:
+    """What is asked of a layer, in full."""
+    return asked if isinstance(asked, Tap) else Tap(kind=asked, layer=0)
+
+
+def token_axis(asked: Asked) -> int:
+    """The axis of a tapped tensor that runs along the tokens, from its end."""
+    kind = asked.kind if isinstance(asked, Tap) else asked
+    return -1 if kind in ("class_attention", "probe_scores", "history_queries") else -2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
+    Asked,
     HostInfo,
     Site,
-    TapKind,
     layer_sites,
     leading_spans,
 )
@@ -231,7 +231,7 @@ class CompressedAudio(CompressedModule):
         return tokens.x, size
 
 
-def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
     """A layer's attention."""
     update, found, _ = layer.attend(tokens.x, size=tokens.key_size, wanted=wanted)
     return update, found

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.models.compressors.sites import TapKind
+from trt_compress.models.compressors.sites import Asked
 from trt_compress.models.hosts.mome import MicroExperts
 from trt_compress.models.layers.attention import attention, merge_heads, split_heads
 
@@ -133,8 +133,8 @@ class EncoderLayer(nn.Module, ABC):
         size: Tensor | None = None,
         bias: Tensor | None = None,
         past: KeysAndValues | None = None,
-        wanted: frozenset[TapKind] = frozenset(),
-    ) -> tuple[Tensor, Mapping[TapKind, Tensor], KeysAndValues]:
+        wanted: frozenset[Asked] = frozenset(),
+    ) -> tuple[Tensor, Mapping[Asked, Tensor], KeysAndValues]:
         """What attention adds to the tokens.
 
         Args:

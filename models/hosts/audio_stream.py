@@ -22,17 +22,26 @@ from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place_one
-from trt_compress.models.compressors.sites import ENCODER_OUTPUT, HostInfo, Site, TapKind, layer_sites
+from trt_compress.models.compressors.sites import (
+    ENCODER_OUTPUT,
+    Asked,
+    HostInfo,
+    Site,
+    TapKind,
+    as_tap,
+    layer_sites,
+    token_axis,
+)
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import EncoderLayer
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
+from trt_compress.models.layers.attention import HIDDEN
 from trt_compress.plugins.operator import cast
 
 SAMPLES_OF_FRAME = 320
 TAIL = 840
 """Samples before a chunk that its frames need: the first of them is one frame late, and reaches 520 samples back."""
-HIDDEN = -1e4
-"""Added to the logits of what is not there; its exponential is zero in fp16 and in fp32."""
+_TAPS: frozenset[TapKind] = frozenset({"keys", "queries", "values", "hidden"})
 
 
 class StreamingWhisper(CompressedModule):
@@ -79,7 +88,7 @@ class StreamingWhisper(CompressedModule):
         depth = len(model.encoder.stack)
         self.info = HostInfo(
             name=name,
-            sites=(*layer_sites("after_attention", depth, taps={"keys"}), Site(kind=ENCODER_OUTPUT)),
+            sites=(*layer_sites("after_attention", depth, taps=_TAPS), Site(kind=ENCODER_OUTPUT)),
             depth=depth,
             num_tokens=chunk_frames,
             width=model.width,
@@ -139,8 +148,8 @@ class StreamingWhisper(CompressedModule):
         before: Mapping[str, Tensor],
         after: dict[str, Tensor],
         tokens: Tokens,
-        wanted: frozenset[TapKind],
-    ) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+        wanted: frozenset[Asked],
+    ) -> tuple[Tensor, Mapping[Asked, Tensor]]:
         """A layer's attention to this chunk and to those that its states hold; the new states go into `after`."""
         past = (before[f"keys_{number}"], before[f"values_{number}"])
         size = self._sizes(tokens, before.get(f"size_{number}"))
@@ -150,7 +159,11 @@ class StreamingWhisper(CompressedModule):
         after[f"keys_{number}"], after[f"values_{number}"] = keys[:, -kept:], values[:, -kept:]
         if size is not None:
             after[f"size_{number}"] = size[:, -kept:]
-        return update, {kind: tap[:, kept:] for kind, tap in found.items()}
+        count = tokens.x.shape[1]
+        return update, {
+            asked: tap if as_tap(asked).kind == "queries" else tap.narrow(token_axis(asked), kept, count)
+            for asked, tap in found.items()
+        }
 
     def tokens(self, heard: Tensor) -> Tensor:
         """Frames [B, T / 320, C] of TAIL + T samples, without positions; convolutions without padding."""

@@ -25,6 +25,7 @@ from trt_compress.model_name import POOLINGS, unsupported_vit
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place_one
 from trt_compress.models.compressors.sites import (
+    Asked,
     AttentionFacts,
     HostInfo,
     SpanKind,
@@ -279,7 +280,7 @@ class CompressedViT(CompressedModule):
         return head
 
 
-def _attend(block: Any, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+def _attend(block: Any, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
     """A block's attention."""
     update, found = attend(block.attn, block.norm1(tokens.x), tokens.key_size, wanted)
     return block.drop_path1(block.ls1(update)), found
@@ -292,8 +293,8 @@ def _feed(block: Any, x: Tensor) -> Tensor:
 
 
 def attend(
-    module: Any, x: Tensor, size: Tensor | None, wanted: frozenset[TapKind]
-) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+    module: Any, x: Tensor, size: Tensor | None, wanted: frozenset[Asked]
+) -> tuple[Tensor, Mapping[Asked, Tensor]]:
     """timm's Attention with keys weighted by size, and the taps that are wanted.
 
     Args:

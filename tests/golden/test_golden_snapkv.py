@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from tests.golden.golden_scores import best, last_rows, score
+from trt_compress.models.compressors.sites import Probe, Tap
+from trt_compress.models.layers.attention import attention_taps
 
 HOW = {
     "official_avgpool": ("none", "avg"),
@@ -43,6 +45,17 @@ def test_scores_and_selection(case: str, form: str) -> None:
         assert_close(found.gather(2, kept), arrays["pooled"].gather(2, theirs), OPERATOR_TOLERANCE)
     else:
         assert torch.equal(kept, theirs)
+
+
+@pytest.mark.parametrize("case", HOW)
+def test_a_tap_of_the_window_is_the_score(case: str) -> None:
+    arrays, meta = read("snapkv", case)
+    heads, pool = HOW[case]
+    window = meta["window_size"]
+    probe = Probe(start=-window, stop_key=-window, rows="sum", heads=heads, pool=pool, kernel=meta["kernel_size"])  # type: ignore[arg-type]
+    tap = Tap(kind="probe_scores", layer=0, probe=probe)
+    found = attention_taps([tap.asked], arrays["q"], arrays["k"], arrays["k"], causal=True)
+    assert_close(found[tap.asked], arrays["pooled"], OPERATOR_TOLERANCE)
 
 
 @pytest.mark.parametrize("form", FORMS)
