@@ -17,6 +17,7 @@ from trt_compress.export.targets import PRECISIONS
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.layers.block_form import BlockForm
 from trt_compress.models.layers.blocks import quantize_linears
+from trt_compress.suggest import not_known
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -63,7 +64,7 @@ def with_precision(module: nn.Module, precision: str, graph: GraphSpec | None = 
         ExportError: an end is declared as something that numpy does not have.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"precision '{precision}' is not known; give one of {', '.join(PRECISIONS)}.")
+        raise ConfigError(not_known("precision", precision, PRECISIONS))
     if graph is not None:
         _check_ends(graph)
     dtype = TORCH_DTYPES[precision]

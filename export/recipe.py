@@ -14,7 +14,7 @@ from trt_compress.export.targets import PRECISIONS, Target, get_target, newest_c
 from trt_compress.files import read_regular
 from trt_compress.methods import CompressorSpec, spec_string
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +57,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision '{self.precision}' is not known; give one of {', '.join(PRECISIONS)}.")
+            raise ConfigError(not_known("precision", self.precision, PRECISIONS))
         targets = [get_target(name) for name in self.targets]
         for target in targets:
             self._check_numbers(target)
@@ -170,9 +170,7 @@ def recipe_from_json(table: Mapping[str, Any], *, where: str, base: Path | None 
     options = {option.key: option for option in OPTIONS}
     for key, value in table.items():
         if key not in options:
-            raise ConfigError(
-                f"{where}: '{key}' is not known; there are {', '.join(options)}.{did_you_mean(key, options)}"
-            )
+            raise ConfigError(not_known(f"{where}: key", key, options))
         options[key].check(value, f"{where}: {key} = {value!r}")
     if "model" not in table:
         raise ConfigError(f'{where}: model is missing; write model = "timm:NAME" or "zoo:NAME".')

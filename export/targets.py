@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trt_compress.errors import ConfigError
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 Lowering = Literal["function", "plugin", "inline"]
@@ -306,7 +306,7 @@ def get_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    raise ConfigError(f"target '{name}' is not known; allowed are {', '.join(TARGETS)}.{did_you_mean(name, TARGETS)}")
+    raise ConfigError(not_known("target", name, TARGETS))
 
 
 def newest_common_opset(targets: Iterable[Target] = _TARGETS) -> int:

@@ -40,6 +40,7 @@ from trt_compress.plugins.library import (
     sources_folder,
 )
 from trt_compress.strays import put_in_place, staged_folder, temporary_folder
+from trt_compress.suggest import not_known
 from trt_compress.version import __version__
 
 SMS = (75, 80, 86, 87, 89, 90, 100, 110, 120)
@@ -112,7 +113,7 @@ def build(
     if isinstance(cuda, str) and cuda not in ("auto", "all", "none"):
         raise ConfigError(f"cuda='{cuda}'; give SMs such as [87, 90], or 'auto', 'all' or 'none'.")
     if foreign := [kind for kind in only if kind not in KINDS]:
-        raise ConfigError(f"only: there is no library '{foreign[0]}'; there are {', '.join(KINDS)}.")
+        raise ConfigError(not_known("only: library", foreign[0], KINDS))
     if tensorrt is not None:
         tensorrt = _as_config(tensorrt, _given_tensorrt)
     if onnxruntime is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape
 from trt_compress.plugins.operator import check_tensor
+from trt_compress.suggest import not_known
 
 BITS = (8, 4, 2)
 AXIS_NAMES = ("channel", "token")  # of the attribute `axis`: one scale for each channel, or for each token
@@ -29,9 +30,9 @@ def check_choice(op: str, name: str, value: object, allowed: Sequence[Choice]) -
     for choice in allowed:
         if type(value) is type(choice) and value == choice:
             return choice
-    names = ", ".join(str(choice).removeprefix("torch.") for choice in allowed)
-    given = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else repr(value)
-    raise ConfigError(f"{op}: {name}={given} is not known; give one of {names}.")
+    names = [str(choice).removeprefix("torch.") for choice in allowed]
+    given = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    raise ConfigError(not_known(f"{op}: {name}", given, names))
 
 
 def check_group(op: str, name: str, group: object, length: int, letter: str) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.format.manifest import TensorInfo
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -75,8 +75,7 @@ def _check_inputs(given: Mapping[str, Array], expected: Mapping[str, TensorInfo]
     """Check names, dtypes and shapes; return what each symbol stands for in this run."""
     for name in given:
         if name not in expected:
-            near = did_you_mean(str(name), expected)
-            raise ConfigError(f"Unknown input '{name}'; the bundle takes {', '.join(expected)}.{near}")
+            raise ConfigError(not_known("input", name, expected))
     symbols: dict[str, int] = {}
     for name, info in expected.items():
         if name not in given:

@@ -23,7 +23,7 @@ from trt_compress.runtime.inputs import InputCheck, signature
 from trt_compress.runtime.loaded import Loaded, LoadedGraph
 from trt_compress.runtime.onnx_source import OnnxSource
 from trt_compress.runtime.states import States
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -133,8 +133,7 @@ class Session:
             UnsupportedError: The backend is not installed, or this machine cannot run it.
         """
         if backend not in BACKENDS:
-            near = did_you_mean(str(backend), BACKENDS)
-            raise ConfigError(f"Unknown backend '{backend}'; allowed are {', '.join(BACKENDS)}.{near}")
+            raise ConfigError(not_known("backend", backend, BACKENDS))
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"threads={threads!r}; give at least 1, or nothing for the backend's own choice.")
         if native is not None and not isinstance(native, bool | str | Path):
@@ -373,10 +372,7 @@ class Session:
 
     def _of(self, name: str) -> LoadedGraph:
         if name not in self._graphs:
-            raise ConfigError(
-                f"The graph '{name}' is not loaded; there are {', '.join(self._graphs)}."
-                f"{did_you_mean(name, self._graphs)}"
-            )
+            raise ConfigError(not_known("graph", name, self._graphs))
         return self._graphs[name]
 
     def _require_open(self) -> None:

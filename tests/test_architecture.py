@@ -227,3 +227,15 @@ def test_files_of_a_bundle_are_read_in_one_way() -> None:
     own = {GROUND / "format" / "bundle.py", ROOT / "export" / "bundle.py"}
     found = [relative(path) for path in MODULES if path not in own and by_path.search(path.read_text())]
     assert found == []
+
+
+def test_messages_and_records_have_one_voice() -> None:
+    """A name that is not known is refused by `suggest.not_known`; a record is written by `tools/bench/records.py`."""
+    refuses = re.compile(r"is not known; (there (is|are)|give one of)|[Uu]nknown \w+ '\{")
+    found = [relative(path) for path in MODULES if path.name != "suggest.py" and refuses.search(path.read_text())]
+    assert found == [], "use trt_compress.suggest.not_known"
+    writes = re.compile(r"\bappend_line\(|rev-parse")
+    found = [relative(path) for path in (ROOT / "tools").rglob("*.py") if writes.search(path.read_text())]
+    assert sorted(found) == ["tools/bench/records.py", "tools/machine.py"], (
+        "records are written, and the commit found, there"
+    )

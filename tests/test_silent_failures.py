@@ -112,7 +112,7 @@ def test_int8_is_refused_as_long_as_the_graph_cannot_be_int8(exported: Exported)
 
     Covered: until quantization exists, export and build refuse int8 instead of taking it for a hint.
     """
-    with pytest.raises(ConfigError, match="^precision 'int8' is not known; give one of fp32, fp16.$"):
+    with pytest.raises(ConfigError, match="^precision 'int8' is not known; there are fp32, fp16, bf16.$"):
         api.export_model("zoo:digits_vit", output="never-written", precision="int8", dry_run=True)
     model = onnx.load(exported(TOME) / "model.onnx")
     with pytest.raises(ConfigError, match="^precision='int8' cannot be built for 'rtx'; use fp32, fp16, bf16.$"):

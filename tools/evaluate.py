@@ -28,7 +28,6 @@ from trt_compress.tools.bench.bundle import identity, operators_run
 from trt_compress.tools.held_out import check_held_out, held_out
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.metrics import Better, Metric
-from trt_compress.version import __version__
 
 RESULT_VERSION = "1.0"
 DOCUMENT = "trt-compress evaluation"
@@ -238,7 +237,7 @@ def evaluate(
                 "interval": "95 %: Wilson's of shares, Agresti and Min's of the change",
             },
             device=describe_device(),
-            versions={"trt-compress": __version__, **package_versions()},
+            versions=package_versions(),
             seconds=time.monotonic() - start,
         )
 

@@ -20,6 +20,7 @@ from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
+from trt_compress.suggest import not_known
 from trt_compress.tools.bench import costs, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
@@ -68,7 +69,7 @@ def fill(text: str) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in TABLES:
-            raise ConfigError(f"table '{name}' is not known; there are {', '.join(TABLES)}.")
+            raise ConfigError(not_known("table", name, TABLES))
         return f"{match[1]}{TABLES[name]()}{match[3]}"
 
     return _MARKED.sub(replace, text)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trt_compress.children import TimeoutExpired, run
+from trt_compress.version import __version__
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "base": ("numpy", "rich", "typer"),
@@ -40,9 +41,10 @@ def package_version(name: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of those packages that are installed, by name."""
+    """The version of this package, and those of the libraries of its extras that are installed, by name."""
     names = [name for packages in PACKAGES.values() for name in packages]
-    return {name: found for name in names if (found := package_version(name)) is not None}
+    found = {name: found for name in names if (found := package_version(name)) is not None}
+    return {"trt-compress": __version__, **found}
 
 
 def cpu_model() -> str:
@@ -102,13 +104,15 @@ def command_output(*command: str) -> str | None:
 
 
 def commit_of_sources(given: str | None = None) -> str | None:
-    """The commit these sources are of, with "-dirty" if they were changed; `given` where they are no git checkout."""
-    folder = str(Path(__file__).resolve().parents[1])
-    commit, status = (
-        command_output("git", "-C", folder, *arguments)
-        for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
-    )
-    return given if not commit else f"{commit}-dirty" if status else commit
+    """The commit these sources are of, with "-dirty" if anything but the records was changed since.
+
+    Args:
+        given: What to say where they are no git checkout.
+    """
+    git = ("git", "-C", str(Path(__file__).resolve().parent))
+    commit = command_output(*git, "rev-parse", "--short", "HEAD")
+    changed = command_output(*git, "status", "--porcelain", "--", ":(top)", ":(top,exclude)tools/bench/results")
+    return given if not commit else f"{commit}-dirty" if changed else commit
 
 
 def describe_device() -> dict[str, object]:

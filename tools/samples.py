@@ -20,7 +20,7 @@ from trt_compress.files import write_whole
 from trt_compress.foreign import reason_of
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.paths import check_new_folder
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 if TYPE_CHECKING:
     from av import VideoStream
@@ -63,7 +63,7 @@ def write_sample(kind: str, folder: Path, *, count: int | None = None) -> Sample
         UnsupportedError: A library is missing.
     """
     if kind not in KINDS:
-        raise ConfigError(f"sample '{kind}' is not known; there are {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+        raise ConfigError(not_known("sample", kind, KINDS))
     if count is not None and count < 1:
         raise ConfigError(f"--count {count} makes nothing; give at least 1.")
     check_new_folder(folder, "--output")

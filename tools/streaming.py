@@ -37,7 +37,6 @@ from trt_compress.runtime.stream.sources import check_source, file_of_url, is_li
 from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
-from trt_compress.version import __version__
 
 T = TypeVar("T")
 
@@ -161,7 +160,7 @@ def run(
         power_reason=power_reason,
         resample=resample,
         device=describe_device(),
-        versions={"trt-compress": __version__, **package_versions()},
+        versions=package_versions(),
     )
     asked, hurried = interrupt or threading.Event(), hurry or threading.Event()
     error: StreamError | None = None

@@ -21,6 +21,7 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.models.compressors.sites import Asked
 from trt_compress.models.hosts.mome import MicroExperts
 from trt_compress.models.layers.attention import attention, merge_heads, split_heads
+from trt_compress.suggest import not_known
 
 Activation = Literal["gelu", "relu", "silu"]
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -104,7 +105,7 @@ def check_sizes(model: str, config: Any, width: int, heads: int) -> None:
     """Raise ConfigError for an unknown activation, or a width that the heads do not divide."""
     activation = getattr(config, "activation_function", None) or config.hidden_act
     if activation not in ACTIVATIONS:
-        raise ConfigError(f"{model}: activation '{activation}' is not known; there are {', '.join(ACTIVATIONS)}.")
+        raise ConfigError(not_known(f"{model}: activation", activation, ACTIVATIONS))
     if heads < 1 or width % heads:
         raise ConfigError(f"{model}: a width of {width} cannot be split among {heads} heads; give a divisor.")
 

@@ -15,7 +15,7 @@ from trt_compress.foreign import strict_json
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
 from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import did_you_mean, not_known
 
 ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
     "digits_vit": "zoo.digits_vit.model",
@@ -92,9 +92,7 @@ def zoo_module(name: str) -> str:
         ConfigError: there is no model of that name.
     """
     if name not in ZOO:
-        raise ConfigError(
-            f"model 'zoo:{name}' is not known; there are {', '.join(f'zoo:{n}' for n in ZOO)}.{did_you_mean(name, ZOO)}"
-        )
+        raise ConfigError(not_known("model", f"zoo:{name}", [f"zoo:{known}" for known in ZOO]))
     return f"trt_compress.models.{ZOO[name]}"
 
 

@@ -11,6 +11,7 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX, SPEC, span_length
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import Sample
+from trt_compress.suggest import not_known
 
 _LOWEST = -1e30  # of a key that a row does not see: its exponential is exactly 0 in float32
 
@@ -326,7 +327,7 @@ def attention_score(
     }
     for key, (value, known) in choices.items():
         if value not in known:
-            raise ConfigError(f"{name}: {key}={value!r} is not known; give one of {', '.join(known)}.")
+            raise ConfigError(not_known(f"{name}: {key}", value, known))
     if causal and softmax == "none":
         raise ConfigError(f"{name}: causal=True needs a softmax, since an unseen key has no logit; give causal=False.")
     if causal and position is None:

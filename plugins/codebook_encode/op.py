@@ -11,6 +11,7 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.codebook_encode.spec import MOST_BITS, MOST_CHANNELS, MOST_LEVELS, SPEC, codes_per_token
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import Sample
+from trt_compress.suggest import not_known
 
 KINDS = ("vector", "table", "fsq", "sign")
 MOST_CODES = 2**24  # of one FSQ token, whole numbers of float32
@@ -206,7 +207,7 @@ def check_codebook(name: str, codebook: Tensor, kind: str, group: int, width: in
         ShapeError: the codebook has the wrong shape.
     """
     if kind not in KINDS:
-        raise ConfigError(f"{name}: kind={kind!r} is not known; give one of {', '.join(KINDS)}.")
+        raise ConfigError(not_known(f"{name}: kind", kind, KINDS))
     check_tensor(name, "codebook", codebook, (None, None, width), "SKD")
     stages, number, width = codebook.shape
     if kind == "table" and stages != 1:

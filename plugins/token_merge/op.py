@@ -10,6 +10,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator, cast, check_count, check_tensor, check_tokens, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_merge.spec import SPEC
+from trt_compress.suggest import not_known
 
 ORDERS = ("position", "similarity")
 SHORTEST, LONGEST = 2.0**-50, 2.0**64  # lengths of features that have a direction; their squares are within float32
@@ -268,7 +269,7 @@ def token_merge(
     why = f"with N={n} tokens of which {num_protected} are protected at most every second one can merge:"
     check_count("token_merge", "num_merged", num_merged, max_merged(n, num_protected), why)
     if order not in ORDERS:
-        raise ConfigError(f"token_merge: order={order!r} is not known; give one of {', '.join(ORDERS)}.")
+        raise ConfigError(not_known("token_merge: order", order, ORDERS))
     m = n - num_merged
     y, y_size, dest = run_operator(
         SPEC,

@@ -9,6 +9,7 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_mix.spec import SPEC
+from trt_compress.suggest import not_known
 
 NORMALIZE = ("none", "softmax")
 
@@ -77,7 +78,7 @@ def token_mix(x: Tensor, weight: Tensor, *, normalize: str = "none") -> Tensor:
     check_tensor("token_mix", "x", x, (None, None, None), "BNC")
     batch, n, channels = x.shape
     if normalize not in NORMALIZE:
-        raise ConfigError(f"token_mix: normalize={normalize!r} is not known; give one of {', '.join(NORMALIZE)}.")
+        raise ConfigError(not_known("token_mix: normalize", normalize, NORMALIZE))
     matrix = weight[None] if weight.ndim == 2 else weight
     check_tensor("token_mix", "weight", matrix, (None, None, n), "BMN")
     if matrix.shape[0] != 1 and matrix.shape[0] != batch:

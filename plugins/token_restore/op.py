@@ -9,6 +9,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator, check_tensor, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_restore.spec import SPEC
+from trt_compress.suggest import not_known
 
 MODES = ("unmerge", "unpermute")
 
@@ -83,7 +84,7 @@ def token_restore(y: Tensor, index: Tensor, *, mode: str = "unmerge") -> Tensor:
     Differs: see SPEC.differs.
     """
     if mode not in MODES:
-        raise ConfigError(f"token_restore: mode={mode!r} is not known; give one of {', '.join(MODES)}.")
+        raise ConfigError(not_known("token_restore: mode", mode, MODES))
     check_tensor("token_restore", "y", y, (None, None, None), "BMC")
     batch, m, channels = y.shape
     check_tensor("token_restore", "index", index, (batch, m if mode == "unpermute" else None), "BN", ["int64"])

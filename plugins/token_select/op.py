@@ -10,6 +10,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.plugins.operator import Operator, check_count, check_tensor, check_tokens, ordinary, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_select.spec import SPEC
+from trt_compress.suggest import not_known
 
 ORDERS = ("position", "score")
 REMAINDERS = ("drop", "fuse")
@@ -174,9 +175,9 @@ def token_select(
     check_tokens("token_select", n)
     check_count("token_select", "num_kept", num_kept, n, f"N={n} tokens allow")
     if order not in ORDERS:
-        raise ConfigError(f"token_select: order={order!r} is not known; give one of {', '.join(ORDERS)}.")
+        raise ConfigError(not_known("token_select: order", order, ORDERS))
     if remainder not in REMAINDERS:
-        raise ConfigError(f"token_select: remainder={remainder!r} is not known; give one of {', '.join(REMAINDERS)}.")
+        raise ConfigError(not_known("token_select: remainder", remainder, REMAINDERS))
     fuse = REMAINDERS.index(remainder)
     if fuse and num_kept == n:
         raise ConfigError(f"token_select: num_kept={n} keeps all N={n} tokens, so nothing is left to fuse; drop it.")

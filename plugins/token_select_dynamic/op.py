@@ -19,6 +19,7 @@ from trt_compress.plugins.operator import (
 )
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_select_dynamic.spec import SPEC
+from trt_compress.suggest import not_known
 
 MODES = ("threshold", "mass")
 NOTHING_FORCED = (-1,)  # an ONNX attribute cannot be an empty list everywhere; -1 matches no position
@@ -235,7 +236,7 @@ def token_select_dynamic(
     check_tensor(name, "score", score, (batch, n), "BN")
     check_tokens(name, n)
     if mode not in MODES:
-        raise ConfigError(f"{name}: mode={mode!r} is not known; give one of {', '.join(MODES)}.")
+        raise ConfigError(not_known(f"{name}: mode", mode, MODES))
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not abs(threshold) < float("inf"):
         raise ConfigError(f"{name}: threshold={threshold!r} is not a finite number; give one.")
     if mode == "mass" and not 0 <= threshold < 1:

@@ -29,6 +29,7 @@ from trt_compress.runtime.stream.pace import Clock, MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item, Sink, Source
 from trt_compress.runtime.stream.queues import DROPPED_FOR, FrameQueue
 from trt_compress.runtime.stream.result import Ended, Outcome, Policy
+from trt_compress.suggest import not_known
 
 _GRACE_S = 5.0  # for threads to end, and for frames on their way after an interruption
 _READ_GRACE_S = 1.0  # for a source that is being read, and for all threads after an interruption
@@ -84,7 +85,7 @@ class Settings:
         if not self.stall_s > 0:
             raise ConfigError(f"stall_s={self.stall_s}; give a time above 0.")
         if self.policy not in ("block", *DROPPED_FOR):
-            raise ConfigError(f"Unknown policy '{self.policy}'; allowed are block, {', '.join(DROPPED_FOR)}.")
+            raise ConfigError(not_known("policy", self.policy, ("block", *DROPPED_FOR)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 POOLINGS = ("token", "avg", "avgmax")
 FILE_SOURCE = "file"
@@ -244,9 +244,8 @@ def _options(text: str, source: str, query: str) -> dict[str, Any]:
     for pair in query.split("&") if query else ():
         name, equals, value = pair.partition("=")
         if name not in allowed:
-            listed = f"there is {allowed[0]}" if len(allowed) == 1 else f"there are {', '.join(allowed)}"
             raise ConfigError(
-                f"model '{text}': option '{name}' is not known; {listed}.{did_you_mean(name, allowed)}",
+                not_known(f"model '{text}': option", name, allowed),
                 hint=f"write {form}?{allowed[0]}={OPTIONS[allowed[0]].example}, several options joined by '&'.",
             )
         if name in values:

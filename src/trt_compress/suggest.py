@@ -17,3 +17,20 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     by_lowercase = {name.lower(): name for name in allowed}
     nearest = difflib.get_close_matches(given.lower(), by_lowercase, n=1)
     return f" Did you mean '{by_lowercase[nearest[0]]}'?" if nearest else ""
+
+
+def not_known(what: str, given: object, allowed: Iterable[object], further: str = "") -> str:
+    """The sentence that refuses a name or a value of a closed list.
+
+    Args:
+        what: What was named, in the singular: `target`, `tome: option`.
+        given: What the caller wrote.
+        allowed: What would have been right.
+        further: What else would have been, at the end of the list: `, or none`.
+
+    Returns:
+        `target 'cup' is not known; there are cpu, cuda, rtx. Did you mean 'cpu'?`
+    """
+    names = [str(name) for name in allowed]
+    there = "there is" if len(names) == 1 and not further else "there are"
+    return f"{what} {given!r} is not known; {there} {', '.join(names)}{further}.{did_you_mean(str(given), names)}"

@@ -102,14 +102,14 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
         "none.safetensors cannot be read (No such file or directory); give a .safetensors file or a PyTorch "
         "checkpoint as --weights FILE.",
     ),
-    "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; allowed are cpu"),
+    "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; there are cpu"),
     "unknown precision": (
         (*EXPORT, "--precision", "fp12"),
-        "precision 'fp12' is not known; give one of fp32, fp16.",
+        "precision 'fp12' is not known; there are fp32, fp16, bf16.",
     ),
     "a precision the graph cannot have": (
         (*EXPORT, "--precision", "int8"),
-        "precision 'int8' is not known; give one of fp32, fp16.",
+        "precision 'int8' is not known; there are fp32, fp16, bf16.",
     ),
     "old opset": ((*EXPORT, "--opset", "17"), "opset 17 is out of range; cpu takes 18 to 21."),
     "new opset": (
@@ -382,7 +382,7 @@ def test_builds_that_cannot_be_are_refused(typed: Typed, copied: Copied) -> None
     refused(
         typed("build", "bundle", "--target", "cpu"), "target 'cpu' runs the ONNX file itself and has no engine; built"
     )
-    refused(typed("build", "bundle", "--target", "rxt"), "target 'rxt' is not known; allowed are cpu")
+    refused(typed("build", "bundle", "--target", "rxt"), "target 'rxt' is not known; there are cpu")
     assert (Path("bundle") / "manifest.json").read_bytes() == before
 
 

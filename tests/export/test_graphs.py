@@ -237,7 +237,7 @@ def test_levels_carry_on_one_state(toy: Export) -> None:
             assert_same(session.run_graph(name, step), {"score": score.numpy()})
         with pytest.raises(ConfigError, match=r"k4, k9 carry on the same state 'mean'.*call run_graph\(NAME, inputs\)"):
             session.run({"k4.frame": steps[0]["frame"], "k9.frame": steps[0]["frame"]})
-        with pytest.raises(ConfigError, match=r"The graph 'k5' is not loaded; there are k4, k9"):
+        with pytest.raises(ConfigError, match=r"graph 'k5' is not known; there are k4, k9"):
             session.run_graph("k5", steps[0])
 
 

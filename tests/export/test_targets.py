@@ -15,7 +15,7 @@ def test_names_are_the_documented_ones() -> None:
 
 
 def test_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"target 'jetson-orin-jp8' is not known; allowed are cpu, cuda, rtx.*jp[67]"):
+    with pytest.raises(ConfigError, match=r"target 'jetson-orin-jp8' is not known; there are cpu, cuda, rtx.*jp[67]"):
         get_target("jetson-orin-jp8")
     with pytest.raises(ConfigError) as far:
         get_target("qqq")

@@ -207,7 +207,7 @@ def test_single_precision_is_the_module_itself() -> None:
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(ConfigError, match=r"precision 'int8' is not known; give one of fp32, fp16, bf16\."):
+    with pytest.raises(ConfigError, match=r"precision 'int8' is not known; there are fp32, fp16, bf16\."):
         with_precision(nn.Linear(2, 2), "int8")
 
 

@@ -83,7 +83,7 @@ def test_a_refused_name_is_refused_before_anything_is_built(name: str, monkeypat
         ("timm:", r"model 'timm:' is not known to timm"),
         (
             "zoo:digit_vit",
-            r"model 'zoo:digit_vit' is not known; there are zoo:digits_vit, .*\. Did you mean 'digits_vit'\?",
+            r"model 'zoo:digit_vit' is not known; there are zoo:digits_vit, .*\. Did you mean 'zoo:digits_vit'\?",
         ),
     ],
 )

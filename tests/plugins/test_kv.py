@@ -47,11 +47,11 @@ def attend(q: Any = Q, code: Any = CODE, length: Any = LENGTH, bias: Any = None,
 
 
 CONFIG: list[tuple[Callable[[], object], str]] = [
-    (lambda: quantize(bits=3), r"^kv_quantize: bits=3 is not known; give one of 8, 4, 2\.$"),
-    (lambda: quantize(bits=True), r"kv_quantize: bits=True is not known"),
-    (lambda: quantize(bits=4.0), r"kv_quantize: bits=4\.0 is not known"),
-    (lambda: quantize(axis="head"), r"^kv_quantize: axis='head' is not known; give one of channel, token\.$"),
-    (lambda: quantize(axis=1), r"kv_quantize: axis=1 is not known; give one of channel, token\."),
+    (lambda: quantize(bits=3), r"^kv_quantize: bits 3 is not known; there are 8, 4, 2\.$"),
+    (lambda: quantize(bits=True), r"kv_quantize: bits True is not known"),
+    (lambda: quantize(bits=4.0), r"kv_quantize: bits 4\.0 is not known"),
+    (lambda: quantize(axis="head"), r"^kv_quantize: axis 'head' is not known; there are channel, token\.$"),
+    (lambda: quantize(axis=1), r"kv_quantize: axis 1 is not known; there are channel, token\."),
     (
         lambda: quantize(group=3),
         r"^kv_quantize: group=3 does not divide D=8; give 0 \(all of it\) or a divisor\.$",
@@ -61,16 +61,16 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: quantize(group=2.0), r"kv_quantize: group=2\.0 is not allowed"),
     (
         lambda: quantize(scale_type=torch.bfloat16),
-        r"^kv_quantize: scale_type=bfloat16 is not known; give one of float16, float32\.$",
+        r"^kv_quantize: scale_type 'bfloat16' is not known; there are float16, float32\. Did you mean 'float16'",
     ),
-    (lambda: dequantize(bits=16), r"kv_dequantize: bits=16 is not known; give one of 8, 4, 2\."),
-    (lambda: dequantize(axis="x"), r"kv_dequantize: axis='x' is not known"),
+    (lambda: dequantize(bits=16), r"kv_dequantize: bits 16 is not known; there are 8, 4, 2\."),
+    (lambda: dequantize(axis="x"), r"kv_dequantize: axis 'x' is not known"),
     (
         lambda: dequantize(to=torch.float64),
-        r"kv_dequantize: to=float64 is not known; give one of float32, float16, bfloat16\.",
+        r"kv_dequantize: to 'float64' is not known; there are float32, float16, bfloat16\.",
     ),
     (lambda: dequantize(group=5), r"kv_dequantize: group=5 does not divide D=8"),
-    (lambda: append(layout="circle"), r"^kv_append: layout='circle' is not known; give one of linear, ring\.$"),
+    (lambda: append(layout="circle"), r"^kv_append: layout 'circle' is not known; there are linear, ring\.$"),
     (lambda: append(sinks=1), r"^kv_append: sinks=1 needs layout='ring'; a linear cache keeps all slots: give 0\.$"),
     (
         lambda: append(layout="ring", sinks=6),
@@ -81,15 +81,15 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
         r"^kv_append: T=2 tokens at once do not fit into a ring of L=6 slots with sinks=5; "
         r"append at most 1 at a time\.$",
     ),
-    (lambda: attend(k_bits=5), r"kv_attention: k_bits=5 is not known"),
-    (lambda: attend(v_axis="head"), r"kv_attention: v_axis='head' is not known"),
+    (lambda: attend(k_bits=5), r"kv_attention: k_bits 5 is not known"),
+    (lambda: attend(v_axis="head"), r"kv_attention: v_axis 'head' is not known"),
     (lambda: attend(k_group=3), r"kv_attention: k_group=3 does not divide D=8"),
     (
         lambda: attend(scale=-1.0),
         r"kv_attention: scale=-1\.0 is not allowed; give a positive number, or 0 for 1 / sqrt",
     ),
     (lambda: attend(scale=float("nan")), r"kv_attention: scale=nan is not allowed"),
-    (lambda: attend(causal=1), r"kv_attention: causal=1 is not known; give one of False, True\."),
+    (lambda: attend(causal=1), r"kv_attention: causal 1 is not known; there are False, True\."),
     (
         lambda: attend(window=-4),
         r"^kv_attention: window=-4 is not allowed; give the slots a query sees, at most 2147483647, or 0 for "

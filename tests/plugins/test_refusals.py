@@ -43,12 +43,12 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
         r"token_merge: num_protected=8 leaves 1 of N=9 tokens to merge; at least two must",
     ),
     (lambda: merge(num_protected=-1), r"token_merge: num_protected=-1 is out of range; N=9 tokens allow 0\.\.7\."),
-    (lambda: merge(order="size"), r"token_merge: order='size' is not known; give one of position, similarity\."),
+    (lambda: merge(order="size"), r"token_merge: order 'size' is not known; there are position, similarity\."),
     (lambda: select(num_kept=10), r"token_select: num_kept=10 is out of range; N=9 tokens allow 0\.\.9\."),
     (lambda: select(num_kept=-1), r"token_select: num_kept=-1 is out of range; N=9 tokens allow 0\.\.9\."),
     (lambda: select(num_kept="4"), r"token_select: num_kept='4' is not a whole number; give one in 0\.\.9\."),
-    (lambda: select(order="size"), r"token_select: order='size' is not known; give one of position, score\."),
-    (lambda: select(remainder="keep"), r"token_select: remainder='keep' is not known; give one of drop, fuse\."),
+    (lambda: select(order="size"), r"token_select: order 'size' is not known; there are position, score\."),
+    (lambda: select(remainder="keep"), r"token_select: remainder 'keep' is not known; there are drop, fuse\."),
     (
         lambda: select(num_kept=9, remainder="fuse"),
         r"num_kept=9 keeps all N=9 tokens, so nothing is left to fuse; drop it",
@@ -56,7 +56,7 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: select(forced=[0, 9]), r"token_select: forced=\[0, 9\] is out of range; positions are 0\.\.8\."),
     (lambda: select(forced=[-1]), r"token_select: forced=\[-1\] is out of range; positions are 0\.\.8\."),
     (lambda: select(num_kept=1, forced=[0, 1]), r"token_select: num_kept=1 is less than the 2 forced tokens\."),
-    (lambda: restore(mode="undo"), r"token_restore: mode='undo' is not known; give one of unmerge, unpermute\."),
+    (lambda: restore(mode="undo"), r"token_restore: mode 'undo' is not known; there are unmerge, unpermute\."),
 ]
 SHAPE: list[tuple[Callable[[], object], str]] = [
     (lambda: merge(x=X[0]), r"token_merge: x has shape \[9, 4\]; it must be \[B, N, C\] with axes BNC\."),

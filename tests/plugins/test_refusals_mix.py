@@ -41,7 +41,7 @@ def decode(code: Any = CODE, codebook: Any = BOOK, **attributes: Any) -> object:
 
 
 CONFIG: list[tuple[Callable[[], object], str]] = [
-    (lambda: select(mode="top"), r"token_select_dynamic: mode='top' is not known; give one of threshold, mass\."),
+    (lambda: select(mode="top"), r"token_select_dynamic: mode 'top' is not known; there are threshold, mass\."),
     (lambda: select(threshold="0.5"), r"threshold='0\.5' is not a finite number; give one\."),
     (lambda: select(threshold=float("inf")), r"threshold=inf is not a finite number; give one\."),
     (lambda: select(threshold=float("nan")), r"threshold=nan is not a finite number; give one\."),
@@ -58,12 +58,12 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: select(forced=[9]), r"forced=\[9\] is out of range; positions are 0\.\.8\."),
     (lambda: select(forced=[-1]), r"forced=\[-1\] is out of range; positions are 0\.\.8\."),
     (lambda: select(forced=[0, 1, 2, 3, 4]), r"max_kept=4 is less than the 5 forced tokens\."),
-    (lambda: mix(normalize="sum"), r"token_mix: normalize='sum' is not known; give one of none, softmax\."),
-    (lambda: score(softmax="rows"), r"attention_score: softmax='rows' is not known; give one of none, all, span\."),
-    (lambda: score(rows="first"), r"rows='first' is not known; give one of mean, sum, max, last\."),
-    (lambda: score(heads="all"), r"heads='all' is not known; give one of none, group_mean, .*max\."),
-    (lambda: score(normalize="rows"), r"normalize='rows' is not known; give one of none, probes, tokens\."),
-    (lambda: score(pool="min"), r"pool='min' is not known; give one of avg, max\."),
+    (lambda: mix(normalize="sum"), r"token_mix: normalize 'sum' is not known; there are none, softmax\."),
+    (lambda: score(softmax="rows"), r"attention_score: softmax 'rows' is not known; there are none, all, span\."),
+    (lambda: score(rows="first"), r"rows 'first' is not known; there are mean, sum, max, last\."),
+    (lambda: score(heads="all"), r"heads 'all' is not known; there are none, group_mean, .*max\."),
+    (lambda: score(normalize="rows"), r"normalize 'rows' is not known; there are none, probes, tokens\."),
+    (lambda: score(pool="min"), r"pool 'min' is not known; there are avg, max\."),
     (lambda: score(causal=True, softmax="none"), r"causal=True needs a softmax, since an unseen key has no logit"),
     (lambda: score(causal=True, position=None), r"causal=True needs the position of each row; give position\."),
     (lambda: score(normalize="probes"), r"normalize='probes' divides a sum, and rows='mean'; give rows='sum'\."),
@@ -75,7 +75,7 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
     (lambda: score(kernel=4), r"kernel=4 has no middle; give an odd number, 1 for no pooling\."),
     (lambda: score(head_kernel=0), r"head_kernel=0 has no middle; give an odd number"),
     (lambda: score(scale=float("inf")), r"scale=inf is not a finite number; give one, or None for 1 / sqrt\(D\)\."),
-    (lambda: encode(kind="rvq"), r"codebook_encode: kind='rvq' is not known; give one of vector, table, fsq, sign\."),
+    (lambda: encode(kind="rvq"), r"codebook_encode: kind 'rvq' is not known; there are vector, table, fsq, sign\."),
     (lambda: encode(group=2), r"group=2 is for sign bits, and kind='vector'; leave it at 1\."),
     (lambda: encode(codebook=sign_codebook(4), kind="sign", group=3), r"group=3 does not divide D=4 channels"),
     (
@@ -83,7 +83,7 @@ CONFIG: list[tuple[Callable[[], object], str]] = [
         r"group=31 is out of range; a code has 1\.\.30 bits",
     ),
     (lambda: encode(group=0), r"group=0 is out of range; a code has 1\.\.30 bits\."),
-    (lambda: decode(kind="rvq"), r"codebook_decode: kind='rvq' is not known"),
+    (lambda: decode(kind="rvq"), r"codebook_decode: kind 'rvq' is not known"),
     (
         lambda: decode(CODE + 5),
         r"codebook_decode: code holds 5, and the codebook has the codes 0\.\.4; give codes that",

@@ -101,7 +101,7 @@ def test_inputs_come_from_a_file(cli: Cli, make_bundle: Maker, tmp_path: Path) -
         (("--backend", "ort-cpo"), 2, "Did you mean 'ort-cpu'?"),
         (("--inputs", "none.npz"), 2, "'none.npz' does not exist"),
         (("--inputs", "text.npz"), 2, "'text.npz' is not a readable .npz file"),
-        (("--inputs", "wrong.npz"), 2, "Unknown input 'image'; the bundle takes images. Did you mean 'images'?"),
+        (("--inputs", "wrong.npz"), 2, "input 'image' is not known; there is images. Did you mean 'images'?"),
         (("--inputs", "empty.npz"), 2, "The arrays of --inputs hold no item; give at least one."),
         (("--inputs", "wrong.npz", "--batch", "2"), 2, "leave one of the two out"),
         (("--baseline", "other"), 2, "compare bundles of the same model and precision."),

@@ -55,7 +55,7 @@ def test_what_a_user_sees(cli: Cli, folder: Path) -> None:
         ("accuracy>=0.5,agreement>=0.5,failed<=1,drop_points<=50", 0, "holds: drop_points (n 12) is 50.0"),
         ("accuracy>=0.98", 3, "1 of 1 limits are broken: accuracy (n 12) is 0.500, allowed >= 0.98"),
         ("top5>=0.5", 3, "top5 is not known (the bundle has five classes or fewer)"),
-        ("acuracy>=0.98", 2, "The budget names 'acuracy'"),
+        ("acuracy>=0.98", 2, "budget: metric 'acuracy' is not known; there are accuracy"),
         ("accuracy=0.98", 2, "The budget has the part 'accuracy=0.98'"),
     ],
 )

@@ -216,7 +216,7 @@ def test_three_keep_levels_and_a_controller(typed: Callable[..., Finished], expo
         (("--source", "frames/%d.png"), "numbers are written as a star, so give 'frames/*.png', in quotes"),
         (("--source", "frames/*.png", "--overlay", "o.gif"), "would hold no video of a kind that is written here"),
         (("--source", "frames/*.png", "--overlay-in-latency"), "there is none; give --overlay out.mp4"),
-        (("--source", "frames/*.png", "--policy", "newest"), "Unknown policy 'newest'; allowed are block, latest"),
+        (("--source", "frames/*.png", "--policy", "newest"), "policy 'newest' is not known; there are block, latest"),
         (("--source", "frames/*.png", "--fps", "0"), "fps=0; give frames a second above 0"),
         (("--source", "frames/*.png", "--burst", "4"), "bursts need both"),
         (("--source", "frames/*.png", "--deadline-ms", "-1"), "--deadline-ms -1; give a time above 0 ms"),

@@ -190,8 +190,8 @@ def test_without_the_option_nothing_is_said_of_power(typed: Callable[..., tuple[
         ("rapl:none", "'none' has no intel-rapl zone"),
         ("tegrastats:none", "The program 'none' is not on this machine; use another power reader"),
         ("nvidia-smi:none", "The program 'none' is not on this machine; use another power reader"),
-        ("nvml", "Unknown power reader 'nvml'; allowed are auto, ina, tegrastats, nvidia-smi, rapl"),
-        ("ina:", "Unknown power reader 'ina:'"),
+        ("nvml", "power reader 'nvml' is not known; there are auto, ina, tegrastats, nvidia-smi, rapl"),
+        ("ina:", "power reader 'ina:' is not known"),
     ],
 )
 def test_a_reader_that_is_not_there_is_one_sentence_and_exit_code_2(

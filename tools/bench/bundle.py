@@ -31,7 +31,6 @@ from trt_compress.runtime.measure.latency import (
 from trt_compress.runtime.session import Session
 from trt_compress.tools.describe import compression_text
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
-from trt_compress.version import __version__
 
 Device = Literal["cpu", "gpu"]
 Role = Literal["bundle", "baseline"]
@@ -201,7 +200,7 @@ def bench(
         speedup=speedup(samples.a_ns, samples.b_ns) if baseline is not None else None,
         quality=compare_outputs(firsts[0].outputs, firsts[1].outputs) if baseline is not None else None,
         device=describe_device(),
-        versions={"trt-compress": __version__, **package_versions()},
+        versions=package_versions(),
         started_at=started_at,
     )
 

@@ -1,4 +1,4 @@
-"""Lines of JSON under `tools/bench/results/`: what was measured, with the machine, the versions and the commit."""
+"""Lines of JSON, most of them under `tools/bench/results/`: what was measured, with machine, versions and commit."""
 
 import json
 from collections.abc import Mapping
@@ -6,26 +6,35 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trt_compress.children import run
 from trt_compress.files import append_line
 from trt_compress.runtime.measure.latency import Speedup
-from trt_compress.tools.machine import describe_device, package_versions
-from trt_compress.version import __version__
+from trt_compress.tools.machine import commit_of_sources, describe_device, package_versions
 
 
 def append_record(path: Path, benchmark: str, figures: Mapping[str, Any]) -> None:
-    """Append one line to `path`; the commit is marked where anything but the records was changed since."""
-    changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)tools/bench/results")
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    line = {
+    """Append the figures of a benchmark to `path`, with all that they were measured with."""
+    write_line(path, {**measured_with(benchmark), **figures})
+
+
+def measured_with(benchmark: str, *, commit: str | None = None) -> dict[str, Any]:
+    """What a record begins with.
+
+    Args:
+        benchmark: What was measured.
+        commit: What to say where the sources are no git checkout.
+    """
+    return {
         "benchmark": benchmark,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or None,
+        "commit": commit_of_sources(commit),
         "device": describe_device(),
-        "versions": {"trt-compress": __version__, **package_versions()},
-        **figures,
+        "versions": package_versions(),
     }
-    path.parent.mkdir(exist_ok=True)
+
+
+def write_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append one line of JSON, whole or not at all; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     append_line(path, json.dumps(line))
 
 
@@ -34,11 +43,3 @@ def speedup_text(ratio: Mapping[str, Any]) -> str:
     value = Speedup(**ratio)
     low_high = f" [{value.low:.2f}, {value.high:.2f}]" if value.low and value.high else ""
     return f"{value.median:.2f}×{low_high}, n={value.n}"
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = run(["git", *arguments], folder=Path(__file__).resolve().parent)
-    except OSError:  # no git
-        return ""
-    return done.stdout.decode(errors="replace").strip()

@@ -13,17 +13,14 @@ that the timed run needs no export beside it.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trt_compress.files import append_line
 from trt_compress.runtime.measure.latency import LatencySummary, summarize
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.control import ControllerSettings
@@ -36,10 +33,9 @@ from trt_compress.runtime.stream.result import STAGES, Scheduling, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.strays import temporary_folder
+from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.bench.trend import trend
 from trt_compress.tools.console import print_table
-from trt_compress.tools.machine import command_output, describe_device, package_versions
-from trt_compress.version import __version__
 
 RESULTS = Path(__file__).parent / "results" / "stream.jsonl"
 LEVELS = {"dense": "none", "merge4": "tome:num_merged=4", "merge7": "tome:num_merged=7"}
@@ -70,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             figures, rows = _PARTS[options.part](bundles, options.quick)
     print_table(f"Stream: {options.part}", ("figure", "measured", "wanted", "held"), rows)
     if not options.quick:
-        _record(options.part, figures)
+        append_record(RESULTS, "stream", {"part": options.part, **figures})
     return 0 if options.quick or all(row[-1] for row in rows) else 3
 
 
@@ -317,23 +313,6 @@ def _ratio(value: float | None) -> str:
 
 def _milliseconds(ns: float | None) -> str:
     return "n too small" if ns is None else f"{ns / 1e6:.3f} ms"
-
-
-def _record(part: str, figures: dict[str, Any]) -> None:
-    where = str(Path(__file__).resolve().parent)
-    commit = command_output("git", "-C", where, "rev-parse", "--short", "HEAD") or None
-    dirty = bool(command_output("git", "-C", where, "status", "--porcelain"))
-    line = {
-        "benchmark": "stream",
-        "part": part,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": f"{commit}-dirty" if commit and dirty else commit,
-        "device": describe_device(),
-        "versions": {"trt-compress": __version__, **package_versions()},
-        **figures,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    append_line(RESULTS, json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from trt_compress.errors import ConfigError, InternalError, TrtCompressError
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import did_you_mean, not_known
 from trt_compress.tools.console import LOGGER, configure_logging, print_json, say_error
 
 # Typer carries its own copy of click from some version on; the base of its errors is found where it surely is.
@@ -151,7 +151,7 @@ def _sentence(error: Any, call: _Call) -> str:
                 return f"Missing value of option '{error.option_name}' of {call.name}; give {_form(asked[0])}."
     if message.startswith("No such command"):
         given, commands = message.split("'")[1], list(call.command.commands)
-        return f"No such command '{given}'; there are {', '.join(commands)}.{did_you_mean(given, commands)}"
+        return not_known("command", given, commands)
     if extra := re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", message, re.DOTALL):
         takes = [_metavar(one) for one in call.command.params if one.param_type_name == "argument"]
         quotes = " A pattern of file names stands in quotes." if " " in extra.group(1) else ""

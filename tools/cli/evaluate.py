@@ -12,7 +12,7 @@ from trt_compress.files import write_whole
 from trt_compress.foreign import needs_extra
 from trt_compress.foreign import shown as printable
 from trt_compress.paths import check_apart, check_new_file
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
 from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
@@ -180,10 +180,7 @@ def _limits(budget: str | None) -> "list[Limit]":
     limits = parse_budget(budget)
     for limit in limits:
         if limit.metric.lower() not in METRICS:
-            raise ConfigError(
-                f"The budget names '{limit.metric}', which an evaluation does not have; there are "
-                f"{', '.join(METRICS)}.{did_you_mean(limit.metric, METRICS)}"
-            )
+            raise ConfigError(not_known("budget: metric", limit.metric, METRICS))
     return limits
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from trt_compress.errors import ConfigError
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
@@ -26,7 +26,7 @@ def list_registered(
 ) -> None:
     """List the operators, compressors, models or targets there are."""
     if kind is not None and kind not in _LISTS:
-        raise ConfigError(f"Cannot list '{kind}'; allowed are {', '.join(_LISTS)}.{did_you_mean(kind, _LISTS)}")
+        raise ConfigError(not_known("list", kind, _LISTS))
     from trt_compress.tools import listing
 
     with progress("Reading the registries"):

@@ -6,8 +6,6 @@ benchmark against the measured copy bandwidth. What is left out is said. Needs a
 """
 
 import argparse
-import json
-import platform
 import random
 import sys
 import time
@@ -22,7 +20,6 @@ import torch
 
 from trt_compress.children import TimeoutExpired, find_program
 from trt_compress.errors import ConfigError, NativeError, PluginError, ShapeError, TrtCompressError, UnsupportedError
-from trt_compress.files import append_line
 from trt_compress.plugins.build import build, tensorrt_headers
 from trt_compress.plugins.library import source_hash
 from trt_compress.plugins.operator import Operator
@@ -32,11 +29,11 @@ from trt_compress.plugins.testing import call_torch, plugin_harness, sample_inpu
 from trt_compress.plugins.testing.comparing import CLEAR, as_array, differences, dtype_name
 from trt_compress.plugins.testing.reference import reference
 from trt_compress.strays import temporary_folder
-from trt_compress.tools.gpu.device import CudaDevice
+from trt_compress.tools.bench.records import measured_with, write_line
 from trt_compress.tools.gpu.guarded import Array, Bytes, Case, Tensor
 from trt_compress.tools.gpu.runs import NO_TIME, RESERVE_S, Runner, Sanitized, sanitize
-from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
-from trt_compress.version import __version__
+from trt_compress.tools.gpu.timing import Clock, CudaClock, copy_bytes_per_s
+from trt_compress.tools.machine import command_output
 
 EXIT_FAILED = 3
 RESULT_VERSION = "1.0"
@@ -361,38 +358,34 @@ def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def device_record(device: CudaDevice, given: argparse.Namespace) -> dict[str, Any]:
+def device_record(clock: Clock, given: argparse.Namespace) -> dict[str, Any]:
     """What every result of this run was measured with."""
     nvcc = command_output("nvcc", "--version") or ""
     return {
+        **measured_with("gpu_check", commit=given.commit),
         "step": "run",
         "result_version": RESULT_VERSION,
-        "trt_compress": __version__,
-        "commit": commit_of_sources(given.commit),
         "kernels": source_hash("cuda"),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "gpu": device.facts(),
+        "gpu": clock.facts(),
         "nvcc": nvcc.strip().splitlines()[-1:] or None,
-        "machine": describe_device(),
-        "packages": package_versions(),
-        "platform": platform.platform(),
         "seed": given.seed,
         "minutes": given.minutes,
     }
 
 
-def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: Path) -> None:
+def run(given: argparse.Namespace, clock: Clock, report: Report, folder: Path) -> None:
     """All steps in order, each as far as time allows."""
     start = time.monotonic()
     end = start + 60.0 * float(given.minutes)
-    print(f"building the kernels for SM {device.sm}", file=sys.stderr)
+    sm = int(clock.facts()["sm"])
+    print(f"building the kernels for SM {sm}", file=sys.stderr)
     with ThreadPoolExecutor(1) as pool:
-        building = pool.submit(build, only=("cuda",), cuda=[device.sm])
+        building = pool.submit(build, only=("cuda",), cuda=[sm])
         made = {o.spec.op_type: checks_of(o, given.seed) for o in operators().values()}
         (outcome,) = building.result()
     if outcome.library is None:
         raise PluginError(f"The kernels were not built: {outcome.note}.")
-    report(Line(step="build", subject=f"SM {device.sm}", state="passed", detail=f"{outcome.seconds:.1f} s",
+    report(Line(step="build", subject=f"SM {sm}", state="passed", detail=f"{outcome.seconds:.1f} s",
                 numbers={"seconds": round(outcome.seconds, 1), "was_built": outcome.was_built}))  # fmt: skip
     runner = Runner(outcome.library.path, folder)
     checks: list[Check] = []
@@ -414,7 +407,7 @@ def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: P
     for line in check_turns(runner, checks, until(0.55)):
         report(line)
     timed = benchmark_cases([o for t, o in operators().items() if t in outcome.library.operators], given.seed)
-    copied = device.copy_bytes_per_second()
+    copied = copy_bytes_per_s(clock, until(0.6))
     report(
         Line(step="benchmark", subject="copy", state="passed", detail=f"{copied / 1e9:.0f} GB/s",
              numbers={"gb_per_s": round(copied / 1e9, 2)})
@@ -422,10 +415,10 @@ def run(given: argparse.Namespace, device: CudaDevice, report: Report, folder: P
     timings = runner.run(timed, repeats=REPEATS, deadline=until(0.62), step="benchmark")
     for line in judge_speed(timed, timings, copied):
         report(line)
-    for line in check_plugins(checks, device.sm, given.tensorrt, folder / "plugins", until(0.78)):
+    for line in check_plugins(checks, sm, given.tensorrt, folder / "plugins", until(0.78)):
         report(line)
     for tool, share in (("memcheck", 0.89), ("racecheck", 1.0)):
-        report(check_sanitizer(runner, checks, tool, device.sm, until(share)))
+        report(check_sanitizer(runner, checks, tool, sm, until(share)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -440,22 +433,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.seed = random.randrange(1 << 30) if given.seed is None else given.seed
     lines: list[Line] = []
     try:
-        device = _usable_device()
-        given.output.parent.mkdir(parents=True, exist_ok=True)
+        clock = _clock()
         with temporary_folder("gpu-check") as folder:
-            record = device_record(device, given)
-            append_line(given.output, json.dumps(record))
+            record = device_record(clock, given)
+            write_line(given.output, record)
             gpu = record["gpu"]
-            print(f"{gpu['name']}, SM {gpu['sm']}, CUDA driver {gpu['cuda_driver']}, seed {given.seed}", flush=True)
+            print(f"{gpu['name']}, SM {gpu['sm']}, CUDA {gpu['cuda']}, seed {given.seed}", flush=True)
 
             def report(line: Line) -> None:
                 lines.append(line)
-                append_line(given.output, json.dumps(line.to_json()))
+                write_line(given.output, line.to_json())
                 if line.step not in ("kernels", "plugins", "turns") or line.state != "passed":
                     print(f"{line.state:8}{line.step:20}{line.subject}  {line.detail}", flush=True)
 
             try:
-                run(given, device, report, folder)
+                run(given, clock, report, folder)
             except TrtCompressError as error:
                 if not lines:
                     raise
@@ -476,24 +468,18 @@ def summarize(lines: Sequence[Line], output: Path) -> int:
     return EXIT_FAILED if any(line.state == "failed" for line in lines) else 0
 
 
-def _usable_device() -> CudaDevice:
-    """The GPU.
+def _clock() -> CudaClock:
+    """The clock of the GPU.
 
     Raises:
         UnsupportedError: There is none, or no nvcc to compile for it.
     """
-    try:
-        device = CudaDevice()
-    except UnsupportedError as error:
-        raise UnsupportedError(
-            f"gpu-check needs an NVIDIA GPU, and {error}; run it on a machine with one (the kernels' logic is tested "
-            "without: make test PYTEST_ARGS=tests/native)."
-        ) from None
+    clock = CudaClock("gpu-check")
     if find_program("nvcc") is None:
         raise UnsupportedError(
             "gpu-check compiles the kernels for this GPU, and nvcc is not on the path; install CUDA."
         )
-    return device
+    return clock
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run kernels through the C interface of libtrtc_cuda, between guard bytes, and say what they did wrong.
 
-Needs numpy and the library only, so that it can run under compute-sanitizer.
+What a device is stands in `Device`: a GPU (`tools/gpu/device.py`), or the emulation of the tests.
 """
 
 import json

@@ -3,11 +3,10 @@
 Nothing here asks for a GPU at import. The host clock does the same on a CPU, for rehearsals.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,11 +14,10 @@ import numpy as np
 import torch
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.files import append_line
 from trt_compress.plugins.library import source_hash
 from trt_compress.runtime.measure.latency import speedup
-from trt_compress.tools.machine import command_output, commit_of_sources, describe_device, package_versions
-from trt_compress.version import __version__
+from trt_compress.tools.bench.records import measured_with, write_line
+from trt_compress.tools.machine import command_output
 
 RESULT_VERSION = "1.0"
 WARM_UP = 3
@@ -27,6 +25,14 @@ L2_FACTOR = 4  # this many times the level 2 cache is read to empty it
 LEAST_FLUSH_BYTES = 64 << 20
 COPY_BYTES = 512 << 20  # of the large copy, read and written together 1 GiB
 _NVIDIA_SMI = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw", "pstate", "driver_version")
+
+_REHEARSE = "go through all of it on the CPU with tiny sizes by --dry-run"
+WITHOUT = {
+    "gpu-check": "test the kernels' logic without: make test PYTEST_ARGS=tests/native",
+    "gpu_kernels": _REHEARSE,
+    "gpu_end_to_end": _REHEARSE,
+}
+"""What can be done without a GPU, by who needs one."""
 
 Call = Callable[[], object]
 
@@ -70,12 +76,15 @@ class CudaClock:
         if not torch.cuda.is_available():
             raise UnsupportedError(
                 f"{who} needs an NVIDIA GPU, and torch {torch.__version__} sees none here; run it on a machine with "
-                "one, or go through all of it on the CPU with tiny sizes by --dry-run."
+                f"one, or {WITHOUT[who]}."
             )
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.properties = torch.cuda.get_device_properties(self.device)
+
+    @cached_property
+    def _flush(self) -> torch.Tensor:
         num_bytes = max(L2_FACTOR * int(self.properties.L2_cache_size), LEAST_FLUSH_BYTES)
-        self._flush = torch.ones(num_bytes // 4, dtype=torch.int32, device=self.device)
+        return torch.ones(num_bytes // 4, dtype=torch.int32, device=self.device)
 
     def side(self, call: Call, *, capture: bool = True) -> Side:
         """Warmed up, and captured in a CUDA graph if asked; what refuses to be captured runs as it is, and is noted."""
@@ -201,15 +210,12 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
 def run_record(benchmark: str, clock: Clock, *, commit: str | None, dry_run: bool) -> dict[str, Any]:
     """What every line of a run was measured with."""
     return {
-        "benchmark": benchmark,
+        **measured_with(benchmark, commit=commit),
         "result_version": RESULT_VERSION,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit_of_sources(commit),
         "kernels": source_hash("cuda"),
         "dry_run": dry_run,
         "gpu": clock.facts(),
-        "machine": describe_device(),
-        "versions": {"trt-compress": __version__, **package_versions(), "torch": torch.__version__},
+        "torch": torch.__version__,  # with its CUDA, which a package's version may leave out
     }
 
 
@@ -222,8 +228,7 @@ class Recorder:
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write({**self.run, "case": "run"})
+        write_line(self.path, {**self.run, "case": "run"})
 
     def add(self, line: Mapping[str, Any]) -> None:
         """One result; it carries what identifies the run."""
@@ -231,7 +236,4 @@ class Recorder:
         gpu = {key: self.run["gpu"].get(key) for key in ("name", "sm")}
         full = {**{key: self.run[key] for key in keys}, "gpu": gpu, **line}
         self.lines.append(full)
-        self._write(full)
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        append_line(self.path, json.dumps(line))
+        write_line(self.path, full)

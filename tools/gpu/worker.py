@@ -5,13 +5,13 @@ A process of its own: a kernel that faults takes its CUDA context along, and com
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from trt_compress.errors import PluginError
-from trt_compress.tools.gpu.device import CudaDevice
 from trt_compress.tools.gpu.guarded import Case, Device, Kernels, run_case, run_in_turns
 
 RESULTS = "results.jsonl"
@@ -61,6 +61,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0)
     parser.add_argument("--turns", action="store_true")
     given = parser.parse_args()
+    if given.once:
+        os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # each tensor by itself, so that its borders are seen
+    from trt_compress.tools.gpu.device import CudaDevice
+
     names = given.names.read_text(encoding="utf-8").split()
     kernels, device = Kernels(given.library), CudaDevice()
     if given.turns:

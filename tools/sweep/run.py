@@ -226,7 +226,7 @@ def sweep(
                 advice=advice,
                 interrupted=done.interrupted,
                 device=describe_device(),
-                versions={"trt-compress": __version__, **package_versions()},
+                versions=package_versions(),
             )
 
         keep = (lambda: write_result(result(), Path(output))) if output is not None else (lambda: None)

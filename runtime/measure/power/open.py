@@ -8,7 +8,7 @@ from trt_compress.runtime.measure.power.ina import HWMON, InaReader
 from trt_compress.runtime.measure.power.lines import nvidia_smi_reader, tegrastats_reader
 from trt_compress.runtime.measure.power.rapl import POWERCAP, RaplReader
 from trt_compress.runtime.measure.power.reader import PowerReader
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 
 def open_reader(kind: str = "auto") -> PowerReader:
@@ -31,8 +31,7 @@ def open_reader(kind: str = "auto") -> PowerReader:
     if kind != "auto":
         names = ["auto", *openers]
         raise ConfigError(
-            f"Unknown power reader '{kind}'; allowed are {', '.join(names)}, or a name and its place such as "
-            f"'ina:/sys/class/hwmon'.{did_you_mean(name, names)}"
+            not_known("power reader", kind, names, ", or a name and its place such as 'ina:/sys/class/hwmon'")
         )
     reasons = []
     for name, opener in openers.items():

@@ -13,7 +13,7 @@ from trt_compress.foreign import shown
 from trt_compress.methods.artifact import ArtifactCard, ArtifactFile, read_artifact
 from trt_compress.methods.config import CompressorConfig, Method
 from trt_compress.methods.table import METHODS
-from trt_compress.suggest import did_you_mean
+from trt_compress.suggest import not_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +96,13 @@ def spec_string(specs: Sequence[CompressorSpec]) -> str:
 def make_spec(name: str, options: Mapping[str, Any]) -> CompressorSpec:
     """Check options (text or plain values) and make the configuration of compressor `name`."""
     if name not in METHODS:
-        raise ConfigError(
-            f"compressor '{name}' is not known; there are {', '.join(METHODS)}, or none.{did_you_mean(name, METHODS)}"
-        )
+        raise ConfigError(not_known("compressor", name, METHODS, ", or none"))
     config_class = METHODS[name].config
     hints = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key in options:
         if key not in fields:
-            raise ConfigError(
-                f"{name}: option '{key}' is not known; there are {', '.join(fields)}.{did_you_mean(key, fields)}"
-            )
+            raise ConfigError(not_known(f"{name}: option", key, fields))
     missing = [f.name for f in fields.values() if f.default is dataclasses.MISSING and f.name not in options]
     if missing:
         raise ConfigError(f"{name}: option '{missing[0]}' is missing; write {name}:{missing[0]}=….")

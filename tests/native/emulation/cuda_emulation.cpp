@@ -1031,8 +1031,8 @@ extern "C" __attribute__((visibility("default"))) void trtcEmulationClearFault()
     trtc::emulation::clearFault();
 }
 
-// A capture as in a CUDA graph: what is launched until its end is kept, and runs at each replay. The fake driver of the
-// tests calls these.
+// A capture as in a CUDA graph: what is launched until its end is kept, and runs at each replay. The host
+// device of the tests calls these.
 extern "C" __attribute__((visibility("default"))) void trtcEmulationBeginCapture()
 {
     machine().recording = new trtc::emulation::Recording;

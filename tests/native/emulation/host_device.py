@@ -4,7 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,13 @@ class HostDevice:
     """Each run of a case takes another order of threads and blocks."""
 
     stream: int | None = None
-    can_capture = False
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, *, captures: bool = False) -> None:
+        self.can_capture = captures
         self._library = ctypes.CDLL(str(library))
         self._library.trtcEmulationFault.restype = ctypes.c_char_p
+        self._library.trtcEmulationEndCapture.restype = ctypes.c_void_p
+        self._library.trtcEmulationReplay.argtypes = self._library.trtcEmulationForget.argtypes = (ctypes.c_void_p,)
         self._held: dict[int, Any] = {}
 
     def allocate(self, num_bytes: int) -> int:
@@ -55,8 +57,10 @@ class HostDevice:
         order, seed = ORDERS[number]
         self._library.trtcEmulationSetOrder(ctypes.c_int(order), ctypes.c_uint64(seed))
 
-    def captured(self, call: Callable[[], None]) -> NoReturn:
-        raise NotImplementedError("the emulation has no graphs")
+    def captured(self, call: Callable[[], None]) -> "Recorded":
+        self._library.trtcEmulationBeginCapture()
+        call()
+        return Recorded(self._library, self._library.trtcEmulationEndCapture())
 
     def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
         times = []
@@ -65,3 +69,16 @@ class HostDevice:
             call()
             times.append(1e6 * (time.perf_counter() - start))
         return times
+
+
+class Recorded:
+    """What was launched in a capture; each call launches it again."""
+
+    def __init__(self, library: ctypes.CDLL, recording: int) -> None:
+        self._library, self._recording = library, recording
+
+    def __call__(self) -> None:
+        assert self._library.trtcEmulationReplay(self._recording) == 0
+
+    def close(self) -> None:
+        self._library.trtcEmulationForget(self._recording)

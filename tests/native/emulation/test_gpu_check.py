@@ -10,17 +10,20 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.native.emulation import building
 from tests.native.emulation.building import HERE, cuda_library, link, objects, operator_folders
 from tests.native.emulation.host_device import HostDevice
 from tests.processes import python_path
+from trt_compress.errors import NativeError
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
@@ -28,8 +31,10 @@ from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, all_headers
 from trt_compress.tools.gpu import check as gpu_check
 from trt_compress.tools.gpu import runs as gpu_check_runs
 from trt_compress.tools.gpu.check import Check, Line, checks_of, compare, judge, judge_speed
+from trt_compress.tools.gpu.device import CudaDevice, TorchMemory
 from trt_compress.tools.gpu.guarded import Case, Kernels, run_case, run_in_turns
 from trt_compress.tools.gpu.runs import Runner
+from trt_compress.tools.gpu.timing import HostClock, copy_bytes_per_s
 from trt_compress.tools.machine import gpus
 
 SEED = 20240
@@ -202,6 +207,49 @@ def test_without_a_gpu_it_says_so_in_a_sentence(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_captured_calls_are_replayed(emulated: Path, good_data: list[Check]) -> None:
+    for check in good_data[:4]:
+        ran = run_case(Kernels(emulated), HostDevice(emulated, captures=True), check.case, repeats=3)
+        assert (ran.problems, compare(check, ran.outputs), len(ran.latencies_us)) == ((), [], 3), check.sample.label
+        assert ran.was_captured
+
+
+def test_memory_of_torch_by_its_addresses() -> None:
+    memory = TorchMemory(torch.device("cpu"))
+    pointer, other = memory.allocate(1000), memory.allocate(0)
+    memory.fill(pointer, 0xA5, 1000)
+    data = np.random.default_rng(0).integers(0, 256, 500, dtype=np.uint8)
+    memory.write(pointer + 100, data.reshape(20, 25).T)  # not contiguous
+    found = memory.read(pointer, 1000)
+    assert (found[:100] == 0xA5).all() and (found[600:] == 0xA5).all()
+    assert np.array_equal(found[100:600], data.reshape(20, 25).T.ravel())
+    memory.write(other, data[:0])
+    assert memory.read(pointer + 1000, 0).size == 0
+    for call in (lambda: memory.read(pointer, 1001), lambda: memory.fill(pointer + 1, 0, 1000)):
+        with pytest.raises(NativeError, match="100[01] bytes at 0x[0-9a-f]+ lie in nothing that was allocated"):
+            call()
+    memory.free(pointer)
+    with pytest.raises(NativeError):
+        memory.read(pointer, 1)
+
+
+@pytest.mark.gpu
+def test_a_gpu_captures_replays_and_says_its_errors() -> None:
+    device = CudaDevice()
+    pointer, other = device.allocate(64), device.allocate(64)
+    device.fill(pointer, 1, 64)
+    launch = device.captured(lambda: device._view(other, 64).copy_(device._view(pointer, 64)))
+    for value in (3, 4):
+        device.fill(pointer, value, 64)
+        launch()
+        device.synchronize()
+        assert (device.read(other, 64) == value).all()
+    launch.close()
+    with pytest.raises(NativeError):
+        device.captured(device.synchronize)
+    assert len(device.latencies_us(lambda: device._view(other, 64).fill_(1), 7)) == 7
+
+
 def test_gpu_check_takes_nothing_of_the_tests() -> None:
     for path in Path(gpu_check.__file__).parent.glob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -354,13 +402,6 @@ def test_missing_headers_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert line.state == "skipped" and line.detail.startswith("no TensorRT headers: ")
 
 
-class RehearsalDevice(HostDevice):
-    sm = 87
-
-    def copy_bytes_per_second(self) -> float:
-        return 1e9
-
-
 @pytest.mark.usefixtures("emulated_worker")
 @pytest.mark.parametrize("is_sound", [True, False])
 def test_rehearsal_of_the_whole_command(
@@ -371,7 +412,7 @@ def test_rehearsal_of_the_whole_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """All steps in order, with the emulation as the GPU: only the driver's own functions are left to a real one."""
+    """All steps in order, with the emulation as the GPU: only `CudaDevice` and `CudaClock` need one."""
     restores = replace(operators()["TrtcTokenRestore"], samples=tuple(check.sample for check in restore[:4]))
     selects = operators()["TrtcTokenSelect"]
     library = SimpleNamespace(path=faulty, operators=("TrtcTokenRestore",))
@@ -385,6 +426,7 @@ def test_rehearsal_of_the_whole_command(
     monkeypatch.setattr(gpu_check, "DTYPES", ("float32",))
     monkeypatch.setattr(gpu_check, "BENCHMARK_DTYPE", "float32")
     monkeypatch.setattr(gpu_check, "REPEATS", 20)
+    monkeypatch.setattr(gpu_check, "copy_bytes_per_s", partial(copy_bytes_per_s, num_bytes=1 << 20, rounds=2))
     original = gpu_check.case_of
 
     def named(operator: Operator, sample: Any, inputs: Any, name: str, itemsize: int) -> Case:
@@ -394,7 +436,7 @@ def test_rehearsal_of_the_whole_command(
     monkeypatch.setattr(gpu_check, "case_of", named)
     lines: list[Line] = []
     given = Namespace(minutes=5.0, seed=SEED, tensorrt=None)
-    gpu_check.run(given, RehearsalDevice(faulty), lines.append, tmp_path)  # type: ignore[arg-type]
+    gpu_check.run(given, HostClock(), lines.append, tmp_path)
     states = {(line.step, line.state) for line in lines}
     assert ("kernels", "passed" if is_sound else "failed") in states
     assert ("kernels", "skipped") in states, "an operator without a kernel is named"

@@ -338,7 +338,7 @@ def test_rapl_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_choosing_a_reader(program: Callable[[str, str], None]) -> None:
-    with pytest.raises(ConfigError, match="Unknown power reader 'tegrastat'; .* Did you mean 'tegrastats'"):
+    with pytest.raises(ConfigError, match="power reader 'tegrastat' is not known; .* Did you mean 'tegrastats'"):
         open_reader("tegrastat")
     program("tegrastats", f"echo '{ORIN_NX}'; exec sleep 60")
     reader = open_reader("tegrastats")

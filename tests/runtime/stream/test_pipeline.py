@@ -453,7 +453,7 @@ def test_a_sink_that_cannot_be_finished_is_an_error() -> None:
         ({"frames": 0}, "frames=0; give at least 1"),
         ({"deadline_ns": -5}, "deadline_ns=-5; give at least 1"),
         ({"stall_s": 0.0}, "stall_s=0.0; give a time above 0"),
-        ({"policy": "newest"}, "Unknown policy 'newest'; allowed are block, latest, drop-oldest"),
+        ({"policy": "newest"}, "policy 'newest' is not known; there are block, latest, drop-oldest"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
