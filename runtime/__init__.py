@@ -3,5 +3,6 @@
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.session import Session
+from trt_compress.runtime.states import States
 
-__all__ = ["Bundle", "Manifest", "Session"]
+__all__ = ["Bundle", "Manifest", "Session", "States"]

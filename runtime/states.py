@@ -6,7 +6,7 @@ state that gets longer with each run has new memory each time.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +220,7 @@ class States:
             rows = [row for row in range(self._memory.known_batch()) for _ in range(count)]
             self._take(rows)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Iterable[int]) -> None:
         """Keep these sequences, in this order, and let go of the others; one may be there several times.
 
         Args:

@@ -108,15 +108,12 @@ def bundle_of(folder: Path, nodes: list[onnx.NodeProto], dtype: str = "float32")
     constants = {
         "last": np.array([3]), "two": np.array([2]), "one_axis": np.array([1]), "three": np.array(3),
     }  # fmt: skip
-    graph = helper.make_graph(
-        nodes,
-        "model",
-        *(
-            [helper.make_tensor_value_info(name, TYPES[kind], list(shape)) for name, (kind, shape) in side.items()]
-            for side in (inputs, outputs)
-        ),
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
+    sides = [
+        [helper.make_tensor_value_info(name, TYPES[kind], list(shape)) for name, (kind, shape) in side.items()]
+        for side in (inputs, outputs)
+    ]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "model", sides[0], sides[1], weights)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("trt_compress", 1)]
     model = add_bodies(helper.make_model(graph, opset_imports=opsets, ir_version=10))
     infos = [

@@ -66,4 +66,4 @@ def test_a_stream_needs_its_libraries_only_when_it_uses_them(double_bundle: Bund
 def test_the_public_names() -> None:
     import trt_compress.runtime
 
-    assert trt_compress.runtime.__all__ == ["Bundle", "Manifest", "Session"]
+    assert trt_compress.runtime.__all__ == ["Bundle", "Manifest", "Session", "States"]

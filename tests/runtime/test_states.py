@@ -19,8 +19,7 @@ from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
 from trt_compress.format.graphs import Capacity, Graph, Range, State, TensorInfo
 from trt_compress.format.manifest import Batch, Manifest, Model, Weights
-from trt_compress.runtime import Bundle, Session
-from trt_compress.runtime.states import States
+from trt_compress.runtime import Bundle, Session, States
 
 Tensors = dict[str, tuple[str, tuple[int | str, ...]]]
 NUMBERS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bfloat16": TensorProto.BFLOAT16}
@@ -33,7 +32,7 @@ def graph_of(name: str, nodes: list[onnx.NodeProto], inputs: Tensors, outputs: T
         for side in (inputs, outputs)
     ]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("trt_compress", 1)]
-    model = helper.make_model(helper.make_graph(nodes, name, *sides), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(helper.make_graph(nodes, name, sides[0], sides[1]), opset_imports=opsets, ir_version=10)
     infos = [
         tuple(TensorInfo(name=key, dtype=dtype, shape=shape) for key, (dtype, shape) in side.items())
         for side in (inputs, outputs)
