@@ -66,7 +66,7 @@ MAY = {
 }
 
 PUBLIC = {
-    "trt_compress.runtime": ["Bundle", "Manifest", "Session"],
+    "trt_compress.runtime": ["Bundle", "Manifest", "Session", "States"],
 }
 
 
