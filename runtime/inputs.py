@@ -32,8 +32,10 @@ class InputCheck:
         Raises:
             ConfigError: There is not one input.
         """
-        if isinstance(given, dict) or isinstance(given, Mapping):  # noqa: SIM101 (the former is far faster)
+        if isinstance(given, dict):
             return given
+        if isinstance(given, Mapping):
+            return dict(given)
         if len(self.expected) == 1:
             return dict.fromkeys(self.expected, given)  # what it is, if no array, is said where inputs are checked
         raise ConfigError(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+from weakref import WeakSet
 
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.graphs import Capacity, Range
@@ -49,11 +50,13 @@ class Loaded:
         growing: Symbols of axes that get longer with each run → the most they may get to, or None.
         capacities: Symbols of axes whose length is chosen → how.
         ranges: Their smallest and largest length.
+        made: What holds states on these graphs.
     """
 
     def __init__(self, bundle: Bundle, executables: Mapping[str, Executable]) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
+        self.made: WeakSet[LetsGo] = WeakSet()
         mine = [state for state in manifest.states if state.graph in executables]
         self.graphs = {
             graph.name: _loaded(graph, executables[graph.name], [state for state in mine if state.graph == graph.name])
@@ -112,6 +115,14 @@ class Loaded:
             "files": {name: manifest.files[name].sha256 for name in files if name in manifest.files},
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+class LetsGo(Protocol):
+    """What holds memory for the graphs, until they are closed."""
+
+    def let_go(self) -> None:
+        """Let go of it."""
+        ...
 
 
 class HasLoaded(Protocol):

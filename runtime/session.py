@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
@@ -69,7 +68,6 @@ class Session:
         self._graphs = dict(self.loaded.graphs)  # stays when it is closed, as does what they take and give
         self.graphs = tuple(self._graphs)
         self._own: States | None = None
-        self._made: WeakSet[States] = WeakSet()
         self._own_lock = threading.Lock()
         self._links = {
             link.to: link.source
@@ -199,16 +197,12 @@ class Session:
             ConfigError: The session was closed, a number is out of range, or the bundle has no such capacity.
         """
         self._require_open()
-        made = States(self, batch=batch, capacity=capacity)
-        self._made.add(made)
-        return made
+        return States(self, batch=batch, capacity=capacity)
 
     def load_states(self, path: str | Path, *, capacity: int | Mapping[str, int] | None = None) -> States:
         """Read what `States.save` wrote, of this bundle; see `States.load`."""
         self._require_open()
-        made = States.load(path, self, capacity=capacity)
-        self._made.add(made)
-        return made
+        return States.load(path, self, capacity=capacity)
 
     @property
     def states(self) -> States:
@@ -318,7 +312,7 @@ class Session:
     def close(self) -> None:
         """Let go of the loaded graphs and all states; a run that another thread is in ends as if it had been first."""
         self.loaded.graphs.clear()
-        for made in tuple(self._made):
+        for made in tuple(self.loaded.made):
             made.let_go()
 
     def __enter__(self) -> "Session":

@@ -98,6 +98,7 @@ class States:
         self._broken = False
         self._carried: list[frozenset[str]] = []  # states of the runs that are going on
         self._carried_lock = threading.Lock()  # held for an instant, never while a graph runs
+        self._loaded.made.add(self)
 
     @classmethod
     def load(cls, path: str | Path, session: HasLoaded, *, capacity: int | Mapping[str, int] | None = None) -> "States":

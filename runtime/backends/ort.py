@@ -89,6 +89,8 @@ class OrtBinding:
         """See `Binding`."""
         binding = self._binding
         shapes = [array.shape for array in inputs.values()]
+        if held:
+            shapes += [buffer.shape for buffer in held.values()]
         if shapes != self._shapes:
             self._shapes, self._inputs, self._outputs = shapes, {}, {}
         for name, array in inputs.items():

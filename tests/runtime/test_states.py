@@ -7,6 +7,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,27 @@ def test_inputs_and_outputs_belong_to_the_caller(tmp_path: Path) -> None:
         for given, expected in kept:
             np.testing.assert_array_equal(given, expected)
             given[:] = 0  # and may be written to
+
+
+def test_a_state_that_grows_has_new_memory_and_other_outputs_each_time(tmp_path: Path) -> None:
+    """What is given has the length of the state before the run, which no input says."""
+    nodes = [helper.make_node("Concat", ["past", "x"], ["present"], axis=1), helper.make_node("Neg", ["past"], ["y"])]
+    past, token = ("float32", ("batch", "held")), ("float32", ("batch", "tokens"))
+    after = ("float32", ("batch", "held_after"))
+    graph = graph_of("model", nodes, {"x": token, "past": past}, {"y": past, "present": after})
+    state = State(graph="model", input="past", output="present", shape=past[1], dtype="float32", capacity=9)
+    with Session.open(bundle_of(tmp_path / "b", [graph], state), threads=1) as session:
+        states = session.new_states(capacity=5)
+        for held in range(5):
+            given = session.run(MappingProxyType({"x": np.full((1, 1), held, np.float32)}), states)["y"]
+            assert given.tolist() == [[-float(n) for n in range(held)]]
+        forked = states.fork()
+        with pytest.raises(ShapeError, match=r"'model\.past' 6 long on 'held'; its capacity is 5\."):
+            session.run(np.zeros((1, 1), np.float32), states)
+        forked.repeat(2)
+        assert session.run(np.zeros((2, 0), np.float32), forked)["y"].shape == (2, 5)
+        states.save(tmp_path / "s.npz")
+        assert session.run(np.zeros((1, 0), np.float32), session.load_states(tmp_path / "s.npz"))["y"].shape == (1, 5)
 
 
 def test_sequences_are_forked_repeated_and_kept(tmp_path: Path) -> None:
@@ -438,11 +460,12 @@ def test_states_of_a_closed_session_say_so(tmp_path: Path) -> None:
     session = Session.open(counter(tmp_path / "b"))
     states = session.new_states()
     session.run(rows(1), states)
+    forked = states.fork()
     session.close()
     for call in (lambda: session.run(rows(1), states), lambda: states.fork(), lambda: session.new_states()):
         with pytest.raises(ConfigError, match=r"closed; open the bundle again\.$"):
             call()
-    assert states.allocated_bytes == 0 and repr(states) == "<States of a closed session>"
+    assert states.allocated_bytes == forked.allocated_bytes == 0 and repr(states) == "<States of a closed session>"
 
 
 def test_a_first_run_that_fails_fixes_no_batch(tmp_path: Path) -> None:
