@@ -275,9 +275,8 @@ def _growth(capacity: Capacity) -> str:
     adds = ", ".join(
         f"{graph} adds {'one a token' if count == 'tokens' else count}" for graph, count in capacity.adds.items()
     )
-    return ("one a token read" if capacity.used is None else f"as '{capacity.used}' says") + (
-        f"; {adds}" if adds else ""
-    )
+    used = "one a token read" if capacity.used is None else f"as '{capacity.used}' says"
+    return f"{used}; {adds}" if adds else used
 
 
 def _procedure(procedure: Procedure, manifest: Manifest) -> list[tuple[str, object]]:
@@ -290,10 +289,8 @@ def _procedure(procedure: Procedure, manifest: Manifest) -> list[tuple[str, obje
         return f"{' → '.join(part.graphs)}, {count} tokens a run{at_once}; {part.logits} ({part.rows})"
 
     def upkeep(part: Upkeep) -> str:
-        when = "" if part.capacity is None else f" while '{part.capacity}' has {part.at_least} slots in use"
-        return (
-            f"{part.graph} after every {part.after}{when}" if part.after != "prompt" else f"{part.graph} after it{when}"
-        )
+        when = "" if part.capacity is None else f", while '{part.capacity}' has {part.at_least} slots or more in use"
+        return f"{part.graph} after {'the' if part.after == 'prompt' else 'every'} {part.after}{when}"
 
     media = [
         f"{' → '.join(part.graphs)} ({part.input.get('kind')})"

@@ -1,0 +1,282 @@
+"""Sequences of tokens that a bundle reads by its procedure: `trt_compress.format.procedure` says what happens when.
+
+This is that text for a session: it makes what the graphs are fed, has room for their states, runs them in turn and
+keeps their states up. What the logits are used for is not its matter.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trt_compress.errors import BundleError, ConfigError
+from trt_compress.format.manifest import TensorInfo
+from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, runs_of
+from trt_compress.runtime.inputs import InputCheck
+from trt_compress.runtime.loaded import LoadedGraph
+from trt_compress.runtime.session import Session
+from trt_compress.runtime.states import States
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Sequences:
+    """B sequences that are read side by side, from their beginning on. Many may live on one session.
+
+    Attributes:
+        session: What runs them.
+        states: Their states.
+    """
+
+    def __init__(self, session: Session, *, batch: int = 1, capacity: int | Mapping[str, int] | None = None) -> None:
+        """Begin B sequences.
+
+        Args:
+            session: Of a bundle with a procedure, with all its graphs.
+            batch: B.
+            capacity: The most slots that the states may get; see `States`.
+
+        Raises:
+            ConfigError: The bundle has no procedure, a graph of it is not loaded, or a number is out of range.
+        """
+        manifest = session.bundle.manifest
+        if manifest.procedure is None:
+            raise ConfigError(
+                f"'{session.bundle.path}' has no procedure by which it would read tokens; run it with Session.run."
+            )
+        if missing := [graph.name for graph in manifest.graphs if graph.name not in session.graphs]:
+            raise ConfigError(f"The procedure runs the graph '{missing[0]}', which is not loaded; open all graphs.")
+        self.session = session
+        self.states: States = session.new_states(batch=batch, capacity=capacity)
+        self._procedure: Procedure = manifest.procedure
+        self._manifest = manifest
+        self._links = {link.to: link.source for link in manifest.links}
+        self._seen = np.zeros(batch, np.int64)
+        self._checks: dict[tuple[str, ...], InputCheck] = {}
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Tokens that each sequence has read."""
+        return tuple(self._seen.tolist())
+
+    def attend(self, inputs: Mapping[str, Array]) -> None:
+        """Run what stands before the prompt: pictures, sound, a question.
+
+        Args:
+            inputs: By `graph.tensor`, in the dtype and shape that the graphs take.
+
+        Raises:
+            ConfigError: Tokens were read already, or an input is missing or unknown.
+            ShapeError, UnsupportedError: As `Session.run`.
+        """
+        if self._seen.any():
+            raise ConfigError("What stands beside the tokens is read before them; begin new sequences.")
+        taken = {f"{name}.{tensor}" for media in self._procedure.media for name in media.graphs
+                 for tensor in self.session.inputs_of(name)}  # fmt: skip
+        if unknown := [name for name in inputs if name not in taken]:
+            raise ConfigError(f"Unknown input '{unknown[0]}'; there are {', '.join(sorted(taken)) or 'none'}.")
+        for media in self._procedure.media:
+            self._turn(media.graphs, {name: value for name, value in inputs.items() if _graph(name) in media.graphs})
+
+    def read(self, prompts: Sequence[Array]) -> Array:
+        """Read tokens that are known.
+
+        Args:
+            prompts: For each sequence its tokens, integers [N]; N may differ where the bundle can tell filling apart.
+
+        Returns:
+            The logits behind the last token of each sequence, [B, V].
+
+        Raises:
+            ConfigError: They are not as many as sequences, or too few or too many to be read at once.
+            ShapeError: A capacity would be exceeded.
+            BundleError: Upkeep does not make room.
+            UnsupportedError: The backend failed.
+        """
+        texts = self._checked(prompts)
+        found: Array | None = None
+        for run, logits in self._runs(self._procedure.prompt, texts):
+            rows = logits if logits.ndim == 2 else logits[np.arange(len(texts)), np.maximum(run.counts, 1) - 1]
+            found = np.zeros_like(rows) if found is None else found
+            for row, text in enumerate(texts):
+                if run.start < len(text) <= run.start + run.tokens:
+                    found[row] = rows[row]
+        assert found is not None  # there was a token, so there was a run
+        return found
+
+    def step(self, tokens: Sequence[int] | Array, *, ended: Sequence[bool] | None = None) -> Array:
+        """Read the next token of each sequence.
+
+        Args:
+            tokens: B of them.
+            ended: Sequences that read none, as they have ended; None: all go on.
+
+        Returns:
+            The logits behind them, [B, V]; of a sequence that has ended, anything.
+
+        Raises:
+            ConfigError, ShapeError, BundleError, UnsupportedError: As `read`.
+        """
+        given = np.asarray(tokens)
+        if given.shape != self._seen.shape or given.dtype.kind not in "iu":
+            raise ConfigError(f"{given.dtype} {list(given.shape)} was given; give {len(self._seen)} integers.")
+        counts = [1] * len(given) if ended is None else [int(not over) for over in ended]
+        if len(counts) != len(given) or (min(counts, default=1) == 0 and not self._tells_filling()):
+            raise ConfigError(
+                f"ended={ended!r:.100}; the bundle cannot tell filling from tokens, so that all {len(given)} sequences "
+                "read one: take those that have ended out of the states."
+            )
+        run = Run(start=0, tokens=1, counts=tuple(counts), moments=("run", "step"))
+        logits = self._run(self._procedure.step, run, [given[row : row + 1] for row in range(len(given))])
+        return logits if logits.ndim == 2 else logits[:, -1]
+
+    def score(self, texts: Sequence[Array]) -> list[Array]:
+        """How probable texts are. These sequences have to be new, and are of no further use.
+
+        Args:
+            texts: For each sequence its tokens, integers [N].
+
+        Returns:
+            For each the natural logarithms of the probability of its tokens, from the second on, [N - 1].
+
+        Raises:
+            ConfigError: Tokens were read already, the bundle gives no logits of every token, and as `read`.
+            ShapeError, BundleError, UnsupportedError: As `read`.
+        """
+        part = self._procedure.score or self._procedure.prompt
+        if part.rows == "last":
+            raise ConfigError(f"'{self.session.bundle.path}' gives the logits of the last token only, and scores none.")
+        if self._seen.any():
+            raise ConfigError("These sequences have read tokens already; begin new ones to score texts.")
+        tokens = self._checked(texts)
+        found: list[list[Array]] = [[] for _ in tokens]
+        for run, values in self._runs(part, tokens):
+            for row, text in enumerate(tokens):
+                following = text[run.start + 1 : run.start + run.counts[row] + 1]
+                each = values[row, : len(following)]
+                found[row].append(each if part.rows == "next" else _log_softmax(each)[range(len(each)), following])
+        return [np.concatenate(parts) for parts in found]
+
+    def _checked(self, prompts: Sequence[Array]) -> list[Array]:
+        texts = [np.asarray(text) for text in prompts]
+        if len(texts) != len(self._seen):
+            raise ConfigError(f"{len(texts)} texts were given; there are {len(self._seen)} sequences.")
+        for text in texts:
+            if text.ndim != 1 or text.dtype.kind not in "iu":
+                raise ConfigError(f"A text is {text.dtype} {list(text.shape)}; give the numbers of its tokens, [N].")
+        lengths = sorted({len(text) for text in texts})
+        if lengths[-1] == 0:
+            raise ConfigError("There is no token to read; give at least one.")
+        if len(lengths) > 1 and not self._tells_filling():
+            raise ConfigError(
+                f"The texts have {lengths[0]} to {lengths[-1]} tokens, and the bundle cannot tell filling from tokens; "
+                "give texts of equal length, or sequences of their own."
+            )
+        return texts
+
+    def _tells_filling(self) -> bool:
+        return "count" in self._procedure.feeds.values()
+
+    def _runs(self, part: Pass, texts: Sequence[Array]) -> Iterator[tuple[Run, Array]]:
+        """The runs that read whole texts, each with what it gave."""
+        try:
+            runs = list(runs_of(part, self._manifest.lengths, [len(text) for text in texts]))
+        except ValueError as error:
+            raise ConfigError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        for run in runs:
+            if min(run.counts) < run.tokens and not self._tells_filling():
+                raise ConfigError(
+                    f"{len(texts[0])} tokens are not read in runs of at least {run.tokens}, and the bundle cannot tell "
+                    "filling from tokens; give more or fewer."
+                )
+            yield run, self._run(part, run, [text[run.start :] for text in texts])
+
+    def _run(self, part: Pass, run: Run, texts: Sequence[Array]) -> Array:
+        """One run of a pass on the beginnings of texts, and the upkeep that is then due; returns what it gives."""
+        tokens = np.zeros((len(texts), run.tokens), np.int64)
+        following = np.zeros_like(tokens)
+        for row, (text, count) in enumerate(zip(texts, run.counts, strict=True)):
+            tokens[row, :count] = text[:count]
+            after = text[1 : count + 1]
+            following[row, : len(after)] = after
+        position = self._procedure.position
+        first = self._seen if position in (SEEN, KEPT) else self._used(position)
+        made = {
+            "tokens": tokens,
+            "next": following,
+            "count": np.array(run.counts, np.int64),
+            "seen": self._seen,
+            "positions": first[:, None] + np.arange(run.tokens),
+        }
+        self._reserve(part.graphs, run.tokens)
+        values = self._turn(part.graphs, self._fed(part.graphs, made))
+        self._seen = self._seen + np.array(run.counts, np.int64)
+
+        def maintain(graph: str) -> None:
+            self._reserve((graph,), 0)
+            self._turn((graph,), self._fed((graph,), {"seen": self._seen}))
+
+        try:
+            keep_up(self._procedure, run.moments, lambda symbol: self._used(symbol).tolist(), maintain)
+        except ValueError as error:
+            raise BundleError(f"The bundle's procedure is at fault: {error}; export the bundle again.") from None
+        return values[str(part.logits)]
+
+    def _fed(self, graphs: Sequence[str], made: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {name: what for name, what in self._procedure.feeds.items() if _graph(name) in graphs}
+        return {name: made[what].astype(self._info(name).dtype, copy=False) for name, what in feeds.items()}
+
+    def _turn(self, graphs: tuple[str, ...], given: Mapping[str, Array]) -> dict[str, Array]:
+        """Run graphs in order, each on what is given, linked, or held by the states; returns `graph.tensor`."""
+        names = [f"{graph}.{tensor}" for graph in graphs for tensor in self.session.inputs_of(graph)]
+        if graphs not in self._checks:
+            fed = {name: self._info(name) for name in names if name not in self._links}
+            self._checks[graphs] = InputCheck(fed)
+        symbols = self._checks[graphs].symbols(given)
+        values = dict(given)
+
+        def feed(graph: LoadedGraph) -> dict[str, Array]:
+            whole = {tensor: f"{graph.name}.{tensor}" for tensor in graph.inputs}
+            return {tensor: values[self._links.get(name, name)] for tensor, name in whole.items()}
+
+        def took(graph: LoadedGraph, outputs: Mapping[str, Array]) -> None:
+            values.update({f"{graph.name}.{tensor}": value for tensor, value in outputs.items()})
+
+        loaded = self.session.loaded.graphs
+        if not loaded:
+            raise ConfigError("The session is closed; open the bundle again.")
+        self.states.run_all([loaded[name] for name in graphs], symbols, feed, took)
+        return values
+
+    def _info(self, name: str) -> TensorInfo:
+        graph, _, tensor = name.partition(".")
+        return self.session.inputs_of(graph)[tensor]
+
+    def _used(self, symbol: str) -> Array:
+        """Slots of a capacity that each sequence uses."""
+        (key,) = (capacity.used for capacity in self._manifest.capacities if capacity.symbol == symbol)
+        held = None if key is None else self.states.value(key)
+        if key is None:
+            return self._seen
+        return np.zeros_like(self._seen) if held is None else held
+
+    def _reserve(self, graphs: tuple[str, ...], tokens: int) -> None:
+        slots = {
+            capacity.symbol: capacity.needed(graphs, int(self._used(capacity.symbol).max(initial=0)), tokens)
+            for capacity in self._manifest.capacities
+            if any(graph in capacity.adds for graph in graphs)
+        }
+        if slots:
+            self.states.reserve(slots)
+
+
+def _graph(name: str) -> str:
+    """The graph of `graph.tensor`."""
+    return name.partition(".")[0]
+
+
+def _log_softmax(logits: Array) -> Array:
+    """Natural logarithms of probabilities, over the last axis."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
