@@ -16,6 +16,7 @@ from trt_compress.runtime.inputs import InputCheck
 from trt_compress.runtime.loaded import LoadedGraph
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.states import States
+from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,7 +75,7 @@ class Sequences:
         taken = {f"{name}.{tensor}" for media in self._procedure.media for name in media.graphs
                  for tensor in self.session.inputs_of(name)}  # fmt: skip
         if unknown := [name for name in inputs if name not in taken]:
-            raise ConfigError(f"Unknown input '{unknown[0]}'; there are {', '.join(sorted(taken)) or 'none'}.")
+            raise ConfigError(not_known("input", unknown[0], sorted(taken)))
         for media in self._procedure.media:
             self._turn(media.graphs, {name: value for name, value in inputs.items() if _graph(name) in media.graphs})
 

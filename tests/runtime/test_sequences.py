@@ -202,7 +202,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
             one.read([np.array([], np.int64)])
         with pytest.raises(ConfigError, match=r"float64 \[1\]; give the numbers of its tokens"):
             one.read([np.array([1.5])])
-        with pytest.raises(ConfigError, match="Unknown input 'look.sound'; there are look.picture"):
+        with pytest.raises(ConfigError, match="input 'look.sound' is not known; there is look.picture"):
             one.attend({"look.sound": np.zeros((1, 2), np.float32)})
         with pytest.raises(ConfigError, match="gives the logits of the last token only"):
             one.score([np.array([1, 2])])
