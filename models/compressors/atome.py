@@ -44,6 +44,7 @@ class Atome(Compressor):
     """Merge the most similar neighbours after the attention of a few layers."""
 
     method = ATOME
+    no_padding = "counts the links that merge for one number of tokens"
     asks = frozenset({"keys"})
     positions = "averaged"
 

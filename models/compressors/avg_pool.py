@@ -9,8 +9,10 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods.vision import AVG_POOL, AvgPoolConfig
 from trt_compress.models.compressors.base import Compressor, after_attention, averaged, check_layer
+from trt_compress.models.compressors.padding import pool_windows
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
+from trt_compress.plugins.operator import cast
 
 
 def pool_tokens(x: Tensor, stride: int) -> Tensor:
@@ -102,6 +104,7 @@ class AvgPool(Compressor):
     method = AVG_POOL
     layer_option = "layer=…"
     positions = "averaged"
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: AvgPoolConfig, host: HostInfo) -> tuple[Placement, ...]:
@@ -121,6 +124,8 @@ class AvgPool(Compressor):
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Pool everything but the prefix."""
         p, stride = self.num_prefix, self.stride
+        if tokens.valid is not None:
+            return self._padded(tokens, tokens.valid)
         position = averaged(
             tokens.position, lambda places: torch.cat([places[:, :p], pool_tokens(places[:, p:], stride)], dim=1)
         )
@@ -137,4 +142,25 @@ class AvgPool(Compressor):
             x=torch.cat([tokens.x[:, :p], weighted.to(tokens.x.dtype)], dim=1),
             size=torch.cat([tokens.size[:, :p], size * window], dim=1),
             position=position,
+        )
+
+    def _padded(self, tokens: Tokens, valid: Tensor) -> Tokens:
+        """Means of what is no padding; a window without a token is padding."""
+        p, stride = self.num_prefix, self.stride
+        weight = torch.where(valid[..., None], tokens.sizes, 0.0)[:, p:]
+        pooled, total = pool_windows(torch.where(valid[..., None], tokens.x, 0)[:, p:].float(), weight, stride)
+        there = cast(valid[:, p:, None], torch.float32)
+        position = averaged(
+            tokens.position,
+            lambda places: torch.cat([places[:, :p], pool_windows(places[:, p:], there, stride)[0]], dim=1),
+        )
+        size = None
+        if tokens.size is not None:
+            size = torch.cat([tokens.size[:, :p], torch.where(total > 0, total, 1.0)], dim=1)
+        return replace(
+            tokens,
+            x=torch.cat([tokens.x[:, :p], cast(pooled, tokens.x.dtype)], dim=1),
+            size=size,
+            position=position,
+            valid=torch.cat([valid[:, :p], total[..., 0] > 0], dim=1),
         )

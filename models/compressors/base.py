@@ -28,7 +28,9 @@ class Compressor(nn.Module, ABC):
         alone: Why no other method can act beside it, as the end of `NAME: …`; None: others can.
         positions: What becomes of positions: the remaining tokens keep theirs, what is merged has the mean, rounded
             down, or they count anew from 0.
-        takes_padding: It knows which tokens are padding (`Tokens.valid`) and heeds it.
+        takes_padding: It knows which tokens are padding (`Tokens.valid`) and heeds it: the tokens of an item come out
+            as they do alone, and padding behind them.
+        no_padding: Why it does not, as the end of `NAME: HOST pads its inputs, and NAME …`.
         takes_stale: It may have taps of tokens that other methods have changed since.
         keeps_prefix: Class, distillation and register tokens leave the site in front of the others, as they came.
         keeps_rest: What it does not pass on is kept and comes back; no token is removed.
@@ -43,6 +45,7 @@ class Compressor(nn.Module, ABC):
     alone: ClassVar[str | None] = None
     positions: ClassVar[PositionRule] = "kept"
     takes_padding: ClassVar[bool] = False
+    no_padding: ClassVar[str] = "cannot tell padding from tokens"
     takes_stale: ClassVar[bool] = False
     keeps_prefix: ClassVar[bool] = True
     keeps_rest: ClassVar[bool] = False

@@ -14,8 +14,11 @@ from trt_compress.models.compressors.base import (
     num_patches_kept,
     ratio_at,
 )
+from trt_compress.models.compressors.padding import PaddedSelection, Selected, packed
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
+from trt_compress.plugins.operator import cast
+from trt_compress.plugins.token_mix.op import token_mix
 from trt_compress.plugins.token_select.op import token_select
 
 
@@ -24,6 +27,7 @@ class Evit(Compressor):
 
     method = EVIT
     asks = frozenset({"class_attention"})
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: EvitConfig, host: HostInfo) -> tuple[Placement, ...]:
@@ -43,9 +47,14 @@ class Evit(Compressor):
         self.num_kept = arrival.prefix + kept
         self.fuse = config.fuse and kept < arrival.patches
         self.tokens_out = self.num_kept + self.fuse
+        self.padded: PaddedSelection | None = None
+        if arrival.host.padded:
+            self.padded = PaddedSelection(arrival.tokens, arrival.prefix, lambda n: num_patches_kept(n, ratio))
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Drop the patches of the least class attention; the fused one stands in the middle of what is in it."""
+        if self.padded is not None:
+            return self._of_padded(self.padded(tokens, taps["class_attention"], "score"), tokens, taps)
         x, index, rest = token_select(
             tokens.x,
             taps["class_attention"],
@@ -65,3 +74,22 @@ class Evit(Compressor):
         if position is not None and middle is not None:
             position = torch.cat([position, middle], dim=1)
         return replace(kept, size=size, position=position)
+
+    def _of_padded(self, kept: Selected, tokens: Tokens, taps: Taps) -> Tokens:
+        """The same in a padded batch: an item of which nothing was dropped has no fused token."""
+        if not self.fuse:
+            return kept.tokens
+        found, dropped = kept.tokens, cast(kept.dropped, torch.float32)
+        weight = torch.where(kept.dropped, taps["class_attention"].float(), 0.0)
+        x = torch.cat([found.x, token_mix(torch.where(kept.dropped[..., None], tokens.x, 0), weight[:, None])], dim=1)
+        size, position = found.size, found.position
+        if size is not None:
+            of_dropped = (dropped[..., None] * tokens.sizes).sum(dim=1, keepdim=True)
+            size = torch.cat([size, of_dropped.clamp_min(1)], dim=1)
+        share = (dropped / dropped.sum(dim=1, keepdim=True).clamp_min(1))[:, None]
+        middle = averaged(tokens.position, lambda places: share @ places)
+        if position is not None and middle is not None:
+            position = torch.cat([position, middle], dim=1)
+        any_dropped = dropped.sum(dim=1, keepdim=True) > 0
+        valid = None if found.valid is None else torch.cat([found.valid, any_dropped], dim=1)
+        return packed(replace(found, x=x, size=size, position=position, valid=valid))

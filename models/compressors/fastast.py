@@ -14,6 +14,7 @@ class FastAst(Compressor):
     method = FASTAST
     asks = frozenset({"keys"})
     positions = "averaged"
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: FastAstConfig, host: HostInfo) -> tuple[Placement, ...]:

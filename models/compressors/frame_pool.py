@@ -5,10 +5,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.audio import FRAME_POOL, FramePoolConfig
 from trt_compress.models.compressors.base import Compressor, after_attention, averaged, check_layer
+from trt_compress.models.compressors.padding import pool_windows
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.operator import cast
@@ -22,6 +24,7 @@ class FramePool(Compressor):
     method = FRAME_POOL
     layer_option = "layer=…"
     positions = "averaged"
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: FramePoolConfig, host: HostInfo) -> tuple[Placement, ...]:
@@ -44,6 +47,8 @@ class FramePool(Compressor):
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Pool everything but the prefix."""
+        if tokens.valid is not None:
+            return self._padded(tokens, tokens.valid)
         prefix = tokens.x[:, : self.num_prefix]
         frames = tokens.x[:, self.num_prefix :]
         size = None if tokens.size is None else tokens.size[:, self.num_prefix :]
@@ -58,6 +63,37 @@ class FramePool(Compressor):
         before = ones if tokens.size is None else tokens.size[:, : self.num_prefix]
         return replace(tokens, x=x, size=torch.cat([before, *(size for _, size in pooled)], dim=1), position=position)
 
+    def _padded(self, tokens: Tokens, valid: Tensor) -> Tokens:
+        """Pool what is no padding: a window with padding in it is dropped, or pooled as a shorter one."""
+        p, stride, mode = self.num_prefix, self.config.stride, self.config.mode
+        count = self.tokens_out - p
+        used = min(count * stride, tokens.x.shape[1] - p)
+        there = valid[:, p : p + used, None]
+        frames = torch.where(there, tokens.x[:, p : p + used], 0).float()
+        weight = torch.where(there, tokens.sizes[:, p : p + used], 0.0)
+        pooled, total = pool_windows(frames, weight, stride)
+        number = cast(there, torch.float32)
+        _, inside = pool_windows(number, number, stride)
+        if mode != "mean":
+            place = torch.arange(used, device=there.device)[:, None] % stride
+            end = inside.repeat_interleave(stride, dim=1)[:, :used] - 1
+            if mode == "last":
+                pooled, _ = pool_windows(frames, cast(there & (place == end), torch.float32), stride)
+            else:
+                low = torch.where(there, frames, torch.finfo(torch.float32).min)
+                low = functional.pad(low, (0, 0, 0, count * stride - used), value=torch.finfo(torch.float32).min)
+                pooled = torch.where(inside > 0, low.reshape(low.shape[0], count, stride, -1).amax(dim=2), 0.0)
+        whole = inside[..., 0] > 0 if self.config.remainder == "keep" else inside[..., 0] == stride
+        position = averaged(
+            tokens.position,
+            lambda places: torch.cat([places[:, :p], pool_windows(places[:, p : p + used], number, stride)[0]], dim=1),
+        )
+        size = None
+        if tokens.size is not None or self.config.remainder == "keep":
+            size = torch.cat([tokens.sizes[:, :p], torch.where(total > 0, total, 1.0)], dim=1)
+        x = torch.cat([tokens.x[:, :p], cast(pooled, tokens.x.dtype)], dim=1)
+        return replace(tokens, x=x, size=size, position=position, valid=torch.cat([valid[:, :p], whole], dim=1))
+
     @property
     def _windows(self) -> list[tuple[int, slice]]:
         """How many windows, and the frames that they are made of."""
@@ -68,7 +104,7 @@ class FramePool(Compressor):
         """The mean place of every window of places [B, N, axes]."""
         frames = places[:, self.num_prefix :]
         means = [
-            frames[:, part].reshape(len(frames), count, -1, frames.shape[2]).mean(dim=2)
+            frames[:, part].reshape(frames.shape[0], count, -1, frames.shape[2]).mean(dim=2)
             for count, part in self._windows
         ]
         return torch.cat([places[:, : self.num_prefix], *means], dim=1)

@@ -96,6 +96,7 @@ class FrameStack(Compressor):
     method = FRAME_STACK
     positions = "renumbered"
     keeps_prefix = False
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: Any, host: HostInfo) -> tuple[Placement, ...]:
@@ -160,13 +161,16 @@ class FrameStack(Compressor):
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Stack the frames, and project them if there is a projector."""
         x = stack_frames(tokens.x[:, self.num_prefix :], self.stride)
-        size, position = None, tokens.position
+        size, position, valid = None, tokens.position, tokens.valid
+        if valid is not None:
+            valid = stack_frames(valid[:, self.num_prefix :, None], self.stride).all(dim=2)
         if tokens.size is not None:
             size = stack_frames(tokens.size[:, self.num_prefix :], self.stride).sum(dim=2, keepdim=True)
         if position is not None:
             places = torch.arange(self.tokens_out, device=position.device)
             position = places.reshape(1, -1, *(1,) * (position.ndim - 2)).expand_as(position[:, : self.tokens_out])
-        return replace(tokens, x=x if self.projector is None else self.projector(x), size=size, position=position)
+        x = x if self.projector is None else self.projector(x)
+        return replace(tokens, x=x, size=size, position=position, valid=valid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

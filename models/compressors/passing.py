@@ -21,7 +21,7 @@ class Tokens:
         weighed: Attention adds log(size) to the logits of every key.
         position: Where each stands, for rotary positions and for what a cache stores, [B, N] or [B, N, axes] int64;
             None: nobody asks.
-        valid: Whether each is a token at all and no padding, [B, N] bool; None: all are.
+        valid: Whether each is a token at all and no padding, [B, N] bool; padding stands behind. None: all are.
         route: Set where only some tokens pass a block: `x` are those, everything else is of all tokens.
         reuse: Set where only some tokens are computed and the others keep what was computed for them before.
         memory: States that methods own, by the names of their inputs; a method puts the new ones in their places.

@@ -171,6 +171,7 @@ def place(specs: Sequence[CompressorSpec], host: HostInfo) -> Mapping[str, Graph
                 continue
             taps = method.taps(spec.config, host, site)
             _check_taps(spec, taps, site, host)
+            _check_probes(spec, taps, host)
             arrival = flow.arrival(host, site)
             step = method(spec.config, arrival)
             if not step.acts:
@@ -290,9 +291,13 @@ def _check_together(wanted: Sequence[tuple[CompressorSpec, type[Compressor]]], h
             raise ConfigError(f"{spec.name}: {method.alone}; give it alone.")
         if host.padded and not method.takes_padding:
             raise ConfigError(
-                f"{spec.name}: {host.name} pads its inputs, and {spec.name} cannot tell padding from tokens; export "
-                "for one length."
+                f"{spec.name}: {host.name} pads its inputs, and {spec.name} {method.no_padding}; export for one length."
             )
+    if wanted and host.padded and any(span.stop > host.num_prefix for span in host.protected):
+        raise ConfigError(
+            f"{host.name}: it pads its inputs behind protected tokens, which then have no place of their own; export "
+            "for one length."
+        )
 
 
 def _check_taps(spec: CompressorSpec, taps: Sequence[Tap], site: Site, host: HostInfo) -> None:
@@ -310,6 +315,16 @@ def _check_taps(spec: CompressorSpec, taps: Sequence[Tap], site: Site, host: Hos
             f"{spec.name}: needs {' and '.join(missing)} at {where}, and {host.name} computes none there.",
             hint=f"{' and '.join(offered)} would have them." if offered else None,
         )
+
+
+def _check_probes(spec: CompressorSpec, taps: Sequence[Tap], host: HostInfo) -> None:
+    """Refuse rows that probe which may be padding: of each item others would be meant."""
+    for probe in (tap.probe for tap in taps if tap.probe is not None and host.padded):
+        if (probe.start or 0) < 0 or probe.stop is None or not 0 < probe.stop <= host.num_prefix:
+            raise ConfigError(
+                f"{spec.name}: {host.name} pads its inputs, and {spec.name} probes with rows behind the first "
+                f"{host.num_prefix}, which may be padding; export for one length."
+            )
 
 
 def _computed_at(tap: Tap, graph: str, host: HostInfo) -> int | None:

@@ -20,6 +20,7 @@ class RandomDrop(Compressor):
     """Keep a fixed random subset of the patches."""
 
     method = RANDOM
+    no_padding = "draws its choice for one number of tokens, and another for another"
     priority: Tensor
 
     @classmethod

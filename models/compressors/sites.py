@@ -207,7 +207,7 @@ class HostInfo:
         attention: How its layers attend; None: not told.
         cache: What it keeps of earlier runs; None: nothing.
         grid: Rows and columns of patches; None: they have none.
-        padded: Inputs are padded to one length, and `Tokens.valid` tells what is no padding.
+        padded: Inputs are padded behind to one length, and `Tokens.valid` tells what is no padding.
     """
 
     name: str

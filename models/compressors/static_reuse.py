@@ -30,6 +30,7 @@ class StaticReuse(Compressor):
     """
 
     method = STATIC_REUSE
+    no_padding = "keeps the tokens of every layer at their places"
     alone = "keeps the tokens of every layer at their places, so no other compressor can act beside it"
     keeps_rest = True
 

@@ -22,6 +22,7 @@ class Toc3d(Compressor):
     """
 
     method = TOC3D
+    no_padding = "scores whole windows, which it shares with padding"
     alone = "decides which tokens pass the blocks, so no other compressor can act beside it"
     keeps_rest = True
 

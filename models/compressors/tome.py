@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.vision import TOME, TomeConfig
 from trt_compress.models.compressors.base import Compressor, after_attention, averaged_by_row
+from trt_compress.models.compressors.padding import merged_valid, packed, padding_apart, without_padding
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.plugins.token_merge.op import max_merged, token_merge
@@ -37,12 +39,19 @@ def merge_schedule(num_merged: int | tuple[int, ...], depth: int, inflection: fl
 
 
 def merged(tokens: Tokens, keys: Tensor, *, num_merged: int, num_protected: int, order: str) -> Tokens:
-    """Tokens of which `num_merged` went into the most similar ones, with their sizes and positions; keys [B, N, D]."""
-    x, size, row = token_merge(
-        tokens.x, keys, tokens.sizes, num_merged=num_merged, num_protected=num_protected, order=order
-    )
-    position = averaged_by_row(tokens.position, row, tokens.sizes, x.shape[1])
-    return replace(tokens, x=x, size=size, position=position)
+    """Tokens of which `num_merged` went into the most similar ones, with their sizes and positions; keys [B, N, D].
+
+    Of a padded item that has fewer than 2 * num_merged tokens every second one goes.
+    """
+    features = keys if tokens.valid is None else padding_apart(keys, tokens.valid)
+    every, sizes = without_padding(tokens)
+    x, size, row = token_merge(every, features, sizes, num_merged=num_merged, num_protected=num_protected, order=order)
+    position = averaged_by_row(tokens.position, row, sizes, x.shape[1])
+    found = replace(tokens, x=x, size=size, position=position)
+    if tokens.valid is None:
+        return found
+    valid = merged_valid(size)
+    return packed(replace(found, size=torch.where(valid[..., None], size, 1.0), valid=valid))
 
 
 class Tome(Compressor):
@@ -51,6 +60,7 @@ class Tome(Compressor):
     method = TOME
     asks = frozenset({"keys"})
     positions = "averaged"
+    takes_padding = True
     layer_option = "num_merged=[…], 0 where it must not act"
 
     @classmethod

@@ -6,6 +6,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.methods.vision import VTC_CLS, VtcClsConfig
 from trt_compress.models.compressors.base import Compressor, after_attention, check_layer, num_patches_kept
+from trt_compress.models.compressors.padding import PaddedSelection, Selected
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
 from trt_compress.plugins.token_select.op import token_select
@@ -17,6 +18,7 @@ class VtcCls(Compressor):
     method = VTC_CLS
     asks = frozenset({"class_attention"})
     layer_option = "last_layer=…"
+    takes_padding = True
 
     @classmethod
     def placements(cls, config: VtcClsConfig, host: HostInfo) -> tuple[Placement, ...]:
@@ -47,7 +49,8 @@ class VtcCls(Compressor):
 
     def __init__(self, config: VtcClsConfig, arrival: Arrival) -> None:
         super().__init__(config, arrival)
-        self.layers = self._layers(config, arrival.host)
+        host = arrival.host
+        self.layers = self._layers(config, host)
         self.num_prefix = arrival.prefix
         kept = num_patches_kept(arrival.patches, config.keep_ratio) if config.num_kept is None else config.num_kept
         if kept > arrival.patches:
@@ -56,10 +59,21 @@ class VtcCls(Compressor):
                 f"{arrival.host.name}; give at most {arrival.patches}."
             )
         self.tokens_out = arrival.prefix + kept
+        self.padded: PaddedSelection | None = None
+        if host.padded:
+            ratio, most = config.keep_ratio, config.num_kept
+            self.padded = PaddedSelection(
+                arrival.tokens,
+                arrival.prefix,
+                lambda patches: num_patches_kept(patches, ratio) if most is None else min(most, patches),
+            )
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Drop the patches of the least class attention in all these layers together."""
         score = summed(torch.stack([taps.of("class_attention", layer) for layer in self.layers]))
+        if self.padded is not None:
+            kept: Selected = self.padded(tokens, score, "position")
+            return kept.tokens
         x, index, _ = token_select(tokens.x, score, num_kept=self.tokens_out, forced=range(self.num_prefix))
         return tokens.at(x, index)
 

@@ -29,6 +29,7 @@ def attention(
     scale: float | None = None,
     size: Tensor | None = None,
     bias: Tensor | None = None,
+    valid: Tensor | None = None,
     dropout: float = 0.0,
     wanted: Collection[Asked] = (),
     unrotated: tuple[Tensor, Tensor] | None = None,
@@ -42,6 +43,7 @@ def attention(
         scale: What queries are multiplied by; None: D ** -0.5.
         size: Tokens that each key stands for, [B, N, 1]; the logarithm is added to its logits. None: one each.
         bias: Added to the logits, broadcast to […, M, N].
+        valid: Keys that are tokens and no padding, [B, N] bool; the others are not attended to. None: all are.
         dropout: Of the weights; in training only.
         wanted: Taps to compute (`TapKind` says what each is); class_attention is the weights of query 0.
         unrotated: Queries and keys before rotary positions, for taps that ask for these; None: they have none.
@@ -53,6 +55,9 @@ def attention(
     logits = (query * factor) @ key.transpose(-2, -1)
     if size is not None:
         logits = logits + cast(size.log(), logits.dtype).reshape(size.shape[0], 1, 1, size.shape[1])
+    if valid is not None:
+        hidden = cast(torch.where(valid, 0.0, HIDDEN), logits.dtype)[:, None, None]
+        bias = hidden if bias is None else bias + hidden
     weights = (logits if bias is None else logits + bias).softmax(dim=-1)
     probes = [asked for asked in wanted if as_tap(asked).kind == "probe_scores"]
     taps = attention_taps(
