@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in DOCUMENTS:
             write_whole(options.output / f"{name}-1.schema.json", _text(name).encode())
     except TrtCompressError as error:
-        say_error(error)
+        say_error(error.message, error.hint)
         return 2
     return 0
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,11 +15,11 @@ from trt_compress.format.procedure import Pass, Procedure, Upkeep, keep_up, runs
 INT, FLOAT = "int64", "float32"
 
 
-def tensors(**shapes: tuple[str, list[int | str]]) -> list[dict[str, Any]]:
-    return [{"name": name, "dtype": dtype, "shape": shape} for name, (dtype, shape) in shapes.items()]
+def tensors(**shapes: tuple[str, Sequence[int | str]]) -> list[dict[str, Any]]:
+    return [{"name": name, "dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in shapes.items()]
 
 
-def state(graph: str, name: str, shape: list[int | str], ends: str = "both", **fields: Any) -> dict[str, Any]:
+def state(graph: str, name: str, shape: Sequence[int | str], ends: str = "both", **fields: Any) -> dict[str, Any]:
     end = {"input": f"{name}_in" if ends != "written" else None, "output": f"{name}_out" if ends != "read" else None}
     return {"graph": graph, "name": name, "shape": shape, "dtype": FLOAT, **end, **fields}
 
