@@ -258,7 +258,8 @@ def test_the_page_shows_every_setting(swept: tuple[SweepResult, Path]) -> None:
     page = page_from_sweep(swept[0])
     for words in ("tome:num_merged=6", "frame_stack", "random beside tome:num_merged=6", "Accuracy over latency"):
         assert words in page
-    assert "<script" not in page and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000", "")
+    assert page.count("<script") == 1
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000", "")
 
 
 def test_what_was_exported_is_taken_again_and_an_interruption_keeps_what_is_done(

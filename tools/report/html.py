@@ -1,8 +1,11 @@
-"""The page of a report: one HTML file with plots and tables that loads nothing and runs no script.
+"""The page of a report: one HTML file with plots and tables that loads nothing.
 
-Whatever comes from a result is escaped; the page's policy forbids scripts and every outside address.
+Whatever comes from a result is escaped; the page's policy forbids every outside address, and every script but that of
+`page.js`, by its hash. It shows the value under the pointer and zooms; where scripts are blocked the page is whole.
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +38,8 @@ def page_from_report(report: Report, players: Mapping[str, str] | None = None) -
         *_found(report),
         *_sound(report, players or {}),
         "<h2>Plots</h2>",
+        '<p class="hint" hidden>Point at a plot to read its values. Drag along an axis of time to see a part of it, '
+        "double-click to see all.</p>",
         *map(figure_html, figures_of(report.sides, None if deadline is None else deadline / 1e6)),
     ]
     for side in report.sides:
@@ -61,14 +66,16 @@ def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_polic
         more_css: Rules beside those of every page.
         more_policy: What the page may do beside what every page may, as a directive.
     """
-    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8") + more_css
+    css, script = ((Path(__file__).parent / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = "; ".join(filter(None, (_POLICY, f"script-src 'sha256-{digest}'", more_policy)))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}{more_policy and "; "}{more_policy}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="referrer" content="no-referrer">'
-        f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
-        f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>\n{css}{more_css}</style></head>\n"
+        f"<body><main>\n{chr(10).join(body)}\n</main><script>{script}</script></body></html>\n"
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trt_compress.runtime.tokens import token_flows
 from trt_compress.tools.report.numbers import number
@@ -134,6 +134,8 @@ def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
             [(to_y(value), tick_text(value)) for value in ticks],
             _x_title(plots[0].x, last),
             y_title,
+            (replace(to_x, factor=_per_unit(plots[0].x, last)), to_y),
+            zooms=True,
         )
         limit = math.inf if deadline_ms is None else deadline_ms
         for index, part in enumerate(plots):
@@ -249,7 +251,8 @@ def _ecdf(sides: Sequence[Side]) -> Figure | None:
             [(to_x(value), tick_text(value)) for value in ticks],
             [(floor, "0%"), *((to_y(_nines(share, most)), f"{share * 100:g}%") for share in shares)],
             f"{kind} latency, ms{', logarithmic' if log else ''}",
-            "share of results at or below",
+            "share of results at or below, %",
+            (to_x, replace(to_y, kind="nines")),
         )
         for index, plots, part in shown:
             heights = [to_y(_nines(share, part.n)) for share in plots.ecdf_share]
@@ -384,6 +387,8 @@ def _tokens(side: Side, identifier: str) -> Figure:
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, top, 4)],
             _x_title(plots.x, last),
             "tokens",
+            (replace(to_x, factor=_per_unit(plots.x, last)), to_y),
+            zooms=True,
         )
         if side.compression.tokens_in is not None:
             y = to_y(side.compression.tokens_in)
@@ -481,6 +486,8 @@ def _power(side: Side, identifier: str) -> Figure | None:
             [(to_y(value), tick_text(value)) for value in nice_ticks(0, high * 1.08 or 1.0, 5)],
             "time in s",
             "W",
+            (to_x, to_y),
+            zooms=True,
         )
         for index, curve in enumerate(power.power_mw.values()):
             board.polyline([to_x(t) for t in times], [to_y(max(p, 0) / 1000) for p in curve], _series_kind(index % 4))

@@ -2,13 +2,39 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.numbers import number
 
-Scale = Callable[[float], float]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Maps low…high to the pixels start…end, equal steps to equal lengths or, logarithmic, equal ratios.
+
+    `factor` is what a value is multiplied by for its ticks. `kind` is how the page's script reads a pixel: `linear`,
+    `log`, or `nines` where a value is the number of nines of a share.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    kind: str = "linear"
+    factor: float = 1.0
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high = self.low, self.high
+        if self.kind == "log":
+            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
+        return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
+
+    def to_text(self) -> str:
+        """For the script of the page."""
+        numbers = (self.low, self.high, self.start, self.end, self.factor)
+        return " ".join([self.kind, *(f"{number:.8g}" for number in numbers)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +70,8 @@ class Board:
 
     size: Size
     parts: list[str] = field(default_factory=list)
+    scales: tuple[Scale, Scale] | None = None
+    zooms: bool = False
 
     def text(self, x: float, y: float, words: str, *, anchor: str = "start", kind: str = "label") -> None:
         """Write words at a point."""
@@ -66,20 +94,20 @@ class Board:
         """Draw a dot at every point, as one path."""
         if not x:
             return
-        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
-        self.parts.append(f'<path class="dots {escape(kind)}" d="{path}"/>')
+        path = "".join(f"M{a:.2f} {b:.2f}h0" for a, b in zip(x, y, strict=True))
+        self._data(f'<path class="dots {escape(kind)}" d="{path}"/>')
 
     def steps(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
         """Draw a line that goes right first and then up."""
         if not x:
             return
-        path = f"M{x[0]:.1f} {y[0]:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x[1:], y[1:], strict=True))
-        self.parts.append(f'<path class="line {escape(kind)}" d="{path}"/>')
+        path = f"M{x[0]:.2f} {y[0]:.2f}" + "".join(f"H{a:.2f}V{b:.2f}" for a, b in zip(x[1:], y[1:], strict=True))
+        self._data(f'<path class="line {escape(kind)}" d="{path}"/>')
 
     def polyline(self, x: Sequence[float], y: Sequence[float], kind: str) -> None:
         """Draw a line from point to point."""
-        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
-        self.parts.append(f'<path class="line {escape(kind)}" d="M{path}"/>')
+        path = "L".join(f"{a:.2f} {b:.2f}" for a, b in zip(x, y, strict=True))
+        self._data(f'<path class="line {escape(kind)}" d="M{path}"/>')
 
     def area(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], kind: str) -> None:
         """Fill what lies between two lines."""
@@ -92,7 +120,7 @@ class Board:
     def bar(self, x: float, y: float, width: float, height: float, kind: str, title: str) -> None:
         """Draw a bar; it is never thinner than one pixel. The title shows when it is pointed at."""
         place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 1):.1f}" height="{max(height, 1):.1f}"'
-        self.parts.append(f'<rect class="{escape(kind)}" {place}><title>{escape(title)}</title></rect>')
+        self._data(f'<rect class="{escape(kind)}" {place}><title>{escape(title)}</title></rect>')
 
     def mark(self, x: float, y: float, kind: str, title: str) -> None:
         """Draw a mark for one point: a circle with a title; of a lost frame a triangle or a cross."""
@@ -102,19 +130,36 @@ class Board:
         }
         default = f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z"
         path = shapes.get(kind, default)
-        self.parts.append(f'<path class="mark {escape(kind)}" d="{path}"><title>{escape(title)}</title></path>')
+        self.parts.append(
+            f'<path class="mark {escape(kind)}" data-at="{x:.2f}" d="{path}"><title>{escape(title)}</title></path>'
+        )
+
+    def _data(self, part: str) -> None:
+        """Draw what moves with the axis when a reader zooms."""
+        self.parts.append(f'<g class="data">{part}</g>' if self.zooms else part)
 
     def axes(
-        self, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]], x_title: str, y_title: str
+        self,
+        x_ticks: Sequence[tuple[float, str]],
+        y_ticks: Sequence[tuple[float, str]],
+        x_title: str,
+        y_title: str,
+        scales: tuple[Scale, Scale] | None = None,
+        *,
+        zooms: bool = False,
     ) -> None:
-        """Draw grid, ticks (position and words) and the titles of both axes."""
+        """Draw grid, ticks (position and words) and the titles of both axes.
+
+        With `scales` the page shows the value under the pointer; with `zooms` a reader may drag over a part of x.
+        """
+        self.scales, self.zooms = scales, zooms
         size = self.size
         floor, right = size.top + size.inner_height, size.left + size.inner_width
         for y, words in y_ticks:
             self.line(size.left, y, right, y, "grid")
             self.text(size.left - 6, y + 4, words, anchor="end", kind="tick")
         for x, words in x_ticks:
-            self.line(x, floor, x, floor + 4, "axis")
+            self.line(x, floor, x, floor + 4, "axis old")
             self.text(x, floor + 16, words, anchor="middle", kind="tick")
         self.line(size.left, floor, right, floor, "axis")
         self.text(right, size.height - 6, x_title, anchor="end", kind="title")
@@ -123,8 +168,12 @@ class Board:
     def svg(self, identifier: str, title: str, description: str) -> str:
         """Give the finished drawing; identifiers of a page must differ."""
         key = re.sub(r"\W+", "-", f"{identifier}-{self.size.name}")
+        said = ""
+        if self.scales is not None:
+            x, y = (scale.to_text() for scale in self.scales)
+            said = f'data-x="{escape(x)}" data-y="{escape(y)}" ' + ('data-zoom="x" ' if self.zooms else "")
         return (
-            f'<svg class="{self.size.name}" viewBox="0 0 {self.size.width} {self.size.height}" role="img" '
+            f'<svg class="{self.size.name}" viewBox="0 0 {self.size.width} {self.size.height}" role="img" {said}'
             f'aria-labelledby="{key}-t {key}-d" xmlns="http://www.w3.org/2000/svg">'
             f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>'
             f"{''.join(self.parts)}</svg>"
@@ -133,14 +182,12 @@ class Board:
 
 def linear(low: float, high: float, start: float, end: float) -> Scale:
     """Map low…high to start…end."""
-    span = (high - low) or 1.0
-    return lambda value: start + (value - low) / span * (end - start)
+    return Scale(low=low, high=high, start=start, end=end)
 
 
 def logarithmic(low: float, high: float, start: float, end: float) -> Scale:
     """Map low…high to start…end, equal ratios to equal lengths."""
-    inner = linear(math.log10(low), math.log10(high), start, end)
-    return lambda value: inner(math.log10(max(value, low)))
+    return Scale(low=low, high=high, start=start, end=end, kind="log")
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:

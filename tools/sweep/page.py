@@ -185,6 +185,7 @@ def _scatter(
             [(to_y(value), f"{value:g}%") for value in nice_ticks(low_y, high_y, 5) if value <= 100],
             x_title,
             f"{measure_title(result)}, %",
+            (to_x, to_y),
         )
         board.line(size.left, to_y(floor_y), right, to_y(floor_y), "deadline")
         words = f"dense less {points(result.max_drop)}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trt_compress.runtime.stream.findings import Findings
@@ -149,3 +150,20 @@ def test_what_was_found_is_on_the_page_and_survives(make_stream: MakeStream) -> 
     page = page_from_report(report)
     assert "37: car 30, &lt;b&gt;truck&lt;/b&gt; 7" in page and "21 of 40" in page
     assert Report.from_data(json.loads(report.to_text()), "the report") == report
+
+
+def test_pixels_mean_what_the_page_says(make_stream: MakeStream) -> None:
+    """The script reads values off the pixels, so the scales that it is given must give the numbers back."""
+    report = report_from_stream(make_stream(30))
+    svg = figures(report)["End-to-end latency over time"].svgs[0]
+    x, y = ([float(number) for number in re.findall(rf'data-{axis}="linear ([^"]+)"', svg)[0].split()] for axis in "xy")
+    pixels = [(float(a), float(b)) for a, b in re.findall(r"M([\d.]+) ([\d.]+)h0", svg)]
+
+    def value(pixel: float, scale: list[float]) -> float:
+        low, high, start, end, _ = scale
+        return low + (pixel - start) / (end - start) * (high - low)
+
+    found = sorted((value(a, x), value(b, y)) for a, b in pixels)
+    plots = report.sides[0].plots
+    wanted = sorted(zip(plots.latency_x, plots.latency_ms, strict=True))
+    assert len(found) == 30 and np.allclose(found, wanted, rtol=2e-3, atol=2e-3) and 'data-zoom="x"' in svg

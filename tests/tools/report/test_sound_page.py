@@ -216,7 +216,7 @@ def test_a_page_of_a_result_from_anywhere_cannot_leave_its_text(typed: Callable[
     done = typed("report", "evil.json", "-o", "out")
     assert done.exit_code == 0, done.stderr
     page = Path("out/evil.report.html").read_text()
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 3
+    assert page.count("<script") == 1 and page.count("&lt;script&gt;") >= 3
 
 
 @pytest.mark.parametrize(
