@@ -45,11 +45,8 @@ def _formula(operator: Operator) -> Callable[..., int]:
     spec = operator.spec
 
     def flops(*arguments: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        shapes, attributes = arguments[: len(spec.inputs)], arguments[len(spec.inputs) :]
-        sizes: dict[str, Any] = {}
-        for tensor, shape in zip(spec.inputs, shapes, strict=True):
-            sizes.update(zip(reversed(tensor.axes), reversed(shape), strict=False))  # leading axes may be left out
-        sizes.update(zip((a.name for a in spec.attributes), attributes, strict=True))
-        return spec.flops(sizes)
+        shapes, given = arguments[: len(spec.inputs)], arguments[len(spec.inputs) :]
+        attributes = dict(zip((a.name for a in spec.attributes), given, strict=True))
+        return spec.flops(spec.sizes(shapes, attributes))
 
     return flops

@@ -3,22 +3,16 @@
 import ctypes
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from trt_compress.errors import NativeError, PluginError
+from trt_compress.plugins.spec import ONNX_NUMBERS
 
-ONNX_NUMBERS: Mapping[str, int] = {
-    "float32": 1,
-    "uint8": 2,
-    "int32": 6,
-    "int64": 7,
-    "float16": 10,
-    "bfloat16": 16,
-}
 _MESSAGE_BYTES = 1024
+_TEXT_BYTES = 16384
 
 AttributeValue = int | float | tuple[int, ...]
 
@@ -114,20 +108,17 @@ class CudaLibrary:
         return message.value.decode(errors="replace") or (f"status {status}" if status else "")
 
 
-class PreparedCall:
-    """One operator with attributes, types and sizes; `enqueue` may be called any number of times, by any thread."""
+class _Structures:
+    """One operator with attributes, types and sizes as the C interface takes them."""
 
     def __init__(
         self,
-        library: ctypes.CDLL,
         op_type: str,
         attributes: Sequence[AttributeValue],
         inputs: Sequence[Described],
         outputs: Sequence[Described],
     ) -> None:
-        self._library = library
         self._num_pointers = len(inputs) + len(outputs)
-        self._lock = Lock()
         # The structures hold addresses of these arrays, so they live as long as the call does.
         self._lists = [_int64s(v if isinstance(v, tuple) else [int(v)]) for v in attributes]
         self._attributes = (_Attribute * max(len(attributes), 1))()
@@ -153,6 +144,22 @@ class PreparedCall:
             len(outputs),
             0,
         )
+
+
+class PreparedCall(_Structures):
+    """One operator with attributes, types and sizes; `enqueue` may be called any number of times, by any thread."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        op_type: str,
+        attributes: Sequence[AttributeValue],
+        inputs: Sequence[Described],
+        outputs: Sequence[Described],
+    ) -> None:
+        super().__init__(op_type, attributes, inputs, outputs)
+        self._library = library
+        self._lock = Lock()
         found = ctypes.c_size_t()
         _must(library.trtcWorkspaceBytes, ctypes.byref(self._call), ctypes.byref(found))
         self.workspace_bytes = found.value
@@ -174,6 +181,42 @@ class PreparedCall:
             for i, value in enumerate(pointers):
                 self._tensors[i].data = value
             _must(self._library.trtcEnqueue, ctypes.byref(self._call), workspace, stream)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputShapes:
+    """What the outputs of a call will be, as a library of ours says it.
+
+    Attributes:
+        dtypes: As SPEC writes them.
+        shapes: -1 where the data decide.
+        formulas: The sizes as expressions of those of the inputs, such as "(x[1] - 13)";
+            `data(output, usual, largest)` where the data decide. TensorRT builds by these.
+    """
+
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    formulas: tuple[tuple[str, ...], ...]
+
+
+def output_shapes(
+    library: ctypes.CDLL, op_type: str, attributes: Sequence[AttributeValue], inputs: Sequence[Described]
+) -> OutputShapes:
+    """Ask a library, of whatever kind, by what rule it computes the shapes of the outputs.
+
+    Raises:
+        NativeError: The contract does not allow the call; the library's own sentence.
+    """
+    structures = _Structures(op_type, attributes, inputs, ())
+    text = ctypes.create_string_buffer(_TEXT_BYTES)
+    library.trtcOutputShapes.argtypes = (ctypes.POINTER(_Call), *(ctypes.c_char_p, ctypes.c_size_t) * 2)
+    _must(library.trtcOutputShapes, ctypes.byref(structures._call), text, _TEXT_BYTES)
+    said = json.loads(text.value.decode())
+    return OutputShapes(
+        dtypes=tuple(said["dtypes"]),
+        shapes=tuple(map(tuple, said["shapes"])),
+        formulas=tuple(map(tuple, said["formulas"])),
+    )
 
 
 def _int64s(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":

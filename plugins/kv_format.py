@@ -14,11 +14,12 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape
 from trt_compress.plugins.operator import check_tensor
+from trt_compress.plugins.spec import FLOATS, ONNX_NUMBERS
 from trt_compress.suggest import not_known
 
 BITS = (8, 4, 2)
 AXIS_NAMES = ("channel", "token")  # of the attribute `axis`: one scale for each channel, or for each token
-ONNX_NUMBER: Mapping[torch.dtype, int] = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+ONNX_NUMBER: Mapping[torch.dtype, int] = {getattr(torch, dtype): ONNX_NUMBERS[dtype] for dtype in FLOATS}
 DTYPE_OF: Mapping[int, torch.dtype] = {number: dtype for dtype, number in ONNX_NUMBER.items()}
 LARGEST_HALF = 65504.0
 

@@ -137,23 +137,18 @@ class CudaKernels:
             raise NativeError(f"A CUDA kernel that ran before this reported: {fault}")
 
     def _prepare(self, spec: OpSpec, inputs: Sequence[Tensor], attributes: Sequence[Any]) -> _Prepared:
-        names = [attribute.name for attribute in spec.attributes]
-        trimmed = dict(zip(names, attributes, strict=True)).get("trim") == 1
-        untrimmed = [0 if name == "trim" else value for name, value in zip(names, attributes, strict=True)]
-        shapes = [torch.empty_like(tensor, device="meta") for tensor in inputs]
-        made = getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*shapes, *untrimmed)
-        outputs = tuple((tuple(t.shape), t.dtype) for t in ((made,) if isinstance(made, Tensor) else tuple(made)))
+        by_name = dict(zip((attribute.name for attribute in spec.attributes), attributes, strict=True))
+        given = [Described(_name(tensor.dtype), tuple(tensor.shape)) for tensor in inputs]
+        shapes = spec.output_shapes([described.shape for described in given], by_name)
+        dtypes = spec.output_dtypes([described.dtype for described in given], by_name)
+        made = [Described(dtype, tuple(shape)) for dtype, shape in zip(dtypes, shapes, strict=True)]
         values = [_value(value, a.kind) for value, a in zip(attributes, spec.attributes, strict=True)]
         try:
-            call = self.library.prepare(
-                spec.op_type,
-                values,
-                [Described(_name(tensor.dtype), tuple(tensor.shape)) for tensor in inputs],
-                [Described(_name(dtype), shape) for shape, dtype in outputs],
-            )
+            call = self.library.prepare(spec.op_type, values, given, made)
         except PluginError as error:
             raise ShapeError(error.message) from None
-        return _Prepared(call, outputs, trimmed)
+        outputs = tuple((described.shape, getattr(torch, described.dtype)) for described in made)
+        return _Prepared(call, outputs, bool(spec.decided_by_data(by_name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

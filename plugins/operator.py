@@ -137,8 +137,6 @@ def run_operator(
     spec: OpSpec,
     inputs: Sequence[Tensor],
     attributes: Mapping[str, int | float | Sequence[int]],
-    outputs: Sequence[tuple[Sequence[int | torch.SymInt], torch.dtype]],
-    data_decide: Sequence[int] = (),
 ) -> Sequence[Tensor]:
     """Call the registered torch operator, or put one node into the graph being exported.
 
@@ -146,9 +144,9 @@ def run_operator(
         spec: The operator.
         inputs: Tensors in the order of `spec.inputs`.
         attributes: Every attribute, in the order of `spec.attributes`.
-        outputs: Shape and dtype of each output, for the exported node.
-        data_decide: Outputs whose axis 1 has a size that the data decide; `outputs` gives the largest. While a graph is
-            exported, each of them must go through with_length() before it is used.
+
+    While a graph is exported, an output whose axis 1 has a size that the data decide is as long as it can be, and must
+    go through with_length() before it is used.
     """
     attributes = {name: as_float32(value) if isinstance(value, float) else value for name, value in attributes.items()}
     if torch.onnx.is_in_onnx_export():
@@ -158,10 +156,10 @@ def run_operator(
             f"{DOMAIN}::{spec.op_type}",
             inputs,
             {**attributes, **plugin},
-            dtypes=[dtype for _, dtype in outputs],
-            shapes=[shape for shape, _ in outputs],
+            dtypes=_output_dtypes(spec, inputs, attributes),
+            shapes=spec.output_shapes([tensor.shape for tensor in inputs], attributes),
             version=spec.version,
-            metadata_props={SITE_KEY: _site.get(), LENGTHS_KEY: " ".join(map(str, data_decide))},
+            metadata_props={SITE_KEY: _site.get(), LENGTHS_KEY: " ".join(map(str, spec.decided_by_data(attributes)))},
         )
     result = getattr(getattr(torch.ops, DOMAIN), spec.torch_name)(*inputs, *attributes.values())
     results: Sequence[Tensor] = [result] if isinstance(result, Tensor) else result
@@ -172,6 +170,29 @@ def run_operator(
             dtype = torch.float32 if isinstance(value, float) else torch.int64
             record_tensor(f"{spec.name}/{name}", torch.tensor(value, dtype=dtype))
     return results
+
+
+def register_fake(spec: OpSpec, definition: Any) -> None:
+    """Let torch know the outputs of the operator `definition`, a `torch.library.custom_op`, without running it."""
+
+    def fake(*arguments: Any) -> Any:
+        inputs = arguments[: len(spec.inputs)]
+        attributes = dict(zip((a.name for a in spec.attributes), arguments[len(spec.inputs) :], strict=True))
+        shapes = [list(shape) for shape in spec.output_shapes([tensor.shape for tensor in inputs], attributes)]
+        if decided := spec.decided_by_data(attributes):
+            length = torch.library.get_ctx().new_dynamic_size(max=shapes[decided[0]][1])
+            for output in decided:
+                shapes[output][1] = length
+        dtypes = _output_dtypes(spec, inputs, attributes)
+        made = tuple(inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+        return made if len(made) > 1 else made[0]
+
+    definition.register_fake(fake)
+
+
+def _output_dtypes(spec: OpSpec, inputs: Sequence[Tensor], attributes: Mapping[str, Any]) -> list[torch.dtype]:
+    names = spec.output_dtypes([str(tensor.dtype).removeprefix("torch.") for tensor in inputs], attributes)
+    return [getattr(torch, name) for name in names]
 
 
 def as_float32(value: float) -> float:

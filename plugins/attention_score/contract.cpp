@@ -35,7 +35,7 @@ Error checkAttributeValues(Attributes const& attributes)
     return {};
 }
 
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
     Shape const& k = inputs[1];
@@ -72,8 +72,15 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
             + " hold no span of N=" + std::to_string(sizes.numKeys)
             + " keys; give 0 <= start < stop <= N, or a stop that is counted from the end.";
     }
-    outputs[0] = {sizes.batch, sizes.parts, sizes.span()};
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& q = inputs[0];
+    std::vector<Size> const& k = inputs[1];
+    return {{q[0], partsOf(attributes.integer("heads"), q[1], k[1]),
+        spanOf(attributes.integer("start"), attributes.integer("stop"), k[2])}};
 }
 } // namespace
 
@@ -89,7 +96,9 @@ Contract const& contract()
             {"rows", AttributeKind::kINT, 0, 3}, {"heads", AttributeKind::kINT, 0, 6},
             {"normalize", AttributeKind::kINT, 0, 2}, {"pool", AttributeKind::kINT, 0, 1},
             {"head_kernel", AttributeKind::kINTS, 1}, {"kernel", AttributeKind::kINTS, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }
@@ -98,16 +107,13 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
     Shape const& k = inputs[1];
-    int64_t const stop = attributes.integer("stop");
-    int64_t const heads = attributes.integer("heads"); // 0: each; 1..3 of each group, 4..6 of all: mean, sum, maximum
-    return {q[0], q[1], k[1], q[2], q[3], k[2], attributes.integer("start"), stop > 0 ? stop : k[2] + stop,
+    int64_t const start = attributes.integer("start");
+    int64_t const heads = attributes.integer("heads");
+    return {q[0], q[1], k[1], q[2], q[3], k[2], start, start + spanOf(start, attributes.integer("stop"), k[2]),
         attributes.real("scale"), attributes.integer("causal") == 1,
         static_cast<Softmax>(attributes.integer("softmax")), static_cast<Rows>(attributes.integer("rows")),
         static_cast<Normalize>(attributes.integer("normalize")),
-        heads == 0 ? Reduce::kSUM : static_cast<Reduce>((heads - 1) % 3),
-        heads == 0       ? q[1]
-            : heads <= 3 ? k[1]
-                         : 1,
+        heads == 0 ? Reduce::kSUM : static_cast<Reduce>((heads - 1) % 3), partsOf(heads, q[1], k[1]),
         attributes.integer("pool") == 1, attributes.integers("head_kernel").front(),
         attributes.integers("kernel").front(), inputs[3]};
 }

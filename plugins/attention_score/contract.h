@@ -37,6 +37,20 @@ enum class Reduce : int32_t
     kMAXIMUM,
 };
 
+//! Scores of an item. `reduction` 0: each head; 1..3: the mean, sum, maximum of each KV head; 4..6: of all heads.
+template <typename Size>
+Size partsOf(int64_t reduction, Size heads, Size groups)
+{
+    return reduction == 0 ? heads : reduction <= 3 ? groups : Size{1};
+}
+
+//! Keys that get a score. A stop that is not positive counts from the end of the keys.
+template <typename Size>
+Size spanOf(int64_t start, int64_t stop, Size numKeys)
+{
+    return stop > 0 ? Size{stop - start} : numKeys - (start - stop);
+}
+
 struct Sizes
 {
     int64_t batch;

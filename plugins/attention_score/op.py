@@ -9,7 +9,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX, SPEC, span_length
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.suggest import not_known
 
@@ -235,26 +235,7 @@ def _attention_score(
     return score.clone()
 
 
-@_attention_score.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    position: Tensor,
-    bias: Tensor,
-    scale: float,
-    causal: int,
-    softmax: int,
-    start: int,
-    stop: int,
-    rows: int,
-    heads: int,
-    normalize: int,
-    pool: int,
-    head_kernel: Sequence[int],
-    kernel: Sequence[int],
-) -> Tensor:
-    parts = q.shape[1] if heads == 0 else k.shape[1] if heads <= 3 else 1
-    return q.new_empty(q.shape[0], parts, span_length(k.shape[2], start, stop), dtype=torch.float32)
+register_fake(SPEC, _attention_score)
 
 
 def attention_score(
@@ -357,7 +338,6 @@ def attention_score(
             raise ShapeError(
                 f"{name}: bias has shape {list(added.shape)}; axis {letter} must be 1 or {want} to broadcast to BHRN."
             )
-    parts = {"none": num_heads}.get(heads, groups if heads.startswith("group") else 1)
     (score,) = run_operator(
         SPEC,
         [q, k, places, added],
@@ -374,7 +354,6 @@ def attention_score(
             "head_kernel": [head_kernel],
             "kernel": [kernel],
         },
-        [((batch, parts, span_length(n, start, stop)), torch.float32)],
     )
     return score[:, 0] if HEADS.index(heads) > 3 else score
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
 
 SOFTMAX = ("none", "all", "span")
 ROWS = ("mean", "sum", "max", "last")
@@ -17,6 +17,11 @@ def span_length(n: int, start: int, stop: int) -> int:
     return (stop if stop > 0 else n + stop) - start
 
 
+def _parts(reduction: int, h: int, g: int) -> int:
+    """Scores of an item: of each head, each KV head, or all together."""
+    return h if reduction == 0 else g if reduction <= 3 else 1
+
+
 def _work(sizes: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and keys that must be looked at."""
     n = sizes["N"]
@@ -24,11 +29,15 @@ def _work(sizes: Mapping[str, Any]) -> tuple[int, int]:
     return rows, n if SOFTMAX[sizes["softmax"]] == "all" else span_length(n, sizes["start"], sizes["stop"])
 
 
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, h, _, _), (_, g, n, _), *_ = inputs
+    return ((b, _parts(attributes["heads"], h, g), span_length(n, attributes["start"], attributes["stop"])),)
+
+
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
     b, h, g, d, n = (sizes[letter] for letter in "BHGDN")
     rows, keys = _work(sizes)
-    parts = h if sizes["heads"] == 0 else g if sizes["heads"] <= 3 else 1
-    scores = parts * span_length(n, sizes["start"], sizes["stop"])
+    scores = _parts(sizes["heads"], h, g) * span_length(n, sizes["start"], sizes["stop"])
     return int(b * ((h * rows + g * keys) * d * itemsize + scores * 4) + rows * 8)
 
 
@@ -114,6 +123,7 @@ SPEC = OpSpec(
         ON_A_GPU,
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="SnapKV, arXiv:2404.14469; H2O, arXiv:2306.14048; ZipCache, arXiv:2405.14256; FastV, arXiv:2403.06764",

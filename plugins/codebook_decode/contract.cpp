@@ -5,19 +5,19 @@ namespace trtc::codebook_decode
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
-    Shape const& code = inputs[0];
     Error error = codebook_encode::checkCodebook(attributes, inputs[1], -1);
     if (error.empty())
     {
-        error = checkShape("code", code, {-1, -1, sizesOf(attributes, inputs).perToken}, "BNS");
-    }
-    if (error.empty())
-    {
-        outputs[0] = {code[0], code[1], inputs[1][2]};
+        error = checkShape("code", inputs[0], {-1, -1, sizesOf(attributes, inputs).perToken}, "BNS");
     }
     return error;
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    return {{inputs[0][0], inputs[0][1], inputs[1][2]}};
 }
 } // namespace
 
@@ -30,7 +30,9 @@ Contract const& contract()
         {{"y", 3, {}, "codebook"}},
         {{"kind", AttributeKind::kINT, 0, 3},
             {"group", AttributeKind::kINT, 1, static_cast<double>(codebook_encode::kMOST_BITS)}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

@@ -9,7 +9,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.plugins.codebook_decode.spec import SPEC
 from trt_compress.plugins.codebook_encode.op import FSQ_LEVELS, KINDS, POWERS, check_codebook, check_levels, fsq_base
 from trt_compress.plugins.codebook_encode.spec import MOST_BITS, codes_per_token
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 
@@ -140,9 +140,7 @@ def _codebook_decode(code: Tensor, codebook: Tensor, kind: int, group: int) -> T
     return y.to(codebook.dtype)
 
 
-@_codebook_decode.register_fake
-def _(code: Tensor, codebook: Tensor, kind: int, group: int) -> Tensor:
-    return codebook.new_empty(code.shape[0], code.shape[1], codebook.shape[2])
+register_fake(SPEC, _codebook_decode)
 
 
 def codebook_decode(code: Tensor, codebook: Tensor, *, kind: str = "vector", group: int = 1) -> Tensor:
@@ -171,13 +169,7 @@ def codebook_decode(code: Tensor, codebook: Tensor, *, kind: str = "vector", gro
     stages, _, width = codebook.shape
     number = codes_per_token(which, stages, width, group)
     check_tensor("codebook_decode", "code", code, (None, None, number), "BNS", ("int64",))
-    (y,) = run_operator(
-        SPEC,
-        [code, codebook],
-        {"kind": which, "group": group},
-        [((code.shape[0], code.shape[1], width), codebook.dtype)],
-    )
-    return y
+    return run_operator(SPEC, [code, codebook], {"kind": which, "group": group})[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.codebook_encode.spec import CODEBOOK_LIMITS, MOST_BITS, codes_per_token
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, n, _), (_, _, d) = inputs
+    return ((b, n, d),)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -42,6 +47,7 @@ SPEC = OpSpec(
         ON_A_GPU,
     ),
     tolerance={"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="WavTokenizer, arXiv:2408.16532; KVQuant, arXiv:2401.18079; FlexTok, arXiv:2502.13967; "

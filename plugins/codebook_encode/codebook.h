@@ -27,7 +27,8 @@ inline Kind kindOf(Attributes const& attributes)
 }
 
 //! Last axis of the code.
-inline int64_t codesPerToken(Kind kind, int64_t stages, int64_t width, int64_t group)
+template <typename Size>
+Size codesPerToken(Kind kind, Size stages, Size width, int64_t group)
 {
     switch (kind)
     {

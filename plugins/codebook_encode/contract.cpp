@@ -5,16 +5,15 @@ namespace trtc::codebook_encode
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
-    Shape const& x = inputs[0];
-    Error const error = checkCodebook(attributes, inputs[1], x[2]);
-    if (!error.empty())
-    {
-        return error;
-    }
-    outputs[0] = {x[0], x[1], codesPerToken(kindOf(attributes), inputs[1][0], x[2], attributes.integer("group"))};
-    return {};
+    return checkCodebook(attributes, inputs[1], inputs[0][2]);
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& x = inputs[0];
+    return {{x[0], x[1], codesPerToken(kindOf(attributes), inputs[1][0], x[2], attributes.integer("group"))}};
 }
 } // namespace
 
@@ -26,7 +25,9 @@ Contract const& contract()
         {{"x", 3, floats()}, {"codebook", 3, floats()}},
         {{"code", 3, {DType::kINT64}}},
         {{"kind", AttributeKind::kINT, 0, 3}, {"group", AttributeKind::kINT, 1, static_cast<double>(kMOST_BITS)}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

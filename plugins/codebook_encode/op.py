@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.plugins.codebook_encode.spec import MOST_BITS, MOST_CHANNELS, MOST_LEVELS, SPEC, codes_per_token
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.codebook_encode.spec import MOST_BITS, MOST_CHANNELS, MOST_LEVELS, SPEC
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.suggest import not_known
 
@@ -179,10 +179,7 @@ def _codebook_encode(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tens
     return (bits << torch.arange(group, device=x.device)).sum(dim=3)
 
 
-@_codebook_encode.register_fake
-def _(x: Tensor, codebook: Tensor, kind: int, group: int) -> Tensor:
-    number = codes_per_token(kind, codebook.shape[0], x.shape[2], group)
-    return x.new_empty(x.shape[0], x.shape[1], number, dtype=torch.int64)
+register_fake(SPEC, _codebook_encode)
 
 
 def check_levels(name: str, levels: Tensor) -> None:
@@ -257,11 +254,8 @@ def codebook_encode(x: Tensor, codebook: Tensor, *, kind: str = "vector", group:
     Differs: see SPEC.differs.
     """
     check_tensor("codebook_encode", "x", x, (None, None, None), "BND")
-    batch, n, width = x.shape
-    which = check_codebook("codebook_encode", codebook, kind, group, width)
-    number = codes_per_token(which, codebook.shape[0], width, group)
-    (code,) = run_operator(SPEC, [x, codebook], {"kind": which, "group": group}, [((batch, n, number), torch.int64)])
-    return code
+    which = check_codebook("codebook_encode", codebook, kind, group, x.shape[2])
+    return run_operator(SPEC, [x, codebook], {"kind": which, "group": group})[0]
 
 
 def table_codebook(levels: Tensor, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
 
 MOST_BITS = 30  # of one sign code
 MOST_LEVELS = 256  # of one FSQ dimension; above 1000 the widening of the range by 0.1 % would add a level
@@ -15,6 +15,11 @@ CODEBOOK_LIMITS = (
     "levels that are none are an error in torch and ONNX Runtime, and reported on a GPU; as a function on TensorRT "
     "they are not noticed",
 )
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, n, d), (s, _, _) = inputs
+    return ((b, n, codes_per_token(attributes["kind"], s, d, attributes["group"])),)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -64,6 +69,7 @@ SPEC = OpSpec(
         ON_A_GPU,
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="WavTokenizer, arXiv:2408.16532; KVQuant, arXiv:2401.18079; FlexTok, arXiv:2502.13967; "

@@ -192,8 +192,8 @@ Error shapesOf(Contract const& contract, Attributes const& attributes, Shapes co
     {
         error = checkProduct(contract.inputs[i].name, inputs[i]);
     }
-    outputs.assign(contract.outputs.size(), {});
-    error = error.empty() ? contract.shapes(attributes, inputs, outputs) : error;
+    error = error.empty() ? contract.check(attributes, inputs) : error;
+    outputs = error.empty() ? contract.shapes(attributes, inputs) : Shapes(contract.outputs.size());
     for (size_t i = 0; error.empty() && i < contract.outputs.size(); ++i)
     {
         error = checkProduct(contract.outputs[i].name, outputs[i]);

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/size.h"
+
 namespace trtc
 {
 
@@ -19,10 +21,7 @@ constexpr char const* kOP_TYPE_PREFIX = "Trtc";
 using Error = std::string;
 
 using Shape = std::vector<int64_t>;
-using Shapes = std::vector<Shape>;
-
-//! A size that is known only when the operator has run.
-constexpr int64_t kDATA_DEPENDENT = -1;
+using Shapes = SizeLists<int64_t>;
 
 enum class DType : int32_t
 {
@@ -115,9 +114,11 @@ struct Contract
     std::vector<TensorContract> inputs;
     std::vector<TensorContract> outputs;
     std::vector<AttributeContract> attributes;
-    //! Checks the shapes of the inputs against each other and the attributes, and gives the shapes of the outputs.
-    //! Ranks have been checked already. May be called with sizes that TensorRT knows and ONNX Runtime has.
-    Error (*shapes)(Attributes const& attributes, Shapes const& inputs, Shapes& outputs);
+    //! Checks the shapes of the inputs against each other and the attributes. Ranks have been checked already.
+    Error (*check)(Attributes const& attributes, Shapes const& inputs);
+    //! The shapes of the outputs, for inputs that passed `check`: one template over numbers and expressions.
+    Shapes (*shapes)(Attributes const& attributes, Shapes const& inputs);
+    SizeLists<SymbolicSize> (*symbolicShapes)(Attributes const& attributes, SizeLists<SymbolicSize> const& inputs);
 
     std::string opType() const
     {

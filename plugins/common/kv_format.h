@@ -13,6 +13,33 @@
 namespace trtc::kv
 {
 
+//! Bytes of the codes of one token.
+template <typename Size>
+Size rowBytes(Size width, int32_t bits)
+{
+    return width / partsOf(bits);
+}
+
+//! Channels whose codes are that many bytes.
+template <typename Size>
+Size widthOf(Size bytes, int32_t bits)
+{
+    return bytes * partsOf(bits);
+}
+
+//! Axes 2 and 3 of the scales; group 0 is the whole axis.
+template <typename Size>
+Size scaleRows(bool byToken, int64_t group, Size length)
+{
+    return byToken ? length : group == 0 ? Size{1} : length / group;
+}
+
+template <typename Size>
+Size scaleColumns(bool byToken, int64_t group, Size width)
+{
+    return !byToken ? width : group == 0 ? Size{1} : width / group;
+}
+
 struct Format
 {
     int32_t bits;
@@ -26,21 +53,19 @@ struct Format
         return partsOf(bits);
     }
 
-    //! Bytes of the codes of one token.
     int64_t rowBytes() const noexcept
     {
-        return width / parts();
+        return kv::rowBytes(width, bits);
     }
 
-    //! Axes 2 and 3 of the scales.
     int64_t scaleRows() const noexcept
     {
-        return byToken ? length : (group == 0 ? 1 : length / group);
+        return kv::scaleRows(byToken, group, length);
     }
 
     int64_t scaleColumns() const noexcept
     {
-        return !byToken ? width : (group == 0 ? 1 : width / group);
+        return kv::scaleColumns(byToken, group, width);
     }
 
     //! Scales of one KV head.
@@ -50,13 +75,23 @@ struct Format
     }
 };
 
-//! The attributes are `<prefix>bits`, `<prefix>axis` and `<prefix>group`. Group 0, the whole axis, becomes its length.
+//! The attributes are `<prefix>bits`, `<prefix>axis` and `<prefix>group`.
+inline int32_t bitsOf(Attributes const& attributes, std::string const& prefix)
+{
+    return static_cast<int32_t>(attributes.integer((prefix + "bits").c_str()));
+}
+
+inline bool isByToken(Attributes const& attributes, std::string const& prefix)
+{
+    return attributes.integer((prefix + "axis").c_str()) == 1;
+}
+
+//! Group 0, the whole axis, becomes its length.
 inline Format formatOf(Attributes const& attributes, std::string const& prefix, int64_t length, int64_t width)
 {
-    auto const bits = static_cast<int32_t>(attributes.integer((prefix + "bits").c_str()));
-    bool const byToken = attributes.integer((prefix + "axis").c_str()) == 1;
+    bool const byToken = isByToken(attributes, prefix);
     int64_t const group = attributes.integer((prefix + "group").c_str());
-    return {bits, byToken, group == 0 ? (byToken ? width : length) : group, length, width};
+    return {bitsOf(attributes, prefix), byToken, group == 0 ? (byToken ? width : length) : group, length, width};
 }
 
 inline Error checkBits(Attributes const& attributes, std::string const& prefix)
@@ -78,7 +113,7 @@ inline Error checkPacking(char const* name, int64_t width, int64_t bits)
 
 inline Error checkGroup(Attributes const& attributes, std::string const& prefix, int64_t length, int64_t width)
 {
-    bool const byToken = attributes.integer((prefix + "axis").c_str()) == 1;
+    bool const byToken = isByToken(attributes, prefix);
     int64_t const group = attributes.integer((prefix + "group").c_str());
     int64_t const size = byToken ? width : length;
     if (group == 0 || size % group == 0)
@@ -94,10 +129,10 @@ inline Error checkGroup(Attributes const& attributes, std::string const& prefix,
 inline Error checkPacked(Attributes const& attributes, std::string const& prefix, Shape const& code, Shape const& scale,
     Shape const& minimum, Shape const& wanted)
 {
-    int64_t const bits = attributes.integer((prefix + "bits").c_str());
-    int64_t const bytes = wanted[3] == -1 ? -1 : wanted[3] * bits / 8;
+    int32_t const bits = bitsOf(attributes, prefix);
+    int64_t const bytes = wanted[3] == -1 ? -1 : rowBytes(wanted[3], bits);
     Error error = checkShape((prefix + "code").c_str(), code, {wanted[0], wanted[1], wanted[2], bytes}, "BGLW");
-    int64_t const width = code[3] * 8 / bits;
+    int64_t const width = widthOf(code[3], bits);
     error = error.empty() ? checkGroup(attributes, prefix, code[2], width) : error;
     if (!error.empty())
     {

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "common/export.h"
+#include "common/parsed_call.h"
 
 namespace trtc
 {
@@ -574,4 +575,10 @@ TRTC_EXPORT char const* trtcDescribe()
 {
     static std::string const sText = trtc::describe("onnxruntime", trtc::registry().contracts());
     return sText.c_str();
+}
+
+TRTC_EXPORT int32_t trtcOutputShapes(
+    TrtcCall const* call, char* text, size_t textBytes, char* message, size_t messageBytes)
+{
+    return trtc::outputShapes(trtc::registry().contracts(), *call, text, textBytes, message, messageBytes);
 }

@@ -1,12 +1,18 @@
-#include "common/tensorrt_adapter.h"
-
+// Turns the GPU forms of the operators into IPluginV3s with their creators. Compiles with the headers of TensorRT 10.3
+// (JetPack 6) and later, and links nothing of it.
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <string>
+#include <vector>
+
+#include <NvInferRuntime.h>
 
 #include "common/cuda_op.h"
 #include "common/export.h"
+#include "common/parsed_call.h"
+#include "common/tensorrt_sizes.h"
 
 namespace trtc
 {
@@ -110,7 +116,6 @@ struct Definition
     Contract const* contract;
     GpuForm const* gpu;
     uint32_t number;
-    SetShapes setShapes;
     std::string opType;
     std::string version;
 };
@@ -474,7 +479,13 @@ public:
                 }
                 if (error.empty())
                 {
-                    mState.definition().setShapes(mState.attributes(), SymbolicShapes(inputs, outputs, builder));
+                    TrtSizes sizes(builder);
+                    auto const found =
+                        mState.contract().symbolicShapes(mState.attributes(), sizes.sizesOf(inputs, numInputs));
+                    for (size_t i = 0; i < found.size(); ++i)
+                    {
+                        sizes.set(outputs[i], found[i]);
+                    }
                 }
                 return error;
             });
@@ -618,9 +629,8 @@ public:
         return state().aliasedInput(output);
     }
 };
-} // namespace
 
-class PluginRegistry::Creator final : public nvinfer1::IPluginCreatorV3One
+class Creator final : public nvinfer1::IPluginCreatorV3One
 {
 public:
     explicit Creator(Definition definition)
@@ -685,34 +695,18 @@ private:
     bool mAliases{false};
 };
 
-PluginRegistry::PluginRegistry() = default;
-PluginRegistry::~PluginRegistry() = default;
-
-void PluginRegistry::add(Contract const& contract, SetShapes setShapes)
+//! One for each GPU form of this library.
+std::vector<nvinfer1::IPluginCreatorInterface*> makeCreators()
 {
-    int32_t const number = cudaRegistry().find(contract.opType().c_str());
-    if (number < 0)
+    std::vector<nvinfer1::IPluginCreatorInterface*> creators;
+    for (GpuForm const& form : cudaRegistry().forms())
     {
-        return; // the agreement test sees the missing operator
+        Contract const& contract = *form.contract;
+        auto const number = static_cast<uint32_t>(creators.size());
+        creators.push_back(
+            new Creator({&contract, &form, number, contract.opType(), std::to_string(contract.version)}));
     }
-    GpuForm const& gpu = cudaRegistry().forms()[static_cast<size_t>(number)];
-    mCreators.push_back(std::make_unique<Creator>(Definition{&contract, &gpu, static_cast<uint32_t>(number), setShapes,
-        contract.opType(), std::to_string(contract.version)}));
-    mPointers.push_back(mCreators.back().get());
-    mContracts.push_back(&contract);
-}
-
-namespace
-{
-PluginRegistry const& pluginRegistry()
-{
-    static PluginRegistry const* const sRegistry = []
-    {
-        auto* made = new PluginRegistry; // TensorRT keeps the creators until the process ends
-        registerAllTensorRt(*made);
-        return made;
-    }();
-    return *sRegistry;
+    return creators;
 }
 } // namespace
 
@@ -726,33 +720,25 @@ TRTC_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
 
 TRTC_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count)
 {
-    auto const& creators = trtc::pluginRegistry().creators();
-    count = static_cast<int32_t>(creators.size());
-    return creators.data();
+    static auto const* const sCreators = new auto(trtc::makeCreators()); // TensorRT keeps them until the process ends
+    count = static_cast<int32_t>(sCreators->size());
+    return sCreators->data();
 }
 
 TRTC_EXPORT char const* trtcDescribe()
 {
-    static std::string const sText = trtc::describe("tensorrt", trtc::pluginRegistry().contracts());
+    static std::string const sText = trtc::describe("tensorrt", trtc::cudaRegistry().contracts());
     return sText.c_str();
+}
+
+TRTC_EXPORT int32_t trtcOutputShapes(
+    TrtcCall const* call, char* text, size_t textBytes, char* message, size_t messageBytes)
+{
+    return trtc::outputShapes(trtc::cudaRegistry().contracts(), *call, text, textBytes, message, messageBytes);
 }
 
 //! After a synchronisation: 0 if no kernel found a mistake in its data since the last call, else 1 and a sentence.
 TRTC_EXPORT int32_t trtcTakeFault(char* message, size_t messageBytes)
 {
-    return trtc::guarded(
-               [&]
-               {
-                   trtc::Error const error = trtc::takeFault(trtc::cudaRegistry().contracts());
-                   if (message != nullptr && messageBytes > 0)
-                   {
-                       size_t const length = std::min(error.size(), messageBytes - 1);
-                       std::memcpy(message, error.data(), length);
-                       message[length] = '\0';
-                   }
-                   return error;
-               })
-            == 0
-        ? 0
-        : 1;
+    return trtc::answer([] { return trtc::takeFault(trtc::cudaRegistry().contracts()); }, message, messageBytes);
 }

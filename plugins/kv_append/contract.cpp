@@ -5,7 +5,7 @@ namespace trtc::kv_append
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& cache = inputs[0];
     Error error = checkShape("rows", inputs[1], {cache[0], cache[1], -1, cache[3]}, "BGTW");
@@ -31,8 +31,12 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
         return "T=" + std::to_string(sizes.tokens) + " tokens at once do not fit into a ring of L=" + slots
             + " slots with " + sinks + "; append at most " + std::to_string(sizes.length - sizes.sinks) + " at a time.";
     }
-    outputs[0] = cache;
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    return {inputs[0]};
 }
 } // namespace
 
@@ -45,7 +49,9 @@ Contract const& contract()
             {"position", 1, {DType::kINT64}}},
         {{"cache_out", 4, {}, "cache", nullptr, "cache"}},
         {{"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

@@ -6,7 +6,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.kv_append.spec import ROWS, SPEC
 from trt_compress.plugins.kv_format import check_choice
-from trt_compress.plugins.operator import Operator, check_count, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_count, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 LAYOUTS = ("linear", "ring")
@@ -80,12 +80,10 @@ def _kv_append(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks
     if layout == 1:
         slot = torch.where(number < sinks, number, sinks + (number - sinks).remainder(length - sinks))
     index = slot[:, None, :, None].expand(rows.shape)
-    return cache.scatter(2, index, rows)
+    return cache.contiguous().scatter(2, index, rows)
 
 
-@_kv_append.register_fake
-def _(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks: int) -> Tensor:
-    return torch.empty_like(cache)
+register_fake(SPEC, _kv_append)
 
 
 def kv_append(
@@ -120,7 +118,7 @@ def kv_append(
     check_count("kv_append", "sinks", sinks, length - 1, f"a ring of L={length} slots allows")
     _check_fits(LAYOUTS.index(layout), length, rows.shape[2], sinks)
     attributes = {"layout": LAYOUTS.index(layout), "sinks": sinks}
-    return run_operator(SPEC, [cache, rows, position], attributes, [((b, g, length, width), cache.dtype)])[0]
+    return run_operator(SPEC, [cache, rows, position], attributes)[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

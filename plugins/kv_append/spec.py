@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Shapes, TensorSpec
 
 ROWS = (*FLOATS, "uint8")
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    return (inputs[0],)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -47,6 +51,7 @@ SPEC = OpSpec(
         "on the GPU the slots of one KV head take less than 2 GiB",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,
     source="StreamingLLM, arXiv:2309.17453, sinks and recent tokens; TensorScatter of ONNX opset 24",

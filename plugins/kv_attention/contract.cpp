@@ -33,7 +33,7 @@ Error checkBias(Shape const& bias, int64_t batch, int64_t kvHeads, int64_t heads
             + "] with axes B, G or H, T, L.";
 }
 
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
     Error error = kv::checkBits(attributes, "k_");
@@ -72,14 +72,18 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     {
         return "scale=inf is not allowed; give a positive number, or 0 for 1 / sqrt(D).";
     }
-    outputs[0] = q;
-    outputs[1] = {q[0], q[1], q[2]};
     return {};
 }
 
 constexpr int64_t stepOf(int64_t size, int64_t step)
 {
     return size == 1 ? 0 : step;
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& q = inputs[0];
+    return {q, {q[0], q[1], q[2]}};
 }
 } // namespace
 
@@ -99,7 +103,9 @@ Contract const& contract()
             {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0},
             {"scale", AttributeKind::kFLOAT, 0}, {"causal", AttributeKind::kINT, 0, 1},
             {"window", AttributeKind::kINT, 0, 2147483647}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

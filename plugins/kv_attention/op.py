@@ -18,7 +18,7 @@ from trt_compress.plugins.kv_format import (
     product_text,
 )
 from trt_compress.plugins.kv_sizes import scale_shape
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 BODY = f"""
@@ -163,28 +163,7 @@ def _kv_attention(
     return y.to(q.dtype), lse
 
 
-@_kv_attention.register_fake
-def _(
-    q: Tensor,
-    k_code: Tensor,
-    k_scale: Tensor,
-    k_minimum: Tensor,
-    v_code: Tensor,
-    v_scale: Tensor,
-    v_minimum: Tensor,
-    length: Tensor,
-    bias: Tensor,
-    k_bits: int,
-    k_axis: int,
-    k_group: int,
-    v_bits: int,
-    v_axis: int,
-    v_group: int,
-    scale: float,
-    causal: int,
-    window: int,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+register_fake(SPEC, _kv_attention)
 
 
 def kv_attention(
@@ -286,8 +265,7 @@ def kv_attention(
         "causal": int(causal),
         "window": window,
     }
-    outputs = [((b, h, t, d), q.dtype), ((b, h, t), torch.float32)]
-    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias], attributes, outputs)
+    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias], attributes)
     return y, lse
 
 

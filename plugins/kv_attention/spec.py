@@ -4,9 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, TensorSpec
 
 MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, h, t, d), *_ = inputs
+    return (b, h, t, d), (b, h, t)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -100,6 +105,7 @@ SPEC = OpSpec(
         "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="KIVI, arXiv:2402.02750; FlashDecoding, https://pytorch.org/blog/flash-decoding; code jy-yuan/KIVI 876b4d2",

@@ -5,7 +5,7 @@ namespace trtc::kv_compact
 
 namespace
 {
-Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& /*attributes*/, Shapes const& inputs)
 {
     Shape const& cache = inputs[0];
     Error const error = checkShape("index", inputs[1], {cache[0], cache[1], -1}, "BGK");
@@ -18,8 +18,12 @@ Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& out
         return "index names K=" + std::to_string(inputs[1][2])
             + " slots of a cache that has L=" + std::to_string(cache[2]) + ".";
     }
-    outputs[0] = cache;
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    return {inputs[0]};
 }
 } // namespace
 
@@ -32,7 +36,9 @@ Contract const& contract()
             {"index", 3, {DType::kINT64}}},
         {{"cache_out", 4, {}, "cache", nullptr, "cache"}},
         {},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

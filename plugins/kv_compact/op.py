@@ -6,7 +6,7 @@ from torch import Tensor
 from trt_compress.errors import ShapeError
 from trt_compress.plugins.kv_append.spec import ROWS
 from trt_compress.plugins.kv_compact.spec import SPEC
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 BODY = """
@@ -51,9 +51,7 @@ def _kv_compact(cache: Tensor, index: Tensor) -> Tensor:
     return torch.cat([rows, cache[:, :, kept:]], dim=2)
 
 
-@_kv_compact.register_fake
-def _(cache: Tensor, index: Tensor) -> Tensor:
-    return torch.empty_like(cache)
+register_fake(SPEC, _kv_compact)
 
 
 def kv_compact(cache: Tensor, index: Tensor) -> Tensor:
@@ -74,11 +72,11 @@ def kv_compact(cache: Tensor, index: Tensor) -> Tensor:
     Differs: see SPEC.differs.
     """
     check_tensor("kv_compact", "cache", cache, (None, None, None, None), "BGLW", ROWS)
-    b, g, length, width = cache.shape
+    b, g, length, _ = cache.shape
     check_tensor("kv_compact", "index", index, (b, g, None), "BGK", ["int64"])
     if index.shape[2] > length:
         raise ShapeError(f"kv_compact: index names K={index.shape[2]} slots of a cache that has L={length}.")
-    return run_operator(SPEC, [cache, index], {}, [((b, g, length, width), cache.dtype)])[0]
+    return run_operator(SPEC, [cache, index], {})[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

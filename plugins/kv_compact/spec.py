@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_append.spec import ROWS
-from trt_compress.plugins.spec import OpSpec, TensorSpec
+from trt_compress.plugins.spec import OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    return (inputs[0],)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -39,6 +43,7 @@ SPEC = OpSpec(
         "on the GPU the slots of one KV head take less than 2 GiB",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,
     source="SnapKV, arXiv:2404.14469; code FasterDecoding/SnapKV, snapkv_utils.py",

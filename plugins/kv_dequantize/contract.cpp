@@ -5,7 +5,7 @@ namespace trtc::kv_dequantize
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     int64_t const to = attributes.integer("to");
     Error error = kv::checkBits(attributes, "");
@@ -14,14 +14,13 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     {
         error = "to=" + std::to_string(to) + " is not known; give 1 (float32), 10 (float16) or 16 (bfloat16).";
     }
-    error = error.empty() ? kv::checkPacked(attributes, "", inputs[0], inputs[1], inputs[2], {-1, -1, -1, -1}) : error;
-    if (!error.empty())
-    {
-        return error;
-    }
-    Shape const& code = inputs[0];
-    outputs[0] = {code[0], code[1], code[2], sizesOf(attributes, inputs).width()};
-    return {};
+    return error.empty() ? kv::checkPacked(attributes, "", inputs[0], inputs[1], inputs[2], {-1, -1, -1, -1}) : error;
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& code = inputs[0];
+    return {{code[0], code[1], code[2], kv::widthOf(code[3], kv::bitsOf(attributes, ""))}};
 }
 } // namespace
 
@@ -34,7 +33,9 @@ Contract const& contract()
         {{"x", 4, floats(), nullptr, "to"}},
         {{"bits", AttributeKind::kINT, 2, 8}, {"axis", AttributeKind::kINT, 0, 1}, {"group", AttributeKind::kINT, 0},
             {"to", AttributeKind::kINT, 1, 16}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }
@@ -42,8 +43,7 @@ Contract const& contract()
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& code = inputs[0];
-    int64_t const width = code[3] * 8 / attributes.integer("bits");
-    return {code[0] * code[1], kv::formatOf(attributes, "", code[2], width)};
+    return {code[0] * code[1], kv::formatOf(attributes, "", code[2], kv::widthOf(code[3], kv::bitsOf(attributes, "")))};
 }
 
 } // namespace trtc::kv_dequantize

@@ -19,7 +19,7 @@ from trt_compress.plugins.kv_format import (
     rounded_text,
 )
 from trt_compress.plugins.kv_sizes import scale_shape
-from trt_compress.plugins.operator import Operator, run_operator
+from trt_compress.plugins.operator import Operator, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 BODY = f"""
@@ -47,10 +47,7 @@ def _kv_dequantize(
     return values.to(DTYPE_OF[to])
 
 
-@_kv_dequantize.register_fake
-def _(code: Tensor, scale: Tensor, minimum: Tensor, bits: int, axis: int, group: int, to: int) -> Tensor:
-    b, g, length, width = code.shape
-    return code.new_empty(b, g, length, width * (8 // bits), dtype=DTYPE_OF[to])
+register_fake(SPEC, _kv_dequantize)
 
 
 def kv_dequantize(
@@ -82,9 +79,8 @@ def kv_dequantize(
     check_choice("kv_dequantize", "to", to, list(ONNX_NUMBER))
     tensors, anything = (code, scale, minimum), (None, None, None, None)
     checked = check_packed("kv_dequantize", "", tensors, anything, bits=bits, axis=along, group=group)
-    b, g, length, width = code.shape
     attributes = {"bits": bits, "axis": along, "group": checked, "to": ONNX_NUMBER[to]}
-    return run_operator(SPEC, tensors, attributes, [((b, g, length, width * (8 // bits)), to)])[0]
+    return run_operator(SPEC, tensors, attributes)[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

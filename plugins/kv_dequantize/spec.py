@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, g, length, width), *_ = inputs
+    return ((b, g, length, width * (8 // attributes["bits"])),)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -30,7 +35,9 @@ SPEC = OpSpec(
             name="minimum", axes=_SCALE_AXES, dtypes=SCALES, same_dtype_as="scale", doc="least value of each group"
         ),
     ),
-    outputs=(TensorSpec(name="x", axes=("B", "G", "L", "D"), dtypes=FLOATS, doc="keys or values"),),
+    outputs=(
+        TensorSpec(name="x", axes=("B", "G", "L", "D"), dtypes=FLOATS, dtype_attribute="to", doc="keys or values"),
+    ),
     attributes=(
         AttributeSpec(name="bits", kind="int", minimum=2, maximum=8, doc="bits of a code: 8, 4 or 2"),
         AttributeSpec(
@@ -50,6 +57,7 @@ SPEC = OpSpec(
         "as a function L >= 1: ONNX Runtime refuses the body otherwise",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 2 * int(sizes["B"] * sizes["G"] * sizes["L"] * sizes["D"]),
     source="KIVI, arXiv:2402.02750; code jy-yuan/KIVI 876b4d2, quant/new_pack.py",

@@ -5,7 +5,7 @@ namespace trtc::kv_quantize
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& x = inputs[0];
     int64_t const scaleType = attributes.integer("scale_type");
@@ -26,10 +26,17 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
         return std::string("x has no ") + (format.byToken ? "channels" : "tokens") + ", shape " + textOf(x)
             + "; a group of nothing has no least value.";
     }
-    outputs[0] = {x[0], x[1], x[2], format.rowBytes()};
-    outputs[1] = {x[0], x[1], format.scaleRows(), format.scaleColumns()};
-    outputs[2] = outputs[1];
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& x = inputs[0];
+    bool const byToken = kv::isByToken(attributes, "");
+    int64_t const group = attributes.integer("group");
+    std::vector<Size> const scale{
+        x[0], x[1], kv::scaleRows(byToken, group, x[2]), kv::scaleColumns(byToken, group, x[3])};
+    return {{x[0], x[1], x[2], kv::rowBytes(x[3], kv::bitsOf(attributes, ""))}, scale, scale};
 }
 } // namespace
 
@@ -44,7 +51,9 @@ Contract const& contract()
             {"minimum", 4, sSCALES, nullptr, "scale_type"}},
         {{"bits", AttributeKind::kINT, 2, 8}, {"axis", AttributeKind::kINT, 0, 1}, {"group", AttributeKind::kINT, 0},
             {"scale_type", AttributeKind::kINT, 1, 10}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

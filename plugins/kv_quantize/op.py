@@ -23,7 +23,7 @@ from trt_compress.plugins.kv_format import (
 )
 from trt_compress.plugins.kv_quantize.spec import SPEC
 from trt_compress.plugins.kv_sizes import scale_shape
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
 BODY = f"""
@@ -104,15 +104,7 @@ def _kv_quantize(x: Tensor, bits: int, axis: int, group: int, scale_type: int) -
     return pack(code, bits), scale.reshape(shape).clone(), minimum.reshape(shape).clone()
 
 
-@_kv_quantize.register_fake
-def _(x: Tensor, bits: int, axis: int, group: int, scale_type: int) -> tuple[Tensor, Tensor, Tensor]:
-    b, g, length, d = x.shape
-    shape = scale_shape(b, g, length, d, axis=axis, group=group)
-    return (
-        x.new_empty(b, g, length, d * bits // 8, dtype=torch.uint8),
-        x.new_empty(shape, dtype=DTYPE_OF[scale_type]),
-        x.new_empty(shape, dtype=DTYPE_OF[scale_type]),
-    )
+register_fake(SPEC, _kv_quantize)
 
 
 def kv_quantize(
@@ -139,16 +131,14 @@ def kv_quantize(
     Differs: see SPEC.differs.
     """
     check_tensor("kv_quantize", "x", x, (None, None, None, None), "BGLD")
-    b, g, length, d = x.shape
+    _, _, length, d = x.shape
     check_choice("kv_quantize", "bits", bits, BITS)
     along = AXIS_NAMES.index(check_choice("kv_quantize", "axis", axis, AXIS_NAMES))
     check_choice("kv_quantize", "scale_type", scale_type, [torch.float16, torch.float32])
     check_packing("kv_quantize", "x", d, bits)
     checked = check_group("kv_quantize", "group", group, length if along == 0 else d, "LD"[along])
-    shape = scale_shape(b, g, length, d, axis=along, group=checked)
     attributes = {"bits": bits, "axis": along, "group": checked, "scale_type": ONNX_NUMBER[scale_type]}
-    outputs = [((b, g, length, d * bits // 8), torch.uint8), (shape, scale_type), (shape, scale_type)]
-    code, scale, minimum = run_operator(SPEC, [x], attributes, outputs)
+    code, scale, minimum = run_operator(SPEC, [x], attributes)
     return code, scale, minimum
 
 

@@ -3,8 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape, sizes_of
+from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, g, length, d), *_ = inputs
+    scales = scale_shape(b, g, length, d, axis=attributes["axis"], group=attributes["group"])
+    return (b, g, length, d * attributes["bits"] // 8), scales, scales
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -30,9 +36,16 @@ SPEC = OpSpec(
             name="scale",
             axes=_SCALE_AXES,
             dtypes=SCALES,
+            dtype_attribute="scale_type",
             doc="step of each group: [B, G, L/group, D] for axis 0, [B, G, L, D/group] for axis 1",
         ),
-        TensorSpec(name="minimum", axes=_SCALE_AXES, dtypes=SCALES, doc="least value of each group, as scale"),
+        TensorSpec(
+            name="minimum",
+            axes=_SCALE_AXES,
+            dtypes=SCALES,
+            dtype_attribute="scale_type",
+            doc="least value of each group, as scale",
+        ),
     ),
     attributes=(
         AttributeSpec(name="bits", kind="int", minimum=2, maximum=8, doc="bits of a code: 8, 4 or 2"),
@@ -59,6 +72,7 @@ SPEC = OpSpec(
         "as a function L >= 1: ONNX Runtime refuses the body otherwise",
     ),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,
     source="KIVI, arXiv:2402.02750; code jy-yuan/KIVI 876b4d2, quant/new_pack.py",

@@ -5,7 +5,7 @@ namespace trtc::token_merge
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& x = inputs[0];
     Sizes const sizes = sizesOf(attributes, inputs);
@@ -28,10 +28,14 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
             + std::to_string(sizes.numTokens) + " tokens of which " + std::to_string(sizes.numProtected)
             + " are protected at most every second one can merge: 0.." + std::to_string(numFree / 2) + ".";
     }
-    outputs[0] = {sizes.batch, sizes.numOut(), sizes.channels};
-    outputs[1] = {sizes.batch, sizes.numOut(), 1};
-    outputs[2] = {sizes.batch, sizes.numTokens};
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& x = inputs[0];
+    Size const numOut = rowsLeft(x[1], attributes.integer("num_merged"));
+    return {{x[0], numOut, x[2]}, {x[0], numOut, 1}, {x[0], x[1]}};
 }
 } // namespace
 
@@ -44,7 +48,9 @@ Contract const& contract()
         {{"y", 3, {}, "x"}, {"y_size", 3, {}, "size"}, {"dest", 2, {DType::kINT64}}},
         {{"num_merged", AttributeKind::kINT, 0}, {"num_protected", AttributeKind::kINT, 0},
             {"order", AttributeKind::kINT, 0, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

@@ -9,6 +9,13 @@ namespace trtc::token_merge
 
 Contract const& contract();
 
+//! Rows of the output.
+template <typename Size>
+Size rowsLeft(Size numTokens, int64_t numMerged)
+{
+    return numTokens - numMerged;
+}
+
 //! Rows of A are the unprotected even positions, rows of B the odd ones.
 struct Sizes
 {
@@ -42,7 +49,7 @@ struct Sizes
 
     int64_t numOut() const noexcept
     {
-        return numTokens - numMerged;
+        return rowsLeft(numTokens, numMerged);
     }
 
     //! Output row of the first row of B.

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, cast, check_count, check_tensor, check_tokens, run_operator
+from trt_compress.plugins.operator import (
+    Operator,
+    cast,
+    check_count,
+    check_tensor,
+    check_tokens,
+    register_fake,
+    run_operator,
+)
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_merge.spec import SPEC
 from trt_compress.suggest import not_known
@@ -214,17 +222,7 @@ def _token_merge(
     return y, total_size, dest
 
 
-@_token_merge.register_fake
-def _(
-    x: Tensor, metric: Tensor, size: Tensor, num_merged: int, num_protected: int, order: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, n, channels = x.shape
-    m = n - num_merged
-    return (
-        x.new_empty(batch, m, channels),
-        size.new_empty(batch, m, 1),
-        x.new_empty(batch, n, dtype=torch.int64),
-    )
+register_fake(SPEC, _token_merge)
 
 
 def token_merge(
@@ -256,7 +254,7 @@ def token_merge(
     Differs: see SPEC.differs.
     """
     check_tensor("token_merge", "x", x, (None, None, None), "BNC")
-    batch, n, channels = x.shape
+    batch, n, _ = x.shape
     check_tensor("token_merge", "metric", metric, (batch, n, None), "BND")
     check_tensor("token_merge", "size", size, (batch, n, 1), "BN1")
     check_tokens("token_merge", n)
@@ -270,12 +268,10 @@ def token_merge(
     check_count("token_merge", "num_merged", num_merged, max_merged(n, num_protected), why)
     if order not in ORDERS:
         raise ConfigError(not_known("token_merge: order", order, ORDERS))
-    m = n - num_merged
     y, y_size, dest = run_operator(
         SPEC,
         [x, metric, cast(size, torch.float32)],
         {"num_merged": num_merged, "num_protected": num_protected, "order": ORDERS.index(order)},
-        [((batch, m, channels), x.dtype), ((batch, m, 1), torch.float32), ((batch, n), torch.int64)],
     )
     return y, y_size, dest
 

@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, n, c), *_ = inputs
+    m = n - attributes["num_merged"]
+    return (b, m, c), (b, m, 1), (b, n)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -50,6 +56,7 @@ SPEC = OpSpec(
         f"{ON_A_GPU}, and at most 8388480 tokens are not protected",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="ToMe, arXiv:2210.09461; code facebookresearch/ToMe af95e4b, tome/merge.py",

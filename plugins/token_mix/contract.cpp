@@ -5,7 +5,7 @@ namespace trtc::token_mix
 
 namespace
 {
-Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& /*attributes*/, Shapes const& inputs)
 {
     Shape const& x = inputs[0];
     Shape const& weight = inputs[1];
@@ -19,8 +19,12 @@ Error shapes(Attributes const& /*attributes*/, Shapes const& inputs, Shapes& out
         return "weight has shape " + textOf(weight) + "; its first axis must be 1, or B=" + std::to_string(x[0])
             + " as that of x.";
     }
-    outputs[0] = {x[0], weight[1], x[2]};
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    return {{inputs[0][0], inputs[1][1], inputs[0][2]}};
 }
 } // namespace
 
@@ -32,7 +36,9 @@ Contract const& contract()
         {{"x", 3, floats()}, {"weight", 3, floats()}},
         {{"y", 3, {}, "x"}},
         {{"normalize", AttributeKind::kINT, 0, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

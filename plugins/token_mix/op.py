@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_mix.spec import SPEC
 from trt_compress.suggest import not_known
@@ -34,9 +34,7 @@ def _token_mix(x: Tensor, weight: Tensor, normalize: int) -> Tensor:
     return (matrix @ x.float()).to(x.dtype)
 
 
-@_token_mix.register_fake
-def _(x: Tensor, weight: Tensor, normalize: int) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1], x.shape[2])
+register_fake(SPEC, _token_mix)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,13 +83,7 @@ def token_mix(x: Tensor, weight: Tensor, *, normalize: str = "none") -> Tensor:
         raise ShapeError(
             f"token_mix: weight has shape {list(weight.shape)}; its first axis must be 1, or B={batch} as that of x."
         )
-    (y,) = run_operator(
-        SPEC,
-        [x, matrix],
-        {"normalize": NORMALIZE.index(normalize)},
-        [((batch, matrix.shape[1], channels), x.dtype)],
-    )
-    return y
+    return run_operator(SPEC, [x, matrix], {"normalize": NORMALIZE.index(normalize)})[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

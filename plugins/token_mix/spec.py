@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, _, c), (_, m, _) = inputs
+    return ((b, m, c),)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -35,6 +40,7 @@ SPEC = OpSpec(
     determinism="same input, same bits",
     limits=("the body computes in float32 whatever the dtype of x", ON_A_GPU),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="y = W x of Fourier-VLM, arXiv:2508.06038, LLaVolta, arXiv:2406.20092, and other linear compressors",

@@ -5,12 +5,15 @@ namespace trtc::token_restore
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Sizes const sizes = sizesOf(attributes, inputs);
-    Error const error = checkShape("index", inputs[1], {sizes.batch, sizes.unpermute ? sizes.numRows : -1}, "BN");
-    outputs[0] = {sizes.batch, sizes.numTokens, sizes.channels};
-    return error;
+    return checkShape("index", inputs[1], {sizes.batch, sizes.unpermute ? sizes.numRows : -1}, "BN");
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    return {{inputs[0][0], inputs[1][1], inputs[0][2]}};
 }
 } // namespace
 
@@ -22,7 +25,9 @@ Contract const& contract()
         {{"y", 3, floats()}, {"index", 2, {DType::kINT64}}},
         {{"x", 3, {}, "y"}},
         {{"mode", AttributeKind::kINT, 0, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, check_tensor, run_operator
+from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_restore.spec import SPEC
 from trt_compress.suggest import not_known
@@ -41,9 +41,7 @@ def _token_restore(y: Tensor, index: Tensor, mode: int) -> Tensor:
     return y.gather(1, index[..., None].expand(-1, -1, y.shape[2]))
 
 
-@_token_restore.register_fake
-def _(y: Tensor, index: Tensor, mode: int) -> Tensor:
-    return y.new_empty(y.shape[0], index.shape[1], y.shape[2])
+register_fake(SPEC, _token_restore)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -86,10 +84,9 @@ def token_restore(y: Tensor, index: Tensor, *, mode: str = "unmerge") -> Tensor:
     if mode not in MODES:
         raise ConfigError(not_known("token_restore: mode", mode, MODES))
     check_tensor("token_restore", "y", y, (None, None, None), "BMC")
-    batch, m, channels = y.shape
+    batch, m, _ = y.shape
     check_tensor("token_restore", "index", index, (batch, m if mode == "unpermute" else None), "BN", ["int64"])
-    shape = (batch, index.shape[1], channels)
-    return run_operator(SPEC, [y, index], {"mode": MODES.index(mode)}, [(shape, y.dtype)])[0]
+    return run_operator(SPEC, [y, index], {"mode": MODES.index(mode)})[0]
 
 
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, _, c), (_, n) = inputs
+    return ((b, n, c),)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -31,6 +36,7 @@ SPEC = OpSpec(
     determinism="same input, same bits",
     limits=(f"{ON_A_GPU}, and a permutation has at most 393216 tokens",),
     tolerance={"float32": 0.0, "float16": 0.0, "bfloat16": 0.0},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=lambda sizes: 0,
     source="ToMe, arXiv:2210.09461, unmerge; ToC3D, arXiv:2409.00633, restoring the token order",

@@ -8,7 +8,7 @@ namespace trtc::token_select
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& x = inputs[0];
     Error error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
@@ -39,10 +39,15 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
         return "num_kept=" + std::to_string(sizes.numKept) + " is less than the " + std::to_string(places.size())
             + " forced tokens.";
     }
-    outputs[0] = {sizes.batch, sizes.numOut(), sizes.channels};
-    outputs[1] = {sizes.batch, sizes.numKept};
-    outputs[2] = {sizes.batch, sizes.numRest()};
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& x = inputs[0];
+    Size const numKept = attributes.integer("num_kept");
+    return {{x[0], rowsOut(numKept, attributes.integer("remainder") == 1), x[2]}, {x[0], numKept},
+        {x[0], rowsLeft(x[1], numKept)}};
 }
 } // namespace
 
@@ -55,7 +60,9 @@ Contract const& contract()
         {{"y", 3, {}, "x"}, {"index", 2, {DType::kINT64}}, {"rest", 2, {DType::kINT64}}},
         {{"num_kept", AttributeKind::kINT, 0}, {"forced", AttributeKind::kINTS, -1},
             {"order", AttributeKind::kINT, 0, 1}, {"remainder", AttributeKind::kINT, 0, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

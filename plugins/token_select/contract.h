@@ -8,6 +8,18 @@ namespace trtc::token_select
 
 Contract const& contract();
 
+template <typename Size>
+Size rowsOut(Size numKept, bool fuse)
+{
+    return numKept + (fuse ? 1 : 0);
+}
+
+template <typename Size>
+Size rowsLeft(Size numTokens, Size numKept)
+{
+    return numTokens - numKept;
+}
+
 struct Sizes
 {
     int64_t batch;
@@ -20,12 +32,12 @@ struct Sizes
 
     int64_t numOut() const noexcept
     {
-        return numKept + (fuse ? 1 : 0);
+        return rowsOut(numKept, fuse);
     }
 
     int64_t numRest() const noexcept
     {
-        return numTokens - numKept;
+        return rowsLeft(numTokens, numKept);
     }
 };
 

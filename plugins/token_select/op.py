@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
-from trt_compress.plugins.operator import Operator, check_count, check_tensor, check_tokens, ordinary, run_operator
+from trt_compress.plugins.operator import (
+    Operator,
+    check_count,
+    check_tensor,
+    check_tokens,
+    ordinary,
+    register_fake,
+    run_operator,
+)
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.token_select.spec import SPEC
 from trt_compress.suggest import not_known
@@ -103,16 +111,7 @@ def _token_select(
     return y, index.clone(), rest
 
 
-@_token_select.register_fake
-def _(
-    x: Tensor, score: Tensor, num_kept: int, forced: Sequence[int], order: int, remainder: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, n, channels = x.shape
-    return (
-        x.new_empty(batch, num_kept + remainder, channels),
-        x.new_empty(batch, num_kept, dtype=torch.int64),
-        x.new_empty(batch, n - num_kept, dtype=torch.int64),
-    )
+register_fake(SPEC, _token_select)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -170,7 +169,7 @@ def token_select(
     Differs: see SPEC.differs.
     """
     check_tensor("token_select", "x", x, (None, None, None), "BNC")
-    batch, n, channels = x.shape
+    batch, n, _ = x.shape
     check_tensor("token_select", "score", score, (batch, n), "BN")
     check_tokens("token_select", n)
     check_count("token_select", "num_kept", num_kept, n, f"N={n} tokens allow")
@@ -195,11 +194,6 @@ def token_select(
             "order": ORDERS.index(order),
             "remainder": fuse,
         },
-        [
-            ((batch, num_kept + fuse, channels), x.dtype),
-            ((batch, num_kept), torch.int64),
-            ((batch, n - num_kept), torch.int64),
-        ],
     )
     return y, index, rest
 

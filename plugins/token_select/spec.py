@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, n, c), _ = inputs
+    k = attributes["num_kept"]
+    return (b, k + attributes["remainder"], c), (b, k), (b, n - k)
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -48,6 +54,7 @@ SPEC = OpSpec(
         f"{ON_A_GPU}, and at most 256 positions are forced",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="EViT, arXiv:2202.07800; code youweiliang/evit 5ca95a7, evit.py and helpers.py",

@@ -1,5 +1,6 @@
 #include "token_select_dynamic/contract.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -8,7 +9,9 @@ namespace trtc::token_select_dynamic
 
 namespace
 {
-Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs)
+constexpr int32_t kLARGEST = 4; // the output that holds the length of the others if they are trimmed
+
+Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& x = inputs[0];
     Error error = checkShape("score", inputs[1], {x[0], x[1]}, "BN");
@@ -49,13 +52,17 @@ Error shapes(Attributes const& attributes, Shapes const& inputs, Shapes& outputs
     {
         return "max_kept=" + text(sizes.maxKept) + " is less than the " + text(numForced) + " forced tokens.";
     }
-    int64_t const length = sizes.trim ? kDATA_DEPENDENT : sizes.maxKept;
-    outputs[0] = {sizes.batch, length, sizes.channels};
-    outputs[1] = {sizes.batch, length};
-    outputs[2] = {sizes.batch, length};
-    outputs[3] = {sizes.batch};
-    outputs[4] = {};
     return {};
+}
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& attributes, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& x = inputs[0];
+    int64_t const most = attributes.integer("max_kept");
+    // What kernels behind this one are tuned for: nobody knows the data, so the middle.
+    int64_t const usual = std::max<int64_t>((attributes.integer("min_kept") + most) / 2, 1);
+    Size const length = attributes.integer("trim") == 1 ? decidedByData(x[0], kLARGEST, usual, most) : Size{most};
+    return {{x[0], length, x[2]}, {x[0], length}, {x[0], length}, {x[0]}, {}};
 }
 } // namespace
 
@@ -70,7 +77,9 @@ Contract const& contract()
         {{"mode", AttributeKind::kINT, 0, 1}, {"threshold", AttributeKind::kFLOAT},
             {"min_kept", AttributeKind::kINT, 0}, {"max_kept", AttributeKind::kINT, 1},
             {"forced", AttributeKind::kINTS, -1}, {"trim", AttributeKind::kINT, 0, 1}},
-        &shapes,
+        &check,
+        &outputShapes<int64_t>,
+        &outputShapes<SymbolicSize>,
     };
     return sContract;
 }

@@ -14,6 +14,7 @@ from trt_compress.plugins.operator import (
     check_tensor,
     check_tokens,
     ordinary,
+    register_fake,
     run_operator,
     with_length,
 )
@@ -170,26 +171,7 @@ def _token_select_dynamic(
     return y, place.where(valid, -1), valid.to(x.dtype), count, largest.to(torch.int32)
 
 
-@_token_select_dynamic.register_fake
-def _(
-    x: Tensor,
-    score: Tensor,
-    mode: int,
-    threshold: float,
-    min_kept: int,
-    max_kept: int,
-    forced: Sequence[int],
-    trim: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, _, channels = x.shape
-    length = torch.library.get_ctx().new_dynamic_size(max=max_kept) if trim == 1 else max_kept
-    return (
-        x.new_empty(batch, length, channels),
-        x.new_empty(batch, length, dtype=torch.int64),
-        x.new_empty(batch, length),
-        x.new_empty(batch, dtype=torch.int64),
-        x.new_empty((), dtype=torch.int32),
-    )
+register_fake(SPEC, _token_select_dynamic)
 
 
 def token_select_dynamic(
@@ -232,7 +214,7 @@ def token_select_dynamic(
     """
     name = "token_select_dynamic"
     check_tensor(name, "x", x, (None, None, None), "BNC")
-    batch, n, channels = x.shape
+    batch, n, _ = x.shape
     check_tensor(name, "score", score, (batch, n), "BN")
     check_tokens(name, n)
     if mode not in MODES:
@@ -261,14 +243,6 @@ def token_select_dynamic(
             "forced": places or list(NOTHING_FORCED),
             "trim": int(trim),
         },
-        [
-            ((batch, max_kept, channels), x.dtype),
-            ((batch, max_kept), torch.int64),
-            ((batch, max_kept), x.dtype),
-            ((batch,), torch.int64),
-            ((), torch.int32),
-        ],
-        data_decide=range(3) if trim else (),
     )
     if trim and torch.onnx.is_in_onnx_export():
         length = cast(int, largest.item())

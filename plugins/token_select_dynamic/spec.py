@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+
+
+def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+    (b, _, c), _ = inputs
+    m = attributes["max_kept"]
+    return (b, m, c), (b, m), (b, m), (b,), ()
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
@@ -56,6 +62,7 @@ SPEC = OpSpec(
         f"{ON_A_GPU}, and at most 256 positions are forced",
     ),
     tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
+    output_shapes=_output_shapes,
     bytes_moved=_bytes_moved,
     flops=_flops,
     source="thresholds of PruMerge, arXiv:2403.15388, MustDrop, arXiv:2411.10803, A-ToMe and TokenCorrCompressor",

@@ -149,8 +149,8 @@ def test_the_hash_follows_the_sources_of_its_kind_only() -> None:
     assert (
         Path("token_merge/kernel_cpu.h") in of["onnxruntime"] and Path("token_merge/kernel.cu") not in of["onnxruntime"]
     )
-    assert Path("token_merge/kernel.cu") in of["cuda"] and Path("token_merge/tensorrt_plugin.cpp") not in of["cuda"]
-    assert {Path("token_merge/kernel.cu"), Path("token_merge/tensorrt_plugin.cpp")} <= of["tensorrt"]
+    assert Path("token_merge/kernel.cu") in of["cuda"] and Path("common/tensorrt_adapter.cpp") not in of["cuda"]
+    assert {Path("token_merge/kernel.cu"), Path("common/tensorrt_adapter.cpp")} <= of["tensorrt"]
     assert all({Path("CMakeLists.txt"), Path("token_merge/contract.cpp")} <= files for files in of.values())
 
 

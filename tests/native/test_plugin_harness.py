@@ -40,7 +40,7 @@ from trt_compress.plugins.testing.plugin_harness import (
 from trt_compress.tools.machine import gpus
 
 each_version = pytest.mark.parametrize("headers", headers_params())
-PLUGINS = {folder.name for folder in operator_folders("tensorrt_plugin.cpp")}
+PLUGINS = {folder.name for folder in operator_folders("cuda_op.cpp")}
 OPERATORS = [operator for operator in operators().values() if operator.spec.torch_name in PLUGINS]
 each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.spec.torch_name)
 MOST_VALUES = 20_000  # of one tensor: above it the sanitized emulation takes too long

@@ -114,7 +114,7 @@ def registration(function: str, registry: str, header: str, source: str) -> Path
 
 def kernel_sources() -> list[Path]:
     """All that both GPU libraries share, with the emulation in place of CUDA."""
-    common = [PLUGINS / "common" / f"{name}.cpp" for name in ("contract", "cuda_op", "cuda_fault")]
+    common = [PLUGINS / "common" / f"{name}.cpp" for name in ("contract", "parsed_call", "cuda_op", "cuda_fault")]
     own = [found / name for found in operator_folders("cuda_op.cpp") for name in ("contract.cpp", "cuda_op.cpp")]
     kernels = [path for found in operator_folders("cuda_op.cpp") for path in sorted(found.glob("*.cu"))]
     made = registration("registerCuda", "trtc::CudaRegistry", "cuda_op.h", "cuda_op.cpp")
@@ -130,10 +130,8 @@ def cuda_library(folder: Path, flags: Sequence[str] = ()) -> Path:
 def tensorrt_library(folder: Path, headers: Path, flags: Sequence[str] = ()) -> Path:
     """libtrtc_tensorrt against the TensorRT headers in a folder, its kernels running on the CPU."""
     include = ["-isystem", str(headers)]
-    plugins = [found / "tensorrt_plugin.cpp" for found in operator_folders("tensorrt_plugin.cpp")]
-    made = registration("registerTensorRt", "trtc::PluginRegistry", "tensorrt_adapter.h", "tensorrt_plugin.cpp")
-    adapters = objects([PLUGINS / "common" / "tensorrt_adapter.cpp", *plugins, made], [*flags, *include])
-    parts = [*objects(kernel_sources(), flags), *adapters]
+    adapter = objects([PLUGINS / "common" / "tensorrt_adapter.cpp"], [*flags, *include])
+    parts = [*objects(kernel_sources(), flags), *adapter]
     return link(folder / "libtrtc_tensorrt.so", parts, ["-shared", *flags])
 
 
