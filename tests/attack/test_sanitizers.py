@@ -1,7 +1,8 @@
 """The native operators under AddressSanitizer and UndefinedBehaviorSanitizer: hostile calls, and `tests/native`.
 
 The library is built by the same CMake file with the sanitizers added by CXXFLAGS and LDFLAGS, into a cache folder of
-its own, and runs in a child into which their runtimes are preloaded.
+its own, and runs in a child into which their runtimes are preloaded. The TensorRT plugins and their harness are built
+as `tests/native/test_plugin_harness.py` builds them, which runs them under the sanitizers on all samples.
 """
 
 import json
@@ -10,16 +11,26 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from calls import ATTRIBUTES, NAMES, Call, broken_attributes, broken_call, lawful_call, types_of
 
 from tests.processes import environment
 from trt_compress.plugins.library import cache_folder
+from trt_compress.plugins.registry import specs
+from trt_compress.plugins.testing.plugin_harness import PLUGIN_DTYPES, ask
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
+sys.path.insert(0, str(TESTS / "native"))
+
+from emulation import building  # noqa: E402
+
+OF_ONE_PROCESS = 130
 SANITIZE = "-fsanitize=address,undefined,float-cast-overflow"
 FLAGS = f"-O1 -g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized {SANITIZE}"
 REPORT = re.compile(r"^.*(?:runtime error: |ERROR: AddressSanitizer: ).*$", re.MULTILINE)
@@ -124,3 +135,55 @@ def test_native_tests(attack: Any, sanitized: dict[str, str], library: Path) -> 
     assert found[:10] == []
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in last and "skipped" not in last
+
+
+# ---- the TensorRT plugins, through the life that the harness gives them ----------------------------------------------
+
+
+def case_lines(label: str, call: Call, folder: Path) -> list[str]:
+    """One call as the harness reads it."""
+    spec = specs()[call.op_type]
+    lines = [f"case {label}", f"plugin {spec.op_type} {spec.version} {spec.domain}"]
+    for attribute in spec.attributes:
+        value = call.attributes[attribute.name]
+        values = " ".join(map(repr, value if isinstance(value, list) else [value]))
+        lines.append(f"field {attribute.name} {'float32' if attribute.kind == 'float' else 'int64'} {values}")
+    for described, array, dtype in zip(spec.inputs, call.inputs, call.dtypes, strict=True):
+        path = folder / f"{label}.{described.name}"
+        values = (array.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else array
+        path.write_bytes(values.tobytes())
+        sizes = [f"{described.name}.{axis}={size}" for axis, size in enumerate(array.shape)]
+        lines += [f"input {described.name} {PLUGIN_DTYPES.get(dtype, dtype)} {' '.join(sizes)}"]
+        lines += [f"data {described.name} {path}"]
+    return [*lines, "run"]
+
+
+def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
+    """Lawful calls with hostile values break no rule; whatever else is given is refused in a sentence or runs."""
+    headers = next(iter(building.interfaces().values()))
+    library = building.tensorrt_library(tmp_path, headers, building.SANITIZE)
+    program = building.harness(tmp_path, headers, building.SANITIZE)
+    count, seed = attack.count(65, 6_500), 5
+    random = np.random.default_rng(seed)
+    seen = {"ran": 0, "refused": 0}
+    for part in range(0, count, OF_ONE_PROCESS):
+        lawful, broken = [], []
+        for number in range(part, min(part + OF_ONE_PROCESS, count)):
+            name = NAMES[number % len(NAMES)]
+            attributes = ATTRIBUTES[name](random)
+            call = lawful_call(random, name, attributes, types_of(random, name))
+            lawful += case_lines(f"lawful-{number}", call, tmp_path)
+            hostile = broken_attributes(random, attributes) if random.random() < 0.25 else attributes
+            call = replace(broken_call(random, call), attributes=hostile)
+            broken += case_lines(f"broken-{number}", call, tmp_path)
+        cases = ask(program, library, lawful + broken, tmp_path, enqueue=True).cases  # raises what a sanitizer found
+        for label, answer in cases.items():
+            wrong = [*answer["problems"], *answer["errors"]]
+            assert not (wrong and label.startswith("lawful")), (label, wrong)
+            seen["refused" if wrong else "ran"] += 1
+            silent = not answer["errors"] and any(p.endswith("failed") or "gave no plugin" in p for p in wrong)
+            assert not silent, (label, wrong)
+        for path in tmp_path.glob("*-*.*"):
+            path.unlink()
+    attack.saw(seed=seed, **seen)
+    assert seen["ran"] > count and seen["refused"] > count / 8

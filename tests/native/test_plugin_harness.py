@@ -1,4 +1,4 @@
-"""Every TensorRT plugin through its whole life, without TensorRT: only its headers are needed.
+"""Every TensorRT plugin through its whole life, without TensorRT: by its headers, or those of the emulation.
 
 The kernels run on the CPU by the emulation, under the address and undefined-behaviour sanitizers. What the plugins
 answer is held against SPEC and the torch operator.
@@ -18,6 +18,7 @@ from tests.native.emulation.building import (
     SANITIZE,
     harness,
     headers_params,
+    interface_params,
     link,
     objects,
     operator_folders,
@@ -39,7 +40,7 @@ from trt_compress.plugins.testing.plugin_harness import (
 )
 from trt_compress.tools.machine import gpus
 
-each_version = pytest.mark.parametrize("headers", headers_params())
+each_version = pytest.mark.parametrize("headers", interface_params())
 PLUGINS = {folder.name for folder in operator_folders("cuda_op.cpp")}
 OPERATORS = [operator for operator in operators().values() if operator.spec.torch_name in PLUGINS]
 each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.spec.torch_name)
@@ -293,7 +294,7 @@ def test_creator_refuses_wrong_fields(operator: Operator, headers: Path, plugins
 
 
 @pytest.mark.slow
-@each_version
+@pytest.mark.parametrize("headers", headers_params())
 def test_built_library_lives_the_same_life(headers: Path, tmp_path: Path) -> None:
     """With nvcc and no emulation; with a GPU its kernels run too, also in a captured CUDA graph."""
     for tool in ("nvcc", "cmake"):

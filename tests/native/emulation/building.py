@@ -141,6 +141,16 @@ def harness(folder: Path, headers: Path, flags: Sequence[str] = ()) -> Path:
     return link(folder / "plugin_harness", objects(sources, [*flags, "-isystem", str(headers)]), flags)
 
 
+def interfaces() -> dict[str, Path]:
+    """Folders of TensorRT's headers by version; where none are here, the part of them that the emulation declares."""
+    return all_headers() or {"emulated": HERE / "tensorrt"}
+
+
+def interface_params() -> list[Any]:
+    """One parameter for each of them."""
+    return [pytest.param(headers, id=version) for version, headers in interfaces().items()]
+
+
 def headers_params() -> list[Any]:
     """One parameter for each version of TensorRT whose headers are here; skipped with the reason where none are."""
     found = all_headers()

@@ -27,7 +27,6 @@ from trt_compress.errors import NativeError
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
-from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, all_headers
 from trt_compress.tools.gpu import check as gpu_check
 from trt_compress.tools.gpu import runs as gpu_check_runs
 from trt_compress.tools.gpu.check import Check, Line, checks_of, compare, judge, judge_speed
@@ -378,10 +377,9 @@ def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[Check]) ->
     assert judge_speed([case], {}, 400e9)[0].state == "skipped"
 
 
-@pytest.mark.skipif(not all_headers(), reason=NO_HEADERS)
 @pytest.mark.skipif("token_restore" not in KERNELS, reason="TokenRestore has no kernel")
 def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = next(iter(all_headers().values()))
+    headers = next(iter(building.interfaces().values()))
     library = SimpleNamespace(path=building.tensorrt_library(tmp_path, headers), operators=("TrtcTokenRestore",))
     monkeypatch.setattr(gpu_check, "build", lambda **_: (SimpleNamespace(library=library, note=""),))
     monkeypatch.setattr(plugin_harness, "harness_on_gpu", building.harness)
