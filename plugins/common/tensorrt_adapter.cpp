@@ -331,22 +331,12 @@ public:
     template <typename At>
     Error take(At const& at)
     {
-        mInputs.clear();
-        mInputTypes.clear();
-        for (size_t i = 0; i < contract().inputs.size(); ++i)
+        Error error = read(at);
+        if (!error.empty())
         {
-            DType dtype{};
-            mInputs.push_back(shapeOf(at(i).dims));
-            if (!fromTrtType(at(i).type, dtype))
-            {
-                return mDefinition.opType + ": " + contract().inputs[i].name
-                    + " has a type that the operator does not take.";
-            }
-            mInputTypes.push_back(dtype);
+            mInputs.clear(); // so that an enqueue after it finds out by itself, and does not run
         }
-        mOutputTypes = outputTypesOf(contract(), mAttributes, mInputTypes);
-        Error error = shapesOf(contract(), mAttributes, mInputs, mOutputs);
-        return error.empty() ? checkGpuLimits(*mDefinition.gpu, shapes()) : error;
+        return error;
     }
 
     size_t workspaceBytes() const
@@ -394,6 +384,27 @@ private:
     GpuShapes const& shapes() const
     {
         return mShapes;
+    }
+
+    template <typename At>
+    Error read(At const& at)
+    {
+        mInputs.clear();
+        mInputTypes.clear();
+        for (size_t i = 0; i < contract().inputs.size(); ++i)
+        {
+            DType dtype{};
+            mInputs.push_back(shapeOf(at(i).dims));
+            if (!fromTrtType(at(i).type, dtype))
+            {
+                return mDefinition.opType + ": " + contract().inputs[i].name
+                    + " has a type that the operator does not take.";
+            }
+            mInputTypes.push_back(dtype);
+        }
+        mOutputTypes = outputTypesOf(contract(), mAttributes, mInputTypes);
+        Error error = shapesOf(contract(), mAttributes, mInputs, mOutputs);
+        return error.empty() ? checkGpuLimits(*mDefinition.gpu, shapes()) : error;
     }
 
     Definition const& mDefinition;

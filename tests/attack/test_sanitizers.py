@@ -186,4 +186,8 @@ def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
         for path in tmp_path.glob("*-*.*"):
             path.unlink()
     attack.saw(seed=seed, **seen)
+    if attack.long:  # what `make test` runs of them, and the kernels on larger samples
+        options = ("-q", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "native" / "test_plugin_harness.py"))
+        done = child({**os.environ, "TRTC_TEST_VALUES": "20000"}, "-m", "pytest", *options, cwd=TESTS.parent)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert seen["ran"] > count and seen["refused"] > count / 8

@@ -380,7 +380,9 @@ def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[Check]) ->
 @pytest.mark.skipif("token_restore" not in KERNELS, reason="TokenRestore has no kernel")
 def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     headers = next(iter(building.interfaces().values()))
-    library = SimpleNamespace(path=building.tensorrt_library(tmp_path, headers), operators=("TrtcTokenRestore",))
+    library = SimpleNamespace(
+        path=building.tensorrt_library(tmp_path, headers, ["-O2"]), operators=("TrtcTokenRestore",)
+    )
     monkeypatch.setattr(gpu_check, "build", lambda **_: (SimpleNamespace(library=library, note=""),))
     monkeypatch.setattr(plugin_harness, "harness_on_gpu", building.harness)
     checks = restore[:3]
