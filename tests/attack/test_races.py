@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.processes import environment
 from trt_compress.plugins.headers import onnxruntime_headers
 from trt_compress.plugins.library import sources_folder
 
-HERE = Path(__file__).parent
 FLAGS = "-O1 -g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized -fsanitize=thread"
 REPORT = re.compile(r"^WARNING: ThreadSanitizer: .*?(?=^={18})", re.MULTILINE | re.DOTALL)
 SHORT = ("token_mix",)  # it keeps what follows from a constant matrix for all runs of a node
@@ -57,8 +57,8 @@ def reports(compiler: str, *command: str) -> tuple[list[str], str]:
     named = subprocess.run([compiler, "-print-file-name=libtsan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(named).is_absolute():
         pytest.skip(f"{compiler} has no libtsan.so; install the sanitizers of GCC")
-    environment = {**os.environ, "LD_PRELOAD": named, "TSAN_OPTIONS": "exitcode=0"}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    variables = environment(LD_PRELOAD=named, TSAN_OPTIONS="exitcode=0")
+    done = subprocess.run([sys.executable, *command], env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return REPORT.findall(done.stderr), done.stdout
 
@@ -84,7 +84,7 @@ def test_threads_share_a_session(attack: Any, compiler: str, tmp_path: Path) -> 
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     library, seed = tmp_path / "b" / "lib" / "libtrtc_onnxruntime.so", 7
     count = attack.count(10, 1_300)
-    found, said = reports(compiler, str(HERE / "threads_worker.py"), str(library), str(seed), str(count))
+    found, said = reports(compiler, "-m", "tests.attack.threads_worker", str(library), str(seed), str(count))
     ours = [report for report in found if library.name in report]
     seen = json.loads(said.splitlines()[-1])
     attack.saw(seed=seed, races=len(ours), wrong=seen["wrong"])

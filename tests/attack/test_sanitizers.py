@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calls import ATTRIBUTES, NAMES, Call, broken_attributes, broken_call, lawful_call, types_of
 
+from tests.attack.calls import ATTRIBUTES, NAMES, Call, broken_attributes, broken_call, lawful_call, types_of
+from tests.native.emulation import building
 from tests.processes import environment
 from trt_compress.plugins.library import cache_folder
 from trt_compress.plugins.registry import specs
@@ -26,10 +27,6 @@ from trt_compress.plugins.testing.plugin_harness import PLUGIN_DTYPES, ask
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-sys.path.insert(0, str(TESTS / "native"))
-
-from emulation import building  # noqa: E402
-
 OF_ONE_PROCESS = 130
 SANITIZE = "-fsanitize=address,undefined,float-cast-overflow"
 FLAGS = f"-O1 -g1 -fno-omit-frame-pointer -Wno-maybe-uninitialized {SANITIZE}"
@@ -163,7 +160,7 @@ def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
     headers = next(iter(building.interfaces().values()))
     library = building.tensorrt_library(tmp_path, headers, building.SANITIZE)
     program = building.harness(tmp_path, headers, building.SANITIZE)
-    count, seed = attack.count(65, 6_500), 5
+    count, seed = attack.count(520, 6_500), 5
     random = np.random.default_rng(seed)
     seen = {"ran": 0, "refused": 0}
     for part in range(0, count, OF_ONE_PROCESS):
@@ -188,6 +185,6 @@ def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
     attack.saw(seed=seed, **seen)
     if attack.long:  # what `make test` runs of them, and the kernels on larger samples
         options = ("-q", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "native" / "test_plugin_harness.py"))
-        done = child({**os.environ, "TRTC_TEST_VALUES": "20000"}, "-m", "pytest", *options, cwd=TESTS.parent)
+        done = child(environment(TRTC_TEST_VALUES="20000"), "-m", "pytest", *options, cwd=TESTS.parent)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert seen["ran"] > count and seen["refused"] > count / 8

@@ -1,4 +1,6 @@
-"""One session under several threads, in a process under ThreadSanitizer: `threads_worker.py LIBRARY SEED COUNT`.
+"""One session under several threads, in a process under ThreadSanitizer.
+
+    python -m tests.attack.threads_worker LIBRARY SEED COUNT
 
 ONNX Runtime and Python are not built for it, so a session has no pool of its own: whatever two threads of ours do at
 once in the library, they do in two runs of one node. In every second session all inputs but the first are weights,
@@ -16,10 +18,8 @@ import numpy as np
 import onnxruntime
 from onnx import numpy_helper
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from calls import ATTRIBUTES, NAMES, Call, lawful_call, types_of
-from sessions import model_of
+from tests.attack.calls import ATTRIBUTES, NAMES, Call, lawful_call, types_of
+from tests.attack.sessions import model_of
 
 THREADS = 4
 RUNS = 5  # of each thread

@@ -1,6 +1,7 @@
 // Writes JSON, one value after another; commas take care of themselves.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
@@ -70,7 +71,8 @@ public:
         separate();
         char written[40];
         std::snprintf(written, sizeof(written), "%.9g", value);
-        mText += written;
+        // Python reads these two by its own names.
+        mText += std::isnan(value) ? "NaN" : std::isinf(value) ? (value < 0.0 ? "-Infinity" : "Infinity") : written;
         return *this;
     }
 

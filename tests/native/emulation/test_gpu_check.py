@@ -384,6 +384,7 @@ def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, mo
         path=building.tensorrt_library(tmp_path, headers, ["-O2"]), operators=("TrtcTokenRestore",)
     )
     monkeypatch.setattr(gpu_check, "build", lambda **_: (SimpleNamespace(library=library, note=""),))
+    monkeypatch.setattr(gpu_check, "tensorrt_headers", lambda given: given)
     monkeypatch.setattr(plugin_harness, "harness_on_gpu", building.harness)
     checks = restore[:3]
     lines = gpu_check.check_plugins(checks, 87, headers, tmp_path / "right", time.monotonic() + 300)
