@@ -144,11 +144,12 @@ def run(
     )
     files = {"--out": _path(out), "--overlay": _path(overlay)}
     required = as_digests(require_digest)
+    manifests = []
     for each in (bundle, *more):
         found = Bundle.open(each, check_hashes=False, require_digest=required)
         refuse_procedure(found)
-        check_sources(found.manifest, sources)
         _check_overlay(_path(overlay), found.manifest)
+        manifests.append(found.manifest)
     _check_files([Path(bundle), *map(Path, more)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
@@ -167,6 +168,8 @@ def run(
     with ExitStack() as held:
         if reader is not None:
             held.callback(reader.close)
+        for manifest in manifests:
+            check_sources(manifest, sources)
         progress("opening")
 
         def opened_sessions() -> list[Session]:
