@@ -119,7 +119,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "run, report": ((*RUN, "--report", "/proc/a"), "'/proc/a' cannot be written"),
     "run, report in a file": ((*RUN, "--report", "long.toml"), "'long.toml' cannot be written"),
     "run, level": ((*RUN, "--adapt", "--level", "no", "--deadline-ms", "9"), "'no' does not exist"),
-    "run, native": (("run", "bundle", "--source", "scene.npz", "--native"), "not built for this version of the sources"),
+    "run, native": (("run", "bundle", "--source", "scene.npz", "--native"), "not built for this version of the"),
     "scene, output": (("scene", "made:1", "--bundle", "bundle", "-o", "no/a.npz"), "'no/a.npz' cannot be written"),
     "sample, kind": (("sample", "videos", "-o", "out"), "Did you mean 'video'?"),
     "sample, output": (("sample", "video", "-o", "/proc/out"), "'/proc/out' cannot be written"),
