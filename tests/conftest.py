@@ -1,7 +1,7 @@
 """What all tests share: tests that need hardware or a library that is not here are skipped, with the reason."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.typed_commands import Typed
 from trt_compress.plugins.library import Library
 from trt_compress.tools.machine import gpus
 
@@ -27,6 +28,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def _has_gpu() -> bool:
     return bool(gpus())
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
+    """Runs commands as a user types them, each a process of its own, with all that they load there already."""
+    with Typed(tmp_path_factory.mktemp("typed")) as typed:
+        yield typed
 
 
 @pytest.fixture(scope="session")

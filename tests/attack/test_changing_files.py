@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.attack.small_bundle import write_small
-from tests.attack.typed_commands import Ended, Typed
 from tests.attack.weights_outside import SHAPE, bundle_of
+from tests.typed_commands import Ended, Typed
 
 SOURCE = Path(__file__).with_name("changing_file.c")
 BY = (-40, -(1 << 40), 6, 1 << 16)  # bytes: its end, all of it, a bit more, a whole read more

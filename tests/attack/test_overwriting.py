@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.attack.small_bundle import write_small
-from tests.attack.typed_commands import Typed
+from tests.typed_commands import Typed
 
 RUN = ("run", "picture", "--source", "frames/*.png", "--labels", "l.jsonl")
 EVALUATE = ("evaluate", "picture", "--data", "classes", "--classes", "c.txt", "--baseline", "second")

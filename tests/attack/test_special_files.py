@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.attack.small_bundle import write_small
-from tests.attack.typed_commands import Typed
+from tests.typed_commands import Typed
 
 _MOST_BUSY, _MOST_SECONDS = 2.0, 10.0  # the second on a machine that does much else
 _TARGET = "real"

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.typed_commands import Typed
 from trt_compress.export.bundle import write_bundle
 from trt_compress.format.manifest import Batch, Compression, Graph, Manifest, Model, Operator, TensorInfo, Weights
 
@@ -18,15 +18,16 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, commands: Typed) -> Cli:
     """Run `trt-compress` as a user does, in an empty directory."""
 
     def run(*arguments: object, columns: int | None = 120) -> "subprocess.CompletedProcess[str]":
-        environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        variables = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
         if columns:
-            environment["COLUMNS"] = str(columns)
-        command = [sys.executable, "-m", "trt_compress.tools.cli.main", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            variables["COLUMNS"] = str(columns)
+        ended = commands(*arguments, folder=tmp_path, variables=variables, within=300)
+        assert ended.code is not None, f"{arguments}: not within 300 s"
+        return subprocess.CompletedProcess(list(map(str, arguments)), ended.code, ended.out, ended.err)
 
     return run
 

@@ -1,34 +1,18 @@
 """A mistake is said before anything heavy is loaded: under 1 s of CPU and 100 MB, and nothing is left behind."""
 
-import json
 import os
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.typed_commands import LIGHT, Typed
 
 MOST_SECONDS, MOST_MIB = 1.0, 100.0
 HEAVY = ("torch", "timm", "onnx", "onnxscript", "transformers", "onnxruntime", "safetensors", "scipy", "sklearn", "av")
 EXPORT = ("export", "zoo:digits_vit", "-o", "out")
 RUN = ("run", "bundle", "--source", "frames/*.png")
-CHILD = f"""
-import json, sys, time
-from pathlib import Path
-from trt_compress.tools.cli.main import main
-code = 0
-try:
-    main()
-except SystemExit as ended:
-    code = ended.code
-status = Path("/proc/self/status").read_text().split()
-peak = int(status[status.index("VmHWM:") + 1]) / 1024
-loaded = sorted(set({HEAVY!r}) & set(sys.modules))
-print(json.dumps({{"code": code, "seconds": time.process_time(), "mib": peak, "loaded": loaded}}))
-"""
-
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "source of a model": (("export", "digits_vit", "-o", "out"), "model 'digits_vit' is not known"),
     "zoo": (("export", "zoo:digit_vit", "-o", "out"), "model 'zoo:digit_vit' is not known; there are zoo:digits_vit"),
@@ -129,6 +113,13 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
+    """A process in which only the command line is loaded."""
+    with Typed(tmp_path_factory.mktemp("light"), loaded=LIGHT) as typed:
+        yield typed
+
+
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mistakes")
 
@@ -151,16 +142,13 @@ def filled(place: Path, make_bundle: Callable[..., Path]) -> Path:
     return place
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path) -> None:
+def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path, light: Typed) -> None:
     arguments, message = MISTAKES[mistake]
     before = sorted(filled.rglob("*"))
-    command = [sys.executable, "-c", CHILD, *arguments]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(command, cwd=filled, env=environment, capture_output=True, text=True)
-    assert message in done.stderr and len(done.stderr.splitlines()) <= 2, done.stderr
-    cost = json.loads(done.stdout.splitlines()[-1])
-    assert (cost["code"], cost["loaded"], len(done.stdout.splitlines())) == (2, [], 1)
-    assert cost["seconds"] < MOST_SECONDS and cost["mib"] < MOST_MIB, cost
+    done = light(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert message in done.err and len(done.err.splitlines()) <= 2, done.err
+    assert (done.code, {*HEAVY} & {*done.loaded}, done.out) == (2, set(), "")
+    assert "typer" in done.loaded and done.started > 0.02 and done.peak_mib > 10, "nothing was measured"
+    assert (done.started + done.busy < MOST_SECONDS, done.peak_mib < MOST_MIB) == (True, True), done
     assert sorted(filled.rglob("*")) == before and not (tmp_path / "cache").exists()

@@ -1,8 +1,11 @@
-"""Commands as a user types them, many a second: one process has everything loaded, and each command is a fork of it.
+"""Commands as a user types them, many a second: a process has what they need loaded, and each command is a fork of it.
 
-A line of JSON for each on stdin, arguments and seconds, gives one on stdout: code, out, err, seconds.
+Its outputs, its exit code and what it changes in its process are its own, as in a process that was started; only that
+start, half a second of loading, is not paid again. What a start itself does (`python -m`, signals from the first
+moment, search paths) has tests that start processes.
 
-`python CODE` in place of a command runs what no command does in a moment.
+A line of JSON for each on stdin gives one on stdout; `python CODE` in place of a command runs what no command does in a
+moment.
 """
 
 import json
@@ -12,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +23,10 @@ from typing import Any
 
 from tests.processes import environment
 
-LOADED = (
+LIGHT = ("trt_compress.tools.cli.main", "rich.table", "rich.console", "rich.logging")
+"""What every command loads."""
+
+HEAVY = (
     "trt_compress.export.check",
     "trt_compress.export.trial",
     "trt_compress.tools.evaluate",
@@ -30,17 +36,29 @@ LOADED = (
     "trt_compress.tools.report.tables",
     "trt_compress.runtime.stream.pictures",
 )
+"""What the slow ones load, torch and ONNX Runtime with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended; `code` is None if it did not within its time, and `busy` are its seconds of CPU."""
+    """How a command ended.
+
+    Attributes:
+        code: None if it did not within its time; negative: the signal that ended it.
+        busy: Its seconds of CPU.
+        started: Seconds of CPU that its process took to start and load, before the fork.
+        peak_mib: Its peak of memory.
+        loaded: The packages that were loaded at its end.
+    """
 
     code: int | None
     out: str
     err: str
     seconds: float
     busy: float
+    started: float = 0.0
+    peak_mib: float = 0.0
+    loaded: tuple[str, ...] = ()
 
     @property
     def is_one_sentence(self) -> bool:
@@ -54,12 +72,13 @@ class Typed:
 
     Args:
         folder: The current directory of the commands.
-        more: More variables.
+        loaded: What is loaded before the first.
+        more: More variables of the environment.
     """
 
-    def __init__(self, folder: Path, **more: str) -> None:
+    def __init__(self, folder: Path, *, loaded: Sequence[str] = HEAVY, **more: str) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name],
+            [sys.executable, "-m", __name__, *loaded],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,17 +97,36 @@ class Typed:
         self._server.stdout.close()
         self._server.wait(30)
 
-    def __call__(self, *arguments: object, within: float = 20.0) -> Ended:
+    def __call__(
+        self,
+        *arguments: object,
+        within: float = 20.0,
+        folder: Path | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Ended:
+        """Run a command.
+
+        Args:
+            arguments: What is typed behind `trt-compress`.
+            within: Seconds after which it is killed.
+            folder: Where, if not in the folder of all.
+            variables: Its whole environment, if not that of all.
+        """
         assert self._server.stdin is not None and self._server.stdout is not None
-        request = {"arguments": [str(argument) for argument in arguments], "seconds": within}
+        request = {
+            "arguments": [str(argument) for argument in arguments],
+            "seconds": within,
+            "folder": None if folder is None else str(folder),
+            "variables": None if variables is None else dict(variables),
+        }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         answer: dict[str, Any] = json.loads(self._server.stdout.readline())
-        return Ended(**answer)
+        return Ended(**{**answer, "loaded": tuple(answer["loaded"])})
 
 
-def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
-    with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err:
+def _run(arguments: Sequence[str], seconds: float, folder: str | None, variables: dict[str, str] | None) -> Any:
+    with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err, tempfile.TemporaryFile() as at_end:
         begin = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -96,9 +134,15 @@ def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["trt-compress", *arguments]
             code = 1
             try:
+                if folder is not None:
+                    os.chdir(folder)
+                if variables is not None:
+                    os.environ.clear()
+                    os.environ.update(variables)
+                tempfile.tempdir = None
+                sys.argv = ["trt-compress", *arguments]
                 _do(arguments)
                 code = 0
             except SystemExit as ended:
@@ -110,29 +154,33 @@ def _run(arguments: Sequence[str], seconds: float) -> dict[str, Any]:
             finally:
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
+                at_end.write(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})).encode())
+                at_end.flush()
                 os._exit(code)
         status: int | None = None
-        busy = seconds
+        busy, peak_mib = seconds, 0.0
         while status is None and time.monotonic() - begin < seconds:
             ended, found, usage = os.wait4(child, os.WNOHANG)
             if ended:
-                status, busy = found, usage.ru_utime + usage.ru_stime
-            time.sleep(0.002)
+                status, busy, peak_mib = found, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+            else:
+                time.sleep(0.002)
         took = time.monotonic() - begin
         if status is None:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
         texts = []
-        for file in (out, err):
+        for file in (out, err, at_end):
             file.seek(0)
-            texts.append(file.read(1 << 20).decode(errors="replace"))
+            texts.append(file.read(1 << 24).decode(errors="replace"))
     code = None if status is None else os.waitstatus_to_exitcode(status)
-    return {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "busy": busy}
+    said = {"code": code, "out": texts[0], "err": texts[1], "seconds": took, "busy": busy}
+    return {**said, "peak_mib": peak_mib, "loaded": json.loads(texts[2] or "[]")}
 
 
 def _do(arguments: Sequence[str]) -> None:
     """Run a command, or `python CODE`, whose errors of ours are said as a command says them."""
-    if arguments[0] != "python":
+    if arguments[:1] != ["python"]:
         from trt_compress.tools.cli.main import main
 
         return main()
@@ -151,11 +199,11 @@ def main() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in LOADED:
+    for name in sys.argv[1:]:
         import_module(name)
+    started = time.process_time()
     for line in sys.stdin:
-        request = json.loads(line)
-        answers.write(json.dumps(_run(request["arguments"], request["seconds"])) + "\n")
+        answers.write(json.dumps({**_run(**json.loads(line)), "started": started}) + "\n")
         answers.flush()
 
 
