@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.processes import environment
 
-LIGHT = ("trt_compress.tools.cli.main", "rich.table", "rich.console", "rich.logging")
+LIGHT = ("trt_compress.tools.cli.main", "rich.table", "rich.console", "rich.logging", "numpy", "importlib.metadata")
 """What every command loads."""
 
 HEAVY = (

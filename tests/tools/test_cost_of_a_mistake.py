@@ -2,11 +2,12 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.attack.small_bundle import write_small
 from tests.typed_commands import LIGHT, Typed
 
 MOST_SECONDS, MOST_MIB = 1.0, 100.0
@@ -125,10 +126,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def filled(place: Path, make_bundle: Callable[..., Path]) -> Path:
+def filled(place: Path) -> Path:
     """A folder with a bundle, a picture and files that are none of what they should be, made once."""
     if not (place / "frames").exists():
-        make_bundle("bundle").rename(place / "bundle")
+        write_small(place / "bundle", "picture")
         (place / "frames").mkdir()
         (place / "frames" / "0.png").write_bytes(b"no picture")
         (place / "scene.npz").write_bytes(b"no scene")
