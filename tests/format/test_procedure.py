@@ -119,7 +119,7 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda d: d["procedure"]["prompt"].update(graphs=[]), "'procedure.prompt' names no graph"),
     (lambda d: d["procedure"]["upkeep"][0].update(graph="pack"), "'procedure.upkeep' names the graph 'pack'"),
     (lambda d: d["procedure"]["media"][0].update(graphs=["ears"]), "'procedure.media' names the graph 'ears'"),
-    (lambda d: d["procedure"]["media"][0]["input"].update(input="x"), "and nothing gives it its input 'pixels'"),
+    (lambda d: d["procedure"]["media"][0]["input"].update(input="y"), "'procedure.media.input.input' names 'y', which"),
     (lambda d: d["procedure"]["media"][0]["input"].update(kind="audio"), "has no field 'sample_rate'"),
     (lambda d: d["procedure"]["media"][0]["input"].update(kind="frames"), "does not fit the input 'vision.pixels'"),
     (lambda d: d["procedure"]["upkeep"].clear(), "'flush' has the role 'flush', and no part of 'procedure' runs it"),

@@ -310,7 +310,6 @@ class Manifest(Record):
             lengths=self.lengths,
             capacities=self.capacities,
             procedure=self.procedure,
-            constants=tuple(self._constants()),
         )
         yield from wiring.problems()
         yield from self._kind_problems()

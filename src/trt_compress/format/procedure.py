@@ -18,20 +18,22 @@ and largest length are in `Manifest.lengths`.
    there: if there are fewer, the length is doubled until it suffices. Beyond the limit the run is refused, and nothing
    has changed.
 2. The graphs of the pass run in its order. Each input is a state, or linked to an output of a graph that ran before it
-   in this run, or made by the runtime as `feeds` says, or one of the constants that the manifest names.
+   in this run, or made by the runtime as `feeds` says.
 3. The new states take the place of the old ones, all or none, and `seen[b]` grows by `count[b]`.
 4. The upkeep that is due is run, as below.
 
 A filling token leaves no trace: no state and no other token's result depends on it. A bundle that feeds no "count"
 cannot tell filling from tokens, so that all sequences have to read equally many in each run.
 
-**Beginning.** If there are `media`, each of them is run once before the prompt, in order: its graphs, on the input that
-its `input` describes, for all B sequences. What they find lies in states, from which the other graphs read it.
+**Beginning.** If there are `media`, each of them is run once before the first token, in order: its graphs, on the input
+that its `input` describes and what else they take, which is given by name, for all B sequences. What they find lies in
+states, from which the other graphs read it.
 
 **The prompt.** Sequence b has N[b] tokens; N is the largest of them. If `prompt.whole`, one run with T = N reads them;
 an N outside its range is refused. Otherwise runs of the largest T read them from the front, and a last one what is
 left, at least the smallest T. In the run that begins at the token s, `count[b]` is N[b] - s, but at least 0 and at most
-T. The logits of sequence b are those of the run that read its last token.
+T. The logits of sequence b are those of the run that read its last token. Text that comes later, behind steps, is read
+in the same way: `seen` goes on.
 
 **A step** reads the next token of each sequence: one run of `step` with T = 1. A sequence that has ended has the count
 0, or is taken out of the states.
@@ -40,7 +42,7 @@ T. The logits of sequence b are those of the run that read its last token.
 run of the prompt; "prompt", its last run; "step", every step; "run", every run of both. With a `capacity`, its graph is
 then run as long as some sequence has `used[capacity][b] >= at_least`, and each run has to lower the largest of these
 numbers, or the bundle is at fault; the graph itself leaves sequences alone that have fewer. Without one, it is run
-once. Rule 1 holds for it, with T = 0.
+once. Rule 1 holds for it, with T = 0; its feed "seen" holds what was read by now.
 
 **Feeds.** What the runtime makes for an input `graph.tensor`, in the input's own integer dtype:
 

@@ -4,7 +4,7 @@ Whoever reads a manifest that passes may look up every name in it without a doub
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trt_compress.format.graphs import BATCH_SYMBOL, MOST_ELEMENTS, Capacity, Dim, Graph, Link, Range, State, TensorInfo
@@ -25,7 +25,6 @@ class Wiring:
     lengths: Mapping[str, Range]
     capacities: tuple[Capacity, ...]
     procedure: Procedure | None
-    constants: tuple[str, ...]
 
     def problems(self) -> Iterator[str]:
         """What does not fit, the first of it first."""
@@ -176,8 +175,7 @@ class Wiring:
             yield "'procedure.step' and 'procedure.prompt' give logits, and \"next\" is for 'procedure.score' alone"
         yield from self._upkeep_problems(procedure)
         for each in procedure.media:
-            given = {str(each.input.get("input")), *self.constants}
-            yield from self._turn_problems("'procedure.media'", each.graphs, ("vision", "audio", "text"), given)
+            yield from self._turn_problems("'procedure.media'", each.graphs, ("vision", "audio", "text"))
             if not 0 <= (each.token or 0) <= MOST_ELEMENTS or not 1 <= (1 if each.rows is None else each.rows):
                 yield f"'procedure.media' has the token {each.token} stand for each of {each.rows} rows"
         idle = [graph for graph in self.graphs if not any(graph.name in names for _, names in named)]
@@ -193,7 +191,7 @@ class Wiring:
             yield f"{what} reads {low} to {high} tokens in a run; it is 1 or more"
         if part is procedure.step and not low <= 1 <= high:
             yield f"{what} reads {low} to {high} tokens in a run; a step reads 1"
-        yield from self._turn_problems(what, part.graphs, roles, {*procedure.feeds, *self.constants})
+        yield from self._turn_problems(what, part.graphs, roles, procedure.feeds)
         fed = [name for name, kind in procedure.feeds.items() if _graph(name) in part.graphs and kind == "tokens"]
         if not fed:
             yield f"{what} is given no tokens by 'procedure.feeds'"
@@ -219,7 +217,7 @@ class Wiring:
         symbols = [capacity.symbol for capacity in self.capacities]
         for each in procedure.upkeep:
             what = f"'procedure.upkeep' of '{each.graph[:60]}'"
-            given = {name for name, kind in procedure.feeds.items() if kind == "seen"} | {*self.constants}
+            given = {name for name, kind in procedure.feeds.items() if kind == "seen"}
             yield from self._turn_problems(what, (each.graph,), ("flush", "compact"), given)
             if each.after not in MOMENTS:
                 yield f"{what} is due after '{each.after[:60]}'; there are {', '.join(MOMENTS)}"
@@ -230,8 +228,13 @@ class Wiring:
             elif each.at_least is not None and each.at_least < 1:
                 yield f"{what} is due from {each.at_least} slots on; it is 1 or more"
 
-    def _turn_problems(self, what: str, names: Sequence[str], roles: Sequence[str], given: set[str]) -> Iterator[str]:
-        """Whether these graphs have a role that is theirs in a turn, and every input is given in it."""
+    def _turn_problems(
+        self, what: str, names: Sequence[str], roles: Sequence[str], given: Collection[str] | None = None
+    ) -> Iterator[str]:
+        """Whether these graphs have a role that is theirs in a turn, and every input is given in it.
+
+        With None the caller of the runtime gives what is neither linked nor a state.
+        """
         order, graphs = [graph.name for graph in self.graphs], self._by_name()
         if [order.index(name) for name in names] != sorted({order.index(name) for name in names}):
             yield f"{what} names its graphs in another order than 'graphs', or twice"
@@ -243,7 +246,7 @@ class Wiring:
             for info in graphs[name].inputs:
                 whole = f"{name}.{info.name}"
                 by_link = whole in linked and _graph(linked[whole]) in names
-                if not (by_link or whole in held or whole in given or info.name in given):
+                if given is not None and not (by_link or whole in held or whole in given):
                     yield f"{what} runs '{name}', and nothing gives it its input '{info.name}'"
 
 
