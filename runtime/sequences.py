@@ -26,7 +26,7 @@ class Sequences:
 
     Attributes:
         session: What runs them.
-        states: Their states.
+        states: Their states; to keep or to repeat some of them, use `keep` here.
     """
 
     def __init__(self, session: Session, *, batch: int = 1, capacity: int | Mapping[str, int] | None = None) -> None:
@@ -157,6 +157,25 @@ class Sequences:
                 each = values[row, : len(following)]
                 found[row].append(each if part.rows == "next" else _log_softmax(each)[range(len(each)), following])
         return [np.concatenate(parts) for parts in found]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these sequences, in this order, and let go of the others; one may be there several times.
+
+        Raises:
+            ConfigError, UnsupportedError: As `States.keep`.
+        """
+        self.states.keep(rows)
+        self._seen = self._seen[list(rows)]
+
+    def fork(self) -> "Sequences":
+        """The same sequences a second time, from where they are; what the one reads does not change the other.
+
+        Raises:
+            ConfigError: Another thread is using the states.
+        """
+        made = Sequences(self.session, batch=len(self._seen))
+        made.states, made._seen = self.states.fork(), self._seen.copy()
+        return made
 
     def _checked(self, prompts: Sequence[Array]) -> list[Array]:
         texts = [np.asarray(text) for text in prompts]

@@ -193,6 +193,18 @@ def test_prompts_of_unequal_length_and_steps(tmp_path: Path) -> None:
         assert pair.seen == (15, 9) and before[1] == 14
 
 
+def test_sequences_are_kept_and_forked(tmp_path: Path) -> None:
+    with Session.open(write(tmp_path / "b")) as session:
+        three = Sequences(session, batch=3)
+        three.read([np.array([1]), np.array([2, 3]), np.array([4, 5, 6])])
+        three.keep([2, 0])
+        other = three.fork()
+        assert three.seen == other.seen == (3, 1)
+        np.testing.assert_array_equal(three.step([7, 8]), [[22, 3, 4, 0], [9, 1, 2, 0]])
+        np.testing.assert_array_equal(other.step([1, 1]), [[16, 3, 4, 0], [2, 1, 2, 0]])
+        np.testing.assert_array_equal(three.step([1, 1]), [[23, 4, 1, 0], [10, 2, 3, 0]])
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with Session.open(write(tmp_path / "b")) as session:
         one = Sequences(session)
