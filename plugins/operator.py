@@ -184,8 +184,8 @@ def register_fake(spec: OpSpec, definition: Any) -> None:
             for output in decided:
                 shapes[output][1] = length
         dtypes = _output_dtypes(spec, inputs, attributes)
-        made = tuple(inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
-        return made if len(made) > 1 else made[0]
+        made = [inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+        return tuple(made) if len(made) > 1 else made[0]
 
     definition.register_fake(fake)
 

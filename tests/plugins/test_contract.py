@@ -213,6 +213,16 @@ def test_bytes_and_flops_are_those_counted_by_hand(operator: Operator) -> None:
     assert operator.spec.flops(counted.sizes) == counted.flops
 
 
+@each_operator
+def test_bytes_and_flops_follow_from_the_shapes_of_a_call(operator: Operator) -> None:
+    spec = operator.spec
+    for sample in operator.samples:
+        found = spec.sizes([tensor.shape for tensor in sample_inputs(operator, sample)], sample.attributes)
+        stated = {**sample.axes, **sample.attributes}
+        assert spec.flops(found) == spec.flops(stated), sample.label
+        assert spec.bytes_moved(found, 2) == spec.bytes_moved(stated, 2), sample.label
+
+
 def test_dropping_the_rest_reads_only_what_is_kept_and_computes_nothing() -> None:
     spec = operators()["TrtcTokenSelect"].spec
     sizes = {"B": 1, "N": 10, "C": 3, "num_kept": 6, "remainder": 0}
