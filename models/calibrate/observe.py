@@ -197,7 +197,7 @@ def _steps(graphs: Sequence[GraphSpec], batch: Batch) -> int | None:
     """Runs that follow each other in a batch; None: the model has no states, and there is one."""
     if not any(graph.states for graph in graphs):
         return None
-    return min(array.shape[1] for array in batch.values())
+    return min(len(array[0]) for array in batch.values())
 
 
 def _initial(graph: GraphSpec, state: StateSpec, batch: int) -> Tensor:

@@ -55,6 +55,7 @@ class CalibrationHost(Protocol):
     @property
     def info(self) -> HostInfo:
         """What is known of the model."""
+        ...
 
     def observe(
         self, batches: Iterable[Batch], *, placements: Sequence[Placement] | None = None, taps: Sequence[Tap] = ()
@@ -66,11 +67,13 @@ class CalibrationHost(Protocol):
             placements: Which sites; None: those that the method acts at.
             taps: What to compute there besides what the method asks for.
         """
+        ...
 
     def outputs(
         self, batches: Iterable[Batch], config: CompressorConfig | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
         """What the model puts out, batch by batch, by `graph.output`; with the method in place if `config` is given."""
+        ...
 
 
 def artifact_tensors(file: ArtifactFile, where: str) -> dict[str, Tensor]:

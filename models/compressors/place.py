@@ -128,7 +128,7 @@ class GraphPlan(nn.Module):
         cast(nn.ModuleList, self._steps[key]).append(step)
         self._tails[site.name], self._layers[site.name] = tail, arrival.layer
         for tap in taps:
-            self._wanted[tap.layer] = self.wanted(tap.layer) | {tap.asked}
+            self._wanted[tap.layer] = self.wanted(tap.layer) | frozenset[Asked]({tap.asked})
         self.sites += (
             SitePlan(
                 name=site.name,

@@ -59,14 +59,9 @@ def attention(
         hidden = cast(torch.where(valid, 0.0, HIDDEN), logits.dtype)[:, None, None]
         bias = hidden if bias is None else bias + hidden
     weights = (logits if bias is None else logits + bias).softmax(dim=-1)
-    probes = [asked for asked in wanted if as_tap(asked).kind == "probe_scores"]
-    taps = attention_taps(
-        [asked for asked in wanted if asked not in probes and asked != "class_attention"],
-        query,
-        key,
-        value,
-        unrotated=unrotated,
-    )
+    probes: list[Asked] = [asked for asked in wanted if as_tap(asked).kind == "probe_scores"]
+    others: list[Asked] = [asked for asked in wanted if asked not in probes and asked != "class_attention"]
+    taps = attention_taps(others, query, key, value, unrotated=unrotated)
     if "class_attention" in wanted:
         taps["class_attention"] = weights[:, :, 0].mean(dim=1)
     if probes:

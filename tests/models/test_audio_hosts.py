@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -381,6 +381,6 @@ def test_a_classifier_by_prefix_tokens_keeps_them(save: Callable[..., Made]) -> 
     projector = ArtifactFile("p", projector_file({"linear1": (32, 64)}))
     config = FrameStackConfig(stride=2, projector=projector)
     with pytest.raises(ConfigError, match="classifies by its class and distillation tokens, which it drops; pool with"):
-        audio_graph(host.module, [CompressorSpec(name="frame_stack", config=config)], name="tiny")
+        audio_graph(cast(AudioModel, host.module), [CompressorSpec(name="frame_stack", config=config)], name="tiny")
     (graph,) = host.attach(parse_spec("frame_pool:stride=2"))
     assert [(site.tokens_in, site.tokens_out) for site in graph.module.plan] == [(12, 7)]

@@ -151,7 +151,8 @@ def test_onnx_runtime_leaves_padding_out_too(spec: str) -> None:
     for rows in (slice(0, 3), slice(1, 3), slice(2, 3)):
         with torch.no_grad():
             x, valid, position = module(ids[rows], lengths[rows])
-        theirs = session.run(None, {"ids": ids[rows].numpy(), "lengths": lengths[rows].numpy()})
+        given = {"ids": ids[rows].numpy(), "lengths": lengths[rows].numpy()}
+        theirs = [np.asarray(output) for output in session.run(None, given)]
         assert np.array_equal(theirs[1], valid.numpy())
         there = valid.numpy() > 0
         np.testing.assert_allclose(theirs[0][there], x.numpy()[there], rtol=1e-4, atol=1e-5)

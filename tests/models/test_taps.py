@@ -19,7 +19,7 @@ from trt_compress.models.compressors import place as placer
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
-from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Probe, Site, Tap
+from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Probe, Site, Tap
 from trt_compress.models.hosts.timm_vit import classifier_graph
 from trt_compress.models.layers.attention import HIDDEN, attention, attention_taps
 from trt_compress.plugins.token_select.op import token_select
@@ -67,7 +67,8 @@ def test_probes_heed_what_attention_heeds() -> None:
     size = torch.randint(1, 4, (2, 9, 1), generator=generator).float()
     bias = torch.where(torch.rand(1, 1, 9, 9, generator=generator) < 0.3, HIDDEN, 0.0)
     tap = Tap(kind="probe_scores", layer=0, probe=Probe(start=2, stop=8, step=2, heads="none", rows="max"))
-    _, taps = attention(q, k, v, size=size, bias=bias, wanted=[tap.asked, "values", "class_attention"])
+    wanted: list[Asked] = [tap.asked, "values", "class_attention"]
+    _, taps = attention(q, k, v, size=size, bias=bias, wanted=wanted)
     added = bias + size.log().reshape(2, 1, 1, 9)
     torch.testing.assert_close(taps[tap.asked], written_out(tap.probe or Probe(), q, k, added))
     torch.testing.assert_close(taps["values"], v.mean(dim=1))
@@ -77,7 +78,7 @@ def test_probes_heed_what_attention_heeds() -> None:
 
 def test_queries_and_keys_before_rotation() -> None:
     q, k, v, plain_q, plain_k = (torch.randn(1, 2, 5, 4) for _ in range(5))
-    asked = {
+    asked: dict[Asked, Tensor] = {
         Tap(kind="keys", layer=0, heads="each", rotated=False).asked: plain_k,
         Tap(kind="queries", layer=0, rotated=False).asked: plain_q.mean(dim=1),
         Tap(kind="queries", layer=0, heads="each").asked: q,
@@ -169,5 +170,5 @@ def test_taps_of_two_layers_through_a_host_and_onnx_runtime(probing: CompressorS
     assert [node.op_type for node in model.graph.node].count("TrtcAttentionScore") == 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image.numpy()})
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(found), wanted.numpy(), rtol=1e-4, atol=1e-5)
     assert replace(SCORES, layer=0) == SCORES.asked

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.sites import TapKind
+from trt_compress.models.compressors.sites import Asked
 from trt_compress.models.hosts.timm_vit import CompressedViT, attach
 from trt_compress.tools.bench.textbook import TextbookTome
 
@@ -40,7 +40,7 @@ class FusedViT(nn.Module):
         return logits
 
 
-def _attend(block: Any, tokens: Tokens, wanted: frozenset[TapKind]) -> tuple[Tensor, Mapping[TapKind, Tensor]]:
+def _attend(block: Any, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
     attention, x, size = block.attn, block.norm1(tokens.x), tokens.key_size
     batch, n, channels = x.shape
     qkv = attention.qkv(x).reshape(batch, n, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
