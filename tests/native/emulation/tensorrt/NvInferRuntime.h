@@ -153,7 +153,8 @@ protected:
     virtual ~ILoggerFinder() = default;
 };
 
-// ---- sizes that are not known yet ------------------------------------------------------------------------------------
+// ---- sizes that are not known yet
+// ------------------------------------------------------------------------------------
 
 class IDimensionExpr;
 
@@ -174,11 +175,9 @@ public:
     virtual ~VExprBuilder() noexcept = default;
     virtual IDimensionExpr const* constant(int64_t value) = 0;
     virtual IDimensionExpr const* operation(
-        DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second)
-        = 0;
+        DimensionOperation op, IDimensionExpr const& first, IDimensionExpr const& second) = 0;
     virtual IDimensionExpr const* declareSizeTensor(
-        int32_t outputIndex, IDimensionExpr const& opt, IDimensionExpr const& upper)
-        = 0;
+        int32_t outputIndex, IDimensionExpr const& opt, IDimensionExpr const& upper) = 0;
 };
 } // namespace apiv
 
@@ -243,7 +242,8 @@ struct DimsExprs
     IDimensionExpr const* d[Dims::MAX_DIMS];
 };
 
-// ---- a plugin and its creator ----------------------------------------------------------------------------------------
+// ---- a plugin and its creator
+// ----------------------------------------------------------------------------------------
 
 struct InterfaceInfo
 {
@@ -316,8 +316,8 @@ public:
         int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs, int32_t nbOutputs) noexcept = 0;
     virtual int32_t getNbOutputs() const noexcept = 0;
 
-    virtual size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
-        int32_t) const noexcept
+    virtual size_t getWorkspaceSize(
+        DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*, int32_t) const noexcept
     {
         return 0;
     }
