@@ -69,9 +69,7 @@ class ExportResult:
             "gflops": round(flops / 1e9, 3) if flops else None,
             "flops_reduction": round(manifest.baseline_flops / flops, 2) if flops and manifest.baseline_flops else None,
             "operators": {operator.name: operator.nodes for operator in manifest.operators},
-            "verified": f"largest error {verification.max_abs_error:.1e}"
-            if verification and verification.max_abs_error is not None
-            else None,
+            "verified": None if verification is None else verification.text,
             "weight_forms": [form.to_json() for form in manifest.weights],
             "quantization_error": verification and verification.quantization_error,
             "deployment_error": verification and verification.deployment_error,
@@ -95,6 +93,7 @@ def export_model(
     force: bool = False,
     dry_run: bool = False,
     trust_paths: bool = False,
+    verify_layers: int | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export a model with compressors as a bundle, checked against its targets and proven against PyTorch.
@@ -116,10 +115,13 @@ def export_model(
         dry_run: Check everything that needs no tracing and write nothing.
         trust_paths: Of a recipe that lies in a bundle, follow the paths too; without it only models of the zoo and of
             timm, and what is given here, are taken.
+        verify_layers: Of a model that is too large to be run here twice: run and compare its first so many layers only.
+            The bundle says so.
         progress: Called with the name of each step.
 
     Raises:
         ConfigError: a name or a value is wrong, or a bundle's recipe names a path.
+        UnsupportedError: `verify_layers` is given for a model without layers that could be left out.
         BundleError: the output cannot be written.
         GateError: preflight or verification failed; nothing is written.
     """
@@ -143,7 +145,9 @@ def export_model(
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_export
 
-    path, manifest, warnings = run_export(recipe, Path(output), force=force, dry_run=dry_run, step=step)
+    path, manifest, warnings = run_export(
+        recipe, Path(output), force=force, dry_run=dry_run, verify_layers=verify_layers, step=step
+    )
     return ExportResult(path=path, manifest=manifest, warnings=warnings)
 
 
@@ -157,6 +161,7 @@ def verify(
     native: bool | str | Path = False,
     require_digest: str | Collection[str] | None = None,
     trust_paths: bool = False,
+    verify_layers: int | None = None,
     progress: Progress | None = None,
 ) -> "VerifyReport":
     """Prove again that a bundle computes what its torch model computes.
@@ -173,6 +178,8 @@ def verify(
         require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
         trust_paths: Follow the paths in the bundle's recipe, and run the file of an own model; without it only models
             of the zoo and of timm, and what is given here, are taken.
+        verify_layers: Run and compare the first so many layers only, with the bundle's weights; the whole graph and all
+            of its weights are held against the model without being run.
         progress: Called with the name of each step.
 
     Raises:
@@ -207,7 +214,14 @@ def verify(
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.pipeline import run_verification
 
-    return run_verification(opened, recipe, inputs=given, library=library, step=progress or (lambda text: None))
+    return run_verification(
+        opened,
+        recipe,
+        inputs=given,
+        library=library,
+        verify_layers=verify_layers,
+        step=progress or (lambda text: None),
+    )
 
 
 def files_of(recipe: Recipe) -> dict[str, Path | None]:

@@ -105,8 +105,9 @@ def build_engine(
     Raises:
         ConfigError, UnsupportedError, BuildError, GateError: as `build_engine_file`.
     """
+    import onnx
+
     from trt_compress.export.lower import lower_for_target
-    from trt_compress.export.onnx_file import save_onnx
 
     check_request(target, precision)
     if plugins:
@@ -116,7 +117,8 @@ def build_engine(
     inputs = {value.name: _dims(value) for value in lowered.graph.input if value.name not in weights}
     operators = {node.name: node.op_type for node in model.graph.node if node.domain == DOMAIN}
     with temporary_folder("build") as folder:
-        (file, *_) = save_onnx(lowered, folder / "model.onnx")
+        file = folder / "model.onnx"
+        onnx.save_model(lowered, file)
         return build_engine_file(
             file,
             target,

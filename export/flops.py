@@ -1,10 +1,15 @@
-"""Floating-point operations of one run, counted while the model runs in torch."""
+"""Floating-point operations of one run, counted on fake tensors: shapes are followed and nothing is computed.
+
+A module on the meta device, which has no weights in memory at all, is counted as well as one with weights.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from trt_compress.plugins.operator import Operator
@@ -21,20 +26,32 @@ def flops_of_call(module: nn.Module, tensors: Sequence[Tensor]) -> dict[str, int
     """FLOPs of one call, two for each multiply-add.
 
     Args:
-        module: In eval mode, fp32.
-        tensors: Inputs and states.
+        module: In eval mode; its weights are not read.
+        tensors: Inputs and states; only their shapes and types matter.
 
     Returns:
         `total`, and of it `operators`: what the compressors' own operators cost. Element-wise work and softmax are not
-        counted, as in the field's usual figures.
+        counted, as in the field's usual figures. Where the data decide how many tokens are left, the most that can be
+        are counted.
     """
     custom = {_packet(operator): _formula(operator) for operator in operators().values()}
     counter = FlopCounterMode(display=False, custom_mapping=custom)
-    with torch.no_grad(), counter:
-        module(*tensors)
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    device = devices.pop() if len(devices) == 1 else torch.device("cpu")
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as fake:
+        given = [fake.from_tensor(tensor, static_shapes=True).to(device) for tensor in tensors]
+        with counter:
+            module(*given)
     counts = counter.get_flop_counts().get("Global", {})
     own = sum(count for packet, count in counts.items() if packet in custom)
-    return {"total": int(counter.get_total_flops()), "operators": int(own)}
+    return {"total": _most(counter.get_total_flops()), "operators": _most(own)}
+
+
+def _most(count: int | torch.SymInt) -> int:
+    """A count, or the most that it can be where it hangs on sizes that the data decide."""
+    if isinstance(count, int):
+        return count
+    return int(count.node.shape_env.bound_sympy(count.node.expr).upper)
 
 
 def _packet(operator: Operator) -> Any:

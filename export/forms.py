@@ -40,7 +40,6 @@ def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: b
         import onnx
 
         from trt_compress.export.lower import lower_for_target
-        from trt_compress.export.onnx_file import save_onnx
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "trt_compress"):
@@ -51,8 +50,9 @@ def target_file(bundle: Bundle, graph: Graph, target: Target, *, with_plugins: b
             f"'{bundle.path}' has no file for '{target.name}', and making one here needs '{missing}', which is not "
             f"installed; export with --target {target.name} where the model is exported, or build with --plugins no."
         ) from None
-    source = copy_graph(bundle, graph.file, folder / "source")
-    (file, *_) = save_onnx(lower_for_target(onnx.load(source), target), folder / f"{graph.name}.onnx")
+    source = copy_graph(bundle, graph.file, folder)
+    file = source.with_name(f"{graph.name}.{target.name}.onnx")  # beside its weights
+    onnx.save_model(lower_for_target(onnx.load(source, load_external_data=False), target), file)
     return file
 
 

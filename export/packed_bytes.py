@@ -116,6 +116,9 @@ def bytes_as_int8(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _as_int8(tensor: TensorProto) -> None:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        tensor.data_type = TensorProto.INT8
+        return
     data = numpy_helper.to_array(tensor).view(np.int8)
     tensor.CopyFrom(numpy_helper.from_array(data, tensor.name))
 

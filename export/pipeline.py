@@ -11,13 +11,12 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
-from trt_compress.errors import BundleError, ConfigError, GateError
+from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.artifacts import named_in_bundle
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
-from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.precision import as_loaded, quantize, with_precision
 from trt_compress.export.preflight import preflight as preflight_graph
 from trt_compress.export.ranges import LengthRange
@@ -38,9 +37,17 @@ from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify import distances, run_onnx, run_torch, verify_onnx
 from trt_compress.export.verify_report import DEPLOYED, LOADED, QUANTIZED, VerifyReport, merge_reports
 from trt_compress.export.weight_forms import weight_forms
+from trt_compress.export.weights import (
+    WEIGHTS_FILE,
+    StoredWeights,
+    TakesTensors,
+    WeightsFile,
+    require_same,
+    uses_weights,
+)
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.graphs import BATCH_SYMBOL
-from trt_compress.format.manifest import Manifest
+from trt_compress.format.manifest import Lowered, Manifest
 from trt_compress.methods import spec_string
 from trt_compress.model_name import FILE_SOURCE, parse_model
 from trt_compress.models.compressors.artifacts import for_weights
@@ -54,6 +61,8 @@ from trt_compress.version import __version__
 Progress = Callable[[str], None]
 Made = tuple[Path | None, Manifest, tuple[str, ...]]
 """Where the bundle is, if it was written; its manifest; what to look out for."""
+Answers = Mapping[str, list[dict[str, Tensor]]]
+"""The outputs of every run, by graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +75,43 @@ class _Prepared:
     artifacts: dict[str, bytes]
 
 
-def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step: Progress) -> Made:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What is verified of a graph: all of it, or its first `layers` with the tensors that the whole graph has."""
+
+    graph: GraphSpec
+    module: nn.Module
+    file: Path
+    layers: int | None = None
+    layers_of: int | None = None
+
+    def compare(
+        self, inputs: tuple[Sequence[Steps], str], recipe: Recipe, loaded: Answers, library: Library | None = None
+    ) -> VerifyReport:
+        """The report; it need not have passed."""
+        report = verify_onnx(
+            self.file,
+            self.module,
+            graph=self.graph,
+            inputs=inputs[0],
+            inputs_label=inputs[1],
+            precision=recipe.precision,
+            native=library,
+        )
+        report = replace(report, layers=self.layers, layers_of=self.layers_of)
+        return _with_distances(report, self.graph, self.module, self.file, inputs[0], loaded)
+
+
+def run_export(
+    recipe: Recipe,
+    output: Path,
+    *,
+    force: bool,
+    dry_run: bool,
+    verify_layers: int | None = None,
+    step: Progress,
+    load: Callable[[Recipe], LoadedHost] | None = None,
+) -> Made:
     """Export what a recipe says; `api.export_model` says what is raised.
 
     Args:
@@ -74,36 +119,54 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
         output: Directory of the bundle; checked.
         force: Replace the bundle that is there.
         dry_run: Trace and write nothing.
+        verify_layers: Verify the first so many layers alone; the others then leave memory first. None: all.
         step: Is told the name of each step.
+        load: Makes the model; None: by its name. Nobody else may hold it, or it stays in memory.
     """
     step("loading the model")
-    prepared = _prepare(recipe)
-    recipe = prepared.recipe
-    inputs = {graph.name: _default_inputs(graph, recipe) for graph in prepared.graphs}
+    prepared = _prepare(recipe, load)
+    recipe, graphs, artifacts = prepared.recipe, prepared.graphs, prepared.artifacts
+    _check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
+    inputs = {graph.name: _default_inputs(graph, recipe) for graph in graphs}
     step("counting operations")
-    manifest = describe(recipe, prepared.host, prepared.graphs, _with_lengths(prepared.host.attach(()), recipe))
-    loaded = {} if dry_run else _as_loaded(prepared, {name: given for name, (given, _) in inputs.items()}, step)
-    warnings = (*_removes_nothing(prepared), *_quantize(prepared, step))
+    manifest = describe(recipe, prepared.host, graphs, _with_lengths(prepared.host.attach(()), recipe))
+    loaded = {} if dry_run else _as_loaded(recipe, graphs, inputs, verify_layers, step)
+    warnings = (*_removes_nothing(prepared), *_quantize(recipe, graphs, step))
+    del prepared
     if dry_run:
         return None, manifest, warnings
 
-    with _working_folder(output) as folder:
-        made = []
+    with _working_folder(output) as folder, WeightsFile(folder / WEIGHTS_FILE) as weights:
+        parts: list[_Part] = []
+        models: list[onnx.ModelProto] = []
+        files: list[Path] = []
+        lowered: list[Lowered] = []
         found: dict[str, tuple[Finding, ...]] = {}
-        for graph in prepared.graphs:
-            step("tracing" + _of(graph, prepared))
+        several = len(graphs) > 1
+        while graphs:  # the whole of each may leave memory when it was written
+            graph, graphs = graphs[0], graphs[1:]
+            of = f" {graph.name}" if several else ""
+            step("tracing" + of)
             module = with_precision(graph.module, recipe.precision, graph)
-            bodied = add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset))
-            step("checking the targets" + _of(graph, prepared))
-            for name, findings in _preflights(bodied, recipe.targets).items():
+            models.append(_traced(graph, module, recipe, weights))
+            step("checking the targets" + of)
+            for name, findings in _preflights(models[-1], recipe.targets).items():
                 found[name] = (*found.get(name, ()), *findings)
-            files = save_onnx(bodied, folder / graph_file(graph))
-            step("verifying" + _of(graph, prepared))
-            report = _verify(graph, module, files[0], *inputs[graph.name], recipe.precision)
-            _require_passed(report)
-            report = _with_distances(report, graph, module, files[0], inputs[graph.name][0], loaded)
-            lowered, more_files = lowered_files(bodied, graph, recipe, folder)
-            made.append((bodied, files, report, lowered, more_files))
+            file = folder / graph_file(graph)
+            onnx.save_model(models[-1], file)
+            records, more = lowered_files(models[-1], graph, recipe, folder)
+            lowered += records
+            files += [file, *more]
+            parts.append(_part(graph, module, file, verify_layers, recipe))
+        del graph, module
+        reports = []
+        with weights.passing():
+            for part in parts:
+                step("verifying" + (f" {part.graph.name}" if several else ""))
+                if part.layers is not None:
+                    onnx.save_model(_traced(part.graph, part.module, recipe, weights), part.file)
+                reports.append(part.compare(inputs[part.graph.name], recipe, loaded))
+                _require_passed(reports[-1])
         warnings += tuple(
             f"{name}: {finding.message} ({finding.rule}); {finding.fix}"
             for name in recipe.targets
@@ -111,22 +174,22 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
             if finding.severity == "warning"
         )
         step("writing the bundle")
-        report = merge_reports([report for _, _, report, _, _ in made])
+        report = merge_reports(reports)
         manifest = replace(
             manifest,
             graphs=tuple(
-                replace(graph, external_data=tuple(file.name for file in files[1:]))
-                for graph, (_, files, _, _, _) in zip(manifest.graphs, made, strict=True)
+                replace(graph, external_data=(WEIGHTS_FILE,) if uses_weights(model) else ())
+                for graph, model in zip(manifest.graphs, models, strict=True)
             ),
-            operators=operator_records([bodied for bodied, *_ in made]),
-            lowered=tuple(record for _, _, _, lowered, _ in made for record in lowered),
-            weights=tuple(form for _, files, *_ in made for form in weight_forms(files[0])),
+            operators=operator_records(models),
+            lowered=tuple(lowered),
+            weights=tuple(form for graph in manifest.graphs for form in weight_forms(folder / graph.file)),
             verification=verification_record(report),
         )
         content: dict[str, bytes | Path] = {
-            **{file.name: file for _, files, _, _, _ in made for file in files},
-            **{name: file for *_, more_files in made for name, file in more_files.items()},
-            **prepared.artifacts,
+            **{file.name: file for file in files},
+            **({} if weights.is_empty else {WEIGHTS_FILE: weights.path}),
+            **artifacts,
             RECIPE_FILE: recipe.to_toml().encode(),
             PREFLIGHT_FILE: record_text(__version__, found).encode(),
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),
@@ -136,7 +199,13 @@ def run_export(recipe: Recipe, output: Path, *, force: bool, dry_run: bool, step
 
 
 def run_verification(
-    opened: Bundle, recipe: Recipe, *, inputs: Path | None, library: Library | None, step: Progress
+    opened: Bundle,
+    recipe: Recipe,
+    *,
+    inputs: Path | None,
+    library: Library | None,
+    verify_layers: int | None = None,
+    step: Progress,
 ) -> VerifyReport:
     """Compare a bundle with its torch model; `api.verify` says what is raised.
 
@@ -145,47 +214,116 @@ def run_verification(
         recipe: Its own, with the hash of its weights and with the place where they are now.
         inputs: An .npz file, or None for the model's examples or seeded numbers.
         library: The native operators to run, or None for the bodies.
+        verify_layers: Run the first so many layers alone, with the bundle's tensors, and hold the graph and all
+            tensors of the bundle against what the model is traced to. None: run the bundle's graphs.
         step: Is told the name of each step.
     """
     step("loading the model")
     prepared = _prepare(recipe)
+    _check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
     if inputs is None:
         chosen = {graph.name: _default_inputs(graph, prepared.recipe) for graph in prepared.graphs}
     else:
         found = read_inputs(inputs, prepared.graphs)
         chosen = {name: (sequences, str(inputs)) for name, sequences in found.items()}
-    loaded = _as_loaded(prepared, {name: given for name, (given, _) in chosen.items()}, step)
-    _quantize(prepared, step)
+    loaded = _as_loaded(recipe, prepared.graphs, chosen, verify_layers, step)
+    _quantize(recipe, prepared.graphs, step)
     step("comparing")
     reports = []
     for graph in prepared.graphs:
         module = with_precision(graph.module, recipe.precision, graph)
         with temporary_folder("verify") as folder:
             file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder)
-            report = _verify(graph, module, file, *chosen[graph.name], recipe.precision, library)
-            reports.append(_with_distances(report, graph, module, file, chosen[graph.name][0], loaded))
+            part = _part(graph, module, file, verify_layers, recipe)
+            if part.layers is not None:
+                stored = onnx.load(file, load_external_data=False)
+                weights = StoredWeights(file.with_name(WEIGHTS_FILE), stored)
+                require_same(stored, _traced(graph, module, prepared.recipe, weights), opened)
+                onnx.save_model(_traced(part.graph, part.module, prepared.recipe, weights), part.file)
+            reports.append(part.compare(chosen[graph.name], recipe, loaded, library))
     report = merge_reports(reports)
     _require_passed(report)
     return report
 
 
+def _traced(graph: GraphSpec, module: nn.Module, recipe: Recipe, weights: TakesTensors) -> onnx.ModelProto:
+    return add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset, weights=weights))
+
+
+def _check_layers(graphs: Sequence[GraphSpec], wanted: int | None, model: str, family: str) -> None:
+    """Refuse a number of layers with which there would be nothing to leave out, or no compressor to verify.
+
+    Raises:
+        ConfigError: the number does not fit.
+        UnsupportedError: the model's host cannot leave layers out.
+    """
+    if wanted is None:
+        return
+    layered = [graph.layers for graph in graphs if graph.layers is not None]
+    if not layered:
+        raise UnsupportedError(
+            f"--verify-layers {wanted}: {model} is driven by the host '{family}', which cannot leave layers out; leave "
+            "the option out, so that all of the model is verified."
+        )
+    most = min(layers.count for layers in layered) - 1
+    if not 1 <= wanted <= most:
+        raise ConfigError(
+            f"--verify-layers {wanted}: {model} has {most + 1} layers; give 1 to {most}, or leave the option out, so "
+            "that all of them are verified."
+        )
+    acting = [site for graph in graphs if graph.layers for site in graph.module.plan]
+    if acting and all(site.layer >= wanted for site in acting):
+        first = min(site.layer for site in acting)
+        raise ConfigError(
+            f"--verify-layers {wanted} would leave out every compressor of {model}: the first acts at "
+            f"{acting[0].name}; " + (f"give {first + 1} to {most}." if first < most else "leave the option out.")
+        )
+
+
+def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, recipe: Recipe) -> _Part:
+    """The first layers of a graph, in its precision; all of it if it has none, or if all are wanted."""
+    short = _first(graph, layers)
+    if short is graph or graph.layers is None:
+        return _Part(graph=graph, module=module, file=file)
+    return _Part(
+        graph=short,
+        module=with_precision(short.module, recipe.precision, short),
+        file=file.with_name(f"{graph.name}.first-{layers}.onnx"),
+        layers=layers,
+        layers_of=graph.layers.count,
+    )
+
+
+def _first(graph: GraphSpec, layers: int | None) -> GraphSpec:
+    """A graph with its first layers only, and the lengths that the recipe gives."""
+    if layers is None or graph.layers is None:
+        return graph
+    short = graph.layers.first(layers)
+    return replace(short, lengths={symbol: graph.lengths[symbol] for symbol in short.lengths})
+
+
 def _as_loaded(
-    prepared: _Prepared, inputs: Mapping[str, Sequence[Steps]], step: Progress
-) -> dict[str, list[dict[str, Tensor]]]:
+    recipe: Recipe,
+    graphs: Sequence[GraphSpec],
+    inputs: Mapping[str, tuple[Sequence[Steps], str]],
+    layers: int | None,
+    step: Progress,
+) -> Answers:
     """What every graph answers before its weights are quantized; nothing where they are not."""
-    if prepared.recipe.weights_bits is None:
+    if recipe.weights_bits is None:
         return {}
     step("running the model as it is")
-    return {g.name: run_torch(as_loaded(g.module, g), g, inputs[g.name]) for g in prepared.graphs}
+    parts = [_first(graph, layers) for graph in graphs]
+    return {part.name: run_torch(as_loaded(part.module, part), part, inputs[part.name][0]) for part in parts}
 
 
-def _quantize(prepared: _Prepared, step: Progress) -> tuple[str, ...]:
+def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tuple[str, ...]:
     """Quantize what the recipe says, in place; a sentence on the layers that stay as they are."""
-    form = prepared.recipe.weights_bits
+    form = recipe.weights_bits
     if form is None:
         return ()
     step("quantizing weights")
-    kept = quantize([graph.module for graph in prepared.graphs], form, prepared.recipe.precision).kept
+    kept = quantize([graph.module for graph in graphs], form, recipe.precision).kept
     if not kept:
         return ()
     (name, reason), more = next(iter(kept.items())), f" and {len(kept) - 1} more" if len(kept) > 1 else ""
@@ -198,7 +336,7 @@ def _with_distances(
     module: nn.Module,
     file: Path,
     inputs: Sequence[Steps],
-    loaded: Mapping[str, list[dict[str, Tensor]]],
+    loaded: Answers,
 ) -> VerifyReport:
     """The report, and of quantized weights how far they take the outputs from the model as it was."""
     if not loaded or report.failure:
@@ -224,13 +362,13 @@ def _working_folder(output: Path) -> Iterator[Path]:
         ) from error
 
 
-def _prepare(recipe: Recipe) -> _Prepared:
+def _prepare(recipe: Recipe, load: Callable[[Recipe], LoadedHost] | None = None) -> _Prepared:
     """Load the model and attach its compressors; the recipe then says which weights those are.
 
     Raises:
         ConfigError: they are not the weights that the recipe was made with, or something in it is wrong.
     """
-    host = load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
+    host = (load or _load)(recipe)
     if recipe.weights_sha256 not in (None, host.weights.sha256):
         if recipe.weights is None and parse_model(recipe.model).source == FILE_SOURCE:
             raise ConfigError(
@@ -279,20 +417,8 @@ def _default_inputs(graph: GraphSpec, recipe: Recipe) -> tuple[list[Steps], str]
     return make_inputs(graph, different), "seeded standard-normal numbers"
 
 
-def _of(graph: GraphSpec, prepared: _Prepared) -> str:
-    return f" {graph.name}" if len(prepared.graphs) > 1 else ""
-
-
-def _verify(
-    graph: GraphSpec,
-    module: nn.Module,
-    path: Path,
-    inputs: Sequence[Steps],
-    label: str,
-    precision: str,
-    native: Library | None = None,
-) -> VerifyReport:
-    return verify_onnx(path, module, graph=graph, inputs=inputs, inputs_label=label, precision=precision, native=native)
+def _load(recipe: Recipe) -> LoadedHost:
+    return load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
 
 
 def _require_passed(report: VerifyReport) -> None:

@@ -68,7 +68,7 @@ def prune(
     """
     chosen, opened = get_target(target), Bundle.open(bundle, require_digest=require_digest)
     manifest = _for_target(opened, chosen)
-    needed = set(_needed(manifest))
+    needed = set(_needed(manifest, opened.manifest))
     gone = {name: info.bytes for name, info in opened.manifest.files.items() if name not in needed}
     before = sum(info.bytes for info in opened.manifest.files.values())
     result = PruneResult(
@@ -110,15 +110,13 @@ def _for_target(bundle: Bundle, target: Target) -> Manifest:
     return pruned
 
 
-def _needed(manifest: Manifest) -> Iterator[str]:
-    """The files of a pruned bundle, out of all there were."""
+def _needed(manifest: Manifest, before: Manifest) -> Iterator[str]:
+    """The files of a pruned bundle, out of all there were; the graphs and the lowered files share their weights."""
     own_form = {part.graph for part in manifest.lowered}
-    used = {file for graph in manifest.graphs for file in (graph.file, *graph.external_data)}
-    of_graphs = {
-        file for graph in manifest.graphs if graph.name not in own_form for file in (graph.file, *graph.external_data)
-    }
-    kept = {part.file for part in manifest.lowered} | {engine.file for engine in manifest.engines}
-    data = {f"{part.file}.data" for part in manifest.lowered}
-    for name in manifest.files:
-        if name in of_graphs | kept | data or not (name in used or name.startswith("engines/")):
+    kept = {file for graph in manifest.graphs for file in graph.external_data}
+    kept |= {graph.file for graph in manifest.graphs if graph.name not in own_form}
+    kept |= {part.file for part in (*manifest.lowered, *manifest.engines)}
+    forms = {graph.file for graph in before.graphs} | {part.file for part in (*before.lowered, *before.engines)}
+    for name in before.files:
+        if name in kept or name not in forms and not name.startswith("engines/"):
             yield name

@@ -11,7 +11,6 @@ import onnx
 from trt_compress.export.build import sha256_of
 from trt_compress.export.flops import flops_of_call
 from trt_compress.export.lower import lower_for_target, operator_nodes
-from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.packed_bytes import packed_tensors
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
@@ -91,6 +90,11 @@ def graph_file(graph: GraphSpec) -> str:
     return f"{graph.name}.onnx"
 
 
+def lowered_file(graph: str, target: str) -> str:
+    """Name of the ONNX file of a graph in the form that a target needs."""
+    return f"{graph}.{target}.onnx"
+
+
 def _tensors(specs: Sequence[TensorSpec]) -> tuple[fields.TensorInfo, ...]:
     return tuple(fields.TensorInfo(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs)
 
@@ -118,23 +122,22 @@ def _tool_versions() -> dict[str, str]:
 
 def lowered_files(
     model: onnx.ModelProto, graph: GraphSpec, recipe: Recipe, folder: Path
-) -> tuple[tuple[fields.Lowered, ...], dict[str, Path]]:
-    """Files of one graph for targets that need another form than the bundle's: a device cannot make it."""
-    records, files = [], {}
+) -> tuple[tuple[fields.Lowered, ...], list[Path]]:
+    """Files of one graph for targets that need another form than the bundle's: a device cannot make it.
+
+    They lie beside the graph's own file: ONNX takes weights from the folder of the model only.
+    """
+    records, files = [], []
     for name in recipe.targets:
         target = get_target(name)
         if target.lowering != "plugin" and not (target.is_tensorrt and packed_tensors(model.graph)):
             continue
-        (folder / name).mkdir(exist_ok=True)
-        for file in save_onnx(lower_for_target(model, target), folder / name / graph_file(graph)):
-            files[f"engines/{name}/{file.name}"] = file
+        file = folder / lowered_file(graph.name, name)
+        onnx.save_model(lower_for_target(model, target), file)
+        files.append(file)
         records.append(
             fields.Lowered(
-                target=name,
-                file=f"engines/{name}/{graph_file(graph)}",
-                lowering=target.lowering,
-                sha256=sha256_of(folder / name / graph_file(graph)),
-                graph=graph.name,
+                target=name, file=file.name, lowering=target.lowering, sha256=sha256_of(file), graph=graph.name
             )
         )
     return tuple(records), files
@@ -166,4 +169,6 @@ def verification_record(report: VerifyReport) -> fields.Verification:
         method=report.method,
         quantization_error=report.distance(QUANTIZED),
         deployment_error=report.distance(DEPLOYED),
+        layers=report.layers,
+        layers_of=report.layers_of,
     )

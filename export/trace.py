@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ExportError
 from trt_compress.export.weight_forms import dequantize_blocks
+from trt_compress.export.weights import TakesTensors, without_tensors
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.plugins.operator import LENGTHS_KEY, MARKER, RESIZED, SITE_KEY, unique_name
@@ -48,7 +49,9 @@ def onnx_from_module(module: nn.Module, input_shape: Sequence[int], options: Tra
     )
 
 
-def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opset: int) -> onnx.ModelProto:
+def onnx_from_graph(
+    graph: GraphSpec, module: nn.Module, *, max_batch: int, opset: int, weights: TakesTensors | None = None
+) -> onnx.ModelProto:
     """Export a graph with every symbol of its inputs and states as a dynamic axis; operators are nodes without bodies.
 
     Args:
@@ -56,6 +59,7 @@ def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opse
         module: `graph.module`, or the same in another precision; in eval mode.
         max_batch: The largest batch.
         opset: ONNX opset.
+        weights: Where the weights go, a tensor at a time; None: into the model.
 
     Returns:
         The model: inputs and then states, outputs and then new states. Nodes and outputs of operators are called
@@ -77,6 +81,7 @@ def onnx_from_graph(graph: GraphSpec, module: nn.Module, *, max_batch: int, opse
         outputs=[spec.name for spec in graph.all_outputs],
         lengths={**growing, BATCH_SYMBOL: (1, _TRACED_BATCH, max_batch), **graph.lengths},
         opset=opset,
+        weights=weights,
     )
     for spec, output in zip(graph.all_outputs, model.graph.output, strict=True):
         _check_output(graph.name, spec, output)
@@ -104,6 +109,7 @@ def _traced(
     outputs: Sequence[str],
     lengths: Mapping[str, tuple[int, int, int]],
     opset: int,
+    weights: TakesTensors | None = None,
 ) -> onnx.ModelProto:
     symbols = {dim: lengths[dim] for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     # Each symbol is traced at a length of its own, so that torch takes no two for one.
@@ -132,7 +138,7 @@ def _traced(
         raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
     if program is None:
         raise ExportError(f"torch exported nothing of {type(module).__name__}, and did not say why.")
-    model = program.model_proto
+    model = program.model_proto if weights is None else without_tensors(program.model, weights)
     _resize(model)
     dequantize_blocks(model)
     _name_sites(model)

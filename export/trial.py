@@ -7,7 +7,9 @@ take it down.
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +23,6 @@ from trt_compress.children import TimeoutExpired, run_python
 from trt_compress.export.findings import Finding
 from trt_compress.export.graph_view import load_structure
 from trt_compress.export.lower import lower_for_target
-from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.preflight import preflight
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.soundness import all_graphs
@@ -156,21 +157,34 @@ def _as_read(file: Path, model: ModelProto, target: Target, folder: Path) -> Pat
     if as_it_is:
         return file
     lowered = folder / "model.onnx"
-    save_onnx(lower_for_target(onnx.load(file), target), lowered)
+    onnx.save_model(lower_for_target(model, target), lowered)
+    for name in _weight_files(model):
+        place = Path(os.path.normpath(folder / name))
+        if folder not in place.parents:
+            raise ValueError(f"weights in {name}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.parent / name, place)  # ONNX takes no links that lead out of the folder
+        except OSError:  # on another disk, or of somebody else
+            shutil.copyfile(file.parent / name, place)
     return lowered
 
 
 def _weight_bytes(file: Path) -> int:
     """Bytes of a model file and of the files beside it that it names."""
-    model = load_structure(file)
-    named = {
+    named = _weight_files(load_structure(file))
+    return file.stat().st_size + sum(_size_of(file.parent / name) or 0 for name in named)
+
+
+def _weight_files(model: ModelProto) -> set[str]:
+    """Other files that weights of a model are in, as it names them."""
+    return {
         str(entry.value)
         for graph in all_graphs(model.graph)
         for tensor in graph.initializer
         for entry in tensor.external_data
         if tensor.data_location == TensorProto.EXTERNAL and entry.key == "location"
     }
-    return file.stat().st_size + sum(_size_of(file.parent / name) or 0 for name in named)
 
 
 def _profiles(model: ModelProto, ranges: Mapping[str, LengthRange] | None) -> list[dict[str, list[list[int]]]]:

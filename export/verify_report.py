@@ -78,6 +78,8 @@ class VerifyReport:
         failure: What ONNX Runtime said if it could not run the graph to its end.
         method: How a graph was run that ONNX Runtime cannot run on the CPU as it is; "" as it is.
         distances: What the numbers of the graph cost, which is no error of the graph and not judged.
+        layers: How many layers were run, the first ones; None: all of the model was.
+        layers_of: How many the model has.
     """
 
     precision: str
@@ -89,6 +91,8 @@ class VerifyReport:
     failure: str | None = None
     method: str = ""
     distances: tuple[Distance, ...] = ()
+    layers: int | None = None
+    layers_of: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -131,6 +135,8 @@ def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
         failure=failing.failure if failing else None,
         method=next((report.method for report in reports if report.method), ""),
         distances=tuple(distance for report in reports for distance in report.distances),
+        layers=next((report.layers for report in reports if report.layers), None),
+        layers_of=next((report.layers_of for report in reports if report.layers), None),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
-from trt_compress.format.bundle import Bundle
+from trt_compress.format.bundle import SMALL, Bundle
 from trt_compress.format.manifest import Graph, Manifest, State, TensorInfo
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
@@ -20,7 +20,7 @@ from trt_compress.runtime.backends.base import Executable, carrier
 from trt_compress.runtime.backends.ort import OperatorPath, operator_paths
 from trt_compress.runtime.inputs import InputCheck, signature
 from trt_compress.runtime.loaded import Loaded, LoadedGraph
-from trt_compress.runtime.onnx_source import OnnxSource
+from trt_compress.runtime.onnx_source import OnnxSource, shared_bytes
 from trt_compress.runtime.states import States
 from trt_compress.suggest import not_known
 
@@ -172,7 +172,11 @@ class Session:
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
         wanted = _wanted(bundle.manifest, graphs)
-        graphs_of = {graph.name: load_graph(bundle, graph, backend, threads, spin, library) for graph in wanted}
+        # What one graph packs the other cannot use: graphs that share large weights would have a copy each.
+        pack = len(wanted) == 1 or shared_bytes(bundle, [graph.file for graph in wanted]) <= SMALL
+        graphs_of = {
+            graph.name: load_graph(bundle, graph, backend, threads, spin, library, pack=pack) for graph in wanted
+        }
         for name in set(unread).difference(*(graph.files for graph in graphs_of.values())):  # a graph's, and not taken
             bundle.check(name)
         return cls(bundle, backend, graphs_of, chosen)

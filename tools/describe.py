@@ -193,6 +193,7 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("FLOPs an input", _flops(manifest)),
         ("targets", ", ".join(manifest.targets) or "none named"),
         ("verification", _verification(manifest)),
+        ("tensors", _shared(manifest)),
         ("size", f"{format_bytes(bundle_bytes(manifest))}, files: {len(manifest.files)}"),
         ("digest", manifest.digest),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())),
@@ -213,8 +214,8 @@ def _verification(manifest: Manifest) -> str:
     summary = manifest.verification
     if summary is None:
         return "not verified"
-    error = "" if summary.max_abs_error is None else f", largest error {summary.max_abs_error:.1e}"
-    return ("passed" if summary.passed else "FAILED") + error + _rounding(summary.to_json())
+    said = ", ".join(filter(None, ("passed" if summary.passed else "FAILED", summary.text)))
+    return said + _rounding(summary.to_json())
 
 
 def _verified(summary: Mapping[str, Any]) -> str:
@@ -229,6 +230,12 @@ def _rounding(found: Mapping[str, Any]) -> str:
     if (moved := found.get("deployment_error")) is not None:
         said += f"\nONNX Runtime rounds what they are multiplied by to 8 bits, which moves them by {moved:.1e}"
     return said + (f"\nrun as {found['method']}" if found.get("method") else "")
+
+
+def _shared(manifest: Manifest) -> str | None:
+    """The files of tensors, which all graphs share."""
+    names = dict.fromkeys(name for graph in manifest.graphs for name in graph.external_data if name in manifest.files)
+    return ", ".join(f"{name}, {format_bytes(manifest.files[name].bytes)}" for name in names) or None
 
 
 def _sample_tokens(manifest: Manifest) -> str | None:
@@ -251,8 +258,7 @@ def _flops(manifest: Manifest) -> str | None:
 
 
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
-    found = [manifest.files[file].bytes for file in (graph.file, *graph.external_data) if file in manifest.files]
-    size = format_bytes(sum(found)) if found else "pruned"
+    size = format_bytes(manifest.files[graph.file].bytes) if graph.file in manifest.files else "pruned"
     return graph.name, graph.role, graph.file, size, _tensors(graph.inputs), _tensors(graph.outputs)
 
 

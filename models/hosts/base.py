@@ -84,6 +84,7 @@ class GraphSpec:
             other ones of float32 enter in the precision of the graph, and those of other dtypes always as they are.
         examples: Real inputs that the model was not trained on, by name, for a given batch: one run, or consecutive
             ones (3 or more) of a graph with states. None: there are none at hand, and seeded random numbers are taken.
+        layers: The layers of which the last may be left out when it is verified; None: it has none in a row.
     """
 
     module: CompressedModule
@@ -96,6 +97,7 @@ class GraphSpec:
     capacities: tuple[Capacity, ...] = ()
     exact: frozenset[str] = frozenset()
     examples: Callable[[int], Steps] | None = None
+    layers: "Layers | None" = None
 
     @property
     def all_inputs(self) -> tuple[TensorSpec, ...]:
@@ -124,6 +126,21 @@ class GraphSpec:
         known = self.input_symbols
         shape = tuple(f"{dim}_after" if isinstance(dim, str) and dim not in known else dim for dim in state.shape)
         return TensorSpec(name=name, shape=shape, dtype=state.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Layers of a graph in a row.
+
+    Attributes:
+        count: How many there are.
+        first: The graph with the first N of them, from 1 to `count - 1`, and what is in front of them and behind: the
+            same tensors, not copies, and the same compressors at the sites that are left. It holds nothing of the
+            layers that are left out, so that they can leave memory.
+    """
+
+    count: int
+    first: Callable[[int], GraphSpec]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ are called as they are.
 Differs: attention is written out instead of called fused (`models/layers/attention.py`).
 """
 
+import copy
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
@@ -33,7 +34,15 @@ from trt_compress.models.compressors.sites import (
     layer_sites,
     leading_spans,
 )
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, Steps, TensorSpec, WeightsInfo
+from trt_compress.models.hosts.base import (
+    CompressedModule,
+    GraphSpec,
+    Layers,
+    LoadedHost,
+    Steps,
+    TensorSpec,
+    WeightsInfo,
+)
 from trt_compress.models.layers.attention import ATTENTION_TAPS, attention, merge_heads
 from trt_compress.plugins.operator import cast
 
@@ -226,14 +235,23 @@ def classifier_graph(
 
     It takes `image` and gives `logits`, or `features` if the model has no classifier.
     """
-    compressed = attach(module, specs, name=name).eval()
-    classes = compressed.vit.num_classes
+    compressed = CompressedViT(module, specs, name=name).eval()
+    return _graph_of(compressed, input_shape, examples)
+
+
+def _graph_of(
+    compressed: "CompressedViT", input_shape: Sequence[int], examples: Callable[[int], Steps] | None
+) -> GraphSpec:
+    classes, blocks = compressed.vit.num_classes, len(compressed.vit.blocks)
     width = classes or compressed.vit.num_features
     return GraphSpec(
         module=compressed,
         inputs=(TensorSpec(name="image", shape=(BATCH_SYMBOL, *input_shape)),),
         outputs=(TensorSpec(name="logits" if classes else "features", shape=(BATCH_SYMBOL, width)),),
         examples=examples,
+        layers=Layers(
+            count=blocks, first=lambda layers: _graph_of(compressed.first_blocks(layers), input_shape, examples)
+        ),
     )
 
 
@@ -258,6 +276,14 @@ class CompressedViT(CompressedModule):
         """The model itself, as it was before."""
         return self.vit
 
+    def first_blocks(self, count: int) -> "CompressedViT":
+        """The same without its last blocks, and with what acts at those that are left; its tensors are these."""
+        vit = _shallow(self.vit)
+        vit.blocks = self.vit.blocks[:count]
+        short = _shallow(self)
+        short.vit, short.plan = vit, tuple(site for site in self.plan if site.layer < count)
+        return short
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, channels, height, width]."""
         vit: Any = self.vit
@@ -278,6 +304,16 @@ class CompressedViT(CompressedModule):
             pooled = 0.5 * (x.amax(dim=1) + pooled)
         head: Tensor = vit.head(vit.head_drop(vit.fc_norm(pooled)))
         return head
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def _shallow(module: _Module) -> _Module:
+    """A module with the same parts, whose own can be replaced."""
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = dict(module._modules)
+    return copied
 
 
 def _attend(block: Any, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:

@@ -10,7 +10,14 @@ BACKENDS = ("ort-cpu", "ort-cuda")
 
 
 def load_graph(
-    bundle: Bundle, graph: Graph, backend: str, threads: int | None, spin: bool, native: Library | None
+    bundle: Bundle,
+    graph: Graph,
+    backend: str,
+    threads: int | None,
+    spin: bool,
+    native: Library | None,
+    *,
+    pack: bool = True,
 ) -> Executable:
     """Load one graph with one of `BACKENDS`.
 
@@ -21,9 +28,10 @@ def load_graph(
         threads: Threads of one operator on the CPU; None leaves the number to the backend.
         spin: Threads wait for work in a busy loop.
         native: The library of operators that is taken, checked.
+        pack: Let the backend keep weights a second time, in the order in which it multiplies them.
 
     Raises:
         BundleError: The graph is not what the manifest says, or the backend cannot load it.
         UnsupportedError: The backend is not installed, or this machine cannot run it.
     """
-    return OrtGraph(bundle, graph, backend, threads, spin, native)
+    return OrtGraph(bundle, graph, backend, threads, spin, native, pack)

@@ -4,6 +4,7 @@ import ctypes
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -30,6 +31,7 @@ _DEVICES = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 _TYPES = {f"tensor({name})": name for name in ("bool", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32")}
 _TYPES |= {f"tensor({name})": name for name in ("uint32", "int64", "uint64", "float16", "bfloat16")}
 _TYPES |= {"tensor(float)": "float32", "tensor(double)": "float64"}
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _SMALL = 1 << 16  # bytes that are copied sooner than ONNX Runtime is told of other memory
 _NUMBERS = {"bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20}
 """Of those that numpy has no name for: ONNX's number."""
@@ -155,6 +157,7 @@ class OrtGraph:
         threads: int | None,
         spin: bool,
         native: Library | None = None,
+        pack: bool = True,
     ) -> None:
         ort = _load(backend)
         options = _options(ort)
@@ -164,12 +167,19 @@ class OrtGraph:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if native is not None:
             register_native(options, native)
+        if not pack:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         provider = _PROVIDERS[backend]
-        with OnnxSource(bundle, graph.file) as source:
+        with ExitStack() as stack:
+            source = stack.enter_context(OnnxSource(bundle, graph.file))
             might = _might_be_in_place(source, bundle, graph, native)
             if might:
                 options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             self.session = _load_source(source, options, provider)
+            if not source.is_as_it_was:
+                del self.session
+                source = stack.enter_context(OnnxSource(bundle, graph.file, by_name=False))
+                self.session = _load_source(source, options, provider)
             self.in_place = _in_place(might, self.session, source, native)
             source.confirm()
             source.rest()
@@ -286,6 +296,8 @@ def _load_source(source: OnnxSource | Path, options: Any, provider: str) -> Any:
             make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
             values = [make(weight.data, weight.dtype) for weight in source.weights.values()]
             options.add_external_initializers(list(source.weights), values)
+        if isinstance(source, OnnxSource) and source.folder is not None:
+            options.add_session_config_entry(_FOLDER, source.folder)
         session = ort.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {name}: {_first_line(error)}.") from error

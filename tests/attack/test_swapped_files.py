@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto
 
@@ -190,6 +191,34 @@ def test_a_thread_that_swaps_all_the_time_never_gets_its_file_loaded(
         refused=found.count(None),
     )
     assert swaps > 10 and set(found) <= {1.0, None}
+
+
+@pytest.mark.parametrize("swap", [None, by_rename, by_link], ids=["left alone", "renamed", "linked"])
+def test_a_file_that_is_swapped_just_while_it_is_opened_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: Callable[[], None], swap: Swap | None
+) -> None:
+    """Large weights are mapped by ONNX Runtime itself: it must get what was hashed, or they are handed over."""
+    large()
+    honest, foreign = bundle_of(tmp_path / "b", "initializer", ONES), bundle_of(tmp_path / "f", "initializer", TWOS)
+    contents = [bundle.read("w.bin") for bundle in (foreign, honest)]
+    real, mapped = onnxruntime.InferenceSession, []
+
+    def opening(*arguments: Any, **options: Any) -> Any:
+        if not mapped and swap is not None:
+            swap(tmp_path / "b" / "w.bin", contents[0])
+        session = real(*arguments, **options)
+        with open("/proc/self/maps") as maps:
+            mapped.append(any(str(tmp_path) in line and "w.bin" in line for line in maps))
+        if len(mapped) == 1 and swap is not None:
+            (tmp_path / "b" / "w.bin").unlink()
+            (tmp_path / "b" / "w.bin").write_bytes(contents[1])
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opening)
+    if swap is None:
+        assert loaded(tmp_path / "b") == 1 and mapped == [True]
+    else:
+        assert loaded(tmp_path / "b") in (1, None)
 
 
 # ---- weights that an ONNX file names ---------------------------------------------------------------------------------

@@ -282,11 +282,11 @@ def test_a_changed_manifest_is_noticed(typed: Typed, copied: Copied) -> None:
 
 def test_a_changed_engine_is_noticed(typed: Typed, copied: Copied) -> None:
     bundle = copied(precision="fp16", targets=("rtx", "jetson-orin-jp6"))
-    flip(bundle / "engines" / "jetson-orin-jp6" / "model.onnx")
-    refused(typed("inspect", "bundle"), "'engines/jetson-orin-jp6/model.onnx' in the bundle 'bundle' was changed: its")
+    flip(bundle / "model.jetson-orin-jp6.onnx")
+    refused(typed("inspect", "bundle"), "'model.jetson-orin-jp6.onnx' in the bundle 'bundle' was changed: its")
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "recipe.toml", "verify.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin", "recipe.toml", "verify.json"])
 def test_a_missing_file_is_named(name: str, typed: Typed, copied: Copied) -> None:
     (copied() / name).unlink()
     refused(typed("verify", "bundle"), f"The bundle 'bundle' lacks its file '{name}'; copy the bundle again")

@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 import trt_compress
 from trt_compress.errors import ConfigError
-from trt_compress.export import api, onnx_file
+from trt_compress.export import api
 from trt_compress.export.precision import with_precision
 from trt_compress.export.targets import get_target
 from trt_compress.methods import METHODS, parse_spec
@@ -244,34 +244,6 @@ def test_a_target_of_plugins_gets_its_own_file(exported: Exported) -> None:
     (finding,) = api.preflight(bundle, target="jetson-orin-jp6")
     assert (finding.severity, finding.rule, finding.node) == ("warning", "needs-plugin", "blocks.0/TokenMerge")
     assert get_target("jetson-orin-jp6").lowering == "plugin"
-
-
-# ---- large weights --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@needs_rtx
-def test_weights_in_a_file_of_their_own_make_the_whole_trip(
-    place: Path, monkeypatch: pytest.MonkeyPatch, exported: Exported
-) -> None:
-    monkeypatch.setattr(onnx_file, "EXTERNAL_OVER_BYTES", 1000)
-    path = trt_compress.export_model(
-        "zoo:digits_vit", output="out", compress=TOME, targets=["rtx", "jetson-orin-jp6"], batch="1:2:2"
-    ).path
-    assert path is not None
-    manifest = Bundle.open(path).manifest
-    assert manifest.graphs[0].external_data == ("model.onnx.data",)
-    assert {"model.onnx.data", "engines/jetson-orin-jp6/model.onnx.data"} <= manifest.files.keys()
-    assert (path / "model.onnx").stat().st_size < 300_000 < (path / "model.onnx.data").stat().st_size
-    assert trt_compress.verify(path).passed
-    record = trt_compress.build(path, target="rtx")
-    assert isinstance(record, type(Bundle.open(path).manifest.engines[0])) and record.bytes > 1_000_000
-    images = digits_split().test_images[:8]
-    np.testing.assert_array_equal(session_logits(path, images), session_logits(exported(TOME), images))
-
-    (path / "model.onnx.data").unlink()
-    with pytest.raises(trt_compress.TrtCompressError, match="lacks its file 'model.onnx.data'"):
-        Session.open(path)
 
 
 # ---- where neither torch nor onnx is --------------------------------------------------------------------------------

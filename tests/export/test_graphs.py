@@ -300,7 +300,7 @@ def test_targets_that_need_another_form_get_it_of_every_graph(toy: Export) -> No
     bundle = toy("levels", targets=("jetson-orin-jp6",), opset=20)
     lowered = Bundle.open(bundle).manifest.lowered
     assert [(item.graph, item.file) for item in lowered] == [
-        (name, f"engines/jetson-orin-jp6/{name}.onnx") for name in ("k4", "k9")
+        (name, f"{name}.jetson-orin-jp6.onnx") for name in ("k4", "k9")
     ]
 
 

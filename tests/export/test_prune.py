@@ -18,7 +18,7 @@ from trt_compress.runtime import Bundle, Session
 from trt_compress.tools.cli.main import app
 
 JETSON = "jetson-orin-jp6"
-LOWERED = f"engines/{JETSON}/model.onnx"
+LOWERED = f"model.{JETSON}.onnx"
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="the package tensorrt_rtx is not installed")
 
 
@@ -46,7 +46,7 @@ def test_other_targets_leave(bundle: Path) -> None:
 
 def test_what_a_target_builds_from_stays_and_the_rest_is_said_to_be_gone(bundle: Path) -> None:
     assert set(prune(bundle, target=JETSON).removed) == {"model.onnx"}
-    assert files_of(bundle) == {"manifest.json", "preflight.json", "recipe.toml", "verify.json", LOWERED}
+    assert files_of(bundle) == {"manifest.json", "preflight.json", "recipe.toml", "verify.json", "weights.bin", LOWERED}
     gone = "^The bundle '.*' has no file 'model.onnx' any more: it was pruned to what 'jetson-orin-jp6' needs"
     with pytest.raises(BundleError, match=gone):
         Session.open(bundle)

@@ -18,7 +18,6 @@ from trt_compress.errors import ConfigError, GateError, ShapeError
 from trt_compress.export.api import export_model, verify
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.lower import add_bodies
-from trt_compress.export.onnx_file import save_onnx
 from trt_compress.export.precision import with_precision
 from trt_compress.export.recipe import read_recipe
 from trt_compress.export.sample_inputs import make_inputs, read_inputs
@@ -68,8 +67,9 @@ def compare(
 ) -> VerifyReport:
     """Verify `model`, which may be broken, against digits_vit with `spec`."""
     module = module or digits(spec, precision)
+    onnx.save_model(model, folder / "model.onnx")
     return verify_onnx(
-        save_onnx(model, folder / "model.onnx")[0],
+        folder / "model.onnx",
         with_precision(module, precision),
         graph=digits_graph(module),
         inputs=[

@@ -7,7 +7,15 @@ import typer
 
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.foreign import needs_extra
-from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, TrustPaths, target_names, with_export_options
+from trt_compress.tools.cli.habits import (
+    BundlePath,
+    Json,
+    RequireDigest,
+    TrustPaths,
+    VerifyLayers,
+    target_names,
+    with_export_options,
+)
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -34,6 +42,7 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle in DIR.")] = False,
     dry_run: DryRun = False,
+    verify_layers: VerifyLayers = None,
     trust_paths: TrustPaths = False,
     json: Json = False,
     **options: Any,
@@ -58,6 +67,7 @@ def export(
             **options,
             force=force,
             dry_run=dry_run,
+            verify_layers=verify_layers,
             trust_paths=trust_paths,
             progress=step,
         )
@@ -89,6 +99,7 @@ def verify(
     native: Annotated[
         bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
     ] = False,
+    verify_layers: VerifyLayers = None,
     trust_paths: TrustPaths = False,
     require_digest: RequireDigest = None,
     json: Json = False,
@@ -105,6 +116,7 @@ def verify(
                 weights=weights,
                 model=model,
                 native=native,
+                verify_layers=verify_layers,
                 trust_paths=trust_paths,
                 progress=step,
             )
@@ -229,6 +241,11 @@ def _show_verification(report: "VerifyReport") -> None:
         words = {"native": "native operators", "function": "ONNX bodies"}
         ran = (f"{n} {name} as {words[form]}" for name, forms in report.paths.items() for form, n in forms.items() if n)
         print_text(f"In ONNX Runtime ran {', '.join(ran)}.")
+    if report.layers is not None:
+        print_text(
+            f"Run were the first {report.layers} of {report.layers_of} layers; of the others only the graph and the "
+            "weights were compared."
+        )
     print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 
 

@@ -28,6 +28,12 @@ Json = Annotated[
         help="Print one JSON document instead of tables; of a failure it holds 'error': message, hint, exit_code.",
     ),
 ]
+VerifyLayers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Run and compare the first N layers only, for a model too large to be run here twice."
+    ),
+]
 TrustPaths = Annotated[
     bool,
     typer.Option(

@@ -239,7 +239,6 @@ class EndToEnd:
         import onnx
 
         from trt_compress.export.lower import lower_for_target
-        from trt_compress.export.onnx_file import save_onnx
         from trt_compress.export.targets import get_target
 
         case = _engine_name(backend, capability)
@@ -250,7 +249,7 @@ class EndToEnd:
         for name, bundle in bundles.items():
             model = onnx.load(bundle / "model.onnx")
             shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:]]
-            save_onnx(lower_for_target(model, target), own / f"{name}.onnx")
+            onnx.save_model(lower_for_target(model, target), own / f"{name}.onnx")
         seconds = max(self.deadline - time.monotonic(), 1.0)
         request = {
             **{"backend": backend, "capability": capability, "batches": list(self.batches), "shape": shape},

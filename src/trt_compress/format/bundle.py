@@ -302,6 +302,10 @@ class OpenFile:
                 return path
         return None
 
+    def is_at(self, found: os.stat_result) -> bool:
+        """Whether what was looked up by a name is this very file."""
+        return os.path.samestat(found, self._before)
+
     def map(self) -> mmap.mmap:
         """The content, mapped to be read; it stays when the file is closed. Empty files cannot be mapped."""
         return mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_READ)

@@ -170,6 +170,8 @@ class Verification(Record):
         quantization_error: Of quantized weights: the largest distance of an output from the model as it was loaded,
             relative to its largest value.
         deployment_error: The same, of ONNX Runtime's own way with quantized weights from the way that was verified.
+        layers: How many layers were run, the first ones; None: all of the model was.
+        layers_of: How many the model has.
     """
 
     passed: bool
@@ -178,6 +180,15 @@ class Verification(Record):
     method: str = field(default="", metadata={"sparse": True})
     quantization_error: float | None = field(default=None, metadata={"sparse": True})
     deployment_error: float | None = field(default=None, metadata={"sparse": True})
+    layers: int | None = field(default=None, metadata={"sparse": True})
+    layers_of: int | None = field(default=None, metadata={"sparse": True})
+
+    @property
+    def text(self) -> str:
+        """What was found and on how much of the model, in words, without saying whether it passed."""
+        error = "" if self.max_abs_error is None else f"largest error {self.max_abs_error:.1e}"
+        part = "" if self.layers is None else f"the first {self.layers} of {self.layers_of} layers only"
+        return ", ".join(filter(None, (error, part)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
