@@ -68,7 +68,7 @@ class OnnxSource:
         self._stored: list[Stored] = []
         self.weights: dict[str, Weight] = {}
         try:
-            self._settled = self._stack.enter_context(_Folder(bundle.root / file)) if by_name else None
+            self._settled = self._stack.enter_context(_Folder(bundle.folder(file))) if by_name else None
             self.model, self.view = self._read()
         except BaseException:
             self._stack.close()
@@ -184,12 +184,12 @@ class _Folder:
         used: Whether a file of it may be opened by its name.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.used = False
         self.path = ""
         self._descriptor: int | None = None
         try:
-            self._descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self.path = f"/proc/self/fd/{self._descriptor}"
             self._before = os.fstat(self._descriptor)
         except (OSError, AttributeError):  # not on every system; nothing is opened by its name then

@@ -173,6 +173,10 @@ class Bundle:
         self.info(name)
         return self.root / name
 
+    def folder(self, name: str) -> Path:
+        """The folder that a file lies in; what lies there under any name is to be compared with an open file."""
+        return self.file(name).parent
+
     def check(self, name: str) -> None:
         """Make sure that a file is there, as it was written.
 
