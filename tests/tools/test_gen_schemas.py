@@ -29,7 +29,7 @@ def test_a_schema_says_what_a_field_means_and_what_it_may_be() -> None:
     assert {"model", "step", "flush"} <= {*graph["role"]["enum"]}
     assert graph["role"]["description"].startswith("What it is for")
     state = schema_of("manifest")["$defs"]["graphs.State"]
-    assert set(state["required"]) == {"graph", "shape", "dtype"}
+    assert set(state["required"]) == {"graph", "shape"}
     assert state["properties"]["layer"]["type"] == ["integer", "null"]
     assert "Where the graph takes it" in state["properties"]["input"]["description"]  # said in the class that it is
     link = schema_of("manifest")["$defs"]["graphs.Link"]

@@ -167,7 +167,6 @@ class State(StateSpec):
     """A state of one graph of the bundle."""
 
     graph: str
-    dtype: str
 
     @property
     def key(self) -> str:
