@@ -1,5 +1,6 @@
 """The memory of the states of B sequences: made when it is first needed, then cut, repeated and lengthened."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -98,11 +99,23 @@ class Memory:
         mine = {key: value for key, value in self.values.items() if key in keys}
         shapes = {key: tuple(self._length(value, dim, symbols) for dim in value.dims) for key, value in mine.items()}
         new = [value for value in mine.values() if not value.memory]
-        for value, content in [(one, self._loaded.initials[one.key].value(shapes[one.key])) for one in new]:
-            value.hold(content)
+        contents = self._initial({value.key: shapes[value.key] for value in new})
+        for value in new:
+            value.hold(contents[value.key])
         named = {dim for value in mine.values() for dim in value.dims if isinstance(dim, str)}
         self.lengths |= {dim: symbols[dim] for dim in named & symbols.keys()}
         return new
+
+    def _initial(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """Initial values of these shapes, by key."""
+        try:
+            return {key: self._loaded.initials[key].value(shape) for key, shape in shapes.items()}
+        except MemoryError:
+            wanted = sum(math.prod(shape) * carrier(self.values[key].dtype).itemsize for key, shape in shapes.items())
+            raise UnsupportedError(
+                f"There is no memory for the states, which would take {wanted} bytes; run fewer sequences, or give a "
+                "smaller capacity."
+            ) from None
 
     def _length(self, value: Value, dim: int | str, symbols: Symbols) -> int:
         """How long an axis of a state has to be for these inputs."""
@@ -207,12 +220,12 @@ class Memory:
 
     def lengthen(self, lengths: Mapping[str, int]) -> None:
         """Give capacities more slots; what is in the first ones stays, and the initial value is behind it."""
-        longer: dict[str, Array] = {}
+        shapes = {}
         for key, value in self.values.items():
             if value.memory and not lengths.keys().isdisjoint(value.dims):
                 pairs = zip(value.dims, value.current.shape, strict=True)
-                shape = tuple(lengths.get(dim, n) if isinstance(dim, str) else n for dim, n in pairs)
-                longer[key] = self._loaded.initials[key].value(shape)
+                shapes[key] = tuple(lengths.get(dim, n) if isinstance(dim, str) else n for dim, n in pairs)
+        longer = self._initial(shapes)
         for key in list(longer):  # one by one, so that the old and the new are not all there at once
             value, content = self.values[key], longer.pop(key)
             before = value.current.read()

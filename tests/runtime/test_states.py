@@ -21,6 +21,7 @@ from trt_compress.export.lower import add_bodies
 from trt_compress.format.graphs import Capacity, Graph, Range, State, TensorInfo
 from trt_compress.format.manifest import Batch, Manifest, Model, Weights
 from trt_compress.runtime import Bundle, Session, States
+from trt_compress.runtime.initial import Initial
 
 Tensors = dict[str, tuple[str, tuple[int | str, ...]]]
 NUMBERS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bfloat16": TensorProto.BFLOAT16}
@@ -288,6 +289,21 @@ def test_a_capacity_is_a_multiple_and_within_the_bundle_s_range(tmp_path: Path) 
             ConfigError, match=r"^capacity=4; the states of this bundle have a fixed size: leave it out\.$"
         ):
             other.new_states(capacity=4)
+
+
+def test_too_little_memory_is_one_sentence_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise MemoryError
+
+    with Session.open(cache(tmp_path / "b"), threads=1) as session:
+        states = session.new_states()
+        session.run(step(0, 1), states)
+        monkeypatch.setattr(Initial, "value", full)
+        with pytest.raises(
+            UnsupportedError, match=r"^There is no memory for the states, which would take 64 bytes; run"
+        ):
+            states.reserve({"slots": 5})
+        assert (-session.run(step(1, 2), states)["held"][0, 0, :, 0]).tolist() == [1, 2]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
