@@ -153,8 +153,7 @@ protected:
     virtual ~ILoggerFinder() = default;
 };
 
-// ---- sizes that are not known yet
-// ------------------------------------------------------------------------------------
+// ---- sizes that are not known yet ------------------------------------------------------------------------
 
 class IDimensionExpr;
 
@@ -242,8 +241,7 @@ struct DimsExprs
     IDimensionExpr const* d[Dims::MAX_DIMS];
 };
 
-// ---- a plugin and its creator
-// ----------------------------------------------------------------------------------------
+// ---- a plugin and its creator ----------------------------------------------------------------------------
 
 struct InterfaceInfo
 {
