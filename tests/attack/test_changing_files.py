@@ -57,6 +57,9 @@ READ: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What is read → the file, and the command."""
 
+CODES = {"model": 3, "graph, by the rules": 3}
+"""Whose finding that ONNX Runtime refuses the file is right too."""
+
 
 @pytest.fixture(scope="module")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle_of(place / "outside", "initializer", random.random(SHAPE, np.float32))
     for name in ("frames/0.png", "frames/1.png", "classes/0/0.png", "classes/1/0.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 255, (2, 2), np.uint8)).resize((150, 150)).save(place / name)
+        Image.fromarray(random.integers(0, 255, (2, 2), np.uint8)).save(place / name)
     np.savez(place / "s.npz", x=random.random((20_000, 4), np.float32)[:64])
     np.savez(place / "d.npz", x=np.eye(4, dtype=np.float32), label=np.arange(4))
     (place / "l.jsonl").write_text('{"id": 0, "label": 1}\n{"id": 1, "label": 2}\n')
@@ -130,10 +133,16 @@ def _calls(typed: Typed, place: Path, read: str) -> int:
     return len(done.read_bytes()) if _ended(typed, place, read, -2, 0) is not None else 0
 
 
+def _is_said(ended: Ended) -> bool:
+    """Whether it ended with our error; a warning of a frame may stand before it."""
+    lines = [line for line in ended.err.splitlines() if not line.startswith("Hint:")]
+    return ended.code == 2 and lines[-1:] != [] and lines[-1].startswith("error: ")
+
+
 def _wrong(typed: Typed, place: Path, read: str, number: int, by: int) -> str | None:
     before = sorted(str(path) for path in place.rglob("*"))
     ended = _ended(typed, place, read, number, by)
-    if ended is None or (ended.code == 0 and "Traceback" not in ended.err) or ended.is_one_sentence:
+    if ended is None or (ended.code in (0, CODES.get(read)) or _is_said(ended)) and "Traceback" not in ended.err:
         left = {str(path) for path in place.rglob("*")} - set(before)
         return f"{read}, {number}, {by}: left {left}" if left else None
     return f"{read}, call {number}, {by}: {ended.code} in {ended.seconds:.1f} s: {ended.err[-600:]}"
