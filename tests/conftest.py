@@ -1,5 +1,7 @@
 """What all tests share: tests that need hardware or a library that is not here are skipped, with the reason."""
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.typed_commands import Typed
+from trt_compress.locks import locked
 from trt_compress.plugins.library import Library
 from trt_compress.tools.machine import gpus
 
@@ -55,15 +58,21 @@ def native_library() -> Library:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Export zoo:digits_vit, once for each set of options; copy a bundle before you change it."""
-    folder = tmp_path_factory.mktemp("exported")
+    """Export zoo:digits_vit, once for each set of options and all workers; copy a bundle before you change it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    folder.mkdir(exist_ok=True)
 
     @cache
     def export(compress: str = "tome:num_merged=4", **options: Any) -> Path:
         from trt_compress.export import api
 
-        output = folder / str(len(list(folder.iterdir())))
-        api.export_model("zoo:digits_vit", output=output, compress=compress, **options)
+        output = folder / hashlib.sha256(repr((compress, sorted(options.items()))).encode()).hexdigest()[:16]
+        lock = output.with_suffix(".lock")
+        lock.touch()
+        with locked(lock, patience=900):
+            if not output.exists():
+                api.export_model("zoo:digits_vit", output=output, compress=compress, **options)
         return output
 
     return export
