@@ -37,8 +37,12 @@ class Captured(Protocol):
 class Device(Protocol):
     """Memory and a stream: a GPU, or the emulation of the tests."""
 
-    stream: int | None
     can_capture: bool
+
+    @property
+    def stream(self) -> int | None:
+        """What kernels are launched on: a CUDA stream's handle."""
+        ...
 
     def allocate(self, num_bytes: int) -> int: ...
     def free(self, pointer: int) -> None: ...

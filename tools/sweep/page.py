@@ -27,7 +27,7 @@ td { overflow-wrap: normal; }
 
 
 def page_from_sweep(result: SweepResult) -> str:
-    """Make the page: one file that loads nothing and runs no script."""
+    """Make the page: one file that loads nothing."""
     figures = [figure for figure in (_over_latency(result), _over_flops(result)) if figure is not None]
     found = result.recommended is not None
     body = [
