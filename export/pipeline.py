@@ -4,12 +4,12 @@ import contextlib
 import errno
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from torch import Tensor, nn
+from torch import nn
 
 from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.artifacts import named_in_bundle
@@ -19,6 +19,8 @@ from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.precision import as_loaded, quantize, with_precision
 from trt_compress.export.preflight import preflight as preflight_graph
+from trt_compress.export.proof import Answers, Proof, answers
+from trt_compress.export.questions import Questions, default_questions, read_questions
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.records import (
@@ -30,12 +32,10 @@ from trt_compress.export.records import (
     operator_records,
     verification_record,
 )
-from trt_compress.export.runners import AS_DEPLOYED
-from trt_compress.export.sample_inputs import make_inputs, read_inputs
+from trt_compress.export.sides import Part
 from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph
-from trt_compress.export.verify import distances, run_onnx, run_torch, verify_onnx
-from trt_compress.export.verify_report import DEPLOYED, LOADED, QUANTIZED, VerifyReport, merge_reports
+from trt_compress.export.verify_report import VerifyReport, merge_reports
 from trt_compress.export.weight_forms import weight_forms
 from trt_compress.export.weights import (
     WEIGHTS_FILE,
@@ -46,12 +46,11 @@ from trt_compress.export.weights import (
     uses_weights,
 )
 from trt_compress.format.bundle import Bundle
-from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Lowered, Manifest
 from trt_compress.methods import spec_string
 from trt_compress.model_name import FILE_SOURCE, parse_model
 from trt_compress.models.compressors.artifacts import for_weights
-from trt_compress.models.hosts.base import GraphSpec, LoadedHost, Steps
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.onnx_source import copy_graph
@@ -61,8 +60,6 @@ from trt_compress.version import __version__
 Progress = Callable[[str], None]
 Made = tuple[Path | None, Manifest, tuple[str, ...]]
 """Where the bundle is, if it was written; its manifest; what to look out for."""
-Answers = Mapping[str, list[dict[str, Tensor]]]
-"""The outputs of every run, by graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,33 +70,6 @@ class _Prepared:
     host: LoadedHost
     graphs: tuple[GraphSpec, ...]
     artifacts: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """What is verified of a graph: all of it, or its first `layers` with the tensors that the whole graph has."""
-
-    graph: GraphSpec
-    module: nn.Module
-    file: Path
-    layers: int | None = None
-    layers_of: int | None = None
-
-    def compare(
-        self, inputs: tuple[Sequence[Steps], str], recipe: Recipe, loaded: Answers, library: Library | None = None
-    ) -> VerifyReport:
-        """The report; it need not have passed."""
-        report = verify_onnx(
-            self.file,
-            self.module,
-            graph=self.graph,
-            inputs=inputs[0],
-            inputs_label=inputs[1],
-            precision=recipe.precision,
-            native=library,
-        )
-        report = replace(report, layers=self.layers, layers_of=self.layers_of)
-        return _with_distances(report, self.graph, self.module, self.file, inputs[0], loaded)
 
 
 def run_export(
@@ -127,17 +97,17 @@ def run_export(
     prepared = _prepare(recipe, load)
     recipe, graphs, artifacts = prepared.recipe, prepared.graphs, prepared.artifacts
     _check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
-    inputs = {graph.name: _default_inputs(graph, recipe) for graph in graphs}
+    questions = default_questions(prepared.host, graphs, recipe)
     step("counting operations")
     manifest = describe(recipe, prepared.host, graphs, _with_lengths(prepared.host.attach(()), recipe))
-    loaded = {} if dry_run else _as_loaded(recipe, graphs, inputs, verify_layers, step)
+    loaded = {} if dry_run else _as_loaded(recipe, graphs, manifest, questions, verify_layers, step)
     warnings = (*_removes_nothing(prepared), *_quantize(recipe, graphs, step))
     del prepared
     if dry_run:
         return None, manifest, warnings
 
     with _working_folder(output) as folder, WeightsFile(folder / WEIGHTS_FILE) as weights:
-        parts: list[_Part] = []
+        parts: list[Part] = []
         models: list[onnx.ModelProto] = []
         files: list[Path] = []
         lowered: list[Lowered] = []
@@ -159,14 +129,15 @@ def run_export(
             files += [file, *more]
             parts.append(_part(graph, module, file, verify_layers, recipe))
         del graph, module
-        reports = []
         with weights.passing():
             for part in parts:
-                step("verifying" + (f" {part.graph.name}" if several else ""))
                 if part.layers is not None:
                     onnx.save_model(_traced(part.graph, part.module, recipe, weights), part.file)
-                reports.append(part.compare(inputs[part.graph.name], recipe, loaded))
-                _require_passed(reports[-1])
+            proof = Proof(
+                questions=questions, ours=manifest, theirs=manifest, precision=recipe.precision, loaded=loaded
+            )
+            report = proof.of(parts, step)
+            _require_passed(report)
         warnings += tuple(
             f"{name}: {finding.message} ({finding.rule}); {finding.fix}"
             for name in recipe.targets
@@ -174,7 +145,6 @@ def run_export(
             if finding.severity == "warning"
         )
         step("writing the bundle")
-        report = merge_reports(reports)
         manifest = replace(
             manifest,
             graphs=tuple(
@@ -221,26 +191,37 @@ def run_verification(
     step("loading the model")
     prepared = _prepare(recipe)
     _check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
+    host, graphs = prepared.host, prepared.graphs
     if inputs is None:
-        chosen = {graph.name: _default_inputs(graph, prepared.recipe) for graph in prepared.graphs}
+        questions = default_questions(host, graphs, prepared.recipe)
     else:
-        found = read_inputs(inputs, prepared.graphs)
-        chosen = {name: (sequences, str(inputs)) for name, sequences in found.items()}
-    loaded = _as_loaded(recipe, prepared.graphs, chosen, verify_layers, step)
-    _quantize(recipe, prepared.graphs, step)
+        questions = read_questions(inputs, host, graphs)
+    procedure = None if host.procedure is None else host.procedure(graphs)
+    proof = Proof(
+        questions=questions,
+        ours=replace(opened.manifest, procedure=procedure),
+        theirs=opened.manifest,
+        precision=recipe.precision,
+        loaded=_as_loaded(recipe, graphs, opened.manifest, questions, verify_layers, step),
+        native=library,
+    )
+    _quantize(recipe, graphs, step)
     step("comparing")
     reports = []
-    for graph in prepared.graphs:
-        module = with_precision(graph.module, recipe.precision, graph)
+    for together in [graphs] if procedure is not None else [(graph,) for graph in graphs]:
         with temporary_folder("verify") as folder:
-            file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder)
-            part = _part(graph, module, file, verify_layers, recipe)
-            if part.layers is not None:
-                stored = onnx.load(file, load_external_data=False)
-                weights = StoredWeights(file.with_name(WEIGHTS_FILE), stored)
-                require_same(stored, _traced(graph, module, prepared.recipe, weights), opened)
-                onnx.save_model(_traced(part.graph, part.module, prepared.recipe, weights), part.file)
-            reports.append(part.compare(chosen[graph.name], recipe, loaded, library))
+            parts = []
+            for graph in together:
+                module = with_precision(graph.module, recipe.precision, graph)
+                file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder / graph.name)
+                part = _part(graph, module, file, verify_layers, recipe)
+                if part.layers is not None:
+                    stored = onnx.load(file, load_external_data=False)
+                    weights = StoredWeights(file.with_name(WEIGHTS_FILE), stored)
+                    require_same(stored, _traced(graph, module, prepared.recipe, weights), opened)
+                    onnx.save_model(_traced(part.graph, part.module, prepared.recipe, weights), part.file)
+                parts.append(part)
+            reports.append(proof.of(parts))
     report = merge_reports(reports)
     _require_passed(report)
     return report
@@ -280,12 +261,12 @@ def _check_layers(graphs: Sequence[GraphSpec], wanted: int | None, model: str, f
         )
 
 
-def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, recipe: Recipe) -> _Part:
+def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, recipe: Recipe) -> Part:
     """The first layers of a graph, in its precision; all of it if it has none, or if all are wanted."""
     short = _first(graph, layers)
     if short is graph or graph.layers is None:
-        return _Part(graph=graph, module=module, file=file)
-    return _Part(
+        return Part(graph=graph, module=module, file=file)
+    return Part(
         graph=short,
         module=with_precision(short.module, recipe.precision, short),
         file=file.with_name(f"{graph.name}.first-{layers}.onnx"),
@@ -305,7 +286,8 @@ def _first(graph: GraphSpec, layers: int | None) -> GraphSpec:
 def _as_loaded(
     recipe: Recipe,
     graphs: Sequence[GraphSpec],
-    inputs: Mapping[str, tuple[Sequence[Steps], str]],
+    manifest: Manifest,
+    questions: Questions,
     layers: int | None,
     step: Progress,
 ) -> Answers:
@@ -314,7 +296,7 @@ def _as_loaded(
         return {}
     step("running the model as it is")
     parts = [_first(graph, layers) for graph in graphs]
-    return {part.name: run_torch(as_loaded(part.module, part), part, inputs[part.name][0]) for part in parts}
+    return answers([(part, as_loaded(part.module, part)) for part in parts], manifest, questions)
 
 
 def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tuple[str, ...]:
@@ -328,24 +310,6 @@ def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tu
         return ()
     (name, reason), more = next(iter(kept.items())), f" and {len(kept) - 1} more" if len(kept) > 1 else ""
     return (f"weights_bits {form}: the weights of {name}{more} stay as they are: {reason}",)
-
-
-def _with_distances(
-    report: VerifyReport,
-    graph: GraphSpec,
-    module: nn.Module,
-    file: Path,
-    inputs: Sequence[Steps],
-    loaded: Answers,
-) -> VerifyReport:
-    """The report, and of quantized weights how far they take the outputs from the model as it was."""
-    if not loaded or report.failure:
-        return report
-    quantized = run_torch(module, graph, inputs)
-    found = distances(graph, QUANTIZED, quantized, LOADED, loaded[graph.name])
-    if not report.method:  # else it is not deployed there
-        found += distances(graph, DEPLOYED, run_onnx(file, graph, inputs, AS_DEPLOYED), QUANTIZED, quantized)
-    return replace(report, distances=found)
 
 
 @contextlib.contextmanager
@@ -402,19 +366,6 @@ def _with_lengths(graphs: Sequence[GraphSpec], recipe: Recipe) -> tuple[GraphSpe
         replace(graph, lengths={symbol: chosen.get(symbol, own) for symbol, own in graph.lengths.items()})
         for graph in graphs
     )
-
-
-def _default_inputs(graph: GraphSpec, recipe: Recipe) -> tuple[list[Steps], str]:
-    batch = recipe.batch
-    if graph.examples is not None:
-        sizes = sorted({batch.min, batch.opt, batch.max})
-        return [graph.examples(size) for size in sizes], "held-out examples of the model"
-    ends = [
-        {BATCH_SYMBOL: getattr(batch, end), **{name: getattr(recipe.lengths[name], end) for name in graph.lengths}}
-        for end in ("min", "opt", "max")
-    ]
-    different = [lengths for place, lengths in enumerate(ends) if lengths not in ends[:place]]
-    return make_inputs(graph, different), "seeded standard-normal numbers"
 
 
 def _load(recipe: Recipe) -> LoadedHost:

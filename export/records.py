@@ -67,7 +67,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
         capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
         procedure=None if host.procedure is None else host.procedure(graphs),
         preprocess={"input": graphs[0].inputs[0].name, **host.preprocess},
-        postprocess={"output": graphs[-1].outputs[0].name, **host.postprocess},
+        postprocess={"output": [graph for graph in graphs if graph.outputs][-1].outputs[0].name, **host.postprocess},
         compression=tuple(
             fields.Compression(
                 site=prefixes[graph.name] + site.name,

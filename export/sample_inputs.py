@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.errors import ShapeError
+from trt_compress.errors import ExportError, ShapeError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading
 from trt_compress.format.graphs import BATCH_SYMBOL
@@ -21,16 +21,20 @@ RANDOM_STEPS = 3
 
 
 def make_inputs(graph: GraphSpec, lengths: Sequence[Mapping[str, int]]) -> list[Steps]:
-    """Seeded inputs: standard-normal numbers, or 0 and 1 for integers; one sequence for each set of lengths.
+    """Seeded inputs: standard-normal numbers, and whole ones in the range that the graph declares, in one sequence for
+    each set of lengths.
 
     Args:
         graph: Whose inputs they are.
         lengths: What each symbol stands for, "batch" among them.
+
+    Raises:
+        ExportError: An input of whole numbers declares no range.
     """
     generator = np.random.default_rng(SEED)
     steps = RANDOM_STEPS if graph.states else 1
     return [
-        [{spec.name: _random(spec, symbols, generator) for spec in graph.inputs} for _ in range(steps)]
+        [{spec.name: _random(graph, spec, symbols, generator) for spec in graph.inputs} for _ in range(steps)]
         for symbols in lengths
     ]
 
@@ -44,7 +48,7 @@ def read_inputs(path: Path, graphs: Sequence[GraphSpec]) -> dict[str, list[Steps
     Raises:
         ShapeError: it cannot be read, has another shape or dtype, or is not finite.
     """
-    arrays = _read(path, next(spec.name for graph in graphs for spec in graph.inputs))
+    arrays = read_arrays(path, next(spec.name for graph in graphs for spec in graph.inputs))
     if len(graphs) == len(graphs[0].inputs) == len(arrays) == 1:
         arrays = {graphs[0].inputs[0].name: next(iter(arrays.values()))}
     found: dict[str, list[Steps]] = {}
@@ -56,15 +60,26 @@ def read_inputs(path: Path, graphs: Sequence[GraphSpec]) -> dict[str, list[Steps
     return found
 
 
-def _random(spec: TensorSpec, symbols: Mapping[str, int], generator: np.random.Generator) -> Array:
+def _random(graph: GraphSpec, spec: TensorSpec, symbols: Mapping[str, int], generator: np.random.Generator) -> Array:
     shape = [symbols[dim] if isinstance(dim, str) else dim for dim in spec.shape]
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
         return generator.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
-    return generator.integers(0, 2, shape).astype(dtype)
+    low, high = (0, 1) if dtype.kind == "b" else spec.values or (None, None)
+    if low is None or high is None:
+        raise ExportError(
+            f"graph '{graph.name}': the input '{spec.name}' is {spec.dtype}, and its host neither says which values it "
+            "has nor gives examples; declare one of them."
+        )
+    return generator.integers(low, high + 1, shape).astype(dtype)
 
 
-def _read(path: Path, name: str) -> dict[str, Array]:
+def read_arrays(path: Path, name: str) -> dict[str, Array]:
+    """The arrays of an .npz file; a single one, of an .npy file, is called `name`.
+
+    Raises:
+        ShapeError: It cannot be read.
+    """
     if not path.exists():
         raise ShapeError(f"inputs: {path} is not there; give a .npz file.")
     with reading(f"inputs: {path}", "save the arrays with numpy.savez", error=ShapeError), open_regular(path) as file:

@@ -11,8 +11,9 @@ import numpy as np
 class OutputCheck:
     """One output or new state in one run. Items that met a near tie at a site are counted in `ties` and not compared.
 
-    `step` counts the consecutive runs of a graph with states from 1; it is 0 for a graph without. Integers must be
-    equal.
+    `step` counts the consecutive runs of a graph with states, or of a procedure, from 1; it is 0 for a graph without.
+    `moment` is where in a procedure that is. Integers must be equal; of packed codes `max_abs_error` is in steps,
+    `relative_error` is the mean difference relative to their range, and `turned` counts those one step apart.
     """
 
     graph: str
@@ -25,6 +26,8 @@ class OutputCheck:
     tolerance: float
     ties: int
     passed: bool
+    moment: str = ""
+    turned: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class SiteCheck:
     relative_error: float
     tolerance: float
     passed: bool
+    moment: str = ""
 
 
 LOADED = "the model as loaded"

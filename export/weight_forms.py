@@ -11,7 +11,7 @@ from trt_compress.format.manifest import WeightForm
 from trt_compress.models.layers.blocks import BLOCKS
 from trt_compress.plugins.spec import DOMAIN
 
-_BITS = {
+_BITS: dict[int, tuple[str, int]] = {
     **{TensorProto.INT4: ("int4", 4), TensorProto.INT8: ("int8", 8), TensorProto.FLOAT: ("float32", 32)},
     **{TensorProto.FLOAT16: ("float16", 16), TensorProto.BFLOAT16: ("bfloat16", 16)},
 }

@@ -27,7 +27,7 @@ from trt_compress.errors import (
     UnsupportedError,
 )
 from trt_compress.export import api
-from trt_compress.export import verify as verify_module
+from trt_compress.export import compare as compare_module
 from trt_compress.export.build import BatchRange, build_engine
 from trt_compress.export.bundle import write_bundle
 from trt_compress.export.targets import get_target
@@ -89,7 +89,7 @@ def test_an_export_that_cannot_be_proven_writes_nothing(tmp_path: Path, monkeypa
 
     Covered: an export whose verification fails raises and leaves no bundle.
     """
-    monkeypatch.setitem(verify_module.TOLERANCE, "fp32", 1e-12)
+    monkeypatch.setitem(compare_module.TOLERANCE, "fp32", 1e-12)
     with pytest.raises(GateError, match="^verification failed: ONNX Runtime and torch differ first at "):
         api.export_model("zoo:digits_vit", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -144,6 +144,21 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Sequences that a procedure reads side by side in its verification, prompts first and then token by token.
+
+    Attributes:
+        prompt: For each sequence its tokens, int64; they need not be equally many.
+        steps: For each sequence the tokens that follow, equally many.
+        media: Inputs of the graphs that read what stands beside the tokens, as `graph.tensor`.
+    """
+
+    prompt: Sequence[Array]
+    steps: Sequence[Array]
+    media: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHost:
     """A model with weights, ready to be compressed.
 
@@ -157,6 +172,8 @@ class LoadedHost:
         links: Outputs that feed an input of a later graph, both as `graph.tensor`.
         procedure: How these graphs, as `attach` made them, are run in turn to read sequences of tokens; None: they read
             none, and the graphs' roles say all.
+        scenarios: What a procedure is verified with, for a given batch: real tokens. None: seeded ones, in the range
+            that the graphs' inputs declare, with prompts of several chunks and steps until upkeep has come twice.
         preprocess: How real data becomes the inputs; for the manifest.
         postprocess: What the outputs mean; for the manifest.
     """
@@ -168,6 +185,7 @@ class LoadedHost:
     attach: Callable[[Sequence[CompressorSpec]], tuple[GraphSpec, ...]]
     links: tuple[tuple[str, str], ...] = ()
     procedure: Callable[[Sequence[GraphSpec]], Procedure] | None = None
+    scenarios: Callable[[int], Sequence[Scenario]] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
 

@@ -35,6 +35,7 @@ class BlockLinear(nn.Module):
 
     codes: Tensor
     scale: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, form: BlockForm, dtype: torch.dtype) -> None:
         """Quantize `linear`, whose inputs are a multiple of the group, with scales of `dtype`; it stays as it is."""
@@ -42,7 +43,7 @@ class BlockLinear(nn.Module):
         self.form = form
         self.in_features, self.out_features = linear.in_features, linear.out_features
         with torch.no_grad():
-            parts = [_quantized(rows, form, dtype) for rows in linear.weight.detach().split(_ROWS)]
+            parts = [_quantized(rows, form, dtype) for rows in torch.split(linear.weight.detach(), _ROWS)]
             codes = torch.cat([codes for codes, _ in parts], dim=1)
             self.register_buffer("codes", _packed(codes) if form.bits == 4 else codes)
             self.register_buffer("scale", torch.cat([scale for _, scale in parts], dim=1))
@@ -61,8 +62,9 @@ class BlockLinear(nn.Module):
                 version=1,
             )
         codes = _unpacked(self.codes, shape) if self.form.bits == 4 else self.codes
-        blocks = codes.unflatten(0, (-1, self.form.group)).to(self.scale.dtype)
-        return (blocks * self.scale[:, None]).flatten(0, 1)
+        blocks = codes.reshape(-1, self.form.group, self.out_features).to(self.scale.dtype)
+        matrix: Tensor = (blocks * self.scale[:, None]).flatten(0, 1)
+        return matrix
 
     @property
     def weight(self) -> Tensor:
@@ -82,7 +84,7 @@ class BlockLinear(nn.Module):
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]]:
     """Every linear layer: its full name, its parent, its name there, and itself; one that stands twice comes twice."""
     for path, parent in module.named_modules():
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # named_children leaves out what stands there twice
             if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward:
                 yield f"{path}.{name}".lstrip("."), parent, name, child
 
@@ -117,7 +119,7 @@ def quantize_linears(module: nn.Module, form: BlockForm, dtype: torch.dtype) -> 
 def _quantized(rows: Tensor, form: BlockForm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes int8 [K, rows] and scales [K / group, rows] of a weight [rows, K]."""
     largest = 2 ** (form.bits - 1) - 1
-    blocks = rows.float().t().unflatten(0, (-1, form.group))
+    blocks = rows.float().t().reshape(-1, form.group, len(rows))
     wanted = torch.maximum(blocks.amax(dim=1) / largest, -blocks.amin(dim=1) / (largest + 1))
     scale = wanted.to(dtype).clamp_min(torch.finfo(dtype).tiny)
     codes = (blocks / scale[:, None].float()).round().clamp(-largest - 1, largest)
@@ -132,4 +134,4 @@ def _packed(codes: Tensor) -> Tensor:
 
 def _unpacked(packed: Tensor, shape: tuple[int, int]) -> Tensor:
     halves = torch.stack([packed & 15, packed >> 4], dim=1).flatten()[: shape[0] * shape[1]]
-    return ((halves ^ 8).to(torch.int8) - 8).unflatten(0, shape)
+    return ((halves ^ 8).to(torch.int8) - 8).reshape(shape)

@@ -19,8 +19,8 @@ from tests.export.toy_hosts import HOSTS
 from trt_compress.errors import BundleError, ConfigError, ExportError, GateError, ShapeError
 from trt_compress.export import api, engines, pipeline
 from trt_compress.export.bundle import write_bundle
+from trt_compress.export.course import initial_state
 from trt_compress.export.trace import onnx_from_graph
-from trt_compress.export.verify import initial_state
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.runtime import Bundle, Session
 

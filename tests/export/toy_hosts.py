@@ -111,7 +111,7 @@ def growing() -> LoadedHost:
         module=Growing().eval(),
         inputs=(
             TensorSpec(name="chunk", shape=("batch", "time", 8)),
-            TensorSpec(name="voice", shape=("batch",), dtype="int64"),
+            TensorSpec(name="voice", shape=("batch",), dtype="int64", values=(0, 3)),
         ),
         outputs=(
             TensorSpec(name="share", shape=("batch", "time", 8)),
@@ -125,7 +125,7 @@ def growing() -> LoadedHost:
 
 def codec() -> LoadedHost:
     """Encode and decode, linked."""
-    codes = TensorSpec(name="codes", shape=("batch", "time"), dtype="int64")
+    codes = TensorSpec(name="codes", shape=("batch", "time"), dtype="int64", values=(0, 7))
     lengths = {"time": (2, 6, 10)}
     encode = GraphSpec(
         name="encode",

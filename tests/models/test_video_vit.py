@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.export import api
-from trt_compress.export.verify import initial_state
+from trt_compress.export.course import initial_state
 from trt_compress.methods import parse_spec
 from trt_compress.methods.video import StaticReuseConfig
 from trt_compress.models.compressors.static_reuse import change_score
