@@ -65,7 +65,9 @@ def test_a_dry_run_knows_everything_but_the_graph(exported: Exported, tmp_path: 
     written = Bundle.open(exported(TOME)).manifest
     assert result.path is None and not (tmp_path / "out").exists()
     assert steps == ["loading the model", "counting operations"]
-    assert result.manifest == replace(written, operators=(), weights=(), verification=None, files={}, digest="")
+    graphs = tuple(replace(graph, external_data=()) for graph in written.graphs)
+    known = replace(written, graphs=graphs, operators=(), weights=(), verification=None, files={}, digest="")
+    assert result.manifest == known
 
 
 @pytest.mark.slow
