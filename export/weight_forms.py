@@ -81,4 +81,4 @@ def _count(
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    return (math.prod(tensor.dims) * _BITS[tensor.data_type][1] + 7) // 8
+    return (int(math.prod(tensor.dims)) * _BITS[tensor.data_type][1] + 7) // 8
