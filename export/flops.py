@@ -51,7 +51,10 @@ def _most(count: int | torch.SymInt) -> int:
     """A count, or the most that it can be where it hangs on sizes that the data decide."""
     if isinstance(count, int):
         return count
-    return int(count.node.shape_env.bound_sympy(count.node.expr).upper)
+    shapes = count.node.shape_env
+    if shapes is None:
+        raise TypeError(f"the size {count} is known by no graph")
+    return int(shapes.bound_sympy(count.node.expr).upper)
 
 
 def _packet(operator: Operator) -> Any:

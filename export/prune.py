@@ -115,8 +115,9 @@ def _needed(manifest: Manifest, before: Manifest) -> Iterator[str]:
     own_form = {part.graph for part in manifest.lowered}
     kept = {file for graph in manifest.graphs for file in graph.external_data}
     kept |= {graph.file for graph in manifest.graphs if graph.name not in own_form}
-    kept |= {part.file for part in (*manifest.lowered, *manifest.engines)}
-    forms = {graph.file for graph in before.graphs} | {part.file for part in (*before.lowered, *before.engines)}
+    kept |= {part.file for part in manifest.lowered} | {engine.file for engine in manifest.engines}
+    forms = {graph.file for graph in before.graphs} | {part.file for part in before.lowered}
+    forms |= {engine.file for engine in before.engines}
     for name in before.files:
         if name in kept or name not in forms and not name.startswith("engines/"):
             yield name

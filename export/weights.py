@@ -154,9 +154,11 @@ def without_tensors(model: ir.Model, weights: TakesTensors) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= INLINE:
             continue
-        place = weights.add(tensor.numpy())
+        data = tensor.numpy()
+        place = weights.add(data)
+        shape = ir.Shape(data.shape)
         value.const_value = ir.ExternalTensor(
-            WEIGHTS_FILE, place.offset, place.length, tensor.dtype, shape=tensor.shape, name=name
+            WEIGHTS_FILE, place.offset, place.length, tensor.dtype, shape=shape, name=name
         )
     return ir.serde.serialize_model(model)
 
@@ -200,8 +202,8 @@ def places_of(model: onnx.ModelProto) -> Mapping[str, Place]:
 def _pieces(data: Array) -> Iterator[memoryview]:
     """The bytes of an array in C order, a few rows at a time: a transposed one is not copied whole."""
     if data.flags.c_contiguous:
-        yield memoryview(data.reshape(-1).view(np.uint8))
+        yield data.reshape(-1).view(np.uint8).data
         return
     rows = max(1, _PIECE // max(1, data[:1].nbytes))
     for start in range(0, len(data), rows):
-        yield memoryview(np.ascontiguousarray(data[start : start + rows]).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(data[start : start + rows]).reshape(-1).view(np.uint8).data
