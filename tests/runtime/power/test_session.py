@@ -173,7 +173,7 @@ def test_a_measurement_of_days_takes_no_more_memory(counts_energy: bool) -> None
     values = (joules * 1e6) % span if counts_energy else milliwatts
     source = Source(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span}) if counts_energy else MILLIWATTS
     name = "package-0" if counts_energy else "VDD_IN"
-    trace = Trace(source, samples(times, **{name: values}), first=900, last=100, most=3000)
+    trace = Trace(source, samples(times.tolist(), **{name: values.tolist()}), first=900, last=100, most=3000)
     window = (30.0, times[-1] - 2)
     inside = (times >= window[0]) & (times <= window[1])
     result = integrate(
