@@ -112,7 +112,14 @@ def host_of(module: Decoder, names: Sequence[str] = ("model",)) -> LoadedHost:
         return GraphSpec(
             module=module,
             name=name,
-            inputs=(TensorSpec(name="tokens", shape=(BATCH_SYMBOL, "time"), dtype="int64"),),
+            inputs=(
+                TensorSpec(
+                    name="tokens",
+                    shape=(BATCH_SYMBOL, "time"),
+                    dtype="int64",
+                    values=(0, module.embed.num_embeddings - 1),
+                ),
+            ),
             outputs=(TensorSpec(name="logits", shape=(BATCH_SYMBOL, "time", module.head.out_features)),),
             lengths={"time": (1, 8, 64)},
             layers=Layers(count=len(module.layers), first=lambda count: graph_of(module.first_layers(count), name)),
