@@ -5,10 +5,10 @@ What can be known of names and files is checked here; torch is loaded behind tha
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.api import Progress, check_files, files_of
@@ -21,6 +21,9 @@ from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, Compressor
 from trt_compress.methods.artifact import LARGEST, read_artifact, with_card
 from trt_compress.paths import check_apart, check_archive, check_new_file, check_readable
 from trt_compress.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +113,6 @@ def calibrate(
     check_new_file(output, "-o")
     recipe = check_files(recipe)
     require_modules(*EXPORT_NEEDS)
-    from safetensors.torch import save
-
     from trt_compress.export.calibration_data import ArchiveData
     from trt_compress.models.calibrate.observe import WatchedHost
     from trt_compress.models.compressors.calibration import Calibrated
@@ -148,7 +149,7 @@ def calibrate(
         license=license,
         made_with=__version__,
     )
-    content = with_card(save({name: tensor.contiguous() for name, tensor in found.tensors.items()}), card)
+    content = with_card(_stored(found.tensors), card)
     step("trying it")
     made, card = read_artifact(ArtifactFile(str(output), content), method=spec.name, option=option)
     config = replace(spec.config, **{option: made})
@@ -158,6 +159,13 @@ def calibrate(
     except OSError as error:
         raise ConfigError(f"-o: '{shown(str(output))}' cannot be written ({error.strerror}); give another.") from None
     return Calibration(path=output, card=card, held_out=held_out)
+
+
+def _stored(tensors: Mapping[str, "Tensor"]) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save(tensors)
 
 
 def _missing(specs: Sequence[CompressorSpec]) -> tuple[int, str]:

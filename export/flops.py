@@ -54,7 +54,8 @@ def _most(count: int | torch.SymInt) -> int:
     shapes = count.node.shape_env
     if shapes is None:
         raise TypeError(f"the size {count} is known by no graph")
-    return int(shapes.bound_sympy(count.node.expr).upper)
+    size: Any = count.node.expr
+    return int(shapes.bound_sympy(size).upper)
 
 
 def _packet(operator: Operator) -> Any:

@@ -128,7 +128,7 @@ def run_export(
             lowered += records
             files += [file, *more]
             parts.append(_part(graph, module, file, verify_layers, recipe))
-        del graph, module
+        del graph, module  # pyright: ignore[reportPossiblyUnboundVariable] - a host has graphs
         with weights.passing():
             for part in parts:
                 if part.layers is not None:

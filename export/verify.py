@@ -131,11 +131,9 @@ def _follow(
     comparable = torch.ones(batch, dtype=torch.bool)
     for expected, actual in zip_longest(ours, theirs):
         if expected is None or actual is None or expected.graph != actual.graph:
-            at = expected or actual
+            step = next(event.step for event in (expected, actual) if event is not None)
             said = [f"'{event.graph}' ({event.moment})" if event else "nothing more" for event in (expected, actual)]
-            return (
-                f"run {at.step} (batch {batch}), where the model's procedure runs {said[0]} and the bundle's {said[1]}"
-            )
+            return f"run {step} (batch {batch}), where the model's procedure runs {said[0]} and the bundle's {said[1]}"
         graph = parts[expected.graph].graph
         run = Compared(
             graph=graph.name,

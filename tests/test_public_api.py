@@ -166,7 +166,10 @@ def test_lists_are_filtered_by_words() -> None:
 def test_a_target_is_listed_with_what_is_done_with_it() -> None:
     rows = {row.name: row for row in trt_compress.list_targets()}
     assert "ort-cpu" in rows["cpu"].run_by and rows["cpu"].engine.startswith("none")
-    assert rows["jetson-thor"].exports == ("fp32", "fp16") and rows["jetson-thor"].engine == "builds on the device only"
+    assert (
+        rows["jetson-thor"].exports == ("fp32", "fp16", "bf16")
+        and rows["jetson-thor"].engine == "builds on the device only"
+    )
     assert all(row.run_by == "nothing here yet" for name, row in rows.items() if name not in ("cpu", "cuda"))
 
 

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "export/build.py": _OWN_FOLDER,
     "export/engine_worker.py": _OWN_FOLDER,
     "export/trial.py": _OWN_FOLDER,
+    "export/weights.py": _OWN_FOLDER,
     "export/trial_worker.py": _OWN_FOLDER,
     "plugins/build.py": "the lock of a build, which holds nothing; a library in a folder that is renamed",
     "plugins/headers.py": _OWN_FOLDER,

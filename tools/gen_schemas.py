@@ -21,7 +21,7 @@ from trt_compress.format.manifest import Manifest
 from trt_compress.format.record import Record
 from trt_compress.paths import check_new_folder
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.console import say_error
+from trt_compress.tools.console import print_json, say_error
 from trt_compress.tools.report.record import Report
 
 DOCUMENTS: Mapping[str, type[Record]] = {"manifest": Manifest, "stream-result": StreamResult, "report": Report}
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("schemas"), help="the folder (default: schemas)")
     options = parser.parse_args(arguments)
     if options.document is not None:
-        print(_text(options.document), end="")
+        print_json(schema_of(options.document))
         return 0
     try:
         check_new_folder(options.output, "--output")

@@ -111,13 +111,14 @@ class OrtBinding:
             self._graph.session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise self._graph.failed(error) from error
-        outputs = {name: array.copy() for name, array in self._outputs.items()}
+        outputs = {name: self._outputs[name].copy() for name in self._given if name in self._outputs}
         if len(outputs) == len(self._given) and not self._made:
             return outputs, []
         found = binding.get_outputs_as_ortvaluevector()
         for name in self._given.keys() - outputs.keys():
             outputs[name] = found[self._places[name]].numpy()
             self._bind_output(name, outputs[name])
+        outputs = {name: outputs[name] for name in self._given}
         graph = self._graph
         made: list[Buffer] = [OrtBuffer(graph.wrap(found[self._places[n]]), graph.outputs[n].dtype) for n in self._made]
         return outputs, made

@@ -104,12 +104,12 @@ def everything_that_reads_it(path: Path) -> None:
     first = session.graphs[0]
     feed = {name: given[name if name in given else f"{first}.{name}"] for name in levels.inputs}
     with contextlib.suppress(BadFrame):
-        finish(levels.levels[0].run(feed))
+        finish(levels.levels[0].run(feed, None))
         _with_our_errors(lambda: prepare(feed))
         heard = manifest.preprocess.get("kind") == "audio"
         for shape in ((160,),) if heard else ((4, 4, 3), (8, 8)):
             data = np.zeros(shape, np.float32 if heard else np.uint8)
-            _with_our_errors(lambda given=data: finish(levels.levels[0].run(prepare(given))))  # type: ignore[misc]
+            _with_our_errors(lambda given=data: finish(levels.levels[0].run(prepare(given), None)))  # type: ignore[misc]
 
 
 def _with_our_errors(call: Callable[[], object]) -> None:

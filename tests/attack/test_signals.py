@@ -272,7 +272,9 @@ def test_a_signal_at_each_place_is_followed_by_a_result(attack: Any, scene: Scen
 
 @pytest.mark.parametrize("sent", NUMBERS)
 def test_a_signal_is_not_lost_where_it_is_known_that_the_command_is_no_stream(sent: signal.Signals) -> None:
-    program = f"from trt_compress.tools import signals; import os; signals.hold(); os.kill(os.getpid(), {int(sent)})"
+    program = (
+        f"from trt_compress.tools.cli import signals; import os; signals.hold(); os.kill(os.getpid(), {int(sent)})"
+    )
     done = subprocess.run([sys.executable, "-c", f"{program}; signals.let_go()"], capture_output=True, check=False)
     assert done.returncode == -sent, done.stderr
 

@@ -253,7 +253,8 @@ def test_a_stream_of_hostile_words(attack: Any, tmp_path: Path) -> None:
     assert pages
     for page in pages:
         content = page.read_text(encoding="utf-8")
-        assert not FORBIDDEN.search(content.replace("\n", "")) and "</script>" not in content and "<b>" not in content
+        assert not FORBIDDEN.search(content.replace("\n", "")) and "<b>" not in content
+        assert content.count("</script>") == content.count("<script>") == 1  # our own
     attack.saw(escapes=0)
 
 

@@ -142,7 +142,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library:
         ({}, {"window": 2**31}, "window is 2147483648; allowed is 0 to 2147483647."),
         ({"h": 3, "g": 2}, {}, "q has H=3 heads and the cache G=2 KV heads; H must be a multiple of G."),
         ({"bias": (1, 1, 1, 3)}, {}, "bias has shape [1, 1, 1, 3]; it must be [1, 1 | 2, 1, 1 | 40]"),
-        ({}, {"k_bits": 3}, "k_bits 3 is not known; there are 8, 4, 2."),
+        ({}, {"k_bits": 3}, "k_bits=3 is not known; give one of 8, 4, 2."),
         ({}, {"k_group": 7}, "k_group=7 does not divide L=40; give 0 (all of it) or a divisor."),
     ],
 )

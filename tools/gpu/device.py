@@ -83,14 +83,14 @@ class CudaDevice(TorchMemory):
     def before_run(self, number: int) -> None:
         """A GPU takes its own order."""
 
-    def captured(self, call: Callable[[], None]) -> "CapturedGraph":
+    def captured(self, call: Callable[[], object]) -> "CapturedGraph":
         """`call` captured in a CUDA graph; what comes back launches it when it is called."""
         graph = torch.cuda.CUDAGraph()
         with _said(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             call()
         return CapturedGraph(graph)
 
-    def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+    def latencies_us(self, call: Callable[[], object], repeats: int) -> list[float]:
         """Times by the clock of the benchmarks."""
         with _said():
             return self.clock.in_turns({"": self.clock.side(call)}, repeats, math.inf)[""]

@@ -57,11 +57,11 @@ class Device(Protocol):
         """Called before each run of a case; the emulation takes another order of threads."""
         ...
 
-    def captured(self, call: Callable[[], None]) -> "Captured":
+    def captured(self, call: Callable[[], object]) -> "Captured":
         """`call` captured in a CUDA graph; what comes back launches it when it is called."""
         ...
 
-    def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+    def latencies_us(self, call: Callable[[], object], repeats: int) -> list[float]:
         """Times of `call` on the stream alone, with cold caches."""
         ...
 

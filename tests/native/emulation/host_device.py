@@ -57,12 +57,12 @@ class HostDevice:
         order, seed = ORDERS[number]
         self._library.trtcEmulationSetOrder(ctypes.c_int(order), ctypes.c_uint64(seed))
 
-    def captured(self, call: Callable[[], None]) -> "Recorded":
+    def captured(self, call: Callable[[], object]) -> "Recorded":
         self._library.trtcEmulationBeginCapture()
         call()
         return Recorded(self._library, self._library.trtcEmulationEndCapture())
 
-    def latencies_us(self, call: Callable[[], None], repeats: int) -> list[float]:
+    def latencies_us(self, call: Callable[[], object], repeats: int) -> list[float]:
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
