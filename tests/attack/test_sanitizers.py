@@ -155,12 +155,13 @@ def case_lines(label: str, call: Call, folder: Path) -> list[str]:
     return [*lines, "run"]
 
 
-def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 4))])
+def test_plugin_calls(share: int, attack: Any, tmp_path: Path) -> None:
     """Lawful calls with hostile values break no rule; whatever else is given is refused in a sentence or runs."""
     headers = next(iter(building.interfaces().values()))
     library = building.tensorrt_library(tmp_path, headers, building.SANITIZE)
     program = building.harness(tmp_path, headers, building.SANITIZE)
-    count, seed = attack.count(65, 6_500), 5
+    count, seed = attack.count(65, 325), 5 + share
     random = np.random.default_rng(seed)
     seen = {"ran": 0, "refused": 0}
     for part in range(0, count, OF_ONE_PROCESS):
@@ -183,7 +184,7 @@ def test_plugin_calls(attack: Any, tmp_path: Path) -> None:
         for path in tmp_path.glob("*-*.*"):
             path.unlink()
     attack.saw(seed=seed, **seen)
-    if attack.long:  # what `make test` runs of them, and the kernels on larger samples
+    if attack.long and share == 0:  # what `make test` runs of them, and the kernels on larger samples
         options = ("-q", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "native" / "test_plugin_harness.py"))
         done = child(environment(TRTC_TEST_VALUES="20000"), "-m", "pytest", *options, cwd=TESTS.parent)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,6 +1,6 @@
 """ToC3D's own code (DYZhang09/ToC3D 32ae961) against our scorer, routes and windows.
 
-The attention block around the route (EVA-02's: rotary positions, SwiGLU) is restated here from its formulas.
+The attention block around the route (EVA-02's: rotary positions, SwiGLU) is written here from its formulas.
 """
 
 from typing import Any

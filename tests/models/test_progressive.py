@@ -1,4 +1,4 @@
-"""Progressive encoding (PVC): the stream against a restatement with a causal mask over the whole clip, and the zoo."""
+"""Progressive encoding (PVC): the stream against a reference with a causal mask over the whole clip, and the zoo."""
 
 import hashlib
 from pathlib import Path
@@ -44,7 +44,7 @@ def streamed(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
     return results
 
 
-def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]:
+def reference(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The same at once, in float64: attention over time with a mask, tokens folded in loops."""
     whole: Any = model.double()
     window, stride, heads = model.config.window, model.config.stride, whole.temporal[0].heads
@@ -108,7 +108,7 @@ def restated(model: ProgressiveViT, clip: Tensor) -> list[tuple[Tensor, Tensor]]
 def test_the_stream_is_the_clip_at_once(window: int) -> None:
     clip = torch.randn(5, 2, 3, 32, 32)
     ours = streamed(small(window), clip)
-    theirs = restated(small(window), clip)
+    theirs = reference(small(window), clip)
     for mine, other in zip(ours, theirs, strict=True):
         for one, two in zip(mine, other, strict=True):
             assert one.shape == two.shape

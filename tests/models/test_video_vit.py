@@ -1,4 +1,4 @@
-"""The video model: its data, reuse from frame to frame against a slow restatement, and bundles of several levels."""
+"""The video model: its data, reuse from frame to frame against a slow reference, and bundles of several levels."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a bundle is said to get right, against a restatement by hand."""
+"""What a bundle is said to get right, against a reference by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

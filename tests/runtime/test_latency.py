@@ -1,4 +1,4 @@
-"""Statistics against plain restatements, and the order in which callables are timed."""
+"""Statistics against plain references, and the order in which callables are timed."""
 
 import json
 import math

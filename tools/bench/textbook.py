@@ -1,6 +1,6 @@
 """Token Merging as one would write it in PyTorch: argsort, gather, scatter. The export to beat.
 
-Source: ToMe, arXiv:2210.09461, section 3; restated here to be exported straight by torch.onnx.export.
+Source: ToMe, arXiv:2210.09461, section 3; written here to be exported straight by torch.onnx.export.
 """
 
 from typing import Any

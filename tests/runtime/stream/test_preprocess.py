@@ -1,4 +1,4 @@
-"""What a session is given, against timm's own transforms and plain restatements."""
+"""What a session is given, against timm's own transforms and plain references."""
 
 import io
 from collections.abc import Callable

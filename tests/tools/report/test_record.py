@@ -24,7 +24,7 @@ SCHEMA = schema_of("report")
 MakeStream = Callable[..., StreamResult]
 
 
-def restated(ns: list[int], percent: float) -> int:
+def reference(ns: list[int], percent: float) -> int:
     """The smallest sample that at least this share of all does not exceed."""
     ordered = sorted(ns)
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]
@@ -42,7 +42,7 @@ def test_latencies_are_those_of_delivered_frames(make_stream: MakeStream) -> Non
         assert (part.n, part.min_ns, part.max_ns) == (len(delivered), min(ns), max(ns))
         assert part.median_ns == statistics.median(ns) and part.mean_ns == pytest.approx(statistics.fmean(ns))
         assert part.std_ns == pytest.approx(statistics.stdev(ns))
-        assert (part.p90_ns, part.p95_ns, part.p99_ns) == tuple(restated(ns, percent) for percent in (90, 95, 99))
+        assert (part.p90_ns, part.p95_ns, part.p99_ns) == tuple(reference(ns, percent) for percent in (90, 95, 99))
         assert part.p99_9_ns is None and part.reasons == {"p99_9_ns": f"n too small: {len(ns)} of 6636"}
     ends = sorted(frames.end_ns[row] for row in delivered)
     gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
