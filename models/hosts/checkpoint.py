@@ -339,7 +339,7 @@ def _read_safetensors(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[st
     same = Path(f"/proc/self/fd/{file.fileno()}")  # the library takes names only; this one leads to what is open
     try:
         return {(name,): tensor for name, tensor in load_file(same if same.exists() else path).items()}
-    except (SafetensorError, OSError, KeyError, AttributeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, AttributeError, ValueError, RuntimeError) as error:
         reason = kind_of(start) or "it is cut short or damaged"
         raise ConfigError(f"weights: {path} {no_weights('.safetensors', reason)}") from error
 
