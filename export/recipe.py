@@ -10,7 +10,7 @@ from typing import Any
 from trt_compress.errors import ConfigError
 from trt_compress.export.options import OPTIONS
 from trt_compress.export.ranges import BatchRange, LengthRange
-from trt_compress.export.targets import PRECISIONS, Target, get_target, newest_common_opset
+from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target, newest_common_opset
 from trt_compress.files import read_regular
 from trt_compress.methods import CompressorSpec, spec_string
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
@@ -93,13 +93,17 @@ class Recipe:
 
     def _check_numbers(self, target: Target) -> None:
         if self.precision not in target.precisions:
+            offered = [name for name in PRECISIONS if name in target.precisions]
+            others = [name for name, other in TARGETS.items() if self.precision in other.precisions]
             raise ConfigError(
-                f"precision {self.precision} is not offered by {target.name}; it has {', '.join(target.precisions)}."
+                f"precision {self.precision} is not offered by {target.name}; it has {', '.join(offered)}. Give one of "
+                f"these, or a target that has {self.precision}: {', '.join(others)}."
             )
-        if self.weights_bits and f"int{self.weights_bits.bits}" not in target.precisions:
+        if self.weights_bits and (form := f"int{self.weights_bits.bits}") not in target.precisions:
+            others = [name for name, other in TARGETS.items() if form in other.precisions]
             raise ConfigError(
-                f"weights_bits {self.weights_bits} is not offered by {target.name}; it has "
-                f"{', '.join(target.precisions)}."
+                f"weights_bits {self.weights_bits} is not offered by {target.name}; leave it out, or give a target "
+                f"that has {form}: {', '.join(others)}."
             )
 
     def to_json(self) -> dict[str, Any]:

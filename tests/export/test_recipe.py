@@ -1,11 +1,15 @@
 """Recipes: what an export is made from survives every form it is written in."""
 
+import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trt_compress.errors import ConfigError
+from trt_compress.export.api import export_model
+from trt_compress.export.options import OPTIONS
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, read_recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.targets import TARGETS, newest_common_opset
@@ -110,3 +114,10 @@ def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_recipe(tmp_path / "mine.toml")
     with pytest.raises(ConfigError, match=r"^recipe .* cannot be read: Is a directory\.$"):
         read_recipe(tmp_path)
+
+
+def test_recipe_and_function_take_what_the_list_of_options_says() -> None:
+    assert {option.key for option in OPTIONS} == {field.name for field in dataclasses.fields(Recipe)}
+    of_a_run = {"output", "force", "dry_run", "trust_paths", "verify_layers", "progress"}
+    keywords = {option.keyword for option in OPTIONS if option.keyword} | {"model"}
+    assert keywords == inspect.signature(export_model).parameters.keys() - of_a_run
