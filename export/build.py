@@ -4,7 +4,6 @@ An engine is built from a file as it lies there, so that a device needs neither 
 that file for a model in memory.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from trt_compress.children import run_python
+from trt_compress.digest import sha256
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
@@ -182,7 +182,7 @@ def build_engine_file(
         target=target.name,
         library=target.backend,
         library_version=reply["version"],
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256(data),
         precision_asked=precision,
         precision_achieved={"evidence": "network", "model": _precisions(own), "operators": _precisions(inside)},
         paths=_paths(operators, as_plugin),
@@ -365,15 +365,6 @@ def _refusal(reply: Mapping[str, Any], target: Target, log: tuple[str, ...]) -> 
         case _:
             errors = [line.split("[E] ", 1)[1] for line in log if "[E] " in line] or [message]
             return BuildError(f"{product} {version} cannot build the engine: {'; '.join(errors)}", log=log)
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _operator_of(layer: _Layer, operators: Iterable[str]) -> str | None:

@@ -12,7 +12,6 @@ for a change that was killed.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -21,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trt_compress import strays
+from trt_compress.digest import Sha256
 from trt_compress.errors import BundleError
 from trt_compress.files import read_regular, sync_folder
 from trt_compress.format.bundle import Bundle
@@ -295,14 +295,14 @@ def _os_errors_as_bundle_errors(output: Path) -> Iterator[None]:
 
 def _store(target: Path, content: Content) -> FileInfo:
     target.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = hashlib.sha256(), 0
+    digest = Sha256()
     with target.open("xb") as stream:
         for chunk in _chunks(content):
-            digest.update(chunk)
-            size += stream.write(chunk)
+            digest.add(chunk)
+            stream.write(chunk)
         stream.flush()
         os.fsync(stream.fileno())
-    return FileInfo(sha256=digest.hexdigest(), bytes=size)
+    return FileInfo(sha256=digest.hex(), bytes=digest.size)
 
 
 def _chunks(content: Content) -> Iterator[bytes]:
@@ -321,11 +321,10 @@ def _info_of(content: Content) -> FileInfo | None:
     """Size and hash of a content; None: it can be read once only."""
     if not isinstance(content, bytes | Path):
         return None
-    digest, size = hashlib.sha256(), 0
+    digest = Sha256()
     for chunk in _chunks(content):
-        digest.update(chunk)
-        size += len(chunk)
-    return FileInfo(sha256=digest.hexdigest(), bytes=size)
+        digest.add(chunk)
+    return FileInfo(sha256=digest.hex(), bytes=digest.size)
 
 
 def _folders(root: Path, names: Collection[str]) -> list[Path]:

@@ -4,21 +4,21 @@ What can be known of names and files is checked here; torch is loaded behind tha
 """
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_compress.digest import sha256_of_file
 from trt_compress.errors import ConfigError
 from trt_compress.export.api import Progress, check_files, files_of
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import recipe_from_options
 from trt_compress.export.trust import trusted
-from trt_compress.files import read_regular, write_whole
+from trt_compress.files import open_regular, write_whole
 from trt_compress.foreign import refusals_said, shown
 from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, CompressorSpec
-from trt_compress.methods.artifact import LARGEST, read_artifact, with_card
+from trt_compress.methods.artifact import read_artifact, with_card
 from trt_compress.paths import check_apart, check_archive, check_new_file, check_readable
 from trt_compress.version import __version__
 
@@ -127,7 +127,8 @@ def calibrate(
     count = held_out = 0
     if data is None:
         found = Calibrated(tensors=method.adopt(read_tensors(source), spec.config))
-        sha256 = hashlib.sha256(read_regular(source, limit=LARGEST)).hexdigest()
+        with open_regular(source) as file:
+            sha256 = sha256_of_file(file)
     else:
         watched = WatchedHost(host, recipe.compressors, number)
         fed = [to for _, to in host.links]

@@ -1,13 +1,13 @@
 """Samples to calibrate with, out of an .npz file: read in batches as often as needed, never as a whole."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from trt_compress.digest import sha256_of_file
 from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading, shown
@@ -18,7 +18,6 @@ from trt_compress.runtime.arrays import ArchivedRows
 HELD_OUT_EVERY = 5
 """Of so many samples the last is held out: tensors are made from the others, the score is taken of these."""
 _BLOCK = 2 * HELD_OUT_EVERY
-_CHUNK = 1 << 20
 
 
 class ArchiveData:
@@ -44,10 +43,7 @@ class ArchiveData:
         with contextlib.ExitStack() as unless_whole:
             unless_whole.callback(self._file.close)
             with reading(self._where, "write it with numpy.savez"):
-                digest = hashlib.sha256()
-                while block := self._file.read(_CHUNK):
-                    digest.update(block)
-                self.sha256, self._state = digest.hexdigest(), self._look()
+                self.sha256, self._state = sha256_of_file(self._file), self._look()
                 self._file.seek(0)
                 self._rows = ArchivedRows(self._file)
             self._inputs = self._named(graphs, fed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from trt_compress.export.build import sha256_of
+from trt_compress.digest import sha256_of_file
 from trt_compress.export.flops import flops_of_call
 from trt_compress.export.lower import lower_for_target, operator_nodes
 from trt_compress.export.packed_bytes import packed_tensors
@@ -134,11 +134,11 @@ def lowered_files(
             continue
         file = folder / lowered_file(graph.name, name)
         onnx.save_model(lower_for_target(model, target), file)
+        with file.open("rb") as written:
+            sha256 = sha256_of_file(written)
         files.append(file)
         records.append(
-            fields.Lowered(
-                target=name, file=file.name, lowering=target.lowering, sha256=sha256_of(file), graph=graph.name
-            )
+            fields.Lowered(target=name, file=file.name, lowering=target.lowering, sha256=sha256, graph=graph.name)
         )
     return tuple(records), files
 

@@ -19,7 +19,6 @@ Its size and hash stand in the manifest like those of any file.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -31,6 +30,7 @@ import onnx
 from onnx import TensorProto
 from onnxscript import ir
 
+from trt_compress.digest import Sha256, sha256
 from trt_compress.errors import GateError
 from trt_compress.files import mapped
 from trt_compress.format.bundle import Bundle
@@ -77,7 +77,7 @@ class WeightsFile:
         self.path = path
         self._file = path.open("xb")
         self._end = 0
-        self._places: dict[tuple[bytes, int], Place] = {}
+        self._places: dict[tuple[str, int], Place] = {}
 
     def __enter__(self) -> "WeightsFile":
         return self
@@ -97,13 +97,13 @@ class WeightsFile:
         length = data.nbytes
         unit = ALIGNMENT if length >= ALIGNMENT else SMALL_ALIGNMENT
         start = -(-self._end // unit) * unit
-        digest = hashlib.sha256()
+        digest = Sha256()
         self._file.seek(start)
         for piece in _pieces(data):
-            digest.update(piece)
+            digest.add(piece)
             self._file.write(piece)
         self._file.flush()
-        key = digest.digest(), length
+        key = digest.hex(), length
         if key in self._places:
             self._file.truncate(self._end)
         else:
@@ -131,21 +131,21 @@ class StoredWeights:
     """
 
     def __init__(self, path: Path, model: onnx.ModelProto) -> None:
-        self._places: dict[tuple[bytes, int], Place] = {}
+        self._places: dict[tuple[str, int], Place] = {}
         places = set(places_of(model).values())
         if places:
             with path.open("rb") as file:
                 content = mapped(file)
             for place in places:
                 data = content[place.offset : place.offset + place.length]
-                self._places[hashlib.sha256(data).digest(), place.length] = place
+                self._places[sha256(data), place.length] = place
 
     def add(self, data: Array) -> Place:
         """Where a tensor is; one that is not there is somewhere outside (and `require_same` says so)."""
-        digest = hashlib.sha256()
+        digest = Sha256()
         for piece in _pieces(data):
-            digest.update(piece)
-        return self._places.get((digest.digest(), data.nbytes), NOWHERE)
+            digest.add(piece)
+        return self._places.get((digest.hex(), data.nbytes), NOWHERE)
 
 
 def without_tensors(model: ir.Model, weights: TakesTensors) -> onnx.ModelProto:

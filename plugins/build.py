@@ -4,7 +4,6 @@ What was built from the same sources, for the same processor, SMs and TensorRT, 
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from trt_compress.cache import SET, cache_folder, check_own_so_far, make_own_folder
 from trt_compress.children import find_program, python_command, run, started
+from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError, NativeError, PluginError
 from trt_compress.files import write_whole
 from trt_compress.locks import locked
@@ -35,7 +35,7 @@ from trt_compress.plugins.library import (
     describe,
     find,
     library_path,
-    sha256_of,
+    library_sha256,
     source_hash,
     sources_folder,
 )
@@ -379,7 +379,7 @@ def _run_cmake(
     """Configure and build; then describe each library and put it into its place."""
     sources = sources_folder()
     # Two checkouts keep two build folders; ptxas and CMake then rebuild only what changed.
-    checkout = hashlib.sha256(str(sources).encode()).hexdigest()[:8]
+    checkout = sha256(str(sources))[:8]
     folder = make_own_folder(cache_folder() / "build" / checkout / name)
     with _alone_in(folder, step) as locks:
         hashes = {path: source_hash(_kind_of(path)) for path in libraries}
@@ -416,7 +416,7 @@ def _install(folder: Path, kind: Kind, path: Path, facts: dict[str, Any]) -> Lib
     with staged_folder(path.parent) as new:
         library, beside = new / path.name, new / path.with_suffix(".json").name
         shutil.copy2(built, library)
-        info["sha256"] = sha256_of(library)
+        info["sha256"] = library_sha256(library)
         write_whole(beside, json.dumps(info, indent=1) + "\n")
         new.chmod(0o700)  # whatever the umask is: what others may write is not loaded
         library.chmod(0o755)

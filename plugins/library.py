@@ -5,7 +5,6 @@ that says what it is. Everything is checked on these two before anything is load
 are. Needs the standard library only.
 """
 
-import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from trt_compress.cache import SET, CacheError, ForeignError, cache_folder, named_path, own_path, passed_over
+from trt_compress.digest import Sha256, sha256_of_file
 from trt_compress.errors import PluginError
 from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import strict_json
@@ -33,7 +33,6 @@ _BUILD: Mapping[Kind, str] = {
     "tensorrt": "trt-compress plugins build --cuda all --tensorrt DIR",
 }
 _HASH_DIGITS = 16
-_CHUNK = 1 << 20
 _MOST_DESCRIPTION = 16 << 20
 _FILES = "libtrtc_*.so"
 
@@ -98,12 +97,12 @@ def native_sources(kind: Kind) -> tuple[Path, ...]:
 
 def source_hash(kind: Kind) -> str:
     """What a library of this kind must have been made from to fit this package."""
-    digest = hashlib.sha256()
+    digest = Sha256()
     for name in native_sources(kind):
         text = (sources_folder() / name).read_bytes()
-        digest.update(f"{name.as_posix()}\0{len(text)}\0".encode())
-        digest.update(text)
-    return digest.hexdigest()[:_HASH_DIGITS]
+        digest.add(f"{name.as_posix()}\0{len(text)}\0".encode())
+        digest.add(text)
+    return digest.hex()[:_HASH_DIGITS]
 
 
 def library_path(kind: Kind, *, hash_: str | None = None, tensorrt_major: int | None = None) -> Path:
@@ -150,7 +149,7 @@ def describe(path: Path, *, named: bool = False) -> Library:
             f"{foreign}."
         )
     try:
-        found = sha256_of(place)
+        found = library_sha256(place)
     except OSError as error:
         raise _not_there(path, error) from None
     if found != info["sha256"]:
@@ -384,14 +383,11 @@ def _major(version: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def sha256_of(path: Path) -> str:
+def library_sha256(path: Path) -> str:
     """The hash of a file's bytes.
 
     Raises:
         OSError: It cannot be read, or is no file.
     """
-    digest = hashlib.sha256()
     with open_regular(path) as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of_file(file)

@@ -1,12 +1,12 @@
 """The graphs of a bundle as they were loaded: what a session runs, and what its states are tied to."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from weakref import WeakSet
 
+from trt_compress.digest import sha256
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.graphs import Capacity, Range
 from trt_compress.format.manifest import Graph, State, TensorInfo
@@ -114,7 +114,7 @@ class Loaded:
             "states": [state.to_json() for state in manifest.states],
             "files": {name: manifest.files[name].sha256 for name in files if name in manifest.files},
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps(said, sort_keys=True))
 
 
 class LetsGo(Protocol):

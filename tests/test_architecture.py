@@ -234,6 +234,8 @@ def test_messages_and_records_have_one_voice() -> None:
     refuses = re.compile(r"is not known; (there (is|are)|give one of)|[Uu]nknown \w+ '\{")
     found = [relative(path) for path in MODULES if path.name != "suggest.py" and refuses.search(path.read_text())]
     assert found == [], "use trt_compress.suggest.not_known"
+    hashes = [relative(path) for path in MODULES if re.search(r"\bhashlib\b", path.read_text())]
+    assert hashes == ["src/trt_compress/digest.py"], "use trt_compress.digest"
     writes = re.compile(r"\bappend_line\(|rev-parse")
     found = [relative(path) for path in (ROOT / "tools").rglob("*.py") if writes.search(path.read_text())]
     assert sorted(found) == ["tools/bench/records.py", "tools/machine.py"], (

@@ -6,7 +6,6 @@ prefixes (`module.`, `_orig_mod.`, `model.`), in any order. A place in a file is
 `state_dict_ema.module`.
 """
 
-import hashlib
 import io
 import os
 import pickletools
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from trt_compress.digest import sha256_of_file
 from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular
 from trt_compress.foreign import shown
@@ -50,7 +50,6 @@ _COUNTERS = ("n_averaged",)
 _TOP = "the top level"
 _PROTOCOL = 2  # the newest of pickle that torch reads without running code
 _SHOWN = 3
-_CHUNK = 1 << 20
 _LONGEST = 100
 _DEEPEST = 12
 
@@ -69,12 +68,9 @@ class Origin:
         weakref.finalize(self, os.close, self._descriptor)
         self._path = path
         self._state = self._look()
-        digest = hashlib.sha256()
         file.seek(0)
-        while block := file.read(_CHUNK):
-            digest.update(block)
+        self.sha256 = sha256_of_file(file)
         file.seek(0)
-        self.sha256 = digest.hexdigest()
 
     def require_unchanged(self) -> None:
         """Make sure that nobody has written into the file since it was opened: tensors are read when they are copied.

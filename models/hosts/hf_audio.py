@@ -7,15 +7,15 @@ Source: the layout of transformers' save_pretrained: config.json, preprocessor_c
 Differs: see models/hosts/audio.py.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import read_regular
+from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import reading, reason_of, strict_json
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
@@ -62,9 +62,10 @@ def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
         model, tensors = _ast(config, tensors, path)
     load_tensors(model, tensors, files[0].name)
     model.eval()
-    digest = hashlib.sha256()
+    digest = Sha256()
     for file in files:
-        digest.update(read_regular(file, limit=file.stat().st_size))
+        with open_regular(file) as opened:
+            digest.add_file(opened)
     source = f"hf:{path}" + ("" if seconds is None else f"?seconds={seconds:g}")
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
@@ -74,7 +75,7 @@ def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
         source=source,
         family=FAMILY,
         module=model,
-        weights=WeightsInfo(source=files[0].name, sha256=digest.hexdigest()),
+        weights=WeightsInfo(source=files[0].name, sha256=digest.hex()),
         attach=attach,
         preprocess=preprocess_of(model),
         postprocess=postprocess_of(model, config.get("id2label")),

@@ -5,7 +5,6 @@ of timm that a host drives, also as a subclass that leaves the forward pass as i
 """
 
 import contextlib
-import hashlib
 import inspect
 import random
 import sys
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trt_compress import digest
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import read_regular
 from trt_compress.foreign import reason_of
@@ -73,7 +73,7 @@ def _found(model: ModelName, path: Path, source: str, sha256: str) -> Any:
     sys.modules[name] = module  # dataclasses and pickle look a class's module up
     # Not by an import: that may take byte code which was compiled from another state of the file.
     content = read_regular(path)
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if digest.sha256(content) != sha256:
         raise ConfigError(f"{source}: the file was changed since it was hashed; give it when it is complete.")
     code = compile(content, str(path), "exec", dont_inherit=True)
     _run(lambda: exec(code, module.__dict__), source, path, "the file")

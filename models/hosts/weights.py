@@ -1,6 +1,5 @@
 """Loading weights: what a file holds goes into a model strictly, with every misfit named."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import WeightsInfo
 from trt_compress.models.hosts.checkpoint import Weights, read_checkpoint, some
@@ -71,11 +71,11 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
 
 def tensors_sha256(module: nn.Module) -> str:
     """Hash of every tensor of `module` by name, dtype, shape and bytes: identifies weights that come from no file."""
-    digest = hashlib.sha256()
+    digest = Sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        digest.add(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.add(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hex()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import hashlib
 import importlib
 import json
 import platform
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.files import write_whole
 
@@ -33,7 +33,7 @@ def write_weights(module: torch.nn.Module, file: Path, *, half: bool = False) ->
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     content = save(tensors)
     write_whole(file, content)
-    row = {"file": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    row = {"file": file.name, "bytes": len(content), "sha256": sha256(content)}
     return {**row, **({"dtype": "float16"} if half else {}), "license": LICENSE}
 
 

@@ -1,10 +1,10 @@
 """What can be said of FILE.py:FACTORY without running the file: it is there, it is Python, it defines the name."""
 
 import ast
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
 from trt_compress.foreign import reason_of
@@ -54,7 +54,7 @@ def check_model_file(model: ModelName) -> str:
         raise ConfigError(
             f"model {model.name}:{model.factory}: the file has no '{first}'{choice}.{did_you_mean(first, names)}"
         )
-    return hashlib.sha256(content).hexdigest()
+    return sha256(content)
 
 
 def _bound_names(tree: ast.AST) -> Iterator[str]:

@@ -9,7 +9,6 @@ it. Where other machines would not know of the lock of a folder (NFS), nothing i
 
 import atexit
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trt_compress.digest import sha256
 from trt_compress.errors import UnsupportedError
 from trt_compress.locks import hold, is_at
 
@@ -104,7 +104,7 @@ def _stem(target: Path) -> str:
     name = os.fsencode(target.name)
     if len(name) <= _LONGEST_NAME:
         return target.name
-    return f"{name[: _LONGEST_NAME - 17].decode(errors='ignore')}-{hashlib.sha256(name).hexdigest()[:16]}"
+    return f"{name[: _LONGEST_NAME - 17].decode(errors='ignore')}-{sha256(name)[:16]}"
 
 
 def locks_of(folder: Path) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ import pytest
 from onnx import TensorProto
 
 from tests.attack.weights_outside import PLACES, SHAPE, bundle_of, graph_with, stored
+from trt_compress import digest
 from trt_compress.errors import BundleError, TrtCompressError
 from trt_compress.export.check import preflight
 from trt_compress.format import bundle as bundle_module
@@ -96,7 +97,7 @@ def swapping_hash(monkeypatch: pytest.MonkeyPatch, sizes: dict[int, Callable[[],
     class Hashlib:
         sha256 = Hash
 
-    monkeypatch.setattr(bundle_module, "hashlib", Hashlib)
+    monkeypatch.setattr(digest, "hashlib", Hashlib)
 
 
 def loaded(path: Path) -> float | None:

@@ -6,7 +6,6 @@ own, of which the most memory that was resident is taken. JSON lines go to `tool
 """
 
 import argparse
-import hashlib
 import json
 import resource
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.children import run_python
+from trt_compress.digest import sha256
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
 from trt_compress.tools.console import print_table, progress
@@ -138,7 +138,7 @@ def _make_two_graphs(quick: bool) -> dict[str, Any]:
     content = memoryview((Path("bundle") / WEIGHTS_FILE).read_bytes())
     graphs = [onnx.load(f"bundle/{graph.file}", load_external_data=False) for graph in manifest.graphs]
     places = [set(places_of(model).values()) for model in graphs]
-    hashes = [hashlib.sha256(content[at : at + size]).digest() for at, size in set.union(*places)]
+    hashes = [sha256(content[at : at + size]) for at, size in set.union(*places)]
     return {
         "graphs": len(graphs),
         "tensors": len(hashes),

@@ -5,11 +5,11 @@ Whatever comes from a result is escaped; the page's policy forbids every outside
 """
 
 import base64
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trt_compress.digest import sha256
 from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import Missing, count, ms, number, percent, reason
@@ -67,7 +67,7 @@ def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_polic
         more_policy: What the page may do beside what every page may, as a directive.
     """
     css, script = ((Path(__file__).parent / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(bytes.fromhex(sha256(script))).decode()
     policy = "; ".join(filter(None, (_POLICY, f"script-src 'sha256-{digest}'", more_policy)))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

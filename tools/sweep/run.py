@@ -4,7 +4,6 @@ What is done is kept: after each setting the result so far is written, and bundl
 folder are taken again where they are of the same model, weights and version.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trt_compress.digest import sha256
 from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.export.api import export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
@@ -519,7 +519,7 @@ def _slug(spec: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", spec).strip("-")
     if "[" not in spec and len(plain) <= _LONGEST_NAME:
         return plain
-    return f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+    return f"{plain[:_LONGEST_NAME]}-{sha256(spec)[:8]}"
 
 
 def _title(setting: Setting) -> str:

@@ -1,6 +1,5 @@
 """The digits of scikit-learn, 8 x 8 pixels, in three disjoint parts."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError, UnsupportedError
 
 PIXEL_SCALE, PIXEL_MEAN, PIXEL_STD = 1 / 16, 0.5, 0.5
@@ -72,7 +72,7 @@ def split_indices(labels: npt.NDArray[Any], seed: int) -> tuple[Labels, Labels, 
 def split_sha256(labels: npt.NDArray[Any], seed: int) -> str:
     """Hash the split: its indices as text, the same on every machine."""
     text = json.dumps([part.tolist() for part in split_indices(labels, seed)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(text)
 
 
 def load_digits() -> Any:

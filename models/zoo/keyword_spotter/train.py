@@ -11,7 +11,6 @@ folder; this command makes them again (espeak-ng must be installed; minutes on o
 
 import argparse
 import copy
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trt_compress.digest import sha256
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_stream import StreamingWhisper, offline_frames
 from trt_compress.models.hosts.mome import MicroExperts
@@ -263,7 +263,7 @@ def write_release(model: WhisperModel, words: speech.Words, variant: Variant, di
                 "clips": len(sets["test"][1]),
                 "snr_db": [5, 20],
                 "file": speech.HELDOUT_FILE.name,
-                "sha256": hashlib.sha256(speech.HELDOUT_FILE.read_bytes()).hexdigest(),
+                "sha256": sha256(speech.HELDOUT_FILE.read_bytes()),
             },
             "limits": "Synthetic voices share one synthesizer: accuracy on people will be lower. Speakers of the test "
             "are variants of espeak-ng's voice that are in no other part; the accents are the same.",

@@ -7,7 +7,6 @@ where a file lies: by the time somebody opens that path, another file may lie th
 """
 
 import errno
-import hashlib
 import mmap
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from trt_compress import strays
+from trt_compress.digest import Sha256, sha256, sha256_of_file
 from trt_compress.digest import as_digests as as_digests
 from trt_compress.errors import BundleError
 from trt_compress.files import open_regular, read_regular
@@ -185,7 +185,7 @@ class Bundle:
         """
         with self._opened(name) as stream:
             if self.check_hashes:
-                self._check_hash(name, _sha256(stream))
+                self._check_hash(name, sha256_of_file(stream))
 
     def read(self, name: str) -> bytes:
         """The content of a file: these bytes were compared with its hash.
@@ -197,7 +197,7 @@ class Bundle:
             data = stream.read(self.info(name).bytes + 1)
         self._check_length(name, len(data))
         if self.check_hashes:
-            self._check_hash(name, hashlib.sha256(data).hexdigest())
+            self._check_hash(name, sha256(data))
         return data
 
     def chunks(self, name: str) -> Iterator[bytes]:
@@ -206,15 +206,14 @@ class Bundle:
         Raises:
             BundleError: As `read`, at the end too: whoever writes the pieces somewhere then throws them away.
         """
-        digest, size = hashlib.sha256(), 0
+        digest = Sha256()
         with self._opened(name) as stream:
             while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
+                digest.add(chunk)
                 yield chunk
-        self._check_length(name, size)
+        self._check_length(name, digest.size)
         if self.check_hashes:
-            self._check_hash(name, digest.hexdigest())
+            self._check_hash(name, digest.hex())
 
     def copy(self, name: str, folder: Path) -> Path:
         """Copy a file for a program that reads by path, under the same name into a folder that is the caller's alone.
@@ -251,7 +250,7 @@ class Bundle:
         try:
             before = os.fstat(stream.fileno())
             if self.check_hashes:
-                self._check_hash(name, _sha256(stream))
+                self._check_hash(name, sha256_of_file(stream))
                 stream.seek(0)
         except BaseException:
             stream.close()
@@ -344,8 +343,8 @@ def _check_records(path: Path, manifest: Manifest) -> None:
     """Refuse a manifest that gives two hashes for one file: that of its record, and that of the list of files."""
     hashes = [(part.file, part.sha256) for part in manifest.lowered]
     hashes += [(part.file, part.sha256) for part in manifest.engines]
-    for file, sha256 in hashes:
-        if sha256 != manifest.files[file].sha256:
+    for file, said in hashes:
+        if said != manifest.files[file].sha256:
             raise BundleError(
                 f"{MANIFEST_NAME} in '{path}' says two different things of '{file}'; export the bundle again."
             )
@@ -383,15 +382,6 @@ def _put_back(path: Path) -> bool:
             f"The bundle '{path}' is at '{error.filename}', where a replacement that was killed has set it aside; give "
             f"it its name again ({error.strerror})."
         ) from None
-
-
-def _sha256(stream: BinaryIO) -> str:
-    """Hash of all that follows in a stream."""
-    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-    view = memoryview(buffer)
-    while size := stream.readinto(view):  # type: ignore[attr-defined]
-        digest.update(view[:size])
-    return digest.hexdigest()
 
 
 def _unreadable(file: Path, error: OSError) -> BundleError:

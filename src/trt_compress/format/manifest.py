@@ -6,7 +6,6 @@ somebody added is not an edit. (Where all keys are free, as in `recipe`, the who
 version that wants its own fields covered adds a digest of its own. Numbers are written as Python's json writes them.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from trt_compress.digest import sha256
 from trt_compress.errors import BundleError, UnsupportedError
 from trt_compress.foreign import strict_json
 from trt_compress.format import kinds
@@ -283,7 +283,7 @@ class Manifest(Record):
         known = self.to_json(with_extra=False)
         del known["digest"], known["schema_version"]
         text = json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(text)
 
     def graph(self, name: str) -> Graph:
         """Look up a graph by its name."""

@@ -5,7 +5,6 @@ form, for which settings and weights, from which data, under which licence, and 
 of it is used before all of that has been compared.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trt_compress.digest import Sha256, sha256
 from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
 from trt_compress.foreign import reading, reason_of, shown, strict_json
@@ -133,7 +133,7 @@ def with_card(content: bytes, card: ArtifactCard) -> bytes:
     header = json.dumps({"__metadata__": metadata, **json.loads(content[8:end])}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     whole = len(header).to_bytes(8, "little") + header + content[end:]
-    zeros, digest = _HASH.format("0" * 64).encode(), hashlib.sha256(whole).hexdigest()
+    zeros, digest = _HASH.format("0" * 64).encode(), sha256(whole)
     return whole.replace(zeros, _HASH.format(digest).encode(), 1)
 
 
@@ -191,11 +191,11 @@ def _card(content: bytes, where: str, method: str, option: str) -> ArtifactCard:
 def _check_hash(content: bytes, length: int, said: str, where: str) -> None:
     mark = _HASH.format(said).encode()
     place = content.find(mark, 8, 8 + length)
-    digest = hashlib.sha256()
+    digest = Sha256()
     view = memoryview(content)
     for part in (view[:place], _HASH.format("0" * 64).encode(), view[place + len(mark) :]):
-        digest.update(part)
-    if place < 0 or not re.fullmatch("[0-9a-f]{64}", said) or digest.hexdigest() != said:
+        digest.add(part)
+    if place < 0 or not re.fullmatch("[0-9a-f]{64}", said) or digest.hex() != said:
         raise ConfigError(
             f"{where} was changed after it was made, its hash differs; copy it again, or make it again with "
             "`trt-compress calibrate`."
