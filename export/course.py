@@ -14,7 +14,7 @@ from torch import Tensor
 from trt_compress.errors import GateError
 from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, Range, State, StateSpec
 from trt_compress.format.manifest import Graph, Manifest
-from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, runs_of
+from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.models.hosts.base import Scenario, Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -105,6 +105,7 @@ class ProcedureCourse(Course):
         self._lengths = {symbol: manifest.lengths[symbol].min for symbol in self._capacities}
         self._links = {link.to: link.source for link in manifest.links}
         self._seen = np.zeros(len(scenario.prompt), np.int64)
+        self._rows: list[Array] = []
         self._count = 0
 
     def events(self) -> Iterator[Event]:
@@ -114,12 +115,15 @@ class ProcedureCourse(Course):
             GateError: The procedure cannot go on: a capacity or a length is exceeded, or upkeep does not help.
         """
         scenario, batch = self._scenario, len(self._scenario.prompt)
-        for number, media in enumerate(self._procedure.media, start=1):
+        placed = bool(scenario.media)
+        for number, media in enumerate(self._procedure.media if placed else (), start=1):
             yield from self._pass(media.graphs, f"media {number}", {}, scenario.media)
         try:
+            rows = [rows_of(self._procedure.media, ids.tolist(), placed=placed) for ids in scenario.prompt]
             runs = list(runs_of(self._procedure.prompt, self._manifest.lengths, [len(ids) for ids in scenario.prompt]))
         except ValueError as error:
-            raise GateError(f"verification failed: {error}") from None
+            raise GateError(f"verification failed: {error}.") from None
+        self._rows = [np.array(each, np.int64) for each in rows]
         texts = [np.concatenate([ids, steps]) for ids, steps in zip(scenario.prompt, scenario.steps, strict=True)]
         for number, run in enumerate(runs, start=1):
             yield from self._read(self._procedure.prompt, run, f"prompt run {number}", texts)
@@ -130,11 +134,13 @@ class ProcedureCourse(Course):
     def _read(self, part: Pass, run: Run, moment: str, texts: Sequence[Array]) -> Iterator[Event]:
         """One run of a pass, and the upkeep that is then due."""
         tokens = np.zeros((len(texts), run.tokens), np.int64)
-        following = tokens.copy()
+        following, stand_for = tokens.copy(), np.full_like(tokens, -1)
         for row, (text, count, seen) in enumerate(zip(texts, run.counts, self._seen, strict=True)):
             tokens[row, :count] = text[seen : seen + count]
             after = text[seen + 1 : seen + count + 1]
             following[row, : len(after)] = after
+            rows = self._rows[row][seen : seen + count]
+            stand_for[row, : len(rows)] = rows
         self._reserve(part.graphs, run.tokens, moment)
         before = self._seen if self._procedure.position in (SEEN, KEPT) else self._used(self._procedure.position)
         feeds = {
@@ -143,6 +149,7 @@ class ProcedureCourse(Course):
             "count": np.array(run.counts, np.int64),
             "seen": self._seen,
             "positions": before[:, None] + np.arange(run.tokens),
+            "rows": stand_for,
         }
         yield from self._pass(part.graphs, moment, feeds, {})
         self._seen = self._seen + np.array(run.counts)

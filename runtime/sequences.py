@@ -11,7 +11,7 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.manifest import TensorInfo
-from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, runs_of
+from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.runtime.inputs import InputCheck
 from trt_compress.runtime.loaded import LoadedGraph
 from trt_compress.runtime.session import Session
@@ -53,6 +53,7 @@ class Sequences:
         self._manifest = manifest
         self._links = {link.to: link.source for link in manifest.links}
         self._seen = np.zeros(batch, np.int64)
+        self._attended = False
         self._checks: dict[tuple[str, ...], InputCheck] = {}
 
     @property
@@ -78,6 +79,7 @@ class Sequences:
             raise ConfigError(not_known("input", unknown[0], sorted(taken)))
         for media in self._procedure.media:
             self._turn(media.graphs, {name: value for name, value in inputs.items() if _graph(name) in media.graphs})
+        self._attended = True
 
     def read(self, prompts: Sequence[Array]) -> Array:
         """Read tokens that are known.
@@ -89,7 +91,8 @@ class Sequences:
             The logits behind the last token of each sequence, [B, V].
 
         Raises:
-            ConfigError: They are not as many as sequences, or too few or too many to be read at once.
+            ConfigError: They are not as many as sequences, or too few or too many to be read at once, or do not hold
+                the tokens that stand for what media found.
             ShapeError: A capacity would be exceeded.
             BundleError: Upkeep does not make room.
             UnsupportedError: The backend failed.
@@ -128,7 +131,7 @@ class Sequences:
                 "read one: take those that have ended out of the states."
             )
         run = Run(start=0, tokens=1, counts=tuple(counts), moments=("run", "step"))
-        logits = self._run(self._procedure.step, run, [given[row : row + 1] for row in range(len(given))])
+        logits = self._run(self._procedure.step, run, [given[row : row + 1] for row in range(len(given))], None)
         return logits if logits.ndim == 2 else logits[:, -1]
 
     def score(self, texts: Sequence[Array]) -> list[Array]:
@@ -174,7 +177,7 @@ class Sequences:
             ConfigError: Another thread is using the states.
         """
         made = Sequences(self.session, batch=len(self._seen))
-        made.states, made._seen = self.states.fork(), self._seen.copy()
+        made.states, made._seen, made._attended = self.states.fork(), self._seen.copy(), self._attended
         return made
 
     def _checked(self, prompts: Sequence[Array]) -> list[Array]:
@@ -194,31 +197,48 @@ class Sequences:
             )
         return texts
 
+    def _rows(self, texts: Sequence[Array]) -> list[Array] | None:
+        """The rows of media that the tokens of texts stand for; None: no token stands for any."""
+        media = self._procedure.media
+        if all(each.token is None for each in media):
+            return None
+        found = []
+        for text, seen in zip(texts, self._seen, strict=True):
+            try:
+                found.append(np.array(rows_of(media, text.tolist(), placed=self._attended and not seen), np.int64))
+            except ValueError as error:
+                raise ConfigError(f"{_sentence(error)}.") from None
+        return found
+
     def _tells_filling(self) -> bool:
         return "count" in self._procedure.feeds.values()
 
     def _runs(self, part: Pass, texts: Sequence[Array]) -> Iterator[tuple[Run, Array]]:
         """The runs that read whole texts, each with what it gave."""
+        rows = self._rows(texts)
         try:
             runs = list(runs_of(part, self._manifest.lengths, [len(text) for text in texts]))
         except ValueError as error:
-            raise ConfigError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+            raise ConfigError(f"{_sentence(error)}.") from None
         for run in runs:
             if min(run.counts) < run.tokens and not self._tells_filling():
                 raise ConfigError(
                     f"{len(texts[0])} tokens are not read in runs of at least {run.tokens}, and the bundle cannot tell "
                     "filling from tokens; give more or fewer."
                 )
-            yield run, self._run(part, run, [text[run.start :] for text in texts])
+            stand_for = None if rows is None else [each[run.start :] for each in rows]
+            yield run, self._run(part, run, [text[run.start :] for text in texts], stand_for)
 
-    def _run(self, part: Pass, run: Run, texts: Sequence[Array]) -> Array:
+    def _run(self, part: Pass, run: Run, texts: Sequence[Array], rows: Sequence[Array] | None) -> Array:
         """One run of a pass on the beginnings of texts, and the upkeep that is then due; returns what it gives."""
         tokens = np.zeros((len(texts), run.tokens), np.int64)
-        following = np.zeros_like(tokens)
+        following, stand_for = np.zeros_like(tokens), np.full_like(tokens, -1)
         for row, (text, count) in enumerate(zip(texts, run.counts, strict=True)):
             tokens[row, :count] = text[:count]
             after = text[1 : count + 1]
             following[row, : len(after)] = after
+            if rows is not None:
+                stand_for[row, :count] = rows[row][:count]
         position = self._procedure.position
         first = self._seen if position in (SEEN, KEPT) else self._used(position)
         made = {
@@ -227,6 +247,7 @@ class Sequences:
             "count": np.array(run.counts, np.int64),
             "seen": self._seen,
             "positions": first[:, None] + np.arange(run.tokens),
+            "rows": stand_for,
         }
         self._reserve(part.graphs, run.tokens)
         values = self._turn(part.graphs, self._fed(part.graphs, made))
@@ -293,6 +314,11 @@ class Sequences:
 def _graph(name: str) -> str:
     """The graph of `graph.tensor`."""
     return name.partition(".")[0]
+
+
+def _sentence(error: ValueError) -> str:
+    """What was raised, with a capital letter."""
+    return f"{str(error)[:1].upper()}{str(error)[1:]}"
 
 
 def _log_softmax(logits: Array) -> Array:

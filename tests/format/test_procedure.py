@@ -10,7 +10,7 @@ import pytest
 from trt_compress.errors import BundleError
 from trt_compress.format.graphs import Capacity, Range
 from trt_compress.format.manifest import Manifest
-from trt_compress.format.procedure import Pass, Procedure, Upkeep, keep_up, runs_of
+from trt_compress.format.procedure import Media, Pass, Procedure, Upkeep, keep_up, rows_of, runs_of
 
 INT, FLOAT = "int64", "float32"
 
@@ -35,7 +35,7 @@ def decoder_json() -> dict[str, Any]:
         (
             "embed",
             "embed",
-            tensors(tokens=(INT, ["batch", "time"]), features_in=features),
+            tensors(tokens=(INT, ["batch", "time"]), rows=(INT, ["batch", "time"]), features_in=features),
             tensors(embedded=(FLOAT, ["batch", "time", 16])),
         ),
         (
@@ -89,9 +89,16 @@ def decoder_json() -> dict[str, Any]:
         "procedure": {
             "prompt": {**reading, "tokens": "time"},
             "step": {**reading, "tokens": 1},
-            "feeds": {"embed.tokens": "tokens", "step.positions": "positions", "step.count": "count"},
+            "feeds": {
+                "embed.tokens": "tokens",
+                "embed.rows": "rows",
+                "step.positions": "positions",
+                "step.count": "count",
+            },
             "upkeep": [{"graph": "flush", "after": "run"}],
-            "media": [{"graphs": ["vision"], "input": {"kind": "image", "input": "vision.pixels"}, "token": 7}],
+            "media": [
+                {"graphs": ["vision"], "input": {"kind": "image", "input": "vision.pixels"}, "token": 7, "rows": 49}
+            ],
         },
         "files": {f"{name}.onnx": {"sha256": "0" * 64, "bytes": 1} for name, *_ in graphs},
         "digest": "",
@@ -122,6 +129,11 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda d: d["procedure"]["media"][0]["input"].update(input="y"), "'procedure.media.input.input' names 'y', which"),
     (lambda d: d["procedure"]["media"][0]["input"].update(kind="audio"), "has no field 'sample_rate'"),
     (lambda d: d["procedure"]["media"][0]["input"].update(kind="frames"), "does not fit the input 'vision.pixels'"),
+    (lambda d: d["procedure"]["media"][0].pop("rows"), "has one of 'token' and 'rows'; it has both, or neither"),
+    (lambda d: d["procedure"]["media"][0].update(rows=0), "has the token 7 stand for each of 0 rows"),
+    (lambda d: d["procedure"]["media"].append(d["procedure"]["media"][0]), "token 7 stand for more than one of"),
+    (lambda d: d["procedure"]["media"][0].update(token=None, rows=None), "'embed.rows' 'rows', and no token of"),
+    (lambda d: d["graphs"][2].update(role="draft"), "graph 'step' has the role 'draft', and this trt-compress knows"),
     (lambda d: d["procedure"]["upkeep"].clear(), "'flush' has the role 'flush', and no part of 'procedure' runs it"),
     (lambda d: d["procedure"]["step"].update(graphs=["step", "embed"]), "names its graphs in another order"),
     (lambda d: d["procedure"]["step"].update(graphs=["embed", "flush"]), "which has the role 'flush'; it is prefill"),
@@ -208,6 +220,20 @@ def test_a_prompt_is_read_in_runs(part: Pass, prompts: list[int], expected: list
 def test_a_prompt_that_is_read_at_once_has_to_fit() -> None:
     with pytest.raises(ValueError, match="the prompt has 10 tokens, and from 2 to 9 are read at once"):
         list(runs_of(Pass(graphs=("s",), tokens="all", whole=True), LENGTHS, [10]))
+
+
+def test_tokens_that_stand_for_rows_are_counted_through() -> None:
+    media = [
+        Media(graphs=("look",), input={}, token=7, rows=2),
+        Media(graphs=("ask",), input={}),
+        Media(graphs=("prepare", "hear"), input={}, token=9, rows=3),
+    ]
+    assert rows_of(media, [9, 1, 7, 9, 9, 7, 2], placed=True) == [2, -1, 0, 3, 4, 1, -1]
+    assert rows_of(media, [1, 2], placed=False) == [-1, -1]
+    with pytest.raises(ValueError, match="the token 9 2 times, .* of what 'hear' found, of which there are 3"):
+        rows_of(media, [7, 7, 9, 9], placed=True)
+    with pytest.raises(ValueError, match="the token 7 1 times, .* in the first text that is read after"):
+        rows_of(media, [1, 7], placed=False)
 
 
 def test_upkeep_runs_until_no_sequence_is_over() -> None:

@@ -1,5 +1,6 @@
 """A bundle that reads tokens by its procedure, against a plain count of what it has read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,27 @@ look (float[batch,2] picture) => (float[batch] bias_out) {
 }"""
 
 
+# Adds up tokens, and in place of those that stand for a row of the picture this row.
+PLACE = """
+place (int64[batch,time] tokens, int64[batch,time] rows, int64[batch] count, float[batch,2] picture_in,
+       float[batch] sum_in) => (float[batch,1] logits, float[batch] sum_out) {
+  i0 = Constant<value_int = 0>()
+  axis = Constant<value_ints = [1]>()
+  is_text = Less(rows, i0)
+  text = Cast<to = 1>(tokens)
+  row = Max(rows, i0)
+  shown = GatherElements<axis = 1>(picture_in, row)
+  each = Where(is_text, text, shown)
+  sum = ReduceSum<keepdims = 0>(each, axis)
+  sum_out = Add(sum_in, sum)
+  logits = Unsqueeze(sum_out, axis)
+}"""
+SHOW = """
+show (float[batch,2] picture) => (float[batch,2] picture_out) {
+  picture_out = Identity(picture)
+}"""
+
+
 SCORE = """
 score (int64[batch,time] tokens, int64[batch,time] following) => (float[batch,time] logarithms) {
   pair = Sub(following, tokens)
@@ -113,11 +135,48 @@ def graph_of(text: str, role: str) -> tuple[Graph, bytes]:
     return entry, model.SerializeToString()
 
 
-def state(graph: str, name: str, ends: str, shape: tuple[str, ...], **fields: Any) -> State:
+def state(graph: str, name: str, ends: str, shape: tuple[str | int, ...], **fields: Any) -> State:
     return State(
         graph=graph, name=name, shape=shape, input=f"{name}_in" if "r" in ends else None,
         output=f"{name}_out" if "w" in ends else None, dtype=fields.pop("dtype", "float32"), **fields,
     )  # fmt: skip
+
+
+def write_viewer(folder: Path) -> Bundle:
+    """A bundle whose prompt has the token 9 for each of the two rows of a picture."""
+    graphs = [graph_of(SHOW, "vision"), graph_of(PLACE, "step")]
+    reading = Pass(graphs=("place",), tokens="time", logits="place.logits")
+    manifest = manifest_of(
+        [entry for entry, _ in graphs],
+        states=(
+            state("show", "picture", "w", ("batch", 2), kind="features"),
+            state("place", "picture", "r", ("batch", 2), kind="features"),
+            state("place", "sum", "rw", ("batch",)),
+        ),
+        lengths={"time": Range(min=1, opt=2, max=3)},
+        procedure=Procedure(
+            prompt=reading,
+            step=reading,
+            feeds={"place.tokens": "tokens", "place.rows": "rows", "place.count": "count"},
+            media=(Media(graphs=("show",), input={"kind": "tensors", "input": "show.picture"}, token=9, rows=2),),
+        ),
+        preprocess={"kind": "text", "input": "place.tokens"},
+    )
+    return write_bundle(folder, manifest, {entry.file: content for entry, content in graphs})
+
+
+def manifest_of(graphs: Sequence[Graph], **fields: Any) -> Manifest:
+    return Manifest(
+        name="counter",
+        created_with={},
+        model=Model(source="zoo:test", family="test", weights=Weights(source="none")),
+        recipe={},
+        precision="fp32",
+        opset=20,
+        batch=Batch(min=1, opt=1, max=8),
+        graphs=tuple(graphs),
+        **fields,
+    )
 
 
 def write(folder: Path, *, flush: str = FLUSH, **changed: Any) -> Bundle:
@@ -136,15 +195,8 @@ def write(folder: Path, *, flush: str = FLUSH, **changed: Any) -> Bundle:
         "upkeep": (Upkeep(graph="flush", after="run", capacity="slots", at_least=PERIOD),),
         "media": (Media(graphs=("look",), input={"kind": "tensors", "input": "look.picture"}),),
     }
-    manifest = Manifest(
-        name="counter",
-        created_with={},
-        model=Model(source="zoo:test", family="test", weights=Weights(source="none")),
-        recipe={},
-        precision="fp32",
-        opset=20,
-        batch=Batch(min=1, opt=1, max=8),
-        graphs=tuple(entry for entry, _ in graphs),
+    manifest = manifest_of(
+        [entry for entry, _ in graphs],
         states=(
             state("look", "bias", "w", ("batch",), kind="features"),
             state("step", "bias", "r", ("batch",), kind="features"),
@@ -203,6 +255,25 @@ def test_sequences_are_kept_and_forked(tmp_path: Path) -> None:
         np.testing.assert_array_equal(three.step([7, 8]), [[22, 3, 4, 0], [9, 1, 2, 0]])
         np.testing.assert_array_equal(other.step([1, 1]), [[16, 3, 4, 0], [2, 1, 2, 0]])
         np.testing.assert_array_equal(three.step([1, 1]), [[23, 4, 1, 0], [10, 2, 3, 0]])
+
+
+def test_tokens_that_stand_for_what_media_found(tmp_path: Path) -> None:
+    with Session.open(write_viewer(tmp_path / "b")) as session:
+        pair = Sequences(session, batch=2)
+        pair.attend({"show.picture": np.array([[100, 200], [1000, 2000]], np.float32)})
+        texts = [np.array([1, 9, 2, 3, 9, 4, 5]), np.array([9, 9, 1])]  # 9 stands in runs of three, and on their border
+        with pytest.raises(ConfigError, match=r"^The text has the token 9 1 times, .* of which there are 2\.$"):
+            pair.read([texts[0], np.array([9, 1])])
+        assert pair.seen == (0, 0)
+        np.testing.assert_array_equal(pair.read(texts), [[315], [3001]])
+        other = pair.fork()
+        np.testing.assert_array_equal(pair.step([9, 1]), [[324], [3002]])  # a token of a step is text
+        with pytest.raises(ConfigError, match="9 1 times, and it stands for what 'show' finds, in the first text"):
+            other.read([np.array([9]), np.array([1])])
+        blind = Sequences(session)
+        with pytest.raises(ConfigError, match="in the first text that is read after that was run"):
+            blind.read([texts[0]])
+        np.testing.assert_array_equal(blind.read([np.array([1, 2])]), [[3]])
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:

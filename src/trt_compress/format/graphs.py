@@ -32,7 +32,6 @@ ROLES: Mapping[str, str] = {
     "step": "reads the next tokens of a sequence, one or a chunk, and carries the states on",
     "flush": "packs what a state's tail holds into the state behind it; it has no weights",
     "compact": "moves the entries that are kept to the front of a state; it has no weights",
-    "draft": "proposes tokens that a step then checks",
     "score": "says how probable each token of a text is",
     "head": "hidden states become logits",
 }

@@ -27,7 +27,11 @@ cannot tell filling from tokens, so that all sequences have to read equally many
 
 **Beginning.** If there are `media`, each of them is run once before the first token, in order: its graphs, on the input
 that its `input` describes and what else they take, which is given by name, for all B sequences. What they find lies in
-states, from which the other graphs read it.
+states, from which the other graphs read it. Whoever has only text leaves them all out.
+
+Where a medium has a `token`, each row of what it finds has one such token in the prompt, in order: the first text that
+a sequence reads holds the token `rows` times if the media were run, and not at all if they were left out, nor does a
+later text. Whatever else is refused, and nothing has changed. A token of a step is text, whatever its number.
 
 **The prompt.** Sequence b has N[b] tokens; N is the largest of them. If `prompt.whole`, one run with T = N reads them;
 an N outside its range is refused. Otherwise runs of the largest T read them from the front, and a last one what is
@@ -50,7 +54,9 @@ once. Rule 1 holds for it, with T = 0; its feed "seen" holds what was read by no
 * "count" [B]: `count`; "seen" [B]: `seen` before the run;
 * "positions" [B, T]: p[b] + 0, 1, …, T - 1, where p is `seen` if `position` is "seen", and `used[position]` if it is
   the symbol of a capacity, before the run. If `position` is "kept", the graphs keep positions in a state by themselves
-  (three axes of them, an offset behind a picture), and none are fed.
+  (three axes of them, an offset behind a picture), and none are fed;
+* "rows" [B, T]: for a token that stands for a row of what media found, the number of the row, those of all media with a
+  `token` counted through in their order; -1 for all others, and for filling.
 
 **Logits.** `logits` is the output of a pass, `graph.tensor`, and `rows` says which there are: "last" [B, V], behind the
 last of the `count[b]` tokens (undefined if that is 0); "all" [B, T, V], behind each token; "next" [B, T], the natural
@@ -66,7 +72,7 @@ from typing import Any
 from trt_compress.format.graphs import Dim, Range
 from trt_compress.format.record import Record, one_of
 
-FEEDS = ("tokens", "next", "count", "seen", "positions")
+FEEDS = ("tokens", "next", "count", "seen", "positions", "rows")
 """What a runtime makes for an input."""
 
 ROWS = ("last", "all", "next")
@@ -105,7 +111,7 @@ class Media(Record):
         graphs: Their names, in the order in which they run.
         input: How real data become their input, as `Manifest.preprocess`; `input.input` names it as `graph.tensor`.
         token: The token that stands in the prompt for each row of what they find; None: none does.
-        rows: How many such tokens stand for one picture, clip or text.
+        rows: How many such tokens stand for one picture, clip or text; None: none does.
     """
 
     graphs: tuple[str, ...]
@@ -206,6 +212,35 @@ def runs_of(part: Pass, lengths: Mapping[str, Range], counts: Sequence[int]) -> 
             counts=tuple(min(max(count - start, 0), tokens) for count in counts),
             moments=("run", "chunk", "prompt") if last else ("run", "chunk"),
         )
+
+
+def rows_of(media: Sequence[Media], text: Sequence[int], *, placed: bool) -> list[int]:
+    """For each token of a text the row of what media found that it stands for, or -1.
+
+    Args:
+        media: All of the procedure.
+        text: What a sequence reads.
+        placed: It is the first that the sequence reads, and the media were run.
+
+    Raises:
+        ValueError: A token stands there more or less often than there are rows for it.
+    """
+    found, first = [-1] * len(text), 0
+    for each in media:
+        if each.token is None or each.rows is None:
+            continue
+        places = [place for place, token in enumerate(text) if token == each.token]
+        if len(places) != (each.rows if placed else 0):
+            said = (
+                f"it stands for a row of what '{each.graphs[-1]}' found, of which there are {each.rows}"
+                if placed
+                else f"it stands for what '{each.graphs[-1]}' finds, in the first text that is read after that was run"
+            )
+            raise ValueError(f"the text has the token {each.token} {len(places)} times, and {said}")
+        for row, place in enumerate(places, start=first):
+            found[place] = row
+        first += each.rows
+    return found
 
 
 def keep_up(

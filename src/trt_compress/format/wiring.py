@@ -12,7 +12,7 @@ from trt_compress.format.procedure import FEEDS, KEPT, MOMENTS, ROWS, SEEN, Pass
 
 _SHARED = ("shape", "dtype", "initial", "capacity", "kind", "layer", "compare", "bits")  # what graphs may not differ in
 _READERS = ("prefill", "step", "embed", "head")  # roles of the graphs of a pass
-_ONLY_IN_TURN = ("prefill", "step", "flush", "compact", "draft", "score")  # roles that a procedure alone gives a turn
+_ONLY_IN_TURN = ("prefill", "step", "flush", "compact", "score")  # roles that a procedure alone gives a turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +176,7 @@ class Wiring:
         yield from self._upkeep_problems(procedure)
         for each in procedure.media:
             yield from self._turn_problems("'procedure.media'", each.graphs, ("vision", "audio", "text"))
-            if not 0 <= (each.token or 0) <= MOST_ELEMENTS or not 1 <= (1 if each.rows is None else each.rows):
-                yield f"'procedure.media' has the token {each.token} stand for each of {each.rows} rows"
+        yield from _placeholder_problems(procedure)
         idle = [graph for graph in self.graphs if not any(graph.name in names for _, names in named)]
         for graph in idle:
             yield f"graph '{graph.name}' has the role '{graph.role}', and no part of 'procedure' runs it"
@@ -248,6 +247,23 @@ class Wiring:
                 by_link = whole in linked and _graph(linked[whole]) in names
                 if given is not None and not (by_link or whole in held or whole in given):
                     yield f"{what} runs '{name}', and nothing gives it its input '{info.name}'"
+
+
+def _placeholder_problems(procedure: Procedure) -> Iterator[str]:
+    """What is wrong with the tokens that stand in a prompt for what media find."""
+    tokens = Counter(each.token for each in procedure.media if each.token is not None)
+    for each in procedure.media:
+        if (each.token is None) != (each.rows is None):
+            yield "'procedure.media' has one of 'token' and 'rows'; it has both, or neither"
+        elif each.token is None or each.rows is None:
+            continue
+        elif not 0 <= each.token <= MOST_ELEMENTS or not 1 <= each.rows <= MOST_ELEMENTS:
+            yield f"'procedure.media' has the token {each.token} stand for each of {each.rows} rows"
+        elif tokens[each.token] > 1:
+            yield f"'procedure.media' has the token {each.token} stand for more than one of the media"
+    fed = [feed for feed, what in procedure.feeds.items() if what == "rows"]
+    if fed and not tokens:
+        yield f"'procedure.feeds' gives '{fed[0][:120]}' 'rows', and no token of 'procedure.media' stands for one"
 
 
 def _graph(tensor: str) -> str:
