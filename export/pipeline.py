@@ -95,7 +95,7 @@ def run_export(
     """
     step("loading the model")
     prepared = _prepare(recipe, load)
-    recipe, graphs, artifacts = prepared.recipe, prepared.graphs, prepared.artifacts
+    recipe, graphs, files_beside = prepared.recipe, prepared.graphs, {**prepared.host.files, **prepared.artifacts}
     _check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
     questions = default_questions(prepared.host, graphs, recipe)
     step("counting operations")
@@ -159,7 +159,7 @@ def run_export(
         content: dict[str, bytes | Path] = {
             **{file.name: file for file in files},
             **({} if weights.is_empty else {WEIGHTS_FILE: weights.path}),
-            **artifacts,
+            **files_beside,
             RECIPE_FILE: recipe.to_toml().encode(),
             PREFLIGHT_FILE: record_text(__version__, found).encode(),
             VERIFY_FILE: (json.dumps(report.to_json(), indent=2) + "\n").encode(),

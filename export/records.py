@@ -42,6 +42,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
                 sha256=weights.sha256,
                 license=weights.license,
                 provenance=weights.provenance,
+                license_files=weights.license_files,
             ),
         ),
         recipe=recipe.to_json(),
@@ -66,6 +67,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
         },
         capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
         procedure=None if host.procedure is None else host.procedure(graphs),
+        text=host.text,
         preprocess={"input": graphs[0].inputs[0].name, **host.preprocess},
         postprocess={"output": [graph for graph in graphs if graph.outputs][-1].outputs[0].name, **host.postprocess},
         compression=tuple(

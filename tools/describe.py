@@ -13,6 +13,7 @@ from trt_compress.format.manifest import (
     Procedure,
     State,
     TensorInfo,
+    Text,
     WeightForm,
 )
 from trt_compress.format.procedure import Pass, Upkeep, range_of
@@ -180,11 +181,14 @@ def _spec_value(value: object) -> str:
 
 def _overview(manifest: Manifest) -> list[tuple[str, object]]:
     weights = manifest.model.weights
-    origin = ", ".join(part for part in (weights.source, weights.license, weights.provenance) if part)
+    origin = ", ".join(part for part in (weights.source, weights.provenance) if part)
+    terms = ", ".join(filter(None, (weights.license, *weights.license_files)))
     batch = manifest.batch
     return [
         ("model", f"{manifest.model.source} ({manifest.model.family})"),
         ("weights", origin),
+        ("licence", terms or "not stated"),
+        *([] if manifest.text is None else [("text", _text(manifest.text))]),
         ("compression", compression_text(manifest)),
         ("tokens", _sample_tokens(manifest)),
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
@@ -198,6 +202,13 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("digest", manifest.digest),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.created_with.items())),
     ]
+
+
+def _text(text: Text) -> str:
+    """What makes tokens of a text, in words."""
+    context = "" if text.context is None else f", trained for sequences of {text.context}"
+    template = "without a chat template" if text.chat_template is None else f"with {text.chat_template}"
+    return f"{text.vocabulary} tokens by {text.tokenizer}, {template}{context}"
 
 
 def weights_text(forms: Sequence[WeightForm]) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from trt_compress.format.graphs import Capacity, Dim, StateSpec
 from trt_compress.format.procedure import Procedure
+from trt_compress.format.text import Text
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.place import SitePlan
 
@@ -27,13 +28,15 @@ Steps = Sequence[Mapping[str, Array]]
 class WeightsInfo:
     """Where weights come from: a file's name, `random (seed 0)`, timm, or the zoo.
 
-    `sha256` is the hash of the file; of weights without a file, that of the tensors.
+    `sha256` is the hash of the file; of weights without a file, that of the tensors; of several files, that of the
+    lines that sha256sum writes of them. `license_files` are names in `LoadedHost.files`.
     """
 
     source: str
     sha256: str
     license: str | None = None
     provenance: str | None = None
+    license_files: tuple[str, ...] = ()
 
 
 class CompressedModule(nn.Module):
@@ -176,6 +179,8 @@ class LoadedHost:
             that the graphs' inputs declare, with prompts of several chunks and steps until upkeep has come twice.
         preprocess: How real data becomes the inputs; for the manifest.
         postprocess: What the outputs mean; for the manifest.
+        text: What makes tokens of a text, and which `files` it does so with; for the manifest.
+        files: What belongs to the model and travels in the bundle: path there → content.
     """
 
     source: str
@@ -188,6 +193,8 @@ class LoadedHost:
     scenarios: Callable[[int], Sequence[Scenario]] | None = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
+    text: Text | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

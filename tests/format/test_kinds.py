@@ -131,9 +131,3 @@ def test_arrays_are_given_by_name_whatever_the_kind(tmp_path: Path, capsys: pyte
     run(bundle, source=str(tmp_path / "scene.npz"), out=tmp_path / "out.jsonl", warmup=0)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["results"][0]["y"]["max"] for line in lines] == [2, 5]
-
-
-def test_a_tokenizer_is_a_file_of_the_bundle(tmp_path: Path) -> None:
-    settings = {"kind": "text", "input": "x", "tokenizer": "tokenizer.json"}
-    with pytest.raises(BundleError, match="'preprocess.tokenizer' needs the file 'tokenizer.json', which is not"):
-        bundle_that_takes(tmp_path / "odd", settings, "int64", TOKENS)

@@ -37,7 +37,13 @@ def full_json() -> dict[str, Any]:
         "model": {
             "source": "hf:vlm",
             "family": "vlm",
-            "weights": {"source": "w.safetensors", "sha256": HASH, "license": "Apache-2.0", "provenance": None},
+            "weights": {
+                "source": "w.safetensors",
+                "sha256": HASH,
+                "license": "Apache-2.0",
+                "provenance": None,
+                "license_files": ["license/LICENSE"],
+            },
         },
         "recipe": {"model": "hf:vlm", "compress": [{"name": "tome", "num_merged": 13}]},
         "precision": "fp16",
@@ -123,6 +129,17 @@ def full_json() -> dict[str, Any]:
             ],
             "score": None,
         },
+        "text": {
+            "tokenizer": "text/tokenizer.json",
+            "vocabulary": 100,
+            "stop": [2, 7],
+            "bos": 1,
+            "pad": 2,
+            "chat_template": "text/chat_template.jinja",
+            "special": {"bos_token": "<s>"},
+            "generation": {"temperature": 0.5},
+            "context": 4096,
+        },
         "preprocess": {"input": "decode.tokens", "mean": [0.5, 0.5, 0.5], "audio": {"rate_hz": 16000}},
         "postprocess": {"kind": "raw"},
         "compression": [
@@ -189,6 +206,9 @@ def full_json() -> dict[str, Any]:
                 "lowered/rtx.onnx",
                 "engines/rtx/model.engine",
                 "verify.json",
+                "text/tokenizer.json",
+                "text/chat_template.jinja",
+                "license/LICENSE",
             )
         },
         "digest": HASH,
@@ -233,7 +253,7 @@ def test_every_field_survives_a_round_trip() -> None:
 def test_unknown_fields_survive_in_every_object_and_do_not_change_the_digest() -> None:
     data = full_json()
     objects = list(record_objects(data))
-    assert len(objects) == 40  # 33 records and 7 files
+    assert len(objects) == 44  # 34 records and 10 files
     for index, item in enumerate(objects):
         item["x-foreign"] = {"index": [index, None]}
         item["extra"] = index

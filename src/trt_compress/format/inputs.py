@@ -165,14 +165,9 @@ class ClipInput(ImageInput):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextInput(InputKind):
-    """Numbers of tokens [B, T].
-
-    Attributes:
-        tokenizer: What makes them of a text: a `tokenizer.json` of the bundle; None: none is known.
-    """
+    """Numbers of tokens [B, T]; what makes them of a text says `text` of the manifest."""
 
     kind: str = "text"
-    tokenizer: str | None = None
 
     @property
     def obstacle(self) -> str | None:

@@ -31,6 +31,7 @@ from trt_compress.format.graphs import TensorInfo as TensorInfo
 from trt_compress.format.graphs import tensor_problems as tensor_problems
 from trt_compress.format.procedure import Procedure as Procedure
 from trt_compress.format.record import VERSION, Record
+from trt_compress.format.text import Text as Text
 from trt_compress.format.wiring import Wiring
 
 SCHEMA_VERSION = "1.0"
@@ -46,13 +47,15 @@ _MOST_FLOPS = 1e24
 class Weights(Record):
     """Where the weights came from: a file name, or words such as "random (seed 0)".
 
-    `sha256` is the hash of the file; of weights without a file, that of the tensors.
+    `sha256` is the hash of the file; of weights without a file, that of the tensors; of several, that of the lines that
+    sha256sum writes of them. `license_files` are files of the bundle: the licence as it came with the model.
     """
 
     source: str
     sha256: str | None = None
     license: str | None = None
     provenance: str | None = None
+    license_files: tuple[str, ...] = field(default=(), metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +230,7 @@ class Manifest(Record):
         lengths: The lengths of every symbol but "batch", as far as they are bounded; those of a capacity always are.
         capacities: The symbols whose length is chosen by whoever runs the bundle.
         procedure: How the graphs are run in turn to read sequences of tokens; None: as `procedure` says of others.
+        text: What makes tokens of a text; None: the model reads none, or nothing is known of it.
         flops: FLOPs of one sample, by part of the model.
         files: Every file of the bundle except the manifest. The writer fills this and `digest`.
     """
@@ -245,6 +249,7 @@ class Manifest(Record):
     lengths: dict[str, Range] = field(default_factory=dict)
     capacities: tuple[Capacity, ...] = ()
     procedure: Procedure | None = None
+    text: Text | None = field(default=None, metadata={"sparse": True})
     preprocess: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
     compression: tuple[Compression, ...] = ()
@@ -341,6 +346,7 @@ class Manifest(Record):
             if info.bytes < 0:
                 yield f"file '{name[:60]}' has {info.bytes} bytes"
         yield from _flops_problems(self.flops, self.baseline_flops)
+        yield from self.text.problems() if self.text else ()
         yield from (problem for engine in self.engines for problem in _engine_problems(engine))
         names = {graph.name for graph in self.graphs}
         parts: tuple[Lowered | Engine | State, ...] = (*self.lowered, *self.engines, *self.states)
@@ -386,8 +392,8 @@ class Manifest(Record):
             if isinstance(state.initial, dict) and "file" in state.initial:
                 yield f"state '{state.key}'", str(state.initial["file"])
         yield from (("'preprocess.constants'", file) for file in self._constants().values())
-        if isinstance(tokenizer := self.preprocess.get("tokenizer"), str):
-            yield "'preprocess.tokenizer'", tokenizer
+        yield from ((f"'text.{what}'", file) for what, file in (self.text.files() if self.text else ()))
+        yield from (("'model.weights.license_files'", file) for file in self.model.weights.license_files)
         yield from ((f"lowered graph for '{lowered.target}'", lowered.file) for lowered in self.lowered)
         yield from ((f"engine for '{engine.target}'", engine.file) for engine in self.engines)
         if self.verification:
