@@ -7,11 +7,9 @@ prefixes (`module.`, `_orig_mod.`, `model.`), in any order. A place in a file is
 """
 
 import io
-import os
 import pickletools
 import re
 import warnings
-import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,10 +20,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from trt_compress.digest import sha256_of_file
 from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular
 from trt_compress.foreign import shown
+from trt_compress.models.hosts.origin import Origin
+from trt_compress.models.hosts.safetensors_file import SafetensorsFile
 from trt_compress.models.hosts.weights_kind import is_safetensors, kind_of, no_weights
 from trt_compress.suggest import did_you_mean
 
@@ -56,36 +55,6 @@ _DEEPEST = 12
 _OPTIMIZER = "holds the state of an optimizer and no weights; save model.state_dict() and give that."
 
 
-class Origin:
-    """The file that tensors come from: hashed and read through one descriptor, wherever its name leads meanwhile.
-
-    Attributes:
-        sha256: Its hash.
-    """
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._path = path
-        self._state = self._look()
-        file.seek(0)
-        self.sha256 = sha256_of_file(file)
-        file.seek(0)
-
-    def require_unchanged(self) -> None:
-        """Make sure that nobody has written into the file since it was opened: tensors are read when they are copied.
-
-        Raises:
-            ConfigError: somebody has.
-        """
-        if self._look() != self._state:
-            raise ConfigError(f"weights: {self._path} was changed while it was read; give it when it is complete.")
-
-    def _look(self) -> tuple[int, ...]:
-        status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
     """The tensors of one model out of a file.
@@ -101,7 +70,7 @@ class Weights:
 
     tensors: Mapping[str, Tensor]
     file: str
-    origin: "Origin"
+    origin: Origin
     key: str = ""
     others: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -273,14 +242,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
     with opened as file:
         try:
-            origin = Origin(file, path)
             start = file.read(32)
         except OSError as error:
             raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
         file.seek(0)
         pickled = start.startswith((b"PK\x03\x04", b"\x80"))
-        is_safe = is_safetensors(start) or (path.suffix == ".safetensors" and not pickled)
-        tensors = (_read_safetensors if is_safe else _read_pickled)(file, path, start)
+        if is_safetensors(start) or (path.suffix == ".safetensors" and not pickled):
+            stored = SafetensorsFile(file, path)
+            origin, tensors = stored.origin, {(name,): stored.read(name) for name in stored.tensors}
+        else:
+            origin = Origin(file, path)
+            tensors = _read_pickled(file, path, start)
     origin.require_unchanged()
     return Checkpoint(path=path, entries=_entries(tensors), origin=origin)
 
@@ -326,18 +298,6 @@ def _entries(tensors: Mapping[tuple[str, ...], Tensor]) -> tuple[Entry, ...]:
 
 def _is_optimizer(home: tuple[str, ...]) -> bool:
     return any("optimizer" in part for part in home) or "state" in home[:-1]
-
-
-def _read_safetensors(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    same = Path(f"/proc/self/fd/{file.fileno()}")  # the library takes names only; this one leads to what is open
-    try:
-        return {(name,): tensor for name, tensor in load_file(same if same.exists() else path).items()}
-    except (SafetensorError, OSError, KeyError, AttributeError, ValueError, RuntimeError) as error:
-        reason = kind_of(start) or "it is cut short or damaged"
-        raise ConfigError(f"weights: {path} {no_weights('.safetensors', reason)}") from error
 
 
 def _read_pickled(file: BinaryIO, path: Path, start: bytes) -> dict[tuple[str, ...], Tensor]:

@@ -12,7 +12,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (  # how files begin that are given by m
     (b"\x08", "it looks like an ONNX file"),
     (b"{", "it is a text file"),
 )
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
+LONGEST_HEADER = 100_000_000  # bytes; safetensors itself takes no more
 _OLD_PICKLE = b"L119547037146038801333356L\n"  # how torch.save begins with protocol 0
 _START = 512
 _FORM = "give a .safetensors file, or one saved by torch.save(model.state_dict(), …)."
@@ -32,7 +32,7 @@ def kind_of(start: bytes) -> str | None:
 
 def is_safetensors(start: bytes) -> bool:
     """Whether a file begins with the length of a header and a header; the length may begin as a pickle does."""
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER
 
 
 def foreign_kind(file: BinaryIO) -> str | None:

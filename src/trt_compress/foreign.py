@@ -131,16 +131,25 @@ def plain_json(data: object, *, indent: int | None = None) -> str:
     return _CONTROL.sub(lambda found: found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1], text)
 
 
-def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE, largest: float = math.inf) -> Any:
+def strict_json(
+    text: str | bytes,
+    *,
+    limit: int = _LARGEST_FILE,
+    largest: float = math.inf,
+    longest: int = _LONGEST_TEXT,
+    once: bool = False,
+) -> Any:
     """Read JSON as the standard has it, within bounds.
 
-    No NaN and nothing infinite, at most 64 levels, no half characters, integers of 64 bits, texts of 64 Ki characters.
-    A byte-order mark is passed over, as editors put it there; bytes may be in any of the Unicode encodings.
+    No NaN and nothing infinite, at most 64 levels, no half characters, integers of 64 bits. A byte-order mark is passed
+    over, as editors put it there; bytes may be in any of the Unicode encodings.
 
     Args:
         text: The document.
         limit: The most characters, or bytes, that it may have.
         largest: No number is as large.
+        longest: The most characters of a text in it.
+        once: Whether an object may have a name only once; else the last one counts.
 
     Raises:
         ValueError: The text is something else; the message says what, without the file's name.
@@ -155,6 +164,7 @@ def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE, largest: float
             parse_constant=_refuse_constant,
             parse_int=partial(_integer, min(largest, _LARGEST_INTEGER)),
             parse_float=partial(_number, largest),
+            object_pairs_hook=_each_once if once else None,
         )
     except UnicodeDecodeError:
         raise ValueError("it is not a text") from None
@@ -163,29 +173,38 @@ def strict_json(text: str | bytes, *, limit: int = _LARGEST_FILE, largest: float
     except ValueError as error:
         what = str(error)
         raise ValueError(f"{what} after a whole document" if what.startswith("Extra data") else what) from None
-    _check(data, 1)
+    _check(data, 1, longest)
     return data
 
 
-def _check(value: Any, depth: int) -> None:
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"'{shown(twice)[:40]}' stands there twice")
+    return found
+
+
+def _check(value: Any, depth: int, longest: int) -> None:
     if depth > _DEEPEST:
         raise ValueError(f"it is nested deeper than {_DEEPEST} levels")
     if isinstance(value, str):
-        _check_text(value)
+        _check_text(value, longest)
     elif isinstance(value, list):
         for item in value:
             if isinstance(item, str | list | dict):
-                _check(item, depth + 1)
+                _check(item, depth + 1, longest)
     elif isinstance(value, dict):
         for name, item in value.items():
-            _check_text(name)
+            _check_text(name, longest)
             if isinstance(item, str | list | dict):
-                _check(item, depth + 1)
+                _check(item, depth + 1, longest)
 
 
-def _check_text(text: str) -> None:
-    if len(text) > _LONGEST_TEXT:
-        raise ValueError(f"a text of {len(text)} characters stands there, and it may have {_LONGEST_TEXT}")
+def _check_text(text: str, longest: int) -> None:
+    if len(text) > longest:
+        raise ValueError(f"a text of {len(text)} characters stands there, and it may have {longest}")
     try:
         text.encode()
     except UnicodeEncodeError:

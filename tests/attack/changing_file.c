@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static pid_t owner;
@@ -73,6 +74,18 @@ static void seen(int descriptor) {
 READS(read, , )
 READS(pread, COMMA_OFFSET, , offset)
 READS(pread64, COMMA_OFFSET, , offset)
+
+#define READS_INTO(name, flags_type, ...)                                             \
+  ssize_t name(int fd, const struct iovec* into, int count, off_t offset flags_type) { \
+    ssize_t result = NEXT(name, fd, into, count, offset __VA_ARGS__);                  \
+    seen(fd);                                                                          \
+    return result;                                                                     \
+  }
+#define COMMA_FLAGS , int flags
+READS_INTO(preadv, , )
+READS_INTO(preadv64, , )
+READS_INTO(preadv2, COMMA_FLAGS, , flags)
+READS_INTO(preadv64v2, COMMA_FLAGS, , flags)
 
 #define MAPS(name)                                                                      \
   void* name(void* at, size_t length, int protection, int flags, int fd, off_t offset) { \

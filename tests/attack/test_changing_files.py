@@ -27,7 +27,7 @@ PARTS = 4
 BY = (-40, -(1 << 40), 6, 1 << 16)  # bytes: its end, all of it, a bit more, a whole read more
 
 _READ_WEIGHTS = "from trt_compress.models.hosts.weights import read_tensors as read; read(Path({name!r}))"
-_READ_INPUTS = "from trt_compress.export.sample_inputs import _read as read; read(Path({name!r}), 'x')"
+_READ_INPUTS = "from trt_compress.export.sample_inputs import read_arrays as read; read(Path({name!r}), 'x')"
 _OPEN = "from trt_compress.runtime import Session; Session.open({folder!r}, native=False)"
 _COPY = "from trt_compress.runtime.onnx_source import copy_graph; from trt_compress.format.bundle import Bundle; "
 _COPY += "copy_graph(Bundle.open({folder!r}), 'model.onnx', Path('copy'))"
