@@ -145,11 +145,11 @@ def lowered_files(
     return tuple(records), files
 
 
-def operator_records(models: Sequence[onnx.ModelProto]) -> tuple[fields.Operator, ...]:
+def operator_records(models: Sequence[onnx.ModelProto]) -> tuple[fields.OperatorUse, ...]:
     """The operators of all graphs and how many nodes each has."""
     counts: Counter[str] = sum((operator_nodes(model) for model in models), Counter())
     return tuple(
-        fields.Operator(
+        fields.OperatorUse(
             name=spec.name,
             op_type=spec.op_type,
             domain=spec.domain,

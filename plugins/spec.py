@@ -40,7 +40,7 @@ AXES: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpec:
+class OperandSpec:
     """One input or output.
 
     An axis is a letter of AXES, a number, or a formula of letters and attributes ("L/group"); " or " joins what may
@@ -86,8 +86,8 @@ class OpSpec:
     name: str
     version: int
     summary: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[OperandSpec, ...]
+    outputs: tuple[OperandSpec, ...]
     attributes: tuple[AttributeSpec, ...]
     count: str = ""
     tie_break: str = ""

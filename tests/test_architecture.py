@@ -214,6 +214,16 @@ print(json.dumps([(file, name) for file, name in files if os.path.isfile(file) a
     assert len({file for file, _ in loaded}) == len(loaded)
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """One word for one thing: whoever reads a name in a message, a signature or a search finds what is meant."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 @pytest.mark.parametrize("module", PUBLIC)
 def test_what_is_public_is_pinned(module: str) -> None:
     exported = import_module(module)

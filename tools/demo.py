@@ -29,7 +29,7 @@ OUTPUT = Path("out/demo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class DemoModel:
     """One of the two models: its manifest, its engine, and what it says of every test image."""
 
     manifest: Manifest
@@ -73,7 +73,7 @@ def run(output: Path, step: Progress) -> None:
         print_text("")
 
 
-def _side(spec: str, path: Path, images: Array, step: Progress) -> Side:
+def _side(spec: str, path: Path, images: Array, step: Progress) -> DemoModel:
     result = export_model(
         MODEL, compress=spec, targets=[TARGET], batch=f"1:{BATCH}:{BATCH}", output=path, force=True, progress=step
     )
@@ -83,10 +83,10 @@ def _side(spec: str, path: Path, images: Array, step: Progress) -> Side:
     step("classifying")
     with Session.open(path) as session:
         logits = session.run({"image": images})["logits"]
-    return Side(manifest=result.manifest, engine=engine, predictions=logits.argmax(axis=1))
+    return DemoModel(manifest=result.manifest, engine=engine, predictions=logits.argmax(axis=1))
 
 
-def _rows(dense: Side, compressed: Side, labels: Array, timed: BenchResult) -> list[tuple[str, ...]]:
+def _rows(dense: DemoModel, compressed: DemoModel, labels: Array, timed: BenchResult) -> list[tuple[str, ...]]:
     sides = (dense, compressed)
     count = len(labels)
     same = int((dense.predictions == compressed.predictions).sum())

@@ -6,7 +6,7 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.evaluate import refuse_detector
-from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
+from trt_compress.runtime.labelled.data import Array, LabelledData, LabelledSample, Runs
 from trt_compress.runtime.labelled.open import HELD_OUT, from_arrays
 
 _DETECTORS = ("zoo:surround_detector",)
@@ -72,11 +72,11 @@ def _moving_digits(model: str, input_name: str) -> LabelledData:
 
     clips = [make_clip("test", index, length=CLIP_LENGTH) for index in range(CLIPS)]
 
-    def sample(number: int, frames: Array, digit: int) -> Sample:
+    def sample(number: int, frames: Array, digit: int) -> LabelledSample:
         def load() -> Runs:
             return tuple({input_name: frame[np.newaxis]} for frame in as_input(frames))
 
-        return Sample(name=f"clip {number}", label=digit, load=load)
+        return LabelledSample(name=f"clip {number}", label=digit, load=load)
 
     return LabelledData(
         source=HELD_OUT,

@@ -13,7 +13,7 @@ from trt_compress.tools.report.compare import Comparison, compare_reports, compa
 from trt_compress.tools.report.from_bench import report_from_bench
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.names import files_of_report
-from trt_compress.tools.report.read import Loaded, load
+from trt_compress.tools.report.read import LoadedReport, load
 from trt_compress.tools.report.record import Report
 from trt_compress.tools.report.write import write_all, write_page, write_trace
 
@@ -68,7 +68,9 @@ def compare(a: Measured, b: Measured | None = None, *, budget: str | None = None
     return compare_sides(first, limits) if b is None else compare_reports(first, opened(b)[0].report, limits)
 
 
-def write_files(loaded: Loaded, name: str, *, html: bool, trace: bool, output: str | Path | None) -> tuple[Path, ...]:
+def write_files(
+    loaded: LoadedReport, name: str, *, html: bool, trace: bool, output: str | Path | None
+) -> tuple[Path, ...]:
     """Write the files that are asked for; see `report`."""
     if trace and loaded.stream is None:
         raise ConfigError(f"'{loaded.path}' is no stream, so it has no trace; leave out --trace.")
@@ -81,7 +83,9 @@ def write_files(loaded: Loaded, name: str, *, html: bool, trace: bool, output: s
     return (*pages, write_trace(loaded.stream, beside, name)) if trace and loaded.stream else pages
 
 
-def files_of(loaded: Loaded, name: str, *, html: bool, trace: bool, output: str | Path | None) -> tuple[Path, ...]:
+def files_of(
+    loaded: LoadedReport, name: str, *, html: bool, trace: bool, output: str | Path | None
+) -> tuple[Path, ...]:
     """What `write_files` would write."""
     document, page, events = (Path(output or loaded.path.parent) / file for file in files_of_report(name))
     if output is not None:
@@ -93,15 +97,15 @@ def _name(given: Path) -> str:
     return given.resolve().name if given.is_dir() else given.name.removesuffix(".json").removesuffix(".report")
 
 
-def opened(result: Measured) -> tuple[Loaded, str]:
+def opened(result: Measured) -> tuple[LoadedReport, str]:
     """A measurement that was read or handed over, and the name of its files."""
     here = Path("result.json")
     if isinstance(result, StreamResult):
-        return Loaded(path=here, report=report_from_stream(result), stream=result), "result"
+        return LoadedReport(path=here, report=report_from_stream(result), stream=result), "result"
     if isinstance(result, BenchResult):
-        return Loaded(path=here, report=report_from_bench(result.to_json(), "the result"), stream=None), "result"
+        return LoadedReport(path=here, report=report_from_bench(result.to_json(), "the result"), stream=None), "result"
     if isinstance(result, Report):
-        return Loaded(path=here, report=result, stream=None), "result"
+        return LoadedReport(path=here, report=result, stream=None), "result"
     if not isinstance(result, str | Path):
         raise ConfigError(
             f"a result was expected, and a {type(result).__name__} was given; give a file that run, bench or report "

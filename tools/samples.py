@@ -34,7 +34,7 @@ _MILD_NOISE_DB = (15.0, 25.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class MadeSample:
     """What was made.
 
     Attributes:
@@ -50,7 +50,7 @@ class Sample:
     model: str
 
 
-def write_sample(kind: str, folder: Path, *, count: int | None = None) -> Sample:
+def write_sample(kind: str, folder: Path, *, count: int | None = None) -> MadeSample:
     """Make the inputs of one kind.
 
     Args:
@@ -134,15 +134,15 @@ def write_video(path: Path, *, clips: int, length: int, fps: int = 30, codec: st
         raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file.") from error
 
 
-def _video(folder: Path, count: int | None) -> Sample:
+def _video(folder: Path, count: int | None) -> MadeSample:
     clips, length = count or 10, 30
     file = folder / "video.mp4"
     labels = write_video(file, clips=clips, length=length)
     summary = f"{clips * length} frames of {clips} digits that move over photographs, 30 frames a second"
-    return Sample(source=str(file), labels=str(labels), summary=summary, model="zoo:video_vit")
+    return MadeSample(source=str(file), labels=str(labels), summary=summary, model="zoo:video_vit")
 
 
-def _speech(folder: Path, count: int | None) -> Sample:
+def _speech(folder: Path, count: int | None) -> MadeSample:
     from trt_compress.models.zoo.data import speech
 
     words = speech.heldout_words()
@@ -161,10 +161,10 @@ def _speech(folder: Path, count: int | None) -> Sample:
     answers = [{"id": second, "label": label, "word": speech.CLASSES[label]} for second, label in enumerate(said)]
     labels = _write_answers(folder / "speech.jsonl", answers)
     summary = f"{len(chosen)} words, one each second, of voices that no training heard"
-    return Sample(source=str(file), labels=str(labels), summary=summary, model="zoo:keyword_spotter")
+    return MadeSample(source=str(file), labels=str(labels), summary=summary, model="zoo:keyword_spotter")
 
 
-def _images(folder: Path, count: int | None) -> Sample:
+def _images(folder: Path, count: int | None) -> MadeSample:
     from trt_compress.models.zoo.data import digits
 
     try:
@@ -185,12 +185,12 @@ def _images(folder: Path, count: int | None) -> Sample:
             answers.append({"id": len(answers), "file": name, "label": label})
     labels = _write_answers(folder / "images.jsonl", answers)
     summary = f"{len(answers)} handwritten digits of 8 x 8 pixels, a folder for each class"
-    return Sample(
+    return MadeSample(
         source=str(folder / "images" / "*" / "*.png"), labels=str(labels), summary=summary, model="zoo:digits_vit"
     )
 
 
-def _scene(folder: Path, count: int | None) -> Sample:
+def _scene(folder: Path, count: int | None) -> MadeSample:
     from trt_compress.models.zoo.data.driving_scenes import Rig
     from trt_compress.runtime.camera_frames import write_scene
     from trt_compress.tools.scenes import open_scene
@@ -200,7 +200,7 @@ def _scene(folder: Path, count: int | None) -> Sample:
     frames = open_scene(f"made:{_FIRST_SCENE}", rig=rig, num_frames=count or 40)
     made = write_scene(file, frames, detector_inputs(rig.num_cameras, rig.height, rig.width))
     summary = f"{made} moments, 0.2 s apart, of a drive seen by {rig.num_cameras} cameras"
-    return Sample(source=str(file), labels=str(file), summary=summary, model="zoo:surround_detector")
+    return MadeSample(source=str(file), labels=str(file), summary=summary, model="zoo:surround_detector")
 
 
 def detector_inputs(cameras: int, height: int, width: int) -> Mapping[str, TensorInfo]:
@@ -214,7 +214,7 @@ def detector_inputs(cameras: int, height: int, width: int) -> Mapping[str, Tenso
     return {name: TensorInfo(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()}
 
 
-KINDS: Mapping[str, Callable[[Path, int | None], Sample]] = {
+KINDS: Mapping[str, Callable[[Path, int | None], MadeSample]] = {
     "video": _video,
     "speech": _speech,
     "images": _images,

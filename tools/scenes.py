@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.zoo.data.driving_scenes import CLASSES, Frame, Rig, SceneOptions, generate_scene
+from trt_compress.models.zoo.data.driving_scenes import CLASSES, Rig, SceneFrame, SceneOptions, generate_scene
 from trt_compress.runtime.camera_frames import Box, CameraFrame
 from trt_compress.runtime.nuscenes import CAMERAS, NuScenes
 
@@ -48,7 +48,7 @@ def open_scene(
     return found if num_frames is None else (frame for _, frame in zip(range(num_frames), found, strict=False))
 
 
-def camera_frame(frame: Frame, cameras: Sequence[str], scene: str) -> CameraFrame:
+def camera_frame(frame: SceneFrame, cameras: Sequence[str], scene: str) -> CameraFrame:
     """A made frame as one that any source gives."""
     return CameraFrame(
         images=tuple(frame.images.transpose(0, 2, 3, 1)),
@@ -62,7 +62,7 @@ def camera_frame(frame: Frame, cameras: Sequence[str], scene: str) -> CameraFram
     )
 
 
-def _box(frame: Frame, index: int) -> Box:
+def _box(frame: SceneFrame, index: int) -> Box:
     numbers = frame.boxes[index].astype(np.float64).tolist()
     label = int(frame.labels[index])
     return {

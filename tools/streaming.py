@@ -32,7 +32,7 @@ from trt_compress.runtime.stream.quality import labels_from_file
 from trt_compress.runtime.stream.result import Policy, StreamResult
 from trt_compress.runtime.stream.run import StreamOptions, open_sources, run_stream
 from trt_compress.runtime.stream.scheduling import scheduled
-from trt_compress.runtime.stream.sinks import JsonLines, Sound
+from trt_compress.runtime.stream.sinks import JsonLines, SoundSink
 from trt_compress.runtime.stream.sources import check_source, file_of_url, is_live
 from trt_compress.runtime.stream.watcher import Watcher
 from trt_compress.tools.machine import describe_device, package_versions
@@ -272,7 +272,7 @@ def _sinks(overlay: Path | None, pictures: Branch | None, out: Path | None, leve
     sinks: list[Sink] = []
     if overlay is not None and isinstance(meaning, SoundOutput):
         output = meaning.output or next(iter(levels.outputs))
-        sinks.append(Sound(overlay, output=output, sample_rate=meaning.sample_rate, samples=meaning.samples))
+        sinks.append(SoundSink(overlay, output=output, sample_rate=meaning.sample_rate, samples=meaning.samples))
     elif pictures is not None:
         sinks.append(pictures)
     if out is not None:

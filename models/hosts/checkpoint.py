@@ -56,7 +56,7 @@ _OPTIMIZER = "holds the state of an optimizer and no weights; save model.state_d
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
+class CheckpointWeights:
     """The tensors of one model out of a file.
 
     Attributes:
@@ -113,7 +113,7 @@ class Checkpoint:
     entries: Sequence[Entry]
     origin: Origin
 
-    def weights(self, wanted: Iterable[str], key: str | None = None) -> Weights:
+    def weights(self, wanted: Iterable[str], key: str | None = None) -> CheckpointWeights:
         """Find the tensors of a model.
 
         Args:
@@ -145,7 +145,7 @@ class Checkpoint:
                 hint=f"save the model's part alone, or leave the rest out by ?weights_key={taken} behind timm:NAME or "
                 "FILE.py:FACTORY.",
             )
-        return Weights(
+        return CheckpointWeights(
             tensors=self._checked(tensors),
             file=self.path.name,
             origin=self.origin,
@@ -154,7 +154,7 @@ class Checkpoint:
             left_out=tuple(strays),
         )
 
-    def largest(self) -> Weights:
+    def largest(self) -> CheckpointWeights:
         """The tensors of the dictionary that customarily holds the weights, or has most, without a common prefix.
 
         Raises:
@@ -169,7 +169,7 @@ class Checkpoint:
         while found and all(name.startswith("module.") for name in found):
             found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
         key = ".".join(order[0]) if order else ""
-        return Weights(tensors=self._checked(found), file=self.path.name, origin=self.origin, key=key)
+        return CheckpointWeights(tensors=self._checked(found), file=self.path.name, origin=self.origin, key=key)
 
     def _places(self, wanted: frozenset[str]) -> list[str]:
         """Where at least half of the wanted names are found; of these, places with fewer than half the most are out."""

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.hosts.checkpoint import Weights
+from trt_compress.models.hosts.checkpoint import CheckpointWeights
 
 Size = tuple[int, int]
 
@@ -47,7 +47,7 @@ def shape_of_options(source: str, plain: VisionTransformer, options: Mapping[str
 
 
 def shape_of_weights(
-    source: str, plain: VisionTransformer, options: Mapping[str, Any], weights: Weights
+    source: str, plain: VisionTransformer, options: Mapping[str, Any], weights: CheckpointWeights
 ) -> tuple[dict[str, Any], str | None]:
     """Keywords of timm's create_model for the weights of a file, and in words what of them was read off the file.
 
@@ -87,7 +87,7 @@ def shape_of_weights(
     return keywords, f"read off the file: {text}" if text else None
 
 
-def resampled(weights: Weights, module: VisionTransformer, plain: VisionTransformer) -> Weights:
+def resampled(weights: CheckpointWeights, module: VisionTransformer, plain: VisionTransformer) -> CheckpointWeights:
     """The weights with their position table resampled to that of `module`, if it has another length.
 
     Args:
@@ -130,7 +130,7 @@ def _check_options(source: str, plain: VisionTransformer, options: Mapping[str, 
         raise ConfigError(f"{source}: resample_pos=true needs the size to resample to; add img_size=HEIGHTxWIDTH.")
 
 
-def _check_distilled(source: str, plain: VisionTransformer, weights: Weights) -> None:
+def _check_distilled(source: str, plain: VisionTransformer, weights: CheckpointWeights) -> None:
     """Refuse weights of the other kind of DeiT: its one token more or less would make the positions look wrong."""
     distilled, there = isinstance(plain, VisionTransformerDistilled), "dist_token" in weights.tensors
     if distilled == there or not weights.tensors.keys() & {"cls_token", "dist_token"}:
@@ -180,7 +180,7 @@ def _pooling(
     source: str,
     plain: VisionTransformer,
     options: Mapping[str, Any],
-    weights: Weights,
+    weights: CheckpointWeights,
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """How tokens are pooled, and on which side of it the last norm stands: `norm` before, `fc_norm` behind."""
@@ -208,7 +208,7 @@ def _positions(
     source: str,
     plain: VisionTransformer,
     options: Mapping[str, Any],
-    weights: Weights,
+    weights: CheckpointWeights,
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The size of the input, by the length of the position table; a square one, if no option says otherwise."""

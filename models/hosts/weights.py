@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import WeightsInfo
-from trt_compress.models.hosts.checkpoint import Weights, read_checkpoint, some
+from trt_compress.models.hosts.checkpoint import CheckpointWeights, read_checkpoint, some
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
@@ -31,7 +31,7 @@ def load_weights(module: nn.Module, path: Path, *, key: str | None = None) -> We
     return load_found(module, read_checkpoint(path).weights(module.state_dict(), key), path)
 
 
-def load_found(module: nn.Module, weights: Weights, path: Path, *, note: str | None = None) -> WeightsInfo:
+def load_found(module: nn.Module, weights: CheckpointWeights, path: Path, *, note: str | None = None) -> WeightsInfo:
     """Load what was found in `path`; `note` is added to what is said of where the weights come from.
 
     Raises:

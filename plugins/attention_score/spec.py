@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 SOFTMAX = ("none", "all", "span")
 ROWS = ("mean", "sum", "max", "last")
@@ -51,17 +51,19 @@ SPEC = OpSpec(
     version=1,
     summary="Attention of chosen query rows to every key, reduced over rows and heads; no full attention matrix.",
     inputs=(
-        TensorSpec(name="q", axes=("B", "H", "R", "D"), doc="probe rows of the queries"),
-        TensorSpec(name="k", axes=("B", "G", "N", "D"), doc="keys; query head h reads KV head h // (H / G)"),
-        TensorSpec(name="position", axes=("R",), dtypes=("int64",), doc="key position of each row, for causal masking"),
-        TensorSpec(
+        OperandSpec(name="q", axes=("B", "H", "R", "D"), doc="probe rows of the queries"),
+        OperandSpec(name="k", axes=("B", "G", "N", "D"), doc="keys; query head h reads KV head h // (H / G)"),
+        OperandSpec(
+            name="position", axes=("R",), dtypes=("int64",), doc="key position of each row, for causal masking"
+        ),
+        OperandSpec(
             name="bias",
             axes=("1 or B", "1 or H", "1 or R", "1 or N"),
             doc="added to the scaled logits, finite; not counted in bytes_moved",
         ),
     ),
     outputs=(
-        TensorSpec(
+        OperandSpec(
             name="score",
             axes=("B", "1 or G or H", "stop-start"),
             dtypes=("float32",),

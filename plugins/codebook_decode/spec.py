@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.codebook_encode.spec import CODEBOOK_LIMITS, MOST_BITS, codes_per_token
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -29,10 +29,10 @@ SPEC = OpSpec(
     version=1,
     summary="Put back the tokens that code numbers stand for.",
     inputs=(
-        TensorSpec(name="code", axes=("B", "N", "S or D or 1 or D/group"), dtypes=("int64",), doc="code numbers"),
-        TensorSpec(name="codebook", axes=("S", "K", "D"), doc="as in CodebookEncode"),
+        OperandSpec(name="code", axes=("B", "N", "S or D or 1 or D/group"), dtypes=("int64",), doc="code numbers"),
+        OperandSpec(name="codebook", axes=("S", "K", "D"), doc="as in CodebookEncode"),
     ),
-    outputs=(TensorSpec(name="y", axes=("B", "N", "D"), same_dtype_as="codebook", doc="tokens"),),
+    outputs=(OperandSpec(name="y", axes=("B", "N", "D"), same_dtype_as="codebook", doc="tokens"),),
     attributes=(
         AttributeSpec(name="kind", kind="int", minimum=0, maximum=3, doc="0: vector, 1: table, 2: fsq, 3: sign"),
         AttributeSpec(name="group", kind="int", minimum=1, maximum=MOST_BITS, doc="sign: channels of a code, else 1"),

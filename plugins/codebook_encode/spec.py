@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 MOST_BITS = 30  # of one sign code
 MOST_LEVELS = 256  # of one FSQ dimension; above 1000 the widening of the range by 0.1 % would add a level
@@ -42,8 +42,8 @@ SPEC = OpSpec(
     version=1,
     summary="Replace each token by the numbers of its nearest codes.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "D"), doc="tokens, finite"),
-        TensorSpec(
+        OperandSpec(name="x", axes=("B", "N", "D"), doc="tokens, finite"),
+        OperandSpec(
             name="codebook",
             axes=("S", "K", "D"),
             doc="vector: K codes in S residual stages; table: K levels of each channel, S = 1; fsq: the number of "
@@ -51,7 +51,7 @@ SPEC = OpSpec(
         ),
     ),
     outputs=(
-        TensorSpec(name="code", axes=("B", "N", "S or D or 1 or D/group"), dtypes=("int64",), doc="code numbers"),
+        OperandSpec(name="code", axes=("B", "N", "S or D or 1 or D/group"), dtypes=("int64",), doc="code numbers"),
     ),
     attributes=(
         AttributeSpec(name="kind", kind="int", minimum=0, maximum=3, doc="0: vector, 1: table, 2: fsq, 3: sign"),

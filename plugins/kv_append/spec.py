@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 ROWS = (*FLOATS, "uint8")
 
@@ -21,14 +21,14 @@ SPEC = OpSpec(
     version=1,
     summary="Write the rows of new tokens into a cache, in place: linear, as a ring, or as a ring behind fixed sinks.",
     inputs=(
-        TensorSpec(name="cache", axes=("B", "G", "L", "W"), dtypes=ROWS, doc="one row for each slot"),
-        TensorSpec(
+        OperandSpec(name="cache", axes=("B", "G", "L", "W"), dtypes=ROWS, doc="one row for each slot"),
+        OperandSpec(
             name="rows", axes=("B", "G", "T", "W"), dtypes=ROWS, same_dtype_as="cache", doc="rows of the new tokens"
         ),
-        TensorSpec(name="position", axes=("B",), dtypes=("int64",), doc="tokens written before, 0 or more"),
+        OperandSpec(name="position", axes=("B",), dtypes=("int64",), doc="tokens written before, 0 or more"),
     ),
     outputs=(
-        TensorSpec(
+        OperandSpec(
             name="cache_out",
             axes=("B", "G", "L", "W"),
             same_dtype_as="cache",

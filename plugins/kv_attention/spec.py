@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import AttributeSpec, OperandSpec, OpSpec, Shapes
 
 MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
 
@@ -26,17 +26,17 @@ def _flops(sizes: Mapping[str, Any]) -> int:
     return int(4 * b * h * t * d * length)
 
 
-def _cache(which: str, name: str) -> tuple[TensorSpec, ...]:
+def _cache(which: str, name: str) -> tuple[OperandSpec, ...]:
     axes = ("B", "G", f"L/{which}_group or 1 or L", f"D or D/{which}_group or 1")
     return (
-        TensorSpec(
+        OperandSpec(
             name=f"{which}_code",
             axes=("B", "G", "L", f"D*{which}_bits/8"),
             dtypes=CODES,
             doc=f"{name} as KVQuantize packs them",
         ),
-        TensorSpec(name=f"{which}_scale", axes=axes, dtypes=SCALES, doc=f"step of each group of {name}"),
-        TensorSpec(
+        OperandSpec(name=f"{which}_scale", axes=axes, dtypes=SCALES, doc=f"step of each group of {name}"),
+        OperandSpec(
             name=f"{which}_minimum",
             axes=axes,
             dtypes=SCALES,
@@ -61,19 +61,19 @@ SPEC = OpSpec(
     summary="Attend over a packed key-value cache: grouped heads, causal, sliding window, additive bias; with the "
     "log of the sum of exponentials, so that a full-precision tail can be merged.",
     inputs=(
-        TensorSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite"),
+        OperandSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite"),
         *_cache("k", "keys"),
         *_cache("v", "values"),
-        TensorSpec(name="length", axes=("B",), dtypes=("int64",), doc="slots in use, from the front"),
-        TensorSpec(
+        OperandSpec(name="length", axes=("B",), dtypes=("int64",), doc="slots in use, from the front"),
+        OperandSpec(
             name="bias",
             axes=("1 or B", "1 or G or H", "1 or T", "1 or L"),
             doc="added to the scaled products, finite or -inf; for a KV head it holds for all its query heads",
         ),
     ),
     outputs=(
-        TensorSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
-        TensorSpec(
+        OperandSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
+        OperandSpec(
             name="lse",
             axes=("B", "H", "T"),
             dtypes=("float32",),

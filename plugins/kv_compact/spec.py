@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_append.spec import ROWS
-from trt_compress.plugins.spec import OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -20,11 +20,11 @@ SPEC = OpSpec(
     version=1,
     summary="Move the chosen rows of a cache to its front, in place, each KV head with a choice of its own.",
     inputs=(
-        TensorSpec(name="cache", axes=("B", "G", "L", "W"), dtypes=ROWS, doc="one row for each slot"),
-        TensorSpec(name="index", axes=("B", "G", "K"), dtypes=("int64",), doc="slots to keep, strictly ascending"),
+        OperandSpec(name="cache", axes=("B", "G", "L", "W"), dtypes=ROWS, doc="one row for each slot"),
+        OperandSpec(name="index", axes=("B", "G", "K"), dtypes=("int64",), doc="slots to keep, strictly ascending"),
     ),
     outputs=(
-        TensorSpec(
+        OperandSpec(
             name="cache_out",
             axes=("B", "G", "L", "W"),
             same_dtype_as="cache",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -24,19 +24,19 @@ SPEC = OpSpec(
     version=1,
     summary="Bring packed codes of a key-value cache back to values.",
     inputs=(
-        TensorSpec(name="code", axes=("B", "G", "L", "D*bits/8"), dtypes=CODES, doc="codes as KVQuantize packs them"),
-        TensorSpec(
+        OperandSpec(name="code", axes=("B", "G", "L", "D*bits/8"), dtypes=CODES, doc="codes as KVQuantize packs them"),
+        OperandSpec(
             name="scale",
             axes=_SCALE_AXES,
             dtypes=SCALES,
             doc="step of each group: [B, G, L/group, D] for axis 0, [B, G, L, D/group] for axis 1",
         ),
-        TensorSpec(
+        OperandSpec(
             name="minimum", axes=_SCALE_AXES, dtypes=SCALES, same_dtype_as="scale", doc="least value of each group"
         ),
     ),
     outputs=(
-        TensorSpec(name="x", axes=("B", "G", "L", "D"), dtypes=FLOATS, dtype_attribute="to", doc="keys or values"),
+        OperandSpec(name="x", axes=("B", "G", "L", "D"), dtypes=FLOATS, dtype_attribute="to", doc="keys or values"),
     ),
     attributes=(
         AttributeSpec(name="bits", kind="int", minimum=2, maximum=8, doc="bits of a code: 8, 4 or 2"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -24,22 +24,22 @@ SPEC = OpSpec(
     name="KVQuantize",
     version=1,
     summary="Quantize keys or values to 8, 4 or 2 bits, asymmetrically, and pack the codes into bytes.",
-    inputs=(TensorSpec(name="x", axes=("B", "G", "L", "D"), doc="keys or values, finite"),),
+    inputs=(OperandSpec(name="x", axes=("B", "G", "L", "D"), doc="keys or values, finite"),),
     outputs=(
-        TensorSpec(
+        OperandSpec(
             name="code",
             axes=("B", "G", "L", "D*bits/8"),
             dtypes=CODES,
             doc="codes; D is split into 8 / bits equal parts p_i, and byte = sum of p_i << (bits * i)",
         ),
-        TensorSpec(
+        OperandSpec(
             name="scale",
             axes=_SCALE_AXES,
             dtypes=SCALES,
             dtype_attribute="scale_type",
             doc="step of each group: [B, G, L/group, D] for axis 0, [B, G, L, D/group] for axis 1",
         ),
-        TensorSpec(
+        OperandSpec(
             name="minimum",
             axes=_SCALE_AXES,
             dtypes=SCALES,

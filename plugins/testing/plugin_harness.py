@@ -164,7 +164,7 @@ def tensor_from(path: Path, like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def ask(
     program: Path, library: Path, lines: Iterable[str], folder: Path, *, enqueue: bool, timeout_s: float | None = None
-) -> "Answers":
+) -> "HarnessAnswers":
     """Run the harness on a request.
 
     Raises:
@@ -179,11 +179,11 @@ def ask(
     last = answers[-1].get("case", "the library") if answers else "nothing"
     if done.returncode:
         raise NativeError(f"ended with {done.returncode} after {last}:\n{done.stderr.decode(errors='replace')[-3000:]}")
-    return Answers(library=answers[0], cases={answer["case"]: answer for answer in answers[1:]})
+    return HarnessAnswers(library=answers[0], cases={answer["case"]: answer for answer in answers[1:]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
+class HarnessAnswers:
     """What the harness said: of the library, and of each case by its label."""
 
     library: dict[str, Any]

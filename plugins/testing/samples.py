@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.plugins.operator import Operator, as_float32
-from trt_compress.plugins.spec import DOMAIN, FLOATS, Sample, TensorSpec
+from trt_compress.plugins.spec import DOMAIN, FLOATS, OperandSpec, Sample
 
 if TYPE_CHECKING:
     import onnx
@@ -22,7 +22,7 @@ def sample_inputs(operator: Operator, sample: Sample, *, dtype: str = "float32",
     )
 
 
-def is_batched(described: TensorSpec, tensor: Tensor, batch: int) -> bool:
+def is_batched(described: OperandSpec, tensor: Tensor, batch: int) -> bool:
     """Whether the first axis of `tensor` is the batch; one that is broadcast, or has fewer axes, is not."""
     first = described.axes[0].split(" or ") if described.axes else []
     return "B" in first and tensor.ndim == len(described.axes) and tensor.shape[0] == batch
@@ -54,7 +54,7 @@ def onnx_model(
 
     spec, batch = operator.spec, inputs[0].shape[0]
 
-    def value(described: TensorSpec, tensor: Tensor) -> "onnx.ValueInfoProto":
+    def value(described: OperandSpec, tensor: Tensor) -> "onnx.ValueInfoProto":
         dtype = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=tensor.dtype).numpy().dtype)
         shape: list[int | str] = list(tensor.shape)
         if dynamic_batch and is_batched(described, tensor, batch):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -29,14 +29,14 @@ SPEC = OpSpec(
     version=1,
     summary="Merge the most similar token pairs of each sequence, weighted by how many tokens each stands for.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens, finite"),
-        TensorSpec(name="metric", axes=("B", "N", "D"), doc="similarity features, not normalised, of any values"),
-        TensorSpec(name="size", axes=("B", "N", "1"), dtypes=("float32",), doc="tokens each row stands for, positive"),
+        OperandSpec(name="x", axes=("B", "N", "C"), doc="tokens, finite"),
+        OperandSpec(name="metric", axes=("B", "N", "D"), doc="similarity features, not normalised, of any values"),
+        OperandSpec(name="size", axes=("B", "N", "1"), dtypes=("float32",), doc="tokens each row stands for, positive"),
     ),
     outputs=(
-        TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="merged tokens"),
-        TensorSpec(name="y_size", axes=("B", "M", "1"), same_dtype_as="size", doc="their sizes"),
-        TensorSpec(name="dest", axes=("B", "N"), dtypes=("int64",), doc="row of y that each row of x went to"),
+        OperandSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="merged tokens"),
+        OperandSpec(name="y_size", axes=("B", "M", "1"), same_dtype_as="size", doc="their sizes"),
+        OperandSpec(name="dest", axes=("B", "N"), dtypes=("int64",), doc="row of y that each row of x went to"),
     ),
     attributes=(
         AttributeSpec(name="num_merged", kind="int", minimum=0, doc="tokens removed from each sequence"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -26,10 +26,10 @@ SPEC = OpSpec(
     version=1,
     summary="Mix the tokens of each sequence by a matrix: low-pass, pooling, resizing, or soft assignment.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(name="weight", axes=("1 or B", "M", "N"), doc="one matrix for all items, or one for each"),
+        OperandSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
+        OperandSpec(name="weight", axes=("1 or B", "M", "N"), doc="one matrix for all items, or one for each"),
     ),
-    outputs=(TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="mixed tokens"),),
+    outputs=(OperandSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="mixed tokens"),),
     attributes=(
         AttributeSpec(
             name="normalize", kind="int", minimum=0, maximum=1, doc="0: the matrix as it is, 1: softmax of each row"

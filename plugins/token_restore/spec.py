@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -21,15 +21,15 @@ SPEC = OpSpec(
     version=1,
     summary="Copy compressed tokens back to every position they stand for, or undo a reordering.",
     inputs=(
-        TensorSpec(name="y", axes=("B", "M", "C"), doc="compressed tokens"),
-        TensorSpec(
+        OperandSpec(name="y", axes=("B", "M", "C"), doc="compressed tokens"),
+        OperandSpec(
             name="index",
             axes=("B", "N"),
             dtypes=("int64",),
             doc="unmerge: row of y for each position; unpermute: position of each row of y, a permutation with N = M",
         ),
     ),
-    outputs=(TensorSpec(name="x", axes=("B", "N", "C"), same_dtype_as="y", doc="restored tokens"),),
+    outputs=(OperandSpec(name="x", axes=("B", "N", "C"), same_dtype_as="y", doc="restored tokens"),),
     attributes=(AttributeSpec(name="mode", kind="int", minimum=0, maximum=1, doc="0: unmerge, 1: unpermute"),),
     count="N rows, one for each index",
     order="by position",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -28,15 +28,17 @@ SPEC = OpSpec(
     version=1,
     summary="Keep the tokens of the largest scores and those that are forced; drop the rest or fuse it into one token.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(
+        OperandSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
+        OperandSpec(
             name="score", axes=("B", "N"), doc="importance of each token; infinity and NaN count as the largest number"
         ),
     ),
     outputs=(
-        TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens, then the fused one if asked"),
-        TensorSpec(name="index", axes=("B", "K"), dtypes=("int64",), doc="positions of the kept tokens, in that order"),
-        TensorSpec(name="rest", axes=("B", "N-K"), dtypes=("int64",), doc="the other positions, ascending"),
+        OperandSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens, then the fused one if asked"),
+        OperandSpec(
+            name="index", axes=("B", "K"), dtypes=("int64",), doc="positions of the kept tokens, in that order"
+        ),
+        OperandSpec(name="rest", axes=("B", "N-K"), dtypes=("int64",), doc="the other positions, ascending"),
     ),
     attributes=(
         AttributeSpec(name="num_kept", kind="int", minimum=0, doc="tokens kept, the forced ones included"),

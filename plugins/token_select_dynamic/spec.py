@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OpSpec, Shapes, TensorSpec
+from trt_compress.plugins.spec import MOST_TOKENS, ON_A_GPU, AttributeSpec, OperandSpec, OpSpec, Shapes
 
 
 def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
@@ -26,8 +26,8 @@ SPEC = OpSpec(
     version=1,
     summary="Keep the tokens whose score reaches a threshold, or the best that hold a share of all score.",
     inputs=(
-        TensorSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
-        TensorSpec(
+        OperandSpec(name="x", axes=("B", "N", "C"), doc="tokens"),
+        OperandSpec(
             name="score",
             axes=("B", "N"),
             doc="importance of each token; infinity and NaN count as the largest number; by mass a negative one "
@@ -35,11 +35,11 @@ SPEC = OpSpec(
         ),
     ),
     outputs=(
-        TensorSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens by position, then zeros"),
-        TensorSpec(name="index", axes=("B", "M"), dtypes=("int64",), doc="positions of the kept tokens, then -1"),
-        TensorSpec(name="valid", axes=("B", "M"), same_dtype_as="x", doc="1 where there is a token, else 0"),
-        TensorSpec(name="count", axes=("B",), dtypes=("int64",), doc="tokens kept of each item"),
-        TensorSpec(name="largest", axes=(), dtypes=("int32",), doc="largest count of the batch"),
+        OperandSpec(name="y", axes=("B", "M", "C"), same_dtype_as="x", doc="kept tokens by position, then zeros"),
+        OperandSpec(name="index", axes=("B", "M"), dtypes=("int64",), doc="positions of the kept tokens, then -1"),
+        OperandSpec(name="valid", axes=("B", "M"), same_dtype_as="x", doc="1 where there is a token, else 0"),
+        OperandSpec(name="count", axes=("B",), dtypes=("int64",), doc="tokens kept of each item"),
+        OperandSpec(name="largest", axes=(), dtypes=("int32",), doc="largest count of the batch"),
     ),
     attributes=(
         AttributeSpec(name="mode", kind="int", minimum=0, maximum=1, doc="0: threshold, 1: cumulative mass"),

@@ -9,7 +9,7 @@ import numpy as np
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.classes import ClassNames
-from trt_compress.runtime.labelled.data import Array, BadSample, LabelledData, Runs, Sample
+from trt_compress.runtime.labelled.data import Array, BadSample, LabelledData, LabelledSample, Runs
 from trt_compress.runtime.stream.images import load_npz
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.preprocess import Preprocess
@@ -82,7 +82,9 @@ def from_npz(
         source=str(path),
         form="pictures of an .npz file" if raw else "arrays of an .npz file, in the form of the inputs",
         samples=[
-            Sample(name=f"row {row}", label=None if labels is None else int(labels[row]), load=partial(load, row))
+            LabelledSample(
+                name=f"row {row}", label=None if labels is None else int(labels[row]), load=partial(load, row)
+            )
             for row in range(count)
         ],
         labelled_by=None if labels is None else "numbers in the file",

@@ -18,7 +18,7 @@ class BadSample(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class LabelledSample:
     """One thing that a model answers.
 
     Attributes:
@@ -49,7 +49,7 @@ class LabelledData:
 
     source: str
     form: str
-    samples: Sequence[Sample]
+    samples: Sequence[LabelledSample]
     labelled_by: str | None = None
     class_names: tuple[str, ...] = ()
     answer: Answer = "last"
@@ -75,7 +75,7 @@ def remembered(data: LabelledData, *, most_bytes: int = 1 << 30) -> LabelledData
     kept: dict[int, Runs] = {}
     left = most_bytes
 
-    def load(place: int, sample: Sample) -> Runs:
+    def load(place: int, sample: LabelledSample) -> Runs:
         nonlocal left
         if place in kept:
             return kept[place]
@@ -86,7 +86,7 @@ def remembered(data: LabelledData, *, most_bytes: int = 1 << 30) -> LabelledData
             kept[place] = runs
         return runs
 
-    def of(place: int, sample: Sample) -> Sample:
+    def of(place: int, sample: LabelledSample) -> LabelledSample:
         return replace(sample, load=lambda: load(place, sample))
 
     return replace(data, samples=[of(place, sample) for place, sample in enumerate(data.samples)])

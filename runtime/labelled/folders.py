@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.labelled.classes import ClassNames, number_folders
-from trt_compress.runtime.labelled.data import LabelledData, Sample
+from trt_compress.runtime.labelled.data import LabelledData, LabelledSample
 from trt_compress.runtime.labelled.files import FileReader, files_below
 
 LeftOut = list[tuple[str, str]]
@@ -65,8 +65,8 @@ def _taken(paths: Sequence[Path], reader: FileReader, folder: Path, left_out: Le
     return [path for path in paths if reader.takes(path)]
 
 
-def _sample(path: Path, folder: Path, label: int | None, reader: FileReader) -> Sample:
-    return Sample(name=str(path.relative_to(folder)), label=label, load=partial(reader.read, path))
+def _sample(path: Path, folder: Path, label: int | None, reader: FileReader) -> LabelledSample:
+    return LabelledSample(name=str(path.relative_to(folder)), label=label, load=partial(reader.read, path))
 
 
 def _refuse_parent(only: Path, num_classes: int) -> None:

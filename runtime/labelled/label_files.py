@@ -12,7 +12,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.labelled.classes import ClassNames
-from trt_compress.runtime.labelled.data import LabelledData, Sample
+from trt_compress.runtime.labelled.data import LabelledData, LabelledSample
 from trt_compress.runtime.labelled.files import FileReader, files_below
 
 _FILE_KEYS = ("file", "path", "filename", "file_name", "image", "audio", "name")
@@ -54,7 +54,8 @@ def from_labels(
         source=str(labels) if folder is None else f"{folder} with {labels}",
         form=f"{reader.kind} files with a file of labels",
         samples=[
-            Sample(name=name, label=number, load=partial(reader.read, base / name)) for name, number in rows.items()
+            LabelledSample(name=name, label=number, load=partial(reader.read, base / name))
+            for name, number in rows.items()
         ],
         labelled_by="numbers in the file" if names is None else f"in the file, names of {names.origin}",
         class_names=() if names is None else names.names,

@@ -12,7 +12,7 @@ from trt_compress.format.kinds import ClassOutput, input_kind, output_kind
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.labelled.arrays import from_npz
 from trt_compress.runtime.labelled.classes import ORDERS, ClassNames, names_of_bundle, read_names
-from trt_compress.runtime.labelled.data import Array, LabelledData, Runs, Sample
+from trt_compress.runtime.labelled.data import Array, LabelledData, LabelledSample, Runs
 from trt_compress.runtime.labelled.files import SUFFIXES, FileReader
 from trt_compress.runtime.labelled.folders import from_folder
 from trt_compress.runtime.labelled.label_files import from_labels
@@ -143,8 +143,10 @@ def from_arrays(
             for run in range(length)
         )
 
-    def of(row: int) -> Sample:
-        return Sample(name=f"sample {row}", label=None if labels is None else int(labels[row]), load=lambda: load(row))
+    def of(row: int) -> LabelledSample:
+        return LabelledSample(
+            name=f"sample {row}", label=None if labels is None else int(labels[row]), load=lambda: load(row)
+        )
 
     return LabelledData(
         source=source,

@@ -16,7 +16,7 @@ from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.resample import Fitter
-from trt_compress.runtime.stream.sound_files import Sound, SoundOpener
+from trt_compress.runtime.stream.sound_files import OpenSound, SoundOpener
 
 _OVERFLOW = "the microphone lost samples"
 
@@ -141,7 +141,7 @@ class AudioFiles:
                 yield from chunker.add(fitter.finish())
         yield from chunker.finish()
 
-    def _fitter(self, sound: Sound, file: str, *, mid_stream: bool = False) -> Fitter:
+    def _fitter(self, sound: OpenSound, file: str, *, mid_stream: bool = False) -> Fitter:
         form, found = self._form, (sound.rate, sound.channels)
         name = shown(file)
         change = f"'{shown(self.name)}' changes mid-stream: " if mid_stream else ""

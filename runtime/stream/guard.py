@@ -17,7 +17,7 @@ _HURRIED_S = 1.0  # for parts that are being closed
 _TOLD_S = 1.0  # after which it is said what is waited for
 
 
-class Interrupted(Exception):
+class NotBegun(Exception):
     """The stream is to end, and had not begun."""
 
 
@@ -103,7 +103,7 @@ class Guard:
 
         Raises:
             Stalled: It took too long; the part is left behind.
-            Interrupted: The stream is to end.
+            NotBegun: The stream is to end.
         """
         found: list[T] = []
 
@@ -131,7 +131,7 @@ class Guard:
                 asked_s = asked_s or time.monotonic()
                 if time.monotonic() - asked_s > _ASKED_S or self._hurry.is_set():
                     self._leave(job)
-                    raise Interrupted
+                    raise NotBegun
         if job.error is not None:
             raise job.error
         return found[0]

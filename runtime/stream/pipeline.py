@@ -24,7 +24,7 @@ from trt_compress.errors import ConfigError, InternalError, StreamError, TrtComp
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import THREADS, Call, say
 from trt_compress.runtime.stream.frame import ROWS_KEPT, Array, Frame, Ledger
-from trt_compress.runtime.stream.guard import POLL_S, Guard, Interrupted, Job
+from trt_compress.runtime.stream.guard import POLL_S, Guard, Job, NotBegun
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item, Sink, Source
 from trt_compress.runtime.stream.queues import DROPPED_FOR, FrameQueue
@@ -163,11 +163,11 @@ class Pipeline:
         Raises:
             StreamError: The source gives nothing.
             Stalled: Something does not come back in `stall_s`.
-            Interrupted: The stream is to end; its sinks hold nothing.
+            NotBegun: The stream is to end; its sinks hold nothing.
         """
         try:
             if self._interrupt.is_set():
-                raise Interrupted
+                raise NotBegun
             self._guard.call("open", self._source, self._source.open)
             if warm_up is not None:
                 warm = warm_up
@@ -176,8 +176,8 @@ class Pipeline:
                     self._guard.call("close", self._source, self._source.close)
                     self._guard.call("open", self._source, self._source.open)
             self._open((*self._sinks, *self._watchers))
-        except Interrupted:
-            with suppress(Interrupted, TrtCompressError):
+        except NotBegun:
+            with suppress(NotBegun, TrtCompressError):
                 self._open([sink for sink in self._sinks if sink not in self._opened])
                 for sink in self._sinks:  # their files hold no frame, as the result does
                     sink.start(self._clock.now_ns())
@@ -191,10 +191,10 @@ class Pipeline:
         """`warm_up` runs the session, once more.
 
         Raises:
-            Interrupted: The stream is to end.
+            NotBegun: The stream is to end.
         """
         if self._interrupt.is_set():
-            raise Interrupted
+            raise NotBegun
         self._calls.begin("prepare", "session")
 
     def unstarted(self, error: StreamError | None) -> Finished:

@@ -93,7 +93,7 @@ class Identity(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol(Record):
+class StreamProtocol(Record):
     """How frames came and what was asked of them.
 
     Attributes:
@@ -290,7 +290,7 @@ class StreamResult(Record):
     schema_version: str = field(default=SCHEMA_VERSION, metadata=VERSION)
     document: str = field(default=DOCUMENT, metadata=one_of(DOCUMENT))
     identity: Identity
-    protocol: Protocol
+    protocol: StreamProtocol
     started_at: str
     wall_ns: int
     ended: str = field(metadata=one_of(*get_args(Ended)))

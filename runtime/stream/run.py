@@ -16,7 +16,7 @@ from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.calls import Stalled
 from trt_compress.runtime.stream.control import Controller, ControllerSettings
 from trt_compress.runtime.stream.frame import Array, Frame
-from trt_compress.runtime.stream.guard import Interrupted
+from trt_compress.runtime.stream.guard import NotBegun
 from trt_compress.runtime.stream.levels import LevelSet
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock
 from trt_compress.runtime.stream.parts import Sink, Source
@@ -24,7 +24,14 @@ from trt_compress.runtime.stream.pipeline import Finished, Pipeline, Settings, S
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import audio_format, input_name, preprocess_from_manifest
 from trt_compress.runtime.stream.quality import Scorer
-from trt_compress.runtime.stream.result import Identity, OverlayCounts, Protocol, Resources, Scheduling, StreamResult
+from trt_compress.runtime.stream.result import (
+    Identity,
+    OverlayCounts,
+    Resources,
+    Scheduling,
+    StreamProtocol,
+    StreamResult,
+)
 from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sources import SourceGroup, source_from_text
 
@@ -209,7 +216,7 @@ class _Run:
         unstarted: Finished | None = None
         try:
             pipeline.prepare(warm_up if options.warmup else None)
-        except Interrupted:
+        except NotBegun:
             unstarted = pipeline.unstarted(None)
         except Stalled as stalled:
             unstarted = pipeline.unstarted(stalled)
@@ -295,7 +302,7 @@ class _Run:
                 device=dict(options.device),
                 sources=tuple(map(shown, self._source.name.split(", ") if self._streams > 1 else (self._source.name,))),
             ),
-            protocol=Protocol(
+            protocol=StreamProtocol(
                 kind=pace.kind,
                 fps=pace.fps,
                 policy=settings.policy,

@@ -94,7 +94,7 @@ class JsonLines:
             raise disk_full(self._path, error) from None
 
 
-class Sound:
+class SoundSink:
     """The sound of the delivered frames, one behind the other: a WAV file of 16 bits, one channel.
 
     Args:

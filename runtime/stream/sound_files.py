@@ -16,7 +16,7 @@ from trt_compress.foreign import reason_of, shown
 from trt_compress.runtime.stream.frame import Array
 from trt_compress.runtime.stream.images import load_library
 from trt_compress.runtime.stream.sound_lengths import PartFile, promise_of
-from trt_compress.runtime.stream.sound_parts import Part, Promise
+from trt_compress.runtime.stream.sound_parts import Promise, SoundPart
 
 READABLE = "wav, rf64, w64, aiff, aifc, au, caf, flac, ogg, opus or mp3; with PyAV also m4a, mka, webm, aac and others"
 """What sound files may be, for messages."""
@@ -35,7 +35,7 @@ _CONTAINERS = frozenset(
 """FFmpeg's formats that are taken; others (mp3, raw forms) it also finds in what is no sound."""
 
 
-class Sound(Protocol):
+class OpenSound(Protocol):
     """An open file, or a part of one.
 
     Attributes:
@@ -73,7 +73,7 @@ class SoundOpener:
         self._forward = type("Forward", (self._soundfile.SoundFile,), {"seekable": lambda opened: False})
         self._promises: dict[str, Promise] = {}
 
-    def open(self, file: str) -> Generator[Sound, None, None]:
+    def open(self, file: str) -> Generator[OpenSound, None, None]:
         """Open a file; each of its parts is open until the next is asked for.
 
         Raises:
@@ -113,7 +113,7 @@ class SoundOpener:
             raise ConfigError(f"'{name}' is a pipe or a device; write the sound to a file first, and give that.")
         raise ConfigError(f"'{name}' does not exist; give a wav file.")
 
-    def _sound(self, file: str, part: Part | None) -> Sound:
+    def _sound(self, file: str, part: SoundPart | None) -> OpenSound:
         opened = PartFile(Path(file), part) if part else None
         try:
             return _SoundFile(file, self._forward(opened or file), opened)

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from trt_compress.files import open_regular
 from trt_compress.runtime.stream.sound_packets import flac_promise, mp3_promise, ogg_promise
-from trt_compress.runtime.stream.sound_parts import Part, Promise
+from trt_compress.runtime.stream.sound_parts import Promise, SoundPart
 
 _UNKNOWN_NEAR = ((0x7EFF_0000, 0x8001_0000), (0xFFFF_0000, 0xFFFF_FFFF))
 """Lengths that mean "not known": sox writes 0x7F000000 or 0x7FFFF000, lame 0x7FFFFFFF, arecord 0x80000000, ffmpeg and
@@ -54,7 +54,7 @@ def promise_of(path: Path) -> Promise:
 class PartFile(io.RawIOBase):
     """A part of a file as a file of its own, for a library that takes file objects."""
 
-    def __init__(self, path: Path, part: Part) -> None:
+    def __init__(self, path: Path, part: SoundPart) -> None:
         super().__init__()
         self._file = open_regular(path)
         self._part = part
@@ -171,7 +171,7 @@ def _patched(file: BinaryIO, begin: int, size: int, patches: Mapping[int, bytes]
     head = bytearray(file.read(begin))
     for at, data in patches.items():
         head[at : at + len(data)] = data
-    return Promise(parts=(Part(start=begin, end=size, head=bytes(head)),))
+    return Promise(parts=(SoundPart(start=begin, end=size, head=bytes(head)),))
 
 
 def _wav(file: BinaryIO, size: int) -> Promise:
@@ -203,7 +203,7 @@ def _wav(file: BinaryIO, size: int) -> Promise:
             if rest <= 0xFFFFFFFF:
                 number = layout.length.pack
                 return _patched(file, chunk.begin, size, {4: number(size - 8), chunk.field: number(rest)})
-            return Promise(parts=(Part(start=chunk.begin, end=size, head=_rf64_head(form, rest)),))
+            return Promise(parts=(SoundPart(start=chunk.begin, end=size, head=_rf64_head(form, rest)),))
     return Promise()
 
 

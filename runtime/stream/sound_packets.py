@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from trt_compress.runtime.stream.sound_parts import Part, Promise
+from trt_compress.runtime.stream.sound_parts import Promise, SoundPart
 
 _OGG_HEADER = 27
 _OGG_FIRST, _OGG_LAST = 2, 4
@@ -56,10 +56,10 @@ def ogg_promise(file: BinaryIO, size: int) -> Promise:
     return Promise(parts=_links(links, size), doubt=_NO_END if open_streams else None)
 
 
-def _links(starts: list[int], size: int) -> tuple[Part, ...]:
+def _links(starts: list[int], size: int) -> tuple[SoundPart, ...]:
     if len(starts) == 1:
         return ()
-    return tuple(Part(start=start, end=end) for start, end in zip(starts, [*starts[1:], size], strict=True))
+    return tuple(SoundPart(start=start, end=end) for start, end in zip(starts, [*starts[1:], size], strict=True))
 
 
 # FLAC
@@ -94,7 +94,7 @@ def flac_promise(file: BinaryIO, size: int) -> Promise:
     if total:
         return Promise(missing=f"{total - last} of its {total} samples" if last < total else None)
     head = start[:21] + bytes([start[21] & 0xF0 | last >> 32]) + (last & 0xFFFFFFFF).to_bytes(4, "big")
-    return Promise(parts=(Part(start=len(start), end=size, head=head + start[26:]),))
+    return Promise(parts=(SoundPart(start=len(start), end=size, head=head + start[26:]),))
 
 
 def _flac_frames(tail: bytes, block: int | None) -> list[tuple[int, int]]:
@@ -229,7 +229,7 @@ def mp3_promise(file: BinaryIO, size: int, *, search: bool = False) -> Promise:
         info = bytearray(data[:4]) + bytes(first.size - 4)
         info[1] |= 1  # without a checksum
         info[4 + first.side : 16 + first.side] = b"Info" + struct.pack(">II", 1, frames)
-        return Promise(parts=(Part(start=start, end=size, head=bytes(info)),))
+        return Promise(parts=(SoundPart(start=start, end=size, head=bytes(info)),))
     if field is not None and counted is not None and frames > counted + 1:
         file.seek(0)
         head = bytearray(file.read(start + first.size))
@@ -237,7 +237,7 @@ def mp3_promise(file: BinaryIO, size: int, *, search: bool = False) -> Promise:
         head[at : at + 4] = struct.pack(">I", frames)
         if head[at - 1] & 2:
             head[at + 4 : at + 8] = struct.pack(">I", min(size - start, 0xFFFFFFFF))
-        return Promise(parts=(Part(start=len(head), end=size, head=bytes(head)),))
+        return Promise(parts=(SoundPart(start=len(head), end=size, head=bytes(head)),))
     return Promise()
 
 

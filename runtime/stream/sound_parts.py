@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SoundPart:
     """Bytes of a file that are a sound file by themselves.
 
     Attributes:
@@ -29,5 +29,5 @@ class Promise:
     """
 
     missing: str | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[SoundPart, ...] = ()
     doubt: str | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.detector3d import CompressedDetector3D, Detector3D, Detector3DConfig, attach
-from trt_compress.models.zoo.data.driving_scenes import Frame, Rig, SceneOptions, generate_scene
+from trt_compress.models.zoo.data.driving_scenes import Rig, SceneFrame, SceneOptions, generate_scene
 from trt_compress.models.zoo.surround_detector.model import frame_inputs
 
 SMALL = Detector3DConfig(
@@ -41,7 +41,7 @@ def compress(detector: Detector3D, spec: str) -> CompressedDetector3D:
     return attach(detector, parse_spec(spec), name="small").eval()
 
 
-def make_frames(seed: int = 0, count: int = 3, config: Detector3DConfig = SMALL) -> list[Frame]:
+def make_frames(seed: int = 0, count: int = 3, config: Detector3DConfig = SMALL) -> list[SceneFrame]:
     rig = Rig(num_cameras=config.num_cameras, height=config.image_size[0], width=config.image_size[1])
     return list(generate_scene(seed, rig=rig, options=SceneOptions(num_frames=count)))
 
@@ -52,7 +52,7 @@ def no_history(batch: int, config: Detector3DConfig = SMALL) -> tuple[Tensor, ..
 
 @torch.no_grad()
 def run(
-    net: CompressedDetector3D, frames: Sequence[Frame], states: tuple[Tensor, ...] | None = None
+    net: CompressedDetector3D, frames: Sequence[SceneFrame], states: tuple[Tensor, ...] | None = None
 ) -> list[tuple[Tensor, ...]]:
     """Outputs and new states of each frame of one stream."""
     results = []

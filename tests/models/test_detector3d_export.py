@@ -15,7 +15,7 @@ from trt_compress.errors import ShapeError
 from trt_compress.export import api, pipeline
 from trt_compress.models.hosts.base import LoadedHost, Steps, WeightsInfo
 from trt_compress.models.hosts.detector3d import FAMILY, INPUTS, STATES, detector_graph, postprocess_of
-from trt_compress.models.zoo.data.driving_scenes import CLASSES, Frame
+from trt_compress.models.zoo.data.driving_scenes import CLASSES, SceneFrame
 from trt_compress.models.zoo.surround_detector.model import frame_inputs
 from trt_compress.runtime import Bundle, Session
 from trt_compress.runtime.detection_metric import FrameBoxes, score_detections
@@ -30,7 +30,7 @@ def examples(batch: int) -> Steps:
     return tuple(as_inputs(list(frames)) for frames in zip(*streams, strict=True))
 
 
-def as_inputs(frames: list[Frame]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def as_inputs(frames: list[SceneFrame]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     return {name: tensor.numpy() for name, tensor in zip(INPUTS, frame_inputs(frames), strict=True)}
 
 

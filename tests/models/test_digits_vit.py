@@ -43,8 +43,8 @@ def test_weights_are_small_and_those_of_the_card() -> None:
 def test_the_card_is_what_the_script_would_write() -> None:
     card = zoo_model.digits_vit_card()
     assert card["architecture"] == zoo_model.ARCHITECTURE
-    recipe = {name: card["training"][name] for name in training.Recipe.__dataclass_fields__}
-    assert training.Recipe(**recipe) == training.Recipe()
+    recipe = {name: card["training"][name] for name in training.DigitsRecipe.__dataclass_fields__}
+    assert training.DigitsRecipe(**recipe) == training.DigitsRecipe()
     assert card["data"]["license"] == "CC-BY-4.0"
 
 
@@ -165,7 +165,7 @@ def test_missing_scikit_learn_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_training_is_deterministic(first_images: digits.DigitsSplit) -> None:
-    recipe = training.Recipe(epochs=1)
+    recipe = training.DigitsRecipe(epochs=1)
     first, again = (training.train(first_images, recipe).state_dict() for _ in range(2))
     other = training.train(first_images, replace(recipe, seed=1)).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
@@ -173,14 +173,14 @@ def test_training_is_deterministic(first_images: digits.DigitsSplit) -> None:
 
 
 def test_training_lowers_the_loss(first_images: digits.DigitsSplit, capsys: pytest.CaptureFixture[str]) -> None:
-    training.train(first_images, training.Recipe(epochs=6))
+    training.train(first_images, training.DigitsRecipe(epochs=6))
     losses = [float(line.split("loss ")[1]) for line in capsys.readouterr().err.splitlines()]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
 
 
 def test_augmentation_moves_no_pixel_when_all_amounts_are_zero(split: digits.DigitsSplit) -> None:
-    still = training.Recipe(max_rotation_degrees=0, max_zoom_change=0, max_shift_pixels=0, noise_std=0)
+    still = training.DigitsRecipe(max_rotation_degrees=0, max_zoom_change=0, max_shift_pixels=0, noise_std=0)
     images = torch.from_numpy(split.train_images[:8])
     torch.testing.assert_close(training.augment(images, still), images)
     moved = training.augment(images, replace(still, max_shift_pixels=1.0))
@@ -192,7 +192,7 @@ def test_augmentation_moves_no_pixel_when_all_amounts_are_zero(split: digits.Dig
 def test_script_writes_a_release(
     tmp_path: Path, first_images: digits.DigitsSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = training.Recipe(epochs=1)
+    recipe = training.DigitsRecipe(epochs=1)
     model = training.train(first_images, recipe)
     card = training.write_release(model, first_images, recipe, tmp_path)
     monkeypatch.setattr(zoo_model, "CARD_FILE", tmp_path / "card.json")

@@ -10,8 +10,8 @@ from trt_compress.models.zoo.data.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
     TRAIN_SEEDS,
-    Frame,
     Rig,
+    SceneFrame,
     SceneOptions,
     box_corners,
     generate_scene,
@@ -21,11 +21,11 @@ SEEDS = range(6)
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[Frame]:
+def frames() -> list[SceneFrame]:
     return [frame for seed in SEEDS for frame in generate_scene(seed, options=SceneOptions(num_frames=3))]
 
 
-def to_pixels(frame: Frame, view: int, points: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def to_pixels(frame: SceneFrame, view: int, points: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     """Columns, rows and depths by the definition of a pinhole camera."""
     pose = frame.camera_to_ego[view].astype(np.float64)
     seen = (points - pose[:3, 3]) @ pose[:3, :3]
@@ -35,7 +35,7 @@ def to_pixels(frame: Frame, view: int, points: np.ndarray) -> np.ndarray:  # typ
     return np.stack([column, row, seen[:, 2]], axis=1)
 
 
-def test_a_seed_is_a_scene(frames: list[Frame]) -> None:
+def test_a_seed_is_a_scene(frames: list[SceneFrame]) -> None:
     again = list(generate_scene(SEEDS[0], options=SceneOptions(num_frames=3)))
     for one, other in zip(again, frames[:3], strict=True):
         assert np.array_equal(one.images, other.images)
@@ -44,7 +44,7 @@ def test_a_seed_is_a_scene(frames: list[Frame]) -> None:
     assert not set(TRAIN_SEEDS) & set(HELD_OUT_SEEDS)
 
 
-def test_shapes(frames: list[Frame]) -> None:
+def test_shapes(frames: list[SceneFrame]) -> None:
     for frame in frames:
         count = len(frame.boxes)
         assert frame.images.shape == (4, 3, 64, 128) and frame.images.dtype == np.uint8
@@ -54,7 +54,7 @@ def test_shapes(frames: list[Frame]) -> None:
         assert np.isfinite(frame.boxes).all()
 
 
-def test_pixels_of_a_box_lie_inside_its_outline(frames: list[Frame]) -> None:
+def test_pixels_of_a_box_lie_inside_its_outline(frames: list[SceneFrame]) -> None:
     checked = 0
     for frame in frames:
         for index, box in enumerate(frame.boxes.astype(np.float64)):
@@ -70,7 +70,7 @@ def test_pixels_of_a_box_lie_inside_its_outline(frames: list[Frame]) -> None:
     assert checked > 50
 
 
-def test_a_ray_through_a_pixel_meets_its_box(frames: list[Frame]) -> None:
+def test_a_ray_through_a_pixel_meets_its_box(frames: list[SceneFrame]) -> None:
     """img2lidar lifts a pixel at the right depth into the box that it shows."""
     checked = 0
     for frame in frames:
@@ -94,7 +94,7 @@ def test_a_ray_through_a_pixel_meets_its_box(frames: list[Frame]) -> None:
     assert checked > 50
 
 
-def test_the_nearer_box_hides_the_farther(frames: list[Frame]) -> None:
+def test_the_nearer_box_hides_the_farther(frames: list[SceneFrame]) -> None:
     hidden = [frame for frame in frames if (frame.visibility < 0.7).any()]
     assert hidden, "no scene has an occlusion"
     for frame in frames:

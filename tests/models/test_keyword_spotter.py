@@ -36,8 +36,8 @@ def test_weights_are_small_and_those_of_the_card(name: str) -> None:
     assert len(content) <= 4_000_000
     assert card["weights"]["bytes"] == len(content)
     assert card["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
-    recipe = {field: card["training"][field] for field in training.Recipe.__dataclass_fields__}
-    assert training.Recipe(**{**recipe, "rates": tuple(recipe["rates"])}) == variant.recipe
+    recipe = {field: card["training"][field] for field in training.KeywordRecipe.__dataclass_fields__}
+    assert training.KeywordRecipe(**{**recipe, "rates": tuple(recipe["rates"])}) == variant.recipe
     assert card["data"]["test"]["sha256"] == hashlib.sha256(speech.HELDOUT_FILE.read_bytes()).hexdigest()
 
 
@@ -141,14 +141,14 @@ def test_utterances_are_drawn_anew_for_each_seed() -> None:
 
 
 @pytest.fixture(scope="module")
-def few() -> speech.Words:
+def few() -> speech.SpokenWords:
     words = speech.heldout_words()
     return replace(words, audio=words.audio[:40:2], labels=words.labels[:40:2], speakers=words.speakers[:40:2])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_lowers_the_loss_and_is_deterministic(
-    name: str, few: speech.Words, capsys: pytest.CaptureFixture[str]
+    name: str, few: speech.SpokenWords, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variant = training.VARIANTS[name]
     short = replace(variant, recipe=replace(variant.recipe, epochs=3, ema_decay=0.0))
@@ -160,7 +160,7 @@ def test_training_lowers_the_loss_and_is_deterministic(
 
 def test_masks_hide_a_range_of_bands_and_frames() -> None:
     torch.manual_seed(0)
-    recipe = training.Recipe()
+    recipe = training.KeywordRecipe()
     features = torch.randn(20, 40, 100)
     masked = training.mask(features, recipe)
     bands = (masked != features).all(dim=2).sum(dim=1)

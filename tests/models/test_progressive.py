@@ -141,8 +141,8 @@ def test_weights_are_those_of_the_card() -> None:
     card, content = release.read_card(host.CARD_FILE), host.WEIGHTS_FILE.read_bytes()
     assert len(content) == card["weights"]["bytes"] <= 6_000_000
     assert hashlib.sha256(content).hexdigest() == card["weights"]["sha256"]
-    recipe = training.Recipe(**{name: card["training"][name] for name in training.Recipe.__dataclass_fields__})
-    assert recipe == training.Recipe()
+    recipe = training.PvcRecipe(**{name: card["training"][name] for name in training.PvcRecipe.__dataclass_fields__})
+    assert recipe == training.PvcRecipe()
 
 
 def test_held_out_accuracy_is_that_of_the_card() -> None:
@@ -176,7 +176,7 @@ def test_other_compressors_are_refused() -> None:
 
 
 def test_clips_move_within_the_frame() -> None:
-    recipe = training.Recipe(clips=4, frames=3)
+    recipe = training.PvcRecipe(clips=4, frames=3)
     images, labels = moving_digits.digits_of("train")
     generator = torch.Generator().manual_seed(0)
     pool = moving_digits.backgrounds("train", 4, generator)

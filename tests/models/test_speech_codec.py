@@ -22,8 +22,8 @@ def test_weights_are_small_and_those_of_the_card() -> None:
     assert len(content) <= 6_000_000
     assert card["weights"]["bytes"] == len(content)
     assert card["weights"]["sha256"] == hashlib.sha256(content).hexdigest()
-    recipe = {name: card["training"][name] for name in training.Recipe.__dataclass_fields__}
-    assert training.Recipe(**recipe) == training.Recipe()
+    recipe = {name: card["training"][name] for name in training.CodecRecipe.__dataclass_fields__}
+    assert training.CodecRecipe(**recipe) == training.CodecRecipe()
 
 
 def test_reconstruction_error_is_that_of_the_card() -> None:
@@ -53,7 +53,7 @@ def test_the_graphs_are_the_codec() -> None:
 def test_other_codes_sound_worse() -> None:
     """The code numbers carry the sound: random ones are further from it."""
     codec, clips = zoo_model.build(), torch.from_numpy(zoo_model.heldout_clips()[:8])
-    recipe = training.Recipe()  # without the phase, which 500 bits a second do not hold
+    recipe = training.CodecRecipe()  # without the phase, which 500 bits a second do not hold
     loss = training.SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=0)
     with torch.no_grad():
         codes = codec.encode(clips)
@@ -87,7 +87,7 @@ def test_a_codec_that_knows_nothing_is_measured_as_such() -> None:
 def test_training_lowers_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     recordings = list(speech.heldout_words().audio[:40])
     small = {"steps": 200, "warm_steps": 60, "batch_size": 1, "segment_samples": 3200}
-    codec = training.train(recordings, training.Recipe(**small))  # type: ignore[arg-type]
+    codec = training.train(recordings, training.CodecRecipe(**small))  # type: ignore[arg-type]
     losses = [float(line.split("loss ")[1]) for line in capsys.readouterr().err.splitlines()]
     assert len(losses) == 2 and losses[1] < losses[0]
     assert torch.isfinite(codec.codebook).all()

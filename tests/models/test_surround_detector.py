@@ -8,9 +8,9 @@ import torch
 
 from tests.models.detectors import SMALL, make_detector, make_frames
 from trt_compress.models.hosts.detector3d import Detections
-from trt_compress.models.zoo.data.driving_scenes import Frame
+from trt_compress.models.zoo.data.driving_scenes import SceneFrame
 from trt_compress.models.zoo.surround_detector.train import (
-    Recipe,
+    DetectorRecipe,
     Targets,
     _optimizers,
     _rate,
@@ -20,11 +20,11 @@ from trt_compress.models.zoo.surround_detector.train import (
 
 
 @pytest.fixture(scope="module")
-def frames() -> list[Frame]:
+def frames() -> list[SceneFrame]:
     return [frame for seed in range(8) for frame in make_frames(seed, count=1)]
 
 
-def test_targets_hold_the_counted_boxes(frames: list[Frame]) -> None:
+def test_targets_hold_the_counted_boxes(frames: list[SceneFrame]) -> None:
     assert sum(len(frame.boxes) for frame in frames) > 10
     for frame in frames:
         targets, counted = make_targets(frame, SMALL), frame.counted()
@@ -37,7 +37,7 @@ def test_targets_hold_the_counted_boxes(frames: list[Frame]) -> None:
         np.testing.assert_allclose(found[:, 8:], boxes[:, 7:])
 
 
-def test_token_targets_are_where_boxes_are_seen(frames: list[Frame]) -> None:
+def test_token_targets_are_where_boxes_are_seen(frames: list[SceneFrame]) -> None:
     """The place of a token, lifted, is the middle of a box; a peak of the heat is on a token that shows a box."""
     peaks = 0
     for frame in frames:
@@ -80,7 +80,7 @@ def perfect(targets: Targets, *, shift_m: float = 0.0, sure: float = 9.0) -> Det
     )
 
 
-def test_a_perfect_detector_has_no_loss(frames: list[Frame]) -> None:
+def test_a_perfect_detector_has_no_loss(frames: list[SceneFrame]) -> None:
     targets = make_targets(max(frames, key=lambda frame: frame.counted().sum()), SMALL)
     assert len(targets.labels) >= 2
     best = float(detection_loss(perfect(targets), [targets], SMALL.patch_size))
@@ -94,7 +94,7 @@ def test_a_perfect_detector_has_no_loss(frames: list[Frame]) -> None:
 def test_every_weight_is_trained_once() -> None:
     """Muon has the matrices of the blocks, AdamW everything else that is trained, kernels and matrices with decay."""
     model = make_detector()
-    muon, adam = _optimizers(model, Recipe())
+    muon, adam = _optimizers(model, DetectorRecipe())
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     taken = [names[id(p)] for each in (muon, adam) for group in each.param_groups for p in group["params"]]
     assert sorted(taken) == sorted(names.values())

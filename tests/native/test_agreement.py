@@ -14,7 +14,7 @@ from trt_compress.plugins.cuda_library import Described, OutputShapes, output_sh
 from trt_compress.plugins.library import Library, sources_folder
 from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
-from trt_compress.plugins.spec import FLOATS, AttributeSpec, OpSpec, Sample, Shapes, TensorSpec
+from trt_compress.plugins.spec import FLOATS, AttributeSpec, OperandSpec, OpSpec, Sample, Shapes
 from trt_compress.plugins.testing import onnx_model, sample_inputs
 from trt_compress.plugins.testing.comparing import dtype_name
 from trt_compress.plugins.testing.forms import session
@@ -59,7 +59,7 @@ def test_spec_and_contract_agree(name: str, held: dict[str, dict[str, Any]]) -> 
     assert named <= {attribute.name for attribute in spec.attributes}
 
 
-def tensor_facts(tensor: TensorSpec) -> dict[str, Any]:
+def tensor_facts(tensor: OperandSpec) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "rank": len(tensor.axes),
@@ -83,7 +83,7 @@ def test_the_facts_compared_are_the_facts_there_are() -> None:
     assert set(OpSpec.__dataclass_fields__) >= {"name", "version", "inputs", "outputs", "attributes"}
     assert set(AttributeSpec.__dataclass_fields__) == {"name", "kind", "minimum", "maximum", "doc"}
     compared = {"name", "axes", "dtypes", "same_dtype_as", "dtype_attribute", "aliases"}
-    assert set(TensorSpec.__dataclass_fields__) == {*compared, "doc"}
+    assert set(OperandSpec.__dataclass_fields__) == {*compared, "doc"}
 
 
 # ---- shapes of the outputs: once in C++, once in Python --------------------------------------------------------------

@@ -31,7 +31,7 @@ from trt_compress.plugins.operator import Operator
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.plugins.testing.plugin_harness import (
-    Answers,
+    HarnessAnswers,
     Question,
     ask,
     harness_on_gpu,
@@ -85,11 +85,11 @@ CHANGES = ("Sound", "KeepsShapes", "CountsShapes")  # run on other sizes too
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Answers]:
+def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], HarnessAnswers]:
     """The harness on the example plugin: sound, and with one fault after another."""
 
     @cache
-    def answers(headers: Path) -> Answers:
+    def answers(headers: Path) -> HarnessAnswers:
         folder = tmp_path_factory.mktemp("example")
         flags = (*SANITIZE, "-isystem", str(headers))
         parts = objects((HERE.parent / "harness" / "example_plugin.cpp", HERE / "cuda_emulation.cpp"), flags)
@@ -109,7 +109,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Answer
 
 
 @each_version
-def test_harness_passes_a_sound_plugin(headers: Path, example: Callable[[Path], Answers]) -> None:
+def test_harness_passes_a_sound_plugin(headers: Path, example: Callable[[Path], HarnessAnswers]) -> None:
     answers = example(headers)
     answer = answers.cases["Sound.run"]
     assert answer["problems"] == [] and answers.cases["Sound.refuse"]["problems"] == []
@@ -122,7 +122,7 @@ def test_harness_passes_a_sound_plugin(headers: Path, example: Callable[[Path], 
 
 @each_version
 @pytest.mark.parametrize("fault", FAULTS)
-def test_harness_finds(fault: str, headers: Path, example: Callable[[Path], Answers]) -> None:
+def test_harness_finds(fault: str, headers: Path, example: Callable[[Path], HarnessAnswers]) -> None:
     cases = example(headers).cases
     of_fields = fault in ("TakesAnything", "RefusesSilently")
     assert FAULTS[fault] in cases[f"{fault}.{'refuse' if of_fields else 'run'}"]["problems"]
@@ -181,14 +181,14 @@ def _words(value: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callable[[str], Answers]]:
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callable[[str], HarnessAnswers]]:
     @cache
-    def of_version(headers: Path) -> Callable[[str], Answers]:
+    def of_version(headers: Path) -> Callable[[str], HarnessAnswers]:
         folder = tmp_path_factory.mktemp("plugins")
         library, program = tensorrt_library(folder, headers, SANITIZE), harness(folder, headers, SANITIZE)
 
         @cache
-        def of_operator(op_type: str) -> Answers:
+        def of_operator(op_type: str) -> HarnessAnswers:
             operator = operators()[op_type]
             inside = folder / operator.spec.torch_name
             inside.mkdir()
@@ -205,7 +205,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callab
     return of_version
 
 
-Plugins = Callable[[Path], Callable[[str], Answers]]
+Plugins = Callable[[Path], Callable[[str], HarnessAnswers]]
 
 
 @each_version

@@ -22,7 +22,7 @@ from trt_compress.runtime.evaluate import (
     collect,
     judge,
 )
-from trt_compress.runtime.labelled.data import BadSample, LabelledData, Sample
+from trt_compress.runtime.labelled.data import BadSample, LabelledData, LabelledSample
 from trt_compress.runtime.labelled.open import Request, from_arrays, open_data
 
 NAMES = ("cat", "dog", "elk", "fox")
@@ -156,9 +156,9 @@ def test_a_detector_is_sent_to_run(tmp_path: Path) -> None:
 def brightness(samples: Sequence[Sequence[Sequence[float]]], *, name: str = "image") -> LabelledData:
     """Samples of several runs; each run is the four pixels of a picture."""
 
-    def sample(number: int, pictures: Sequence[Sequence[float]]) -> Sample:
+    def sample(number: int, pictures: Sequence[Sequence[float]]) -> LabelledSample:
         runs = tuple({name: np.array(pixels, np.float32).reshape(1, 1, 2, 2)} for pixels in pictures)
-        return Sample(name=str(number), label=None, load=lambda: runs)
+        return LabelledSample(name=str(number), label=None, load=lambda: runs)
 
     return LabelledData(source="x", form="numbers", samples=[sample(*pair) for pair in enumerate(samples)])
 

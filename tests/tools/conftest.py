@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.typed_commands import Typed
 from trt_compress.export.bundle import write_bundle
-from trt_compress.format.manifest import Batch, Compression, Graph, Manifest, Model, Operator, TensorInfo, Weights
+from trt_compress.format.manifest import Batch, Compression, Graph, Manifest, Model, OperatorUse, TensorInfo, Weights
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -84,7 +84,7 @@ def _manifest(name: str, compressor: str | None, width: int) -> Manifest:
             if compressor
         ),
         operators=tuple(
-            Operator(
+            OperatorUse(
                 name=operator,
                 op_type=f"Trtc{operator}",
                 domain="trt_compress",

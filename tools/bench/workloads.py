@@ -16,7 +16,7 @@ Row = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class WorkloadFigure:
     """One setting of a workload.
 
     Attributes:
@@ -48,7 +48,7 @@ def rows(folder: Path = RESULTS) -> Iterator[Row]:
 
 def best_rows(folder: Path = RESULTS, *, points: float = 1.0) -> Iterator[Row]:
     """For each model its fastest setting that is at most `points` percentage points below the model as it is."""
-    by_model: dict[str, list[Figure]] = {}
+    by_model: dict[str, list[WorkloadFigure]] = {}
     for figure in _figures(folder):
         by_model.setdefault(figure.model, []).append(figure)
     for model, figures in by_model.items():
@@ -61,7 +61,7 @@ def best_rows(folder: Path = RESULTS, *, points: float = 1.0) -> Iterator[Row]:
             yield f"`{model}`", f"`{best.spec}`", _speed_text(best.speed), dense.right, best.right
 
 
-def _figures(folder: Path) -> Iterator[Figure]:
+def _figures(folder: Path) -> Iterator[WorkloadFigure]:
     for name, record in _last_records(folder):
         yield from _READERS[name](record)
 
@@ -79,7 +79,7 @@ def _last_records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
 
 
-def _video(record: dict[str, Any]) -> Iterator[Figure]:
+def _video(record: dict[str, Any]) -> Iterator[WorkloadFigure]:
     for name, figure in record["variants"].items():
         model, spec = (name, "none") if name.startswith("zoo:") else ("zoo:video_vit", _spec_of(name))
         score = figure["accuracy"]["both"]
@@ -92,7 +92,7 @@ def _spec_of(variant: str) -> str:
     return variant if level is None else f"static_reuse:keep_ratio={int(level[1] or 100) / 100:g}"
 
 
-def _detector(record: dict[str, Any]) -> Iterator[Figure]:
+def _detector(record: dict[str, Any]) -> Iterator[WorkloadFigure]:
     for name in ("dense", "fast", "faster"):
         figure = record[name]
         score = figure["accuracy"]["mean_ap"]
@@ -103,7 +103,7 @@ def _detector(record: dict[str, Any]) -> Iterator[Figure]:
         yield _figure("zoo:surround_detector", figure["spec"], right, score, speed, latency)
 
 
-def _keywords(record: dict[str, Any]) -> Iterator[Figure]:
+def _keywords(record: dict[str, Any]) -> Iterator[WorkloadFigure]:
     batch = record["protocol"]["batch"]
     for row in record["rows"]:
         right = f"{row['accuracy']:.1%} of clips"
@@ -118,8 +118,8 @@ def _figure(
     speed: dict[str, Any] | None,
     latency: dict[str, Any],
     batch: int = 1,
-) -> Figure:
-    return Figure(
+) -> WorkloadFigure:
+    return WorkloadFigure(
         model=model,
         spec=spec,
         right=right,
@@ -136,7 +136,7 @@ def _speed_text(speed: Speedup | None) -> str:
     return f"{speed.median:.2f}×{interval}"
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Iterator[Figure]]] = {
+_READERS: dict[str, Callable[[dict[str, Any]], Iterator[WorkloadFigure]]] = {
     "video_vit": _video,
     "surround_detector": _detector,
     "keyword_spotter": _keywords,

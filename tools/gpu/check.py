@@ -31,8 +31,8 @@ from trt_compress.plugins.testing.reference import reference
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import measured_with, write_line
 from trt_compress.tools.gpu.guarded import Array, Bytes, Case, Tensor
-from trt_compress.tools.gpu.runs import NO_TIME, RESERVE_S, Runner, Sanitized, sanitize
-from trt_compress.tools.gpu.timing import Clock, CudaClock, copy_bytes_per_s
+from trt_compress.tools.gpu.runs import NO_TIME, RESERVE_S, CaseRunner, Sanitized, sanitize
+from trt_compress.tools.gpu.timing import CudaClock, DeviceClock, copy_bytes_per_s
 from trt_compress.tools.machine import command_output
 
 EXIT_FAILED = 3
@@ -48,7 +48,7 @@ State = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class OperatorCheck:
     """One question to one operator in one dtype: the case that runs, and what must come out."""
 
     case: Case
@@ -80,9 +80,9 @@ Report = Callable[[Line], None]
 # ---- cases -----------------------------------------------------------------------------------------------------------
 
 
-def checks_of(operator: Operator, seed: int) -> tuple[list[Check], list[Line]]:
+def checks_of(operator: Operator, seed: int) -> tuple[list[OperatorCheck], list[Line]]:
     """Fresh inputs for every sample and dtype, with what must come out; and what could not be made, with the reason."""
-    made: list[Check] = []
+    made: list[OperatorCheck] = []
     lines: list[Line] = []
     for number, sample in enumerate(operator.samples):
         is_large = max(sample.axes.get(axis, 0) for axis in "NL") > LARGE
@@ -102,7 +102,7 @@ def checks_of(operator: Operator, seed: int) -> tuple[list[Check], list[Line]]:
     return [*made, *_wrong_data(operator, seed)], lines
 
 
-def _wrong_data(operator: Operator, seed: int) -> list[Check]:
+def _wrong_data(operator: Operator, seed: int) -> list[OperatorCheck]:
     """Positions and indices that are out of range, where the contract calls that an error."""
     made = []
     spec, dtype = operator.spec, DTYPES[0]
@@ -120,17 +120,19 @@ def _wrong_data(operator: Operator, seed: int) -> list[Check]:
             except (ConfigError, ShapeError, RuntimeError, IndexError):
                 data = tuple(_raw(t) for t in wrong)
             named = replace(case, name=f"{case.name}-{described.name}-{what}", data=data, must_report=True)
-            made.append(Check(case=named, operator=operator, sample=sample, dtype=dtype, seed=seed, expected=()))
+            made.append(
+                OperatorCheck(case=named, operator=operator, sample=sample, dtype=dtype, seed=seed, expected=())
+            )
     return made
 
 
-def _check(operator: Operator, sample: Sample, dtype: str, seed: int, name: str) -> Check | None:
+def _check(operator: Operator, sample: Sample, dtype: str, seed: int, name: str) -> OperatorCheck | None:
     for attempt in range(TRIES):
         inputs = sample_inputs(operator, sample, dtype=dtype, seed=seed + attempt)
         expected = reference(operator.spec.op_type, tuple(as_array(tensor) for tensor in inputs), sample.attributes)
         if expected.margin > CLEAR:
             itemsize = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
-            return Check(
+            return OperatorCheck(
                 case=case_of(operator, sample, inputs, name, itemsize),
                 operator=operator,
                 sample=sample,
@@ -170,7 +172,7 @@ def case_of(operator: Operator, sample: Sample, inputs: Sequence[torch.Tensor], 
     )
 
 
-def compare(check: Check, outputs: Sequence[Bytes]) -> list[str]:
+def compare(check: OperatorCheck, outputs: Sequence[Bytes]) -> list[str]:
     """What is wrong with the outputs: floats outside the contract's tolerance, or any other whole number."""
     wanted = check.expected
     # A size that the data decide may leave a tail that nobody reads.
@@ -203,7 +205,7 @@ def _values(raw: Bytes, dtype: str) -> Array:
 
 
 def judge(
-    checks: Sequence[Check], results: Mapping[str, Mapping[str, Any]], outputs: Callable[[Case], list[Bytes]]
+    checks: Sequence[OperatorCheck], results: Mapping[str, Mapping[str, Any]], outputs: Callable[[Case], list[Bytes]]
 ) -> list[Line]:
     """One line for each check: what the run broke, then what the comparison found."""
     lines = []
@@ -260,7 +262,7 @@ def judge_speed(cases: Sequence[Case], results: Mapping[str, Mapping[str, Any]],
     return lines
 
 
-def check_turns(runner: Runner, checks: Sequence[Check], deadline: float) -> list[Line]:
+def check_turns(runner: CaseRunner, checks: Sequence[OperatorCheck], deadline: float) -> list[Line]:
     """Sizes that change between calls: every case of an operator in one stream and one workspace."""
     cases = [check.case for check in checks if not check.case.must_report and _largest(check.case) <= SMALL_BYTES]
     found = runner.run_in_turns(cases, deadline=deadline, step="turns")
@@ -274,7 +276,7 @@ def check_turns(runner: Runner, checks: Sequence[Check], deadline: float) -> lis
     return lines
 
 
-def check_sanitizer(runner: Runner, checks: Sequence[Check], tool: str, sm: int, deadline: float) -> Line:
+def check_sanitizer(runner: CaseRunner, checks: Sequence[OperatorCheck], tool: str, sm: int, deadline: float) -> Line:
     """One tool of compute-sanitizer over the small cases."""
     cases = [check.case for check in checks if _largest(check.case) <= SMALL_BYTES]
     try:
@@ -289,7 +291,9 @@ def _largest(case: Case) -> int:
     return max(max(data.nbytes for data in case.data), max(tensor.num_bytes for tensor in case.outputs))
 
 
-def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: Path, deadline: float) -> list[Line]:
+def check_plugins(
+    checks: Sequence[OperatorCheck], sm: int, given: Path | None, folder: Path, deadline: float
+) -> list[Line]:
     """The TensorRT plugins through their harness: enqueue, sizes that change, a captured graph."""
 
     def line(state: State, subject: str, detail: str) -> Line:
@@ -327,7 +331,7 @@ def check_plugins(checks: Sequence[Check], sm: int, given: Path | None, folder: 
 
 
 def _ask_plugins(
-    program: Path, library: Path, asked: Sequence[Check], folder: Path, deadline: float
+    program: Path, library: Path, asked: Sequence[OperatorCheck], folder: Path, deadline: float
 ) -> Mapping[str, Mapping[str, Any]]:
     questions = [
         plugin_harness.Question(operator=check.operator, sample=check.sample, dtype=check.dtype, seed=check.seed)
@@ -345,7 +349,7 @@ def _ask_plugins(
     return answers
 
 
-def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
+def _judge_plugin(check: OperatorCheck, answer: Mapping[str, Any]) -> Line:
     problems = [*answer["problems"], *answer["errors"]]
     written = answer.get("outputs", [])
     if len(written) == len(check.expected):
@@ -358,7 +362,7 @@ def _judge_plugin(check: Check, answer: Mapping[str, Any]) -> Line:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def device_record(clock: Clock, given: argparse.Namespace) -> dict[str, Any]:
+def device_record(clock: DeviceClock, given: argparse.Namespace) -> dict[str, Any]:
     """What every result of this run was measured with."""
     nvcc = command_output("nvcc", "--version") or ""
     return {
@@ -373,7 +377,7 @@ def device_record(clock: Clock, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(given: argparse.Namespace, clock: Clock, report: Report, folder: Path) -> None:
+def run(given: argparse.Namespace, clock: DeviceClock, report: Report, folder: Path) -> None:
     """All steps in order, each as far as time allows."""
     start = time.monotonic()
     end = start + 60.0 * float(given.minutes)
@@ -387,8 +391,8 @@ def run(given: argparse.Namespace, clock: Clock, report: Report, folder: Path) -
         raise PluginError(f"The kernels were not built: {outcome.note}.")
     report(Line(step="build", subject=f"SM {sm}", state="passed", detail=f"{outcome.seconds:.1f} s",
                 numbers={"seconds": round(outcome.seconds, 1), "was_built": outcome.was_built}))  # fmt: skip
-    runner = Runner(outcome.library.path, folder)
-    checks: list[Check] = []
+    runner = CaseRunner(outcome.library.path, folder)
+    checks: list[OperatorCheck] = []
     for op_type, (own, lines) in made.items():
         if op_type in outcome.library.operators:
             checks += own

@@ -26,8 +26,8 @@ from trt_compress.strays import temporary_folder
 from trt_compress.tools.console import print_table
 from trt_compress.tools.gpu.account import account
 from trt_compress.tools.gpu.kernels import open_kernels
-from trt_compress.tools.gpu.models import BATCHES, MODELS, TINY, TINY_BATCHES, Model, flops
-from trt_compress.tools.gpu.timing import Call, Clock, CudaClock, HostClock, Recorder, ratio, run_record, summary
+from trt_compress.tools.gpu.models import BATCHES, MODELS, TINY, TINY_BATCHES, TimedModel, flops
+from trt_compress.tools.gpu.timing import Call, CudaClock, DeviceClock, HostClock, Recorder, ratio, run_record, summary
 
 WHO = "gpu_end_to_end"
 RESULTS = Path(__file__).parent.parent / "bench" / "results" / f"{WHO}.jsonl"
@@ -44,7 +44,7 @@ class EndToEnd:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: DeviceClock,
         kernels: CudaKernels | None,
         recorder: Recorder,
         *,
@@ -88,7 +88,7 @@ class EndToEnd:
         self.recorder.add(line)
         print(f"{line['verdict']:9}{line['case']}: {line.get('detail', '')}", flush=True)
 
-    def _step(self, name: str, model: Model, batch: int, variants: Mapping[str, nn.Module]) -> None:
+    def _step(self, name: str, model: TimedModel, batch: int, variants: Mapping[str, nn.Module]) -> None:
         if time.monotonic() > self.deadline:
             self._add({"case": name, "verdict": "skipped", "detail": "no time was left"})
             return
@@ -100,7 +100,7 @@ class EndToEnd:
 
     # ---- PyTorch -----------------------------------------------------------------------------------------------------
 
-    def torch_models(self, model: Model, batch: int, variants: Mapping[str, nn.Module]) -> Mapping[str, Any]:
+    def torch_models(self, model: TimedModel, batch: int, variants: Mapping[str, nn.Module]) -> Mapping[str, Any]:
         """All forms of one model in turns, from captured graphs; dense and merging also as PyTorch launches them."""
         vit: Any = variants["dense"]
         size = int(vit.patch_embed.img_size[0])
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     start = time.monotonic()
     try:
-        clock: Clock = HostClock() if given.dry_run else CudaClock(WHO)
+        clock: DeviceClock = HostClock() if given.dry_run else CudaClock(WHO)
         kernels = open_kernels(clock, given.library if given.dry_run else None, dry_run=given.dry_run)
     except TrtCompressError as error:
         print(error, file=sys.stderr)

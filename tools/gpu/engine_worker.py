@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trt_compress.tools.gpu.timing import Call, Clock, CudaClock, HostClock, ratio, summary
+from trt_compress.tools.gpu.timing import Call, CudaClock, DeviceClock, HostClock, ratio, summary
 
 MOST_LINES = 12
 
@@ -29,7 +29,7 @@ class Refused(Exception):
 def main(path: Path) -> None:
     """Answer the request in this file."""
     request = json.loads(path.read_text(encoding="utf-8"))
-    clock: Clock = HostClock() if request["dry_run"] else CudaClock("gpu_end_to_end")
+    clock: DeviceClock = HostClock() if request["dry_run"] else CudaClock("gpu_end_to_end")
     open_file = _onnxruntime if request["backend"] == "onnxruntime" else _engine
     deadline = time.monotonic() + request["seconds"]
     built: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def _say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _onnxruntime(request: dict[str, Any], path: Path, clock: Clock) -> Any:
+def _onnxruntime(request: dict[str, Any], path: Path, clock: DeviceClock) -> Any:
     """A session on the provider that was asked for; on a GPU on torch's stream, with memory bound once."""
     import onnxruntime
 
@@ -88,7 +88,7 @@ def _onnxruntime(request: dict[str, Any], path: Path, clock: Clock) -> Any:
     return make
 
 
-def _engine(request: dict[str, Any], path: Path, clock: Clock) -> Any:
+def _engine(request: dict[str, Any], path: Path, clock: DeviceClock) -> Any:
     """An engine of TensorRT or TensorRT-RTX, built for the capability that was asked for, then run on this device."""
     trt: Any = importlib.import_module(request["backend"])
     lines: list[str] = []

@@ -34,11 +34,11 @@ from trt_compress.tools.console import print_table
 from trt_compress.tools.gpu import cases
 from trt_compress.tools.gpu.timing import (
     Call,
-    Clock,
     CudaClock,
+    DeviceClock,
     HostClock,
     Recorder,
-    Side,
+    Timed,
     copy_bytes_per_s,
     ratio,
     run_record,
@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(
         self,
-        clock: Clock,
+        clock: DeviceClock,
         kernels: CudaKernels | None,
         recorder: Recorder,
         *,
@@ -302,7 +302,7 @@ class Bench:
         sides |= {name: self.clock.side(call, capture=False) for name, call in (eager or {}).items()}
         return self.clock.in_turns(sides, self.rounds, self.deadline)
 
-    def attention_sides(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Side]:
+    def attention_sides(self, q: Tensor, k: Tensor, v: Tensor) -> dict[str, Timed]:
         """PyTorch's attention by each way there is: its own grouping of heads, or a KV head's queries as its rows."""
         b, h, t, d = q.shape
         grouped = q.reshape(b, k.shape[1], h // k.shape[1] * t, d)
@@ -444,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     start = time.monotonic()
     try:
-        clock: Clock = HostClock() if given.dry_run else CudaClock(WHO)
+        clock: DeviceClock = HostClock() if given.dry_run else CudaClock(WHO)
         kernels = open_kernels(clock, given.library if given.dry_run else None, dry_run=given.dry_run)
     except TrtCompressError as error:
         print(error, file=sys.stderr)
@@ -463,7 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_FAILED if any(line["verdict"] == "failed" for line in recorder.lines) else 0
 
 
-def open_kernels(clock: Clock, library: Path | None, *, dry_run: bool) -> CudaKernels | None:
+def open_kernels(clock: DeviceClock, library: Path | None, *, dry_run: bool) -> CudaKernels | None:
     """The kernels, built if they are not there; None for a dry run that was given no library."""
     if dry_run:
         return CudaKernels(library, device_type="cpu") if library else None

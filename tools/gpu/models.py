@@ -57,7 +57,7 @@ def _feed(block: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class TimedModel:
     """One model with the paper's setting, and what is wanted of it.
 
     Attributes:
@@ -113,7 +113,7 @@ def _tiny() -> Any:
 
 _ATTENTION = "merged tokens weigh attention by a mask, which leaves flash attention for the efficient kernel"
 MODELS = (
-    Model(
+    TimedModel(
         name="vit_large_patch16_224",
         make=_timm("vit_large_patch16_224"),
         num_merged=7,
@@ -121,7 +121,7 @@ MODELS = (
         expected={1: 0.95, 8: 1.15, 64: 1.6},
         why=f"half the operations; 24 merges of some 45 us at batch 64 are 7 % of the dense time; {_ATTENTION}",
     ),
-    Model(
+    TimedModel(
         name="vit_base_patch16_224",
         make=_timm("vit_base_patch16_224"),
         num_merged=13,
@@ -130,7 +130,7 @@ MODELS = (
         why=f"half the operations; 12 merges of some 45 us at batch 64 are 11 % of the dense time; {_ATTENTION}",
     ),
 )
-TINY = (Model(name="tiny", make=_tiny, num_merged=3, wanted=1.0, expected={1: 1.0, 2: 1.0}, why="a rehearsal"),)
+TINY = (TimedModel(name="tiny", make=_tiny, num_merged=3, wanted=1.0, expected={1: 1.0, 2: 1.0}, why="a rehearsal"),)
 BATCHES = (64, 8, 1)
 TINY_BATCHES = (2, 1)
 

@@ -68,7 +68,7 @@ def _watch(process: "Process[bytes]", end: float, progress: Path | None) -> str:
             return "stall"
 
 
-class Runner:
+class CaseRunner:
     """Runs cases in a process of its own, and goes on after one that took it down."""
 
     def __init__(self, library: Path, folder: Path) -> None:
@@ -160,7 +160,7 @@ class Sanitized:
     detail: str
 
 
-def sanitize(runner: Runner, cases: Sequence[Case], tool: str, sm: int, deadline: float) -> Sanitized:
+def sanitize(runner: CaseRunner, cases: Sequence[Case], tool: str, sm: int, deadline: float) -> Sanitized:
     """One tool of compute-sanitizer over one run of each case. It is believed only if it finds a planted mistake."""
     program = beside_nvcc("compute-sanitizer")
     if program is None:

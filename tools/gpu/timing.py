@@ -38,23 +38,23 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class Timed:
     """Something to time. `note` says how it runs where that is not as asked: not captured, and why."""
 
     call: Call
     note: str = ""
 
 
-class Clock(Protocol):
+class DeviceClock(Protocol):
     """Where and how time is taken."""
 
     device: torch.device
 
-    def side(self, call: Call, *, capture: bool = True) -> Side:
+    def side(self, call: Call, *, capture: bool = True) -> Timed:
         """`call` ready to be timed."""
         ...
 
-    def in_turns(self, sides: Mapping[str, Side], rounds: int, deadline: float) -> dict[str, list[float]]:
+    def in_turns(self, sides: Mapping[str, Timed], rounds: int, deadline: float) -> dict[str, list[float]]:
         """Microseconds of each side, one of each in every round; fewer rounds if time runs out."""
         ...
 
@@ -86,7 +86,7 @@ class CudaClock:
         num_bytes = max(L2_FACTOR * int(self.properties.L2_cache_size), LEAST_FLUSH_BYTES)
         return torch.ones(num_bytes // 4, dtype=torch.int32, device=self.device)
 
-    def side(self, call: Call, *, capture: bool = True) -> Side:
+    def side(self, call: Call, *, capture: bool = True) -> Timed:
         """Warmed up, and captured in a CUDA graph if asked; what refuses to be captured runs as it is, and is noted."""
         cuda: Any = torch.cuda  # its streams and events have no types
         stream = cuda.Stream()
@@ -97,17 +97,17 @@ class CudaClock:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         if not capture:
-            return Side(call=call, note="not captured: host time between its launches counts")
+            return Timed(call=call, note="not captured: host time between its launches counts")
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 call()
         except RuntimeError as error:
             torch.cuda.synchronize()
-            return Side(call=call, note=f"not captured: {str(error).splitlines()[0]}")
-        return Side(call=graph.replay)
+            return Timed(call=call, note=f"not captured: {str(error).splitlines()[0]}")
+        return Timed(call=graph.replay)
 
-    def in_turns(self, sides: Mapping[str, Side], rounds: int, deadline: float) -> dict[str, list[float]]:
+    def in_turns(self, sides: Mapping[str, Timed], rounds: int, deadline: float) -> dict[str, list[float]]:
         """As the protocol says; the first two rounds are not counted."""
         cuda: Any = torch.cuda
         found: dict[str, list[float]] = {name: [] for name in sides}
@@ -150,12 +150,12 @@ class HostClock:
 
     device = torch.device("cpu")
 
-    def side(self, call: Call, *, capture: bool = True) -> Side:
+    def side(self, call: Call, *, capture: bool = True) -> Timed:
         """As it is, run once."""
         call()
-        return Side(call=call, note="rehearsal on the CPU")
+        return Timed(call=call, note="rehearsal on the CPU")
 
-    def in_turns(self, sides: Mapping[str, Side], rounds: int, deadline: float) -> dict[str, list[float]]:
+    def in_turns(self, sides: Mapping[str, Timed], rounds: int, deadline: float) -> dict[str, list[float]]:
         """By the host's clock."""
         found: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds):
@@ -172,7 +172,7 @@ class HostClock:
         return {"name": "rehearsal on the CPU", "sm": 0, "multiprocessors": 1, "now": {}}
 
 
-def copy_bytes_per_s(clock: Clock, deadline: float, num_bytes: int = COPY_BYTES, rounds: int = 20) -> float:
+def copy_bytes_per_s(clock: DeviceClock, deadline: float, num_bytes: int = COPY_BYTES, rounds: int = 20) -> float:
     """Bytes read and written in a second by a large copy in the device's memory, the faster of two: the yardstick."""
     source = torch.ones(num_bytes // 4, dtype=torch.int32, device=clock.device)
     target = torch.empty_like(source)
@@ -207,7 +207,7 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def run_record(benchmark: str, clock: Clock, *, commit: str | None, dry_run: bool) -> dict[str, Any]:
+def run_record(benchmark: str, clock: DeviceClock, *, commit: str | None, dry_run: bool) -> dict[str, Any]:
     """What every line of a run was measured with."""
     return {
         **measured_with(benchmark, commit=commit),

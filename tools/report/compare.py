@@ -11,14 +11,14 @@ from typing import Any
 from trt_compress.errors import ConfigError
 from trt_compress.tools.report.budget import Held, Limit, hold
 from trt_compress.tools.report.metrics import Metric, absent_metric, metrics_of
-from trt_compress.tools.report.record import Ratio, Report, Side
+from trt_compress.tools.report.record import Ratio, Report, ReportSide
 from trt_compress.tools.report.sections import judged, run_sections
 
 TWO_RUNS = "two runs, no speed-up claimed: only pairs of one interleaved run make a ratio"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ComparedMetric:
     """One number of both; `change` is (b − a) / a, None where it cannot be said."""
 
     a: Metric
@@ -47,7 +47,7 @@ class Comparison:
     names: tuple[str, str]
     verdicts: tuple[str, str]
     judged: tuple[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparedMetric, ...]
     ratio: Ratio | None
     claim: str
     own: tuple[Ratio | None, Ratio | None]
@@ -119,8 +119,8 @@ def compare_sides(report: Report, limits: Sequence[Limit] = ()) -> Comparison:
 
 
 def _comparison(
-    a: tuple[Report, Side],
-    b: tuple[Report, Side],
+    a: tuple[Report, ReportSide],
+    b: tuple[Report, ReportSide],
     *,
     names: tuple[str, str],
     ratio: Ratio | None,
@@ -132,7 +132,7 @@ def _comparison(
     rows = []
     for name in dict.fromkeys([*ours, *theirs]):
         absent = Metric(name=name, value=None, reason=f"only the other {what} has it", unit="", better="neither")
-        row = Row(a=ours.get(name, absent), b=theirs.get(name, absent))
+        row = ComparedMetric(a=ours.get(name, absent), b=theirs.get(name, absent))
         if row.a.value is not None or row.b.value is not None:
             rows.append(row)
     separate = a[0] is not b[0]
@@ -149,11 +149,11 @@ def _comparison(
     )
 
 
-def _name(report: Report, side: Side) -> str:
+def _name(report: Report, side: ReportSide) -> str:
     return f"{side.identity.name} ({report.started_at})" if report.started_at else side.identity.name
 
 
-def _differences(a: tuple[Report, Side], b: tuple[Report, Side]) -> tuple[tuple[str, str, str], ...]:
+def _differences(a: tuple[Report, ReportSide], b: tuple[Report, ReportSide]) -> tuple[tuple[str, str, str], ...]:
     """What differs in model, protocol and machine: the things that a difference in speed may come from."""
     facts = []
     for report, side in (a, b):

@@ -14,19 +14,19 @@ from trt_compress.tools.bench.bundle import DOCUMENT, RESULT_VERSION
 from trt_compress.tools.report.from_stream import DEVICE_PARTS, machine
 from trt_compress.tools.report.record import (
     NOT_HERE,
-    Compression,
     Distribution,
-    Identity,
     Latency,
-    Part,
     Plots,
-    Protocol,
     QualityMetric,
     Ratio,
     Report,
-    Resources,
-    Side,
-    Verdict,
+    ReportProtocol,
+    ReportSide,
+    SideCompression,
+    SideIdentity,
+    SidePart,
+    SideResources,
+    SideVerdict,
 )
 from trt_compress.tools.report.series import ecdf, thin
 
@@ -118,7 +118,7 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
         source=DOCUMENT,
         started_at=bench.started_at,
         machine=machine(bench.device, bench.versions),
-        protocol=Protocol(
+        protocol=ReportProtocol(
             kind=protocol.kind,
             fps=None,
             policy=None,
@@ -134,16 +134,16 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
     )
 
 
-def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> Side:
+def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> ReportSide:
     identity, ns = side.identity, side.latencies_ns
     base = verdict(ns, device=device)
     x, ms = thin(list(range(len(ns))), [value / 1e6 for value in ns])
     ecdf_ms, ecdf_share = ecdf([value / 1e6 for value in ns])
     quality = _quality(bench) if side.role == "bundle" else ()
     why = "it is the baseline" if side.role == "baseline" else "no baseline ran beside it, and bench has no labels"
-    return Side(
+    return ReportSide(
         role=side.role,
-        identity=Identity(
+        identity=SideIdentity(
             name=identity.name,
             model=identity.model,
             weights=identity.weights,
@@ -167,7 +167,7 @@ def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> Side:
         compression=_compression(identity),
         quality=quality,
         quality_reason=None if quality else why,
-        resources=Resources(
+        resources=SideResources(
             device_memory_bytes=None,
             peak_rss_bytes=None,
             model_bytes=identity.graph_bytes,
@@ -182,7 +182,7 @@ def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> Side:
                 "power": f"{NOT_HERE}: bench has no power reader",
             },
         ),
-        verdict=Verdict(
+        verdict=SideVerdict(
             status=base.status,
             reasons=(f"inference: {base.reason}",),
             cv=base.cv,
@@ -218,17 +218,17 @@ def _latency(side: _Side, bench: _Bench) -> Latency:
     )
 
 
-def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ...]:
+def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[SidePart, ...]:
     not_here = f"{NOT_HERE}: the run was on a CPU"
     if device == "gpu":
         not_here = f"{NOT_HERE}: the session times one inference whole, which holds it"
     no_stream = f"{NOT_HERE}: bench feeds arrays that are ready"
-    parts = [Part(name="compute", stage="session", kind="work", latency=Distribution.from_summary(summarize(ns)))]
+    parts = [SidePart(name="compute", stage="session", kind="work", latency=Distribution.from_summary(summarize(ns)))]
     parts += [
-        Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=not_here) for key in DEVICE_PARTS
+        SidePart(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=not_here) for key in DEVICE_PARTS
     ]
     parts += [
-        Part(name=name, stage=stage, kind=kind, latency=None, reason=no_stream)
+        SidePart(name=name, stage=stage, kind=kind, latency=None, reason=no_stream)
         for name, stage, kind in (
             ("capture and decode", "decode", "work"),
             ("preprocess", "preprocess", "work"),
@@ -239,7 +239,7 @@ def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[Part, ..
     return tuple(parts)
 
 
-def _compression(identity: _Identity) -> Compression:
+def _compression(identity: _Identity) -> SideCompression:
     ran = [name for name in identity.graphs if len(identity.sha256) > 1]
     sites = tuple(site for site in identity.sites if not ran or site.site.rpartition("/")[0] in ran)
     flops = identity.flops.total if identity.flops else None
@@ -254,7 +254,7 @@ def _compression(identity: _Identity) -> Compression:
     for name, value in (("flops", flops), ("baseline_flops", identity.baseline_flops)):
         if value is None:
             reasons[name] = "the bundle does not say"
-    return Compression(
+    return SideCompression(
         sites=sites,
         levels=(),
         tokens_in=None if tokens is None else float(tokens[0]),

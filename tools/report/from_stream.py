@@ -16,21 +16,21 @@ from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.record import (
     NOT_HERE,
     Accounting,
-    Compression,
     Distribution,
-    Identity,
     Latency,
-    Level,
     Machine,
-    Part,
     Plots,
-    Protocol,
     QualityMetric,
     Report,
-    Resources,
-    Side,
+    ReportProtocol,
+    ReportSide,
+    SideCompression,
+    SideIdentity,
+    SideLevel,
+    SidePart,
+    SideResources,
+    SideVerdict,
     Step,
-    Verdict,
     Waterfall,
 )
 from trt_compress.tools.report.series import ecdf, gather, thin
@@ -59,9 +59,9 @@ def report_from_stream(result: StreamResult) -> Report:
         raise ConfigError("The result names no keep level, so nothing can be said of what ran; run the stream again.")
     device: Literal["cpu", "gpu"] = "cpu" if identity.backend.endswith("cpu") else "gpu"
     first = identity.levels[0]
-    side = Side(
+    side = ReportSide(
         role="stream",
-        identity=Identity(
+        identity=SideIdentity(
             name=identity.bundle,
             model=identity.model,
             weights=identity.weights,
@@ -120,7 +120,7 @@ def report_from_stream(result: StreamResult) -> Report:
         source=result.document,
         started_at=result.started_at,
         machine=machine(identity.device, identity.versions),
-        protocol=Protocol(
+        protocol=ReportProtocol(
             kind=protocol.kind,
             fps=protocol.fps,
             policy=protocol.policy,
@@ -209,7 +209,7 @@ def _latency(result: StreamResult) -> Latency:
     )
 
 
-def _split(result: StreamResult, device: Literal["cpu", "gpu"]) -> tuple[Part, ...]:
+def _split(result: StreamResult, device: Literal["cpu", "gpu"]) -> tuple[SidePart, ...]:
     rows, frames = _delivered(result), result.frames
     why = f"{NOT_HERE}: the run was on a CPU"
     if device == "gpu":
@@ -223,22 +223,22 @@ def _split(result: StreamResult, device: Literal["cpu", "gpu"]) -> tuple[Part, .
             parts.append(_part(f"queue wait: {stage}", f"wait.{stage}", _present(waits.pop(stage), rows)))
         if stage == "session":
             for key in ("enqueue", "h2d"):
-                parts.append(Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=why))
+                parts.append(SidePart(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=why))
         timed = _present(frames.stage_ns[stage], rows) if stage in frames.stage_ns else []
         parts.append(_part(PART_NAMES.get(stage, stage), stage, timed))
         if stage == "session":
             for key in ("plugins", "d2h"):
-                parts.append(Part(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=why))
+                parts.append(SidePart(name=DEVICE_PARTS[key], stage=key, kind="work", latency=None, reason=why))
     return tuple(parts)
 
 
-def _part(name: str, stage: str, ns: list[int]) -> Part:
+def _part(name: str, stage: str, ns: list[int]) -> SidePart:
     kind = "wait" if stage.startswith("wait.") else "work"
     reason = None if ns else "no delivered frame came here"
-    return Part(name=name, stage=stage, kind=kind, latency=Distribution.of(ns), reason=reason)
+    return SidePart(name=name, stage=stage, kind=kind, latency=Distribution.of(ns), reason=reason)
 
 
-def _compression(result: StreamResult) -> Compression:
+def _compression(result: StreamResult) -> SideCompression:
     rows, frames, levels = _delivered(result), result.frames, result.identity.levels
     used = Counter(frames.level[row] for row in rows)
     tokens = _tokens(result)
@@ -255,10 +255,10 @@ def _compression(result: StreamResult) -> Compression:
     for name in ("flops", "baseline_flops"):
         if getattr(first, name) is None:
             reasons[name] = "the bundle does not say"
-    return Compression(
+    return SideCompression(
         sites=first.compression,
         levels=tuple(
-            Level(
+            SideLevel(
                 name=level.name,
                 frames=used.get(level.name, 0),
                 flops=level.flops,
@@ -297,7 +297,7 @@ def _tokens(result: StreamResult) -> list[tuple[int, int] | None]:
     return [apart.get(level or "", pair) for level, pair in zip(frames.level, recorded, strict=True)]
 
 
-def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources:
+def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> SideResources:
     given = result.resources
     power = power_of(given)
     reasons = {}
@@ -313,7 +313,7 @@ def _resources(result: StreamResult, device: Literal["cpu", "gpu"]) -> Resources
     ):
         if value is None:
             reasons[name] = why
-    return Resources(
+    return SideResources(
         device_memory_bytes=given.device_memory_bytes,
         peak_rss_bytes=given.peak_rss_bytes,
         model_bytes=given.engine_bytes,
@@ -326,7 +326,7 @@ def _lower_first(words: str) -> str:
     return words[:1].lower() + words[1:]
 
 
-def _verdict(result: StreamResult, device: Literal["cpu", "gpu"]) -> Verdict:
+def _verdict(result: StreamResult, device: Literal["cpu", "gpu"]) -> SideVerdict:
     rows, frames = _delivered(result), result.frames
     inference = _present(frames.stage_ns["session"], rows) if "session" in frames.stage_ns else []
     end_to_end = frames.end_to_end_ns()
@@ -347,7 +347,7 @@ def _verdict(result: StreamResult, device: Literal["cpu", "gpu"]) -> Verdict:
     if unstable and result.controller and result.controller.switches:
         unstable.append(f"the controller changed the keep level {len(result.controller.switches)} times")
     status = "invalid" if invalid else "unstable" if unstable else "stable"
-    return Verdict(
+    return SideVerdict(
         status=status,
         reasons=tuple(invalid + unstable) or (f"inference: {base.reason}",),
         cv=base.cv,

@@ -14,7 +14,7 @@ from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import Missing, count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
-from trt_compress.tools.report.record import Distribution, Report, Side
+from trt_compress.tools.report.record import Distribution, Report, ReportSide
 from trt_compress.tools.report.sections import Section, judged, run_sections, side_sections, speedup_text, tokens_parts
 from trt_compress.tools.report.sound import MEDIA_POLICY, sound_html, sound_sections
 
@@ -116,7 +116,7 @@ def _breakable(words: str) -> str:
     return re.sub(r",(?=\S)", ",<wbr>", escape(words))
 
 
-def _verdict(side: Side, named: bool) -> str:
+def _verdict(side: ReportSide, named: bool) -> str:
     shown = judged(side)
     name = f"{side.role}: " if named else ""
     return (
@@ -143,7 +143,7 @@ def _tiles(report: Report) -> str:
 _QUALITY = {"top1": "top-1 accuracy", "translation_error_m": "translation error in m"}
 
 
-def _side_tiles(side: Side, name: str) -> list[Tile]:
+def _side_tiles(side: ReportSide, name: str) -> list[Tile]:
     latency, accounting, compression = side.latency, side.accounting, side.compression
     kind, part = latency.headline
     tiles: list[Tile] = []

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from trt_compress.tools.report.record import Distribution, Part, Report, Side
+from trt_compress.tools.report.record import Distribution, Report, ReportSide, SidePart
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -39,7 +39,7 @@ class Metric:
     n: int | None = None
 
 
-def metrics_of(report: Report, side: Side) -> dict[str, Metric]:
+def metrics_of(report: Report, side: ReportSide) -> dict[str, Metric]:
     """All numbers of one side, by name.
 
     `p99_ms` and the like are of the end-to-end time where frames arrived, else of one inference (`of` says which);
@@ -65,7 +65,7 @@ def metrics_of(report: Report, side: Side) -> dict[str, Metric]:
     return by_name
 
 
-def absent_metric(name: str, side: Side) -> Metric | None:
+def absent_metric(name: str, side: ReportSide) -> Metric | None:
     """A number that other reports have and this one has not, with the reason; None: no report has it."""
     if name in _OF_LABELS or _OF_OUTPUTS.fullmatch(name):
         reason = side.quality_reason or "the run compared other outputs"
@@ -76,7 +76,7 @@ def absent_metric(name: str, side: Side) -> Metric | None:
     return Metric(name=name, value=None, reason=reason, unit="", better="neither")
 
 
-def _slug(part: Part) -> str:
+def _slug(part: SidePart) -> str:
     return part.stage.replace(".", "_")
 
 
@@ -106,7 +106,7 @@ def _statistics(prefix: str, part: Distribution | None, why: str | None, *, of: 
     return found
 
 
-def _single(report: Report, side: Side) -> list[Metric]:
+def _single(report: Report, side: ReportSide) -> list[Metric]:
     latency, part, frames, compression = side.latency, side.resources, side.accounting, side.compression
     power, ratio = part.power, report.speedup if side.role == "bundle" else None
     no_frames = "the run had no frames"

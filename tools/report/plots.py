@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from trt_compress.runtime.tokens import token_flows
 from trt_compress.tools.report.numbers import number
-from trt_compress.tools.report.record import Distribution, Plots, Side, Waterfall
+from trt_compress.tools.report.record import Distribution, Plots, ReportSide, Waterfall
 from trt_compress.tools.report.svg import (
     SIZES,
     Board,
@@ -43,7 +43,7 @@ class Figure:
     legend: tuple[tuple[str, str], ...] = ()
 
 
-def figures_of(sides: Sequence[Side], deadline_ms: float | None) -> list[Figure]:
+def figures_of(sides: Sequence[ReportSide], deadline_ms: float | None) -> list[Figure]:
     """All plots that the numbers of these sides allow."""
     figures = [_latency(sides, deadline_ms), _ecdf(sides)]
     for index, side in enumerate(sides):
@@ -109,7 +109,7 @@ def time_ticks(scale: Scale, low: float, high: float, size: Size, per_unit: floa
     return [(scale(value / per_unit), tick_text(value)) for value in values]
 
 
-def _latency(sides: Sequence[Side], deadline_ms: float | None) -> Figure | None:
+def _latency(sides: Sequence[ReportSide], deadline_ms: float | None) -> Figure | None:
     plots = [side.plots for side in sides if side.plots.latency_ms]
     if not plots:
         return None
@@ -185,7 +185,7 @@ def _range_text(kind: str, low: float, high: float, deadline_ms: float | None) -
     return words if deadline_ms is None else f"{words} The deadline is {number(deadline_ms)} ms."
 
 
-def _legend(sides: Sequence[Side]) -> list[tuple[str, str]]:
+def _legend(sides: Sequence[ReportSide]) -> list[tuple[str, str]]:
     if len(sides) < 2:
         return []
     return [
@@ -220,7 +220,7 @@ def _percentiles(part: Distribution) -> list[tuple[str, float, float]]:
     return [(name, share, ns / 1e6) for name, share, ns in named if ns is not None]
 
 
-def _ecdf(sides: Sequence[Side]) -> Figure | None:
+def _ecdf(sides: Sequence[ReportSide]) -> Figure | None:
     shown = [
         (index, side.plots, part)
         for index, side in enumerate(sides)
@@ -368,7 +368,7 @@ def _waterfall(fall: Waterfall, identifier: str) -> Figure:
     )
 
 
-def _tokens(side: Side, identifier: str) -> Figure:
+def _tokens(side: ReportSide, identifier: str) -> Figure:
     plots = side.plots
     flows = token_flows(side.compression.sites)
     keeps = any(flow.keeps_rest for flow in flows)
@@ -411,7 +411,7 @@ def _tokens(side: Side, identifier: str) -> Figure:
     )
 
 
-def _lost(side: Side, identifier: str) -> Figure | None:
+def _lost(side: ReportSide, identifier: str) -> Figure | None:
     plots, accounting = side.plots, side.accounting
     if accounting is None or not plots.lost_x:
         return None
@@ -468,7 +468,7 @@ def _binned(plots: Plots, outcome: str, first: float, last: float) -> list[int]:
     return counts
 
 
-def _power(side: Side, identifier: str) -> Figure | None:
+def _power(side: ReportSide, identifier: str) -> Figure | None:
     power = side.resources.power
     if power is None:
         return None

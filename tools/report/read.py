@@ -17,7 +17,7 @@ from trt_compress.tools.report.record import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class LoadedReport:
     """One file: its report, and the stream's result if it is one."""
 
     path: Path
@@ -25,7 +25,7 @@ class Loaded:
     stream: StreamResult | None
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> LoadedReport:
     """Read a file, or the `result.json` of a directory that `trt-compress run` wrote.
 
     Raises:
@@ -52,7 +52,7 @@ def load(path: Path) -> Loaded:
             "`trt-compress report` wrote."
         )
     report.check(where)
-    return Loaded(path=path, report=report, stream=stream)
+    return LoadedReport(path=path, report=report, stream=stream)
 
 
 def _is_directory(path: Path) -> bool:

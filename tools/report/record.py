@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trt_compress.errors import BundleError, ConfigError
-from trt_compress.format.manifest import Compression as SiteCompression
+from trt_compress.format.manifest import Compression
 from trt_compress.format.record import VERSION, Record, one_of
 from trt_compress.runtime.measure.latency import LatencySummary, Speedup, summarize
 from trt_compress.runtime.measure.power.session import PowerResult
@@ -63,7 +63,7 @@ class Distribution(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity(Record):
+class SideIdentity(Record):
     """What was measured.
 
     Attributes:
@@ -100,7 +100,7 @@ class Machine(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol(Record):
+class ReportProtocol(Record):
     """How it was measured; what does not apply is None.
 
     Attributes:
@@ -174,7 +174,7 @@ class Latency(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part(Record):
+class SidePart(Record):
     """One part of the way of a frame; `latency` is None where it was not measured, and `reason` says why.
 
     Attributes:
@@ -191,7 +191,7 @@ class Part(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level(Record):
+class SideLevel(Record):
     """One keep level and the delivered frames that it ran."""
 
     name: str
@@ -201,7 +201,7 @@ class Level(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compression(Record):
+class SideCompression(Record):
     """Section compression.
 
     Attributes:
@@ -211,8 +211,8 @@ class Compression(Record):
         switches: Changes of the level by the controller.
     """
 
-    sites: tuple[SiteCompression, ...]
-    levels: tuple[Level, ...]
+    sites: tuple[Compression, ...]
+    levels: tuple[SideLevel, ...]
     tokens_in: float | None
     tokens_out: float | None
     kv_bytes_before: int | None
@@ -235,7 +235,7 @@ class QualityMetric(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resources(Record):
+class SideResources(Record):
     """Section resources.
 
     Attributes:
@@ -253,7 +253,7 @@ class Resources(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict(Record):
+class SideVerdict(Record):
     """Section verdict: "stable", "unstable" or "invalid", with reasons; the bounds are those that were applied."""
 
     status: str = field(metadata=one_of("stable", "unstable", "invalid"))
@@ -308,19 +308,19 @@ class Plots(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side(Record):
+class ReportSide(Record):
     """Everything about one of the things measured in a run; `role` is "stream", "bundle" or "baseline"."""
 
     role: str = field(metadata=one_of("stream", "bundle", "baseline"))
-    identity: Identity
+    identity: SideIdentity
     accounting: Accounting | None
     latency: Latency
-    split: tuple[Part, ...]
-    compression: Compression
+    split: tuple[SidePart, ...]
+    compression: SideCompression
     quality: tuple[QualityMetric, ...]
     quality_reason: str | None
-    resources: Resources
-    verdict: Verdict
+    resources: SideResources
+    verdict: SideVerdict
     plots: Plots
 
 
@@ -358,8 +358,8 @@ class Report(Record):
     source: str
     started_at: str | None
     machine: Machine
-    protocol: Protocol
-    sides: tuple[Side, ...] = field(metadata={"schema": {"minItems": 1}})
+    protocol: ReportProtocol
+    sides: tuple[ReportSide, ...] = field(metadata={"schema": {"minItems": 1}})
     speedup: Ratio | None
     sound: Sound | None = None
     findings: Findings | None = None
@@ -417,7 +417,7 @@ class Report(Record):
                     )
 
 
-def _distributions(side: Side) -> Iterator[tuple[str, Distribution | None]]:
+def _distributions(side: ReportSide) -> Iterator[tuple[str, Distribution | None]]:
     latency = side.latency
     yield "latency.inference", latency.inference
     yield "latency.end_to_end", latency.end_to_end
@@ -425,7 +425,7 @@ def _distributions(side: Side) -> Iterator[tuple[str, Distribution | None]]:
     yield from ((f"split['{part.stage}'].latency", part.latency) for part in side.split)
 
 
-def _columns(side: Side) -> Iterator[tuple[str, dict[str, tuple[Any, ...]]]]:
+def _columns(side: ReportSide) -> Iterator[tuple[str, dict[str, tuple[Any, ...]]]]:
     plots, power = side.plots, side.resources.power
     for names in (("latency_x", "latency_ms"), ("ecdf_ms", "ecdf_share"), ("tokens_x", "tokens_out")):
         yield "plots", {name: getattr(plots, name) for name in names}
@@ -434,7 +434,7 @@ def _columns(side: Side) -> Iterator[tuple[str, dict[str, tuple[Any, ...]]]]:
         yield "resources.power", {"times_s": power.times_s, **power.power_mw}
 
 
-def _counts(side: Side) -> Iterator[tuple[str, float, int]]:
+def _counts(side: ReportSide) -> Iterator[tuple[str, float, int]]:
     if side.accounting is not None:
         for name in ("frames_in", "delivered", "dropped", "failed", "rows"):
             yield f"accounting.{name}", getattr(side.accounting, name), 0

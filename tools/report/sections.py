@@ -8,7 +8,7 @@ from trt_compress.runtime.measure.latency import SAMPLES_NEEDED, WINDOW_SAMPLES,
 from trt_compress.runtime.tokens import token_flows, tokens_text
 from trt_compress.tools.console import format_bytes
 from trt_compress.tools.report.numbers import Missing, count, large, ms, number, percent, reason
-from trt_compress.tools.report.record import Compression, Distribution, Report, Side
+from trt_compress.tools.report.record import Distribution, Report, ReportSide, SideCompression
 
 Cell = str | None
 
@@ -47,14 +47,14 @@ def run_sections(report: Report) -> list[Section]:
     return [Section(title="Protocol", rows=shown), Section(title="Machine", rows=tuple(where))]
 
 
-def side_sections(side: Side) -> list[Section]:
+def side_sections(side: ReportSide) -> list[Section]:
     """The sections of one side, in the order of the contract."""
     latency, *others = figure_sections(side)
     frames = others[:1] if side.accounting else []
     return [identity_section(side), *frames, latency, *others[len(frames) :], verdict_section(side)]
 
 
-def figure_sections(side: Side) -> list[Section]:
+def figure_sections(side: ReportSide) -> list[Section]:
     """What was measured of one side, its latency first."""
     return [
         _latency(side),
@@ -100,7 +100,7 @@ def _none(why: str | None) -> str:
     return "none" if why is None else f"none: {why.rstrip('.')}"
 
 
-def identity_section(side: Side) -> Section:
+def identity_section(side: ReportSide) -> Section:
     identity = side.identity
     paths = identity.operator_paths
     forms = ", ".join(f"{form} ({nodes})" for form, nodes in paths.items()) if paths else "no operators of ours"
@@ -124,7 +124,7 @@ def identity_section(side: Side) -> Section:
     return Section(title="Identity", rows=tuple(rows))
 
 
-def _accounting(side: Side) -> Section:
+def _accounting(side: ReportSide) -> Section:
     part = side.accounting
     assert part is not None
     rows: list[tuple[Cell, ...]] = [
@@ -158,7 +158,7 @@ def _statistics(part: Distribution | None) -> list[str]:
     return [str(part.n), *cells, "-" if part.cv is None else f"{part.cv:.1%}"]
 
 
-def _latency(side: Side) -> Section:
+def _latency(side: ReportSide) -> Section:
     """Statistics down, latencies across: a table that fits a phone."""
     latency = side.latency
     parts = {"end-to-end": latency.end_to_end, "inference": latency.inference, "after idle": latency.after_idle}
@@ -167,14 +167,14 @@ def _latency(side: Side) -> Section:
     return Section(title="Latency in ms", columns=("", *shown), rows=rows)
 
 
-def latency_of_sides(sides: Sequence[Side]) -> Section:
+def latency_of_sides(sides: Sequence[ReportSide]) -> Section:
     """The latency of one inference of all sides of a run, side by side."""
     shown = {side.role: _statistics(side.latency.inference) for side in sides}
     rows = tuple((name, *(cells[index] for cells in shown.values())) for index, name in enumerate(_STATISTICS))
     return Section(title="Latency in ms", columns=("", *shown), rows=rows)
 
 
-def _latency_more(side: Side) -> Section:
+def _latency_more(side: ReportSide) -> Section:
     latency, accounting = side.latency, side.accounting
     missed = None
     if latency.deadline_missed is not None and accounting is not None:
@@ -199,7 +199,7 @@ def _latency_more(side: Side) -> Section:
     return Section(title="Throughput, jitter and misses", rows=tuple(rows))
 
 
-def _split(side: Side) -> Section:
+def _split(side: ReportSide) -> Section:
     rows: list[tuple[Cell, ...]] = []
     for part in side.split:
         if part.latency is None:
@@ -221,7 +221,7 @@ def _split(side: Side) -> Section:
     return Section(title="Split in ms", columns=("part", "n", "median", "mean", "p99", "max", ""), rows=tuple(rows))
 
 
-def _compression(side: Side) -> list[Section]:
+def _compression(side: ReportSide) -> list[Section]:
     part = side.compression
     flops = large(part.flops)
     if part.flops and part.baseline_flops and part.flops != part.baseline_flops:
@@ -251,7 +251,7 @@ def _compression(side: Side) -> list[Section]:
     return sections
 
 
-def tokens_rows(part: Compression) -> list[tuple[str, str]]:
+def tokens_rows(part: SideCompression) -> list[tuple[str, str]]:
     """What becomes of the tokens: in and out where sites follow each other, else what the sites say together."""
     text = tokens_parts(part)
     if text is not None:
@@ -265,7 +265,7 @@ def tokens_rows(part: Compression) -> list[tuple[str, str]]:
     ]
 
 
-def tokens_parts(part: Compression) -> tuple[str, str] | None:
+def tokens_parts(part: SideCompression) -> tuple[str, str] | None:
     """Number and note where the sites are no chain from one to the next; None where they are, or there is none."""
     flows = token_flows(part.sites)
     if not flows or (len(flows) == 1 and flows[0].chain):
@@ -275,7 +275,7 @@ def tokens_parts(part: Compression) -> tuple[str, str] | None:
     return tokens_text(part.sites) or "-", "; ".join(dict.fromkeys(flow.note for flow in flows))
 
 
-def _quality(side: Side) -> Section:
+def _quality(side: ReportSide) -> Section:
     if not side.quality:
         return Section(title="Quality", rows=(("quality", Missing(side.quality_reason or "not known")),))
     rows = tuple((metric.name, _metric(metric.value), str(metric.n), metric.against) for metric in side.quality)
@@ -286,7 +286,7 @@ def _metric(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
-def _resources(side: Side) -> list[Section]:
+def _resources(side: ReportSide) -> list[Section]:
     part, power = side.resources, side.resources.power
     rows: list[tuple[Cell, ...]] = [
         ("device memory", _bytes(part.device_memory_bytes) or reason(part.reasons, "device_memory_bytes")),
@@ -335,7 +335,7 @@ class Judged:
     reasons: tuple[str, ...]
 
 
-def judged(side: Side) -> Judged:
+def judged(side: ReportSide) -> Judged:
     """The verdict in words; a run that is merely too short to be judged is no invalid one."""
     verdict, part = side.verdict, side.latency.inference
     needed = WINDOWS * WINDOW_SAMPLES
@@ -350,7 +350,7 @@ def judged(side: Side) -> Judged:
     return Judged(kind=kind, word=verdict.status, reasons=verdict.reasons)
 
 
-def verdict_section(side: Side) -> Section:
+def verdict_section(side: ReportSide) -> Section:
     verdict, shown = side.verdict, judged(side)
     bounds = f"CV at most {verdict.cv_bound:.1%}, windows within {verdict.window_tolerance:.0%}"
     rows = [("verdict", shown.word), *(("because", why) for why in shown.reasons), ("bounds", bounds)]

@@ -83,7 +83,7 @@ class SceneOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class SceneFrame:
     """What the vehicle sees at one moment.
 
     Attributes:
@@ -138,7 +138,7 @@ class _Objects:
     num_targets: int
 
 
-def generate_scene(seed: int, *, rig: Rig | None = None, options: SceneOptions | None = None) -> Iterator[Frame]:
+def generate_scene(seed: int, *, rig: Rig | None = None, options: SceneOptions | None = None) -> Iterator[SceneFrame]:
     """Draw the frames of one scene, one after the other.
 
     Args:
@@ -291,7 +291,7 @@ def _draw(
     views: Sequence[_View],
     pose: Doubles,
     time_s: float,
-) -> Frame:
+) -> SceneFrame:
     centers = objects.centers.copy()
     centers[:, :2] += objects.velocities * time_s
     centers = (centers - pose[:3, 3]) @ pose[:3, :3]
@@ -331,7 +331,7 @@ def _draw(
     velocities = objects.velocities @ pose[:2, :2]
     turned = (yaws[:, None] + np.pi) % (2 * np.pi) - np.pi
     boxes = np.concatenate([centers, objects.sizes, turned, velocities], axis=1)
-    return Frame(
+    return SceneFrame(
         images=(images.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 3, 1, 2),
         instances=renumbered[instances],
         intrinsics=np.stack([view.intrinsics for view in views]),

@@ -76,7 +76,7 @@ class Utterance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class SpokenWords:
     """Clean words: one-dimensional float32 arrays at 16 kHz without silence around them, their classes and speakers."""
 
     audio: tuple[Array, ...]
@@ -127,13 +127,13 @@ def utterances(texts: Sequence[str], speakers: Sequence[str], *, draws: int, see
     ]
 
 
-def make_words(speakers: Sequence[str], other_words: Sequence[str], *, draws: int, seed: int) -> Words:
+def make_words(speakers: Sequence[str], other_words: Sequence[str], *, draws: int, seed: int) -> SpokenWords:
     """Synthesize every keyword by every speaker `draws` times, and every other word by a third of the speakers."""
     said = utterances(KEYWORDS, speakers, draws=draws, seed=seed)
     for number, word in enumerate(other_words):
         said += utterances([word], speakers[number % 3 :: 3], draws=1, seed=seed + 1 + number)
     labels = [KEYWORDS.index(one.text) if one.text in KEYWORDS else UNKNOWN for one in said]
-    return Words(
+    return SpokenWords(
         audio=tuple(synthesize(one) for one in said),
         labels=np.array(labels, dtype=np.int64),
         speakers=tuple(one.speaker for one in said),
@@ -185,7 +185,7 @@ def make_clip(word: Array | None, noise: NoiseBank, *, snr_db: tuple[float, floa
 
 
 def make_clips(
-    words: Words, noise: NoiseBank, *, silence_share: float = 0.08, snr_db: tuple[float, float] = (3.0, 30.0)
+    words: SpokenWords, noise: NoiseBank, *, silence_share: float = 0.08, snr_db: tuple[float, float] = (3.0, 30.0)
 ) -> tuple[Array, Array]:
     """One clip for each word, and clips of noise alone: audio [N, 16000] and labels [N]."""
     silent = round(len(words.audio) * silence_share)
@@ -194,12 +194,12 @@ def make_clips(
     return clips, np.concatenate([words.labels, np.full(silent, SILENCE)])
 
 
-def heldout_words() -> Words:
+def heldout_words() -> SpokenWords:
     """The clean words of the test, from the file beside this one."""
     with np.load(HELDOUT_FILE, allow_pickle=False) as file:
         speech = expand(file["speech"])
         ends = np.cumsum(file["lengths"])
-        return Words(
+        return SpokenWords(
             audio=tuple(np.split(speech, ends[:-1])),
             labels=file["labels"].astype(np.int64),
             speakers=tuple(str(name) for name in file["speakers"]),

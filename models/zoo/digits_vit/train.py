@@ -49,7 +49,7 @@ BACKGROUND = -PIXEL_MEAN / PIXEL_STD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class DigitsRecipe:
     """How the weights are trained; the model card repeats it.
 
     Args:
@@ -78,7 +78,7 @@ class Recipe:
     noise_std: float = 0.1
 
 
-def train(split: DigitsSplit, recipe: Recipe) -> "VisionTransformer":
+def train(split: DigitsSplit, recipe: DigitsRecipe) -> "VisionTransformer":
     """Train on the training part alone and return the averaged weights after the last epoch, in evaluation mode."""
     torch.manual_seed(recipe.seed)
     images, labels = torch.from_numpy(split.train_images), torch.from_numpy(split.train_labels)
@@ -112,7 +112,7 @@ def train(split: DigitsSplit, recipe: Recipe) -> "VisionTransformer":
     return average.eval()
 
 
-def augment(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+def augment(images: torch.Tensor, recipe: DigitsRecipe) -> torch.Tensor:
     """Turn, zoom and shift each image by its own random amount, and add noise."""
     num_images, _, _, width = images.shape
 
@@ -128,7 +128,7 @@ def augment(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return moved + recipe.noise_std * torch.randn_like(moved)
 
 
-def write_release(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, directory: Path) -> dict[str, Any]:
+def write_release(model: torch.nn.Module, split: DigitsSplit, recipe: DigitsRecipe, directory: Path) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
     weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
     packages = ("numpy", "sklearn", "timm", "torch")
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, measure and write the release; return the exit code."""
 
     def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-        recipe = Recipe()
+        recipe = DigitsRecipe()
         torch.set_num_threads(2)
         torch.use_deterministic_algorithms(True)
         split = digits_split(recipe.seed)
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     return release.run(parser, make, arguments)
 
 
-def _initialise_positions(model: "VisionTransformer", recipe: Recipe) -> None:
+def _initialise_positions(model: "VisionTransformer", recipe: DigitsRecipe) -> None:
     from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
     size, channels = ARCHITECTURE["img_size"], ARCHITECTURE["embed_dim"]
@@ -160,7 +160,7 @@ def _initialise_positions(model: "VisionTransformer", recipe: Recipe) -> None:
         cast(torch.Tensor, model.pos_embed)[:, 1:] = positions
 
 
-def _card(model: torch.nn.Module, split: DigitsSplit, recipe: Recipe, weights: dict[str, Any]) -> dict[str, Any]:
+def _card(model: torch.nn.Module, split: DigitsSplit, recipe: DigitsRecipe, weights: dict[str, Any]) -> dict[str, Any]:
     correct = {
         "validation": count_correct(model, split.validation_images, split.validation_labels),
         "test": count_correct(model, split.test_images, split.test_labels),

@@ -37,7 +37,7 @@ COMMAND = "python -m trt_compress.models.zoo.keyword_spotter.train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class KeywordRecipe:
     """How the weights are trained; the card repeats it.
 
     Args:
@@ -66,7 +66,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
+class KeywordVariant:
     """One of the models.
 
     Args:
@@ -77,21 +77,21 @@ class Variant:
     """
 
     name: str
-    recipe: Recipe
+    recipe: KeywordRecipe
     start: str | None = None
     chunked: bool = False
 
 
 VARIANTS = {
-    "keyword_spotter": Variant(name="keyword_spotter", recipe=Recipe()),
-    "keyword_mome": Variant(
+    "keyword_spotter": KeywordVariant(name="keyword_spotter", recipe=KeywordRecipe()),
+    "keyword_mome": KeywordVariant(
         name="keyword_mome",
-        recipe=Recipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
+        recipe=KeywordRecipe(rates=(1, 2, 4), epochs=10, learning_rate=5e-4),
         start="keyword_spotter",
     ),
-    "keyword_stream": Variant(
+    "keyword_stream": KeywordVariant(
         name="keyword_stream",
-        recipe=Recipe(epochs=10, learning_rate=5e-4),
+        recipe=KeywordRecipe(epochs=10, learning_rate=5e-4),
         start="keyword_spotter",
         chunked=True,
     ),
@@ -137,7 +137,7 @@ class Chunked(torch.nn.Module):
         return self.stream.model.head(offline_frames(self.stream, audio), None)
 
 
-def train(words: speech.Words, variant: Variant) -> WhisperModel:
+def train(words: speech.SpokenWords, variant: KeywordVariant) -> WhisperModel:
     """Train on these words and return the averaged weights after the last epoch, in evaluation mode."""
     recipe = variant.recipe
     torch.manual_seed(recipe.seed)
@@ -187,7 +187,7 @@ def train(words: speech.Words, variant: Variant) -> WhisperModel:
     return average.eval()
 
 
-def _loss(model: WhisperModel, features: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+def _loss(model: WhisperModel, features: Tensor, targets: Tensor, recipe: KeywordRecipe) -> Tensor:
     experts = [part for part in model.modules() if isinstance(part, MicroExperts)]
     seen: list[Tensor] = []
     hooks = [
@@ -204,7 +204,7 @@ def _loss(model: WhisperModel, features: Tensor, targets: Tensor, recipe: Recipe
     return loss + recipe.balance * torch.stack(seen).mean() if seen else loss
 
 
-def mask(features: Tensor, recipe: Recipe) -> Tensor:
+def mask(features: Tensor, recipe: KeywordRecipe) -> Tensor:
     """Blank a random range of bands and of frames of each item, [B, bands, frames] (SpecAugment, arXiv:1904.08779)."""
     batch, bands, frames = features.shape
     for axis, length, most in ((1, bands, recipe.max_masked_bands), (2, frames, recipe.max_masked_frames)):
@@ -236,7 +236,9 @@ class AtRate(torch.nn.Module):
         return logits_at_rates(self.model, self.model.frontend(audio), [self.rate])[0]
 
 
-def write_release(model: WhisperModel, words: speech.Words, variant: Variant, directory: Path) -> dict[str, Any]:
+def write_release(
+    model: WhisperModel, words: speech.SpokenWords, variant: KeywordVariant, directory: Path
+) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
     weights = release.write_weights(model, directory / weights_file(variant.name).name, half=True)
     load_weights(model, directory / weights_file(variant.name).name)  # what is measured is what is released

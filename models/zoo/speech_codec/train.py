@@ -29,7 +29,7 @@ COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class CodecRecipe:
     """How the weights are trained; the card repeats it.
 
     Args:
@@ -87,7 +87,7 @@ class SpectralLoss(torch.nn.Module):
 class MovingCodes:
     """The codebook in training: codes are moving averages of the frames that chose them."""
 
-    def __init__(self, codec: WavTokenizer, recipe: Recipe) -> None:
+    def __init__(self, codec: WavTokenizer, recipe: CodecRecipe) -> None:
         self.codec, self.recipe = codec, recipe
         self.uses = torch.ones(codec.codebook_size)
         self.sums = codec.codebook.clone()
@@ -131,7 +131,7 @@ def initialize(codec: WavTokenizer, audio: Tensor) -> None:
     convolutions[-1].weight.div_(codec.encoder(audio[:, None]).std())
 
 
-def train(recordings: list[speech.Array], recipe: Recipe) -> WavTokenizer:
+def train(recordings: list[speech.Array], recipe: CodecRecipe) -> WavTokenizer:
     """Train on these recordings and return the codec in evaluation mode."""
     torch.manual_seed(recipe.seed)
     random = np.random.RandomState(recipe.seed)
@@ -200,7 +200,7 @@ def measure(codec: WavTokenizer, clips: speech.Array) -> dict[str, float]:
 
 
 def write_release(
-    codec: WavTokenizer, recordings: list[speech.Array], recipe: Recipe, directory: Path
+    codec: WavTokenizer, recordings: list[speech.Array], recipe: CodecRecipe, directory: Path
 ) -> dict[str, Any]:
     """Write weights, as fp16, and card into `directory`, and return the card."""
     weights = release.write_weights(codec, directory / WEIGHTS_FILE.name, half=True)
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
-        recipe, recordings = Recipe(), make_recordings()
+        recipe, recordings = CodecRecipe(), make_recordings()
         card = write_release(train(recordings, recipe), recordings, recipe, directory)
         reconstruction: dict[str, Any] = card["reconstruction"]
         return reconstruction

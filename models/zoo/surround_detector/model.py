@@ -22,8 +22,8 @@ from trt_compress.models.zoo.data import driving_scenes
 from trt_compress.models.zoo.data.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
-    Frame,
     Rig,
+    SceneFrame,
     SceneOptions,
     generate_scene,
 )
@@ -73,7 +73,7 @@ def rig_of(config: Detector3DConfig) -> Rig:
     return Rig(num_cameras=config.num_cameras, height=config.image_size[0], width=config.image_size[1])
 
 
-def frame_inputs(frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def frame_inputs(frames: Sequence[SceneFrame]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The detector's inputs for one frame of each of B streams, without the states."""
     return (
         torch.from_numpy(np.stack([frame.images for frame in frames])).float(),

@@ -31,7 +31,7 @@ from trt_compress.models.zoo.data.driving_scenes import (
     CLASSES,
     HELD_OUT_SEEDS,
     TRAIN_SEEDS,
-    Frame,
+    SceneFrame,
     SceneOptions,
     generate_scene,
 )
@@ -61,7 +61,7 @@ _LEAST_COVER, _NEEDED_COVER = 0.3, 0.05  # shares of a token's pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class DetectorRecipe:
     """How the weights are trained; the model card repeats it.
 
     Args:
@@ -111,7 +111,7 @@ class Targets:
 # ---- targets and loss -----------------------------------------------------------------------------------------------
 
 
-def make_targets(frame: Frame, config: Detector3DConfig) -> Targets:
+def make_targets(frame: SceneFrame, config: Detector3DConfig) -> Targets:
     """What the detector should say of a frame."""
     counted = np.flatnonzero(frame.counted())
     boxes, labels = frame.boxes[counted], frame.labels[counted]
@@ -243,11 +243,11 @@ class _Streams:
 
     def __init__(self, config: Detector3DConfig, count: int, seeds: Iterator[int]) -> None:
         self._config, self._seeds = config, seeds
-        self._scenes: list[Iterator[Frame]] = [iter(()) for _ in range(count)]
+        self._scenes: list[Iterator[SceneFrame]] = [iter(()) for _ in range(count)]
         self._states = [torch.zeros(count, *shape) for shape in config.state_shapes().values()]
         self._random = np.random.default_rng(0)
 
-    def next(self) -> tuple[list[Frame], list[Tensor]]:
+    def next(self) -> tuple[list[SceneFrame], list[Tensor]]:
         """The next frame of each scene, and the states to go with it."""
         frames = []
         for number in range(len(self._scenes)):
@@ -267,7 +267,7 @@ class _Streams:
         self._states = [state.detach().clone() for state in states]
 
 
-def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> tuple[Detector3D, Detector3D]:
+def train(recipe: DetectorRecipe, *, say: Callable[[str], None] = lambda text: None) -> tuple[Detector3D, Detector3D]:
     """Train; return the averaged weights after the dense steps and after all."""
     torch.manual_seed(recipe.seed)
     config = surround_detector_config()
@@ -313,7 +313,7 @@ def train(recipe: Recipe, *, say: Callable[[str], None] = lambda text: None) -> 
     return after_dense.eval(), average.eval()
 
 
-def _optimizers(model: Detector3D, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Detector3D, recipe: DetectorRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else; only matrices and kernels decay."""
     if not hasattr(torch.optim, "Muon"):
         raise UnsupportedError(f"Training {NAME} needs torch.optim.Muon, which torch {torch.__version__} lacks.")
@@ -357,7 +357,7 @@ def held_out_scores(model: Detector3D, *, num_scenes: int = NUM_HELD_OUT) -> dic
 
 
 def write_release(
-    model: Detector3D, after_dense: Detector3D, recipe: Recipe, directory: Path, *, cpu_seconds: float
+    model: Detector3D, after_dense: Detector3D, recipe: DetectorRecipe, directory: Path, *, cpu_seconds: float
 ) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
     weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
@@ -408,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
-        recipe, start = Recipe(), time.process_time()
+        recipe, start = DetectorRecipe(), time.process_time()
         after_dense, model = train(recipe, say=lambda text: print(text, file=sys.stderr, flush=True))
         seconds = time.process_time() - start
         card = write_release(model, after_dense, recipe, directory, cpu_seconds=seconds)

@@ -32,7 +32,7 @@ COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class PvcRecipe:
     """How the weights are trained; the model card repeats it.
 
     Args:
@@ -70,7 +70,7 @@ def fresh_states(model: ProgressiveViT, batch: int) -> list[Tensor]:
     ]
 
 
-def train(recipe: Recipe) -> ProgressiveViT:
+def train(recipe: PvcRecipe) -> ProgressiveViT:
     """Train on the training part alone and return the averaged weights after the last step, in evaluation mode."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -123,7 +123,7 @@ def train(recipe: Recipe) -> ProgressiveViT:
 
 
 def make_batch(
-    images: Tensor, labels: Tensor, pool: Tensor, recipe: Recipe, generator: torch.Generator
+    images: Tensor, labels: Tensor, pool: Tensor, recipe: PvcRecipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clips of digits that move on straight lines.
 
@@ -162,7 +162,7 @@ def streams_of(model: ProgressiveViT) -> Stream:
     return step
 
 
-def write_release(model: ProgressiveViT, recipe: Recipe, directory: Path) -> dict[str, Any]:
+def write_release(model: ProgressiveViT, recipe: PvcRecipe, directory: Path) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
     weights = release.write_weights(model, directory / WEIGHTS_FILE.name, half=True)
     released = build(weights=False)
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     def make(options: argparse.Namespace, directory: Path) -> Mapping[str, Any]:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
-        recipe = Recipe()
+        recipe = PvcRecipe()
         accuracy: Mapping[str, Any] = write_release(train(recipe), recipe, directory)["accuracy"]
         return accuracy
 

@@ -47,7 +47,7 @@ Score = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class VideoRecipe:
     """How the weights are trained; the model card repeats it.
 
     Args:
@@ -75,7 +75,7 @@ class Recipe:
     pool_size: int = 1500
 
 
-def train(recipe: Recipe) -> "VisionTransformer":
+def train(recipe: VideoRecipe) -> "VisionTransformer":
     """Train on the training part alone and return the averaged weights after the last step, in evaluation mode."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -112,7 +112,7 @@ def train(recipe: Recipe) -> "VisionTransformer":
     return average.eval()
 
 
-def write_release(model: torch.nn.Module, recipe: Recipe, directory: Path) -> dict[str, Any]:
+def write_release(model: torch.nn.Module, recipe: VideoRecipe, directory: Path) -> dict[str, Any]:
     """Write weights and model card into `directory`, and return the card."""
     weights = release.write_weights(model, directory / WEIGHTS_FILE.name)
     card = {
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
-        recipe = Recipe()
+        recipe = VideoRecipe()
         accuracy: dict[str, Any] = write_release(train(recipe), recipe, directory)["accuracy"]
         return accuracy
 
@@ -170,7 +170,7 @@ def _forward(model: Any, frames: Tensor, window: Tensor | None) -> Tensor:
     return found
 
 
-def _window(centres: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _window(centres: Tensor, recipe: VideoRecipe, generator: torch.Generator) -> Tensor:
     """Token numbers of the class token and of a square of patches that holds the digit, at a random place in it."""
     side, patch = FRAME_SIZE // ARCHITECTURE["patch_size"], ARCHITECTURE["patch_size"]
     size = recipe.window_patches
@@ -183,7 +183,7 @@ def _window(centres: Tensor, recipe: Recipe, generator: torch.Generator) -> Tens
 
 
 def _batch(
-    images: Tensor, labels: Tensor, pool: Tensor, recipe: Recipe, generator: torch.Generator
+    images: Tensor, labels: Tensor, pool: Tensor, recipe: VideoRecipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = recipe.batch_size
 

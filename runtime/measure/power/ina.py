@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.runtime.measure.power.reader import RailSamples, Source
+from trt_compress.runtime.measure.power.reader import PowerSource, RailSamples
 from trt_compress.runtime.measure.power.sysfs import read_number, read_text
 
 HWMON = Path("/sys/class/hwmon")
@@ -31,7 +31,7 @@ class InaReader:
     paced = False
 
     def __init__(self, hwmon: Path = HWMON, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self.source = Source(
+        self.source = PowerSource(
             name="ina", quantity="power_mw", smoothing="none, but what the sensor's own averaging register says"
         )
         self.faults: list[str] = []

@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from trt_compress.children import TimeoutExpired, find_program, run, start
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.runtime.measure.power.reader import RailSamples, Source
+from trt_compress.runtime.measure.power.reader import PowerSource, RailSamples
 
 _POWER = re.compile(r"(-?\d+)(mW)?((?:/-?\d+(?:mW)?)*)")
 _AND_AVERAGE = re.compile(r"-?\d+/-?\d+")
@@ -86,7 +86,7 @@ def tegrastats_reader(
     command: str = "tegrastats", *, interval_ms: int = 100, clock: Callable[[], int] = time.perf_counter_ns
 ) -> "LineReader":
     """Start tegrastats and read its rails."""
-    source = Source(name="tegrastats", quantity="power_mw")
+    source = PowerSource(name="tegrastats", quantity="power_mw")
     return LineReader(source, (command, "--interval", str(interval_ms)), rails_from_tegrastats, clock=clock)
 
 
@@ -96,7 +96,7 @@ def nvidia_smi_reader(
     """Start nvidia-smi and read the instantaneous power of every GPU."""
     rails = frozenset(f"gpu{index}" for index in _gpus(command))
     query = (command, "--query-gpu=index,power.draw.instant", "--format=csv,noheader,nounits", "-lms", str(interval_ms))
-    source = Source(name="nvidia-smi", quantity="power_mw")
+    source = PowerSource(name="nvidia-smi", quantity="power_mw")
     return LineReader(source, query, gpus_from_nvidia_smi, rails=rails, clock=clock)
 
 
@@ -111,7 +111,7 @@ class LineReader:
 
     def __init__(
         self,
-        source: Source,
+        source: PowerSource,
         command: tuple[str, ...],
         parse: Callable[[str], Mapping[str, float]],
         *,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trt_compress.errors import UnsupportedError
-from trt_compress.runtime.measure.power.reader import RailSamples, Source
+from trt_compress.runtime.measure.power.reader import PowerSource, RailSamples
 from trt_compress.runtime.measure.power.sysfs import read_number, read_text
 
 POWERCAP = Path("/sys/class/powercap")
@@ -33,7 +33,7 @@ class RaplReader:
                 "counter. Use another power reader."
             )
         wraps = {name: read_number(path.parent / "max_energy_range_uj") for name, path in self._counters.items()}
-        self.source = Source(name="rapl", quantity="energy_uj", smoothing="none: energy counter", wrap_uj=wraps)
+        self.source = PowerSource(name="rapl", quantity="energy_uj", smoothing="none: energy counter", wrap_uj=wraps)
         self.read()
 
     def read(self) -> RailSamples:

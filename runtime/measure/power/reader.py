@@ -16,7 +16,7 @@ class RailSamples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class PowerSource:
     """What a reader reads.
 
     Attributes:
@@ -42,7 +42,7 @@ class PowerReader(Protocol):
         num_faults: How often something could not be read.
     """
 
-    source: Source
+    source: PowerSource
     paced: bool
     faults: list[str]
     num_faults: int

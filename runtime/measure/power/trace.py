@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from trt_compress.runtime.measure.power.reader import RailSamples, Source
+from trt_compress.runtime.measure.power.reader import PowerSource, RailSamples
 
 FIRST, LAST, MOST = 8192, 1024, 32768
 
@@ -30,7 +30,7 @@ class Trace:
 
     def __init__(
         self,
-        source: Source,
+        source: PowerSource,
         samples: Iterable[RailSamples] = (),
         *,
         first: int = FIRST,

@@ -25,7 +25,7 @@ from trt_compress.format.outputs import ClassOutput as ClassOutput
 from trt_compress.format.outputs import CodeOutput as CodeOutput
 from trt_compress.format.outputs import FrameOutput as FrameOutput
 from trt_compress.format.outputs import OutputKind as OutputKind
-from trt_compress.format.outputs import Place as Place
+from trt_compress.format.outputs import PlaceInFrame as PlaceInFrame
 from trt_compress.format.outputs import RawOutput as RawOutput
 from trt_compress.format.outputs import SoundOutput as SoundOutput
 from trt_compress.format.outputs import TokenOutput as TokenOutput

@@ -113,7 +113,7 @@ class Compression(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Operator(Record):
+class OperatorUse(Record):
     """One operator of the domain `trt_compress`, with the number of its nodes."""
 
     name: str
@@ -253,7 +253,7 @@ class Manifest(Record):
     preprocess: dict[str, Any] = field(default_factory=dict)
     postprocess: dict[str, Any] = field(default_factory=dict)
     compression: tuple[Compression, ...] = ()
-    operators: tuple[Operator, ...] = ()
+    operators: tuple[OperatorUse, ...] = ()
     flops: dict[str, Any] | None = None
     baseline_flops: float | None = None
     lowered: tuple[Lowered, ...] = ()

@@ -36,7 +36,7 @@ class RawOutput(OutputKind):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place(Record):
+class PlaceInFrame(Record):
     """The output [B, 2] that says where, as shares of the frame from its left upper corner."""
 
     output: str
@@ -56,7 +56,7 @@ class ClassOutput(OutputKind):
     kind: str = "classification"
     classes: int | None = None
     labels: tuple[str, ...] | None = None
-    place: Place | None = None
+    place: PlaceInFrame | None = None
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the values, whatever the outputs are."""

@@ -29,10 +29,10 @@ from trt_compress.plugins.registry import operators
 from trt_compress.plugins.testing import plugin_harness
 from trt_compress.tools.gpu import check as gpu_check
 from trt_compress.tools.gpu import runs as gpu_check_runs
-from trt_compress.tools.gpu.check import Check, Line, checks_of, compare, judge, judge_speed
+from trt_compress.tools.gpu.check import Line, OperatorCheck, checks_of, compare, judge, judge_speed
 from trt_compress.tools.gpu.device import CudaDevice, TorchMemory
 from trt_compress.tools.gpu.guarded import Case, Kernels, run_case, run_in_turns
-from trt_compress.tools.gpu.runs import Runner
+from trt_compress.tools.gpu.runs import CaseRunner
 from trt_compress.tools.gpu.timing import HostClock, copy_bytes_per_s
 from trt_compress.tools.machine import gpus
 
@@ -68,7 +68,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def restore() -> list[Check]:
+def restore() -> list[OperatorCheck]:
     """Checks of TokenRestore that the faulty kernels can run."""
     made, skipped = checks_of(operators()["TrtcTokenRestore"], SEED)
     assert skipped == []
@@ -76,12 +76,12 @@ def restore() -> list[Check]:
 
 
 @pytest.fixture
-def wrong_data(restore: list[Check]) -> list[Check]:
+def wrong_data(restore: list[OperatorCheck]) -> list[OperatorCheck]:
     return [check for check in restore if check.case.must_report]
 
 
 @pytest.fixture
-def good_data(restore: list[Check]) -> list[Check]:
+def good_data(restore: list[OperatorCheck]) -> list[OperatorCheck]:
     return [check for check in restore if not check.case.must_report]
 
 
@@ -89,7 +89,7 @@ def set_fault(library: Path, fault: int) -> None:
     ctypes.CDLL(str(library)).trtcSetFault(fault)
 
 
-def problems_of(library: Path, check: Check) -> list[str]:
+def problems_of(library: Path, check: OperatorCheck) -> list[str]:
     ran = run_case(Kernels(library), HostDevice(library), check.case)
     return [*ran.problems, *(compare(check, ran.outputs) if ran.outputs else ())]
 
@@ -97,14 +97,14 @@ def problems_of(library: Path, check: Check) -> list[str]:
 # ---- the rules -------------------------------------------------------------------------------------------------------
 
 
-def test_sound_kernels_pass(faulty: Path, good_data: list[Check]) -> None:
+def test_sound_kernels_pass(faulty: Path, good_data: list[OperatorCheck]) -> None:
     set_fault(faulty, 0)
     assert Kernels(faulty).op_types() == ("TrtcTokenRestore",)
     assert [problems_of(faulty, check) for check in good_data] == [[]] * len(good_data)
     assert len(good_data) >= 4
 
 
-def test_wrong_data_must_be_reported_and_nothing_written(faulty: Path, wrong_data: list[Check]) -> None:
+def test_wrong_data_must_be_reported_and_nothing_written(faulty: Path, wrong_data: list[OperatorCheck]) -> None:
     names = [check.case.name for check in wrong_data]
     assert names == ["token_restore-index-negative", "token_restore-index-huge"]
     set_fault(faulty, 0)
@@ -116,14 +116,14 @@ def test_wrong_data_must_be_reported_and_nothing_written(faulty: Path, wrong_dat
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_a_fault_is_found(what: str, faulty: Path, good_data: list[Check]) -> None:
+def test_a_fault_is_found(what: str, faulty: Path, good_data: list[OperatorCheck]) -> None:
     fault, problem = FAULTS[what]
     set_fault(faulty, fault)
     check = next(check for check in good_data if check.sample.reason == "primes")
     assert problem in "; ".join(problems_of(faulty, check))
 
 
-def test_a_case_is_the_same_when_it_was_stored(restore: list[Check], tmp_path: Path) -> None:
+def test_a_case_is_the_same_when_it_was_stored(restore: list[OperatorCheck], tmp_path: Path) -> None:
     case = replace(restore[0].case, attributes=(("mode", 0), ("share", 0.5), ("forced", (1, 2))))
     case.save(tmp_path)
     loaded = Case.load(tmp_path / f"{case.name}.npz")
@@ -206,7 +206,7 @@ def test_without_a_gpu_it_says_so_in_a_sentence(capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_captured_calls_are_replayed(emulated: Path, good_data: list[Check]) -> None:
+def test_captured_calls_are_replayed(emulated: Path, good_data: list[OperatorCheck]) -> None:
     for check in good_data[:4]:
         ran = run_case(Kernels(emulated), HostDevice(emulated, captures=True), check.case, repeats=3)
         assert (ran.problems, compare(check, ran.outputs), len(ran.latencies_us)) == ((), [], 3), check.sample.label
@@ -263,10 +263,12 @@ def emulated_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("emulated_worker")
-def test_a_case_that_ends_the_process_does_not_end_the_run(faulty: Path, restore: list[Check], tmp_path: Path) -> None:
+def test_a_case_that_ends_the_process_does_not_end_the_run(
+    faulty: Path, restore: list[OperatorCheck], tmp_path: Path
+) -> None:
     names = ["fault0-first", f"fault{ENDS_PROCESS}-second", "fault1-third", "fault0-fourth"]
     checks = [replace(restore[1], case=replace(restore[1].case, name=name)) for name in names]
-    runner = Runner(faulty, tmp_path)
+    runner = CaseRunner(faulty, tmp_path)
     results = runner.run([check.case for check in checks], deadline=time.monotonic() + 120, step="kernels")
     lines = judge(checks, results, lambda case: runner.outputs(case, "kernels"))
     assert [line.state for line in lines] == ["passed", "failed", "failed", "passed"]
@@ -274,8 +276,8 @@ def test_a_case_that_ends_the_process_does_not_end_the_run(faulty: Path, restore
 
 
 @pytest.mark.usefixtures("emulated_worker")
-def test_what_time_does_not_allow_is_skipped(faulty: Path, restore: list[Check], tmp_path: Path) -> None:
-    runner = Runner(faulty, tmp_path)
+def test_what_time_does_not_allow_is_skipped(faulty: Path, restore: list[OperatorCheck], tmp_path: Path) -> None:
+    runner = CaseRunner(faulty, tmp_path)
     results = runner.run([restore[0].case], deadline=time.monotonic() - 1, step="kernels")
     (line,) = judge(restore[:1], results, lambda case: runner.outputs(case, "kernels"))
     assert (line.state, line.detail) == ("skipped", "no time was left, or the GPU was lost")
@@ -283,12 +285,12 @@ def test_what_time_does_not_allow_is_skipped(faulty: Path, restore: list[Check],
 
 @pytest.mark.usefixtures("emulated_worker")
 def test_a_case_that_hangs_does_not_end_the_run(
-    faulty: Path, restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faulty: Path, restore: list[OperatorCheck], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_check_runs, "STALL_S", 6.0)
     names = ["fault0-first", f"fault{HANGS}-second", "fault0-third"]
     cases = [replace(restore[1].case, name=name) for name in names]
-    results = Runner(faulty, tmp_path).run(cases, deadline=time.monotonic() + 120, step="kernels")
+    results = CaseRunner(faulty, tmp_path).run(cases, deadline=time.monotonic() + 120, step="kernels")
     assert [results[name]["problems"] for name in names] == [[], ["it hung: no result in 6 s"], []]
 
 
@@ -322,7 +324,7 @@ def test_sanitizer_is_believed_if_it_finds_a_planted_mistake(
     state: str,
     detail: str,
     faulty: Path,
-    restore: list[Check],
+    restore: list[OperatorCheck],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -332,7 +334,7 @@ def test_sanitizer_is_believed_if_it_finds_a_planted_mistake(
     monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: str(tool))
     monkeypatch.setattr(gpu_check_runs, "plant", lambda folder, sm: folder / "planted")
     check = replace(restore[0], case=replace(restore[0].case, name="fault0-only"))
-    line = gpu_check.check_sanitizer(Runner(faulty, tmp_path), [check], "memcheck", 90, time.monotonic() + 120)
+    line = gpu_check.check_sanitizer(CaseRunner(faulty, tmp_path), [check], "memcheck", 90, time.monotonic() + 120)
     assert line.state == state and detail in line.detail
 
 
@@ -343,11 +345,11 @@ def test_the_planted_mistakes_compile(tmp_path: Path) -> None:
 
 def test_missing_sanitizer_is_said(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check_runs, "beside_nvcc", lambda name: None)
-    line = gpu_check.check_sanitizer(Runner(faulty, tmp_path), [], "racecheck", 90, time.monotonic() + 60)
+    line = gpu_check.check_sanitizer(CaseRunner(faulty, tmp_path), [], "racecheck", 90, time.monotonic() + 60)
     assert (line.state, line.detail) == ("skipped", "compute-sanitizer is not installed")
 
 
-def test_every_operator_comes_first_under_the_sanitizer(restore: list[Check]) -> None:
+def test_every_operator_comes_first_under_the_sanitizer(restore: list[OperatorCheck]) -> None:
     names = ["a0", "a1", "a2", "b0", "b1"]
     cases = [replace(restore[0].case, name=name, op_type=name[0]) for name in names]
     assert [case.name for case in gpu_check_runs._spread(cases)] == ["a0", "b0", "a1", "b1", "a2"]
@@ -355,18 +357,20 @@ def test_every_operator_comes_first_under_the_sanitizer(restore: list[Check]) ->
 
 @pytest.mark.usefixtures("emulated_worker")
 @pytest.mark.parametrize("fault", [0, FAULTS["gives other bits"][0]])
-def test_sizes_that_change_between_calls(fault: int, faulty: Path, good_data: list[Check], tmp_path: Path) -> None:
+def test_sizes_that_change_between_calls(
+    fault: int, faulty: Path, good_data: list[OperatorCheck], tmp_path: Path
+) -> None:
     set_fault(faulty, fault)
     problems = run_in_turns(Kernels(faulty), HostDevice(faulty), [check.case for check in good_data])
     assert [problem.partition(": ")[2] for problem in problems] == (
         ["other bits than alone"] * len(good_data) if fault else []
     )
     small = [check for check in good_data if gpu_check._largest(check.case) <= gpu_check.SMALL_BYTES]
-    (line,) = gpu_check.check_turns(Runner(faulty, tmp_path), good_data, time.monotonic() + 60)
+    (line,) = gpu_check.check_turns(CaseRunner(faulty, tmp_path), good_data, time.monotonic() + 60)
     assert (line.state, line.subject, line.detail) == ("passed", "TrtcTokenRestore", f"{len(small)} sizes")
 
 
-def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[Check]) -> None:
+def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[OperatorCheck]) -> None:
     case = replace(restore[0].case, bytes_moved=2_000_000)
     result = {"problems": [], "median_us": 10.0, "min_us": 9.0, "p90_us": 12.0, "repeats": 100}
     (line,) = judge_speed([case], {case.name: result}, 400e9)
@@ -378,7 +382,9 @@ def test_speed_is_bytes_of_the_contract_over_the_median(restore: list[Check]) ->
 
 
 @pytest.mark.skipif("token_restore" not in KERNELS, reason="TokenRestore has no kernel")
-def test_plugins_go_through_the_harness(restore: list[Check], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_go_through_the_harness(
+    restore: list[OperatorCheck], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     headers = next(iter(building.interfaces().values()))
     library = SimpleNamespace(
         path=building.tensorrt_library(tmp_path, headers, ["-O2"]), operators=("TrtcTokenRestore",)
@@ -408,7 +414,7 @@ def test_missing_headers_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_rehearsal_of_the_whole_command(
     is_sound: bool,
     faulty: Path,
-    restore: list[Check],
+    restore: list[OperatorCheck],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -14,14 +14,14 @@ import pytest
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime.measure.power import PowerResult, PowerSession, RailSamples
 from trt_compress.runtime.measure.power.rails import total_of, unknown_rails
-from trt_compress.runtime.measure.power.reader import Source
+from trt_compress.runtime.measure.power.reader import PowerSource
 from trt_compress.runtime.measure.power.session import power_result as integrate
 from trt_compress.runtime.measure.power.stream import run_with_power
 from trt_compress.runtime.measure.power.trace import Trace
-from trt_compress.runtime.stream.result import Counts, Frames, Identity, Protocol, StreamResult
+from trt_compress.runtime.stream.result import Counts, Frames, Identity, StreamProtocol, StreamResult
 
 S = 1_000_000_000
-MILLIWATTS = Source(name="ina", quantity="power_mw")
+MILLIWATTS = PowerSource(name="ina", quantity="power_mw")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def stream() -> StreamResult:
             device={},
             sources=("frames/*.png",),
         ),
-        protocol=Protocol(
+        protocol=StreamProtocol(
             kind="closed loop", fps=None, policy="block", queue_depth=2, deadline_ns=None, warmup=1, threads=1
         ),
         started_at="2026-11-24T10:00:00+00:00",
@@ -56,7 +56,7 @@ def stream() -> StreamResult:
     )
 
 
-def power_result(source: Source, samples: Sequence[RailSamples], **window: Any) -> PowerResult:
+def power_result(source: PowerSource, samples: Sequence[RailSamples], **window: Any) -> PowerResult:
     return integrate(Trace(source, samples), **window)
 
 
@@ -97,7 +97,7 @@ def test_an_energy_counter_that_starts_again_loses_nothing() -> None:
     span, step = 1_000_000, 300_000  # wraps about every fourth sample
     times = list(range(41))
     counter = [(900_000 + step * t) % span for t in times]
-    source = Source(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span})
+    source = PowerSource(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span})
     taken = [RailSamples(time_ns=t * S, values={"package-0": float(c)}) for t, c in zip(times, counter, strict=True)]
     result = power_result(source, taken, window_ns=(0, 40 * S), num_inferences=40)
     assert result.energy_j == pytest.approx(40 * 0.3)
@@ -171,7 +171,9 @@ def test_a_measurement_of_days_takes_no_more_memory(counts_energy: bool) -> None
     joules = np.concatenate([[0], np.cumsum((milliwatts[1:] + milliwatts[:-1]) / 2 * np.diff(times) / 1000)])
     span = 1_000_000_000
     values = (joules * 1e6) % span if counts_energy else milliwatts
-    source = Source(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span}) if counts_energy else MILLIWATTS
+    source = (
+        PowerSource(name="rapl", quantity="energy_uj", wrap_uj={"package-0": span}) if counts_energy else MILLIWATTS
+    )
     name = "package-0" if counts_energy else "VDD_IN"
     trace = Trace(source, samples(times.tolist(), **{name: values.tolist()}), first=900, last=100, most=3000)
     window = (30.0, times[-1] - 2)
@@ -299,7 +301,7 @@ def test_a_reader_that_does_not_come_back_keeps_nobody(monkeypatch: pytest.Monke
     never = threading.Event()
 
     class Stuck:
-        source = Source(name="stuck", quantity="power_mw", smoothing="none")
+        source = PowerSource(name="stuck", quantity="power_mw", smoothing="none")
         paced = False
         faults: list[str] = []
         num_faults = 0

@@ -20,11 +20,11 @@ from trt_compress.errors import StreamError
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.overlay import Overlay
 from trt_compress.runtime.stream.parts import Sink
-from trt_compress.runtime.stream.sinks import JsonLines, Sound
+from trt_compress.runtime.stream.sinks import JsonLines, SoundSink
 
 
-def sound(path: Path) -> Sound:
-    return Sound(path, output="sound", sample_rate=8000)
+def sound(path: Path) -> SoundSink:
+    return SoundSink(path, output="sound", sample_rate=8000)
 
 
 def frame_of(number: int) -> Frame:

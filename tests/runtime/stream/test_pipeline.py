@@ -12,7 +12,7 @@ from tests.runtime.stream.stream_parts import WAIT_S, KeepingSink, ListSource, b
 from trt_compress.errors import ConfigError, ShapeError, StreamError
 from trt_compress.runtime.stream.branch import Branch
 from trt_compress.runtime.stream.frame import Frame
-from trt_compress.runtime.stream.guard import Interrupted
+from trt_compress.runtime.stream.guard import NotBegun
 from trt_compress.runtime.stream.pace import Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item
 from trt_compress.runtime.stream.pipeline import Pipeline, Settings
@@ -361,7 +361,7 @@ def test_an_interruption_before_the_first_frame_closes_nothing_that_is_being_cal
     interrupt_main(gate.entered)
     pipeline = Pipeline(source, identity_stages(), [KeepingSink()])
     if hung:
-        with pytest.raises(Interrupted):
+        with pytest.raises(NotBegun):
             pipeline.prepare(warm_up)
         assert source.closed == 0 and not closed
         gate.open.set()

@@ -14,7 +14,7 @@ from trt_compress.format.manifest import TensorInfo
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.parts import Item
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
-from trt_compress.runtime.stream.sinks import JsonLines, Sound
+from trt_compress.runtime.stream.sinks import JsonLines, SoundSink
 
 
 def frame_of(data: Any, summary: dict[str, Any], number: int = 0) -> Frame:
@@ -52,7 +52,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_sound_is_cut_clipped_and_counted_to_the_end(tmp_path: Path) -> None:
-    sink = Sound(tmp_path / "s.wav", output="sound", sample_rate=8000, samples=3)
+    sink = SoundSink(tmp_path / "s.wav", output="sound", sample_rate=8000, samples=3)
     sink.open()
     for values in ([0.5, -0.25, 1.5, 9.0], [-2.0, 0.0, 1.0, 9.0]):
         frame = frame_of(None, {}, 0)
@@ -65,7 +65,7 @@ def test_sound_is_cut_clipped_and_counted_to_the_end(tmp_path: Path) -> None:
 
 
 def test_sound_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
-    sink = Sound("/dev/full", output="sound", sample_rate=8000)
+    sink = SoundSink("/dev/full", output="sound", sample_rate=8000)
     sink.open()
     frame = frame_of(None, {}, 0)
     frame.outputs = {"sound": np.zeros((1, 100_000), np.float32)}
@@ -74,7 +74,7 @@ def test_sound_on_a_full_disk_is_an_error(tmp_path: Path) -> None:
             finish()
     sink.close()
     with pytest.raises(ConfigError, match=r"s\.wav' cannot be written \(No such file or directory\)"):
-        Sound(tmp_path / "nowhere" / "s.wav", output="sound", sample_rate=8000).open()
+        SoundSink(tmp_path / "nowhere" / "s.wav", output="sound", sample_rate=8000).open()
 
 
 def infos(**shapes: tuple[int | str, ...]) -> dict[str, TensorInfo]:

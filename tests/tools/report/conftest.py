@@ -11,7 +11,7 @@ import pytest
 from trt_compress.format.manifest import Compression
 from trt_compress.runtime.measure.latency import Samples, speedup, summarize, verdict
 from trt_compress.runtime.measure.power import PowerResult, RailSamples
-from trt_compress.runtime.measure.power.reader import Source
+from trt_compress.runtime.measure.power.reader import PowerSource
 from trt_compress.runtime.measure.power.session import power_result
 from trt_compress.runtime.measure.power.trace import Trace
 from trt_compress.runtime.stream.result import (
@@ -19,9 +19,9 @@ from trt_compress.runtime.stream.result import (
     Frames,
     Identity,
     LevelInfo,
-    Protocol,
     Quality,
     Resources,
+    StreamProtocol,
     StreamResult,
 )
 
@@ -127,7 +127,7 @@ def scripted_stream(
             device={"cpu": "AMD EPYC", "cores": 2, "gpus": []},
             sources=("frames/*.png",),
         ),
-        protocol=Protocol(
+        protocol=StreamProtocol(
             kind="fixed rate",
             fps=fps,
             policy="latest",
@@ -259,7 +259,7 @@ def power() -> PowerResult:
     taken = [RailSamples(time_ns=t * 100 * MS, values=idle if t < 100 else load) for t in range(501)]
     second = 1000 * MS
     return power_result(
-        Trace(Source(name="ina", quantity="power_mw"), taken),
+        Trace(PowerSource(name="ina", quantity="power_mw"), taken),
         idle_ns=(0, 9 * second),
         window_ns=(10 * second, 50 * second),
         num_inferences=1000,
