@@ -21,6 +21,7 @@ from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
+from trt_compress.models.hosts.hf_directory import read_json, weight_files
 from trt_compress.models.hosts.weights import load_tensors, read_tensors
 
 MODEL_TYPES = ("whisper", "audio-spectrogram-transformer")
@@ -95,49 +96,6 @@ def postprocess_of(model: AudioModel, labels: Mapping[str, str] | None) -> dict[
         return {"kind": "frames", "output": "frames", "sizes": "frame_size", **times}
     found = {"kind": "classification", "classes": model.num_labels}
     return {**found, "labels": [labels[key] for key in sorted(labels, key=int)]} if labels else found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ConfigError: it is not there, or no JSON object.
-    """
-    try:
-        content = strict_json(read_regular(path, limit=16 << 20))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({reason_of(error)}); copy or download it again.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object; copy or download it again.")
-    return content
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory, in the order of their names.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        places = read_json(index).get("weight_map", {})
-        files: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
-        if not all(isinstance(name, str) and Path(name).name == name for name in files):
-            raise ConfigError(
-                f"{index} does not name files of its folder by tensor; save the model again with save_pretrained."
-            )
-        names = sorted(set(files))
-    else:
-        names = ["model.safetensors"] if (path / "model.safetensors").is_file() else []
-    if not names:
-        raise ConfigError(
-            f"{path} has no model.safetensors; save the model with save_pretrained, or give its file as --weights FILE."
-        )
-    return [path / name for name in names]
 
 
 def _whisper(

@@ -23,7 +23,7 @@ from trt_compress.export.findings import recorded_findings
 from trt_compress.foreign import reading
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import TensorInfo
-from trt_compress.models.hosts.hf_audio import read_json, weight_files
+from trt_compress.models.hosts.hf_directory import read_json, weight_files
 from trt_compress.models.hosts.weights import read_tensors
 from trt_compress.runtime.arrays import array_of
 from trt_compress.runtime.labelled.classes import read_names

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.hosts.hf_audio import read_json
+from trt_compress.models.hosts.hf_directory import read_json
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""What a language model is read from, whatever wrote it: configuration and tensors under the names of Hugging Face."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from trt_compress.errors import ConfigError
+from trt_compress.files import open_regular
+from trt_compress.foreign import shown
+from trt_compress.format.text import Text
+from trt_compress.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 1 << 20
+
+
+class Header(NamedTuple):
+    """What is known of a tensor before it is read.
+
+    Attributes:
+        shape: As torch has it: [outputs, inputs] of a linear layer.
+        dtype: "float32", "float16", "bfloat16", "float64", or the kind of its blocks in small letters: "q4_1", "awq".
+        bytes: In the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+class Blocks(NamedTuple):
+    """The weight of a linear layer as whole numbers, exactly as it was stored: weight = (codes - zero) * scale.
+
+    Attributes:
+        bits: 4 or 8.
+        group: Inputs, one after the other, that share a scale.
+        codes: int8 [outputs, inputs], of 4 bits from -8 to 7.
+        scale: float16 or float32 [outputs, inputs / group], not negative.
+        zero: int8 [outputs, inputs / group], as the codes; None: all are 0.
+    """
+
+    bits: int
+    group: int
+    codes: "Tensor"
+    scale: "Tensor"
+    zero: "Tensor | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assets:
+    """What belongs to a model beside its tensors, and travels in its bundle.
+
+    Attributes:
+        files: Path in the bundle → content.
+        text: What makes tokens of a text; None: the model came without a tokenizer.
+        license: What its makers call the licence; None: they do not say.
+        license_files: Of `files`, the licence as it came.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    text: Text | None = None
+    license: str | None = None
+    license_files: tuple[str, ...] = ()
+
+
+class LanguageSource(Protocol):
+    """A language model that is opened and not read yet.
+
+    Attributes:
+        name: As the user wrote it, for messages: `hf:DIR`.
+        config: What stands in Hugging Face's config.json, or would.
+        files: Those that hold tensors.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    def names(self) -> tuple[str, ...]:
+        """All tensors, by the names that Hugging Face gives them."""
+        ...
+
+    def header(self, name: str) -> Header:
+        """What a tensor is, without reading it.
+
+        Raises:
+            ConfigError: There is none of that name.
+        """
+        ...
+
+    def tensor(self, name: str) -> "Tensor":
+        """Read one tensor now, into memory that belongs to it alone; half precision stays half, blocks become float16.
+
+        Raises:
+            ConfigError: There is none of that name, or its file was changed or cut meanwhile.
+        """
+        ...
+
+    def blocks(self, name: str) -> Blocks | None:
+        """Read one tensor as the whole numbers that it is stored in; None: it is stored otherwise."""
+        ...
+
+    def assets(self) -> Assets:
+        """What belongs to the model beside its tensors.
+
+        Raises:
+            ConfigError: A file is damaged, or the tokenizer does not fit the model.
+        """
+        ...
+
+    def sha256(self) -> str:
+        """Hash of the files with tensors: of one its own, of several that of the lines sha256sum writes of them."""
+        ...
+
+
+def no_such_tensor(source: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a tensor that is not there."""
+    return ConfigError(f"{source} has no tensor '{shown(name)[:100]}'.{did_you_mean(name, known)}")
+
+
+def sha256_of_files(files: Iterable[Path]) -> str:
+    """Hash of one file; of several, of the lines that sha256sum writes of them: hash, two spaces, name.
+
+    Raises:
+        ConfigError: One cannot be read.
+    """
+    hashes = {}
+    for path in files:
+        digest = hashlib.sha256()
+        try:
+            with open_regular(path) as file:
+                while piece := file.read(_CHUNK):
+                    digest.update(piece)
+        except OSError as error:
+            raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
+        hashes[path.name] = digest.hexdigest()
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{hash_}  {name}\n" for name, hash_ in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
