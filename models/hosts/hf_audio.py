@@ -15,8 +15,8 @@ from torch import Tensor
 
 from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import open_regular, read_regular
-from trt_compress.foreign import reading, reason_of, strict_json
+from trt_compress.files import open_regular
+from trt_compress.foreign import reading
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields

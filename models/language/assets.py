@@ -43,7 +43,7 @@ def directory_assets(path: Path, config: Mapping[str, Any]) -> Assets:
     if content is None:
         if other := next((file for file in _OTHER_TOKENIZERS if (path / file).is_file()), None):
             raise ConfigError(
-                f"{name} has {other} and no tokenizer.json; make one: python -c \"from transformers import "
+                f'{name} has {other} and no tokenizer.json; make one: python -c "from transformers import '
                 f"AutoTokenizer as A; A.from_pretrained('{shown(str(path))}').save_pretrained('{shown(str(path))}')\"."
             )
         return Assets(files=licenses, license=_license_of(path), license_files=tuple(licenses))
@@ -67,9 +67,7 @@ def directory_assets(path: Path, config: Mapping[str, Any]) -> Assets:
         generation=generation,
         context=None if own is None else own.get("max_position_embeddings"),
     )
-    return Assets(
-        files={**files, **licenses}, text=text, license=_license_of(path), license_files=tuple(licenses)
-    )
+    return Assets(files={**files, **licenses}, text=text, license=_license_of(path), license_files=tuple(licenses))
 
 
 def text_assets(
@@ -149,8 +147,8 @@ def _id(name: str, what: str, value: object) -> Any:
 
 def _too_many(name: str, token: str, number: int, vocabulary: int) -> ConfigError:
     return ConfigError(
-        f"{name}: the tokenizer has a token {number} ('{shown(token)[:40]}'), and the model knows {vocabulary}: they are "
-        "not of one piece; give the tokenizer.json that the model came with."
+        f"{name}: the tokenizer has a token {number} ('{shown(token)[:40]}'), and the model knows {vocabulary}: they "
+        "are not of one piece; give the tokenizer.json that the model came with."
     )
 
 

@@ -1,12 +1,10 @@
-"""A language model from a directory as Hugging Face writes it: config.json and safetensors, in one file or in shards."""
+"""A model of a directory as Hugging Face writes it: config.json, and safetensors in one file or in shards."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import open_regular
 from trt_compress.foreign import shown
 from trt_compress.models.hosts.hf_directory import INDEX, read_json, weight_files
 from trt_compress.models.hosts.safetensors_file import SafetensorsFile
@@ -16,11 +14,7 @@ from trt_compress.models.language.source import Assets, Blocks, Header, no_such_
 if TYPE_CHECKING:
     from torch import Tensor
 
-DTYPES: Mapping[str, str] = {
-    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "BOOL": "bool"},
-    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"},
-}
-"""Torch's name of what safetensors calls a dtype."""
+_READ = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 
 _SHOWN = 3
 _LEFT_OVER = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
@@ -40,22 +34,22 @@ class Directory:
     Attributes:
         name: `hf:DIR`.
         config: What stands in config.json.
-        files: The files of tensors, in the order of their names.
+        origins: The files of tensors, in the order of their names.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = f"hf:{path}"
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
-        self.files = tuple(weight_files(path))
         self._places: dict[str, SafetensorsFile] = {}
-        for file in self.files:
-            opened = self._opened(file)
-            for tensor in opened.headers:
+        files = [self._opened(file) for file in weight_files(path)]
+        self.origins = tuple(file.origin for file in files)
+        for opened in files:
+            for tensor in opened.tensors:
                 if tensor in self._places:
                     raise ConfigError(
-                        f"{self.name}: two of its files have a tensor '{shown(tensor)[:100]}'; save the model again with "
-                        "save_pretrained into an empty directory."
+                        f"{self.name}: two of its files have a tensor '{shown(tensor)[:100]}'; save the model again "
+                        "with save_pretrained into an empty directory."
                     )
                 self._places[tensor] = opened
         if (path / INDEX).is_file():
@@ -68,19 +62,12 @@ class Directory:
 
     def header(self, name: str) -> Header:
         """What a tensor is, without reading it."""
-        stored = self._file(name).headers[name]
-        return Header(stored.shape, DTYPES[stored.dtype], stored.bytes)
+        stored = self._file(name).tensors[name]
+        return Header(stored.shape, stored.dtype, stored.nbytes)
 
     def tensor(self, name: str) -> "Tensor":
         """Read one tensor now."""
-        import torch
-
-        file = self._file(name)
-        stored = file.headers[name]
-        dtype = getattr(torch, DTYPES[stored.dtype])
-        if not stored.bytes:
-            return torch.empty(stored.shape, dtype=dtype)
-        return torch.frombuffer(file.read(name), dtype=dtype).reshape(stored.shape)
+        return self._file(name).read(name)
 
     def blocks(self, name: str) -> Blocks | None:
         """None: these tensors are what they are."""
@@ -92,11 +79,10 @@ class Directory:
 
     def sha256(self) -> str:
         """Hash of the files with tensors."""
-        return self._sha256
-
-    @cached_property
-    def _sha256(self) -> str:
-        return sha256_of_files(self.files)
+        found = sha256_of_files(self.origins)
+        for origin in self.origins:
+            origin.require_unchanged()
+        return found
 
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._places:
@@ -104,20 +90,16 @@ class Directory:
         return self._places[name]
 
     def _opened(self, path: Path) -> SafetensorsFile:
-        try:
-            with open_regular(path) as file:
-                opened = SafetensorsFile(file, path)
-        except FileNotFoundError:
+        if not path.exists():
             raise ConfigError(
                 f"{self.name}: {path.name} is named in {INDEX} and is not there; download it, or save the model again."
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"{self.name}: {path.name} cannot be read ({error.strerror}).") from None
-        for name, stored in opened.headers.items():
-            if stored.dtype not in DTYPES:
+            )
+        opened = SafetensorsFile.open(path)
+        for name, stored in opened.tensors.items():
+            if stored.dtype not in _READ:
                 raise UnsupportedError(
                     f"{self.name}: '{shown(name)[:100]}' is of {stored.dtype}, which is not read here; there are "
-                    f"{', '.join(DTYPES)}."
+                    f"{', '.join(sorted(_READ))}."
                 )
         return opened
 
@@ -125,7 +107,7 @@ class Directory:
         """The index says the same as the shards."""
         places = read_json(self.path / INDEX)["weight_map"]
         for name, shard in places.items():
-            if name not in self._places or self._places[name].path.name != shard:
+            if name not in self._places or self._places[name].origin.path.name != shard:
                 raise ConfigError(
                     f"{self.name}: {INDEX} says that '{shown(name)[:100]}' is in {shown(shard)[:100]}, and it is not; "
                     "download both again, or save the model again."

@@ -8,15 +8,14 @@ Source: the format's description (https://github.com/ggml-org/ggml/blob/master/d
 """
 
 import math
-import os
 import struct
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.foreign import shown
+from trt_compress.models.hosts.origin import Origin
 
 _TYPES: Mapping[int, tuple[str, int, int]] = {
     **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 28: ("F64", 1, 8)},
@@ -68,19 +67,17 @@ class GgufFile:
     Raises:
         ConfigError: It is no whole GGUF file.
         UnsupportedError: A version or a type of numbers that is not read.
-        OSError: It cannot be read.
 
     Attributes:
+        origin: The file: its hash, and whether it was written into since it was opened.
         metadata: Values by key: numbers, texts, truth values and lists of these.
         tensors: By the names that they have in the file.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._path = path
-        self._size = os.fstat(self._descriptor).st_size
-        cursor = _Cursor(self._descriptor, self._size)
+        self.origin = Origin(file, path)
+        self._path, self._size = path, self.origin.size
+        cursor = _Cursor(self.origin)
         try:
             self.metadata: Mapping[str, Any]
             self.tensors: Mapping[str, GgufTensor]
@@ -94,13 +91,8 @@ class GgufFile:
         Raises:
             ConfigError: The file has become shorter, or cannot be read.
         """
-        begin = self.tensors[name].begin
-        try:
-            data = _pread(self._descriptor, begin + first, last - first)
-        except OSError as error:
-            raise ConfigError(f"gguf:{self._path} cannot be read ({error.strerror}).") from None
-        if len(data) < last - first:
-            raise ConfigError(f"gguf:{self._path} became shorter while it was read; give it when it is complete.")
+        data = bytearray(last - first)
+        self.origin.read_into(memoryview(data), self.tensors[name].begin + first)
         return data
 
     def _header(self, cursor: "_Cursor") -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -165,9 +157,9 @@ class GgufFile:
 class _Cursor:
     """Reads a file from its beginning, piece by piece, and never behind its end."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._size = min(size, _LARGEST_HEADER)
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._size = min(origin.size, _LARGEST_HEADER)
         self._data = b""
         self._start = 0  # in the file, of `_data`
         self._at = 0  # in `_data`
@@ -213,18 +205,6 @@ class _Cursor:
         start = self._start + self._at
         if start + count > self._size:
             raise ValueError("it is cut" if self._size < _LARGEST_HEADER else "its header never ends")
-        self._data = bytes(_pread(self._descriptor, start, min(max(count, _PIECE), self._size - start)))
-        if len(self._data) < count:
-            raise ValueError("it is cut")
-        self._start, self._at = start, 0
-
-
-def _pread(descriptor: int, start: int, count: int) -> bytearray:
-    """So many bytes, or as many as there are."""
-    data = bytearray(count)
-    view, done = memoryview(data), 0
-    while done < count and (got := os.preadv(descriptor, [view[done:]], start + done)):
-        done += got
-    del view
-    del data[done:]
-    return data
+        data = bytearray(min(max(count, _PIECE), self._size - start))
+        self._origin.read_into(memoryview(data), start)
+        self._data, self._start, self._at = bytes(data), start, 0

@@ -1,21 +1,18 @@
 """What a language model is read from, whatever wrote it: configuration and tensors under the names of Hugging Face."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError
-from trt_compress.files import open_regular
 from trt_compress.foreign import shown
 from trt_compress.format.text import Text
+from trt_compress.models.hosts.origin import Origin
 from trt_compress.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_CHUNK = 1 << 20
 
 
 class Header(NamedTuple):
@@ -73,7 +70,7 @@ class LanguageSource(Protocol):
     Attributes:
         name: As the user wrote it, for messages: `hf:DIR`.
         config: What stands in Hugging Face's config.json, or would.
-        files: Those that hold tensors.
+        origins: The files that hold tensors.
     """
 
     @property
@@ -83,7 +80,7 @@ class LanguageSource(Protocol):
     def config(self) -> Mapping[str, Any]: ...
 
     @property
-    def files(self) -> tuple[Path, ...]: ...
+    def origins(self) -> tuple[Origin, ...]: ...
 
     def names(self) -> tuple[str, ...]:
         """All tensors, by the names that Hugging Face gives them."""
@@ -118,7 +115,11 @@ class LanguageSource(Protocol):
         ...
 
     def sha256(self) -> str:
-        """Hash of the files with tensors: of one its own, of several that of the lines sha256sum writes of them."""
+        """Hash of the files with tensors: of one its own, of several that of the lines sha256sum writes of them.
+
+        Raises:
+            ConfigError: One was changed since it was opened; ask after the last tensor.
+        """
         ...
 
 
@@ -127,23 +128,13 @@ def no_such_tensor(source: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"{source} has no tensor '{shown(name)[:100]}'.{did_you_mean(name, known)}")
 
 
-def sha256_of_files(files: Iterable[Path]) -> str:
+def sha256_of_files(origins: Iterable[Origin]) -> str:
     """Hash of one file; of several, of the lines that sha256sum writes of them: hash, two spaces, name.
 
     Raises:
         ConfigError: One cannot be read.
     """
-    hashes = {}
-    for path in files:
-        digest = hashlib.sha256()
-        try:
-            with open_regular(path) as file:
-                while piece := file.read(_CHUNK):
-                    digest.update(piece)
-        except OSError as error:
-            raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
-        hashes[path.name] = digest.hexdigest()
+    hashes = {origin.path.name: origin.sha256 for origin in origins}
     if len(hashes) == 1:
         return next(iter(hashes.values()))
-    lines = "".join(f"{hash_}  {name}\n" for name, hash_ in sorted(hashes.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return sha256("".join(f"{hash_}  {name}\n" for name, hash_ in sorted(hashes.items())).encode())
