@@ -63,7 +63,7 @@ class Directory:
     def header(self, name: str) -> Header:
         """What a tensor is, without reading it."""
         stored = self._file(name).tensors[name]
-        return Header(stored.shape, stored.dtype, stored.nbytes)
+        return Header(stored.shape, stored.dtype, stored.nbytes, stored.dtype)
 
     def tensor(self, name: str) -> "Tensor":
         """Read one tensor now."""

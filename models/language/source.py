@@ -20,13 +20,15 @@ class Header(NamedTuple):
 
     Attributes:
         shape: As torch has it: [outputs, inputs] of a linear layer.
-        dtype: "float32", "float16", "bfloat16", "float64", or the kind of its blocks in small letters: "q4_1", "awq".
+        dtype: What `tensor` gives, as torch calls it: blocks of whole numbers become "float16".
         bytes: In the file.
+        kind: What it is there: the same, or the kind of its blocks: "q4_1", "awq".
     """
 
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    kind: str
 
 
 class Blocks(NamedTuple):
