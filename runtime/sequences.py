@@ -4,7 +4,7 @@ This is that text for a session: it makes what the graphs are fed, has room for 
 keeps their states up. What the logits are used for is not its matter.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,13 @@ class Sequences:
             self._turn(media.graphs, {name: value for name, value in inputs.items() if _graph(name) in media.graphs})
         self._attended = True
 
-    def read(self, prompts: Sequence[Array]) -> Array:
+    def read(self, prompts: Sequence[Array], *, between: Callable[[int], None] | None = None) -> Array:
         """Read tokens that are known.
 
         Args:
             prompts: For each sequence its tokens, integers [N]; N may differ where the bundle can tell filling apart.
+            between: Is called before each run with the number of tokens that were read; what it raises ends the
+                reading there.
 
         Returns:
             The logits behind the last token of each sequence, [B, V].
@@ -99,7 +101,7 @@ class Sequences:
         """
         texts = self._checked(prompts)
         found: Array | None = None
-        for run, logits in self._runs(self._procedure.prompt, texts):
+        for run, logits in self._runs(self._procedure.prompt, texts, between):
             rows = logits if logits.ndim == 2 else logits[np.arange(len(texts)), np.maximum(run.counts, 1) - 1]
             found = np.zeros_like(rows) if found is None else found
             for row, text in enumerate(texts):
@@ -125,7 +127,7 @@ class Sequences:
         if given.shape != self._seen.shape or given.dtype.kind not in "iu":
             raise ConfigError(f"{given.dtype} {list(given.shape)} was given; give {len(self._seen)} integers.")
         counts = [1] * len(given) if ended is None else [int(not over) for over in ended]
-        if len(counts) != len(given) or (min(counts, default=1) == 0 and not self._tells_filling()):
+        if len(counts) != len(given) or (min(counts, default=1) == 0 and not self.tells_filling):
             raise ConfigError(
                 f"ended={ended!r:.100}; the bundle cannot tell filling from tokens, so that all {len(given)} sequences "
                 "read one: take those that have ended out of the states."
@@ -190,7 +192,7 @@ class Sequences:
         lengths = sorted({len(text) for text in texts})
         if lengths[-1] == 0:
             raise ConfigError("There is no token to read; give at least one.")
-        if len(lengths) > 1 and not self._tells_filling():
+        if len(lengths) > 1 and not self.tells_filling:
             raise ConfigError(
                 f"The texts have {lengths[0]} to {lengths[-1]} tokens, and the bundle cannot tell filling from tokens; "
                 "give texts of equal length, or sequences of their own."
@@ -210,10 +212,14 @@ class Sequences:
                 raise ConfigError(f"{_sentence(error)}.") from None
         return found
 
-    def _tells_filling(self) -> bool:
+    @property
+    def tells_filling(self) -> bool:
+        """Whether sequences may read unequally many tokens in a run."""
         return "count" in self._procedure.feeds.values()
 
-    def _runs(self, part: Pass, texts: Sequence[Array]) -> Iterator[tuple[Run, Array]]:
+    def _runs(
+        self, part: Pass, texts: Sequence[Array], between: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[Run, Array]]:
         """The runs that read whole texts, each with what it gave."""
         rows = self._rows(texts)
         try:
@@ -221,11 +227,13 @@ class Sequences:
         except ValueError as error:
             raise ConfigError(f"{_sentence(error)}.") from None
         for run in runs:
-            if min(run.counts) < run.tokens and not self._tells_filling():
+            if min(run.counts) < run.tokens and not self.tells_filling:
                 raise ConfigError(
                     f"{len(texts[0])} tokens are not read in runs of at least {run.tokens}, and the bundle cannot tell "
                     "filling from tokens; give more or fewer."
                 )
+            if between is not None:
+                between(run.start)
             stand_for = None if rows is None else [each[run.start :] for each in rows]
             yield run, self._run(part, run, [text[run.start :] for text in texts], stand_for)
 

@@ -36,6 +36,8 @@ ALLOWED = {
 }
 FOR_ALL = (
     "cache",
+    "chat_template",
+    "chat_worker",
     "children",
     "current_folder",
     "digest",
@@ -66,7 +68,7 @@ MAY = {
 }
 
 PUBLIC = {
-    "trt_compress.runtime": ["Bundle", "Manifest", "Session", "States"],
+    "trt_compress.runtime": ["Bundle", "Generator", "Manifest", "Sampling", "Session", "States"],
 }
 
 

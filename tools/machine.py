@@ -23,6 +23,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
         "transformers",
     ),
     "gguf": ("gguf",),
+    "text": ("jinja2", "tokenizers"),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "tensorrt"),
     "rtx": ("tensorrt-rtx",),

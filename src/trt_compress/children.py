@@ -25,7 +25,7 @@ from trt_compress import strays
 from trt_compress.current_folder import absolute_entries
 from trt_compress.errors import UnsupportedError
 
-PIPE, MERGED = subprocess.PIPE, subprocess.STDOUT
+PIPE, MERGED, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 TimeoutExpired = subprocess.TimeoutExpired
 Process = subprocess.Popen
 Completed = subprocess.CompletedProcess

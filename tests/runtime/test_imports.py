@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
+from tests.runtime.generate.toy import write
 from trt_compress.runtime import Bundle
 
 HEAVY = ("torch", "onnx", "onnxscript", "timm", "transformers")
@@ -45,6 +47,19 @@ def test_a_bundle_runs_without_the_export_side(double_bundle: Bundle) -> None:
     assert done.stdout.splitlines() == ["[[2.0, 2.0, 2.0]]", "[]"]
 
 
+def test_a_text_is_written_without_the_export_side(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    done = run_blocked(f"""
+        from trt_compress.runtime import Generator
+        with Generator.open({str(tmp_path / "b")!r}) as generator:
+            prompt = generator.chat([{{"role": "user", "content": "the fox"}}])
+            print(len(generator.generate(prompt, max_new=3, temperature=1.0)[0].ids))
+        print(sorted({{"jinja2", *{HEAVY!r}}} & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["3", "[]"]
+
+
 def test_a_stream_needs_its_libraries_only_when_it_uses_them(double_bundle: Bundle) -> None:
     done = run_blocked(f"""
         import numpy as np
@@ -66,4 +81,4 @@ def test_a_stream_needs_its_libraries_only_when_it_uses_them(double_bundle: Bund
 def test_the_public_names() -> None:
     import trt_compress.runtime
 
-    assert trt_compress.runtime.__all__ == ["Bundle", "Manifest", "Session", "States"]
+    assert trt_compress.runtime.__all__ == ["Bundle", "Generator", "Manifest", "Sampling", "Session", "States"]

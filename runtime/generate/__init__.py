@@ -1,0 +1,1 @@
+"""Text from a bundle that reads tokens: numpy, ONNX Runtime and `tokenizers`, and nothing else."""

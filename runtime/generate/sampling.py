@@ -1,0 +1,242 @@
+"""How the next token is chosen from logits: repetition penalty, temperature, top-k, top-p, min-p, as transformers has
+them, and in its order.
+
+Sources: top-k, Fan et al. 2018, arXiv:1805.04833; top-p, Holtzman et al. 2020, arXiv:1904.09751; min-p, Nguyen et al.
+2024, arXiv:2407.01082; repetition penalty, Keskar et al. 2019, arXiv:1909.05858.
+
+No vocabulary is sorted: what top-k and top-p leave lies within the tokens whose probability is at least some fraction
+of the largest, as soon as these are enough or weigh enough, and only they are looked at.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.suggest import not_known
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_FRACTIONS = (2.0**-5, 2.0**-9, 2.0**-14, 2.0**-20)
+_COLDEST = 1e-6  # below it, what is drawn is the largest
+_LARGEST_SEED = 2**63
+_MOST_TOP_LOGPROBS = 1000
+_MOST_STOPS = 64
+_LONGEST_STOP = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the tokens of one sequence are chosen, and what ends it.
+
+    Attributes:
+        temperature: What the logits are divided by; 0 takes the token of the largest logit, of equal ones the smaller
+            number.
+        top_k: Only so many of the most probable tokens, and those as probable as the last of them; 0: all.
+        top_p: Only the most probable tokens that together have this probability; 1: all.
+        min_p: Only tokens whose probability is at least this fraction of the largest; 0: all.
+        repetition_penalty: What positive logits of tokens of the prompt and of the answer are divided by, and negative
+            ones multiplied by; 1: nothing.
+        seed: Where the sequence's own random numbers begin, so that it gets the same answer alone as beside others;
+            None: each time elsewhere, and the result says where.
+        stop: Texts that end the answer, which they are no part of.
+        stop_ids: Tokens that end the answer, beside those of the bundle.
+        ignore_stop_ids: Neither these nor those of the bundle do.
+        logprobs: How many of the most probable tokens are given with each token; None: not even its own probability.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_stop_ids: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _number("temperature", self.temperature, 0, 1000)
+        _integer("top_k", self.top_k, 0, 2**31)
+        _number("top_p", self.top_p, 0, 1, open_low=True)
+        _number("min_p", self.min_p, 0, 1)
+        _number("repetition_penalty", self.repetition_penalty, 0, 1000, open_low=True)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, _LARGEST_SEED)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, _MOST_TOP_LOGPROBS)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"stop={self.stop!r:.100}; give texts of at least one character.")
+        if len(self.stop) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in self.stop):
+            raise ConfigError(f"At most {_MOST_STOPS} stop texts of {_LONGEST_STOP} characters may be given.")
+        for number in self.stop_ids:
+            _integer("stop_ids", number, 0, 2**31)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], defaults: "Sampling | None" = None) -> "Sampling":
+        """Settings by name, on top of defaults.
+
+        If one of top_k, top_p and min_p is given without a temperature, and the default is to take the largest logit,
+        the temperature is 1: the setting would have no effect.
+
+        Raises:
+            ConfigError: A name is unknown, or a value is not allowed.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                raise ConfigError(not_known("setting", name, names))
+        given = {name: value for name, value in settings.items() if value is not None}
+        for name in ("stop", "stop_ids"):
+            if isinstance(given.get(name), list):
+                given[name] = tuple(given[name])
+        base = defaults or cls()
+        chooses = any(name in given for name in ("top_k", "top_p", "min_p"))
+        if chooses and "temperature" not in given and base.temperature == 0:
+            given["temperature"] = 1.0
+        return replace(base, **given)
+
+
+class Chooser:
+    """Chooses the tokens of B sequences, each with settings, random numbers and a memory of its own.
+
+    Attributes:
+        seeds: Where the random numbers of each sequence begin.
+    """
+
+    def __init__(self, settings: Sequence[Sampling], prompts: Sequence[Sequence[int]]) -> None:
+        self._settings = list(settings)
+        self.seeds = [one.seed if one.seed is not None else _any_seed() for one in settings]
+        self._random = [np.random.default_rng(seed) for seed in self.seeds]
+        self._read = [
+            np.unique(np.asarray(prompt, np.int64)) if one.repetition_penalty != 1 else None
+            for one, prompt in zip(settings, prompts, strict=True)
+        ]
+
+    def choose(self, rows: Sequence[int], logits: Array) -> list[int]:
+        """The next tokens.
+
+        Args:
+            rows: Which sequences.
+            logits: Of these, [B, V]; they may be changed.
+
+        Raises:
+            UnsupportedError: No token is left: all logits are -inf, or one is NaN.
+        """
+        self._penalise(rows, logits)
+        best = logits.argmax(axis=1)
+        found = best.tolist()
+        largest = logits[np.arange(len(rows)), best]
+        if not np.isfinite(largest).all():
+            raise _nothing_to_choose(largest)
+        for place, row in enumerate(rows):
+            settings = self._settings[row]
+            if settings.temperature > 0:
+                found[place] = _draw(logits[place], float(largest[place]), settings, self._random[row])
+        for place, row in enumerate(rows):
+            read = self._read[row]
+            if read is not None and found[place] not in read:
+                self._read[row] = np.append(read, found[place])
+        return found
+
+    def _penalise(self, rows: Sequence[int], logits: Array) -> None:
+        for place, row in enumerate(rows):
+            read = self._read[row]
+            if read is not None:
+                penalty = np.float32(self._settings[row].repetition_penalty)
+                values = logits[place, read]
+                logits[place, read] = np.where(values < 0, values * penalty, values / penalty)
+
+
+def log_probabilities(logits: Array) -> Array:
+    """Natural logarithms of the probabilities of logits [B, V], float32; -inf where a logit is."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    return found
+
+
+def most_probable(values: Array, count: int) -> list[int]:
+    """The numbers of the `count` largest of values [V], the largest first, of equal ones the smaller number."""
+    count = min(count, len(values))
+    if count == 0:
+        return []
+    least = np.partition(values, -count)[-count]
+    above = np.flatnonzero(values > least)
+    among = np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
+    return [int(number) for number in among[np.argsort(-values[among], kind="stable")]]
+
+
+def left(logits: Array, largest: float, settings: Sampling) -> tuple[Array | None, Array]:
+    """What the settings leave of logits [V]: the numbers of tokens (None: all), and their weights, of which the largest
+    token's is 1."""
+    weights = logits - np.float32(largest)
+    weights *= np.float32(1 / max(settings.temperature, _COLDEST))
+    np.exp(weights, out=weights)
+    tokens: Array | None = None
+
+    def keep(chosen: Array) -> None:
+        nonlocal tokens, weights
+        tokens, weights = (chosen if tokens is None else tokens[chosen]), weights[chosen]
+
+    if 0 < settings.top_k < len(weights):
+        near = _near(weights, lambda few: len(few) >= settings.top_k)
+        few = logits[near]  # in their weights some that differ are equal
+        keep(near[few >= np.partition(few, -settings.top_k)[-settings.top_k]])
+    if settings.top_p < 1:
+        wanted = settings.top_p * float(weights.sum(dtype=np.float64))
+        near = _near(weights, lambda few: float(few.sum(dtype=np.float64)) >= wanted)
+        order = near[np.argsort(-logits[near if tokens is None else tokens[near]], kind="stable")]
+        count = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), wanted)) + 1
+        keep(np.sort(order[:count]))
+    if settings.min_p > 0:
+        keep(np.flatnonzero(weights >= np.float32(settings.min_p)))
+    return tokens, weights
+
+
+def _draw(logits: Array, largest: float, settings: Sampling, random: np.random.Generator) -> int:
+    """Draw a token by its probability, from those that the settings leave."""
+    tokens, weights = left(logits, largest, settings)
+    reached = np.cumsum(weights, dtype=np.float64)
+    place = int(np.searchsorted(reached, random.random() * reached[-1], side="right"))
+    return place if tokens is None else int(tokens[place])
+
+
+def _near(weights: Array, enough: Callable[[Array], bool]) -> Array:
+    """The numbers of the heaviest, as few as a coarse look tells, that are enough."""
+    for fraction in _FRACTIONS:
+        near = np.flatnonzero(weights >= np.float32(fraction))
+        if enough(weights[near]):
+            return near
+    return np.arange(len(weights))
+
+
+def _nothing_to_choose(largest: Array) -> UnsupportedError:
+    if np.isnan(largest).any():
+        return UnsupportedError(
+            "The bundle gave logits that are no numbers (NaN); verify it, or export it in a precision of more range."
+        )
+    return UnsupportedError(
+        "No token can follow: every logit is -inf, or one is +inf; the hook on the logits has to leave a token, and a "
+        "bundle that gives such logits is to be verified."
+    )
+
+
+def _any_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    fits = isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+    number = float(value) if fits else math.nan  # type: ignore[arg-type]
+    if not (low < number <= high if open_low else low <= number <= high):
+        said = f"above {low:g} and at most {high:g}" if open_low else f"from {low:g} to {high:g}"
+        raise ConfigError(f"{name}={value!r:.50}; give a number {said}.")
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value < high:
+        raise ConfigError(f"{name}={value!r:.50}; give a whole number from {low} to {high - 1}.")
