@@ -15,6 +15,7 @@ import copy
 import math
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +40,7 @@ from trt_compress.models.zoo.digits_vit.model import (
     count_correct,
     new_model,
 )
+from trt_compress.models.zoo.training import MovingAverage, fit, one_cycle
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -85,30 +87,31 @@ def train(split: DigitsSplit, recipe: DigitsRecipe) -> "VisionTransformer":
     model = new_model({**ARCHITECTURE, "patch_drop_rate": recipe.max_token_drop_ratio})
     _initialise_positions(model, recipe)
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    total_steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=total_steps,
-        pct_start=recipe.warmup_share,
-        cycle_momentum=False,
+    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
+    epochs = (torch.split(torch.randperm(len(images)), recipe.batch_size) for _ in range(recipe.epochs))
+    batches = chain.from_iterable(epochs)
+
+    def loss_of(step: int) -> torch.Tensor:
+        batch = next(batches)
+        cast(Any, model.patch_drop).prob = float(torch.rand(())) * recipe.max_token_drop_ratio
+        logits = model(augment(images[batch], recipe))
+        return functional.cross_entropy(logits, labels[batch], label_smoothing=recipe.label_smoothing)
+
+    schedule = one_cycle(
+        model.parameters(),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        steps=steps,
+        warmup_share=recipe.warmup_share,
     )
-    for epoch in range(recipe.epochs):
-        total_loss = 0.0
-        for batch in torch.split(torch.randperm(len(images)), recipe.batch_size):
-            cast(Any, model.patch_drop).prob = float(torch.rand(())) * recipe.max_token_drop_ratio
-            logits = model(augment(images[batch], recipe))
-            loss = functional.cross_entropy(logits, labels[batch], label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
-            optimizer.step()
-            schedule.step()
-            for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-                averaged.lerp_(parameter.detach(), 1 - recipe.ema_decay)
-            total_loss += loss.item() * len(batch)
-        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total_loss / len(images):.3f}", file=sys.stderr, flush=True)
+    fit(
+        model,
+        loss_of,
+        [schedule],
+        steps=steps,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+        average=MovingAverage(model=average, decay=recipe.ema_decay),
+    )
     return average.eval()
 
 

@@ -13,7 +13,7 @@ import argparse
 import copy
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import speech
 from trt_compress.models.zoo.keyword_spotter.model import CONFIGS, POOL_LAYER, card_file, weights_file
 from trt_compress.models.zoo.keyword_stream.model import CHUNK_FRAMES, WINDOW_CHUNKS
+from trt_compress.models.zoo.training import MovingAverage, fit, one_cycle
 
 COMMAND = "python -m trt_compress.models.zoo.keyword_spotter.train"
 
@@ -151,39 +152,40 @@ def train(words: speech.SpokenWords, variant: KeywordVariant) -> WhisperModel:
             model.encoder.embed_positions.weight.mul_(recipe.position_scale)
     chunked = Chunked(model) if variant.chunked else None
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
     num_clips = len(speech.make_clips(words, noise)[1])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=recipe.epochs * math.ceil(num_clips / recipe.batch_size),
-        pct_start=recipe.warmup_share,
-        cycle_momentum=False,
+    steps = recipe.epochs * math.ceil(num_clips / recipe.batch_size)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(recipe.epochs):
+            clips, targets = speech.make_clips(words, noise)
+            for rows in torch.split(torch.randperm(num_clips), recipe.batch_size):
+                yield torch.from_numpy(clips[rows.numpy()]), torch.from_numpy(targets[rows.numpy()])
+
+    made = batches()
+
+    def loss_of(step: int) -> Tensor:
+        audio, wanted = next(made)
+        if chunked:
+            return functional.cross_entropy(chunked(audio), wanted, label_smoothing=recipe.label_smoothing)
+        with torch.no_grad():
+            features = mask(model.frontend(audio), recipe)
+        return _loss(model, features, wanted, recipe)
+
+    schedule = one_cycle(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        steps=steps,
+        warmup_share=recipe.warmup_share,
     )
-    for epoch in range(recipe.epochs):
-        clips, targets = speech.make_clips(words, noise)
-        total = 0.0
-        for rows in torch.split(torch.randperm(num_clips), recipe.batch_size):
-            audio, wanted = (torch.from_numpy(values[rows.numpy()]) for values in (clips, targets))
-            if chunked:
-                loss = functional.cross_entropy(chunked(audio), wanted, label_smoothing=recipe.label_smoothing)
-            else:
-                with torch.no_grad():
-                    features = mask(model.frontend(audio), recipe)
-                loss = _loss(model, features, wanted, recipe)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
-            optimizer.step()
-            schedule.step()
-            for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-                averaged.lerp_(parameter.detach(), 1 - recipe.ema_decay)
-            total += loss.item() * len(rows)
-        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / num_clips:.3f}", file=sys.stderr, flush=True)
+    fit(
+        model,
+        loss_of,
+        [schedule],
+        steps=steps,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+        average=MovingAverage(model=average, decay=recipe.ema_decay),
+    )
     return average.eval()
 
 

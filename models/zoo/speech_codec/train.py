@@ -24,6 +24,7 @@ from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import speech
 from trt_compress.models.zoo.speech_codec.model import CARD_FILE, CONFIG, NAME, WEIGHTS_FILE, build, heldout_clips
+from trt_compress.models.zoo.training import fit, one_cycle
 
 COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
 
@@ -138,15 +139,18 @@ def train(recordings: list[speech.Array], recipe: CodecRecipe) -> WavTokenizer:
     audio = np.concatenate(recordings)
     codec = WavTokenizer(CONFIG, num_samples=recipe.segment_samples).train()
     initialize(codec, torch.from_numpy(audio[: 10 * recipe.segment_samples]).reshape(10, -1))
-    loss_of = SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=recipe.complex_weight)
+    spectral = SpectralLoss(mel_weight=recipe.mel_weight, complex_weight=recipe.complex_weight)
     codes = MovingCodes(codec, recipe)
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1, cycle_momentum=False
+    schedule = one_cycle(
+        codec.parameters(),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        steps=recipe.steps,
+        warmup_share=0.1,
     )
     seen: list[Tensor] = []
-    total = 0.0
-    for step in range(recipe.steps):
+
+    def loss_of(step: int) -> Tensor:
         starts = random.randint(0, len(audio) - recipe.segment_samples, recipe.batch_size)
         wanted = torch.from_numpy(np.stack([audio[start : start + recipe.segment_samples] for start in starts]))
         wanted = wanted * (torch.rand(len(wanted), 1) * 0.8 + 0.4)
@@ -159,16 +163,10 @@ def train(recordings: list[speech.Array], recipe: CodecRecipe) -> WavTokenizer:
             if step == recipe.warm_steps:
                 codes.start(torch.cat(seen))
             frames, commitment = codes(frames)
-        loss = loss_of(codec.decode_frames(frames), wanted) + recipe.commitment * commitment
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(codec.parameters(), recipe.gradient_clip_norm)
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{recipe.steps}: loss {total / 100:.3f}", file=sys.stderr, flush=True)
-            total = 0.0
+        loss: Tensor = spectral(codec.decode_frames(frames), wanted) + recipe.commitment * commitment
+        return loss
+
+    fit(codec, loss_of, [schedule], steps=recipe.steps, gradient_clip_norm=recipe.gradient_clip_norm)
     return codec.eval()
 
 

@@ -48,6 +48,7 @@ from trt_compress.models.zoo.surround_detector.model import (
     rig_of,
     surround_detector_config,
 )
+from trt_compress.models.zoo.training import MovingAverage, fit, say_on_stderr
 from trt_compress.runtime.detection_metric import DetectionScore
 
 COMMAND = f"python -m trt_compress.models.zoo.{NAME}.train --output DIR"
@@ -267,7 +268,7 @@ class _Streams:
         self._states = [state.detach().clone() for state in states]
 
 
-def train(recipe: DetectorRecipe, *, say: Callable[[str], None] = lambda text: None) -> tuple[Detector3D, Detector3D]:
+def train(recipe: DetectorRecipe, *, say: Callable[[str], None] = say_on_stderr) -> tuple[Detector3D, Detector3D]:
     """Train; return the averaged weights after the dense steps and after all."""
     torch.manual_seed(recipe.seed)
     config = surround_detector_config()
@@ -278,38 +279,34 @@ def train(recipe: DetectorRecipe, *, say: Callable[[str], None] = lambda text: N
     average.load_state_dict(model.state_dict())
     nets = [attach(model, parse_spec(spec)).train() for spec in ("none", FAST, FASTER)]
     total = recipe.dense_steps + recipe.routed_steps
-    optimizers = _optimizers(model, recipe)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(each, lambda step: _rate(step / total, recipe.warmup_share))
-        for each in optimizers
+        for each in _optimizers(model, recipe)
     ]
     streams = _Streams(config, recipe.streams, iter(TRAIN_SEEDS))
-    after_dense, running, start = average, 0.0, time.monotonic()
-    for step in range(total):
+    after_dense = copy.deepcopy(average)
+
+    def loss_of(step: int) -> Tensor:
         if step and step % 500 == 0:
             score = evaluate(detector_of(attach(average, ()).eval()), num_scenes=10, first_seed=VALIDATION_SEED)
             say(f"step {step}: validation mAP {score.mean_ap:.3f}, error {score.translation_error_m:.2f} m")
         if step == recipe.dense_steps:
-            after_dense = copy.deepcopy(average)
+            after_dense.load_state_dict(average.state_dict())
         frames, states = streams.next()
         net = nets[0] if step < recipe.dense_steps else nets[step % 3]
         found = net.detect(*frame_inputs(frames), *states)
-        loss = detection_loss(found, [make_targets(frame, config) for frame in frames], config.patch_size)
-        model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
         streams.keep(found.states)
-        decay = min(recipe.ema_decay, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-                averaged.lerp_(parameter, 1 - decay)
-        running += loss.item()
-        if (step + 1) % 100 == 0:
-            say(f"step {step + 1}/{total}: loss {running / 100:.3f}, {time.monotonic() - start:.0f} s")
-            running = 0.0
+        return detection_loss(found, [make_targets(frame, config) for frame in frames], config.patch_size)
+
+    fit(
+        model,
+        loss_of,
+        schedules,
+        steps=total,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+        average=MovingAverage(model=average, decay=recipe.ema_decay, rise=9),
+        say=say,
+    )
     return after_dense.eval(), average.eval()
 
 
@@ -409,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
     def make(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         torch.set_num_threads(1)
         recipe, start = DetectorRecipe(), time.process_time()
-        after_dense, model = train(recipe, say=lambda text: print(text, file=sys.stderr, flush=True))
+        after_dense, model = train(recipe)
         seconds = time.process_time() - start
         card = write_release(model, after_dense, recipe, directory, cpu_seconds=seconds)
         accuracy: dict[str, Any] = card["accuracy"]

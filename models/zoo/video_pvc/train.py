@@ -9,7 +9,6 @@ this file; this command makes both again (some ten minutes of one core):
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from trt_compress.models.hosts.progressive import ProgressiveViT
 from trt_compress.models.hosts.weights import load_weights
 from trt_compress.models.zoo import release
 from trt_compress.models.zoo.data import moving_digits
+from trt_compress.models.zoo.training import MovingAverage, fit, one_cycle
 from trt_compress.models.zoo.video_pvc.model import CARD_FILE, CONFIG, NAME, WEIGHTS_FILE, build
 from trt_compress.models.zoo.video_vit.model import NUM_DIGITS, build_video_vit, video_vit_card
 from trt_compress.models.zoo.video_vit.score import CLIP_LENGTH, TEST_CLIPS, Stream, score_stream
@@ -85,17 +85,8 @@ def train(recipe: PvcRecipe) -> ProgressiveViT:
     model.vit.cls_token.requires_grad_(False)
     model.vit.pos_embed.requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=recipe.steps,
-        pct_start=recipe.warmup_share,
-        cycle_momentum=False,
-    )
-    started, running = time.process_time(), 0.0
-    for step in range(1, recipe.steps + 1):
+
+    def loss_of(step: int) -> Tensor:
         frames, digits, centres = make_batch(images, labels, pool, recipe, generator)
         states, loss = fresh_states(model, recipe.clips), torch.zeros(())
         for frame, centre in zip(frames, centres, strict=True):
@@ -105,20 +96,23 @@ def train(recipe: PvcRecipe) -> ProgressiveViT:
             )
             off = functional.smooth_l1_loss(found[:, NUM_DIGITS:], centre, beta=0.05)
             loss = loss + recipe.place_weight * off
-        loss = loss / recipe.frames
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(learnt, recipe.gradient_clip_norm)
-        optimizer.step()
-        schedule.step()
-        decay = min(recipe.ema_decay, step / (step + 10))
-        for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-            averaged.lerp_(parameter.detach(), 1 - decay)
-        running += loss.item()
-        if step % 50 == 0:
-            seconds = time.process_time() - started
-            print(f"step {step}/{recipe.steps}: loss {running / 50:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
-            running = 0.0
+        return loss / recipe.frames
+
+    schedule = one_cycle(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        steps=recipe.steps,
+        warmup_share=recipe.warmup_share,
+    )
+    fit(
+        model,
+        loss_of,
+        [schedule],
+        steps=recipe.steps,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+        average=MovingAverage(model=average, decay=recipe.ema_decay, rise=10),
+    )
     return average.eval()
 
 

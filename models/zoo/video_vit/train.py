@@ -9,7 +9,6 @@ model card stand beside this file; this command makes both again (about ten minu
 
 import argparse
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from trt_compress.models.zoo.data.moving_digits import (
     digits_of,
     draw,
 )
+from trt_compress.models.zoo.training import MovingAverage, fit, one_cycle
 from trt_compress.models.zoo.video_vit.model import (
     ARCHITECTURE,
     CARD_FILE,
@@ -83,32 +83,29 @@ def train(recipe: VideoRecipe) -> "VisionTransformer":
     pool = backgrounds("train", recipe.pool_size, generator)
     model, average = build_video_vit(weights=False).train(), build_video_vit(weights=False).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        recipe.learning_rate,
-        total_steps=recipe.steps,
-        pct_start=recipe.warmup_share,
-        cycle_momentum=False,
-    )
-    started = time.process_time()
-    for step in range(1, recipe.steps + 1):
+
+    def loss_of(step: int) -> Tensor:
         frames, digits, centres = _batch(images, labels, pool, recipe, generator)
-        window = _window(centres, recipe, generator) if step <= recipe.window_share * recipe.steps else None
+        window = _window(centres, recipe, generator) if step + 1 <= recipe.window_share * recipe.steps else None
         found = _forward(model, frames, window)
         loss = functional.cross_entropy(found[:, :NUM_DIGITS], digits, label_smoothing=recipe.label_smoothing)
-        loss = loss + recipe.place_weight * functional.smooth_l1_loss(found[:, NUM_DIGITS:], centres, beta=0.05)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip_norm)
-        optimizer.step()
-        schedule.step()
-        decay = min(recipe.ema_decay, step / (step + 10))
-        for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
-            averaged.lerp_(parameter.detach(), 1 - decay)
-        if step % 100 == 0:
-            seconds = time.process_time() - started
-            print(f"step {step}/{recipe.steps}: loss {loss.item():.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        return loss + recipe.place_weight * functional.smooth_l1_loss(found[:, NUM_DIGITS:], centres, beta=0.05)
+
+    schedule = one_cycle(
+        model.parameters(),
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        steps=recipe.steps,
+        warmup_share=recipe.warmup_share,
+    )
+    fit(
+        model,
+        loss_of,
+        [schedule],
+        steps=recipe.steps,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+        average=MovingAverage(model=average, decay=recipe.ema_decay, rise=10),
+    )
     return average.eval()
 
 
