@@ -81,5 +81,5 @@ def fit(
             average.take(model, step)
         running += loss.item()
         if step % say_every == 0:
-            say(f"step {step}/{steps}: loss {running / say_every:.3f}, {time.process_time() - started:.0f} s")
+            say(f"step {step}/{steps}, {time.process_time() - started:.0f} s: loss {running / say_every:.3f}")
             running = 0.0

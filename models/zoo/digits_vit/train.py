@@ -87,7 +87,7 @@ def train(split: DigitsSplit, recipe: DigitsRecipe) -> "VisionTransformer":
     model = new_model({**ARCHITECTURE, "patch_drop_rate": recipe.max_token_drop_ratio})
     _initialise_positions(model, recipe)
     average = copy.deepcopy(model).requires_grad_(False)
-    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
+    steps_of_epoch = math.ceil(len(images) / recipe.batch_size)
     epochs = (torch.split(torch.randperm(len(images)), recipe.batch_size) for _ in range(recipe.epochs))
     batches = chain.from_iterable(epochs)
 
@@ -101,16 +101,17 @@ def train(split: DigitsSplit, recipe: DigitsRecipe) -> "VisionTransformer":
         model.parameters(),
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
-        steps=steps,
+        steps=recipe.epochs * steps_of_epoch,
         warmup_share=recipe.warmup_share,
     )
     fit(
         model,
         loss_of,
         [schedule],
-        steps=steps,
+        steps=recipe.epochs * steps_of_epoch,
         gradient_clip_norm=recipe.gradient_clip_norm,
         average=MovingAverage(model=average, decay=recipe.ema_decay),
+        say_every=steps_of_epoch,
     )
     return average.eval()
 

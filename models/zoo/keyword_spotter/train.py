@@ -153,7 +153,7 @@ def train(words: speech.SpokenWords, variant: KeywordVariant) -> WhisperModel:
     chunked = Chunked(model) if variant.chunked else None
     average = copy.deepcopy(model).requires_grad_(False)
     num_clips = len(speech.make_clips(words, noise)[1])
-    steps = recipe.epochs * math.ceil(num_clips / recipe.batch_size)
+    steps_of_epoch = math.ceil(num_clips / recipe.batch_size)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(recipe.epochs):
@@ -175,16 +175,17 @@ def train(words: speech.SpokenWords, variant: KeywordVariant) -> WhisperModel:
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
-        steps=steps,
+        steps=recipe.epochs * steps_of_epoch,
         warmup_share=recipe.warmup_share,
     )
     fit(
         model,
         loss_of,
         [schedule],
-        steps=steps,
+        steps=recipe.epochs * steps_of_epoch,
         gradient_clip_norm=recipe.gradient_clip_norm,
         average=MovingAverage(model=average, decay=recipe.ema_decay),
+        say_every=steps_of_epoch,
     )
     return average.eval()
 
