@@ -27,6 +27,7 @@ class Sequences:
     Attributes:
         session: What runs them.
         states: Their states; to keep or to repeat some of them, use `keep` here.
+        upkeeps: How often a graph was run for upkeep.
     """
 
     def __init__(self, session: Session, *, batch: int = 1, capacity: int | Mapping[str, int] | None = None) -> None:
@@ -54,6 +55,7 @@ class Sequences:
         self._links = {link.to: link.source for link in manifest.links}
         self._seen = np.zeros(batch, np.int64)
         self._attended = False
+        self.upkeeps = 0
         self._checks: dict[tuple[str, ...], InputCheck] = {}
 
     @property
@@ -264,6 +266,7 @@ class Sequences:
         def maintain(graph: str) -> None:
             self._reserve((graph,), 0)
             self._turn((graph,), self._fed((graph,), {"seen": self._seen}))
+            self.upkeeps += 1
 
         try:
             keep_up(self._procedure, run.moments, lambda symbol: self._used(symbol).tolist(), maintain)

@@ -132,7 +132,7 @@ def test_functions_take_what_their_commands_take(function: str, command: str) ->
     plural = {"target": "targets", "results": "result", "idle_s": "power_idle_s"}
     rename = plural if command != "build" and command != "preflight" else {}
     of_cli = {rename.get(name, name) for name in inspect.signature(callback).parameters}
-    of_cli -= {"context", "verbose", "log_json", "json", "budget", "max_drop", "model_option"}
+    of_cli -= {"typed", "verbose", "log_json", "json", "budget", "max_drop", "model_option"}
     of_function = set(inspect.signature(getattr(trt_compress, function)).parameters)
     assert of_cli - of_function == set()
 

@@ -24,7 +24,7 @@ from trt_compress.runtime.evaluate import (
 from trt_compress.runtime.labelled.data import LabelledData, limited
 from trt_compress.runtime.labelled.open import HELD_OUT, Request, open_data
 from trt_compress.runtime.session import Session
-from trt_compress.tools.bench.bundle import identity, operators_run
+from trt_compress.tools.bench.result import identity, operators_run
 from trt_compress.tools.held_out import check_held_out, held_out
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.metrics import Better, Metric

@@ -7,7 +7,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.foreign import refusals_said
 from trt_compress.paths import check_apart
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.bench.bundle import BenchResult
+from trt_compress.tools.bench.result import BenchResult
 from trt_compress.tools.report.budget import parse_budget
 from trt_compress.tools.report.compare import Comparison, compare_reports, compare_sides
 from trt_compress.tools.report.from_bench import report_from_bench

@@ -30,7 +30,8 @@ from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
-from trt_compress.tools.bench.bundle import _random, identity
+from trt_compress.tools.bench.bundle import _random
+from trt_compress.tools.bench.result import identity
 from trt_compress.tools.cli.main import app
 from trt_compress.tools.describe import engine_pairs, print_bundle
 

@@ -13,7 +13,7 @@ import pytest
 from trt_compress.export.bundle import update_bundle
 from trt_compress.runtime import Bundle
 from trt_compress.runtime.measure.latency import summarize
-from trt_compress.tools.bench.bundle import compare_outputs
+from trt_compress.tools.bench.result import compare_outputs
 from trt_compress.tools.machine import cpu_cores
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

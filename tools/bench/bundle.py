@@ -2,12 +2,11 @@
 
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,83 +18,21 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.paths import check_archive
 from trt_compress.runtime.arrays import arrays_of
-from trt_compress.runtime.measure.latency import (
-    LatencySummary,
-    Speedup,
-    Verdict,
-    interleave,
-    speedup,
-    summarize,
-    verdict,
-)
+from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 from trt_compress.runtime.session import Session
-from trt_compress.tools.describe import compression_text
+from trt_compress.tools.bench.result import (
+    ROLES,
+    Array,
+    BenchResult,
+    Device,
+    Point,
+    Side,
+    compare_outputs,
+    identity,
+    operators_run,
+)
+from trt_compress.tools.bench.sequences import Plan, make_plan, time_plan
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
-
-Device = Literal["cpu", "gpu"]
-Role = Literal["bundle", "baseline"]
-Array = np.ndarray[Any, np.dtype[Any]]
-
-RESULT_VERSION = "1.1"
-DOCUMENT = "trt-compress bench"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One bundle of a run: what it is and how long it took.
-
-    `latencies_ns` are the timed runs in order; run i of both sides is one pair. `first_inference_ns` is the very first
-    run, before warm-up.
-    """
-
-    role: Role
-    identity: dict[str, Any]
-    first_inference_ns: int
-    latencies_ns: tuple[int, ...]
-    latency: LatencySummary
-    verdict: Verdict
-
-    def to_json(self) -> dict[str, Any]:
-        """Write as plain JSON data."""
-        return {
-            "role": self.role,
-            "identity": self.identity,
-            "first_inference_ns": self.first_inference_ns,
-            "latencies_ns": list(self.latencies_ns),
-            "latency": self.latency.to_json(),
-            "verdict": self.verdict.to_json(),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchResult:
-    """One measurement, with all that is needed to repeat or to doubt it.
-
-    `started_at` is when the timing began, ISO 8601 with the zone. `quality` compares the outputs of the bundle with
-    its baseline's on the inputs that were timed; None without one.
-    """
-
-    protocol: dict[str, Any]
-    sides: tuple[Side, ...]
-    speedup: Speedup | None
-    quality: dict[str, dict[str, float | int]] | None
-    device: dict[str, Any]
-    versions: dict[str, str]
-    started_at: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Write as plain JSON data."""
-        return {
-            "document": DOCUMENT,
-            "result_version": RESULT_VERSION,
-            "started_at": self.started_at,
-            "protocol": self.protocol,
-            "sides": [side.to_json() for side in self.sides],
-            "speedup": self.speedup.to_json() if self.speedup else None,
-            "quality": self.quality,
-            "device": self.device,
-            "versions": self.versions,
-        }
 
 
 @refusals_said()
@@ -108,15 +45,21 @@ def bench(
     backend: str = "ort-cpu",
     batch: int | None = None,
     threads: int | None = None,
-    pairs: int = 64,
-    warmup: int = 5,
+    pairs: int | None = None,
+    warmup: int | None = None,
     inputs: str | Path | None = None,
     seed: int = 0,
     native: bool | None = None,
+    workload: str | Sequence[str] | None = None,
+    fill: int | Sequence[int] | None = None,
+    context: int | None = None,
+    new: int | None = None,
     require_digest: str | Collection[str] | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> BenchResult:
     """Time a bundle; with a baseline, both in one interleaved run on the same inputs.
+
+    Of a bundle that reads tokens, prompts and steps are timed apart, at each fill, on seeded random tokens.
 
     Args:
         bundle: What is measured.
@@ -126,23 +69,29 @@ def bench(
         backend: As `Session.open` takes it.
         batch: Batch size of the random inputs; None is the bundle's own.
         threads: As `Session.open` takes it; beside a baseline None means one for each core.
-        pairs: Timed runs of each side.
-        warmup: Runs of each side before them.
+        pairs: Timed runs of each side; None is 64, of prompts 15.
+        warmup: Runs of each side before them; None is 5, of prompts 1.
         inputs: An .npz file of arrays by input name, instead of random ones.
         seed: Of the random inputs.
         native: As `Session.open` takes it; what ran is in the result.
+        workload: What is timed of a bundle that reads tokens: "prefill", "decode", or both; None is both.
+        fill: How many tokens a prompt has, or stand before the steps, one number or several; None: 128, 2048, 8192 and
+            32768, as far as they go into the context.
+        context: The most tokens of a sequence; None: what the bundle allows, and fills of at most 2048.
+        new: Timed steps at each fill; None is 64.
         require_digest: The digest that the bundle must have; with more than one bundle several, of which each must have
             one. As `Bundle.open` takes it.
         progress: Is told the name of each step.
 
     Raises:
-        ConfigError: A number out of range, inputs that do not fit, or a baseline that takes other inputs.
+        ConfigError: A number out of range, inputs that do not fit, a baseline that takes other inputs, or workloads of
+            a bundle that reads no tokens.
         GateError: An output is not finite, so its latency means nothing.
     """
     if batch is not None and (batch < 1 or inputs is not None):
         what = "give at least 1" if batch < 1 else "the arrays of --inputs have their own; leave one of the two out"
         raise ConfigError(f"batch={batch}; {what}.")
-    if pairs < 1 or warmup < 0 or seed < 0:
+    if (pairs is not None and pairs < 1) or (warmup is not None and warmup < 0) or seed < 0:
         raise ConfigError(f"pairs={pairs}, warmup={warmup}, seed={seed}; give pairs >= 1, warmup >= 0 and seed >= 0.")
     if inputs is not None:
         check_archive(Path(inputs))
@@ -152,10 +101,25 @@ def bench(
         baseline = bundle
     paths = [path for path in (bundle, baseline) if path is not None]
     chosen = [None if name is None else [name] for name in (graph, baseline_graph)]
+    manifests = []
     for path, graphs in zip(paths, chosen, strict=False):  # all of them before any library is loaded
-        manifest = Bundle.open(path, check_hashes=False, require_digest=required).manifest
+        manifests.append(Bundle.open(path, check_hashes=False, require_digest=required).manifest)
         for name in graphs or ():
-            manifest.graph(name)
+            manifests[-1].graph(name)
+    plan = make_plan(
+        manifests,
+        workload=workload,
+        fill=fill,
+        context=context,
+        new=new,
+        pairs=pairs,
+        warmup=warmup,
+        batch=batch,
+        seed=seed,
+        whole=graph is None and baseline_graph is None,
+        inputs=inputs is not None,
+    )
+    _check_comparable(manifests[0], manifests[-1], precision=plan is None)
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
@@ -165,8 +129,14 @@ def bench(
         )
         for path, graphs in zip(paths, chosen, strict=False)
     ]
+    device: Device = "gpu" if backend == "ort-cuda" else "cpu"
+    if plan is not None:
+        started_at = _now()
+        points, quality = time_plan(plan, sessions, device, progress)
+        how = {"backend": backend, "threads": threads, "spinning": spin}
+        return _result_of_points(points, plan, sessions, quality, how, started_at)
+    pairs, warmup = 64 if pairs is None else pairs, 5 if warmup is None else warmup
     first = sessions[0]
-    _check_comparable(first.bundle.manifest, sessions[-1].bundle.manifest)
     if first.inputs != sessions[-1].inputs:
         raise ConfigError(
             f"The baseline takes {_signature(sessions[-1])} and the bundle {_signature(first)}; "
@@ -180,11 +150,9 @@ def bench(
     if _batch(first.inputs, feed) == 0:
         raise ConfigError("The arrays of --inputs hold no item; give at least one.")
     progress(f"{pairs} pairs" if baseline is not None else f"{pairs} runs")
-    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started_at = _now()
     samples = interleave(calls[0], calls[1] if baseline is not None else None, warmup=warmup, pairs=pairs)
-    device: Device = "gpu" if backend == "ort-cuda" else "cpu"
-    roles: tuple[Role, Role] = ("bundle", "baseline")
-    timed = zip(roles, sessions, firsts, (samples.a_ns, samples.b_ns), strict=False)
+    timed = zip(ROLES, sessions, firsts, (samples.a_ns, samples.b_ns), strict=False)
     return BenchResult(
         protocol={
             "kind": "closed loop, interleaved ABAB" if baseline is not None else "closed loop",
@@ -196,7 +164,17 @@ def bench(
             "warmup": warmup,
             "inputs": "file" if inputs is not None else f"random, seed {seed}",
         },
-        sides=tuple(_side(role, session, first.ns, ns, device) for role, session, first, ns in timed),
+        sides=tuple(
+            Side(
+                role=role,
+                identity=_identity(session),
+                first_inference_ns=first.ns,
+                latencies_ns=ns,
+                latency=summarize(ns),
+                verdict=verdict(ns, device=device),
+            )
+            for role, session, first, ns in timed
+        ),
         speedup=speedup(samples.a_ns, samples.b_ns) if baseline is not None else None,
         quality=compare_outputs(firsts[0].outputs, firsts[1].outputs) if baseline is not None else None,
         device=describe_device(),
@@ -205,88 +183,65 @@ def bench(
     )
 
 
-def _check_comparable(ours: Manifest, baseline: Manifest) -> None:
-    """Refuse a baseline that differs in more than its compression."""
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _result_of_points(
+    points: Sequence[Point],
+    plan: Plan,
+    sessions: Sequence[Session],
+    quality: dict[str, dict[str, float | int]] | None,
+    how: Mapping[str, Any],
+    started_at: str,
+) -> BenchResult:
+    """The result of a run that read tokens: its last point stands for it."""
+    last = points[-1]
+    return BenchResult(
+        protocol={
+            "kind": "closed loop, interleaved ABAB" if len(sessions) > 1 else "closed loop",
+            **how,
+            **plan.to_json(last.workload, last.fill),
+        },
+        sides=tuple(
+            Side(
+                role=side.role,
+                identity=_identity(session),
+                first_inference_ns=side.first_ns,
+                latencies_ns=side.latencies_ns,
+                latency=side.latency,
+                verdict=side.verdict,
+            )
+            for side, session in zip(last.sides, sessions, strict=True)
+        ),
+        speedup=last.speedup,
+        quality=quality,
+        device=describe_device(),
+        versions=package_versions(),
+        started_at=started_at,
+        points=tuple(points),
+    )
+
+
+def _check_comparable(ours: Manifest, baseline: Manifest, *, precision: bool) -> None:
+    """Refuse a baseline that differs in more than its compression, and in precision if this is asked for."""
     for what in ("source", "weights"):
         mine, theirs = getattr(ours.model, what), getattr(baseline.model, what)
         if mine != theirs:
             shown = [value if isinstance(value, str) else f"weights {value.source}" for value in (mine, theirs)]
             raise ConfigError(f"The bundle has {shown[0]} and the baseline {shown[1]}; compare bundles of one model.")
-    if ours.precision != baseline.precision:
+    if precision and ours.precision != baseline.precision:
         raise ConfigError(
             f"The bundle is {ours.precision} and the baseline {baseline.precision}; export both in one precision."
         )
 
 
-def identity(manifest: Manifest) -> dict[str, Any]:
-    """What a result says of the bundle that it measured."""
+def _identity(session: Session) -> dict[str, Any]:
     return {
-        "name": manifest.name,
-        "model": manifest.model.source,
-        "weights": manifest.model.weights.source,
-        "compression": compression_text(manifest),
-        "precision": manifest.precision,
-        "opset": manifest.opset,
-        "flops": manifest.flops,
-        "baseline_flops": manifest.baseline_flops,
-        "sites": [part.to_json() for part in manifest.compression],
-        "graph_bytes": sum(
-            manifest.files[name].bytes
-            for graph in manifest.graphs
-            for name in (graph.file, *graph.external_data)
-            if name in manifest.files  # else pruned
-        ),
-        "sha256": {
-            graph.file: manifest.files[graph.file].sha256 for graph in manifest.graphs if graph.file in manifest.files
-        },
+        **identity(session.bundle.manifest),
+        "graphs": list(session.graphs),
+        "operators": operators_run(session),
     }
-
-
-def operators_run(session: Session) -> dict[str, Any]:
-    """How the operators of ours ran: how many in which form, and the native library's hash, or why there is none."""
-    paths = Counter(session.operator_paths().values()) if session.backend == "ort-cpu" else Counter[str]()
-    library = session.native.info["source_hash"] if session.native else None
-    return {"paths": dict(paths), "native_library": library, "native_reason": session.native_reason}
-
-
-def compare_outputs(ours: Mapping[str, Array], baseline: Mapping[str, Array]) -> dict[str, dict[str, float | int]]:
-    """Compare floating-point outputs of equal shape, by name.
-
-    Returns:
-        For each: `max_abs`; `cosine`, the least over the items of the batch; for scores [B, C] also `top1_agreement`,
-        the share of the n items whose largest score has the same index.
-    """
-    compared: dict[str, dict[str, float | int]] = {}
-    for name, theirs in baseline.items():
-        if name not in ours or ours[name].shape != theirs.shape or theirs.dtype.kind != "f" or theirs.ndim < 1:
-            continue
-        mine, other = (np.asarray(value, np.float64).reshape(len(theirs), -1) for value in (ours[name], theirs))
-        norms = np.linalg.norm(mine, axis=1) * np.linalg.norm(other, axis=1)
-        cosines = np.divide((mine * other).sum(axis=1), norms, out=np.ones_like(norms), where=norms > 0)
-        compared[name] = {
-            "n": len(theirs),
-            "max_abs": float(np.abs(mine - other).max()),
-            "cosine": float(cosines.min()),
-        }
-        if theirs.ndim == 2 and theirs.shape[1] > 1:
-            compared[name]["top1_agreement"] = float((mine.argmax(axis=1) == other.argmax(axis=1)).mean())
-    return compared
-
-
-def _side(role: Role, session: Session, first_ns: int, ns: tuple[int, ...], device: Device) -> Side:
-    summary = summarize(ns)
-    return Side(
-        role=role,
-        identity={
-            **identity(session.bundle.manifest),
-            "graphs": list(session.graphs),
-            "operators": operators_run(session),
-        },
-        first_inference_ns=first_ns,
-        latencies_ns=ns,
-        latency=summary,
-        verdict=verdict(ns, device=device),
-    )
 
 
 def repeated(session: Session, feed: Mapping[str, Array]) -> Callable[[], object]:

@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_compress.foreign import needs_extra
+from trt_compress.errors import ConfigError
+from trt_compress.foreign import needs_extra, shown
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli.evaluate import JsonFile, try_file, write_json
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
-from trt_compress.tools.console import print_json, print_table, print_text, progress
+from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
-    from trt_compress.tools.bench.bundle import BenchResult
+    from trt_compress.runtime.measure.latency import Speedup
+    from trt_compress.tools.bench.result import BenchResult
+
+_LONGEST_NUMBER = 10  # digits
 
 
 def bench(
@@ -34,8 +38,30 @@ def bench(
         int | None, typer.Option(metavar="N", help="Default: the batch that the bundle was exported for.")
     ] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
-    pairs: Annotated[int, typer.Option(metavar="N", help="Timed runs of each side; p90 needs 64, p99 662.")] = 64,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Runs of each side before the timed ones.")] = 5,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Of a bundle that reads tokens: prefill, decode, or both (default: prefill,decode)."
+        ),
+    ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…", help="Tokens of a prompt, and those behind which steps are timed (default: 128,2048,…)."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Most tokens of a sequence; without --fill it is filled.")
+    ] = None,
+    new: Annotated[int | None, typer.Option(metavar="N", help="Timed steps at each fill (default: 64).")] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Timed runs of each side (default: 64, of prompts 15); p90 needs 64, p99 662."),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Runs of each side before the timed ones (default: 5, of prompts 1)."),
+    ] = None,
     inputs: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
     ] = None,
@@ -47,7 +73,10 @@ def bench(
     require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:
-    """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval."""
+    """Time a bundle: latency with n, spread and a verdict; with --baseline the speed-up and its interval.
+
+    Of a bundle that reads tokens, prompts and steps are timed apart, at every fill.
+    """
     try_file(json)
     bundles = [bundle, *filter(None, [baseline])]
     written = None if json is None or str(json) == "-" else json
@@ -68,6 +97,10 @@ def bench(
             inputs=inputs,
             seed=seed,
             native=native,
+            workload=None if workload is None else [name.strip() for name in workload.split(",")],
+            fill=None if fill is None else _numbers(fill),
+            context=context,
+            new=new,
             require_digest=require_digest,
             progress=step,
         )
@@ -79,7 +112,83 @@ def bench(
         write_json(json, result.to_json())
 
 
+def _numbers(text: str) -> list[int]:
+    """The numbers of --fill."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < _LONGEST_NUMBER for part in parts):
+        raise ConfigError(f"--fill '{shown(text)}': give numbers of tokens with commas between them, such as 128,2048.")
+    return [int(part) for part in parts]
+
+
 def _show(result: "BenchResult") -> None:
+    if result.points:
+        _show_points(result)
+    else:
+        _show_runs(result)
+    for side in result.sides:
+        paths = side.identity["operators"]["paths"]
+        if paths:
+            words = {"native": "native operators", "function": "ONNX bodies"}
+            ran = ", ".join(f"{n} as {words.get(form, form)}" for form, n in paths.items())
+            print_text(f"{side.role}: operators run {ran}.")
+            if "function" in paths and (why := side.identity["operators"].get("native_reason")):
+                print_text(f"{side.role}: {why}")
+    for note in _notes(result):
+        print_text(f"{note}.")
+    if result.speedup is not None and not result.points:
+        print_text(f"Speed-up over the baseline: {_speedup(result.speedup)}.")
+
+
+def _notes(result: "BenchResult") -> list[str]:
+    """What is to be known of the figures."""
+    notes = []
+    for point in result.points:
+        shaky = [side for side in point.sides if side.verdict.status != "stable"]
+        notes += [f"{point.workload} at {point.fill}, {side.role}: {side.verdict.reason}" for side in shaky[:1]]
+    for side in result.sides if not result.points else ():
+        if side.verdict.status != "stable":
+            notes.append(f"{side.role}: {side.verdict.reason}")
+        if side.latency.p90_ns is None:
+            notes.append(f"{side.role}: p90: {side.latency.reasons['p90_ns']}")
+    return notes
+
+
+def _show_points(result: "BenchResult") -> None:
+    several = len(result.sides) > 1
+    names = {side.role: side.identity for side in result.sides}
+    rows = []
+    for point in result.points:
+        for side in point.sides:
+            ratio = point.speedup if side.role == "bundle" else None
+            rows.append(
+                (
+                    point.workload,
+                    point.fill,
+                    *([side.role] if several else []),
+                    side.latency.n,
+                    _milliseconds(side.latency.median_ns),
+                    _milliseconds(side.latency.p90_ns),
+                    f"{side.tokens_per_s:.1f}",
+                    format_bytes(side.state_bytes),
+                    side.verdict.status,
+                    *([None if ratio is None else _speedup(ratio, short=True)] if several else []),
+                )
+            )
+    columns = ("", "fill", *(["side"] if several else []), "n", "p50 ms", "p90 ms", "tokens/s", "states", "verdict")
+    title = f"Reading tokens, batch {result.protocol['batch']}, {result.protocol['backend']}"
+    print_table(title, (*columns, *(["speed-up"] if several else [])), rows)
+    for role, identity in names.items():
+        print_text(f"{role}: {identity['name']}, {identity['compression']}, {identity['precision']}.")
+    print_text(f"Started at {result.started_at}.")
+    if any(point.workload == "prefill" for point in result.points):
+        print_text("prefill: the time to the first token, for a prompt of `fill` tokens on new states.")
+    upkeep = sum(len(point.sides[0].with_upkeep) for point in result.points)
+    if any(point.workload == "decode" for point in result.points):
+        also = f"; {upkeep} of the bundle's steps had upkeep behind them, which tokens/s counts" if upkeep else ""
+        print_text(f"decode: steps behind a prompt of `fill` tokens and the warm-up{also}.")
+
+
+def _show_runs(result: "BenchResult") -> None:
     chosen = len({tuple(side.identity["graphs"]) for side in result.sides} | {("model",)}) > 1
     rows = [
         (
@@ -98,23 +207,15 @@ def _show(result: "BenchResult") -> None:
     title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
     print_text(f"Started at {result.started_at}.")
-    for side in result.sides:
-        paths = side.identity["operators"]["paths"]
-        if paths:
-            words = {"native": "native operators", "function": "ONNX bodies"}
-            ran = ", ".join(f"{n} as {words.get(form, form)}" for form, n in paths.items())
-            print_text(f"{side.role}: operators run {ran}.")
-            if "function" in paths and (why := side.identity["operators"].get("native_reason")):
-                print_text(f"{side.role}: {why}")
-        notes = [side.verdict.reason] if side.verdict.status != "stable" else []
-        if side.latency.p90_ns is None:
-            notes.append(f"p90: {side.latency.reasons['p90_ns']}")
-        for note in notes:
-            print_text(f"{side.role}: {note}.")
-    if result.speedup is not None:
-        gain = result.speedup
-        interval = f"95 % interval {gain.low:.2f} to {gain.high:.2f}" if gain.low and gain.high else gain.reason
-        print_text(f"Speed-up over the baseline: {gain.median:.2f}× ({interval}, {gain.n} pairs).")
+
+
+def _speedup(gain: "Speedup", *, short: bool = False) -> str:
+    """A speed-up with its interval, or why there is none."""
+    if gain.low is None or gain.high is None:
+        return f"{gain.median:.2f}× ({gain.reason})"
+    if short:
+        return f"{gain.median:.2f}× ({gain.low:.2f} to {gain.high:.2f})"
+    return f"{gain.median:.2f}× (95 % interval {gain.low:.2f} to {gain.high:.2f}, {gain.n} pairs)"
 
 
 def _milliseconds(ns: float | None) -> str | None:

@@ -64,12 +64,12 @@ _OPTIONS = {"verbose": Verbose, "log_json": LogJson}
 def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options `-v` and `--log-json`, and turn errors into one sentence and an exit code.
 
-    The options may stand before the command's name too; `context.obj` holds what was given there.
+    The options may stand before the command's name too; `typed.obj` holds what was given there.
     """
 
     @wraps(command)
-    def run(context: typer.Context, verbose: bool, log_json: bool, **arguments: Any) -> None:
-        verbose, log_json = verbose or context.obj["verbose"], log_json or context.obj["log_json"]
+    def run(typed: typer.Context, verbose: bool, log_json: bool, **arguments: Any) -> None:
+        verbose, log_json = verbose or typed.obj["verbose"], log_json or typed.obj["log_json"]
         configure_logging(verbose=verbose, log_json=log_json)
         how = {"verbose": verbose, "log_json": log_json, "json": wants_json(arguments.get("json"))}
         try:
@@ -99,14 +99,14 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(bug.exit_code) from None
 
     given = list(inspect.signature(command).parameters.values())
-    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    typed = inspect.Parameter("typed", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
         for name, annotation in _OPTIONS.items()
     ]
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in given]
-    run.__signature__ = inspect.Signature([context, *parameters, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {**command.__annotations__, "context": typer.Context, **_OPTIONS}
+    run.__signature__ = inspect.Signature([typed, *parameters, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, "typed": typer.Context, **_OPTIONS}
     return run
 
 

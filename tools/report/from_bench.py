@@ -10,7 +10,7 @@ from trt_compress.format.manifest import Compression as Site
 from trt_compress.format.record import Record
 from trt_compress.runtime.measure.latency import speedup, summarize, verdict
 from trt_compress.runtime.tokens import tokens_of_sample, why_no_tokens
-from trt_compress.tools.bench.bundle import DOCUMENT, RESULT_VERSION
+from trt_compress.tools.bench.result import DOCUMENT, RESULT_VERSION
 from trt_compress.tools.report.from_stream import DEVICE_PARTS, machine
 from trt_compress.tools.report.record import (
     NOT_HERE,
@@ -19,6 +19,8 @@ from trt_compress.tools.report.record import (
     Plots,
     QualityMetric,
     Ratio,
+    ReadingPoint,
+    ReadingSide,
     Report,
     ReportProtocol,
     ReportSide,
@@ -69,6 +71,22 @@ class _Side(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading(Record):
+    role: str
+    latencies_ns: tuple[int, ...]
+    with_upkeep: tuple[int, ...]
+    tokens_per_s: float
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point(Record):
+    workload: str
+    fill: int
+    sides: tuple[_Reading, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Protocol(Record):
     kind: str
     backend: str
@@ -77,6 +95,8 @@ class _Protocol(Record):
     batch: int | None
     warmup: int
     inputs: str
+    workload: str | None = None
+    fill: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +108,7 @@ class _Bench(Record):
     device: dict[str, Any]
     versions: dict[str, str]
     started_at: str | None = None
+    points: tuple[_Point, ...] = ()
 
 
 def report_from_bench(data: dict[str, Any], where: str) -> Report:
@@ -108,6 +129,10 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
         raise ConfigError(f"{error.message.rstrip('.')}; run `trt-compress bench --json` again.") from None
     if not bench.sides or not all(side.latencies_ns for side in bench.sides):
         raise ConfigError(f"{where} holds no timed run; run `trt-compress bench --json` again.")
+    if any(
+        len(point.sides) != len(bench.sides) or not all(s.latencies_ns for s in point.sides) for point in bench.points
+    ):
+        raise ConfigError(f"{where} has a point without the runs of each side; run `trt-compress bench --json` again.")
     device: Literal["cpu", "gpu"] = "cpu" if bench.protocol.backend.endswith("cpu") else "gpu"
     sides = tuple(_side(side, bench, device) for side in bench.sides)
     latencies = [side.latencies_ns for side in bench.sides]
@@ -127,16 +152,48 @@ def report_from_bench(data: dict[str, Any], where: str) -> Report:
             warmup=protocol.warmup,
             threads=protocol.threads,
             streams=1,
-            settings={"batch": protocol.batch, "spinning": protocol.spinning, "inputs": protocol.inputs},
+            settings={
+                "batch": protocol.batch,
+                "spinning": protocol.spinning,
+                "inputs": protocol.inputs,
+                **({} if protocol.workload is None else {"workload": protocol.workload, "fill": protocol.fill}),
+            },
         ),
         sides=sides,
         speedup=ratio,
+        points=tuple(_point(point, device) for point in bench.points),
     )
+
+
+def _point(point: _Point, device: Literal["cpu", "gpu"]) -> ReadingPoint:
+    latencies = [side.latencies_ns for side in point.sides]
+    return ReadingPoint(
+        workload=point.workload,
+        fill=point.fill,
+        sides=tuple(
+            ReadingSide(
+                role=side.role,
+                latency=Distribution.from_summary(summarize(side.latencies_ns)),
+                tokens_per_s=side.tokens_per_s,
+                state_bytes=side.state_bytes,
+                verdict=verdict(_alike(side), device=device).status,
+            )
+            for side in point.sides
+        ),
+        speedup=Ratio.of(speedup(latencies[0], latencies[1])) if len(latencies) > 1 else None,
+    )
+
+
+def _alike(side: _Reading) -> tuple[int, ...]:
+    """The runs without upkeep, which alone are alike."""
+    left_out = set(side.with_upkeep)
+    return tuple(ns for number, ns in enumerate(side.latencies_ns) if number not in left_out) or side.latencies_ns
 
 
 def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> ReportSide:
     identity, ns = side.identity, side.latencies_ns
-    base = verdict(ns, device=device)
+    reading = next((r for point in bench.points[-1:] for r in point.sides if r.role == side.role), None)
+    base = verdict(ns if reading is None else _alike(reading), device=device)
     x, ms = thin(list(range(len(ns))), [value / 1e6 for value in ns])
     ecdf_ms, ecdf_share = ecdf([value / 1e6 for value in ns])
     quality = _quality(bench) if side.role == "bundle" else ()
@@ -164,7 +221,7 @@ def _side(side: _Side, bench: _Bench, device: Literal["cpu", "gpu"]) -> ReportSi
         accounting=None,
         latency=_latency(side, bench),
         split=_split(ns, device),
-        compression=_compression(identity),
+        compression=_compression(identity, bench),
         quality=quality,
         quality_reason=None if quality else why,
         resources=SideResources(
@@ -239,14 +296,17 @@ def _split(ns: tuple[int, ...], device: Literal["cpu", "gpu"]) -> tuple[SidePart
     return tuple(parts)
 
 
-def _compression(identity: _Identity) -> SideCompression:
+def _compression(identity: _Identity, bench: _Bench) -> SideCompression:
+    bytes_of = {reading.role: reading.state_bytes for point in bench.points[-1:] for reading in point.sides}
+    after, before = bytes_of.get("bundle"), bytes_of.get("baseline")
     ran = [name for name in identity.graphs if len(identity.sha256) > 1]
     sites = tuple(site for site in identity.sites if not ran or site.site.rpartition("/")[0] in ran)
     flops = identity.flops.total if identity.flops else None
     tokens = tokens_of_sample(sites)
+    no_cache = f"{NOT_HERE}: the result does not record a key-value cache"
     reasons = {
-        "kv_bytes_before": f"{NOT_HERE}: the result does not record a key-value cache",
-        "kv_bytes_after": f"{NOT_HERE}: the result does not record a key-value cache",
+        **({} if before is not None else {"kv_bytes_before": f"{NOT_HERE}: no baseline" if bytes_of else no_cache}),
+        **({} if after is not None else {"kv_bytes_after": no_cache}),
         "selector_ns": f"{NOT_HERE}: it takes a profiler, and none is attached to a timed run",
     }
     if tokens is None:
@@ -259,8 +319,8 @@ def _compression(identity: _Identity) -> SideCompression:
         levels=(),
         tokens_in=None if tokens is None else float(tokens[0]),
         tokens_out=None if tokens is None else float(tokens[1]),
-        kv_bytes_before=None,
-        kv_bytes_after=None,
+        kv_bytes_before=before,
+        kv_bytes_after=after,
         flops=flops,
         baseline_flops=identity.baseline_flops,
         selector_ns=None,

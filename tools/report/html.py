@@ -14,6 +14,7 @@ from trt_compress.tools.report.escaping import escape
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import Missing, count, ms, number, percent, reason
 from trt_compress.tools.report.plots import Figure, figures_of
+from trt_compress.tools.report.reading import reading_section
 from trt_compress.tools.report.record import Distribution, Report, ReportSide
 from trt_compress.tools.report.sections import Section, judged, run_sections, side_sections, speedup_text, tokens_parts
 from trt_compress.tools.report.sound import MEDIA_POLICY, sound_html, sound_sections
@@ -36,6 +37,7 @@ def page_from_report(report: Report, players: Mapping[str, str] | None = None) -
         *(_verdict(side, len(report.sides) > 1) for side in report.sides),
         _tiles(report),
         *_found(report),
+        *_reading(report),
         *_sound(report, players or {}),
         "<h2>Plots</h2>",
         '<p class="hint" hidden>Point at a plot to read its values. Drag along an axis of time to see a part of it, '
@@ -82,6 +84,16 @@ def page_html(title: str, body: Sequence[str], *, more_css: str = "", more_polic
 def _found(report: Report) -> list[str]:
     found = found_section(report.findings)
     return [] if found is None else [f"<h2>{escape(found.title)}</h2>", rows_html(found.columns, found.rows)]
+
+
+def _reading(report: Report) -> list[str]:
+    points = reading_section(report)
+    if points is None:
+        return []
+    table = f'<div class="scroll">{rows_html(points.columns, points.rows)}</div>'
+    last = report.points[-1]
+    said = f"Everything below is of {last.workload} at {last.fill}."
+    return [f"<h2>{escape(points.title)}</h2>", table, f'<p class="hint">{escape(said)}</p>']
 
 
 def _sound(report: Report, players: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ from trt_compress.files import RECORD_LIMIT, read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.runtime.stream.result import DOCUMENT as STREAM
 from trt_compress.runtime.stream.result import StreamResult
-from trt_compress.tools.bench.bundle import DOCUMENT as BENCH
+from trt_compress.tools.bench.result import DOCUMENT as BENCH
 from trt_compress.tools.report.from_bench import report_from_bench
 from trt_compress.tools.report.from_stream import report_from_stream
 from trt_compress.tools.report.record import DOCUMENT as REPORT

@@ -341,6 +341,27 @@ class Ratio(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingSide(Record):
+    """How one side read tokens at one point: bytes are those of its states there, `verdict` as in `Verdict`."""
+
+    role: str = field(metadata=one_of("bundle", "baseline"))
+    latency: Distribution
+    tokens_per_s: float
+    state_bytes: int
+    verdict: str = field(metadata=one_of("stable", "unstable", "invalid"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingPoint(Record):
+    """A workload, "prefill" (a prompt of `fill` tokens) or "decode" (a step behind them), and what it took."""
+
+    workload: str = field(metadata=one_of("prefill", "decode"))
+    fill: int
+    sides: tuple[ReadingSide, ...]
+    speedup: Ratio | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report(Record):
     """One run. With a baseline it has two sides, measured in turns; then `speedup` compares their pairs.
 
@@ -349,6 +370,7 @@ class Report(Record):
         started_at: Wall-clock time, ISO 8601, or None.
         sound: What a stream heard.
         findings: Classes and boxes of a stream, counted.
+        points: Of a bundle that reads tokens all that was timed; the sides are those of the last point.
     """
 
     schema_version: str = field(default=SCHEMA_VERSION, metadata=VERSION)
@@ -363,6 +385,7 @@ class Report(Record):
     speedup: Ratio | None
     sound: Sound | None = None
     findings: Findings | None = None
+    points: tuple[ReadingPoint, ...] = ()
 
     def to_text(self) -> str:
         """Write the JSON document."""

@@ -11,6 +11,7 @@ from trt_compress.tools.console import print_pairs, print_table, print_text
 from trt_compress.tools.report.compare import Comparison
 from trt_compress.tools.report.found import found_section
 from trt_compress.tools.report.numbers import count, large, number
+from trt_compress.tools.report.reading import reading_section
 from trt_compress.tools.report.record import Ratio, Report
 from trt_compress.tools.report.sections import (
     Section,
@@ -46,6 +47,8 @@ def print_report(report: Report) -> None:
     if text := speedup_text(report):
         print_wrapped(f"Speed-up: {text}.")
         print_text("")
+    if points := reading_section(report):
+        _print(points, report.title)
     if several:
         _print(latency_of_sides(report.sides), "one inference")
     for side in report.sides:
