@@ -31,7 +31,7 @@ from trt_compress.tools.bench.result import (
     identity,
     operators_run,
 )
-from trt_compress.tools.bench.sequences import Plan, make_plan, time_plan
+from trt_compress.tools.bench.sequences import TokenPlan, make_plan, time_plan
 from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
 
 
@@ -189,7 +189,7 @@ def _now() -> str:
 
 def _result_of_points(
     points: Sequence[Point],
-    plan: Plan,
+    plan: TokenPlan,
     sessions: Sequence[Session],
     quality: dict[str, dict[str, float | int]] | None,
     how: Mapping[str, Any],

@@ -28,7 +28,7 @@ _WARMUP = {"prefill": 1, "decode": 5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TokenPlan:
     """What is timed.
 
     Attributes:
@@ -82,7 +82,7 @@ def make_plan(
     seed: int,
     whole: bool,
     inputs: bool,
-) -> Plan | None:
+) -> TokenPlan | None:
     """What is timed of bundles that read tokens; None: they read none, or single graphs of them are run.
 
     Args:
@@ -129,7 +129,7 @@ def make_plan(
             f"The bundle knows {vocabularies[0]} tokens and the baseline {vocabularies[-1]}; compare bundles of one "
             "model."
         )
-    return Plan(
+    return TokenPlan(
         workloads=tuple(name for name in WORKLOADS if name in names),
         fills=tuple(fills or _usual_fills(most, steps, asked=context is not None)),
         new=new,
@@ -163,7 +163,7 @@ def _caches(manifest: Manifest) -> list[str]:
 
 
 def time_plan(
-    plan: Plan, sessions: Sequence[Session], device: Device, progress: Callable[[str], None]
+    plan: TokenPlan, sessions: Sequence[Session], device: Device, progress: Callable[[str], None]
 ) -> tuple[tuple[Point, ...], dict[str, dict[str, float | int]] | None]:
     """Time all points of a plan.
 
@@ -208,7 +208,7 @@ def time_plan(
 class _Side:
     """One of the bundles, and the sequences that it reads."""
 
-    def __init__(self, role: Role, session: Session, plan: Plan) -> None:
+    def __init__(self, role: Role, session: Session, plan: TokenPlan) -> None:
         self.role = role
         self._session, self._plan = session, plan
         self._capacity = _capacity(session.bundle.manifest, plan.context)
@@ -285,7 +285,12 @@ class _Side:
 
 
 def _point(
-    workload: str, fill: int, sides: Sequence[_Side], calls: Sequence[Callable[[], None]], plan: Plan, device: Device
+    workload: str,
+    fill: int,
+    sides: Sequence[_Side],
+    calls: Sequence[Callable[[], None]],
+    plan: TokenPlan,
+    device: Device,
 ) -> Point:
     """Time both sides in turns."""
     for side in sides:
@@ -316,7 +321,7 @@ def _capacity(manifest: Manifest, context: int | None) -> dict[str, int] | None:
     return {symbol: min(max(context, one.min), one.max) for symbol, one in ranges.items()} or None
 
 
-def _tokens(plan: Plan) -> Array:
+def _tokens(plan: TokenPlan) -> Array:
     """Random tokens of text, [B, N]."""
     text = np.setdiff1d(np.arange(plan.vocabulary), np.array(sorted(plan.reserved), np.int64))
     count = plan.fills[-1] + 1 + plan.warmup["decode"] + plan.new
