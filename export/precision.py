@@ -72,7 +72,7 @@ def with_precision(module: nn.Module, precision: str, graph: GraphSpec | None = 
         return module.float() if any(_is_half(tensor) for tensor in module.state_dict().values()) else module
     largest = torch.finfo(dtype).max
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and (peak := float(tensor.abs().max())) > largest:
+        if tensor.is_floating_point() and tensor.numel() and (peak := _peak(tensor)) > largest:
             limit = 65504 if precision == "fp16" else f"{largest:.3g}"
             raise ConfigError(
                 f"precision {precision}: {name} holds {peak:.3g}, beyond {precision}'s {limit}; use fp32."
@@ -122,6 +122,12 @@ def quantize(modules: Sequence[nn.Module], form: BlockForm, precision: str) -> Q
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and dtype.is_floating_point else tensor
+
+
+def _peak(tensor: Tensor) -> float:
+    """The largest magnitude, without a second tensor of this size."""
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high))
 
 
 def _is_half(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import onnx.helper
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 
 from trt_compress.errors import ExportError
@@ -122,7 +123,7 @@ def _traced(
     }
     shapes = tuple({axis: axes[dim] for axis, dim in enumerate(s.shape) if isinstance(dim, str)} for s in inputs)
     try:
-        with _quiet_torch(), _no_garbage_collection(), torch.no_grad():
+        with _no_garbage(), _quiet_torch(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 example_tensors(inputs, traced),
@@ -133,12 +134,13 @@ def _traced(
                 opset_version=opset,
                 verbose=False,
             )
+            if program is None:
+                raise ExportError(f"torch exported nothing of {type(module).__name__}, and did not say why.")
+            model = program.model_proto if weights is None else without_tensors(program.model, weights)
+            del program
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
-    if program is None:
-        raise ExportError(f"torch exported nothing of {type(module).__name__}, and did not say why.")
-    model = program.model_proto if weights is None else without_tensors(program.model, weights)
     _resize(model)
     dequantize_blocks(model)
     _name_sites(model)
@@ -166,13 +168,24 @@ def _as_signature(module: nn.Module, shapes: tuple[dict[int, Any], ...]) -> tupl
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Hold the cycle collector back: tracing makes millions of objects that live to its end."""
+def _no_garbage() -> Iterator[None]:
+    """Hold the cycle collector back meanwhile, and see to it that nothing made meanwhile holds the weights afterwards.
+
+    Tracing makes millions of objects that live to its end; those that were there before are not looked through. They
+    hold each other in cycles, and the rules of onnxscript's optimizer hold the last graph that they saw, with the
+    tensors that they took out of it: in all the model, which could not leave memory.
+    """
     was_on = gc.isenabled()
     gc.disable()
+    gc.freeze()
     try:
         yield
     finally:
+        for item in gc.get_objects():  # without those that were there before
+            if issubclass(type(item), ir.Value):
+                item.const_value = None
+        gc.collect()
+        gc.unfreeze()
         if was_on:
             gc.enable()
 

@@ -1,7 +1,9 @@
 """The weights file of a bundle: every tensor once, aligned, shared by graphs and lowered files."""
 
+import gc
 import hashlib
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,20 @@ def test_graphs_share_their_tensors_and_what_is_tied_is_there_once(tmp_path: Pat
         assert all(len(tensor.raw_data) <= INLINE for tensor in model.graph.initializer)
         onnx.save_model(model, tmp_path / "model.onnx")
         onnx.checker.check_model(str(tmp_path / "model.onnx"))
+
+
+def test_a_model_leaves_memory_when_it_was_traced(tmp_path: Path) -> None:
+    module = Tied()
+    tensors = [weakref.ref(tensor) for tensor in module.parameters()]
+    with WeightsFile(tmp_path / WEIGHTS_FILE) as weights:
+        onnx_from_graph(spec_of(module), module, max_batch=4, opset=20, weights=weights)
+    gc.disable()  # it may not take a collection that comes by chance
+    try:
+        assert all(tensor() is not None for tensor in tensors)
+        del module
+        assert [tensor() for tensor in tensors] == [None] * len(tensors)
+    finally:
+        gc.enable()
 
 
 def test_pieces_of_a_transposed_tensor_are_its_bytes_in_order(tmp_path: Path) -> None:
