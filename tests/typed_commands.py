@@ -103,6 +103,7 @@ class Typed:
         within: float = 20.0,
         folder: Path | None = None,
         variables: Mapping[str, str] | None = None,
+        given: bytes = b"",
     ) -> Ended:
         """Run a command.
 
@@ -111,6 +112,7 @@ class Typed:
             within: Seconds after which it is killed.
             folder: Where, if not in the folder of all.
             variables: Its whole environment, if not that of all.
+            given: What its stdin holds.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
         request = {
@@ -118,6 +120,7 @@ class Typed:
             "seconds": within,
             "folder": None if folder is None else str(folder),
             "variables": None if variables is None else dict(variables),
+            "given": given.decode("latin-1"),
         }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
@@ -125,13 +128,22 @@ class Typed:
         return Ended(**{**answer, "loaded": tuple(answer["loaded"])})
 
 
-def _run(arguments: Sequence[str], seconds: float, folder: str | None, variables: dict[str, str] | None) -> Any:
-    with tempfile.TemporaryFile("w+b") as out, tempfile.TemporaryFile("w+b") as err, tempfile.TemporaryFile() as at_end:
+def _run(
+    arguments: Sequence[str], seconds: float, folder: str | None, variables: dict[str, str] | None, given: str
+) -> Any:
+    with (
+        tempfile.TemporaryFile() as stdin,
+        tempfile.TemporaryFile("w+b") as out,
+        tempfile.TemporaryFile("w+b") as err,
+        tempfile.TemporaryFile() as at_end,
+    ):
+        stdin.write(given.encode("latin-1"))
+        stdin.seek(0)
         begin = time.monotonic()
         child = os.fork()
         if child == 0:
             os.setsid()
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(stdin.fileno(), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             code = 1

@@ -44,6 +44,13 @@ def print_text(text: str) -> None:
     _put(_line(text, sys.stdout))
 
 
+def print_piece(text: str) -> None:
+    """Print a piece of a text that goes on, to stdout, at once; lines and tabs stay."""
+    with _named():
+        sys.stdout.write("\t".join(map(shown_lines, text.split("\t"))))
+        sys.stdout.flush()
+
+
 def _put(text: str) -> None:
     with _named():
         sys.stdout.write(text + "\n")

@@ -13,9 +13,10 @@ from trt_compress.runtime.generate.detokenize import StopTexts
 from trt_compress.runtime.generate.memory import check_memory
 from trt_compress.runtime.generate.sampling import Sampling
 from trt_compress.runtime.generate.stream import Generated, Hook, Prefix, Stream, Writing
-from trt_compress.runtime.generate.text import BundleText
+from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.sequences import Sequences
 from trt_compress.runtime.session import Session
+from trt_compress.runtime.state_memory import check_count
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Prompt = str | Sequence[int]
@@ -79,7 +80,7 @@ class Generator:
                 weights are loaded.
         """
         if not isinstance(bundle, Bundle):
-            bundle = Bundle.open(bundle, require_digest=require_digest)
+            bundle = open_bundle(bundle, require_digest=require_digest)
         text = BundleText(bundle, capacity=capacity)
         session = Session.open(bundle, backend=backend, threads=threads, native=native, require_digest=require_digest)
         made = cls(session, text=text, capacity=capacity)
@@ -206,7 +207,7 @@ class Generator:
         groups = self._groups(writings, size)
         for group in groups:
             slots = max(len(one.prompt) + one.most for one in group)
-            check_memory(self.session.bundle.manifest, batch=len(group), slots=slots, loaded=True)
+            check_memory(self.session.bundle.manifest, batch=len(group), slots=slots)
         return Stream(groups, self._begin, hook=hook, keep=keep)
 
     def prefix(self, prompt: Prompt) -> Prefix:
@@ -257,15 +258,13 @@ class Generator:
     def _batch(self, batch: int | None) -> int:
         if batch is None:
             return self.session.bundle.manifest.batch.max
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"batch={batch!r:.50}; give a whole number of at least 1.")
+        check_count("batch", batch)
         return batch
 
     def _writing(
         self, number: int, prompt: list[int], most: int, sampling: Sampling, prefix: Prefix | None, detached: bool
     ) -> Writing:
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-            raise ConfigError(f"max_new={most!r:.50}; give a whole number of at least 1.")
+        check_count("max_new", most)
         if prefix is not None and not prefix.begins(prompt):
             raise ConfigError(
                 f"Prompt {number + 1} does not begin with the {len(prefix.tokens)} tokens of the prefix; give whole "

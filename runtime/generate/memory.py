@@ -45,14 +45,14 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(manifest.files[name].bytes for name in files if name in manifest.files)
 
 
-def check_memory(manifest: Manifest, *, batch: int, slots: int, loaded: bool) -> None:
+def check_memory(manifest: Manifest, *, batch: int, slots: int, loaded: bool = True) -> None:
     """Refuse sequences that there is no memory for.
 
     Args:
         manifest: Of the bundle.
         batch: Sequences side by side.
         slots: The most tokens of one of them.
-        loaded: Whether the weights are in memory already.
+        loaded: Whether the weights are in memory already; else they count.
 
     Raises:
         UnsupportedError: There is not enough.

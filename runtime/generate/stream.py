@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -122,6 +122,20 @@ class Timing:
     decode_s: float = 0.0
     session_s: float = 0.0
     cache_bytes: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data, with the rates: tokens a second, None where none were read or stepped."""
+        data = {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        data["prompt_tokens_per_s"] = round(self.prompt_tokens / self.prompt_s, 3) if self.prompt_tokens else None
+        data["decode_tokens_per_s"] = round(self.decode_tokens / self.decode_s, 3) if self.decode_tokens else None
+        return data
+
+    def add(self, other: "Timing") -> None:
+        """Count another's to this; the first token is that of the first."""
+        for name in ("prompt_tokens", "prompt_s", "new_tokens", "decode_tokens", "decode_s", "session_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_token_s = other.first_token_s if self.first_token_s is None else self.first_token_s
+        self.cache_bytes = max(self.cache_bytes, other.cache_bytes)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """What a bundle says of its text: tokenizer, chat template, tokens that end an answer, and how tokens are chosen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trt_compress.chat_template import Renderer
@@ -9,6 +10,7 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.generate.sampling import Sampling
 from trt_compress.runtime.generate.tokenizer import Tokenizer
+from trt_compress.runtime.state_memory import check_count
 
 _CHOOSING = ("temperature", "top_k", "top_p", "min_p")
 
@@ -52,7 +54,7 @@ class BundleText:
             )
         self.bundle = bundle
         self.vocabulary = _vocabulary(bundle)
-        self.context = _context(manifest, capacity)
+        self.context = _context(bundle, capacity)
         said = manifest.text
         self.tokenizer: Tokenizer | None = None
         self.template: str | None = None
@@ -168,17 +170,40 @@ def check_messages(messages: object) -> None:
         )
 
 
-def _context(manifest: Manifest, capacity: int | Mapping[str, int] | None) -> int | None:
+def open_bundle(
+    path: str | Path, *, check_hashes: bool = True, require_digest: str | Collection[str] | None = None
+) -> Bundle:
+    """Open a bundle to read its text side before its graphs, which are hashed when they are loaded.
+
+    Raises:
+        BundleError, ConfigError: As `Bundle.open`.
+    """
+
+    def graphs(manifest: Manifest) -> set[str]:
+        return {name for graph in manifest.graphs for name in (graph.file, *graph.external_data)}
+
+    return Bundle.open(path, check_hashes=check_hashes, require_digest=require_digest, later=graphs)
+
+
+def _context(bundle: Bundle, capacity: int | Mapping[str, int] | None) -> int | None:
     """The most tokens of a sequence; capacities whose used slots are not the tokens bound nothing that is known."""
+    manifest = bundle.manifest
     symbols = [one.symbol for one in manifest.capacities if one.used is None]
     limits = [manifest.lengths[symbol].max for symbol in symbols]
-    if isinstance(capacity, Mapping):
-        limits += [count for symbol, count in capacity.items() if symbol in symbols]
-    elif capacity is not None and symbols:
-        limits.append(capacity)
     if manifest.text is not None and manifest.text.context is not None:
         limits.append(manifest.text.context)
-    return min(limits, default=None)
+    most = min(limits, default=None)
+    asked = [capacity] if isinstance(capacity, int) else []
+    if isinstance(capacity, Mapping):
+        asked = [count for symbol, count in capacity.items() if symbol in symbols]
+    for count in asked:
+        check_count("context", count)
+        if most is not None and count > most:
+            raise ConfigError(
+                f"A context of {count} tokens is asked for, and '{bundle.path}' reads up to {most}; ask for that, or "
+                "export it for a longer context."
+            )
+    return min([*asked, *limits], default=None)
 
 
 def _decoded(bundle: Bundle, name: str) -> str:

@@ -30,6 +30,7 @@ COMMANDS = (
     "preflight",
     "build",
     "bench",
+    "generate",
     "evaluate",
     "sweep",
     "calibrate",

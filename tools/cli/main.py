@@ -19,6 +19,7 @@ from trt_compress.tools.cli.calibrate import calibrate
 from trt_compress.tools.cli.errors import READER_GONE, OneVoice
 from trt_compress.tools.cli.evaluate import evaluate
 from trt_compress.tools.cli.export import build, export, preflight, verify
+from trt_compress.tools.cli.generate import generate
 from trt_compress.tools.cli.habits import LogJson, Verbose, with_habits
 from trt_compress.tools.cli.plugins import build as build_plugins
 from trt_compress.tools.cli.plugins import list_libraries
@@ -56,6 +57,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "calibrate": calibrate,
     "run": run,
+    "generate": generate,
     "report": report,
     "compare": compare,
     "scene": scene,

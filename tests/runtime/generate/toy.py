@@ -135,6 +135,7 @@ def write(
     tokenizer: bytes | None = None,
     template: str | None = CHATML,
     text: bool = True,
+    context: int = CONTEXT,
     **said: Any,
 ) -> Bundle:
     """Write the bundle.
@@ -147,6 +148,7 @@ def write(
         tokenizer: The content of its tokenizer.json, if not its own.
         template: Its chat template.
         text: Whether it has a text side at all.
+        context: The most tokens of a sequence.
         said: Fields of `Text` that are otherwise.
     """
     content = step_graph(every=every, count=count)
@@ -198,7 +200,7 @@ def write(
                 kind="cache",
             ),
         ),  # fmt: skip
-        lengths={"time": Range(min=1, opt=2, max=CHUNK), "slots": Range(min=8, opt=16, max=CONTEXT)},
+        lengths={"time": Range(min=1, opt=2, max=CHUNK), "slots": Range(min=8, opt=16, max=context)},
         capacities=(Capacity(symbol="slots", adds={"step": "tokens"}),),
         procedure=Procedure(prompt=reading, step=reading, feeds=feeds),
         preprocess={"kind": "text", "input": "step.tokens"},
