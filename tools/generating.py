@@ -28,7 +28,7 @@ _KEYS = ("id", "prompt", "messages", "tokens", *_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class PromptLine:
     """One prompt, with what is said of it.
 
     Attributes:
@@ -47,27 +47,25 @@ class Question:
 
 
 @dataclass(slots=True)
-class Answers:
+class Written:
     """What has been written so far.
 
     Attributes:
-        results: In the order of the questions.
+        results: In the order of the prompts.
         timing: Of all of them.
     """
 
-    questions: Sequence[Question]
+    prompts: Sequence[PromptLine]
     results: list[Generated] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
 
     def lines(self, text: BundleText) -> list[dict[str, Any]]:
         """Each answer as plain JSON data."""
-        return [
-            answer_json(question, result, text) for question, result in zip(self.questions, self.results, strict=False)
-        ]
+        return [answer_json(prompt, result, text) for prompt, result in zip(self.prompts, self.results, strict=False)]
 
 
 class Writer:
-    """A bundle that answers: its text side first, the model when the questions are known to fit."""
+    """A bundle that answers: its text side first, the model when the prompts are known to fit."""
 
     def __init__(
         self,
@@ -107,7 +105,7 @@ class Writer:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def question(
+    def prompt(
         self,
         given: Mapping[str, Any],
         settings: Mapping[str, Any],
@@ -115,7 +113,7 @@ class Writer:
         where: str = "The prompt",
         number: int = 0,
         system: str | None = None,
-    ) -> Question:
+    ) -> PromptLine:
         """A prompt as a line of JSON has it, checked.
 
         Args:
@@ -154,7 +152,7 @@ class Writer:
             sampling = Sampling.of(own, self.text.sampling)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error.message}") from None
-        return Question(
+        return PromptLine(
             id=given.get("id", number),
             tokens=self.text.tokens(tokens, what=where),
             max_new=most,
@@ -162,7 +160,7 @@ class Writer:
             is_chat=kind == "messages",
         )
 
-    def check_room(self, questions: Sequence[Question], batch: int | None) -> None:
+    def check_room(self, prompts: Sequence[PromptLine], batch: int | None) -> None:
         """Refuse what there is no memory for, before the model is loaded.
 
         Raises:
@@ -172,20 +170,20 @@ class Writer:
         manifest = self.text.bundle.manifest
         if batch is not None:
             check_count("batch", batch)
-        size = min(batch or manifest.batch.max, len(questions))
-        slots = max(len(one.tokens) + one.max_new for one in questions)
+        size = min(batch or manifest.batch.max, len(prompts))
+        slots = max(len(one.tokens) + one.max_new for one in prompts)
         if self.text.context is not None:
             slots = min(slots, self.text.context)
         check_memory(manifest, batch=size, slots=slots, loaded=False)
 
-    def begin(self, questions: Sequence[Question], *, batch: int | None = None, **how: Any) -> Stream:
+    def begin(self, prompts: Sequence[PromptLine], *, batch: int | None = None, **how: Any) -> Stream:
         """Begin to answer; `how` as `Generator.stream` takes it."""
         assert self._generator is not None
         return self._generator.stream(
-            [one.tokens for one in questions],
-            max_new=[one.max_new for one in questions],
-            sampling=[one.sampling for one in questions],
-            detached=all(one.is_chat for one in questions),
+            [one.tokens for one in prompts],
+            max_new=[one.max_new for one in prompts],
+            sampling=[one.sampling for one in prompts],
+            detached=all(one.is_chat for one in prompts),
             batch=batch,
             **how,
         )
@@ -209,8 +207,8 @@ class Conversation:
             UnsupportedError: There is no memory for a turn.
         """
         hello = [*self._messages, {"role": "user", "content": "?"}]
-        question = self._writer.question({"messages": hello}, self._settings, where="The conversation")
-        self._writer.check_room([question], 1)
+        prompt = self._writer.prompt({"messages": hello}, self._settings, where="The conversation")
+        self._writer.check_room([prompt], 1)
 
     def say(self, content: str) -> Stream:
         """Say something; the answer is to be taken from the stream, which is then given to `heard`.
@@ -219,9 +217,9 @@ class Conversation:
             ConfigError: The conversation is longer than the context.
         """
         self._messages.append({"role": "user", "content": content})
-        question = self._writer.question({"messages": self._messages}, self._settings, where="The conversation")
-        kept = self._kept if self._kept is not None and self._kept.begins(question.tokens) else None
-        return self._writer.begin([question], keep=True, prefix=kept)
+        prompt = self._writer.prompt({"messages": self._messages}, self._settings, where="The conversation")
+        kept = self._kept if self._kept is not None and self._kept.begins(prompt.tokens) else None
+        return self._writer.begin([prompt], keep=True, prefix=kept)
 
     def heard(self, stream: Stream) -> None:
         """Take the answer into the conversation."""
@@ -229,18 +227,18 @@ class Conversation:
         self._kept = stream.kept
 
 
-def answer_json(question: Question, result: Generated, text: BundleText) -> dict[str, Any]:
+def answer_json(prompt: PromptLine, result: Generated, text: BundleText) -> dict[str, Any]:
     """An answer as plain JSON data."""
     data: dict[str, Any] = {
-        "id": question.id,
+        "id": prompt.id,
         "text": result.text,
         "reason": result.reason,
         "prompt_tokens": result.prompt_tokens,
         "new_tokens": len(result.tokens),
-        "seed": result.seed if question.sampling.temperature > 0 else None,
+        "seed": result.seed if prompt.sampling.temperature > 0 else None,
         "tokens": result.ids,
     }
-    if question.sampling.logprobs is not None:
+    if prompt.sampling.logprobs is not None:
         data["logprobs"] = [one.logprob for one in result.tokens]
         data["top"] = [[[number, value] for number, value in one.top] for one in result.tokens]
     return data

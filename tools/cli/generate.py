@@ -17,7 +17,7 @@ from trt_compress.tools.console import format_bytes, is_watched, print_json, pri
 
 if TYPE_CHECKING:
     from trt_compress.runtime.generate.stream import Timing
-    from trt_compress.tools.generating import Answers, Question, Writer
+    from trt_compress.tools.generating import PromptLine, Writer, Written
 
 
 def generate(
@@ -43,7 +43,7 @@ def generate(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.jsonl", help="Answers go there, a line each.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE.jsonl", help="Written go there, a line each.")
     ] = None,
     max_new: Annotated[
         int | None, typer.Option(metavar="N", help="The most new tokens (default: the bundle's, else 256).")
@@ -136,19 +136,19 @@ def generate(
             text = read_stdin() if prompt == "-" else str(prompt)
             lines = [{"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}]
             places = ["The prompt"]
-        questions = [
-            writer.question(line, settings, where=where, number=number, system=system)
+        prompts = [
+            writer.prompt(line, settings, where=where, number=number, system=system)
             for number, (line, where) in enumerate(zip(lines, places, strict=True))
         ]
-        writer.check_room(questions, batch)
+        writer.check_room(prompts, batch)
         with progress("Loading"):
             writer.load(**loading)
-        _answer(writer, questions, batch, json=json, output=output, prints=input is None and not json and not output)
+        _answer(writer, prompts, batch, json=json, output=output, prints=input is None and not json and not output)
 
 
 def _answer(
     writer: "Writer",
-    questions: "Sequence[Question]",
+    prompts: "Sequence[PromptLine]",
     batch: int | None,
     *,
     json: bool,
@@ -156,12 +156,12 @@ def _answer(
     prints: bool,
 ) -> None:
     """Write the answers, and say at the end how fast."""
-    from trt_compress.tools.generating import Answers
+    from trt_compress.tools.generating import Written
 
-    answers = Answers(questions=questions)
+    answers = Written(prompts=prompts)
     ended: KeyboardInterrupt | None = None
     try:
-        with writer.begin(questions, batch=batch) as stream:
+        with writer.begin(prompts, batch=batch) as stream:
             try:
                 for piece in stream:
                     if prints:
@@ -180,7 +180,7 @@ def _answer(
         raise ended
 
 
-def _write(answers: "Answers", writer: "Writer", *, json: bool, output: Path | None, prints: bool) -> None:
+def _write(answers: "Written", writer: "Writer", *, json: bool, output: Path | None, prints: bool) -> None:
     lines = answers.lines(writer.text)
     if output is not None:
         try:
