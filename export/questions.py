@@ -106,7 +106,10 @@ def _values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int, int
 
 
 def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> Scenario:
-    """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came twice."""
+    """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came twice.
+
+    Where something is due behind the prompt, the prompt is long enough for what is due in it to have come before.
+    """
     if procedure.media:
         raise ExportError("the procedure reads media, of which there are no seeded ones; give scenarios in the host.")
     lengths = {
@@ -118,6 +121,9 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
     tokens = procedure.prompt.tokens
     usual = tokens if isinstance(tokens, int) else lengths[tokens].opt
     longest = max(usual if procedure.prompt.whole else high + (high + 1) // 2, 1)
+    if any(entry.after == "prompt" for entry in procedure.upkeep) and not procedure.prompt.whole:
+        due = [entry.at_least or 0 for entry in procedure.upkeep if entry.after != "step"]
+        longest = max([longest, *(at_least + (high + 1) // 2 for at_least in due)])
     unequal = "count" in procedure.feeds.values() and not procedure.prompt.whole
     counts = [max(longest - 3 * row, 1) if unequal else longest for row in range(batch)]
     periods = [entry.at_least or 1 for entry in procedure.upkeep if entry.after in ("step", "run")]

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.export.conformance import CASES, export, replay, write_case
 from tests.export.toy_decoder import PERIOD, VOCABULARY, decoder
 from trt_compress.errors import ExportError, GateError, ShapeError
 from trt_compress.export import api, pipeline
@@ -21,17 +21,14 @@ from trt_compress.format.manifest import Manifest
 Break = Callable[[onnx.ModelProto], None]
 
 
-def export(folder: Path, *, precision: str = "fp32", weights_bits: str | None = None, **how: Any) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "check_model", lambda model, weights: None)
-        patch.setattr(pipeline, "load_host", lambda model, **_: decoder(**how))
-        api.export_model("zoo:toy", output=folder, batch="1:2:4", precision=precision, weights_bits=weights_bits)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("procedure") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def compacting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("procedure") / "compacting", compact=True)
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +37,21 @@ def toy_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "load_host", lambda model, **_: decoder())
 
 
-def forged(bundle: Path, folder: Path, apply: Break | None = None, manifest: Manifest | None = None) -> Path:
-    """A bundle whose flush or whose manifest says something else, and whose hashes are right."""
+def forged(
+    bundle: Path,
+    folder: Path,
+    apply: Break | None = None,
+    manifest: Manifest | None = None,
+    *,
+    file: str = "flush.onnx",
+) -> Path:
+    """A bundle of which a graph or the manifest says something else, and whose hashes are right."""
     opened = Bundle.open(bundle)
     files: dict[str, bytes | Path] = {name: opened.file(name) for name in opened.manifest.files}
     if apply is not None:
-        model = onnx.load(opened.file("flush.onnx"))
+        model = onnx.load(opened.file(file))
         apply(model)
-        files["flush.onnx"] = model.SerializeToString()
+        files[file] = model.SerializeToString()
     write_bundle(folder, manifest or opened.manifest, files)
     return folder
 
@@ -59,7 +63,7 @@ def number(old: float, new: float) -> Break:
         constants = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
         for tensor in (*model.graph.initializer, *constants):
             value = numpy_helper.to_array(tensor)
-            if value.dtype.kind == "f" and value.size == 1 and value == old:
+            if value.dtype.kind in "fi" and value.size == 1 and value == old:
                 tensor.CopyFrom(numpy_helper.from_array(np.full_like(value, new), tensor.name))
                 return
         raise AssertionError(f"there is no constant {old}")
@@ -113,6 +117,30 @@ def test_an_error_in_a_flush_is_named(apply: Break, first: str, bundle: Path, tm
     assert f"differ first at {first}; " in caught.value.message
 
 
+def scales_stay(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if "scale_out" in node.output)
+    node.CopyFrom(onnx.helper.make_node("Identity", ["scale_in"], ["scale_out"]))
+
+
+@pytest.mark.parametrize(
+    ("apply", "tensor"),
+    [(number(2, 1), "codes_out"), (scales_stay, "scale_out")],
+    ids=["another stride", "scales stay where they were"],
+)
+def test_an_error_in_a_compact_graph_is_named(
+    apply: Break, tensor: str, compacting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "load_host", lambda model, **_: decoder(compact=True))
+    report = json.loads((compacting / "verify.json").read_text())
+    moments = list(dict.fromkeys(c["moment"] for c in report["outputs"] if c["batch"] == 1))
+    assert moments[:5] == [
+        *("prompt run 1", "prompt run 2", "flush after prompt run 2", "prompt run 3", "compact after prompt run 3")
+    ]
+    with pytest.raises(GateError) as caught:
+        api.verify(forged(compacting, tmp_path / "forged", apply, file="compact.onnx"))
+    assert f"differ first at graph compact, output {tensor} (batch 1, step 5: compact after " in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("period", "said"),
     [
@@ -151,3 +179,13 @@ def test_tokens_come_from_the_host_or_from_a_file(bundle: Path, tmp_path: Path) 
 def test_tokens_of_no_known_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the input 'ids' takes tokens, and its host says neither which values"):
         export(tmp_path / "unknown", values=None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_for_other_runtimes_pass_here(name: str, compacting: Path, tmp_path: Path) -> None:
+    write_case(name, tmp_path / name, compacting)
+    assert replay(tmp_path / name) == []
+    arrays = dict(np.load(tmp_path / name / "expected.npz"))
+    arrays[min(arrays, key=lambda key: (not key.endswith("logits"), key))] += 1  # the replay does compare
+    np.savez(tmp_path / name / "expected.npz", **arrays)
+    assert any("logits" in found for found in replay(tmp_path / name))

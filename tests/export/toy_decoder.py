@@ -1,7 +1,8 @@
 """A small decoder with a quantized cache: a step graph with the weights, and a flush that packs its tail.
 
 The cache of one layer is kept in two parts: the newest rows in float16 in a tail, and older ones as codes of 4 bits,
-two to a byte, with one scale for each row. Attention reads both.
+two to a byte, with one scale for each row. Attention reads both. It may have a graph that drops every other packed row
+behind the prompt, too.
 """
 
 from collections.abc import Sequence
@@ -80,8 +81,19 @@ class Flush(CompressedModule):
         return codes, scale, packed_rows + took, torch.where(full, moved, tail), held - took
 
 
-def states(writes: Sequence[str]) -> tuple[StateSpec, ...]:
-    """All states, as a graph that writes these takes them."""
+class Compact(CompressedModule):
+    """Keeps the packed rows of even number, and moves them to the front."""
+
+    def forward(self, codes: Tensor, scale: Tensor, packed_rows: Tensor) -> tuple[Tensor, ...]:
+        slot = torch.arange(codes.shape[1])
+        kept = (packed_rows + 1) // 2
+        index = torch.where(slot < kept[:, None], slot * 2, slot)[:, :, None]
+        codes = codes.gather(1, index.expand(-1, -1, codes.shape[2]))
+        return codes, scale.gather(1, index), kept
+
+
+def states(writes: Sequence[str], reads: Sequence[str] | None = None) -> tuple[StateSpec, ...]:
+    """The states, all or some of them, as a graph that writes these takes them."""
     known = {
         "codes": StateSpec(shape=("batch", "slots", WIDTH // 2), dtype="uint8", kind="cache", compare="codes", bits=4),
         "scale": StateSpec(shape=("batch", "slots", 1), dtype="float16", kind="scale"),
@@ -101,13 +113,18 @@ def states(writes: Sequence[str]) -> tuple[StateSpec, ...]:
             name=name,
         )
         for name, state in known.items()
+        if reads is None or name in reads
     )
 
 
 def decoder(
-    *, period: int = PERIOD, values: tuple[int, int] | None = (0, VOCABULARY - 1), real: bool = False
+    *,
+    period: int = PERIOD,
+    values: tuple[int, int] | None = (0, VOCABULARY - 1),
+    real: bool = False,
+    compact: bool = False,
 ) -> LoadedHost:
-    """The decoder; a flush is due when the tail holds `period` rows."""
+    """The decoder; a flush is due when the tail holds `period` rows. With `compact` half of a prompt's rows go."""
     slots = Capacity(symbol="slots", used="packed", adds={"flush": PERIOD}, multiple=8)
     fill = Capacity(symbol="fill", used="held", adds={"step": "tokens"})
     step = GraphSpec(
@@ -133,7 +150,17 @@ def decoder(
         lengths={"slots": (8, 16, 64), "fill": (16, 20, 32)},
         capacities=(slots, fill),
     )
-    host = host_of(step, packing)
+    dropping = GraphSpec(
+        name="compact",
+        role="compact",
+        module=Compact().eval(),
+        inputs=(),
+        outputs=(),
+        states=states(("codes", "scale", "packed"), ("codes", "scale", "packed")),
+        lengths={"slots": (8, 16, 64)},
+        capacities=(slots,),
+    )
+    host = host_of(step, packing, *([dropping] if compact else []))
 
     def procedure(graphs: Sequence[GraphSpec]) -> Procedure:
         read = Pass(graphs=("step",), tokens="time", logits="step.logits")
@@ -141,7 +168,10 @@ def decoder(
             prompt=read,
             step=read,
             feeds={"step.ids": "tokens", "step.count": "count"},
-            upkeep=(Upkeep(graph="flush", after="run", capacity="fill", at_least=period),),
+            upkeep=(
+                Upkeep(graph="flush", after="run", capacity="fill", at_least=period),
+                *([Upkeep(graph="compact", after="prompt")] if compact else []),
+            ),
         )
 
     def given(batch: int) -> Sequence[Scenario]:
