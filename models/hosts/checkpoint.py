@@ -23,6 +23,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular
 from trt_compress.foreign import shown
+from trt_compress.models.hosts.file_tensors import FileTensors, Unread
 from trt_compress.models.hosts.origin import Origin
 from trt_compress.models.hosts.safetensors_file import SafetensorsFile
 from trt_compress.models.hosts.weights_kind import is_safetensors, kind_of, no_weights
@@ -60,7 +61,7 @@ class CheckpointWeights:
     """The tensors of one model out of a file.
 
     Attributes:
-        tensors: By the model's own names.
+        tensors: By the model's own names; those of safetensors are read when they are asked for.
         file: The file's name, for messages.
         key: The place in the file, `state_dict_ema.module`; empty: the file holds nothing else.
         others: Places of other sets of the same weights, which were not taken.
@@ -68,7 +69,7 @@ class CheckpointWeights:
         origin: The file as it was read.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: FileTensors
     file: str
     origin: Origin
     key: str = ""
@@ -97,7 +98,7 @@ class Entry:
 
     home: tuple[str, ...]
     name: str
-    tensor: Tensor
+    tensor: Tensor | Unread
 
     @property
     def place(self) -> str:
@@ -182,7 +183,9 @@ class Checkpoint:
         most = max(counts.values(), default=0)
         return [place for place, count in counts.items() if 2 * count >= most >= len(wanted) / 2]
 
-    def _split(self, place: str, others: Sequence[str], wanted: frozenset[str]) -> tuple[dict[str, Tensor], list[str]]:
+    def _split(
+        self, place: str, others: Sequence[str], wanted: frozenset[str]
+    ) -> tuple[dict[str, Tensor | Unread], list[str]]:
         """The tensors at a place by their names there, and the names of what lies beside it and belongs nowhere.
 
         Beside it means in the same dictionary: what other dictionaries hold (an optimizer's state) is not the model's.
@@ -199,8 +202,8 @@ class Checkpoint:
         strays = [entry.name for owner, entry in owned if owner is None and not nested and entry.name not in _COUNTERS]
         return self._by_name(tensors), strays
 
-    def _by_name(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def _by_name(self, tensors: Iterable[tuple[str, Tensor | Unread]]) -> dict[str, Tensor | Unread]:
+        found: dict[str, Tensor | Unread] = {}
         for name, tensor in tensors:
             if name in found:
                 raise ConfigError(
@@ -210,7 +213,7 @@ class Checkpoint:
             found[name] = tensor
         return found
 
-    def _checked(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _checked(self, tensors: dict[str, Tensor | Unread]) -> FileTensors:
         """The tensors, if all are plain ones: dense, with data, not quantized."""
         problems: tuple[tuple[str, str, Callable[[Tensor], bool]], ...] = (
             ("sparse", "save them dense: tensor.to_dense()", lambda t: t.layout != torch.strided or t.is_nested),
@@ -218,9 +221,9 @@ class Checkpoint:
             ("empty", "they were saved from the meta device, without data", lambda t: t.is_meta),
         )
         for what, advice, has in problems:
-            if names := [name for name, tensor in tensors.items() if has(tensor)]:
+            if names := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and has(tensor)]:
                 raise ConfigError(f"weights: {self.path.name} holds {what} tensors ({some(names)}); {advice}.")
-        return tensors
+        return FileTensors(tensors)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -240,6 +243,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         opened = open_regular(path)
     except OSError as error:
         raise ConfigError(f"weights: {path} cannot be read ({error.strerror}).") from None
+    tensors: Mapping[tuple[str, ...], Tensor | Unread]
     with opened as file:
         try:
             start = file.read(32)
@@ -249,7 +253,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         pickled = start.startswith((b"PK\x03\x04", b"\x80"))
         if is_safetensors(start) or (path.suffix == ".safetensors" and not pickled):
             stored = SafetensorsFile(file, path)
-            origin, tensors = stored.origin, {(name,): stored.read(name) for name in stored.tensors}
+            origin, tensors = stored.origin, {(name,): Unread(stored, name) for name in stored.tensors}
         else:
             origin = Origin(file, path)
             tensors = _read_pickled(file, path, start)
@@ -289,7 +293,7 @@ def _cleaned(parts: Iterable[str]) -> tuple[str, ...]:
     return tuple(part for part in parts if part not in _TRANSPARENT)
 
 
-def _entries(tensors: Mapping[tuple[str, ...], Tensor]) -> tuple[Entry, ...]:
+def _entries(tensors: Mapping[tuple[str, ...], Tensor | Unread]) -> tuple[Entry, ...]:
     return tuple(
         Entry(home=_cleaned(place[:-1]), name=".".join(_cleaned(place[-1].split("."))), tensor=tensor)
         for place, tensor in tensors.items()

@@ -106,7 +106,7 @@ def resampled(weights: CheckpointWeights, module: VisionTransformer, plain: Visi
         table = resample_abs_pos_embed(
             table.float(), new_size=list(module.patch_embed.grid_size), old_size=list(grid), num_prefix_tokens=prefix
         )
-    return replace(weights, tensors={**weights.tensors, "pos_embed": table})
+    return replace(weights, tensors=weights.tensors.replaced("pos_embed", table))
 
 
 def written(value: Any) -> str:

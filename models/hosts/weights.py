@@ -11,6 +11,7 @@ from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import WeightsInfo
 from trt_compress.models.hosts.checkpoint import CheckpointWeights, read_checkpoint, some
+from trt_compress.models.hosts.file_tensors import likes
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
@@ -62,11 +63,21 @@ def zoo_weights(card: Mapping[str, Any], *, data_license: bool = False) -> Weigh
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """Load `tensors`, which come from the file `name`, into `module`; it is changed only if everything fits.
 
+    What the module has on the meta device becomes a tensor of the file, in its dtype; other numbers are converted.
+
     Raises:
         ConfigError: tensors are missing, extra, misshaped or not finite; all are named.
     """
-    _check_fit(module.state_dict(), tensors, name)
-    module.load_state_dict(tensors)
+    state = module.state_dict()
+    _check_fit(state, tensors, name)
+    is_empty = any(own.is_meta for own in state.values())
+    with torch.no_grad():
+        for key, own in state.items():  # one at a time: what is read of a file is gone when it has been copied
+            if own.is_meta:
+                state[key] = tensors[key]
+            else:
+                own.copy_(tensors[key])
+    module.load_state_dict(state, assign=is_empty)  # what hooks of the module do about it
 
 
 def tensors_sha256(module: nn.Module) -> str:
@@ -84,7 +95,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: see `read_checkpoint`.
     """
-    return dict(read_checkpoint(path).largest().tensors)
+    found = read_checkpoint(path).largest()
+    tensors = dict(found.tensors)
+    found.origin.require_unchanged()
+    return tensors
 
 
 def require_floating(tensors: Mapping[str, Tensor], file: str) -> None:
@@ -102,23 +116,21 @@ def require_floating(tensors: Mapping[str, Tensor], file: str) -> None:
 
 
 def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], file: str) -> None:
-    both = {name: (tensor, given[name]) for name, tensor in wanted.items() if name in given}
+    there = likes(given)
+    both = {name: (own, there[name]) for name, own in wanted.items() if name in there}
     require_floating({name: tensor for name, (own, tensor) in both.items() if own.dtype in _FLOATS}, file)
     shapes = [
         f"{name} is {list(tensor.shape)} instead of {list(own.shape)}"
         for name, (own, tensor) in both.items()
         if own.shape != tensor.shape
     ]
-    types = [
-        f"{name} is {_dtype(tensor)} instead of {_dtype(own)}"
-        for name, (own, tensor) in both.items()
-        if own.dtype not in _FLOATS and not _is_kept(tensor, own.dtype)
-    ]
-    not_finite = [
-        name
-        for name, (own, tensor) in both.items()
-        if own.dtype in _FLOATS and not tensor.to(own.dtype).isfinite().all()
-    ]
+    types, not_finite = [], []
+    for name, (own, tensor) in both.items():
+        if own.dtype not in _FLOATS:
+            if not _is_kept(given[name], own.dtype):
+                types.append(f"{name} is {_dtype(tensor)} instead of {_dtype(own)}")
+        elif not _is_finite(given[name], own.dtype):
+            not_finite.append(name)
     problems = [
         ("misses", sorted(wanted.keys() - given.keys())),
         ("has more than the model:", sorted(given.keys() - wanted.keys())),
@@ -132,6 +144,11 @@ def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], file: 
             f"weights: {file} does not fit the model: it {'; it '.join(found)}.",
             hint="give the checkpoint of exactly this model, or name the model that it belongs to.",
         )
+
+
+def _is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether no number is infinite or none at all, in another type; a second tensor of this size is not made."""
+    return not tensor.numel() or all(bool(end.to(dtype).isfinite()) for end in tensor.aminmax())
 
 
 def _is_kept(tensor: Tensor, dtype: torch.dtype) -> bool:

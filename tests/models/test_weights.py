@@ -1,5 +1,6 @@
 """Weights files: what fits is loaded, what does not is named, and nothing in a file is executed."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.models.hosts.checkpoint import read_checkpoint
+from trt_compress.models.hosts.file_tensors import likes
 from trt_compress.models.hosts.registry import load_host
-from trt_compress.models.hosts.weights import load_weights
+from trt_compress.models.hosts.weights import load_tensors, load_weights
 
 
 def make_model(seed: int = 0) -> nn.Module:
@@ -21,6 +24,10 @@ def make_model(seed: int = 0) -> nn.Module:
 
 def good_tensors() -> dict[str, Tensor]:
     return make_model(seed=1).state_dict()
+
+
+def half_tensors() -> dict[str, Tensor]:
+    return {name: x.bfloat16() if x.is_floating_point() else x for name, x in good_tensors().items()}
 
 
 def write(path: Path, content: Any) -> Path:
@@ -162,3 +169,36 @@ def test_a_host_takes_a_file_and_says_so(tmp_path: Path) -> None:
     host = load_host("zoo:digits_vit", weights=str(path))
     assert host.weights.source == "mine.safetensors"
     assert all(torch.equal(host.module.state_dict()[name], tensor) for name, tensor in tensors.items())
+
+
+def test_nothing_is_read_before_it_is_asked_for_and_nothing_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.safetensors", half_tensors())
+    tensors = read_checkpoint(path).largest().tensors
+    name = next(iter(tensors))
+    kept = weakref.ref(tensors[name])
+    assert kept() is None
+    path.write_bytes(path.read_bytes()[:-200])
+    told = {name: (tensor.shape, tensor.dtype) for name, tensor in likes(tensors).items()}
+    assert told == {name: (tensor.shape, tensor.dtype) for name, tensor in half_tensors().items()}
+    assert name in tensors and "another" not in tensors
+    with pytest.raises(ConfigError, match="was changed while it was read"):
+        load_tensors(make_model(), tensors, "w.safetensors")
+
+
+def test_a_module_without_data_takes_the_tensors_as_they_are(tmp_path: Path) -> None:
+    tensors = half_tensors()
+    path = write(tmp_path / "w.safetensors", tensors)
+    with torch.device("meta"):
+        module = make_model()
+    load_weights(module, path)
+    assert all(torch.equal(own, tensors[name]) for name, own in module.state_dict().items())
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+
+
+def test_what_a_module_does_when_it_was_loaded_is_done(tmp_path: Path) -> None:
+    module = make_model()
+    seen: list[float] = []
+    first = next(iter(module.state_dict()))
+    module.register_load_state_dict_post_hook(lambda own, _: seen.append(float(own.state_dict()[first].sum())))
+    load_weights(module, write(tmp_path / "w.safetensors", good_tensors()))
+    assert seen == [float(good_tensors()[first].sum())]
