@@ -48,6 +48,18 @@ METRICS: Mapping[str, tuple[str, Better]] = {
 }
 """What a budget may name: shares of 1; `_low` is the lower end of the 95 % interval; points are hundredths."""
 
+TEXT_METRICS: Mapping[str, tuple[str, Better]] = {
+    "perplexity": ("", "lower"),
+    "perplexity_high": ("", "lower"),
+    "perplexity_ratio": ("×", "lower"),
+    "perplexity_ratio_high": ("×", "lower"),
+    "bits_per_byte": ("bits", "lower"),
+    "needle": ("", "higher"),
+    "needle_low": ("", "higher"),
+    "needle_drop_points": ("points", "lower"),
+}
+"""What a budget may name of a text: `_low` and `_high` are ends of 95 % intervals, ratios are to the baseline."""
+
 Progress = Callable[[str], None]
 
 _TOLD_EVERY_S = 0.5
@@ -224,8 +236,8 @@ def evaluate(
         )
         return Evaluation(
             started_at=started_at,
-            bundle=_described(sessions[0]),
-            baseline=_described(sessions[1]) if len(sessions) > 1 else None,
+            bundle=described(sessions[0]),
+            baseline=described(sessions[1]) if len(sessions) > 1 else None,
             data=describe_data(found, len(collected.names)),
             scores=scores,
             failures=collected.failures,
@@ -335,7 +347,8 @@ def names_of(data: LabelledData, classifier: Classifier | None) -> tuple[str, ..
     return (classifier.labels if classifier is not None else ()) or data.class_names
 
 
-def _described(session: Session) -> dict[str, Any]:
+def described(session: Session) -> dict[str, Any]:
+    """What a result says of a bundle that was judged."""
     return {
         **identity(session.bundle.manifest),
         "graphs": list(session.graphs),

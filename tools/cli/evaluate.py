@@ -19,6 +19,7 @@ from trt_compress.tools.console import print_json, print_table, print_text, prog
 if TYPE_CHECKING:
     from trt_compress.runtime.proportion import Difference, Share
     from trt_compress.tools.evaluate import Evaluation
+    from trt_compress.tools.evaluate_text import TextEvaluation
     from trt_compress.tools.report.budget import Held, Limit
 
 _SHOWN = 5
@@ -83,6 +84,17 @@ def evaluate(
     limit: LimitSamples = None,
     resample: Resample = False,
     native: Native = None,
+    perplexity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of a language model: the perplexity of this text.")
+    ] = None,
+    needle: Annotated[
+        bool, typer.Option("--needle", help="Of a language model: are numbers found again in long texts?")
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens that a language model reads at a time (default: 1024 or its context)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the numbers and of the intervals of text.")] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -93,10 +105,40 @@ def evaluate(
     require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:
-    """Judge a bundle on labelled data: accuracy and its interval, agreement with the baseline, what was lost where.
+    """Judge a bundle: accuracy on labelled data and what was lost where; of a language model perplexity and needles.
 
     Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
     """
+    if perplexity is not None or needle:
+        others = {"--data": data, "--labels": labels, "--classes": classes, "--graph": graph, "--resample": resample}
+        if taken := [name for name, value in {**others, "--baseline-graph": baseline_graph}.items() if value]:
+            raise ConfigError(f"{taken[0]} is for labelled data; leave it out with --perplexity and --needle.")
+        more = {} if perplexity is None else {"--perplexity": [perplexity]}
+        check_outputs({"--json": json}, None, None, None, bundles=[bundle, baseline], more=more)
+        limits = _limits(budget, of_text=True)
+        with progress("Evaluating") as step:
+            with needs_extra("cpu"):
+                from trt_compress.tools.evaluate_text import TRIALS, evaluate_text
+            judged = evaluate_text(
+                bundle,
+                perplexity=perplexity,
+                needle=needle,
+                baseline=baseline,
+                window=window,
+                trials=TRIALS,
+                seed=seed or 0,
+                batch=batch,
+                limit=limit,
+                backend=backend,
+                threads=threads,
+                native=native,
+                require_digest=require_digest,
+                progress=step,
+            )
+        _finish(judged, limits, json)
+        return
+    if window is not None or seed is not None:
+        raise ConfigError("--window and --seed are for text; give --perplexity FILE or --needle too.")
     check_outputs({"--json": json}, data, labels, classes, bundles=[bundle, baseline])
     limits = _limits(budget)
     with progress("Evaluating") as step:
@@ -119,6 +161,12 @@ def evaluate(
             require_digest=require_digest,
             progress=step,
         )
+    _finish(result, limits, json)
+
+
+def _finish(result: "Evaluation | TextEvaluation", limits: "list[Limit]", json: Path | None) -> None:
+    """Show a result, write it, and hold it to the budget."""
+    from trt_compress.tools.evaluate import Evaluation
     from trt_compress.tools.report.budget import hold
 
     held = hold(limits, result.metrics())
@@ -126,7 +174,12 @@ def evaluate(
     broken = [each for each in held if not each.passed]
     stdout = json is not None and str(json) == "-"
     if not stdout:
-        _show(result, held)
+        if isinstance(result, Evaluation):
+            _show(result)
+        else:
+            _show_text(result)
+        for each in held:
+            print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
     if json is not None and not stdout:
         write_json(json, document)
     if broken:
@@ -170,21 +223,21 @@ def check_outputs(
     )
 
 
-def _limits(budget: str | None) -> "list[Limit]":
+def _limits(budget: str | None, *, of_text: bool = False) -> "list[Limit]":
     """The limits of a budget, whose names are looked at before anything is run."""
     if budget is None:
         return []
-    from trt_compress.tools.evaluate import METRICS
+    from trt_compress.tools.evaluate import METRICS, TEXT_METRICS
     from trt_compress.tools.report.budget import parse_budget
 
-    limits = parse_budget(budget)
+    limits, known = parse_budget(budget), TEXT_METRICS if of_text else METRICS
     for limit in limits:
-        if limit.metric.lower() not in METRICS:
-            raise ConfigError(not_known("budget: metric", limit.metric, METRICS))
+        if limit.metric.lower() not in known:
+            raise ConfigError(not_known("budget: metric", limit.metric, known))
     return limits
 
 
-def _show(result: "Evaluation", held: "list[Held]") -> None:
+def _show(result: "Evaluation") -> None:
     scores, data = result.scores, result.data
     name = result.bundle["name"]
     print_text(f"{name} on {data['source']}: {data['form']}, {data['answered']} of {data['samples']} samples answered.")
@@ -217,8 +270,37 @@ def _show(result: "Evaluation", held: "list[Held]") -> None:
         print_text(f"{scores.not_finite} answers are not finite; they count as wrong.")
     show_left_out("Samples that could not be read", result.failures)
     show_left_out("Files not taken", result.left_out)
-    for each in held:
-        print_text(f"{'holds' if each.passed else 'BROKEN'}: {each.sentence()}")
+
+
+def _show_text(result: "TextEvaluation") -> None:
+    name, data = result.bundle["name"], result.data
+    if str(result.bundle["weights"]).startswith("random"):
+        print_text("Its weights are random, so its answers mean nothing; export it with real ones.")
+    rows: list[tuple[str | None, ...]] = []
+    ours, theirs, change = result.perplexity, result.baseline_perplexity, result.change
+    if ours is not None:
+        print_text(f"{name} on {data['text']}: {ours.tokens} tokens in windows of {result.protocol['window']}.")
+        ratio = None if change is None else f"× {_with_interval(change.ratio, change.low, change.high, 4)}"
+        shown = [None if one is None else _with_interval(one.value, one.low, one.high, 3) for one in (ours, theirs)]
+        rows.append(("perplexity", *shown, ratio))
+        bits = [None if one is None else f"{one.bits_per_byte:.4f}" for one in (ours, theirs)]
+        rows.append(("bits a byte", *bits, None))
+    if result.needle is not None:
+        print_text(f"{name}: {data['needles']} numbers in texts of {result.protocol['window']} tokens.")
+        found = (result.needle, result.baseline_needle)
+        lost = None if result.needle_change is None else change_text(result.needle_change)
+        rows.append(("needles found", *(None if one is None else share_text(one.all) for one in found), lost))
+        for depth in result.needle.by_depth:
+            shares = [None if one is None else f"{one.by_depth[depth].value:.0%}" for one in found]
+            rows.append((f"at depth {depth:g}", *shares, None))
+    columns = ("", "bundle", "baseline", "change") if result.baseline is not None else ("", "bundle")
+    print_table("In brackets the 95 % interval", columns, [row[: len(columns)] for row in rows])
+
+
+def _with_interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    if low is None or high is None:
+        return f"{value:.{digits}f} (too short a text for an interval)"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _show_classes(result: "Evaluation") -> None:

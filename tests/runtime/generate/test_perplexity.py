@@ -1,0 +1,78 @@
+"""Perplexity, its interval, and numbers that are to be found in long texts."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from trt_compress.runtime.generate.needle import DEPTHS, Needle, needles
+from trt_compress.runtime.generate.perplexity import FEWEST_BLOCKS, change_of, perplexity_of, windows_of
+
+
+def test_windows() -> None:
+    assert windows_of(range(7), 3) == [[0, 1, 2], [3, 4, 5]]  # one token alone has nothing that it follows
+    assert windows_of(range(5), 3, [9]) == [[9, 0, 1], [9, 2, 3], [9, 4]]
+    assert windows_of([], 3, [9]) == [] and windows_of([4], 3) == []
+
+
+def test_perplexity_is_the_mean_of_all_tokens() -> None:
+    random = np.random.default_rng(0)
+    scores = [-random.exponential(2, length) for length in (100, 64, 3, 200)]
+    found = perplexity_of(scores, 1000)
+    whole = np.concatenate(scores)
+    assert found.value == pytest.approx(math.exp(-whole.mean())) and found.tokens == 367
+    assert found.bits_per_byte == pytest.approx(-whole.sum() / math.log(2) / 1000)
+    assert found.blocks == 2 + 1 + 1 + 4 < FEWEST_BLOCKS and found.low is None and found.high is None
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    random, held = np.random.default_rng(1), 0
+    for _ in range(100):
+        level = np.repeat(random.normal(0, 0.3, 40), 64)  # what is hard to tell comes in clusters
+        found = perplexity_of([-(2 + level + random.normal(0, 1, level.size))], 1)
+        assert found.low is not None and found.high is not None and found.low < found.value < found.high
+        held += found.low <= math.exp(2) <= found.high
+    assert 87 <= held <= 99
+    assert perplexity_of([np.full(640, -1.0)], 1, seed=3) == perplexity_of([np.full(640, -1.0)], 1, seed=3)
+
+
+def test_a_change_is_seen_on_the_same_blocks() -> None:
+    random = np.random.default_rng(2)
+    theirs = [-random.exponential(2, 6400)]
+    ours = [theirs[0] - 0.01 - random.normal(0, 0.01, 6400)]
+    change, each = change_of(ours, theirs), [perplexity_of(one, 1) for one in (ours, theirs)]
+    assert change.low is not None and change.high is not None and each[0].low is not None and each[1].high is not None
+    assert 1 < change.low < change.ratio < change.high < 1.011 and each[0].low < each[1].high  # alone they overlap
+    assert change.ratio == pytest.approx(each[0].value / each[1].value)
+    assert change.difference == pytest.approx(each[0].value - each[1].value)
+
+
+def test_needles() -> None:
+    def count(text: str) -> int:
+        return len(text.split())
+
+    made = needles(count, 200, 3, 7)
+    assert made == needles(count, 200, 3, 7) != needles(count, 200, 3, 8) and len(made) == 3 * len(DEPTHS)
+    for needle in made:
+        assert 180 < count(needle.text) <= 200 and needle.text.endswith(f"number of {needle.city} is")
+        lines = re.findall(r"[^.]+\.", needle.text)
+        (place,) = (at for at, line in enumerate(lines) if needle.number in line)
+        assert place / (len(lines) - 1) == pytest.approx(needle.depth, abs=0.03)
+    with pytest.raises(ValueError, match="a needle and its question have 20 tokens"):
+        needles(count, 10, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_found"),
+    [
+        (" 48213.", True),
+        ("It is 48,213, I think", True),
+        ("48 213", True),
+        ("482133", False),
+        ("", False),
+        ("7, or 48213", False),
+    ],
+)
+def test_answers(answer: str, is_found: bool) -> None:
+    assert Needle(depth=0, city="Oslo", number="48213", text="").is_found(answer) == is_found

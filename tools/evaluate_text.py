@@ -1,0 +1,332 @@
+"""Judge a bundle that reads text: perplexity with its interval, numbers that are found again, against a baseline."""
+
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_compress.digest import as_digests
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import read_regular
+from trt_compress.foreign import refusals_said
+from trt_compress.runtime.generate.generator import Generator
+from trt_compress.runtime.generate.needle import MAX_NEW, Needle, needles
+from trt_compress.runtime.generate.perplexity import Perplexity, PerplexityChange, change_of, perplexity_of, windows_of
+from trt_compress.runtime.generate.text import BundleText, open_bundle
+from trt_compress.runtime.proportion import Difference, Share, difference, share
+from trt_compress.runtime.session import Session
+from trt_compress.tools.evaluate import DOCUMENT, RESULT_VERSION, TEXT_METRICS, Progress, check_numbers, described
+from trt_compress.tools.machine import describe_device, package_versions
+from trt_compress.tools.report.metrics import Metric
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LARGEST_TEXT = 1 << 28
+USUAL_WINDOW = 1024
+TRIALS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Which numbers were found again."""
+
+    all: Share
+    by_depth: dict[float, Share]
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data."""
+        return {
+            **self.all.to_json(),
+            "by_depth": [{"depth": depth, **one.to_json()} for depth, one in self.by_depth.items()],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEvaluation:
+    """One judgement of a text bundle, with all that is needed to repeat or to doubt it.
+
+    Attributes:
+        bundle, baseline: What was judged, and what it was compared with; None without one.
+        data: What was read.
+        perplexity, baseline_perplexity, change: None: not asked for, or no baseline.
+        needle, baseline_needle, needle_change: The same.
+        protocol: How it was read.
+    """
+
+    started_at: str
+    bundle: dict[str, Any]
+    baseline: dict[str, Any] | None
+    data: dict[str, Any]
+    perplexity: Perplexity | None
+    baseline_perplexity: Perplexity | None
+    change: PerplexityChange | None
+    needle: Found | None
+    baseline_needle: Found | None
+    needle_change: Difference | None
+    protocol: dict[str, Any]
+    device: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+
+    def metrics(self) -> dict[str, Metric]:
+        """The figures by the names that a budget calls them; one that is not there says why."""
+        ours, change, needle = self.perplexity, self.change, self.needle
+        no_text, no_needle = "no --perplexity was asked for", "no --needle was asked for"
+        no_baseline = no_text if ours is None else "no baseline was given"
+        short = "the text is too short for an interval"
+        no_interval = no_baseline if change is None else short
+        values: dict[str, tuple[float | None, str]] = {
+            "perplexity": (None if ours is None else ours.value, no_text),
+            "perplexity_high": (None if ours is None else ours.high, no_text if ours is None else short),
+            "perplexity_ratio": (None if change is None else change.ratio, no_baseline),
+            "perplexity_ratio_high": (None if change is None else change.high, no_interval),
+            "bits_per_byte": (None if ours is None else ours.bits_per_byte, no_text),
+            "needle": (None if needle is None else needle.all.value, no_needle),
+            "needle_low": (None if needle is None else needle.all.low, no_needle),
+            "needle_drop_points": (
+                None if self.needle_change is None else -100 * self.needle_change.value,
+                no_needle if needle is None else "no baseline was given",
+            ),
+        }
+        return {
+            name: Metric(
+                name=name,
+                value=value,
+                reason=reason if value is None else None,
+                unit=TEXT_METRICS[name][0],
+                better=TEXT_METRICS[name][1],
+                n=needle.all.n if needle is not None and "needle" in name else ours.tokens if ours is not None else 0,
+            )
+            for name, (value, reason) in values.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Write as plain JSON data."""
+        names = ("perplexity", "baseline_perplexity", "change", "needle", "baseline_needle", "needle_change")
+        found = {name: getattr(self, name) for name in names}
+        return {
+            "document": DOCUMENT,
+            "result_version": RESULT_VERSION,
+            "started_at": self.started_at,
+            "bundle": self.bundle,
+            "baseline": self.baseline,
+            "data": self.data,
+            "scores": {name: None if value is None else value.to_json() for name, value in found.items()},
+            "protocol": self.protocol,
+            "device": self.device,
+            "versions": self.versions,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@refusals_said()
+def evaluate_text(
+    bundle: str | Path,
+    *,
+    perplexity: str | Path | None = None,
+    needle: bool = False,
+    baseline: str | Path | None = None,
+    window: int | None = None,
+    trials: int = TRIALS,
+    seed: int = 0,
+    batch: int | None = None,
+    limit: int | None = None,
+    backend: str = "ort-cpu",
+    threads: int | None = None,
+    native: bool | None = None,
+    require_digest: str | Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> TextEvaluation:
+    """Judge a bundle that reads text, and against its baseline.
+
+    Args:
+        bundle: The bundle's directory.
+        perplexity: A UTF-8 text that is scored; None: none is.
+        needle: Ask for numbers that stand somewhere in a long text, at five depths.
+        baseline: A bundle of the same model and tokenizer.
+        window: Tokens that are read at a time; None: 1024, or the context if it is shorter.
+        trials: Numbers that are asked for at each depth.
+        seed: Of the intervals and of the numbers.
+        batch: Windows side by side; None: the largest batch of the bundle.
+        limit: At most so many windows of the text, from its beginning.
+        backend, threads, native: As `Session.open`.
+        require_digest: As `evaluate` takes it.
+        progress: Called with the name of each step.
+
+    Raises:
+        ConfigError: The text cannot be read or is too short, a number is out of range, or the tokenizers differ.
+        BundleError, UnsupportedError: As `Generator.open`, or a bundle gives what is no number.
+    """
+    say = progress or (lambda text: None)
+    check_numbers(window=window, trials=trials, batch=batch, limit=limit, threads=threads)
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed}; give a whole number from 0.")
+    required = as_digests(require_digest)
+    content = None if perplexity is None else _read(Path(perplexity))
+    start, started_at = time.monotonic(), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    with ExitStack() as stack:
+        paths = [bundle, *([] if baseline is None else [baseline])]
+        texts = [BundleText(open_bundle(path, require_digest=required)) for path in paths]
+        for text in texts:
+            stack.callback(text.close)
+        size = _window(texts, window)
+        windows, scored_bytes = ([], 0) if content is None else _windows(texts, content, str(perplexity), size, limit)
+        asked = _asked(texts[0], size, trials, seed) if needle else []
+        say("loading")
+        generators = []
+        for text in texts:
+            session = Session.open(text.bundle, backend=backend, threads=threads, native=native)
+            generators.append(Generator(stack.enter_context(session), text=text))
+        scores = [_scores(generator, windows, batch, say) for generator in generators if content is not None]
+        answers = [_answers(generator, asked, batch, say) for generator in generators if needle]
+        found = [perplexity_of(values, scored_bytes, seed=seed) for values in scores]
+        shares = [_found(asked, right) for right in answers]
+        return TextEvaluation(
+            started_at=started_at,
+            bundle=described(generators[0].session),
+            baseline=described(generators[1].session) if len(generators) > 1 else None,
+            data={
+                "text": None if perplexity is None else str(perplexity),
+                "bytes": scored_bytes,
+                "windows": len(windows),
+                "needles": len(asked),
+            },
+            perplexity=found[0] if found else None,
+            baseline_perplexity=found[1] if len(found) > 1 else None,
+            change=change_of(*scores, seed=seed) if len(scores) > 1 else None,
+            needle=shares[0] if shares else None,
+            baseline_needle=shares[1] if len(shares) > 1 else None,
+            needle_change=_change(*answers) if len(answers) > 1 else None,
+            protocol={
+                "backend": backend,
+                "threads": threads,
+                "batch": batch or texts[0].bundle.manifest.batch.max,
+                "window": size,
+                "seed": seed,
+                "trials": trials if needle else None,
+                "interval": "95 %: bootstrap over blocks of 64 tokens; Wilson's of shares",
+            },
+            device=describe_device(),
+            versions=package_versions(),
+            seconds=time.monotonic() - start,
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        content = read_regular(path, limit=LARGEST_TEXT)
+    except OSError as error:
+        raise ConfigError(f"--perplexity: '{path}' cannot be read ({error.strerror}); give a text file.") from None
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--perplexity: '{path}' is no UTF-8 (the byte {content[error.start]:#04x} at {error.start}); convert it."
+        ) from None
+
+
+def _window(texts: Sequence[BundleText], window: int | None) -> int:
+    """Tokens of a window, which every bundle can read."""
+    most = min((text.context for text in texts if text.context is not None), default=None)
+    if window is None:
+        return min(USUAL_WINDOW, most or USUAL_WINDOW)
+    if window < 2 or most is not None and window > most:
+        allowed = "2 or more" if most is None else f"2 to {most}"
+        raise ConfigError(f"--window {window}; the bundles read {allowed} tokens at a time.")
+    return window
+
+
+def _windows(
+    texts: Sequence[BundleText], content: str, name: str, size: int, limit: int | None
+) -> tuple[list[list[int]], int]:
+    """The windows of a text, and the bytes that are scored."""
+    tokens = texts[0].encode(content, special=False)
+    for text in texts[1:]:
+        if text.encode(content, special=False) != tokens:
+            raise ConfigError(
+                f"'{text.bundle.path}' makes other tokens of the text than '{texts[0].bundle.path}', so that their "
+                "perplexities cannot be compared; give a baseline with the same tokenizer."
+            )
+    begin = texts[0].encode("")
+    windows = windows_of(tokens, size, begin if len(begin) < size else [])
+    if not windows:
+        raise ConfigError(f"--perplexity: '{name}' has {len(tokens)} tokens; give a text of two at least.")
+    for text in texts:
+        _check_scores(text)
+    if limit is not None and limit < len(windows):
+        windows = windows[:limit]
+    read = sum(len(window) - len(begin) for window in windows)
+    return windows, len((content if read >= len(tokens) else texts[0].decode(tokens[:read])).encode())
+
+
+def _check_scores(text: BundleText) -> None:
+    """Refuse a bundle that scores no tokens."""
+    procedure = text.bundle.manifest.procedure
+    assert procedure is not None
+    if (procedure.score or procedure.prompt).rows == "last":
+        raise ConfigError(
+            f"'{text.bundle.path}' gives the logits of the last token only, and scores no text; export it with a score "
+            "graph."
+        )
+
+
+def _asked(text: BundleText, size: int, trials: int, seed: int) -> list[Needle]:
+    def count(content: str) -> int:
+        return len(_prompt(text, content))
+
+    room = size - MAX_NEW
+    try:
+        return needles(count, room, trials, seed)
+    except ValueError as error:
+        raise ConfigError(f"--needle: {error}, and there is room for {room}; give a larger --window.") from None
+
+
+def _prompt(text: BundleText, content: str) -> list[int]:
+    """A question as the model is asked: by its chat template if it has one."""
+    if text.template is None:
+        return text.encode(content)
+    return text.chat([{"role": "user", "content": content}])
+
+
+def _scores(generator: Generator, windows: list[list[int]], batch: int | None, say: Progress) -> list[Array]:
+    size = batch or generator.session.bundle.manifest.batch.max
+    found: list[Array] = []
+    for start in range(0, len(windows), size):
+        say(f"window {start + 1} of {len(windows)}")
+        found += generator.score(windows[start : start + size], batch=size)
+    if any(not np.isfinite(values).all() for values in found):
+        raise UnsupportedError(
+            f"'{generator.session.bundle.path}' gives probabilities that are 0 or no numbers, so that the text has no "
+            "perplexity; verify it, or export it in a precision of more range."
+        )
+    return found
+
+
+def _answers(generator: Generator, asked: Sequence[Needle], batch: int | None, say: Progress) -> list[bool]:
+    size = batch or generator.session.bundle.manifest.batch.max
+    right = []
+    for start in range(0, len(asked), size):
+        say(f"needle {start + 1} of {len(asked)}")
+        some = asked[start : start + size]
+        prompts = [_prompt(generator.text, one.text) for one in some]
+        answers = generator.generate(prompts, max_new=MAX_NEW, temperature=0.0, repetition_penalty=1.0, batch=size)
+        right += [one.is_found(answer.text) for one, answer in zip(some, answers, strict=True)]
+    return right
+
+
+def _found(asked: Sequence[Needle], right: Sequence[bool]) -> Found:
+    def of(depth: float | None) -> Share:
+        mine = [is_right for one, is_right in zip(asked, right, strict=True) if depth in (None, one.depth)]
+        return share(sum(mine), len(mine))
+
+    return Found(all=of(None), by_depth={depth: of(depth) for depth in dict.fromkeys(one.depth for one in asked)})
+
+
+def _change(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
+    pairs = list(zip(ours, theirs, strict=True))
+    return difference(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))
