@@ -89,6 +89,9 @@ def export_model(
     batch: str | None = None,
     precision: str | None = None,
     weights_bits: str | None = None,
+    context: int | None = None,
+    chunk: int | None = None,
+    cache_dtype: str | None = None,
     opset: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -110,6 +113,10 @@ def export_model(
             dtypes.
         weights_bits: Quantize the weights of linear layers to `8` or `4` bits, `4:128` with one scale for 128 of them
             (default 32); default: they are as `precision` says.
+        context: Of a language model, tokens of the longest sequence; default: what it was made for, up to 4096.
+        chunk: Of a language model, tokens of a prompt that one run reads at most; default: 256.
+        cache_dtype: Of a language model, what keys and values are kept in, `fp32` or `fp16`; default: `fp16` where the
+            precision is that, `fp32` otherwise.
         opset: ONNX opset; default: the newest that all known targets take, or 21, which `weights_bits` needs.
         force: Replace the bundle that is there.
         dry_run: Check everything that needs no tracing and write nothing.
@@ -121,7 +128,8 @@ def export_model(
 
     Raises:
         ConfigError: a name or a value is wrong, or a bundle's recipe names a path.
-        UnsupportedError: `verify_layers` is given for a model without layers that could be left out.
+        UnsupportedError: `verify_layers` is given for a model without layers that could be left out, or `context`,
+            `chunk` or `cache_dtype` for one that is no language model.
         BundleError: the output cannot be written.
         GateError: preflight or verification failed; nothing is written.
     """
@@ -134,6 +142,9 @@ def export_model(
         batch=batch,
         precision=precision,
         weights_bits=weights_bits,
+        context=context,
+        chunk=chunk,
+        cache_dtype=cache_dtype,
         opset=opset,
     )
     if not trust_paths:
@@ -242,7 +253,7 @@ def check_files(recipe: Recipe) -> Recipe:
     Returns:
         The recipe, which then says what the file of an own model is, and holds its artifacts.
     """
-    check_model(recipe.model, recipe.weights)
+    check_model(recipe.model, recipe.weights, recipe.reading)
     recipe = replace(recipe, compressors=tuple(spec.read()[0] for spec in recipe.compressors))
     name = parse_model(recipe.model)
     if name.source != FILE_SOURCE:

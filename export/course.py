@@ -115,21 +115,30 @@ class ProcedureCourse(Course):
             GateError: The procedure cannot go on: a capacity or a length is exceeded, or upkeep does not help.
         """
         scenario, batch = self._scenario, len(self._scenario.prompt)
-        placed = bool(scenario.media)
+        texts = [np.concatenate([ids, steps]) for ids, steps in zip(scenario.prompt, scenario.steps, strict=True)]
+        yield from self._text(self._procedure.prompt, "prompt", texts)
+        for number in range(len(scenario.steps[0]) if batch else 0):
+            run = Run(start=-1, tokens=1, counts=(1,) * batch, moments=("run", "step"))
+            yield from self._read(self._procedure.step, run, f"step {number + 1}", texts)
+        if self._procedure.score is not None:
+            self.states.clear()
+            self._seen = np.zeros_like(self._seen)
+            self._lengths = {symbol: self._manifest.lengths[symbol].min for symbol in self._capacities}
+            yield from self._text(self._procedure.score, "score", scenario.prompt)
+
+    def _text(self, part: Pass, name: str, texts: Sequence[Array]) -> Iterator[Event]:
+        """What stands before the prompts of the scenario, and the runs of a pass that read them."""
+        scenario, placed = self._scenario, bool(self._scenario.media)
         for number, media in enumerate(self._procedure.media if placed else (), start=1):
             yield from self._pass(media.graphs, f"media {number}", {}, scenario.media)
         try:
             rows = [rows_of(self._procedure.media, ids.tolist(), placed=placed) for ids in scenario.prompt]
-            runs = list(runs_of(self._procedure.prompt, self._manifest.lengths, [len(ids) for ids in scenario.prompt]))
+            runs = list(runs_of(part, self._manifest.lengths, [len(ids) for ids in scenario.prompt]))
         except ValueError as error:
             raise GateError(f"verification failed: {error}.") from None
         self._rows = [np.array(each, np.int64) for each in rows]
-        texts = [np.concatenate([ids, steps]) for ids, steps in zip(scenario.prompt, scenario.steps, strict=True)]
         for number, run in enumerate(runs, start=1):
-            yield from self._read(self._procedure.prompt, run, f"prompt run {number}", texts)
-        for number in range(len(scenario.steps[0]) if batch else 0):
-            run = Run(start=-1, tokens=1, counts=(1,) * batch, moments=("run", "step"))
-            yield from self._read(self._procedure.step, run, f"step {number + 1}", texts)
+            yield from self._read(part, run, f"{name} run {number}", texts)
 
     def _read(self, part: Pass, run: Run, moment: str, texts: Sequence[Array]) -> Iterator[Event]:
         """One run of a pass, and the upkeep that is then due."""

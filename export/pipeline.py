@@ -332,7 +332,7 @@ def _prepare(recipe: Recipe, load: Callable[[Recipe], LoadedHost] | None = None)
     Raises:
         ConfigError: they are not the weights that the recipe was made with, or something in it is wrong.
     """
-    host = (load or _load)(recipe)
+    host = _as_read((load or _load)(recipe), recipe)
     if recipe.weights_sha256 not in (None, host.weights.sha256):
         if recipe.weights is None and parse_model(recipe.model).source == FILE_SOURCE:
             raise ConfigError(
@@ -370,6 +370,19 @@ def _with_lengths(graphs: Sequence[GraphSpec], recipe: Recipe) -> tuple[GraphSpe
 
 def _load(recipe: Recipe) -> LoadedHost:
     return load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
+
+
+def _as_read(host: LoadedHost, recipe: Recipe) -> LoadedHost:
+    """The model, cut into runs as the recipe says.
+
+    Raises:
+        UnsupportedError: It is none that is.
+        ConfigError: It was not made for so many tokens.
+    """
+    if host.read_as is not None:
+        return host.read_as(recipe.reading, recipe.precision)
+    recipe.reading.refuse(recipe.model)
+    return host
 
 
 def _require_passed(report: VerifyReport) -> None:

@@ -108,7 +108,8 @@ def _values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int, int
 def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> Scenario:
     """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came twice.
 
-    Where something is due behind the prompt, the prompt is long enough for what is due in it to have come before.
+    Where something is due behind the prompt, the prompt is long enough for what is due in it to have come before. Both
+    are shorter where there is less room.
     """
     if procedure.media:
         raise ExportError("the procedure reads media, of which there are no seeded ones; give scenarios in the host.")
@@ -125,16 +126,18 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
         due = [entry.at_least or 0 for entry in procedure.upkeep if entry.after != "step"]
         longest = max([longest, *(at_least + (high + 1) // 2 for at_least in due)])
     unequal = "count" in procedure.feeds.values() and not procedure.prompt.whole
-    counts = [max(longest - 3 * row, 1) if unequal else longest for row in range(batch)]
     periods = [entry.at_least or 1 for entry in procedure.upkeep if entry.after in ("step", "run")]
     steps = max(_LEAST_STEPS, 2 * max(periods, default=0) + 2)
     room = [
-        lengths[each.symbol].max - longest
+        lengths[each.symbol].max
         for graph in graphs
         for each in graph.capacities
         if each.used is None and any(each.adds.values())
     ]
-    steps = max(min([steps, *room]), 0)
+    if not procedure.prompt.whole:
+        longest = max(min([longest, *(length - steps for length in room)]), 1)
+    steps = max(min([steps, *(length - longest for length in room)]), 0)
+    counts = [max(longest - 3 * row, 1) if unequal else longest for row in range(batch)]
     least, most = _values(procedure, graphs)
     generator = np.random.default_rng(SEED)
     texts = [generator.integers(least, most + 1, count + steps) for count in counts]

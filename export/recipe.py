@@ -13,6 +13,7 @@ from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target, newest_common_opset
 from trt_compress.files import read_regular
 from trt_compress.methods import CompressorSpec, spec_string
+from trt_compress.models.hosts.reading import Reading
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
 from trt_compress.suggest import not_known
 
@@ -39,6 +40,7 @@ class Recipe:
         lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
         precision: fp32, fp16 or bf16.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
+        context, chunk, cache_dtype: How a model that reads tokens is cut into runs (`Reading`); None: as it likes.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
     """
@@ -52,12 +54,16 @@ class Recipe:
     lengths: Mapping[str, LengthRange] = field(default_factory=dict)
     precision: str = "fp32"
     weights_bits: BlockForm | None = None
+    context: int | None = None
+    chunk: int | None = None
+    cache_dtype: str | None = None
     opset: int = 0
     compressors: tuple[CompressorSpec, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(not_known("precision", self.precision, PRECISIONS))
+        _ = self.reading  # which checks its values
         targets = [get_target(name) for name in self.targets]
         for target in targets:
             self._check_numbers(target)
@@ -80,6 +86,11 @@ class Recipe:
     def spec(self) -> str:
         """The compressors as a spec string."""
         return spec_string(self.compressors)
+
+    @property
+    def reading(self) -> Reading:
+        """How a model that reads tokens is cut into runs."""
+        return Reading(context=self.context, chunk=self.chunk, cache_dtype=self.cache_dtype)
 
     @property
     def numbers(self) -> str:

@@ -18,6 +18,7 @@ from trt_compress.format.procedure import Procedure
 from trt_compress.format.text import Text
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.place import SitePlan
+from trt_compress.models.hosts.reading import Reading
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Steps = Sequence[Mapping[str, Array]]
@@ -177,6 +178,8 @@ class LoadedHost:
             none, and the graphs' roles say all.
         scenarios: What a procedure is verified with, for a given batch: real tokens. None: seeded ones, in the range
             that the graphs' inputs declare, with prompts of several chunks and steps until upkeep has come twice.
+        read_as: Of a model that reads tokens, the same model cut into runs as a user wants it, for a graph of this
+            precision (fp32, fp16, bf16); None: its graphs are as they are.
         preprocess: How real data becomes the inputs; for the manifest.
         postprocess: What the outputs mean; for the manifest.
         text: What makes tokens of a text, and which `files` it does so with; for the manifest.
@@ -191,6 +194,7 @@ class LoadedHost:
     links: tuple[tuple[str, str], ...] = ()
     procedure: Callable[[Sequence[GraphSpec]], Procedure] | None = None
     scenarios: Callable[[int], Sequence[Scenario]] | None = None
+    read_as: "Callable[[Reading, str], LoadedHost] | None" = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
     text: Text | None = None

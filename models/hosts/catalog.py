@@ -8,12 +8,16 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import open_regular, read_regular
 from trt_compress.foreign import strict_json
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
+from trt_compress.models.hosts.decoder_config import caching_of
+from trt_compress.models.hosts.decoder_families import FAMILIES, read_config, refusal
+from trt_compress.models.hosts.reading import Reading
 from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
 from trt_compress.suggest import did_you_mean, not_known
 
@@ -30,30 +34,34 @@ ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
 HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
     "whisper": "hosts.hf_audio",
     "audio-spectrogram-transformer": "hosts.hf_audio",
+    **dict.fromkeys(FAMILIES, "hosts.decoder_host"),
 }
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", re.MULTILINE)
 _DRIVEN = "VisionTransformer"  # what a file of timm must speak of for a model in it to be one
 
 
-def check_model(model: str, weights: str | None = None) -> None:
+def check_model(model: str, weights: str | None = None, reading: Reading | None = None) -> None:
     """Refuse a model that is not there, or that no host drives.
 
     Args:
         model: As `load_host` takes it.
         weights: A file, "pretrained", or None.
+        reading: How it is to read tokens; None: as it likes.
 
     Raises:
         ConfigError: a name that is not known, an option that is not, or a file that is not there.
         UnsupportedError: a model that no host drives.
     """
     name = parse_model(model)
+    if reading is not None and name.source != "hf":
+        reading.refuse(model)
     if name.source == "timm":
         check_timm(name)
     elif name.source == "zoo":
         zoo_module(name.name)
     elif name.source == "hf":
-        hf_module(Path(name.name))
+        _check_directory(Path(name.name), weights, reading or Reading())
     elif name.source == FILE_SOURCE:
         check_model_file(name)
     elif weights is not None:
@@ -96,15 +104,36 @@ def zoo_module(name: str) -> str:
     return f"trt_compress.models.{ZOO[name]}"
 
 
+def _check_directory(folder: Path, weights: str | None, reading: Reading) -> None:
+    """Refuse a directory that no host drives, and of a decoder what its config.json has and does not allow."""
+    config = hf_config(folder)
+    if config["model_type"] not in FAMILIES:
+        reading.refuse(f"hf:{folder}")
+        return
+    caching_of(read_config(config, name=f"hf:{folder}"), reading, name=f"hf:{folder}")
+    if weights is not None:
+        raise ConfigError(f"weights: hf:{folder} holds its tensors itself; leave --weights out.")
+
+
 def hf_module(folder: Path) -> str:
     """The module that loads the model in a directory of save_pretrained.
+
+    Raises:
+        ConfigError, UnsupportedError: See `hf_config`.
+    """
+    return f"trt_compress.models.{HF[hf_config(folder)['model_type']]}"
+
+
+def hf_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a directory of save_pretrained, whose model_type is one of `HF`.
 
     Raises:
         ConfigError: there is no config.json that names a model type.
         UnsupportedError: no host drives that type.
     """
     try:
-        model_type = strict_json(read_regular(folder / "config.json", limit=16 << 20))["model_type"]
+        config: dict[str, Any] = strict_json(read_regular(folder / "config.json", limit=16 << 20))
+        model_type = config["model_type"]
     except OSError as error:
         raise ConfigError(
             f"hf:{folder}: config.json cannot be read ({error.strerror}); give a directory written by save_pretrained."
@@ -114,10 +143,9 @@ def hf_module(folder: Path) -> str:
             f"hf:{folder}: config.json holds no model_type; give a directory written by save_pretrained."
         ) from error
     if not isinstance(model_type, str) or model_type not in HF:
-        raise UnsupportedError(
-            f"hf:{folder}: model_type '{model_type}' is not supported; there are {', '.join(sorted(HF))}."
-        )
-    return f"trt_compress.models.{HF[model_type]}"
+        others = ", ".join(known for known in HF if known not in FAMILIES)
+        raise UnsupportedError(f"hf:{folder}: {refusal(str(model_type))} Audio models are {others}.")
+    return config
 
 
 def check_timm(model: ModelName) -> None:

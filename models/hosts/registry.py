@@ -19,6 +19,7 @@ from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
 from trt_compress.models.hosts.catalog import ZOO, hf_module, zoo_module
 from trt_compress.models.hosts.own_module import load_own
+from trt_compress.models.hosts.reading import Reading
 from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
 
 
@@ -58,12 +59,21 @@ def load_host(model: str, *, weights: str | None = None, model_sha256: str | Non
         "xytokenizer": _load_codec,
         FILE_SOURCE: lambda name, weights: load_own(name, weights, model_sha256),
     }
-    loaded = loaders[name.source](name, weights)
+    return _named(loaders[name.source](name, weights), model)
+
+
+def _named(loaded: LoadedHost, model: str) -> LoadedHost:
+    """The model under the name that it was asked for by; its `attach` looks at what artifacts were made for."""
+    read_as = loaded.read_as
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         return loaded.attach(for_weights(specs, source=loaded.weights.source, sha256=loaded.weights.sha256))
 
-    return replace(loaded, source=model, attach=attach)
+    def named_read_as(reading: Reading, precision: str) -> LoadedHost:
+        assert read_as is not None
+        return _named(read_as(reading, precision), model)
+
+    return replace(loaded, source=model, attach=attach, read_as=read_as and named_read_as)
 
 
 def _timm_names() -> list[str]:

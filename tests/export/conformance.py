@@ -45,7 +45,7 @@ CASES = ("counter", "viewer", "decoder")
 def export(folder: Path, *, precision: str = "fp32", weights_bits: str | None = None, **how: Any) -> Path:
     """Export the toy decoder with these settings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "check_model", lambda model, weights: None)
+        patch.setattr(api, "check_model", lambda model, weights, reading: None)
         patch.setattr(pipeline, "load_host", lambda model, **_: decoder(**how))
         api.export_model("zoo:toy", output=folder, batch="1:2:4", precision=precision, weights_bits=weights_bits)
     return folder

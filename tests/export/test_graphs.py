@@ -29,7 +29,7 @@ Export = Callable[..., Path]
 
 def know(patch: pytest.MonkeyPatch, name: str) -> None:
     """Make `zoo:toy` the name of a toy host."""
-    patch.setattr(api, "check_model", lambda model, weights: None)
+    patch.setattr(api, "check_model", lambda model, weights, reading: None)
     patch.setattr(pipeline, "load_host", lambda model, **_: HOSTS[name]())
 
 

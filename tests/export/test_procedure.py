@@ -33,7 +33,7 @@ def compacting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def toy_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "check_model", lambda model, weights: None)
+    monkeypatch.setattr(api, "check_model", lambda model, weights, reading: None)
     monkeypatch.setattr(pipeline, "load_host", lambda model, **_: decoder())
 
 

@@ -33,7 +33,7 @@ TINY_LLAMA = Sizes(hidden=2048, layers=22, heads=32, kv_heads=4, feed_forward=56
 LLAMA_7B = Sizes(hidden=4096, layers=32, heads=32, kv_heads=32, feed_forward=11_008, vocabulary=32_000)
 
 
-class Decoder(CompressedModule):
+class LlamaShaped(CompressedModule):
     """Tokens [B, T] to logits [B, T, vocabulary], each of what is before it."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -51,7 +51,7 @@ class Decoder(CompressedModule):
         logits: Tensor = self.head(self.norm(x))
         return logits
 
-    def first_layers(self, count: int) -> "Decoder":
+    def first_layers(self, count: int) -> "LlamaShaped":
         """The same without its last layers; its tensors are these."""
         short = copy.copy(self)
         short.__dict__["_modules"] = dict(self._modules)
@@ -87,13 +87,13 @@ class _Layer(nn.Module):
         return x + update
 
 
-def on_meta(sizes: Sizes) -> Decoder:
+def on_meta(sizes: Sizes) -> LlamaShaped:
     """The module without weights."""
     with torch.device("meta"):
-        return Decoder(sizes).eval()
+        return LlamaShaped(sizes).eval()
 
 
-def filled(sizes: Sizes, dtype: torch.dtype) -> Decoder:
+def filled(sizes: Sizes, dtype: torch.dtype) -> LlamaShaped:
     """The module with random weights, which are made in `dtype` at once."""
     module = on_meta(sizes)
     random = torch.Generator().manual_seed(0)
@@ -105,10 +105,10 @@ def filled(sizes: Sizes, dtype: torch.dtype) -> Decoder:
     return module
 
 
-def host_of(module: Decoder, names: Sequence[str] = ("model",)) -> LoadedHost:
+def host_of(module: LlamaShaped, names: Sequence[str] = ("model",)) -> LoadedHost:
     """The module as a model of one graph, or of several that compute the same."""
 
-    def graph_of(module: Decoder, name: str) -> GraphSpec:
+    def graph_of(module: LlamaShaped, name: str) -> GraphSpec:
         return GraphSpec(
             module=module,
             name=name,

@@ -1,0 +1,151 @@
+"""Decoders of a directory or a file as hosts: `hf:DIR` with a model_type of `decoder_families.FAMILIES`.
+
+Source: the layout of transformers' save_pretrained, whatever file it comes from (`models/language`).
+Differs: transformers is not loaded.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trt_compress.errors import ConfigError
+from trt_compress.methods import CompressorSpec
+from trt_compress.models.compressors.place import place
+from trt_compress.models.compressors.sites import HostInfo
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
+from trt_compress.models.hosts.checkpoint import some
+from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
+from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, caching_of
+from trt_compress.models.hosts.decoder_families import read_config
+from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.language.source import LanguageSource
+
+FAMILY = "decoder"
+
+
+def host_of(source: LanguageSource) -> LoadedHost:
+    """Read a decoder.
+
+    Raises:
+        UnsupportedError: Another family, or a variant that is not driven.
+        ConfigError: Tensors are missing, extra or misshaped, or a file is damaged.
+    """
+    config = read_config(source.config, name=source.name)
+    check_tensors(config, source)
+    decoder = read_decoder(config, source)
+    assets = source.assets()
+    weights = WeightsInfo(
+        source=", ".join(origin.path.name for origin in source.origins[:1])
+        + (f" and {len(source.origins) - 1} more" if len(source.origins) > 1 else ""),
+        sha256=source.sha256(),
+        license=assets.license,
+        license_files=assets.license_files,
+    )
+
+    def read_as(reading: Reading, precision: str = "fp32") -> LoadedHost:
+        caching = caching_of(config, reading, precision=precision, name=source.name)
+        return LoadedHost(
+            source=source.name,
+            family=FAMILY,
+            module=decoder,
+            weights=weights,
+            attach=partial(_attach, decoder, caching, source.name),
+            procedure=decoder_procedure,
+            read_as=read_as,
+            preprocess={"kind": "text", "input": "tokens"},
+            postprocess={"kind": "tokens", "output": "logits", "stop": [] if assets.text is None else assets.text.stop},
+            text=assets.text,
+            files=assets.files,
+        )
+
+    return read_as(Reading())
+
+
+def check_tensors(config: DecoderConfig, source: LanguageSource) -> None:
+    """Refuse a checkpoint that has not exactly the tensors of its configuration, before one is read.
+
+    Raises:
+        ConfigError: Some are missing, too many, or of another shape; the first few are named.
+    """
+    wanted, given = config.tensors(), set(source.names())
+    if config.tied:
+        given.discard("lm_head.weight")  # a second copy of the embedding
+    shapes = [
+        f"{name} is {list(found)} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in given and (found := tuple(source.header(name).shape)) != shape
+    ]
+    problems = [
+        ("misses", sorted(wanted.keys() - given)),
+        ("has more than the model:", sorted(given - wanted.keys())),
+        ("has other shapes:", shapes),
+    ]
+    found_ = [f"{what} {some(names)}" for what, names in problems if names]
+    if found_:
+        raise ConfigError(
+            f"weights: {source.name} does not fit its config.json: it {'; it '.join(found_)}.",
+            hint="download tensors and config.json again, both of the same model.",
+        )
+
+
+def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
+    """The decoder with the weights of a source, in eval mode; each tensor is read once, into its place.
+
+    Matrices keep their half precision if all of them are of the same one; norms keep their own.
+
+    Raises:
+        ConfigError: A tensor holds something else than finite numbers, or cannot be read.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    stored = {source.header(name).dtype for name in source.names() if len(source.header(name).shape) > 1}
+    half = {"float16", "bfloat16"} & stored
+    whole = torch.float32 if len(stored) > 1 or not half else getattr(torch, next(iter(half)))
+    for parameter, names in config.parts().items():
+        parts = [_finite(source.tensor(name), name, source) for name in names]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        del parts
+        if tensor.ndim > 1 or parameter.endswith(".bias"):
+            tensor = tensor.to(whole)
+        owner, _, last = parameter.rpartition(".")
+        setattr(decoder.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
+    decoder.tie()
+    return decoder.eval()
+
+
+def _finite(tensor: Tensor, name: str, source: LanguageSource) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ConfigError(
+            f"weights: {source.name}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, where weights in "
+            "floating point are needed."
+        )
+    if not bool(tensor.isfinite().all()):
+        raise ConfigError(f"weights: {source.name}: {name} holds NaN or infinity; download the file again.")
+    return tensor
+
+
+def _attach(decoder: Decoder, caching: Caching, name: str, specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
+    if specs:  # it has no sites yet: this says so of whatever is given
+        place(specs, HostInfo(name=name, sites=(), depth=len(decoder.layers), num_tokens=caching.context))
+    return decoder_graphs(decoder, caching)
+
+
+def load(path: Path, *, weights: str | None = None, seconds: float | None = None) -> LoadedHost:
+    """Load a decoder from a directory.
+
+    Args:
+        path: The directory.
+        weights: None: its tensors are in the directory (`catalog.check_model` refuses others).
+        seconds: None: that is for audio.
+
+    Raises:
+        ConfigError, UnsupportedError: See `host_of`.
+    """
+    from trt_compress.models.language.directory import Directory
+
+    if seconds is not None:
+        raise ConfigError(f"hf:{path}: seconds={seconds:g} is for audio; leave it out.")
+    return host_of(Directory(path))

@@ -1,0 +1,77 @@
+"""A language model of a directory becomes a bundle on the command line, and the bundle says what transformers says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models.decoders import expected, reference, saved, text
+from tests.typed_commands import Typed
+from trt_compress.format.bundle import Bundle
+from trt_compress.runtime.sequences import Sequences
+from trt_compress.runtime.session import Session
+
+CONTEXT, CHUNK = 128, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("gemma2", tmp_path_factory.mktemp("gemma2"))
+
+
+@pytest.fixture(scope="module")
+def bundle(commands: Typed, folder: Path) -> Path:
+    """A Gemma 2 with a ring, a linear cache that has to grow, caps, a tied head."""
+    output = folder / "bundle"
+    options = ("--context", CONTEXT, "--chunk", CHUNK, "--batch", "1:2:4")
+    ended = commands("export", f"hf:{folder}", *options, "-o", output, within=300)
+    assert ended.code == 0, ended.err
+    return output
+
+
+def test_logits_of_a_bundle_are_those_of_transformers(bundle: Path) -> None:
+    long, short = text(96), text(50, seed=2)
+    wanted = [expected("gemma2", tokens[None])[0].numpy() for tokens in (long, short)]
+    with Session.open(bundle) as session:
+        sequences = Sequences(session, batch=2)
+        found = [sequences.read([long[:64].numpy(), short[:18].numpy()])]
+        found += [sequences.step([int(long[64 + number]), int(short[18 + number])]) for number in range(32)]
+    for row, first in enumerate((63, 17)):
+        np.testing.assert_allclose([each[row] for each in found], wanted[row][first : first + 33], atol=1e-4)
+
+
+def test_a_bundle_scores_a_text(bundle: Path) -> None:
+    tokens = text(70)
+    wanted = expected("gemma2", tokens[None])[0, :-1].log_softmax(dim=-1).gather(1, tokens[1:, None])[:, 0]
+    with Session.open(bundle) as session:
+        (found,) = Sequences(session).score([tokens.numpy()])
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+def test_the_manifest_says_how_it_is_cut(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    states = {state.name: state for state in manifest.states if state.graph == "step"}
+    assert states["keys_0"].shape == ("batch", 2, 24 + CHUNK - 1, 32)
+    assert states["keys_1"].shape == ("batch", 2, "slots", 32)
+    assert manifest.lengths["slots"].max == CONTEXT and manifest.lengths["time"].max == CHUNK
+    assert manifest.recipe["context"] == CONTEXT and manifest.recipe["chunk"] == CHUNK
+    assert [graph.role for graph in manifest.graphs] == ["step", "score"]
+    assert manifest.verification is not None and manifest.verification.max_abs_error < 1e-4
+
+
+def test_both_graphs_share_their_weights(bundle: Path) -> None:
+    numbers = sum(part.numel() for part in reference("gemma2").parameters())
+    assert (bundle / "weights.bin").stat().st_size < 4 * numbers + (1 << 20)
+
+
+def test_mistakes_are_said_before_anything_is_loaded(commands: Typed, folder: Path, tmp_path: Path) -> None:
+    def refused(*options: str) -> str:
+        ended = commands("export", f"hf:{folder}", "-o", tmp_path / "b", *options)
+        assert ended.is_one_sentence and not (tmp_path / "b").exists()
+        return ended.err
+
+    assert f"--context 1024 is more than the 512 tokens that hf:{folder} was made for" in refused("--context", "1024")
+    assert "--chunk 65 is more than the context of 64 tokens" in refused("--context", "64", "--chunk", "65")
+    assert "cache_dtype 'int8' is not known" in refused("--cache-dtype", "int8")
+    assert "holds its tensors itself; leave --weights out" in refused("--weights", str(folder / "model.safetensors"))
+    assert "offers only none" in refused("--compress", "tome:num_merged=4")
