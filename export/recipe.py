@@ -13,7 +13,7 @@ from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target, newest_common_opset
 from trt_compress.files import read_regular
 from trt_compress.methods import CompressorSpec, spec_string
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
 from trt_compress.suggest import not_known
 
@@ -40,7 +40,7 @@ class Recipe:
         lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
         precision: fp32, fp16 or bf16.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
-        context, chunk, cache_dtype: How a model that reads tokens is cut into runs (`Reading`); None: as it likes.
+        context, chunk, cache_dtype: How a model that reads tokens is cut into runs (`ReadingOptions`); None: as it likes.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
     """
@@ -88,9 +88,9 @@ class Recipe:
         return spec_string(self.compressors)
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> ReadingOptions:
         """How a model that reads tokens is cut into runs."""
-        return Reading(context=self.context, chunk=self.chunk, cache_dtype=self.cache_dtype)
+        return ReadingOptions(context=self.context, chunk=self.chunk, cache_dtype=self.cache_dtype)
 
     @property
     def numbers(self) -> str:

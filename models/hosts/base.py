@@ -18,7 +18,7 @@ from trt_compress.format.procedure import Procedure
 from trt_compress.format.text import Text
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.place import SitePlan
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Steps = Sequence[Mapping[str, Array]]
@@ -194,7 +194,7 @@ class LoadedHost:
     links: tuple[tuple[str, str], ...] = ()
     procedure: Callable[[Sequence[GraphSpec]], Procedure] | None = None
     scenarios: Callable[[int], Sequence[Scenario]] | None = None
-    read_as: "Callable[[Reading, str], LoadedHost] | None" = None
+    read_as: "Callable[[ReadingOptionsOptions, str], LoadedHost] | None" = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
     text: Text | None = None

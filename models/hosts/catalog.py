@@ -17,7 +17,7 @@ from trt_compress.model_file import check_model_file
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal, unsupported_vit
 from trt_compress.models.hosts.decoder_config import caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config, refusal
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
 from trt_compress.suggest import did_you_mean, not_known
 
@@ -41,7 +41,7 @@ _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", 
 _DRIVEN = "VisionTransformer"  # what a file of timm must speak of for a model in it to be one
 
 
-def check_model(model: str, weights: str | None = None, reading: Reading | None = None) -> None:
+def check_model(model: str, weights: str | None = None, reading: ReadingOptions | None = None) -> None:
     """Refuse a model that is not there, or that no host drives.
 
     Args:
@@ -61,7 +61,7 @@ def check_model(model: str, weights: str | None = None, reading: Reading | None 
     elif name.source == "zoo":
         zoo_module(name.name)
     elif name.source == "hf":
-        _check_directory(Path(name.name), weights, reading or Reading())
+        _check_directory(Path(name.name), weights, reading or ReadingOptions())
     elif name.source == FILE_SOURCE:
         check_model_file(name)
     elif weights is not None:
@@ -104,7 +104,7 @@ def zoo_module(name: str) -> str:
     return f"trt_compress.models.{ZOO[name]}"
 
 
-def _check_directory(folder: Path, weights: str | None, reading: Reading) -> None:
+def _check_directory(folder: Path, weights: str | None, reading: ReadingOptions) -> None:
     """Refuse a directory that no host drives, and of a decoder what its config.json has and does not allow."""
     config = hf_config(folder)
     if config["model_type"] not in FAMILIES:

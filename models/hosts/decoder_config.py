@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from trt_compress.errors import ConfigError
-from trt_compress.models.hosts.reading import CACHE_DTYPES, Reading
+from trt_compress.models.hosts.reading import CACHE_DTYPES, ReadingOptions
 from trt_compress.models.layers.rope_form import RopeForm
 
 DEFAULT_CONTEXT, DEFAULT_CHUNK = 4096, 256
@@ -148,7 +148,7 @@ class Caching:
         return layer.window + self.chunk - 1
 
 
-def caching_of(config: DecoderConfig, reading: Reading, *, precision: str = "fp32", name: str) -> Caching:
+def caching_of(config: DecoderConfig, reading: ReadingOptions, *, precision: str = "fp32", name: str) -> Caching:
     """What a user's wishes come to for a model.
 
     Raises:

@@ -20,7 +20,7 @@ from trt_compress.models.hosts.checkpoint import some
 from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import read_config
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.language.source import LanguageSource
 
 FAMILY = "decoder"
@@ -45,7 +45,7 @@ def host_of(source: LanguageSource) -> LoadedHost:
         license_files=assets.license_files,
     )
 
-    def read_as(reading: Reading, precision: str = "fp32") -> LoadedHost:
+    def read_as(reading: ReadingOptions, precision: str = "fp32") -> LoadedHost:
         caching = caching_of(config, reading, precision=precision, name=source.name)
         return LoadedHost(
             source=source.name,
@@ -61,7 +61,7 @@ def host_of(source: LanguageSource) -> LoadedHost:
             files=assets.files,
         )
 
-    return read_as(Reading())
+    return read_as(ReadingOptions())
 
 
 def check_tensors(config: DecoderConfig, source: LanguageSource) -> None:

@@ -10,7 +10,7 @@ CACHE_DTYPES = {"fp32": "float32", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadingOptions:
     """What a user may say of it.
 
     Attributes:

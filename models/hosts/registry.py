@@ -19,7 +19,7 @@ from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
 from trt_compress.models.hosts.catalog import ZOO, hf_module, zoo_module
 from trt_compress.models.hosts.own_module import load_own
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
 
 
@@ -69,7 +69,7 @@ def _named(loaded: LoadedHost, model: str) -> LoadedHost:
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         return loaded.attach(for_weights(specs, source=loaded.weights.source, sha256=loaded.weights.sha256))
 
-    def named_read_as(reading: Reading, precision: str) -> LoadedHost:
+    def named_read_as(reading: ReadingOptions, precision: str) -> LoadedHost:
         assert read_as is not None
         return _named(read_as(reading, precision), model)
 

@@ -12,7 +12,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.models.hosts.decoder_config import Caching, caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 
 
 def test_every_family_has_a_tiny_decoder() -> None:
@@ -78,17 +78,17 @@ def test_a_head_may_be_of_another_size_than_its_share() -> None:
 
 def test_context_and_chunk_are_what_the_user_says_within_the_model() -> None:
     config = read_config(config_json("llama"), name="it")
-    assert caching_of(config, Reading(), name="it") == Caching(context=512, chunk=256)
-    assert caching_of(config, Reading(context=9), precision="fp16", name="it") == Caching(
+    assert caching_of(config, ReadingOptions(), name="it") == Caching(context=512, chunk=256)
+    assert caching_of(config, ReadingOptions(context=9), precision="fp16", name="it") == Caching(
         context=9, chunk=9, dtype="float16"
     )
     with pytest.raises(ConfigError, match="--context 513 is more than the 512 tokens that it was made for"):
-        caching_of(config, Reading(context=513), name="it")
+        caching_of(config, ReadingOptions(context=513), name="it")
     with pytest.raises(ConfigError, match="--chunk 10 is more than the context of 9 tokens"):
-        caching_of(config, Reading(context=9, chunk=10), name="it")
+        caching_of(config, ReadingOptions(context=9, chunk=10), name="it")
     with pytest.raises(ConfigError, match="context 0 is out of range"):
-        Reading(context=0)
+        ReadingOptions(context=0)
     with pytest.raises(ConfigError, match="cache_dtype 'int8' is not known"):
-        Reading(cache_dtype="int8")
+        ReadingOptions(cache_dtype="int8")
     with pytest.raises(UnsupportedError, match="--chunk 4: zoo:digits_vit is no language model"):
-        check_model("zoo:digits_vit", None, Reading(chunk=4))
+        check_model("zoo:digits_vit", None, ReadingOptions(chunk=4))
