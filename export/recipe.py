@@ -40,7 +40,7 @@ class Recipe:
         lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
         precision: fp32, fp16 or bf16.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
-        context, chunk, cache_dtype: How a model that reads tokens is cut into runs (`ReadingOptions`); None: as it likes.
+        context, chunk, cache_dtype: How a model that reads tokens is cut into runs; see `ReadingOptions`.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
     """

@@ -194,7 +194,7 @@ class LoadedHost:
     links: tuple[tuple[str, str], ...] = ()
     procedure: Callable[[Sequence[GraphSpec]], Procedure] | None = None
     scenarios: Callable[[int], Sequence[Scenario]] | None = None
-    read_as: "Callable[[ReadingOptionsOptions, str], LoadedHost] | None" = None
+    read_as: "Callable[[ReadingOptions, str], LoadedHost] | None" = None
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     postprocess: Mapping[str, Any] = field(default_factory=dict)
     text: Text | None = None
