@@ -318,12 +318,12 @@ def _check_taps(spec: CompressorSpec, taps: Sequence[Tap], site: Site, host: Hos
 
 
 def _check_probes(spec: CompressorSpec, taps: Sequence[Tap], host: HostInfo) -> None:
-    """Refuse rows that probe which may be padding: of each item others would be meant."""
+    """Refuse probes that mean something else in a padded batch than of each item alone."""
     for probe in (tap.probe for tap in taps if tap.probe is not None and host.padded):
-        if (probe.start or 0) < 0 or probe.stop is None or not 0 < probe.stop <= host.num_prefix:
+        if not probe.of_any_length:
             raise ConfigError(
-                f"{spec.name}: {host.name} pads its inputs, and {spec.name} probes with rows behind the first "
-                f"{host.num_prefix}, which may be padding; export for one length."
+                f"{spec.name}: {host.name} pads its inputs, and {spec.name} probes in a way that depends on how long "
+                "they are with their padding; export for one length."
             )
 
 

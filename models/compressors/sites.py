@@ -67,6 +67,17 @@ class Probe:
     head_kernel: int = 1
     kernel: int = 1
 
+    @property
+    def of_any_length(self) -> bool:
+        """Whether the rows can be those of each item's own tokens, where the items of a batch are of unequal length.
+
+        A span of keys that ends some keys before the last then ends so many before each item's own; what is behind it
+        has the score 0.
+        """
+        from_end = (self.start or 0) < 0
+        rows = not from_end or (self.step == 1 and (self.stop is None or self.stop < 0))
+        return rows and self.softmax != "none"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:

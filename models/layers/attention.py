@@ -8,8 +8,9 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from trt_compress.models.compressors.sites import Asked, Tap, TapKind, as_tap
+from trt_compress.models.compressors.sites import Asked, Probe, TapKind, as_tap
 from trt_compress.plugins.attention_score.op import attention_score
 from trt_compress.plugins.operator import cast
 
@@ -65,7 +66,8 @@ def attention(
     if "class_attention" in wanted:
         taps["class_attention"] = weights[:, :, 0].mean(dim=1)
     if probes:
-        taps |= attention_taps(probes, query, key, value, scale=factor, size=size, bias=bias)
+        count = None if valid is None else valid.sum(dim=1)
+        taps |= attention_taps(probes, query, key, value, scale=factor, size=size, bias=bias, count=count)
     return (torch.dropout(weights, dropout, train=True) if dropout else weights) @ value, taps
 
 
@@ -79,6 +81,7 @@ def attention_taps(
     size: Tensor | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
+    count: Tensor | None = None,
     unrotated: tuple[Tensor, Tensor] | None = None,
 ) -> dict[Asked, Tensor]:
     """What is asked of a layer, from its queries, keys and values alone: no matrix of all rows and keys is made.
@@ -90,38 +93,67 @@ def attention_taps(
         value: [B, G, N, E].
         scale, size, bias: As `attention` takes them.
         causal: A row sees the keys up to its own.
+        count: Queries of each item that are tokens, [B]; behind them is filling, and rows that probe are those that the
+            item has alone. `bias` then hides keys that are filling. None: all are tokens.
         unrotated: As `attention` takes it.
     """
-    return {asked: _tapped(as_tap(asked), query, key, value, scale, size, bias, causal, unrotated) for asked in wanted}
-
-
-def _tapped(
-    tap: Tap,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float | None,
-    size: Tensor | None,
-    bias: Tensor | None,
-    causal: bool,
-    unrotated: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    if tap.probe is None:
+    found: dict[Asked, Tensor] = {}
+    for asked in wanted:
+        tap = as_tap(asked)
+        if tap.probe is not None:
+            found[asked] = _scores(tap.probe, query, key, scale, _added(size, bias, query.dtype), causal, count)
+            continue
         first, second = (query, key) if tap.rotated or unrotated is None else unrotated
         heads = {"queries": first, "keys": second, "values": value}[tap.kind]
-        return heads if tap.heads == "each" else heads.mean(dim=1)
-    probe = tap.probe
+        found[asked] = heads if tap.heads == "each" else heads.mean(dim=1)
+    return found
+
+
+def last_rows(before: Tensor, rows: Tensor, count: Tensor) -> Tensor:
+    """The last rows of sequences that are read piece by piece: what a window of rows that probe is carried on in.
+
+    Args:
+        before: The last W rows of what was read until now, [B, H, W, D]; zeros where there were fewer.
+        rows: Those of this piece, [B, H, T, D].
+        count: How many of them are of tokens, [B], from 0 to T; the rest is filling.
+
+    Returns:
+        The last W rows of both together, filling left out, [B, H, W, D].
+    """
+    width = before.shape[2]
+    index = count[:, None] + torch.arange(width, device=count.device)
+    return _gathered(torch.cat([before, rows], dim=2), index)
+
+
+def _added(size: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the logits, of four axes; None: nothing."""
+    added = None if size is None else cast(size.log(), dtype).reshape(size.shape[0], 1, 1, size.shape[1])
+    if bias is None:
+        return added
+    bias = bias[(None,) * (4 - bias.ndim)]
+    return bias if added is None else bias + added
+
+
+def _scores(
+    probe: Probe,
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    added: Tensor | None,
+    causal: bool,
+    count: Tensor | None,
+) -> Tensor:
+    """Keys scored by rows of the queries, which are the last of the tokens."""
+    if count is not None:
+        return _scores_of_counted(probe, query, key, scale, added, causal, count)
     rows = slice(probe.start, probe.stop, probe.step)
-    added = None if size is None else cast(size.log(), query.dtype).reshape(size.shape[0], 1, 1, size.shape[1])
-    if bias is not None:
-        bias = bias[(None,) * (4 - bias.ndim)]
-        chosen = bias[:, :, rows] if bias.shape[2] != 1 else bias
-        added = chosen if added is None else added + chosen
-    count, keys = query.shape[2], key.shape[2]
+    if added is not None and added.shape[2] != 1:
+        added = added[:, :, rows]
+    position = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)[rows] if causal else None
     return attention_score(
         query[:, :, rows],
         key,
-        torch.arange(keys - count, keys, device=query.device)[rows] if causal else None,
+        position,
         added,
         scale=scale,
         causal=causal,
@@ -135,6 +167,85 @@ def _tapped(
         head_kernel=probe.head_kernel,
         kernel=probe.kernel,
     )
+
+
+def _scores_of_counted(
+    probe: Probe,
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    added: Tensor | None,
+    causal: bool,
+    count: Tensor,
+) -> Tensor:
+    """The same, by the rows that each item has of its `count` tokens.
+
+    There are as many rows as the longest item has. A row that an item lacks, or that sees no key, pays its attention to
+    a key behind the others, of which no score is given.
+    """
+    keys, before = key.shape[2], key.shape[2] - query.shape[2]
+    place = torch.arange(keys, device=key.device)
+    index, there = _rows_of(probe, query.shape[2], count)
+    stop = count + (before + probe.stop_key) if probe.stop_key <= 0 else torch.full_like(count, probe.stop_key)
+    span = ((place >= probe.first_key) & (place < stop[:, None]))[:, None]
+    seen = there[:, :, None] & (place <= index[:, :, None] + before if causal else place >= 0)
+    seen = seen & span if probe.softmax == "span" else seen
+    bias = torch.where(seen, 0.0, HIDDEN)[:, None]
+    if added is not None:
+        bias = bias + (added if added.shape[2] == 1 else _gathered(added.expand(query.shape[0], -1, -1, -1), index))
+    behind = torch.where(seen.any(dim=2), HIDDEN, 0.0)[:, None, :, None].expand(*bias.shape[:3], 1)
+    score = attention_score(
+        _gathered(query, index),
+        torch.cat([key, torch.zeros_like(key[:, :, :1])], dim=2),
+        None,
+        torch.cat([bias, behind], dim=3),
+        scale=scale,
+        stop=-1,
+        rows="sum" if probe.rows == "mean" else probe.rows,
+        heads="none",
+    )
+    if probe.rows == "mean":
+        score = score / there.sum(dim=1).clamp(min=1)[:, None, None]
+    if probe.normalize == "probes":
+        score = score / seen.sum(dim=1, keepdim=True).clamp(min=1)
+    elif probe.normalize == "tokens":
+        score = score / (count[:, None, None] + before - place).clamp(min=1)
+    score = torch.where(span, _pooled(torch.where(span, score, 0.0), probe.pool, probe.head_kernel), 0.0)
+    if probe.heads != "none":
+        groups = key.shape[1] if probe.heads.startswith("group_") else 1
+        parts = score.reshape(score.shape[0], groups, score.shape[1] // groups, keys)
+        how = probe.heads.removeprefix("group_")
+        score = {"mean": parts.mean, "sum": parts.sum, "max": parts.amax}[how](dim=2)
+    score = torch.where(span, _pooled(score, probe.pool, probe.kernel), 0.0)
+    score = score[..., probe.first_key : probe.stop_key if probe.stop_key > 0 else None]
+    return score[:, 0] if probe.heads in ("mean", "sum", "max") else score
+
+
+def _rows_of(probe: Probe, longest: int, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that probe, [B, R], and whether an item has them; `Probe.of_any_length` holds."""
+    stop = count if probe.stop is None else count + probe.stop if probe.stop < 0 else count.clamp(max=probe.stop)
+    start = probe.start or 0
+    if probe.rows == "last":
+        index = stop[:, None] - 1
+    else:
+        rows = torch.arange(longest, device=count.device)[probe.start : probe.stop : probe.step]
+        index = rows + (count[:, None] - longest if start < 0 else torch.zeros_like(count)[:, None])
+    first = (count + start).clamp(min=0) if start < 0 else torch.full_like(count, start)
+    there = (index >= first[:, None]) & (index < stop[:, None])
+    return index.clamp(min=0), there
+
+
+def _pooled(score: Tensor, how: str, kernel: int) -> Tensor:
+    """Pool scores along the keys, as long as before; an average divides by the kernel at the borders too."""
+    if kernel == 1:
+        return score
+    pool = functional.max_pool1d if how == "max" else functional.avg_pool1d
+    return pool(score, kernel, stride=1, padding=kernel // 2)
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of each item, x [B, H, M, D] at index [B, R]."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

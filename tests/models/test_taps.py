@@ -20,8 +20,9 @@ from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Probe, Site, Tap
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, TensorSpec
 from trt_compress.models.hosts.timm_vit import classifier_graph
-from trt_compress.models.layers.attention import HIDDEN, attention, attention_taps
+from trt_compress.models.layers.attention import HIDDEN, attention, attention_taps, last_rows
 from trt_compress.plugins.token_select.op import token_select
 
 PROBES = {
@@ -74,6 +75,83 @@ def test_probes_heed_what_attention_heeds() -> None:
     torch.testing.assert_close(taps["values"], v.mean(dim=1))
     row = written_out(Probe(start=0, stop=1), q, k, added)
     torch.testing.assert_close(taps["class_attention"], row)
+
+
+COUNTED = {
+    **{name: probe for name, probe in PROBES.items() if probe.softmax != "none"},
+    "last row": Probe(rows="last"),
+    "rows in front": Probe(start=1, stop=6, step=2, rows="mean", heads="none", pool="max", kernel=3),
+    "all but the last rows": Probe(stop=-3, rows="sum", heads="group_mean"),
+    "span alone": Probe(start=-5, first_key=2, stop_key=-4, softmax="span", rows="mean", heads="none", head_kernel=3),
+    "each key by those that see it": Probe(rows="sum", normalize="probes", heads="none"),
+    "each key by all behind it": Probe(start=-6, rows="sum", normalize="tokens", heads="group_sum"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_that_probe_a_padded_batch_are_those_of_each_item_alone(name: str, causal: bool) -> None:
+    """The window of an item that has fewer rows than it, too."""
+    generator, probe, counts = torch.Generator().manual_seed(len(name)), COUNTED[name], [11, 8, 3, 6]
+    q, k = (torch.randn(4, heads, 11, 8, generator=generator) for heads in (4, 2))
+    size = torch.randint(1, 4, (4, 11, 1), generator=generator).float()
+    tap = Tap(kind="probe_scores", layer=0, probe=probe)
+    count = torch.tensor(counts)
+    filling = torch.where(torch.arange(11) < count[:, None], 0.0, HIDDEN)[:, None, None]
+    found = attention_taps([tap.asked], q, k, k, size=size, bias=filling, causal=causal, count=count)[tap.asked]
+    for item, length in enumerate(counts):
+        if probe.stop_key < 0 and length <= probe.first_key - probe.stop_key:
+            assert not found[item].any()  # there is no span
+            continue
+        if not range(length)[probe.start : probe.stop : probe.step]:
+            assert not found[item].any()  # there is no row
+            continue
+        mine = (x[item : item + 1, :, :length] for x in (q, k, k))
+        alone = attention_taps([tap.asked], *mine, size=size[item : item + 1, :length], causal=causal)[tap.asked]
+        torch.testing.assert_close(found[item : item + 1, ..., : alone.shape[-1]], alone, rtol=1e-5, atol=1e-6)
+        assert not found[item, ..., alone.shape[-1] :].any()
+
+
+def test_onnx_runtime_probes_a_padded_batch() -> None:
+    class Probed(CompressedModule):
+        def forward(self, q: Tensor, k: Tensor, count: Tensor) -> Tensor:
+            valid = torch.arange(k.shape[2]) < count[:, None]
+            tap = Tap(kind="probe_scores", layer=0, probe=PROBES["SnapKV"])
+            return attention(q, k, k, valid=valid, wanted=[tap.asked])[1][tap.asked]
+
+    shape, lengths = ("batch", 2, "tokens", 8), {"tokens": (4, 9, 12)}
+    graph = GraphSpec(
+        module=Probed().eval(),
+        inputs=(
+            TensorSpec(name="q", shape=shape),
+            TensorSpec(name="k", shape=shape),
+            TensorSpec(name="count", shape=("batch",), dtype="int64", values=(1, 4)),
+        ),
+        outputs=(TensorSpec(name="score", shape=("batch", 2, "tokens")),),
+        lengths=lengths,
+    )
+    model = add_bodies(onnx_from_graph(graph, graph.module, max_batch=4, opset=20))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for tokens, counts in ((9, (9, 5, 2)), (6, (6, 4, 1))):
+        q, k = torch.randn(2, 3, 2, tokens, 8).unbind()
+        feed = {"q": q.numpy(), "k": k.numpy(), "count": np.array(counts, np.int64)}
+        (score,) = session.run(None, feed)
+        wanted = graph.module(q, k, torch.tensor(counts))
+        np.testing.assert_allclose(score, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_last_rows_of_what_is_read_in_pieces() -> None:
+    rows = torch.arange(1.0, 25).reshape(2, 1, 12, 1)
+    kept, read = torch.zeros(2, 1, 4, 1), [0, 0]
+    for counts in ([3, 5], [0, 2], [5, 1], [2, 4]):
+        piece = torch.full((2, 1, 5, 1), -1.0)
+        for item, count in enumerate(counts):
+            piece[item, 0, :count] = rows[item, 0, read[item] : read[item] + count]
+            read[item] += count
+        kept = last_rows(kept, piece, torch.tensor(counts))
+        for item, end in enumerate(read):
+            there = rows[item, 0, max(end - 4, 0) : end]
+            assert torch.equal(kept[item, 0, 4 - len(there) :], there) and not kept[item, 0, : 4 - len(there)].any()
 
 
 def test_queries_and_keys_before_rotation() -> None:
