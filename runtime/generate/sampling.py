@@ -9,7 +9,7 @@ of the largest, as soon as these are enough or weigh enough, and only they are l
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from trt_compress.suggest import not_known
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _FRACTIONS = (2.0**-5, 2.0**-9, 2.0**-14, 2.0**-20)
+_LOGARITHMS = np.log(_FRACTIONS)
+_BLOCK = 256  # weights that are added up before it is looked which is drawn
+_BINS, _DEEPEST = 4096, 24.0  # of logarithms of weights; what is below is in the last
 _COLDEST = 1e-6  # below it, what is drawn is the largest
 _LARGEST_SEED = 2**63
 _MOST_TOP_LOGPROBS = 1000
@@ -154,19 +157,21 @@ class Chooser:
 
 def log_probabilities(logits: Array) -> Array:
     """Natural logarithms of the probabilities of logits [B, V], float32; -inf where a logit is."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    found: Array = logits - logits.max(axis=1, keepdims=True)
+    found -= np.log(np.exp(found).sum(axis=1, keepdims=True))
     return found
 
 
 def most_probable(values: Array, count: int) -> list[int]:
-    """The numbers of the `count` largest of values [V], the largest first, of equal ones the smaller number."""
+    """The numbers of the `count` largest of logarithms [V], the largest first, of equal ones the smaller number."""
     count = min(count, len(values))
     if count == 0:
         return []
-    least = np.partition(values, -count)[-count]
-    above = np.flatnonzero(values > least)
-    among = np.concatenate([above, np.flatnonzero(values == least)[: count - len(above)]])
+    near = _near(values, float(values.max()) + _LOGARITHMS, lambda few: len(few) >= count)
+    few = values[near]
+    least = np.partition(few, -count)[-count]
+    above = near[few > least]
+    among = np.concatenate([above, near[few == least][: count - len(above)]])
     return [int(number) for number in among[np.argsort(-values[among], kind="stable")]]
 
 
@@ -183,35 +188,59 @@ def left(logits: Array, largest: float, settings: Sampling) -> tuple[Array | Non
         tokens, weights = (chosen if tokens is None else tokens[chosen]), weights[chosen]
 
     if 0 < settings.top_k < len(weights):
-        near = _near(weights, lambda few: len(few) >= settings.top_k)
+        near = _near(weights, _FRACTIONS, lambda few: len(few) >= settings.top_k)
         few = logits[near]  # in their weights some that differ are equal
         keep(near[few >= np.partition(few, -settings.top_k)[-settings.top_k]])
     if settings.top_p < 1:
-        wanted = settings.top_p * float(weights.sum(dtype=np.float64))
-        near = _near(weights, lambda few: float(few.sum(dtype=np.float64)) >= wanted)
-        order = near[np.argsort(-logits[near if tokens is None else tokens[near]], kind="stable")]
-        count = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), wanted)) + 1
-        keep(np.sort(order[:count]))
+        wanted = settings.top_p * float(weights.sum())
+        near = _near(weights, _FRACTIONS, lambda few: float(few.sum()) >= wanted)
+        keep(near[_nucleus(logits[near if tokens is None else tokens[near]], weights[near], wanted)])
     if settings.min_p > 0:
         keep(np.flatnonzero(weights >= np.float32(settings.min_p)))
     return tokens, weights
 
 
+def _nucleus(logits: Array, weights: Array, wanted: float) -> Array:
+    """The numbers of the fewest of the largest logits whose weights come to what is wanted, ascending.
+
+    They are counted into bins by their size; only what is in the bin where the end lies is sorted.
+    """
+    with np.errstate(divide="ignore"):
+        bins = np.minimum(np.log(weights) * np.float32(-_BINS / _DEEPEST), np.float32(_BINS - 1)).astype(np.intp)
+    ends = np.cumsum(np.bincount(bins, weights, _BINS))
+    last = min(int(np.searchsorted(ends, wanted)), _BINS - 1)
+    inside = np.flatnonzero(bins == last)
+    order = inside[np.argsort(-logits[inside], kind="stable")]
+    before = float(ends[last - 1]) if last else 0.0
+    count = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), wanted - before)) + 1
+    chosen = bins < last
+    chosen[order[:count]] = True
+    return np.flatnonzero(chosen)
+
+
 def _draw(logits: Array, largest: float, settings: Sampling, random: np.random.Generator) -> int:
     """Draw a token by its probability, from those that the settings leave."""
     tokens, weights = left(logits, largest, settings)
-    reached = np.cumsum(weights, dtype=np.float64)
-    place = int(np.searchsorted(reached, random.random() * reached[-1], side="right"))
+    ends = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)), dtype=np.float64)
+    drawn = random.random() * ends[-1]
+    block = _first_above(ends, drawn)
+    part = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    place = block * _BLOCK + _first_above(part, drawn - (ends[block - 1] if block else 0.0))
     return place if tokens is None else int(tokens[place])
 
 
-def _near(weights: Array, enough: Callable[[Array], bool]) -> Array:
-    """The numbers of the heaviest, as few as a coarse look tells, that are enough."""
-    for fraction in _FRACTIONS:
-        near = np.flatnonzero(weights >= np.float32(fraction))
-        if enough(weights[near]):
+def _first_above(sums: Array, value: float) -> int:
+    """Where ascending sums first are above a value, but no place that adds nothing to the whole."""
+    return int(min(np.searchsorted(sums, value, side="right"), np.searchsorted(sums, sums[-1])))
+
+
+def _near(values: Array, least: Iterable[float], enough: Callable[[Array], bool]) -> Array:
+    """The numbers of the largest values, as few as a coarse look tells, that are enough."""
+    for one in least:
+        near = np.flatnonzero(values >= np.float32(one))
+        if enough(values[near]):
             return near
-    return np.arange(len(weights))
+    return np.arange(len(values))
 
 
 def _nothing_to_choose(largest: Array) -> UnsupportedError:

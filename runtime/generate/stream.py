@@ -279,7 +279,7 @@ class Stream:
             yield from [one.cancel() for one in group]
             return
         places = list(range(len(group)))  # which of the group stands in each row of the states
-        moment = time.perf_counter()
+        moment, lengths = time.perf_counter(), sequences.states.lengths
         is_first = True
         while True:
             rows = [row for row, place in enumerate(places) if group[place].reason is None]
@@ -309,7 +309,9 @@ class Stream:
             began = time.perf_counter()
             logits = sequences.step(tokens, ended=ended if any(ended) else None)
             timing.session_s += time.perf_counter() - began
-            timing.cache_bytes = max(timing.cache_bytes, sequences.states.bytes)
+            if sequences.states.lengths != lengths:  # a state has grown; asking all of them takes a while
+                lengths = sequences.states.lengths
+                timing.cache_bytes = max(timing.cache_bytes, sequences.states.bytes)
         if self._keep and len(self._all) == 1:
             (one,) = group
             read = (*one.prompt, *one.ids[:-1])
