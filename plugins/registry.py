@@ -12,6 +12,7 @@ from trt_compress.plugins.codebook_decode.spec import SPEC as CODEBOOK_DECODE
 from trt_compress.plugins.codebook_encode.spec import SPEC as CODEBOOK_ENCODE
 from trt_compress.plugins.kv_append.spec import SPEC as KV_APPEND
 from trt_compress.plugins.kv_attention.spec import SPEC as KV_ATTENTION
+from trt_compress.plugins.kv_attention_plain.spec import SPEC as KV_ATTENTION_PLAIN
 from trt_compress.plugins.kv_compact.spec import SPEC as KV_COMPACT
 from trt_compress.plugins.kv_dequantize.spec import SPEC as KV_DEQUANTIZE
 from trt_compress.plugins.kv_quantize.spec import SPEC as KV_QUANTIZE
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _OF_TOKENS = (TOKEN_MERGE, TOKEN_SELECT, TOKEN_RESTORE, TOKEN_SELECT_DYNAMIC, TOKEN_MIX)
 _OF_SCORES_AND_CODES = (ATTENTION_SCORE, CODEBOOK_ENCODE, CODEBOOK_DECODE)
-_OF_CACHES = (KV_QUANTIZE, KV_DEQUANTIZE, KV_APPEND, KV_ATTENTION, KV_COMPACT)
+_OF_CACHES = (KV_QUANTIZE, KV_DEQUANTIZE, KV_APPEND, KV_ATTENTION, KV_ATTENTION_PLAIN, KV_COMPACT)
 
 
 @cache

@@ -42,20 +42,25 @@ Size scaleColumns(bool byToken, int64_t group, Size width)
 
 struct Format
 {
-    int32_t bits;
+    int32_t bits;   //!< 8, 4 or 2 of a code; 32 or 16 of a float, which has no scales
     bool byToken;   //!< axis 1: groups are channels of one token
     int64_t group;  //!< elements of a group; the whole axis is written out, 0 if it is empty
     int64_t length; //!< L
     int64_t width;  //!< D
 
+    bool isFloat() const noexcept
+    {
+        return bits > 8;
+    }
+
     int32_t parts() const noexcept
     {
-        return partsOf(bits);
+        return isFloat() ? 1 : partsOf(bits);
     }
 
     int64_t rowBytes() const noexcept
     {
-        return kv::rowBytes(width, bits);
+        return isFloat() ? width * bits / 8 : kv::rowBytes(width, bits);
     }
 
     int64_t scaleRows() const noexcept

@@ -82,6 +82,15 @@ inline FloatVector exponential(FloatVector const& value)
     return floatsOf(bits & (value >= lowest));
 }
 
+//! The hyperbolic tangent, right to about 2^-22 of its largest value.
+inline FloatVector hyperbolicTangent(FloatVector const& value)
+{
+    FloatVector const size = larger(value, -value);
+    FloatVector const power = exponential(size * -2.0F);
+    FloatVector const result = (1.0F - power) / (1.0F + power);
+    return select(value < FloatVector{}, -result, result);
+}
+
 namespace detail
 {
 //! Lanes with bit kBIT unset hold two lanes of a summed, the others two of b.
@@ -121,6 +130,48 @@ inline FloatVector sumTree(FloatVector const* vectors)
 inline FloatVector sumsOf(FloatVector const* vectors)
 {
     return detail::sumTree<kLANES / 2>(vectors);
+}
+
+namespace detail
+{
+//! Lanes with bit kBIT set of `a` against the others of `b`.
+template <int32_t kBIT, size_t... kLANE>
+inline void exchange(FloatVector& a, FloatVector& b, std::index_sequence<kLANE...> /*lanes*/)
+{
+    FloatVector const one = a;
+#if defined(__clang__)
+    a = __builtin_shufflevector(one, b, ((kLANE & kBIT) != 0 ? kLANES + (kLANE ^ kBIT) : kLANE)...);
+    b = __builtin_shufflevector(one, b, ((kLANE & kBIT) != 0 ? kLANES + kLANE : (kLANE ^ kBIT))...);
+#else
+    IntVector const low{static_cast<int32_t>((kLANE & kBIT) != 0 ? kLANES + (kLANE ^ kBIT) : kLANE)...};
+    IntVector const high{static_cast<int32_t>((kLANE & kBIT) != 0 ? kLANES + kLANE : (kLANE ^ kBIT))...};
+    a = __builtin_shuffle(one, b, low);
+    b = __builtin_shuffle(one, b, high);
+#endif
+}
+
+template <int32_t kBIT>
+inline void turnBit(FloatVector* vectors)
+{
+#pragma GCC unroll 16
+    for (int32_t i = 0; i < kLANES; ++i)
+    {
+        if ((i & kBIT) == 0)
+        {
+            exchange<kBIT>(vectors[i], vectors[i + kBIT], std::make_index_sequence<kLANES>{});
+        }
+    }
+    if constexpr (kBIT > 1)
+    {
+        turnBit<kBIT / 2>(vectors);
+    }
+}
+} // namespace detail
+
+//! Of kLANES vectors: lane j of vector i becomes lane i of vector j.
+inline void transpose(FloatVector* vectors)
+{
+    detail::turnBit<kLANES / 2>(vectors);
 }
 
 inline float sumOf(FloatVector const& vector)

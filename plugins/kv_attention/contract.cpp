@@ -1,12 +1,15 @@
 #include "kv_attention/contract.h"
 
 #include <cmath>
+#include <iterator>
 
 namespace trtc::kv_attention
 {
 
 namespace
 {
+constexpr double kMOST_WINDOW = 2147483647; // SPEC says it too
+
 //! `1 | 2 | 4`, each once.
 std::string choices(std::initializer_list<int64_t> sizes)
 {
@@ -57,33 +60,12 @@ Error check(Attributes const& attributes, Shapes const& inputs)
     {
         return error;
     }
-    if (code[1] < 1 || q[1] % code[1] != 0)
-    {
-        return "q has H=" + std::to_string(q[1]) + " heads and the cache G=" + std::to_string(code[1])
-            + " KV heads; H must be a multiple of G.";
-    }
-    error = checkShape("length", inputs[7], {q[0]}, "B");
-    error = error.empty() ? checkBias(inputs[8], q[0], code[1], q[1], q[2], code[2]) : error;
-    if (!error.empty())
-    {
-        return error;
-    }
-    if (!std::isfinite(attributes.real("scale")))
-    {
-        return "scale=inf is not allowed; give a positive number, or 0 for 1 / sqrt(D).";
-    }
-    return {};
+    return checkAttending(attributes, q, code, inputs[7], inputs[8]);
 }
 
 constexpr int64_t stepOf(int64_t size, int64_t step)
 {
     return size == 1 ? 0 : step;
-}
-template <typename Size>
-SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
-{
-    std::vector<Size> const& q = inputs[0];
-    return {q, {q[0], q[1], q[2]}};
 }
 } // namespace
 
@@ -98,11 +80,9 @@ Contract const& contract()
             {"v_code", 4, sCODES}, {"v_scale", 4, sSCALES}, {"v_minimum", 4, {}, "v_scale"},
             {"length", 1, {DType::kINT64}}, {"bias", 4, floats()}},
         {{"y", 4, {}, "q"}, {"lse", 3, {DType::kFLOAT32}}},
-        {{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
+        withAttending({{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
             {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
-            {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0},
-            {"scale", AttributeKind::kFLOAT, 0}, {"causal", AttributeKind::kINT, 0, 1},
-            {"window", AttributeKind::kINT, 0, 2147483647}},
+            {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0}}),
         &check,
         &outputShapes<int64_t>,
         &outputShapes<SymbolicSize>,
@@ -113,16 +93,72 @@ Contract const& contract()
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
-    Shape const& code = inputs[1];
-    Shape const& bias = inputs[8];
+    Sizes sizes = attendingSizes(attributes, q, inputs[1], inputs[8]);
+    sizes.keys = kv::formatOf(attributes, "k_", sizes.sight.length, q[3]);
+    sizes.values = kv::formatOf(attributes, "v_", sizes.sight.length, q[3]);
+    return sizes;
+}
+
+std::vector<AttributeContract> withAttending(std::vector<AttributeContract> attributes)
+{
+    AttributeContract const attending[] = {{"scale", AttributeKind::kFLOAT, 0}, {"causal", AttributeKind::kINT, 0, 1},
+        {"window", AttributeKind::kINT, 0, kMOST_WINDOW}, {"softcap", AttributeKind::kFLOAT, 0},
+        {"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0, kMOST_WINDOW}};
+    attributes.insert(attributes.end(), std::begin(attending), std::end(attending));
+    return attributes;
+}
+
+Error checkAttending(
+    Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& length, Shape const& bias)
+{
+    if (cache[1] < 1 || q[1] % cache[1] != 0)
+    {
+        return "q has H=" + std::to_string(q[1]) + " heads and the cache G=" + std::to_string(cache[1])
+            + " KV heads; H must be a multiple of G.";
+    }
+    Error error = checkShape("length", length, {q[0]}, "B");
+    error = error.empty() ? checkBias(bias, q[0], cache[1], q[1], q[2], cache[2]) : error;
+    if (!error.empty())
+    {
+        return error;
+    }
+    if (!std::isfinite(attributes.real("scale")))
+    {
+        return "scale=inf is not allowed; give a positive number, or 0 for 1 / sqrt(D).";
+    }
+    if (!std::isfinite(attributes.real("softcap")))
+    {
+        return "softcap=inf is not allowed; give a positive number, or 0 for no cap.";
+    }
+    int64_t const sinks = attributes.integer("sinks");
+    if (attributes.integer("layout") == 1 && sinks >= cache[2])
+    {
+        return "sinks=" + std::to_string(sinks) + " is out of range; a ring of L=" + std::to_string(cache[2])
+            + " slots allows 0.." + std::to_string(cache[2] - 1) + ".";
+    }
+    return {};
+}
+
+Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& bias)
+{
     float const given = attributes.real("scale");
     auto const usual = static_cast<float>(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(q[3], 1))));
     bool const ofKvHeads = bias[1] != 1 && bias[1] != q[1];
-    BiasSteps const steps{stepOf(bias[0], bias[1] * bias[2] * bias[3]), stepOf(bias[1], bias[2] * bias[3]),
-        ofKvHeads ? q[1] / code[1] : 1, stepOf(bias[2], bias[3]), stepOf(bias[3], 1)};
-    return {q[0], q[1], code[1], q[2], code[2], q[3], kv::formatOf(attributes, "k_", code[2], q[3]),
-        kv::formatOf(attributes, "v_", code[2], q[3]), steps, given == 0.0F ? usual : given,
-        attributes.integer("causal") == 1, attributes.integer("window")};
+    Sizes sizes{};
+    sizes.batch = q[0];
+    sizes.heads = q[1];
+    sizes.kvHeads = cache[1];
+    sizes.queries = q[2];
+    sizes.length = cache[2];
+    sizes.width = q[3];
+    sizes.bias = {stepOf(bias[0], bias[1] * bias[2] * bias[3]), stepOf(bias[1], bias[2] * bias[3]),
+        ofKvHeads ? q[1] / cache[1] : 1, stepOf(bias[2], bias[3]), stepOf(bias[3], 1)};
+    sizes.scale = given == 0.0F ? usual : given;
+    sizes.softcap = attributes.real("softcap");
+    sizes.rowType = DType::kUINT8;
+    sizes.sight = {cache[2], q[2], attributes.integer("window"), attributes.integer("sinks"),
+        attributes.integer("causal") == 1, attributes.integer("layout") == 1};
+    return sizes;
 }
 
 } // namespace trtc::kv_attention

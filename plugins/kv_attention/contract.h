@@ -1,10 +1,13 @@
-// KVAttention in C++: its contract, and the sizes that every form works with.
+// KVAttention in C++: its contract, and what KVAttentionPlain shares with it, the sizes that every form works with
+// among them.
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "common/contract.h"
 #include "common/kv_format.h"
+#include "common/portable.h"
 
 namespace trtc::kv_attention
 {
@@ -26,15 +29,65 @@ struct BiasSteps
     }
 };
 
-//! Slots that one query sees.
+//! Slots that follow each other.
 struct Span
 {
     int64_t first;
     int64_t last; //!< one behind
 
-    bool isEmpty() const noexcept
+    TRTC_HOST_DEVICE bool isEmpty() const noexcept
     {
         return last <= first;
+    }
+};
+
+constexpr int32_t kSPANS = 3;
+
+//! Slots that one query sees: in order, apart from each other, some empty.
+struct Spans
+{
+    Span of[kSPANS];
+};
+
+//! What decides which slots a query sees.
+struct Sight
+{
+    int64_t length; //!< L
+    int64_t queries;
+    int64_t window; //!< 0: no limit
+    int64_t sinks;
+    bool isCausal;
+    bool isRing;
+
+    //! What query `query` sees if `given` tokens were written, whatever number that is.
+    TRTC_HOST_DEVICE Spans spans(int64_t given, int64_t query) const noexcept
+    {
+        int64_t const written = given < 0 ? 0 : !isRing && given > length ? length : given;
+        int64_t const own = written - queries + query;
+        int64_t const newest = isCausal && own < written - 1 ? own : written - 1;
+        int64_t const end = newest + 1;
+        int64_t const recent = window == 0 || own < window ? 0 : own - window + 1;
+        if (end <= 0)
+        {
+            return {};
+        }
+        if (!isRing)
+        {
+            int64_t const kept = sinks < end ? sinks : end;
+            return recent <= kept ? Spans{{{0, end}, {}, {}}} : Spans{{{0, kept}, {recent, end}, {}}};
+        }
+        int64_t const period = length - sinks;
+        int64_t const held = written - period > sinks ? written - period : sinks;
+        int64_t const first = recent > held ? recent : held;
+        Span const kept{0, sinks < end ? sinks : end};
+        if (period <= 0 || first >= end)
+        {
+            return {{kept, {}, {}}};
+        }
+        int64_t const slot = sinks + (first - sinks) % period;
+        int64_t const behind = slot + (end - first) - length; // of the numbers, those that went on from the sinks
+        return behind <= 0 ? Spans{{kept, {slot, slot + (end - first)}, {}}}
+                           : Spans{{kept, {sinks, sinks + behind}, {slot, length}}};
     }
 };
 
@@ -50,8 +103,9 @@ struct Sizes
     kv::Format values;
     BiasSteps bias;
     float scale;
-    bool isCausal;
-    int64_t window; //!< 0: no limit
+    float softcap; //!< 0: none
+    DType rowType; //!< of the cache: uint8 for codes
+    Sight sight;
 
     //! Query heads of one KV head.
     int64_t repeats() const noexcept
@@ -64,16 +118,27 @@ struct Sizes
     {
         return repeats() * queries;
     }
-
-    //! What query `query` sees of the first `length` slots, whatever number it is.
-    Span span(int64_t given, int64_t query) const noexcept
-    {
-        int64_t const used = std::clamp<int64_t>(given, 0, length);
-        int64_t const own = used - queries + query;
-        return {window == 0 ? 0 : std::max<int64_t>(own - window + 1, 0), isCausal ? std::min(used, own + 1) : used};
-    }
 };
 
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);
+
+// ---- shared with KVAttentionPlain -----------------------------------------------------------------------------------
+
+//! Behind the attributes of an operator's own.
+std::vector<AttributeContract> withAttending(std::vector<AttributeContract> attributes);
+
+//! Heads, length, bias and the attributes, for a cache [B, G, L, …].
+Error checkAttending(
+    Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& length, Shape const& bias);
+
+//! Sizes for a cache [B, G, L, …], but for its formats.
+Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& bias);
+
+template <typename Size>
+SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)
+{
+    std::vector<Size> const& q = inputs[0];
+    return {q, {q[0], q[1], q[2]}};
+}
 
 } // namespace trtc::kv_attention

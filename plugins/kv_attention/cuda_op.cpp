@@ -23,19 +23,23 @@ cudaError_t enqueue(GpuCall const& call)
 
 Error limits(GpuShapes const& shapes)
 {
-    Sizes const sizes = sizesOf(shapes.attributes, shapes.inputs);
+    return gpuLimits(sizesOf(shapes.attributes, shapes.inputs), shapes.inputTypes[2], shapes.inputTypes[5]);
+}
+} // namespace
+
+Error gpuLimits(Sizes const& sizes, DType keyScales, DType valueScales)
+{
     if (sizes.width > kMOST_WIDTH)
     {
         return "heads of D=" + std::to_string(sizes.width) + " are too wide for the GPU form; at most "
             + std::to_string(kMOST_WIDTH) + " are allowed.";
     }
-    int64_t const bytes =
-        std::max(headBytes(sizes.keys, shapes.inputTypes[2]), headBytes(sizes.values, shapes.inputTypes[5]));
+    int64_t const bytes = std::max(headBytes(sizes.keys, keyScales), headBytes(sizes.values, valueScales));
     return bytes <= kMOST_HEAD_BYTES ? Error{}
-                                     : "the codes or scales of one KV head take " + std::to_string(bytes)
-            + " bytes, too much for the GPU form; at most " + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
+                                     : std::string("the ") + (sizes.keys.isFloat() ? "keys" : "codes or scales")
+            + " of one KV head take " + std::to_string(bytes) + " bytes, too much for the GPU form; at most "
+            + std::to_string(kMOST_HEAD_BYTES) + " are allowed.";
 }
-} // namespace
 
 void registerCuda(CudaRegistry& registry)
 {

@@ -9,6 +9,8 @@
 // 3. The same lanes add the weighted runs of the values into registers.
 // Warps meet only at the end. A second kernel merges the splits in order by the log of their sums.
 //
+// A cache of floats goes the same way, without scales: a lane has 8 channels of a slot, in one or two accesses.
+//
 // Codes and scales are read once: B * G * L * D * (k_bits + v_bits) / 8 bytes and the scales. A code costs two
 // instructions to become a float (a byte permute below the exponent of 2^23, one subtraction), one for its scale where
 // that is not in the query, and one multiply-add for each query.
@@ -42,7 +44,7 @@ __device__ inline void storeFloat(void* data, DType type, int64_t index, float v
 }
 
 //! Block (KV head and block of queries, split).
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM>
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kFLOATS>
 __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Problem problem)
 {
     using S = Shape<kROWS, kLANES, kRUNS>;
@@ -51,18 +53,18 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int64_t const firstRow = blockIdx.x % problem.rowBlocks * kROWS;
     int64_t const item = head / problem.kvHeads;
     int64_t const given = problem.lengths[item];
-    int64_t const limit = problem.length;
-    int64_t const used = given < 0 ? 0 : given < limit ? given : limit;
     for (int32_t row = static_cast<int32_t>(threadIdx.x); row < kROWS; row += kTHREADS)
     {
         int64_t const ofHead = firstRow + row;
         int64_t const query = ofHead % problem.queries;
-        int64_t const own = used - problem.queries + query;
-        int64_t const last = problem.isCausal && own + 1 < used ? own + 1 : used;
-        int64_t const first = problem.window != 0 && own - problem.window + 1 > 0 ? own - problem.window + 1 : 0;
-        bool const isThere = ofHead < problem.rows && last > first;
-        shared.first[row] = isThere ? static_cast<int32_t>(first) : 0;
-        shared.last[row] = isThere ? static_cast<int32_t>(last) : 0;
+        Spans const spans = problem.sight.spans(given, query);
+#pragma unroll
+        for (int32_t i = 0; i < kSPANS; ++i)
+        {
+            bool const isThere = ofHead < problem.rows && !spans.of[i].isEmpty();
+            shared.first[row][i] = isThere ? static_cast<int32_t>(spans.of[i].first) : 0;
+            shared.last[row][i] = isThere ? static_cast<int32_t>(spans.of[i].last) : 0;
+        }
         int64_t const queryHead = head % problem.kvHeads * problem.repeats + ofHead / problem.queries;
         BiasSteps const& steps = problem.biasSteps;
         shared.bias[row] = item * steps.item + queryHead / steps.headsOfStep * steps.head + query * steps.query;
@@ -95,9 +97,13 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
 #pragma unroll
     for (int32_t row = 0; row < kROWS; ++row)
     {
-        bool const isThere = shared.last[row] > 0;
-        low = isThere ? min(low, shared.first[row]) : low;
-        high = max(high, shared.last[row]);
+#pragma unroll
+        for (int32_t i = 0; i < kSPANS; ++i)
+        {
+            bool const isThere = shared.last[row][i] > 0;
+            low = isThere ? min(low, shared.first[row][i]) : low;
+            high = max(high, shared.last[row][i]);
+        }
     }
     low = low / S::kTILE * S::kTILE;
     // Whole tiles for splits and warps; sums do not overflow, for slots are few enough.
@@ -109,7 +115,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int32_t const ofWarp = share(ofSplit, kWARPS);
     int64_t const begin = splitBegin + static_cast<int64_t>(threadIdx.x / kWARP_SIZE) * ofWarp;
     int32_t const end = static_cast<int32_t>(min(begin + ofWarp, static_cast<int64_t>(splitEnd)));
-    Walk<kROWS, kLANES, kRUNS> walk(problem, shared, end);
+    Walk<kROWS, kLANES, kRUNS, kFLOATS> walk(problem, shared, end);
     for (int64_t start = begin; start < end; start += S::kTILE)
     {
         walk.tile(static_cast<int32_t>(start));
@@ -201,25 +207,31 @@ __global__ void __launch_bounds__(kTHREADS) kvAttentionMergeKernel(Problem probl
     }
 }
 
-Side sideOf(GpuCache const& cache, kv::Format const& format)
+Side sideOf(GpuCache const& cache, kv::Format const& format, DType rowType)
 {
     auto const rowBytes = static_cast<int32_t>(format.rowBytes());
+    auto const partWidth = static_cast<int32_t>(format.width / format.parts());
     auto const address = reinterpret_cast<uintptr_t>(cache.code) | static_cast<uintptr_t>(rowBytes);
+    if (format.isFloat())
+    {
+        bool const isWide = address % 16U == 0U && partWidth % kRUN == 0;
+        return {cache.code, nullptr, nullptr, false, 8, 3, rowBytes, partWidth, 1, 0, 0, true, isWide, rowType, false};
+    }
     bool const isWide = address % static_cast<uintptr_t>(format.bits) == 0U;
     bool isUniform = format.byToken && isWide;
-    for (int32_t i = 0; isUniform && i < rowBytes; i += format.bits)
+    for (int32_t i = 0; isUniform && i < partWidth; i += format.bits)
     {
         for (int32_t part = 0; part < format.parts(); ++part)
         {
-            int64_t const first = part * rowBytes + i;
-            int64_t const last = part * rowBytes + std::min(i + format.bits, rowBytes) - 1;
+            int64_t const first = part * partWidth + i;
+            int64_t const last = part * partWidth + std::min(i + format.bits, partWidth) - 1;
             isUniform = isUniform && first / format.group == last / format.group;
         }
     }
     int32_t const shift = format.bits == 8 ? 3 : format.bits / 2;
     return {cache.code, cache.scale, cache.minimum, cache.scaleType == DType::kFLOAT16, format.bits, shift, rowBytes,
-        static_cast<int32_t>(std::max<int64_t>(format.group, 1)), static_cast<int32_t>(format.scaleColumns()),
-        format.numScales(), format.byToken, isWide, isUniform};
+        partWidth, static_cast<int32_t>(std::max<int64_t>(format.group, 1)),
+        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.byToken, isWide, rowType, isUniform};
 }
 
 struct Choice
@@ -245,8 +257,10 @@ template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM>
 cudaError_t launch(Problem const& problem, int64_t units, cudaStream_t stream)
 {
     dim3 const grid(static_cast<unsigned>(units), static_cast<unsigned>(problem.splits));
-    return launchKernel(
-        kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM>, grid, dim3(kTHREADS), 0, stream, problem);
+    auto const kernel = problem.keys.rowType == DType::kUINT8
+        ? kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, false>
+        : kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, true>;
+    return launchKernel(kernel, grid, dim3(kTHREADS), 0, stream, problem);
 }
 
 template <int32_t kROWS, int32_t kBLOCKS_OF_SM>
@@ -285,9 +299,9 @@ cudaError_t launchKvAttention(Sizes const& sizes, GpuTensors const& tensors, voi
     int64_t const numParts = choice.units * choice.splits * choice.rows;
     Problem const problem{sizes.rows(), choice.rowBlocks, static_cast<int32_t>(sizes.width),
         static_cast<int32_t>(sizes.length), static_cast<int32_t>(sizes.kvHeads), static_cast<int32_t>(choice.splits),
-        sizes.repeats(), sizes.queries, sizes.scale, sideOf(tensors.keys, sizes.keys),
-        sideOf(tensors.values, sizes.values), tensors.q, tensors.type, tensors.bias, tensors.biasType, sizes.bias,
-        sizes.isCausal, sizes.window, tensors.length, tensors.y, tensors.lse, sums,
+        sizes.repeats(), sizes.queries, sizes.scale, sideOf(tensors.keys, sizes.keys, sizes.rowType),
+        sideOf(tensors.values, sizes.values, sizes.rowType), tensors.q, tensors.type, tensors.bias, tensors.biasType,
+        sizes.bias, sizes.softcap, sizes.sight, tensors.length, tensors.y, tensors.lse, sums,
         sums == nullptr ? nullptr : sums + numParts * sizes.width};
     cudaError_t status = cudaSuccess;
     if (sizes.width > 32 * kRUN)

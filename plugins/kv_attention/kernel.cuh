@@ -17,7 +17,7 @@ constexpr int64_t kMOST_HEAD_BYTES = 2147483647 - 4096;
 //! One side of the cache.
 struct GpuCache
 {
-    uint8_t const* code;
+    uint8_t const* code; //!< or rows of floats
     void const* scale;
     void const* minimum;
     DType scaleType; //!< float32 or float16
@@ -26,7 +26,8 @@ struct GpuCache
 //! Bytes of codes, or of scales if they are more, of one KV head.
 inline int64_t headBytes(kv::Format const& format, DType scaleType)
 {
-    return std::max(format.length * format.rowBytes(), format.numScales() * static_cast<int64_t>(sizeOf(scaleType)));
+    int64_t const rows = format.length * format.rowBytes();
+    return format.isFloat() ? rows : std::max(rows, format.numScales() * static_cast<int64_t>(sizeOf(scaleType)));
 }
 
 struct GpuTensors
@@ -41,6 +42,9 @@ struct GpuTensors
     void* y;
     float* lse;
 };
+
+//! What the kernels cannot do though the contracts allow it.
+Error gpuLimits(Sizes const& sizes, DType keyScales, DType valueScales);
 
 //! Results of the splits, where a cache is cut; for any smaller sizes it is no more.
 size_t kvAttentionWorkspaceBytes(Sizes const& sizes);

@@ -5,8 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/half.h"
-#include "common/simd_math.h"
+#include "common/simd_half.h"
 #include "kv_attention/kernel_cpu_plan.h"
 
 namespace trtc::kv_attention
@@ -14,7 +13,7 @@ namespace trtc::kv_attention
 
 namespace cpu
 {
-//! Vectors of one row: codes of kBITS bits, or floats.
+//! Vectors of one row: codes of kBITS bits, or floats of a kind.
 template <int32_t kBITS>
 struct Row
 {
@@ -48,24 +47,54 @@ struct Row
     }
 };
 
-template <>
-struct Row<kPLAIN>
+//! Rows of one part that are floats; kPADDED: to whole vectors, so that no row ends inside of one.
+template <typename T, bool kPADDED>
+struct FloatRow
 {
     static constexpr int32_t kPARTS = 1;
-    using Element = float;
+    using Element = T;
 
     FloatVector values;
 
     template <bool kWHOLE>
-    static Row at(float const* row, int64_t at, int64_t /*width*/)
+    static FloatRow at(T const* row, int64_t at, int64_t width)
     {
-        return {load(row + at)};
+        if constexpr (kWHOLE || kPADDED)
+        {
+            return {loadFloats(row + at)};
+        }
+        else
+        {
+            float some[kLANES] = {};
+            toFloats(some, row + at, width - at);
+            return {load(some)};
+        }
     }
 
     FloatVector part(int32_t /*index*/) const
     {
         return values;
     }
+};
+
+template <>
+struct Row<kMADE> : FloatRow<float, true>
+{
+};
+
+template <>
+struct Row<kFLOAT> : FloatRow<float, false>
+{
+};
+
+template <>
+struct Row<kHALF> : FloatRow<Half, false>
+{
+};
+
+template <>
+struct Row<kBFLOAT> : FloatRow<BFloat16, false>
+{
 };
 
 //! Calls body(block, isWhole) for the vectors of a part.
@@ -246,7 +275,7 @@ void accumulate(Side const& side, typename Row<kBITS>::Element const* rows, int6
     forVectors(side, addBlock);
 }
 
-//! Calls body(row, numRows), the number as a constant, for blocks of 4, 2 and 1 queries that make up `numRows`.
+//! Calls body(row, numRows), the number as a constant, for blocks of 4, 3, 2 and 1 queries that make up `numRows`.
 template <typename Body>
 void forBlocks(int64_t numRows, Body const& body)
 {
@@ -255,23 +284,26 @@ void forBlocks(int64_t numRows, Body const& body)
     {
         body(row, std::integral_constant<int32_t, 4>{});
     }
-    for (; row + 2 <= numRows; row += 2)
+    switch (numRows - row)
     {
-        body(row, std::integral_constant<int32_t, 2>{});
-    }
-    if (row < numRows)
-    {
-        body(row, std::integral_constant<int32_t, 1>{});
+    case 3: return body(row, std::integral_constant<int32_t, 3>{});
+    case 2: return body(row, std::integral_constant<int32_t, 2>{});
+    case 1: return body(row, std::integral_constant<int32_t, 1>{});
+    default: return;
     }
 }
 
 template <typename Body>
-void dispatchBits(int32_t bits, Body const& body)
+void dispatchKind(int32_t kind, Body const& body)
 {
-    switch (bits)
+    switch (kind)
     {
     case 2: return body(std::integral_constant<int32_t, 2>{});
     case 4: return body(std::integral_constant<int32_t, 4>{});
+    case kHALF: return body(std::integral_constant<int32_t, kHALF>{});
+    case kBFLOAT: return body(std::integral_constant<int32_t, kBFLOAT>{});
+    case kFLOAT: return body(std::integral_constant<int32_t, kFLOAT>{});
+    case kMADE: return body(std::integral_constant<int32_t, kMADE>{});
     default: return body(std::integral_constant<int32_t, 8>{});
     }
 }

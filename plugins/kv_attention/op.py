@@ -1,12 +1,12 @@
 """KVAttention: attention straight over a packed key-value cache."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from trt_compress.errors import ConfigError, ShapeError
-from trt_compress.plugins.kv_attention.spec import MOST_WINDOW, SPEC
+from trt_compress.errors import ShapeError
+from trt_compress.plugins.kv_attention.attending import BODY as ATTENDING_BODY
+from trt_compress.plugins.kv_attention.attending import attend, attending_attributes, check_heads, checked_bias
+from trt_compress.plugins.kv_attention.spec import SPEC
 from trt_compress.plugins.kv_format import (
     AXIS_NAMES,
     BITS,
@@ -26,96 +26,10 @@ BODY = f"""
   {product_text("k_")}
   {product_text("v_")}
   k_sum = Add (k_product, k_low)
-  k = Reshape (k_sum, k_values_shape)
+  k32 = Reshape (k_sum, k_values_shape)
   v_sum = Add (v_product, v_low)
-  v = Reshape (v_sum, v_values_shape)
-
-  # heads of one KV head are rows of one product: [B, G, H / G * T, D]
-  q_shape = Shape (q)
-  lse_shape = Slice (q_shape, v0, v3, v0)
-  v_h = Shape <start = 1, end = 2> (q)
-  v_t = Shape <start = 2, end = 3> (q)
-  v_g = Shape <start = 1, end = 2> (k_code)
-  v_repeats = Div (v_h, v_g)
-  q_rows = Mul (v_repeats, v_t)
-  row_shape = Concat <axis = 0> (v0, v_g, q_rows, k_v_d)
-  head_shape = Concat <axis = 0> (v0, v_g, v_repeats, v_t, k_v_l)
-  product_shape = Concat <axis = 0> (v0, v_g, q_rows, k_v_l)
-  q32 = Cast <to = 1> (q)
-  q_grouped = Reshape (q32, row_shape)
-  k_columns = Transpose <perm = [0, 1, 3, 2]> (k)
-  products = MatMul (q_grouped, k_columns)
-  given_scale = Constant <value_float: float = @scale> ()
-  one = Constant <value_float = 1.0> ()
-  zero = Constant <value_float = 0.0> ()
-  v_d32 = Cast <to = 1> (k_v_d)
-  root = Sqrt (v_d32)
-  usual_scale = Div (one, root)
-  is_usual = Equal (given_scale, zero)
-  factor = Where (is_usual, usual_scale, given_scale)
-  scaled_rows = Mul (products, factor)
-  scaled = Reshape (scaled_rows, head_shape)
-
-  # bias of a KV head is [.., G, 1, ..], of a query head [.., G, H / G, ..]
-  v_bias_b = Shape <start = 0, end = 1> (bias)
-  v_bias_h = Shape <start = 1, end = 2> (bias)
-  v_bias_t = Shape <start = 2, end = 3> (bias)
-  v_bias_l = Shape <start = 3, end = 4> (bias)
-  v_bias_g = Min (v_bias_h, v_g)
-  v_bias_repeats = Div (v_bias_h, v_bias_g)
-  bias_shape = Concat <axis = 0> (v_bias_b, v_bias_g, v_bias_repeats, v_bias_t, v_bias_l)
-  bias32 = Cast <to = 1> (bias)
-  bias_heads = Reshape (bias32, bias_shape)
-  biased = Add (scaled, bias_heads)
-
-  # slots that query t may see
-  causal_ = Constant <value_int: int = @causal> ()
-  window_ = Constant <value_int: int = @window> ()
-  columns = Squeeze (k_v_l, v0)
-  slots = Range (i0, columns, i1)
-  queries = Squeeze (v_t, v0)
-  steps = Range (i0, queries, i1)
-  steps_column = Unsqueeze (steps, v1)
-  ones5 = Constant <value_ints = [-1, 1, 1, 1, 1]> ()
-  at_most = Min (length, columns)
-  used = Max (at_most, i0)
-  length5 = Reshape (used, ones5)
-  before = Sub (length5, queries)
-  own = Add (before, steps_column)
-  after_own = Add (own, i1)
-  is_causal = Equal (causal_, i1)
-  limit = Where (is_causal, after_own, length5)
-  stop = Min (limit, length5)
-  is_below = Less (slots, stop)
-  oldest = Sub (own, window_)
-  is_recent = Greater (slots, oldest)
-  no_window = Equal (window_, i0)
-  is_inside = Or (is_recent, no_window)
-  is_seen = And (is_below, is_inside)
-  infinity = Constant <value_float = inf> ()
-  below_all = Neg (infinity)
-  masked = Where (is_seen, biased, below_all)
-
-  # softmax that gives 0 where nothing is seen
-  v_last = Constant <value_ints = [-1]> ()
-  lowest = Constant <value_float = -3.0e38> ()
-  highest = ReduceMax <keepdims = 1> (masked, v_last)
-  peak = Max (highest, lowest)
-  shifted = Sub (masked, peak)
-  weights = Exp (shifted)
-  total = ReduceSum <keepdims = 1> (weights, v_last)
-  is_empty = Equal (total, zero)
-  divisor = Where (is_empty, one, total)
-  weight_rows = Reshape (weights, product_shape)
-  sums = MatMul (weight_rows, v)
-  divisor_shape = Concat <axis = 0> (v0, v_g, q_rows, v1)
-  divisor_rows = Reshape (divisor, divisor_shape)
-  means = Div (sums, divisor_rows)
-  y32 = Reshape (means, q_shape)
-  y = CastLike (y32, q)
-  log_total = Log (total)
-  log_sum = Add (log_total, peak)
-  lse = Reshape (log_sum, lse_shape)
+  v32 = Reshape (v_sum, v_values_shape)
+{ATTENDING_BODY}
 """
 
 
@@ -139,28 +53,14 @@ def _kv_attention(
     scale: float,
     causal: int,
     window: int,
+    softcap: float,
+    layout: int,
+    sinks: int,
 ) -> tuple[Tensor, Tensor]:
-    b, h, t, d = q.shape
     k = dequantized(k_code, k_scale, k_minimum, bits=k_bits, axis=k_axis, group=k_group)
     v = dequantized(v_code, v_scale, v_minimum, bits=v_bits, axis=v_axis, group=v_group)
-    groups, slots = k.shape[1], torch.arange(k.shape[2], device=q.device)
-    rows = q.float().reshape(b, groups, h // groups * t, d)
-    products = (rows @ k.transpose(2, 3) * (scale or 1 / math.sqrt(d))).reshape(b, h, t, k.shape[2])
-    biases = bias.float()
-    if 1 < bias.shape[1] < h:
-        biases = biases.repeat_interleave(h // groups, dim=1)
-    length = length.clamp(0, k.shape[2])
-    own = (length[:, None] - t + torch.arange(t, device=q.device))[:, None, :, None]
-    seen = slots < length[:, None, None, None]
-    if causal:
-        seen = seen & (slots <= own)
-    if window:
-        seen = seen & (slots > own - window)
-    masked = torch.where(seen, products + biases, -torch.inf)
-    lse = masked.logsumexp(dim=3)
-    weights = (masked - lse.clamp_min(torch.finfo(torch.float32).min)[..., None]).exp()
-    y = (weights.reshape(b, groups, h // groups * t, k.shape[2]) @ v).reshape(q.shape)
-    return y.to(q.dtype), lse
+    seen = {"causal": causal, "window": window, "layout": layout, "sinks": sinks}
+    return attend(q, k, v, length, bias, scale=scale, softcap=softcap, **seen)
 
 
 register_fake(SPEC, _kv_attention)
@@ -186,6 +86,9 @@ def kv_attention(
     scale: float = 0.0,
     causal: bool = False,
     window: int = 0,
+    softcap: float = 0.0,
+    layout: str = "linear",
+    sinks: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attend over a packed key-value cache.
 
@@ -197,7 +100,7 @@ def kv_attention(
         v_code: Codes of the values, [B, G, L, D * v_bits / 8], uint8.
         v_scale: Steps of the values, fp16 | fp32.
         v_minimum: Minima of the values.
-        length: Slots in use, from the front, [B] int64; more than L is taken as L.
+        length: Tokens written, [B] int64; in a linear cache the slots in use, from the front, L at most.
         bias: Added to the scaled products, finite or -inf, [1 | B, 1 | G | H, 1 | T, 1 | L]; None: nothing.
         k_bits: 8, 4 or 2.
         k_axis: "channel" or "token", as for kv_quantize.
@@ -206,9 +109,12 @@ def kv_attention(
         v_axis: "channel" or "token".
         v_group: Elements of a group; 0 is the whole axis.
         scale: Factor of the products; 0 is 1 / sqrt(D).
-        causal: The queries are the last T tokens of the cache, and query t sees slots below length - T + t + 1.
-        window: Query t sees slots above length - T + t - window only: with `causal` the last `window` slots up to and
-            including its own; 0 is no limit.
+        causal: The queries are the last T tokens, query t has the number length - T + t and sees no larger ones.
+        window: Query t sees numbers above length - T + t - window only: with `causal` the last `window` up to and
+            including its own; and those below `sinks`. 0 is no limit.
+        softcap: Scaled products p become tanh(p / softcap) * softcap, before bias and mask; 0: they stay.
+        layout: "linear", where slot s holds token s, or "ring", where it holds the last one that kv_append put there.
+        sinks: First tokens, which a window does not hide; in a ring as for kv_append.
 
     Returns:
         Weighted means of the values [B, H, T, D] in q's dtype; natural logs of the sums of exponentials [B, H, T]
@@ -224,7 +130,7 @@ def kv_attention(
     """
     op = "kv_attention"
     check_tensor(op, "q", q, (None, None, None, None), "BHTD")
-    b, h, t, d = q.shape
+    b, h, _, d = q.shape
     if d < 1:
         raise ShapeError(f"{op}: q has D=0 channels; give at least one.")
     check_choice(op, "k_bits", k_bits, BITS)
@@ -236,24 +142,9 @@ def kv_attention(
     k_group = check_packed(op, "k_", keys, (b, None, None, d), bits=k_bits, axis=along_k, group=k_group)
     g, slots = k_code.shape[1:3]
     v_group = check_packed(op, "v_", values, (b, g, slots, d), bits=v_bits, axis=along_v, group=v_group)
-    if h % g:
-        raise ShapeError(f"{op}: q has H={h} heads and the cache G={g} KV heads; H must be a multiple of G.")
+    check_heads(op, h, g)
     check_tensor(op, "length", length, (b,), "B", ["int64"])
-    if bias is None:
-        bias = q.new_zeros(1, 1, 1, 1)
-    allowed = ((1, b), (1, g, h), (1, t), (1, slots))
-    if bias.ndim != 4 or any(size not in sizes for size, sizes in zip(bias.shape, allowed, strict=True)):
-        sizes = ", ".join(" | ".join(map(str, dict.fromkeys(some))) for some in allowed)
-        raise ShapeError(f"{op}: bias has shape {list(bias.shape)}; it must be [{sizes}] with axes B, G or H, T, L.")
-    check_tensor(op, "bias", bias, (None, None, None, None), "BHTL")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-        raise ConfigError(f"{op}: scale={scale!r} is not allowed; give a positive number, or 0 for 1 / sqrt(D).")
-    check_choice(op, "causal", causal, [False, True])
-    if isinstance(window, bool) or not isinstance(window, int) or not 0 <= window <= MOST_WINDOW:
-        raise ConfigError(
-            f"{op}: window={window!r} is not allowed; give the slots a query sees, at most {MOST_WINDOW}, or 0 for no "
-            "limit."
-        )
+    bias = checked_bias(op, q, bias, g, slots)
     attributes = {
         "k_bits": k_bits,
         "k_axis": along_k,
@@ -261,9 +152,9 @@ def kv_attention(
         "v_bits": v_bits,
         "v_axis": along_v,
         "v_group": v_group,
-        "scale": float(scale),
-        "causal": int(causal),
-        "window": window,
+        **attending_attributes(
+            op, slots, scale=scale, causal=causal, window=window, softcap=softcap, layout=layout, sinks=sinks
+        ),
     }
     y, lse = run_operator(SPEC, [q, *keys, *values, length, bias], attributes)
     return y, lse
@@ -287,6 +178,8 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
     if sample.values == "over":
         used += torch.arange(b) * 7
         used[0] = -5
+    if sample.values == "turned":  # a ring: not yet full, just full, some times around
+        used = torch.tensor([length - 2, length, 3 * length + 1])[:b]
     if sample.values in ("lengths", "masked"):
         used = torch.tensor([(length * (i + 1)) // b - i for i in range(b)]).clamp(min(t, length), length)
     biases = {
@@ -304,10 +197,12 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
 
 def _sample(
     b: int, h: int, g: int, t: int, length: int, d: int, reason: str, *, k: tuple[int, int, int],
-    v: tuple[int, int, int], scale: float = 0.0, causal: int = 0, window: int = 0, values: str = "normal",
+    v: tuple[int, int, int], scale: float = 0.0, causal: int = 0, window: int = 0, softcap: float = 0.0,
+    layout: int = 0, sinks: int = 0, values: str = "normal",
 ) -> Sample:  # fmt: skip
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], "scale": scale, "causal": causal, "window": window}
+    attributes |= {"softcap": softcap, "layout": layout, "sinks": sinks}
     axes = {"B": b, "H": h, "G": g, "T": t, "L": length, "D": d}
     return Sample(axes=axes, attributes=attributes, reason=reason, values=values)
 
@@ -330,6 +225,8 @@ OPERATOR = Operator(
                 values="empty"),
         _sample(3, 4, 2, 2, 9, 16, "lengths out of range", k=(4, 0, 0), v=(2, 1, 8), causal=1, values="over"),
         _sample(2, 4, 2, 2, 9, 16, "a window without causal", k=(4, 1, 0), v=(8, 1, 8), window=4),
+        _sample(3, 4, 2, 3, 13, 16, "a ring with sinks, a window, a soft cap", k=(4, 1, 0), v=(8, 1, 8), causal=1,
+                window=6, softcap=2.0, layout=1, sinks=2, values="turned"),
         _sample(2, 4, 2, 1, 9, 16, "bias of KV heads: log-counts", k=(4, 1, 0), v=(8, 1, 8), values="kv_bias"),
         _sample(2, 4, 2, 3, 9, 16, "bias of query heads and queries", k=(4, 1, 0), v=(8, 1, 8), values="head_bias"),
         _sample(2, 4, 2, 2, 9, 16, "slots masked by -inf, own lengths", k=(4, 1, 0), v=(8, 1, 8),

@@ -16,14 +16,16 @@ struct Side
     void const* scale;
     void const* minimum;
     bool isHalf;
-    int32_t bits;
+    int32_t bits;  //!< of a code; floats are as codes of 8 bits, one part of D
     int32_t shift; //!< bits = 1 << shift
     int32_t rowBytes;
+    int32_t partWidth; //!< codes of one part of a row
     int32_t group;
     int32_t columns;   //!< scales of a token, or of a group of tokens
     int64_t numScales; //!< of one KV head
     bool byToken;
     bool isWide;    //!< a run of codes is one aligned access
+    DType rowType;  //!< uint8 for codes
     bool isUniform; //!< byToken: the codes of a run in one part of a row have one scale; and isWide
 
     __device__ float load(void const* data, uint32_t index) const
@@ -33,13 +35,13 @@ struct Side
 
     __device__ bool has(int32_t run, int32_t code) const
     {
-        return run * bits + (code & (bits - 1)) < rowBytes;
+        return run * bits + (code & (bits - 1)) < partWidth;
     }
 
     //! The channel of a code of a run: `bits` bytes hold as many codes of each part.
     __device__ int32_t channel(int32_t run, int32_t code) const
     {
-        return (code >> shift) * rowBytes + run * bits + (code & (bits - 1));
+        return (code >> shift) * partWidth + run * bits + (code & (bits - 1));
     }
 };
 
@@ -74,7 +76,7 @@ __device__ inline uint2 loadBytes(Side const& side, uint8_t const* row, int32_t 
 {
     uint2 raw = make_uint2(0U, 0U);
     int32_t const first = run * side.bits;
-    for (int32_t i = 0; i < side.bits && first + i < side.rowBytes; ++i)
+    for (int32_t i = 0; i < side.bits && first + i < side.partWidth; ++i)
     {
         uint32_t const byte = row[first + i];
         (i < 4 ? raw.x : raw.y) |= byte << (8U * static_cast<uint32_t>(i % 4));

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OperandSpec, OpSpec, Shapes
+from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, OperandSpec
 
 MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
 
 
-def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
+def output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
     (b, h, t, d), *_ = inputs
     return (b, h, t, d), (b, h, t)
 
@@ -21,7 +21,7 @@ def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
     return int(b * h * t * (2 * d * itemsize + 4) + cache + 8 * b)
 
 
-def _flops(sizes: Mapping[str, Any]) -> int:
+def flops(sizes: Mapping[str, Any]) -> int:
     b, h, t, d, length = (sizes[letter] for letter in "BHTDL")
     return int(4 * b * h * t * d * length)
 
@@ -55,59 +55,100 @@ def _format(which: str, name: str) -> tuple[AttributeSpec, ...]:
     )
 
 
+# What the attention operators share.
+Q = OperandSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite")
+LENGTH = OperandSpec(
+    name="length",
+    axes=("B",),
+    dtypes=("int64",),
+    doc="tokens written, those of the queries last; in a linear cache the slots in use, from the front",
+)
+BIAS = OperandSpec(
+    name="bias",
+    axes=("1 or B", "1 or G or H", "1 or T", "1 or L"),
+    doc="added to the scaled products, finite or -inf; for a KV head it holds for all its query heads",
+)
+OUTPUTS = (
+    OperandSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
+    OperandSpec(
+        name="lse",
+        axes=("B", "H", "T"),
+        dtypes=("float32",),
+        doc="natural log of the sum of exponentials; -inf where no slot is seen, and y is 0 there",
+    ),
+)
+ATTENDING = (
+    AttributeSpec(name="scale", kind="float", minimum=0.0, doc="factor of the products; 0: 1 / sqrt(D)"),
+    AttributeSpec(
+        name="causal",
+        kind="int",
+        minimum=0,
+        maximum=1,
+        doc="1: query t, which has the number length - T + t, sees no larger ones",
+    ),
+    AttributeSpec(
+        name="window",
+        kind="int",
+        minimum=0,
+        maximum=MOST_WINDOW,
+        doc="query t sees numbers above length - T + t - window, and those below sinks; 0: no limit",
+    ),
+    AttributeSpec(
+        name="softcap",
+        kind="float",
+        minimum=0.0,
+        doc="scaled products p become tanh(p / softcap) * softcap; 0: they stay",
+    ),
+    AttributeSpec(
+        name="layout",
+        kind="int",
+        minimum=0,
+        maximum=1,
+        doc="0: linear, slot s holds number s; 1: ring, slot s holds the largest number below length that "
+        "KVAppend puts there",
+    ),
+    AttributeSpec(
+        name="sinks",
+        kind="int",
+        minimum=0,
+        maximum=MOST_WINDOW,
+        doc="first numbers, which a window does not hide and a ring keeps in the first slots",
+    ),
+)
+LIMITS = (
+    "H is a multiple of G",
+    "a length above L is taken as L in a linear cache, a negative one as 0",
+    "ring: sinks < L",
+)
+AS_A_FUNCTION = "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise"
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
+
 SPEC = OpSpec(
     name="KVAttention",
     version=1,
-    summary="Attend over a packed key-value cache: grouped heads, causal, sliding window, additive bias; with the "
-    "log of the sum of exponentials, so that a full-precision tail can be merged.",
+    summary="Attend over a packed key-value cache: grouped heads, causal, sliding window behind sinks, rings, soft "
+    "cap, additive bias; with the log of the sum of exponentials, so that a full-precision tail can be merged.",
     inputs=(
-        OperandSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite"),
+        Q,
         *_cache("k", "keys"),
         *_cache("v", "values"),
-        OperandSpec(name="length", axes=("B",), dtypes=("int64",), doc="slots in use, from the front"),
-        OperandSpec(
-            name="bias",
-            axes=("1 or B", "1 or G or H", "1 or T", "1 or L"),
-            doc="added to the scaled products, finite or -inf; for a KV head it holds for all its query heads",
-        ),
+        LENGTH,
+        BIAS,
     ),
-    outputs=(
-        OperandSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
-        OperandSpec(
-            name="lse",
-            axes=("B", "H", "T"),
-            dtypes=("float32",),
-            doc="natural log of the sum of exponentials; -inf where no slot is seen, and y is 0 there",
-        ),
-    ),
-    attributes=(
-        *_format("k", "keys"),
-        *_format("v", "values"),
-        AttributeSpec(name="scale", kind="float", minimum=0.0, doc="factor of the products; 0: 1 / sqrt(D)"),
-        AttributeSpec(
-            name="causal", kind="int", minimum=0, maximum=1, doc="1: query t sees slots below length - T + t + 1"
-        ),
-        AttributeSpec(
-            name="window",
-            kind="int",
-            minimum=0,
-            maximum=MOST_WINDOW,
-            doc="query t sees slots above length - T + t - window; 0: no limit",
-        ),
-    ),
+    outputs=OUTPUTS,
+    attributes=(*_format("k", "keys"), *_format("v", "values"), *ATTENDING),
     order="as q",
     determinism="same input, same bits, on the same device and for the same sizes",
     arithmetic="keys and values are code * scale + minimum in float32; products, softmax and sums are in float32",
     limits=(
-        "H is a multiple of G",
-        "a length above L is taken as L, a negative one as 0",
+        *LIMITS,
         "on the GPU D <= 512, and the codes, or the scales, of one KV head take less than 2 GiB",
-        "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise",
+        AS_A_FUNCTION,
     ),
-    tolerance={"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2},
-    output_shapes=_output_shapes,
+    tolerance=TOLERANCE,
+    output_shapes=output_shapes,
     bytes_moved=_bytes_moved,
-    flops=_flops,
+    flops=flops,
     source="KIVI, arXiv:2402.02750; FlashDecoding, https://pytorch.org/blog/flash-decoding; code jy-yuan/KIVI 876b4d2",
     differs="the full-precision tail is not part of the operator: merge it by lse; grouped query heads, windows and "
     "biases are taken.",

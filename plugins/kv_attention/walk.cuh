@@ -1,118 +1,14 @@
 // One warp's walk over its part of the cache, as kernel.cu describes it.
 #pragma once
 
-#include "kv_attention/packed_side.cuh"
+#include "kv_attention/float_side.cuh"
+#include "kv_attention/problem.cuh"
 
 namespace trtc::kv_attention::gpu
 {
 
-constexpr int32_t kWARPS = 4;
-constexpr float kLOWEST = -3.0e38F; // stands for the maximum of nothing
-
-struct Problem
-{
-    int64_t rows; //!< queries of one KV head
-    int64_t rowBlocks;
-    int32_t width;
-    int32_t length;
-    int32_t kvHeads;
-    int32_t splits;
-    int64_t repeats;
-    int64_t queries;
-    float scale;
-    Side keys;
-    Side values;
-    void const* q;
-    DType type;
-    void const* bias;
-    DType biasType;
-    BiasSteps biasSteps;
-    bool isCausal;
-    int64_t window;
-    int64_t const* lengths;
-    void* y;
-    float* lse;
-    float* sums;  //!< of the splits: [units, splits, kROWS, width]; null: one split, which writes y
-    float* stats; //!< [units, splits, kROWS, 2], maximum and sum of the weights
-};
-
-//! `value`, of which the compiler may not know that it is the same in every turn of a loop: what follows from it then
-//! stays inside of the loop, and does not fill registers outside.
-__device__ inline int32_t opaque(int32_t value)
-{
-#if TRTC_DEVICE_ARCH > 0
-    asm volatile("" : "+r"(value));
-#endif
-    return value;
-}
-
-//! What the lanes of one warp have in hand. kLANES lanes share a slot; each has kRUNS runs of its codes.
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
-struct Shape
-{
-    static constexpr int32_t kBATCH = 32 / kROWS;                                          // slots of a lane in a tile
-    static constexpr int32_t kTILE = kBATCH * (static_cast<int32_t>(kWARP_SIZE) / kLANES); // slots of a warp
-    static constexpr int32_t kSTEP = kROWS == 1 ? 8 : 4;      // slots of a lane whose products are in registers
-    static constexpr int32_t kMINE = kBATCH * kROWS / kLANES; // products that a lane turns into weights
-    static constexpr int32_t kMY_ROWS = kROWS < kMINE ? kROWS : kMINE;       // queries that these are of
-    static constexpr int32_t kROW_LANES = kROWS > kMINE ? kROWS / kMINE : 1; // lanes that have all queries
-    static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN; // codes of a slot, with room for more than D
-};
-
-template <typename S, int32_t kROWS, int32_t kRUNS>
-struct Shared
-{
-    float q[kROWS][S::kWIDTH];
-    union
-    {
-        float scaledQ[kWARPS][kROWS][S::kWIDTH]; //!< with the scales of one group of tokens in them
-        float sums[kWARPS][kROWS][S::kWIDTH];
-    };
-    float weights[kWARPS][S::kTILE * kROWS];
-    float factors[kWARPS][kROWS];
-    float highest[kWARPS][kROWS];
-    float totals[kWARPS][kROWS];
-    float constants[kWARPS][kROWS];   //!< what the minima of a group add
-    int32_t keyGroups[S::kWIDTH / 2]; //!< of pairs of codes, where Side::isUniform
-    int32_t valueGroups[S::kWIDTH / 2];
-    HeadData keys; //!< here, as addresses in registers would be there for as long as the walk
-    HeadData values;
-    int64_t bias[kROWS];
-    int32_t first[kROWS];
-    int32_t last[kROWS];
-};
-
-//! Sums over kLANES lanes of kCOUNT numbers of each. Afterwards the first kCOUNT / kLANES of a lane are whole, or the
-//! first one if there are fewer numbers than lanes; they are number lane * kCOUNT / kLANES and on.
-template <int32_t kLANES, int32_t kCOUNT>
-__device__ void exchange(float (&sums)[kCOUNT])
-{
-    int32_t left = kCOUNT;
-#pragma unroll
-    for (int32_t offset = kLANES / 2; offset > 0; offset /= 2)
-    {
-        if (left == 1)
-        {
-            sums[0] += __shfl_xor_sync(kFULL_MASK, sums[0], offset);
-            continue;
-        }
-        left /= 2;
-        bool const isUpper = (threadIdx.x & static_cast<uint32_t>(offset)) != 0U;
-#pragma unroll
-        for (int32_t i = 0; i < kCOUNT / 2; ++i)
-        {
-            if (i < left)
-            {
-                float const kept = isUpper ? sums[i + left] : sums[i];
-                float const sent = isUpper ? sums[i] : sums[i + left];
-                sums[i] = kept + __shfl_xor_sync(kFULL_MASK, sent, offset);
-            }
-        }
-    }
-}
-
-//! One warp's part of a split.
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
+//! One warp's part of a split; kFLOATS: of a cache of floats.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, bool kFLOATS>
 class Walk
 {
 public:
@@ -152,6 +48,10 @@ public:
 
     __device__ void tile(int32_t start)
     {
+        if (!isSeen(start))
+        {
+            return;
+        }
         multiplyKeys(start);
         __syncwarp();
         weigh(start);
@@ -203,6 +103,31 @@ public:
     }
 
 private:
+    //! Whether some query sees a slot of the tile.
+    __device__ bool isSeen(int32_t start) const
+    {
+        bool isHere = false;
+        for (int32_t i = mLane; i < kROWS * kSPANS; i += static_cast<int32_t>(kWARP_SIZE))
+        {
+            int32_t const first = mShared.first[i / kSPANS][i % kSPANS];
+            int32_t const last = mShared.last[i / kSPANS][i % kSPANS];
+            isHere = isHere || (first < last && first < start + S::kTILE && last > start);
+        }
+        return __any_sync(kFULL_MASK, isHere ? 1 : 0) != 0;
+    }
+
+    //! Whether the query of a row sees a slot.
+    __device__ bool isSeen(int32_t row, int32_t slot) const
+    {
+        bool isInside = false;
+#pragma unroll
+        for (int32_t i = 0; i < kSPANS; ++i)
+        {
+            isInside = isInside || (slot >= mShared.first[row][i] && slot < mShared.last[row][i]);
+        }
+        return isInside && slot < mEnd;
+    }
+
     //! The query that product `index` of this lane is of.
     __device__ int32_t rowOf(int32_t index) const
     {
@@ -275,6 +200,11 @@ private:
     //! Leaves products in shared memory: [slot of the tile, query].
     __device__ void multiplyKeys(int32_t start)
     {
+        if constexpr (kFLOATS)
+        {
+            multiplyFloats(start);
+            return;
+        }
         int32_t const group = mProblem.keys.byToken ? 0 : start / mProblem.keys.group;
         bool const isFolded = !mProblem.keys.byToken && mProblem.keys.isWide
             && (min(start + S::kTILE, mEnd) - 1) / mProblem.keys.group == group;
@@ -341,18 +271,62 @@ private:
                     raw[j][t] = next[j][t];
                 }
             }
-            exchange<kLANES>(products);
-            constexpr int32_t kHELD = kCOUNT > kLANES ? kCOUNT / kLANES : 1;
-            constexpr int32_t kHOLDERS = kCOUNT < kLANES ? kLANES / kCOUNT : 1; // lanes that hold the same
-            float* const to = mShared.weights[mWarp] + (mFirstSlot + first) * kROWS + mRun / kHOLDERS * kHELD;
+            leave(products, first);
+        }
+    }
+
+    //! The sums over the lanes of products with kSTEP slots, in shared memory.
+    __device__ void leave(float (&products)[kSTEP * kROWS], int32_t first)
+    {
+        constexpr int32_t kCOUNT = kSTEP * kROWS;
+        exchange<kLANES>(products);
+        constexpr int32_t kHELD = kCOUNT > kLANES ? kCOUNT / kLANES : 1;
+        constexpr int32_t kHOLDERS = kCOUNT < kLANES ? kLANES / kCOUNT : 1; // lanes that hold the same
+        float* const to = mShared.weights[mWarp] + (mFirstSlot + first) * kROWS + mRun / kHOLDERS * kHELD;
 #pragma unroll
-            for (int32_t i = 0; i < kHELD; ++i)
+        for (int32_t i = 0; i < kHELD; ++i)
+        {
+            if (mRun % kHOLDERS == 0)
             {
-                if (mRun % kHOLDERS == 0)
+                to[i] = products[i];
+            }
+        }
+    }
+
+    //! The values at this lane's channels of a slot; for lanes beyond the row some that are there.
+    __device__ void loadSlot(
+        Side const& side, HeadData const& data, int32_t slot, int32_t j, float (&values)[kRUN]) const
+    {
+        loadValues(side, data.code + rowAt(side, slot), thereOf(side, mRun + j * kLANES), values);
+    }
+
+    __device__ void multiplyFloats(int32_t start)
+    {
+        Query const query(mShared.q, mRun);
+#pragma unroll 1
+        for (int32_t first = 0; first < S::kBATCH; first += kSTEP)
+        {
+            float products[kSTEP * kROWS] = {};
+#pragma unroll
+            for (int32_t j = 0; j < kRUNS; ++j)
+            {
+#pragma unroll
+                for (int32_t t = 0; t < kSTEP; ++t)
                 {
-                    to[i] = products[i];
+                    float values[kRUN];
+                    loadSlot(mProblem.keys, mShared.keys, slotOf(start, first + t), j, values);
+#pragma unroll
+                    for (int32_t i = 0; i < kRUN; ++i)
+                    {
+#pragma unroll
+                        for (int32_t row = 0; row < kROWS; ++row)
+                        {
+                            products[t * kROWS + row] = fmaf(values[i], query.at[j][row][i], products[t * kROWS + row]);
+                        }
+                    }
                 }
             }
+            leave(products, first);
         }
     }
 
@@ -409,7 +383,7 @@ private:
     //! The run, or for lanes beyond the row one that is there: nobody reads what they make of it.
     __device__ static int32_t thereOf(Side const& side, int32_t run)
     {
-        return (run << side.shift) < side.rowBytes ? run : 0;
+        return (run << side.shift) < side.partWidth ? run : 0;
     }
 
     //! Runs of the next kSTEP slots of this lane.
@@ -443,10 +417,15 @@ private:
         {
             int32_t const row = rowOf(i);
             int32_t const slot = start + (mLane * S::kMINE + i) / kROWS;
-            bool const isSeen = slot >= mShared.first[row] && slot < mShared.last[row] && slot < mEnd;
+            bool const isThere = isSeen(row, slot);
             int64_t const at = mShared.bias[row] + slot * mProblem.biasSteps.slot;
-            float const bias = isSeen ? loadFloat(mProblem.bias, mProblem.biasType, at) : 0.0F;
-            products[i] = isSeen ? fmaf(weights[i], mProblem.scale, bias) : -INFINITY;
+            float const bias = isThere ? loadFloat(mProblem.bias, mProblem.biasType, at) : 0.0F;
+            float product = weights[i] * mProblem.scale;
+            if (mProblem.softcap > 0.0F)
+            {
+                product = tanhf(product / mProblem.softcap) * mProblem.softcap;
+            }
+            products[i] = isThere ? product + bias : -INFINITY;
             now[i % S::kMY_ROWS] = fmaxf(now[i % S::kMY_ROWS], products[i]);
         }
         bool isLarger = false;
@@ -508,6 +487,21 @@ private:
     __device__ void addValues(int32_t start)
     {
         Side const& side = mProblem.values;
+        if constexpr (kFLOATS)
+        {
+#pragma unroll
+            for (int32_t j = 0; j < kRUNS; ++j)
+            {
+#pragma unroll 4
+                for (int32_t t = 0; t < S::kBATCH; ++t)
+                {
+                    float values[kRUN];
+                    loadSlot(side, mShared.values, slotOf(start, t), j, values);
+                    addFloats(values, t, mSums[j]);
+                }
+            }
+            return;
+        }
         if (side.isUniform)
         {
             uint2 raw[kRUNS][kSTEP];
@@ -566,6 +560,20 @@ private:
             for (int32_t row = 0; row < kROWS; ++row)
             {
                 sums[row][i] = fmaf(weights[row], value, sums[row][i]);
+            }
+        }
+    }
+
+    __device__ void addFloats(float const (&values)[kRUN], int32_t t, float (&sums)[kROWS][kRUN]) const
+    {
+        float const* const weights = mShared.weights[mWarp] + (mFirstSlot + t) * kROWS;
+#pragma unroll
+        for (int32_t i = 0; i < kRUN; ++i)
+        {
+#pragma unroll
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+                sums[row][i] = fmaf(weights[row], values[i], sums[row][i]);
             }
         }
     }

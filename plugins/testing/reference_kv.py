@@ -6,6 +6,7 @@ Where the contract fixes every rounding, so does the reference: numpy scalars of
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -121,37 +122,65 @@ def _values(code: Array, scale: Array, minimum: Array, bits: int, axis: int, gro
     return values
 
 
-def kv_attention(
-    q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
-    length: Array, bias: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int,
-    scale: float, causal: int, window: int,
+def _numbers(length: int, slots: int, layout: int, sinks: int) -> list[int]:
+    """The number of the token in each slot, -1 where there is none: they are written one after another."""
+    found = [-1] * slots
+    first = range(min(max(length, 0), slots))
+    for number in first:
+        found[number] = number
+    if layout == 1:
+        period = slots - sinks
+        for number in range(max(slots, length - 2 * slots), max(length, 0)):
+            found[sinks + (number - sinks) % period] = number
+    return found
+
+
+def _attend(
+    q: Array, k: Array, v: Array, length: Array, bias: Array, *, scale: float, causal: int, window: int,
+    softcap: float, layout: int, sinks: int,
 ) -> Expected:  # fmt: skip
-    k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
-    v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
     batch, heads, queries, d = q.shape
     kv_heads, slots = k.shape[1:3]
     y, lse = np.zeros(q.shape), np.full(q.shape[:3], -np.inf)
     for b, h, t in np.ndindex(batch, heads, queries):
         kv_head = h // (heads // kv_heads)
-        used = min(max(int(length[b]), 0), slots)
+        used = max(int(length[b]), 0) if layout else min(max(int(length[b]), 0), slots)
         own = used - queries + t
-        last = min(used, own + 1) if causal else used
-        first = max(own - window + 1, 0) if window else 0
-        if last <= first:
+        seen = [
+            slot
+            for slot, number in enumerate(_numbers(used, slots, layout, sinks))
+            if number >= 0 and (not causal or number <= own) and (not window or number < sinks or number > own - window)
+        ]
+        if not seen:
             continue
         bias_head = {1: 0, kv_heads: kv_head, heads: h}[bias.shape[1]] if bias.shape[1] > 1 else 0
         added = np.broadcast_to(bias[b if bias.shape[0] > 1 else 0, bias_head, t if bias.shape[2] > 1 else 0], (slots,))
-        logits = k[b, kv_head, first:last] @ q[b, h, t] * (scale or 1 / math.sqrt(d)) + added[first:last]
+        products = k[b, kv_head, seen] @ q[b, h, t] * (scale or 1 / math.sqrt(d))
+        logits = (softcap * np.tanh(products / softcap) if softcap else products) + added[seen]
         if not np.isfinite(logits).any():
             continue
         highest = logits.max()
         weights = np.exp(logits - highest)
-        y[b, h, t] = weights @ v[b, kv_head, first:last] / weights.sum()
+        y[b, h, t] = weights @ v[b, kv_head, seen] / weights.sum()
         lse[b, h, t] = highest + math.log(weights.sum())
     return Expected(outputs=(y, lse))
 
 
-OF: Mapping[str, Reference] = {"TrtcKVAttention": kv_attention}
+def kv_attention(
+    q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
+    length: Array, bias: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int,
+    **attending: Any,
+) -> Expected:  # fmt: skip
+    k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
+    v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
+    return _attend(q, k, v, length, bias, **attending)
+
+
+def kv_attention_plain(q: Array, k: Array, v: Array, length: Array, bias: Array, **attending: Any) -> Expected:
+    return _attend(q, k, v, length, bias, **attending)
+
+
+OF: Mapping[str, Reference] = {"TrtcKVAttention": kv_attention, "TrtcKVAttentionPlain": kv_attention_plain}
 
 # Their roundings are part of the contract, so they take the inputs in the dtypes they have.
 EXACT: Mapping[str, Reference] = {
@@ -191,11 +220,19 @@ COUNTED: Mapping[str, Counted] = {
     # and 4 bytes for each of them; a length for each item
     "TrtcKVAttention": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "k_bits": 2, "k_axis": 0, "k_group": 5}
-        | {"v_bits": 4, "v_axis": 1, "v_group": 0, "scale": 0.0, "causal": 0, "window": 0},
+        | {"v_bits": 4, "v_axis": 1, "v_group": 0, "scale": 0.0, "causal": 0, "window": 0}
+        | {"softcap": 0.0, "layout": 0, "sinks": 0},
         bytes_moved=2 * 3 * (10 * 2 + 2 * 8 * 2 * 2)
         + 2 * 3 * (10 * 4 + 10 * 2 * 2)
         + 2 * 6 * 2 * (8 * 2 * 2 + 4)
         + 2 * 8,
+        flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2),
+    ),
+    # the same, with 2 bytes for each number of the keys and values
+    "TrtcKVAttentionPlain": Counted(
+        sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "scale": 0.0, "causal": 0, "window": 0}
+        | {"softcap": 0.0, "layout": 0, "sinks": 0},
+        bytes_moved=2 * 3 * 10 * 8 * 2 * 2 + 2 * 6 * 2 * (8 * 2 * 2 + 4) + 2 * 8,
         flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2),
     ),
 }

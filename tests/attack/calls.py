@@ -151,6 +151,15 @@ def _append(random: Random) -> Attributes:
     return {"layout": layout, "sinks": whole(random, 0, 5) if layout else 0}
 
 
+def _attending(random: Random) -> Attributes:
+    layout = whole(random, 0, 1)
+    return {
+        **{"scale": one(random, (0.0, 0.5)), "causal": whole(random, 0, 1), "window": one(random, (0, 0, 1, 3, 1000))},
+        **{"softcap": one(random, (0.0, 0.0, 1.0, 30.0)), "layout": layout},
+        "sinks": one(random, (0, 0, 1, 3)) if layout else one(random, (0, 0, 2, 2**31 - 1)),
+    }
+
+
 ATTRIBUTES: Mapping[str, Callable[[Random], Attributes]] = {
     "TokenMerge": _merge,
     "TokenSelect": _select,
@@ -164,11 +173,8 @@ ATTRIBUTES: Mapping[str, Callable[[Random], Attributes]] = {
     "KVDequantize": lambda random: {**_format(random), "to": one(random, (1, 10, 16))},
     "KVAppend": _append,
     "KVCompact": lambda random: {},
-    "KVAttention": lambda random: {
-        **_format(random, "k_"),
-        **_format(random, "v_"),
-        **{"scale": one(random, (0.0, 0.5)), "causal": whole(random, 0, 1), "window": one(random, (0, 0, 1, 3, 1000))},
-    },
+    "KVAttention": lambda random: {**_format(random, "k_"), **_format(random, "v_"), **_attending(random)},
+    "KVAttentionPlain": lambda random: _attending(random),
 }
 NAMES = tuple(ATTRIBUTES)
 
@@ -180,7 +186,7 @@ def types_of(random: Random, name: str) -> tuple[str, ...]:
     first, second = a_type(random), a_type(random)
     scale = one(random, ("float32", "float16"))
     k_scale, v_scale = one(random, ("float32", "float16")), one(random, ("float32", "float16"))
-    cache = one(random, (first, "uint8"))
+    cache, rows = one(random, (first, "uint8")), a_type(random)
     return {
         "TokenMerge": (first, second, "float32"),
         "TokenSelect": (first, second),
@@ -195,6 +201,7 @@ def types_of(random: Random, name: str) -> tuple[str, ...]:
         "KVAppend": (cache, cache, "int64"),
         "KVCompact": (cache, "int64"),
         "KVAttention": (first, "uint8", k_scale, k_scale, "uint8", v_scale, v_scale, "int64", second),
+        "KVAttentionPlain": (first, rows, rows, "int64", second),
     }[name]
 
 
@@ -382,19 +389,38 @@ def _attend_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple
     width = math.lcm(*parts, *(group for group, wide in zip(groups, by_token, strict=True) if wide))
     length = math.lcm(*(group for group, wide in zip(groups, by_token, strict=True) if not wide))
     width, length = width * whole(random, 1, 2), length * whole(random, 1, max(12 // length, 1))
-    b, g, t = batch_of(random), whole(random, 1, 2), whole(random, 1, 3)
-    h = g * whole(random, 1, 3)
-    q = floats(random, (b, h, t, width), types[0], one(random, ("normal", "grid", "equal")))
+    length *= a["sinks"] // length + 1 if a["layout"] else 1
+    b, g = batch_of(random), whole(random, 1, 2)
     k = _packed(random, a, "k_", (b, g, length, width), types[2])
     v = _packed(random, a, "v_", (b, g, length, width), types[5])
-    used = np.array(
-        [one(random, EXTREMES) if random.random() < 0.15 else whole(random, 0, length + 2) for _ in range(b)]
-    )
+    q, used, bias = _attending_inputs(random, a, types[0], types[8], (b, g, length, width))
+    return q, *k, *v, used, bias
+
+
+def _attend_plain_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple[Array, ...]:
+    b, g, width = batch_of(random), whole(random, 1, 2), whole(random, 1, 20)
+    length = whole(random, 1, 12) + (a["sinks"] if a["layout"] else 0)
+    kinds = ("normal", "grid", "equal")
+    k, v = (floats(random, (b, g, length, width), types[1], one(random, kinds)) for _ in range(2))
+    q, used, bias = _attending_inputs(random, a, types[0], types[4], (b, g, length, width))
+    return q, k, v, used, bias
+
+
+def _attending_inputs(
+    random: Random, a: Attributes, q_type: str, bias_type: str, sizes: tuple[int, int, int, int]
+) -> tuple[Array, Array, Array]:
+    """Queries, lengths and biases for a cache of these sizes."""
+    b, g, length, width = sizes
+    t = one(random, (1, 1, 2, 3, 11))
+    h = g * whole(random, 1, 3)
+    q = floats(random, (b, h, t, width), q_type, one(random, ("normal", "grid", "equal")))
+    most = length * (3 if a["layout"] else 1) + 2
+    used = np.array([one(random, EXTREMES) if random.random() < 0.15 else whole(random, 0, most) for _ in range(b)])
     shape = (one(random, (1, b)), one(random, (1, g, h)), one(random, (1, t)), one(random, (1, length)))
-    bias = floats(random, shape, types[8], one(random, ("normal", "grid", "equal")))
+    bias = floats(random, shape, bias_type, one(random, ("normal", "grid", "equal")))
     if random.random() < 0.3:
         bias[random.random(shape) < 0.4] = -np.inf
-    return q, *k, *v, used.astype(np.int64).reshape(b), bias
+    return q, used.astype(np.int64).reshape(b), bias
 
 
 INPUTS: Mapping[str, Callable[[Random, Attributes, Sequence[str]], tuple[Array, ...]]] = {
@@ -411,6 +437,7 @@ INPUTS: Mapping[str, Callable[[Random, Attributes, Sequence[str]], tuple[Array, 
     "KVAppend": _append_inputs,
     "KVCompact": _compact_inputs,
     "KVAttention": _attend_inputs,
+    "KVAttentionPlain": _attend_plain_inputs,
 }
 
 

@@ -91,12 +91,13 @@ def scale_of(call: Call, wanted: Sequence[Array]) -> float:
         q, k, _, bias = (np.abs(array.astype(np.float64)) for array in call.inputs)
         terms = q.max(initial=0) * k.sum(axis=3).max(initial=0) * abs(call.attributes["scale"])
         scale = max(scale, float(terms + bias.max(initial=0)))
-    elif call.name in ("TokenSelect", "KVAttention", "CodebookDecode", "TokenMerge"):
+    elif call.name in ("TokenSelect", "KVAttention", "KVAttentionPlain", "CodebookDecode", "TokenMerge"):
         if call.name == "TokenSelect" and call.attributes["remainder"] == 1:
             x, score = (np.abs(array.astype(np.float64)) for array in call.inputs)
             scale = max(scale, float((score[:, None] @ x).max(initial=0)))
-        elif call.name == "KVAttention":
-            scale = max(scale, float(np.abs(call.inputs[6].astype(np.float64)).max(initial=0)))
+        elif call.name in ("KVAttention", "KVAttentionPlain"):
+            least = call.inputs[6 if call.name == "KVAttention" else 2]
+            scale = max(scale, float(np.abs(least.astype(np.float64)).max(initial=0)))
         elif call.name != "TokenSelect":
             array = call.inputs[0 if call.name == "TokenMerge" else -1]
             scale = max(scale, float(np.abs(array.astype(np.float64)).max(initial=0)))

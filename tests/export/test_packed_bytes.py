@@ -30,7 +30,7 @@ g (float[B,2,3,8] x, uint8[B,2,9,4] cache, float16[B,2,9,1] scale, float16[B,2,9
   written = trt_compress.TrtcKVAppend<layout = 0, sinks = 0, {_PLUGIN}>(cache, code, position)
   cache_out = trt_compress.TrtcKVCompact<{_PLUGIN}>(written, index)
   y, lse = trt_compress.TrtcKVAttention<k_bits = 4, k_axis = 1, k_group = 0, v_bits = 4, v_axis = 1, v_group = 0,
-    scale = 0.0, causal = 0, window = 0, {_PLUGIN}>
+    scale = 0.0, causal = 0, window = 0, softcap = 0.0, layout = 0, sinks = 0, {_PLUGIN}>
     (q, cache_out, scale, minimum, written, scale, minimum, length, bias)
 }}"""
 WITH_PLUGINS = [name for name, target in TARGETS.items() if target.backend == "tensorrt"]

@@ -54,9 +54,16 @@ def attention(
     scale: float = 0.0,
     causal: int = 0,
     window: int = 0,
+    softcap: float = 0.0,
+    layout: int = 0,
+    sinks: int = 0,
     seed: int = 0,
+    plain: str = "",
 ) -> Call:
-    """A call of KVAttention on random codes; `masked` sets some biases to -inf: "some", "rows" or "all"."""
+    """A call of KVAttention on random codes, or of KVAttentionPlain on random rows of type `plain`.
+
+    `masked` sets some biases to -inf: "some", "rows" or "all".
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def side(form: Format, scale_dtype: str) -> list[Tensor]:
@@ -79,8 +86,14 @@ def attention(
     if masked == "all":
         added[:] = -torch.inf
     slots = torch.tensor([length] * b if used is None else list(used), dtype=torch.int64)
+    attending = {"scale": scale, "causal": causal, "window": window}
+    attending |= {"softcap": softcap, "layout": layout, "sinks": sinks}
+    if plain:
+        rows = [torch.randn(b, g, length, d, generator=generator).to(TYPES[plain]) for _ in range(2)]
+        given = (q.to(TYPES[dtype]), *rows, slots, added.to(TYPES[bias_dtype]))
+        return Call(name=f"{name}, {plain}", op_type="TrtcKVAttentionPlain", attributes=attending, inputs=given)
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
-    attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], "scale": scale, "causal": causal, "window": window}
+    attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], **attending}
     inputs = (q.to(TYPES[dtype]), *side(k, scales[0]), *side(v, scales[1]), slots, added.to(TYPES[bias_dtype]))
     return Call(name=name, op_type="TrtcKVAttention", attributes=attributes, inputs=inputs)
 
@@ -112,6 +125,12 @@ def attention_calls() -> list[Call]:
         attention("logits of some hundreds", factor=100.0, length=300),
         attention("logits of some thousands, splits", factor=1000.0, length=600),
         attention("a scale of its own", scale=3.5),
+        attention("soft cap", softcap=2.0, factor=5.0, t=2),
+        attention("a ring", b=4, t=3, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4),
+        attention(
+            "a ring, many queries", b=4, t=20, h=4, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4
+        ),
+        attention("a window behind sinks", b=4, t=3, used=(2, 40, 33, 17), causal=1, window=5, sinks=4),
     ]
     for repeats, t in ((1, 1), (3, 1), (5, 1), (7, 1), (3, 3), (9, 1), (1, 17), (5, 4)):
         calls.append(
@@ -122,6 +141,8 @@ def attention_calls() -> list[Call]:
         calls.append(attention(f"D={d}", d=d, length=35, h=5, k=(bits, 0, 5), v=(bits, 1, 0)))
         calls.append(attention(f"D={d}, other axes", d=d, length=35, h=3, k=(bits, 1, d // 2), v=(bits, 0, 7)))
     calls += [attention(f"8 bits, D={d}", d=d, k=(8, 0, 0), v=(8, 1, 0)) for d in (1, 3, 7, 9, 65, 511)]
+    for k, v in (((2, 0, 4), (2, 1, 12)), ((4, 1, 3), (4, 0, 7)), ((8, 1, 0), (8, 1, 8)), ((8, 0, 0), (4, 1, 24))):
+        calls.append(attention(f"many queries, keys {k}, values {v}", t=43, d=24, length=84, h=2, k=k, v=v, causal=1))
     for k, v in itertools.product(
         ((2, 0, 4), (4, 0, 20), (8, 0, 1), (2, 1, 8), (4, 1, 3), (8, 1, 6), (4, 1, 1), (2, 1, 0)),
         ((2, 1, 12), (4, 1, 8), (8, 1, 24), (2, 0, 10), (4, 0, 2), (8, 0, 0), (2, 1, 1)),
@@ -135,6 +156,46 @@ def attention_calls() -> list[Call]:
     return calls
 
 
+def plain_calls() -> list[Call]:
+    """Of KVAttentionPlain: one query and many, rows that end inside of vectors, rings, hostile lengths."""
+    lengths = (SMALLEST, -1, 0, 1, 39, 40, 41, LARGEST)
+    turned = (0, 1, 3, 39, 40, 41, 77, 2**40)
+    calls = []
+    for plain in TYPES:
+        calls += [
+            attention("lengths", b=8, used=lengths, plain=plain),
+            attention("many queries, lengths", b=8, t=9, h=4, g=2, used=lengths, causal=1, plain=plain),
+            attention("a ring", b=8, h=6, g=2, used=turned, causal=1, window=40, layout=1, plain=plain),
+            attention("a ring, hostile lengths", b=8, used=lengths, causal=1, window=9, layout=1, sinks=3, plain=plain),
+            attention("a chunk in a ring", b=8, t=7, h=6, g=2, used=turned, causal=1, window=30, layout=1, sinks=4,
+                      plain=plain),
+            attention("a chunk in a ring, in blocks", b=8, t=19, h=2, g=2, used=turned, causal=1, window=17, layout=1,
+                      sinks=4, plain=plain),
+            attention("a ring, not causal", b=8, t=3, used=turned, window=5, layout=1, sinks=1, plain=plain),
+            attention("a window behind sinks", b=8, t=3, used=lengths, causal=1, window=5, sinks=4, plain=plain),
+            attention("sinks beyond the cache", b=8, t=3, used=lengths, causal=1, window=5, sinks=2**31 - 1,
+                      plain=plain),
+            attention("splits", h=3, length=3000, d=64, plain=plain),
+            attention("splits, many queries", t=40, h=2, length=2500, d=64, causal=1, plain=plain),
+            attention("a window that skips much", t=33, length=2500, d=32, causal=1, window=70, sinks=5, plain=plain),
+            attention("soft cap", t=20, softcap=3.0, factor=10.0, causal=1, plain=plain),
+            attention("soft cap, one query", h=4, softcap=0.5, plain=plain),
+            attention("bias of KV heads", b=2, h=6, g=2, t=12, bias=(2, 2, 1, 40), causal=1, plain=plain),
+            attention("bias of all", b=2, h=6, g=2, t=12, bias=(2, 6, 12, 40), masked="some", plain=plain),
+            attention("rows that see nothing", t=20, bias=(1, 1, 20, 40), masked="rows", plain=plain),
+            attention("no slots", b=2, length=0, plain=plain),
+            attention("no queries", t=0, plain=plain),
+            attention("no items", b=0, plain=plain),
+            attention("other types", t=3, h=4, dtype="float16", bias_dtype="bfloat16", plain=plain),
+        ]  # fmt: skip
+    for d, t in itertools.product((1, 3, 15, 17, 33, 64, 96, 128, 260, 512), (1, 21)):
+        calls.append(attention(f"D={d}, {t} queries", d=d, t=t, h=3, length=70, causal=1, plain="float32"))
+        calls.append(attention(f"D={d}, {t} queries", d=d, t=t, h=2, length=35, causal=1, plain="float16"))
+    for h, t in ((15, 1), (16, 1), (17, 1), (5, 3), (4, 4), (1, 97), (97, 1), (3, 65)):
+        calls.append(attention(f"{h} heads, {t} queries", h=h, t=t, length=140, causal=1, plain="float32"))
+    return calls
+
+
 def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
     """What is wrong with the outputs; nothing if they are as near as float32 products and sums must be."""
     wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.inputs]
@@ -142,20 +203,26 @@ def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
     attributes, q = call.attributes, wide[0]
     factor = attributes["scale"] or 1 / math.sqrt(q.shape[3])
 
-    def most(which: str, at: int) -> float:
+    is_plain = call.op_type == "TrtcKVAttentionPlain"
+
+    def most(which: str) -> float:
         """The largest size of what a code stands for, before its two parts are added."""
+        if is_plain:
+            rows = wide[1 if which == "k" else 2]
+            return float(rows.abs().max()) if rows.numel() else 0.0
+        at = 1 if which == "k" else 4
         code, steps, minima = call.inputs[at], wide[at + 1], wide[at + 2]
         if code.numel() == 0:
             return 0.0
         return float((2 ** int(attributes[f"{which}_bits"]) - 1) * steps.abs().max() + minima.abs().max())
 
-    products = float(q.norm(dim=3).max()) * most("k", 1) * factor if q.numel() else 0.0
-    added = wide[8][wide[8].isfinite()]
+    products = float(q.norm(dim=3).max()) * most("k") * factor if q.numel() else 0.0
+    added = wide[-1][wide[-1].isfinite()]
     largest = products + (float(added.abs().max()) if added.numel() else 0.0)
     slack = 8 * 2.0**-24 * (1 + largest)
     for name, found, wanted, bound in (
         ("lse", lse, wanted_lse, slack),
-        ("y", y, wanted_y, (slack + 2.0**-20) * most("v", 4)),
+        ("y", y, wanted_y, (slack + 2.0**-20) * most("v")),
     ):
         values = found.double().numpy()
         if values.shape != wanted.shape:

@@ -1,6 +1,6 @@
 """KVQuantize, KVDequantize and KVAttention in ONNX Runtime: hard calls, against the reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tests.native.kv_cases import (
     attention_problem,
     dequantize_call,
     exact_problem,
+    plain_calls,
     quantize_calls,
 )
 from trt_compress.plugins.library import Library
@@ -76,9 +77,10 @@ def run(call: Call, library: Library, types: Sequence[torch.dtype], *, threads: 
     return [torch.from_numpy(np.asarray(one)).to(dtype) for one, dtype in zip(found, types, strict=True)]
 
 
-def test_attention(native_library: Library) -> None:
+@pytest.mark.parametrize("calls", [attention_calls, plain_calls], ids=["codes", "plain"])
+def test_attention(calls: Callable[[], list[Call]], native_library: Library) -> None:
     wrong = {}
-    for call in attention_calls():
+    for call in calls():
         y, lse = run(call, native_library, (call.inputs[0].dtype, torch.float32))
         problem = attention_problem(call, y, lse)
         if problem:
@@ -143,6 +145,9 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library:
         ({"h": 3, "g": 2}, {}, "q has H=3 heads and the cache G=2 KV heads; H must be a multiple of G."),
         ({"bias": (1, 1, 1, 3)}, {}, "bias has shape [1, 1, 1, 3]; it must be [1, 1 | 2, 1, 1 | 40]"),
         ({}, {"k_bits": 3}, "k_bits=3 is not known; give one of 8, 4, 2."),
+        ({"plain": "float16", "h": 3, "g": 2}, {}, "q has H=3 heads and the cache G=2 KV heads; H must be a multiple"),
+        ({}, {"layout": 1, "sinks": 40}, "sinks=40 is out of range; a ring of L=40 slots allows 0..39."),
+        ({}, {"softcap": float("inf")}, "softcap=inf is not allowed; give a positive number, or 0 for no cap."),
         ({}, {"k_group": 7}, "k_group=7 does not divide L=40; give 0 (all of it) or a divisor."),
     ],
 )

@@ -1,6 +1,7 @@
 """KVQuantize, KVDequantize, KVAttention in the emulation: hard calls, against the reference; what is refused."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.native.kv_cases import (
     attention_problem,
     dequantize_call,
     exact_problem,
+    plain_calls,
     quantize_calls,
 )
 from trt_compress.errors import PluginError
@@ -28,12 +30,15 @@ from trt_compress.tools.gpu.guarded import Tensor as Described
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 NOTHING = torch.zeros(0, dtype=torch.uint8).numpy()
 MOST_TOKENS = 300  # of a call here: the emulation is slow
+MOST_PLAIN_QUERIES = 64
 AXES = dict.fromkeys("BHGTLD", 1)
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    assert all((PLUGINS / name / "cuda_op.cpp").is_file() for name in ("kv_attention", "kv_quantize", "kv_dequantize"))
+    assert all(
+        (PLUGINS / name / "cuda_op.cpp").is_file() for name in ("kv_attention", "kv_attention_plain", "kv_quantize")
+    )
     return cuda_library(tmp_path_factory.mktemp("emulated"), ["-O2"])
 
 
@@ -53,9 +58,12 @@ def _tensor(raw: Bytes, described: Described) -> Tensor:
     ].reshape(described.shape)
 
 
-def test_attention(emulated: Path) -> None:
+@pytest.mark.parametrize("calls", [attention_calls, plain_calls], ids=["codes", "plain"])
+def test_attention(calls: Callable[[], list[Call]], emulated: Path) -> None:
     wrong = {}
-    for call in attention_calls():
+    for call in calls():
+        if call.op_type == "TrtcKVAttentionPlain" and math.prod(call.inputs[0].shape[:3]) > MOST_PLAIN_QUERIES:
+            continue
         if call.inputs[1].shape[2] > MOST_TOKENS and "splits" not in call.name and "one query" not in call.name:
             continue
         found, problem = run(call, emulated)
@@ -116,7 +124,8 @@ def attention_of(length: int, d: int, *, k_group: int = 0, v_group: int = 0) -> 
     ]
     outputs = [described("y", "float32", 1, 1, 1, d), described("lse", "float32", 1, 1, 1)]
     formats = {"k_bits": 8, "k_axis": 0, "k_group": k_group, "v_bits": 8, "v_axis": 1, "v_group": v_group}
-    return huge("TrtcKVAttention", inputs, outputs, **formats, scale=0.0, causal=0, window=0)
+    attending = {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0}
+    return huge("TrtcKVAttention", inputs, outputs, **formats, **attending)
 
 
 def quantize_of(length: int, d: int, *, axis: int, group: int, heads: int = 1) -> Case:

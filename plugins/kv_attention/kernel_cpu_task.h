@@ -1,0 +1,549 @@
+// KVAttention on the CPU: one task, some queries of a KV head over one split of its cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/simd_math.h"
+#include "kv_attention/kernel_cpu_blocks.h"
+#include "kv_attention/kernel_cpu_plan.h"
+#include "kv_attention/kernel_cpu_rows.h"
+
+namespace trtc::kv_attention
+{
+
+namespace cpu
+{
+//! One split of the queries of one task.
+class Task
+{
+public:
+    Task(Plan const& plan, Tensors const& tensors, int64_t index, float* workspace, int64_t scratch)
+        : mPlan(plan)
+        , mSizes(plan.sizes)
+        , mTensors(tensors)
+        , mScratch(plan, workspace + plan.scratchStart() + scratch * plan.scratchFloats)
+    {
+        int64_t const unit = index / plan.splits;
+        mHead = unit / plan.rowUnits;
+        mRowUnit = unit % plan.rowUnits;
+        mNumRows = plan.rowsOf(mRowUnit);
+        mHighest = workspace + index * plan.partFloats;
+        mTotal = mHighest + plan.unitRows;
+        mSums = mTotal + plan.unitRows;
+        std::fill_n(mHighest, mNumRows, -std::numeric_limits<float>::infinity());
+        std::fill_n(mTotal, mNumRows, 0.0F);
+        std::fill_n(mSums, mNumRows * plan.values.padded, 0.0F);
+        int64_t low = mSizes.length;
+        int64_t high = 0;
+        for (int64_t row = 0; row < mNumRows; ++row)
+        {
+            for (Span const& span : spansOf(row).of)
+            {
+                low = span.isEmpty() ? low : std::min(low, span.first);
+                high = span.isEmpty() ? high : std::max(high, span.last);
+            }
+        }
+        int64_t const share = roundUp((std::max<int64_t>(high - low, 0) + plan.splits - 1) / plan.splits, kTILE);
+        mBegin = low + index % plan.splits * share;
+        mEnd = std::min(mBegin + share, high);
+    }
+
+    void run()
+    {
+        if (mBegin >= mEnd)
+        {
+            return;
+        }
+        loadQueries();
+        listGroups(mPlan.keys, mScratch.keyGroups);
+        listGroups(mPlan.values, mScratch.valueGroups);
+        for (int64_t begin = mBegin; begin < mEnd; begin += mPlan.chunk)
+        {
+            int64_t const count = std::min(mPlan.chunk, mEnd - begin);
+            if (!isSeen(begin, count))
+            {
+                continue;
+            }
+            mPlan.isWide ? multiplyKeysInBlocks(begin, count) : multiplyKeys(begin, count);
+            for (int64_t row = 0; row < mNumRows; ++row)
+            {
+                weigh(row, begin, count);
+            }
+            mPlan.isWide ? addValuesInBlocks(begin, count) : addValues(begin, count);
+        }
+    }
+
+private:
+    int64_t item() const
+    {
+        return mHead / mSizes.kvHeads;
+    }
+
+    //! The place of a row among those of its KV head.
+    int64_t placeOf(int64_t row) const
+    {
+        return mPlan.placeOf(mRowUnit, row);
+    }
+
+    Spans spansOf(int64_t row) const
+    {
+        return mSizes.sight.spans(mTensors.length[item()], placeOf(row) % mSizes.queries);
+    }
+
+    //! Whether some query sees one of these slots.
+    bool isSeen(int64_t begin, int64_t count) const
+    {
+        for (int64_t row = 0; row < mNumRows; ++row)
+        {
+            for (Span const& span : spansOf(row).of)
+            {
+                if (!span.isEmpty() && span.first < begin + count && span.last > begin)
+                {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+
+    void loadQueries()
+    {
+        Side const& side = mPlan.keys;
+        std::fill_n(mScratch.q, mNumRows * side.padded, 0.0F);
+        for (int64_t row = 0; row < mNumRows; ++row)
+        {
+            // Rows of a KV head follow each other in q.
+            int64_t const at = (mHead * mSizes.rows() + placeOf(row)) * mSizes.width;
+            loadRow(side, mScratch.q + row * side.padded, mTensors.q, mTensors.type, at);
+        }
+        std::fill_n(mScratch.constants, mNumRows, 0.0F);
+    }
+
+    static void listGroups(Side const& side, int32_t* groups)
+    {
+        bool const areOfTokens = side.format.byToken && !side.format.isFloat() && !side.isCut;
+        for (int64_t i = 0; areOfTokens && i < side.parts * side.blocks; ++i)
+        {
+            groups[i] = static_cast<int32_t>(side.groupOf(i / side.blocks, i % side.blocks));
+        }
+    }
+
+    //! The row of a slot, as it lies in memory.
+    template <int32_t kKIND>
+    typename Row<kKIND>::Element const* rowAt(Cache const& cache, Side const& side, int64_t slot) const
+    {
+        int64_t const offset = (mHead * mSizes.length + slot) * side.format.rowBytes();
+        return reinterpret_cast<typename Row<kKIND>::Element const*>(static_cast<char const*>(cache.rows) + offset);
+    }
+
+    //! The scales of `count` tokens from `slot`, as they lie in memory.
+    void loadTokenScales(Cache const& cache, Side const& side, int64_t slot, int64_t count)
+    {
+        int64_t const columns = side.format.scaleColumns();
+        int64_t const offset = mHead * side.format.numScales() + slot * columns;
+        loadScales(mScratch.scale, cache.scale, cache.scaleType, offset, count * columns);
+        loadScales(mScratch.minimum, cache.minimum, cache.scaleType, offset, count * columns);
+    }
+
+    //! The scales of the group of tokens that `slot` is in, by channel; zero where vectors are padded.
+    void loadChannelScales(Cache const& cache, Side const& side, int64_t slot)
+    {
+        int64_t const offset = mHead * side.format.numScales() + slot / side.format.group * side.format.scaleColumns();
+        std::fill_n(mScratch.scale, side.padded, 0.0F);
+        std::fill_n(mScratch.minimum, side.padded, 0.0F);
+        loadRow(side, mScratch.scale, cache.scale, cache.scaleType, offset);
+        loadRow(side, mScratch.minimum, cache.minimum, cache.scaleType, offset);
+    }
+
+    //! A tile as floats, for groups that cut vectors.
+    void makePlain(Cache const& cache, Side const& side, int64_t slot, int64_t count)
+    {
+        kv::Format const& format = side.format;
+        dispatchFloat(cache.scaleType,
+            [&](auto tag)
+            {
+                using T = typename decltype(tag)::Type;
+                int64_t const columns = format.scaleColumns();
+                int64_t const offset = mHead * format.numScales() + slot * columns;
+                auto const* scale = static_cast<T const*>(cache.scale) + offset;
+                auto const* minimum = static_cast<T const*>(cache.minimum) + offset;
+                for (int64_t token = 0; token < count; ++token)
+                {
+                    uint8_t const* const row = rowAt<8>(cache, side, slot + token);
+                    float* const to = mScratch.rows + token * side.padded;
+                    std::fill(to + format.width, to + side.padded, 0.0F);
+                    for (int64_t channel = 0; channel < format.width; ++channel)
+                    {
+                        int64_t const part = channel / format.rowBytes();
+                        uint32_t const code =
+                            codeOf(row[channel % format.rowBytes()], static_cast<int32_t>(part), format.bits);
+                        int64_t const group = channel / format.group;
+                        to[channel] = static_cast<float>(code) * toFloat(scale[group]) + toFloat(minimum[group]);
+                    }
+                    scale += columns;
+                    minimum += columns;
+                }
+            });
+    }
+
+    //! The query with the scales of the keys in it, and what their minima add.
+    void scaleQueries()
+    {
+        Side const& side = mPlan.keys;
+        for (int64_t row = 0; row < mNumRows; ++row)
+        {
+            FloatVector sum{};
+            for (int64_t i = 0; i < side.padded; i += kLANES)
+            {
+                FloatVector const query = load(mScratch.q + row * side.padded + i);
+                store(mScratch.scaledQ + row * side.padded + i, query * load(mScratch.scale + i));
+                sum += query * load(mScratch.minimum + i);
+            }
+            mScratch.constants[row] = sumOf(sum);
+        }
+    }
+
+    //! Brings in what a tile from `slot` on needs: scales, or its rows made floats. `isFirst` in its chunk.
+    void prepareTile(Cache const& cache, Side const& side, int64_t slot, int64_t count, bool isFirst)
+    {
+        if (side.format.isFloat())
+        {
+            return;
+        }
+        if (side.isCut)
+        {
+            makePlain(cache, side, slot, count);
+        }
+        else if (side.format.byToken)
+        {
+            loadTokenScales(cache, side, slot, count);
+        }
+        else if (isFirst || slot % side.format.group == 0)
+        {
+            loadChannelScales(cache, side, slot);
+        }
+    }
+
+    //! Slots from `slot` on that one tile may have: they share a group of tokens where there are some.
+    static int64_t tileOf(Side const& side, int64_t slot, int64_t left, int64_t most)
+    {
+        bool const isGrouped = !side.format.isFloat() && !side.format.byToken;
+        return std::min({left, most, isGrouped ? side.format.group - slot % side.format.group : left});
+    }
+
+    void multiplyKeys(int64_t begin, int64_t count)
+    {
+        Side const& side = mPlan.keys;
+        Cache const& cache = mTensors.keys;
+        bool const isScaled = !side.format.isFloat() && !side.format.byToken;
+        int64_t length = 0;
+        for (int64_t at = 0; at < count; at += length)
+        {
+            int64_t const slot = begin + at;
+            length = tileOf(side, slot, count - at, isScaled ? count : kTILE);
+            prepareTile(cache, side, slot, length, at == 0);
+            if (isScaled)
+            {
+                scaleQueries();
+            }
+            TokenScales const scales{mScratch.scale, mScratch.minimum, side.groups(), mScratch.keyGroups};
+            forBlocks(mNumRows,
+                [&](int64_t row, auto numRows)
+                {
+                    constexpr int32_t kROWS = decltype(numRows)::value;
+                    float const* const q = (isScaled ? mScratch.scaledQ : mScratch.q) + row * side.padded;
+                    float const* const constants = mScratch.constants + row;
+                    float* const to = mScratch.logits + row * kCHUNK + at;
+                    dispatchKind(side.isCut ? kMADE : side.kind,
+                        [&](auto kind)
+                        {
+                            constexpr int32_t kKIND = decltype(kind)::value;
+                            if constexpr (kKIND == kMADE)
+                            {
+                                dot<kMADE, kROWS, false>(
+                                    side, mScratch.rows, side.padded, length, scales, q, constants, to);
+                            }
+                            else
+                            {
+                                auto function = &dot<kKIND, kROWS, false>;
+                                if constexpr (kKIND <= 8)
+                                {
+                                    function = isScaled ? function : &dot<kKIND, kROWS, true>;
+                                }
+                                function(side, rowAt<kKIND>(cache, side, slot), side.width, length, scales, q,
+                                    constants, to);
+                            }
+                        });
+                });
+        }
+    }
+
+    //! A tile as floats, [count, padded]: in the cache, or made in scratch memory.
+    float const* rowsOf(Cache const& cache, Side const& side, int64_t slot, int64_t count)
+    {
+        if (side.isReady())
+        {
+            return rowAt<kFLOAT>(cache, side, slot);
+        }
+        TokenScales const scales{mScratch.scale, mScratch.minimum, side.groups(),
+            &side == &mPlan.keys ? mScratch.keyGroups : mScratch.valueGroups};
+        dispatchKind(side.isCut ? kMADE : side.kind,
+            [&](auto kind)
+            {
+                constexpr int32_t kKIND = decltype(kind)::value;
+                if constexpr (kKIND <= 8)
+                {
+                    makeRows<kKIND>(side, rowAt<kKIND>(cache, side, slot), side.width, count,
+                        side.format.byToken ? &scales : nullptr, mScratch.scale, mScratch.minimum, mScratch.rows);
+                }
+                else if constexpr (kKIND != kMADE)
+                {
+                    copyRows<kKIND>(side, rowAt<kKIND>(cache, side, slot), side.width, count, mScratch.rows);
+                }
+            });
+        return mScratch.rows;
+    }
+
+    void multiplyKeysInBlocks(int64_t begin, int64_t count)
+    {
+        Side const& side = mPlan.keys;
+        Cache const& cache = mTensors.keys;
+        int64_t length = 0;
+        for (int64_t at = 0; at < count; at += length)
+        {
+            int64_t const slot = begin + at;
+            length = tileOf(side, slot, count - at, kTILE);
+            prepareTile(cache, side, slot, length, at == 0);
+            if (side.format.isFloat())
+            {
+                dispatchKind(side.kind,
+                    [&](auto kind)
+                    {
+                        constexpr int32_t kKIND = decltype(kind)::value;
+                        if constexpr (kKIND > 8 && kKIND != kMADE)
+                        {
+                            turnRows<kKIND>(
+                                side, rowAt<kKIND>(cache, side, slot), side.width, length, mScratch.turnedRows);
+                        }
+                    });
+            }
+            else
+            {
+                Side const made = side.made();
+                turnRows<kMADE>(made, rowsOf(cache, side, slot, length), side.padded, length, mScratch.turnedRows);
+            }
+            forWideBlocks(mNumRows,
+                [&](int64_t row, auto numRows)
+                {
+                    multiplyTurned<decltype(numRows)::value>(mScratch.q + row * side.padded, side.padded,
+                        mScratch.turnedRows, length, mScratch.logits + row * mPlan.chunk + at, mPlan.chunk);
+                });
+        }
+    }
+
+    void addValuesInBlocks(int64_t begin, int64_t count)
+    {
+        Side const& side = mPlan.values;
+        int64_t length = 0;
+        for (int64_t at = 0; at < count; at += length)
+        {
+            int64_t const slot = begin + at;
+            length = tileOf(side, slot, count - at, kTILE);
+            prepareTile(mTensors.values, side, slot, length, at == 0);
+            float const* const rows = rowsOf(mTensors.values, side, slot, length);
+            forWideBlocks(mNumRows,
+                [&](int64_t row, auto numRows)
+                {
+                    addWeighted<decltype(numRows)::value>(mScratch.logits + row * mPlan.chunk + at, mPlan.chunk, rows,
+                        side.padded, length, mSums + row * side.padded);
+                });
+        }
+    }
+
+    //! Turns the products of one query into weights, relative to the largest so far.
+    void weigh(int64_t row, int64_t begin, int64_t count)
+    {
+        float* const weights = mScratch.logits + row * mPlan.chunk;
+        float const nothing = -std::numeric_limits<float>::infinity();
+        int64_t const full = roundUp(count, kLANES);
+        int64_t const place = placeOf(row);
+        int64_t const head = mHead % mSizes.kvHeads * mSizes.repeats() + place / mSizes.queries;
+        int64_t const offset = mSizes.bias.offset(item(), head, place % mSizes.queries);
+        dispatchFloat(mTensors.biasType,
+            [&](auto tag)
+            {
+                using T = typename decltype(tag)::Type;
+                auto const* const bias = static_cast<T const*>(mTensors.bias) + offset;
+                if (mSizes.bias.slot == 0)
+                {
+                    std::fill_n(mScratch.bias, full, toFloat(*bias));
+                }
+                else
+                {
+                    toFloats(mScratch.bias, bias + begin, count);
+                    std::fill(mScratch.bias + count, mScratch.bias + full, 0.0F);
+                }
+            });
+        FloatVector highest = broadcast(nothing);
+        for (int64_t i = 0; i < full; i += kLANES)
+        {
+            FloatVector logit = load(weights + i) * mSizes.scale;
+            if (mSizes.softcap > 0.0F)
+            {
+                logit = hyperbolicTangent(logit / mSizes.softcap) * mSizes.softcap;
+            }
+            store(weights + i, logit + load(mScratch.bias + i));
+        }
+        // Slots that this query does not see.
+        int64_t seen = 0;
+        for (Span const& span : spansOf(row).of)
+        {
+            if (!span.isEmpty())
+            {
+                int64_t const first = std::clamp<int64_t>(span.first - begin, seen, count);
+                std::fill(weights + seen, weights + first, nothing);
+                seen = std::clamp<int64_t>(span.last - begin, first, count);
+            }
+        }
+        std::fill(weights + seen, weights + full, nothing);
+        for (int64_t i = 0; i < full; i += kLANES)
+        {
+            highest = larger(load(weights + i), highest);
+        }
+        float const before = mHighest[row];
+        float const now = std::max(before, largestOf(highest));
+        float const reference = std::max(now, kLOWEST);
+        FloatVector sum{};
+        for (int64_t i = 0; i < full; i += kLANES)
+        {
+            FloatVector const weight = exponential(load(weights + i) - reference);
+            store(weights + i, weight);
+            sum += weight;
+        }
+        if (now > before)
+        {
+            float const shrink = std::exp(before - reference);
+            float* const sums = mSums + row * mPlan.values.padded;
+            for (int64_t i = 0; i < mPlan.values.padded; i += kLANES)
+            {
+                store(sums + i, load(sums + i) * shrink);
+            }
+            mTotal[row] *= shrink;
+            mHighest[row] = now;
+        }
+        mTotal[row] += sumOf(sum);
+    }
+
+    void addValues(int64_t begin, int64_t count)
+    {
+        Side const& side = mPlan.values;
+        Cache const& cache = mTensors.values;
+        int64_t length = 0;
+        for (int64_t at = 0; at < count; at += length)
+        {
+            int64_t const slot = begin + at;
+            length = tileOf(side, slot, count - at, kTILE);
+            prepareTile(cache, side, slot, length, at == 0);
+            forBlocks(mNumRows,
+                [&](int64_t row, auto numRows)
+                {
+                    constexpr int32_t kROWS = decltype(numRows)::value;
+                    float* const sums = mSums + row * side.padded;
+                    Weights const weights = weightsOf<kROWS>(row, at, length);
+                    dispatchKind(side.isCut ? kMADE : side.kind,
+                        [&](auto kind)
+                        {
+                            constexpr int32_t kKIND = decltype(kind)::value;
+                            if constexpr (kKIND == kMADE)
+                            {
+                                accumulate<kMADE, kROWS>(side, mScratch.rows, side.padded, length, weights, sums);
+                            }
+                            else
+                            {
+                                accumulate<kKIND, kROWS>(
+                                    side, rowAt<kKIND>(cache, side, slot), side.width, length, weights, sums);
+                            }
+                        });
+                });
+        }
+    }
+
+    //! The weights of kROWS queries for a tile, with the scales of the values in them where they can be.
+    template <int32_t kROWS>
+    Weights weightsOf(int64_t row, int64_t at, int64_t count)
+    {
+        Side const& side = mPlan.values;
+        float const* const plain = mScratch.logits + row * kCHUNK + at;
+        if (side.isCut || side.format.isFloat())
+        {
+            return {plain, 0, kCHUNK, nullptr, nullptr, nullptr, nullptr, nullptr};
+        }
+        if (!side.format.byToken)
+        {
+            for (int32_t i = 0; i < kROWS; ++i)
+            {
+                float total = 0.0F;
+                for (int64_t token = 0; token < count; ++token)
+                {
+                    total += plain[i * kCHUNK + token];
+                }
+                mScratch.starts[i] = total;
+            }
+            return {plain, 0, kCHUNK, nullptr, nullptr, mScratch.scale, mScratch.minimum, mScratch.starts};
+        }
+        int64_t const groups = side.groups();
+        int64_t const full = roundUp(count, kLANES);
+        for (int64_t group = 0; group < groups; ++group)
+        {
+            turn(mScratch.minimum + group, groups, count, full);
+            for (int32_t i = 0; i < kROWS; ++i)
+            {
+                FloatVector sum{};
+                for (int64_t token = 0; token < full; token += kLANES)
+                {
+                    sum += load(plain + i * kCHUNK + token) * load(mScratch.turned + token);
+                }
+                mScratch.starts[group * kROWS + i] = sumOf(sum);
+            }
+            turn(mScratch.scale + group, groups, count, full);
+            for (int32_t i = 0; i < kROWS; ++i)
+            {
+                float* const to = mScratch.weights + (group * kROWS + i) * kTILE;
+                for (int64_t token = 0; token < full; token += kLANES)
+                {
+                    store(to + token, load(plain + i * kCHUNK + token) * load(mScratch.turned + token));
+                }
+            }
+        }
+        return {
+            mScratch.weights, kROWS * kTILE, kTILE, mScratch.valueGroups, mScratch.starts, nullptr, nullptr, nullptr};
+    }
+
+    //! Every `step`-th number, then zeros.
+    void turn(float const* from, int64_t step, int64_t count, int64_t full)
+    {
+        for (int64_t i = 0; i < count; ++i)
+        {
+            mScratch.turned[i] = from[i * step];
+        }
+        std::fill(mScratch.turned + count, mScratch.turned + full, 0.0F);
+    }
+
+    Plan const& mPlan;
+    Sizes const& mSizes;
+    Tensors const& mTensors;
+    Plan::Scratch mScratch;
+    int64_t mHead; //!< of the keys and values, over all items
+    int64_t mRowUnit;
+    int64_t mNumRows;
+    int64_t mBegin; //!< slots of this split
+    int64_t mEnd;
+    float* mHighest;
+    float* mTotal;
+    float* mSums;
+};
+} // namespace cpu
+
+} // namespace trtc::kv_attention

@@ -1,0 +1,114 @@
+// What the blocks and warps of KVAttention share: the problem, how lanes divide a tile, shared memory.
+#pragma once
+
+#include "kv_attention/packed_side.cuh"
+
+namespace trtc::kv_attention::gpu
+{
+
+constexpr int32_t kWARPS = 4;
+constexpr float kLOWEST = -3.0e38F; // stands for the maximum of nothing
+
+struct Problem
+{
+    int64_t rows; //!< queries of one KV head
+    int64_t rowBlocks;
+    int32_t width;
+    int32_t length;
+    int32_t kvHeads;
+    int32_t splits;
+    int64_t repeats;
+    int64_t queries;
+    float scale;
+    Side keys;
+    Side values;
+    void const* q;
+    DType type;
+    void const* bias;
+    DType biasType;
+    BiasSteps biasSteps;
+    float softcap; //!< 0: none
+    Sight sight;
+    int64_t const* lengths;
+    void* y;
+    float* lse;
+    float* sums;  //!< of the splits: [units, splits, kROWS, width]; null: one split, which writes y
+    float* stats; //!< [units, splits, kROWS, 2], maximum and sum of the weights
+};
+
+//! `value`, of which the compiler may not know that it is the same in every turn of a loop: what follows from it then
+//! stays inside of the loop, and does not fill registers outside.
+__device__ inline int32_t opaque(int32_t value)
+{
+#if TRTC_DEVICE_ARCH > 0
+    asm volatile("" : "+r"(value));
+#endif
+    return value;
+}
+
+//! What the lanes of one warp have in hand. kLANES lanes share a slot; each has kRUNS runs of its codes.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
+struct Shape
+{
+    static constexpr int32_t kBATCH = 32 / kROWS;                                          // slots of a lane in a tile
+    static constexpr int32_t kTILE = kBATCH * (static_cast<int32_t>(kWARP_SIZE) / kLANES); // slots of a warp
+    static constexpr int32_t kSTEP = kROWS == 1 ? 8 : 4;      // slots of a lane whose products are in registers
+    static constexpr int32_t kMINE = kBATCH * kROWS / kLANES; // products that a lane turns into weights
+    static constexpr int32_t kMY_ROWS = kROWS < kMINE ? kROWS : kMINE;       // queries that these are of
+    static constexpr int32_t kROW_LANES = kROWS > kMINE ? kROWS / kMINE : 1; // lanes that have all queries
+    static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN; // codes of a slot, with room for more than D
+};
+
+template <typename S, int32_t kROWS, int32_t kRUNS>
+struct Shared
+{
+    float q[kROWS][S::kWIDTH];
+    union
+    {
+        float scaledQ[kWARPS][kROWS][S::kWIDTH]; //!< with the scales of one group of tokens in them
+        float sums[kWARPS][kROWS][S::kWIDTH];
+    };
+    float weights[kWARPS][S::kTILE * kROWS];
+    float factors[kWARPS][kROWS];
+    float highest[kWARPS][kROWS];
+    float totals[kWARPS][kROWS];
+    float constants[kWARPS][kROWS];   //!< what the minima of a group add
+    int32_t keyGroups[S::kWIDTH / 2]; //!< of pairs of codes, where Side::isUniform
+    int32_t valueGroups[S::kWIDTH / 2];
+    HeadData keys; //!< here, as addresses in registers would be there for as long as the walk
+    HeadData values;
+    int64_t bias[kROWS];
+    int32_t first[kROWS][kSPANS]; //!< of the slots that each query sees
+    int32_t last[kROWS][kSPANS];
+};
+
+//! Sums over kLANES lanes of kCOUNT numbers of each. Afterwards the first kCOUNT / kLANES of a lane are whole, or the
+//! first one if there are fewer numbers than lanes; they are number lane * kCOUNT / kLANES and on.
+template <int32_t kLANES, int32_t kCOUNT>
+__device__ void exchange(float (&sums)[kCOUNT])
+{
+    int32_t left = kCOUNT;
+#pragma unroll
+    for (int32_t offset = kLANES / 2; offset > 0; offset /= 2)
+    {
+        if (left == 1)
+        {
+            sums[0] += __shfl_xor_sync(kFULL_MASK, sums[0], offset);
+            continue;
+        }
+        left /= 2;
+        bool const isUpper = (threadIdx.x & static_cast<uint32_t>(offset)) != 0U;
+#pragma unroll
+        for (int32_t i = 0; i < kCOUNT / 2; ++i)
+        {
+            if (i < left)
+            {
+                float const kept = isUpper ? sums[i + left] : sums[i];
+                float const sent = isUpper ? sums[i] : sums[i + left];
+                sums[i] = kept + __shfl_xor_sync(kFULL_MASK, sent, offset);
+            }
+        }
+    }
+}
+
+} // namespace trtc::kv_attention::gpu
