@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trt_compress.plugins.kv_sizes import CODES, SCALES, sizes_of
-from trt_compress.plugins.spec import AttributeSpec, OpSpec, Shapes, OperandSpec
+from trt_compress.plugins.spec import AttributeSpec, OperandSpec, OpSpec, Shapes
 
 MOST_WINDOW = 2**31 - 1  # so that numbers of slots less a window do not overflow
 

@@ -15,7 +15,7 @@ from trt_compress.plugins.kv_attention.spec import (
     flops,
     output_shapes,
 )
-from trt_compress.plugins.spec import OpSpec, OperandSpec
+from trt_compress.plugins.spec import OperandSpec, OpSpec
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
