@@ -1,16 +1,20 @@
 """The README is true: its tables are up to date, and what it shows runs."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
+from tests.typed_commands import Typed
 from trt_compress.tools import gen_tables
 
 ROOT = Path(__file__).parents[1]
+OURS = "trt-compress "
+LONG = 600.0  # seconds, for a machine that has much else to do
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "plugins/README.md", "docs/figures.md", "docs/jetson.md")
@@ -48,17 +52,33 @@ def test_an_unknown_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("language", "command"), [("bash", ["bash", "-euc"]), ("python", [sys.executable, "-c"])])
-def test_what_the_readme_shows_runs(tmp_path: Path, language: str, command: list[str]) -> None:
-    shown = blocks(language)
+def test_what_the_readme_types_runs(tmp_path: Path, commands: Typed) -> None:
+    """Block after block in one folder: commands of ours are typed, what stands between them is the shell's."""
+    installed = [str(Path(sys.executable).parent / "trt-compress"), "--version"]
+    assert subprocess.run(installed, check=True, capture_output=True, text=True).stdout
+    shown = blocks("bash")
     assert shown
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in shown:
-        done = subprocess.run(
-            [*command, block], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+        said = ""
+        for is_ours, lines in groupby(block.splitlines(), lambda line: line.startswith(OURS)):
+            if not is_ours:
+                shell = ["bash", "-euc", "\n".join(lines)]
+                said += subprocess.run(shell, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+                continue
+            for line in lines:
+                done = commands(*shlex.split(line)[1:], folder=tmp_path, within=LONG)
+                assert done.code == 0, f"{line}: {done.err}"
+                said += done.out
+        assert said
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, commands: Typed) -> None:
+    shown = blocks("python")
+    assert shown
+    for block in shown:
+        done = commands("python", block, folder=tmp_path, within=LONG)
+        assert done.code == 0, done.err
+        assert done.out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

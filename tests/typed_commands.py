@@ -35,8 +35,15 @@ HEAVY = (
     "trt_compress.tools.reporting",
     "trt_compress.tools.report.tables",
     "trt_compress.runtime.stream.pictures",
+    "trt_compress.runtime.backends.ort",
+    "onnxruntime",
+    "trt_compress.export.pipeline",
+    "trt_compress.models.hosts.registry",
+    "timm",
+    "torch.onnx._internal.exporter._core",
+    "sklearn.datasets",
 )
-"""What the slow ones load, torch and ONNX Runtime with it."""
+"""What the slow ones load, torch and ONNX Runtime with it; what the command itself loads late counts too."""
 
 
 @dataclass(frozen=True, slots=True)

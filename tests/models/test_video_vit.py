@@ -25,6 +25,7 @@ from trt_compress.models.zoo.video_vit.model import WEIGHTS_FILE, build_video_vi
 from trt_compress.models.zoo.video_vit.score import TEST_CLIPS, dense_stream, score_stream
 from trt_compress.runtime import Bundle, Session
 
+TOGETHER = 20  # clips a batch: a test here says that they are streams of their own
 LEVELS = "static_reuse:keep_ratio=[0.25,1]"
 
 
@@ -282,7 +283,7 @@ def test_the_card_fits_the_weights() -> None:
 @pytest.mark.slow
 def test_the_accuracy_of_the_card_is_reached_again(model: VisionTransformer) -> None:
     card: dict[str, Any] = video_vit_card()["accuracy"]["test"]
-    found = score_stream("test", TEST_CLIPS, lambda: dense_stream(model))
+    found = score_stream("test", TEST_CLIPS, lambda: dense_stream(model), together=TOGETHER)
     assert found["frames"] == card["frames"]
     for part in ("digit", "place", "both"):
         assert found[part] == pytest.approx(card[part], abs=2e-3)
@@ -293,7 +294,7 @@ def test_reuse_costs_at_most_a_point(model: VisionTransformer) -> None:
     few, dense = video_vit.attach(model, parse_spec(LEVELS))
 
     def start() -> Any:
-        states = [torch.from_numpy(initial_state(state, {"batch": 1})) for state in few.states]
+        states = [torch.from_numpy(initial_state(state, {"batch": TOGETHER})) for state in few.states]
         graphs = iter([dense])
 
         def step(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -303,5 +304,5 @@ def test_reuse_costs_at_most_a_point(model: VisionTransformer) -> None:
 
         return step
 
-    reused = score_stream("test", TEST_CLIPS, start)
+    reused = score_stream("test", TEST_CLIPS, start, together=TOGETHER)
     assert reused["both"] >= video_vit_card()["accuracy"]["test"]["both"] - 0.01

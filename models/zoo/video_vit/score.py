@@ -20,30 +20,34 @@ Stream = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], npt.
 """One step: frames [B, 3, 96, 96] to logits [B, 10] and centres [B, 2] as shares of the frame."""
 
 
-def score_stream(part: str, count: int, start: Callable[[], Stream]) -> dict[str, float]:
+def score_stream(part: str, count: int, start: Callable[[], Stream], *, together: int = 1) -> dict[str, float]:
     """Run clips of a part through a model frame by frame and count what it got right.
 
     Args:
         part: "validation" or "test".
         count: Clips; each begins with a fresh `start()`.
-        start: Gives the step function of a new stream.
+        start: Gives the step function of a new stream, or of `together` of them.
+        together: Clips a step, as one batch; `count` is a multiple.
 
     Returns:
         Shares of all frames: `digit` (class right), `place` (centre within 8 pixels), `both`; `place_error_pixels`.
     """
-    digit, place, both, errors = 0, 0, 0, 0.0
-    for index in range(count):
-        clip = make_clip(cast(Any, part), index, length=CLIP_LENGTH)
+    digit, place_right, both, errors = 0, 0, 0, 0.0
+    for first in range(0, count, together):
+        clips = [make_clip(cast(Any, part), first + place, length=CLIP_LENGTH) for place in range(together)]
+        frames = np.stack([as_input(clip.frames) for clip in clips], axis=1)
         step = start()
-        for frame, centre in zip(as_input(clip.frames), clip.centres, strict=True):
-            logits, found = step(frame[None])
-            error = float(np.hypot(*(found[0] * FRAME_SIZE - centre)))
-            right, near = int(logits[0].argmax()) == clip.digit, error <= NEAR_PIXELS
-            digit, place, both, errors = digit + right, place + near, both + (right and near), errors + error
+        for time, batch in enumerate(frames):
+            logits, found = step(batch)
+            for place, clip in enumerate(clips):
+                error = float(np.hypot(*(found[place] * FRAME_SIZE - clip.centres[time])))
+                right, near = int(logits[place].argmax()) == clip.digit, error <= NEAR_PIXELS
+                digit, place_right, both = digit + right, place_right + near, both + (right and near)
+                errors += error
     total = count * CLIP_LENGTH
     return {
         "digit": digit / total,
-        "place": place / total,
+        "place": place_right / total,
         "both": both / total,
         "place_error_pixels": errors / total,
         "frames": total,
