@@ -81,7 +81,8 @@ def calibrate(
         compress: Spec string, as `export_model` takes it; one of its methods takes an artifact that is not given there.
         output: The file of the artifact; one that is there is replaced.
         data: .npz file with an array for each input, samples along the first axis (with states, steps along the
-            second). Every fifth sample is held out, and the score is taken of these.
+            second). For a model that reads tokens it holds `prompt`, int64 [samples, tokens], and may hold `steps`
+            alike, which are read one by one behind it. Every fifth sample is held out, and the score is taken of these.
         tensors: In place of data, a .safetensors file or checkpoint with the tensors of the method.
         weights: As `export_model` takes it.
         license: What the artifact may be used for, as text; it stands in its card.
@@ -114,6 +115,7 @@ def calibrate(
     recipe = check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.calibration_data import ArchiveData
+    from trt_compress.export.calibration_text import reads_of, text_inputs
     from trt_compress.models.calibrate.observe import WatchedHost
     from trt_compress.models.compressors.calibration import Calibrated
     from trt_compress.models.compressors.registry import compressor_class
@@ -130,9 +132,10 @@ def calibrate(
         with open_regular(source) as file:
             sha256 = sha256_of_file(file)
     else:
-        watched = WatchedHost(host, recipe.compressors, number)
+        watched = WatchedHost(host, recipe.compressors, number, reads=reads_of(host))
         fed = [to for _, to in host.links]
-        with contextlib.closing(ArchiveData(source, watched.graphs(), fed)) as samples:
+        text = text_inputs(host, watched.graphs())
+        with contextlib.closing(ArchiveData(source, watched.graphs(), fed, text)) as samples:
             step(f"calibrating {spec.name}")
             found = method.calibrate(watched, samples.parts(), spec.config)
             sha256, count, held_out = samples.sha256, samples.count, samples.num_held_out

@@ -28,6 +28,7 @@ class ArchiveData:
             Samples run along the first axis; of a model with states steps along the second.
         graphs: Whose inputs they are.
         fed: Inputs that other graphs feed, as `graph.input`.
+        text: Of a model that reads tokens, the arrays in place of them, of which the first is needed.
 
     Attributes:
         count: Samples in it.
@@ -37,7 +38,13 @@ class ArchiveData:
         ConfigError: it cannot be read, lacks an array, or one does not fit.
     """
 
-    def __init__(self, path: Path, graphs: Sequence[GraphSpec], fed: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        graphs: Sequence[GraphSpec],
+        fed: Sequence[str] = (),
+        text: Sequence[TensorSpec] | None = None,
+    ) -> None:
         self._where = f"--data {shown(str(path))}"
         self._file = open_regular(path)
         with contextlib.ExitStack() as unless_whole:
@@ -46,7 +53,8 @@ class ArchiveData:
                 self.sha256, self._state = sha256_of_file(self._file), self._look()
                 self._file.seek(0)
                 self._rows = ArchivedRows(self._file)
-            self._inputs = self._named(graphs, fed)
+            self._values: dict[str, tuple[int, int]] = {}
+            self._inputs = self._named(graphs, fed) if text is None else self._named_text(text)
             self.count = self._counted()
             unless_whole.pop_all()
 
@@ -74,6 +82,9 @@ class ArchiveData:
                 for name, array in batch.items():
                     if array.dtype.kind == "f" and not np.isfinite(array).all():
                         raise ConfigError(f"{self._where}: '{name}' holds NaN or infinity; give finite numbers.")
+                    low, high = self._values.get(name, (None, None))
+                    if low is not None and high is not None and (array.min() < low or array.max() > high):
+                        raise ConfigError(f"{self._where}: '{name}' holds numbers that are not from {low} to {high}.")
                 yield batch
 
     def close(self) -> None:
@@ -116,6 +127,13 @@ class ArchiveData:
                 names.append(name)
         return list(dict.fromkeys(names))
 
+    def _named_text(self, text: Sequence[TensorSpec]) -> list[str]:
+        """The names of the arrays of a text: the first, and those of the others that there are."""
+        there = [spec for spec in text if spec is text[0] or spec.name in self._rows.arrays]
+        for spec in there:
+            self._check(spec.name, spec, steps=False)
+        return [spec.name for spec in there]
+
     def _check(self, name: str, spec: TensorSpec, *, steps: bool) -> None:
         axes = ["samples", *(["steps"] if steps else []), *spec.shape[1:]]
         wanted = f"{spec.dtype} [{', '.join(map(str, axes))}]"
@@ -128,6 +146,8 @@ class ArchiveData:
         )
         if dtype != np.dtype(spec.dtype) or not fits:
             raise ConfigError(f"{self._where}: '{name}' is {dtype} {list(shape)[:9]}; it must be {wanted}.")
+        if spec.values is not None:
+            self._values[name] = spec.values
 
 
 class _Part:

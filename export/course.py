@@ -15,6 +15,7 @@ from trt_compress.errors import GateError
 from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, Range, State, StateSpec
 from trt_compress.format.manifest import Graph, Manifest
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
+from trt_compress.format.wiring import Wiring
 from trt_compress.models.hosts.base import Scenario, Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,9 +93,9 @@ class Course:
 
 
 class ProcedureCourse(Course):
-    """A scenario, as a manifest says that its graphs are run."""
+    """A scenario, as a manifest says that its graphs are run, or a host of its own."""
 
-    def __init__(self, compute: Compute, manifest: Manifest, scenario: Scenario) -> None:
+    def __init__(self, compute: Compute, manifest: Manifest | Wiring, scenario: Scenario) -> None:
         super().__init__(compute)
         assert manifest.procedure is not None
         self._manifest, self._scenario = manifest, scenario

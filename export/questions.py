@@ -70,7 +70,7 @@ def read_questions(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec]) ->
             f"inputs: {path} must hold 'prompt', int64 [batch, tokens], and may hold 'steps', int64 [batch, tokens]; "
             f"it has {', '.join(f'{name} {x.dtype} {list(x.shape)}' for name, x in arrays.items()) or 'nothing'}."
         )
-    low, high = _values(host.procedure(graphs), graphs)
+    low, high = token_values(host.procedure(graphs), graphs)
     if (
         min(prompt.min(initial=low), steps.min(initial=low)) < low
         or max(prompt.max(initial=low), steps.max(initial=low)) > high
@@ -91,8 +91,12 @@ def _inputs(graph: GraphSpec, recipe: Recipe) -> tuple[list[Steps], str]:
     return make_inputs(graph, different), SEEDED
 
 
-def _values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int, int]:
-    """Smallest and largest token."""
+def token_values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int, int]:
+    """Smallest and largest token.
+
+    Raises:
+        ExportError: The host does not say.
+    """
     for graph in graphs:
         for spec in graph.inputs:
             if procedure.feeds.get(f"{graph.name}.{spec.name}") == "tokens":
@@ -138,7 +142,7 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
         longest = max(min([longest, *(length - steps for length in room)]), 1)
     steps = max(min([steps, *(length - longest for length in room)]), 0)
     counts = [max(longest - 3 * row, 1) if unequal else longest for row in range(batch)]
-    least, most = _values(procedure, graphs)
+    least, most = token_values(procedure, graphs)
     generator = np.random.default_rng(SEED)
     texts = [generator.integers(least, most + 1, count + steps) for count in counts]
     return Scenario(

@@ -19,6 +19,7 @@ from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, VerifyReport
 from trt_compress.format import manifest as fields
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
+from trt_compress.format.wiring import Wiring
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, TensorSpec
 from trt_compress.plugins.registry import operators
 from trt_compress.version import __version__
@@ -27,9 +28,31 @@ RECIPE_FILE, VERIFY_FILE = "recipe.toml", "verify.json"
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
+def wiring_of(host: LoadedHost, graphs: Sequence[GraphSpec]) -> Wiring:
+    """How the graphs of a host belong together, as its manifest says it."""
+    lengths = {symbol: each for graph in graphs for symbol, each in graph.lengths.items()}
+    return Wiring(
+        graphs=tuple(
+            fields.Graph(
+                name=graph.name,
+                role=graph.role,
+                file=graph_file(graph),
+                inputs=_tensors(graph.all_inputs),
+                outputs=_tensors(graph.all_outputs),
+            )
+            for graph in graphs
+        ),
+        links=tuple(fields.Link(source=source, to=to) for source, to in host.links),
+        states=tuple(state.of(graph.name) for graph in graphs for state in graph.states),
+        lengths={symbol: fields.Range(min=low, opt=usual, max=high) for symbol, (low, usual, high) in lengths.items()},
+        capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
+        procedure=None if host.procedure is None else host.procedure(graphs),
+    )
+
+
 def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dense: Sequence[GraphSpec]) -> Manifest:
     """The manifest as far as it is known before tracing; `dense` are the graphs without compressors."""
-    weights = host.weights
+    weights, wiring = host.weights, wiring_of(host, graphs)
     prefixes = {graph.name: f"{graph.name}/" if len(graphs) > 1 else "" for graph in graphs}
     return Manifest(
         name=f"{recipe.model} {recipe.spec}",
@@ -49,24 +72,15 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
         precision=recipe.precision,
         opset=recipe.opset,
         batch=fields.Batch(min=recipe.batch.min, opt=recipe.batch.opt, max=recipe.batch.max),
-        graphs=tuple(
-            fields.Graph(
-                name=graph.name,
-                role=graph.role,
-                file=graph_file(graph),
-                inputs=_tensors(graph.all_inputs),
-                outputs=_tensors(graph.all_outputs),
-            )
-            for graph in graphs
-        ),
-        links=tuple(fields.Link(source=source, to=to) for source, to in host.links),
-        states=tuple(state.of(graph.name) for graph in graphs for state in graph.states),
+        graphs=wiring.graphs,
+        links=wiring.links,
+        states=wiring.states,
         lengths={
             symbol: fields.Range(min=length.min, opt=length.opt, max=length.max)
             for symbol, length in recipe.lengths.items()
         },
-        capacities=tuple({each.symbol: each for graph in graphs for each in graph.capacities}.values()),
-        procedure=None if host.procedure is None else host.procedure(graphs),
+        capacities=wiring.capacities,
+        procedure=wiring.procedure,
         text=host.text,
         preprocess={"input": graphs[0].inputs[0].name, **host.preprocess},
         postprocess={"output": [graph for graph in graphs if graph.outputs][-1].outputs[0].name, **host.postprocess},

@@ -19,6 +19,7 @@ from trt_compress.export.sides import OnnxSide, Part, TorchSide
 from trt_compress.export.verify_report import Distance, OutputCheck, SiteCheck, VerifyReport
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
+from trt_compress.format.wiring import Wiring
 from trt_compress.models.hosts.base import GraphSpec, Scenario, Steps
 from trt_compress.plugins.library import Library
 
@@ -182,7 +183,7 @@ def run_graph(side: Compute, graph: GraphSpec, inputs: Sequence[Steps]) -> list[
     return [event.outputs for steps in inputs for event in _runs(Course(side), graph, steps)]
 
 
-def run_procedure(side: Compute, manifest: Manifest, scenario: Scenario) -> Iterator[Event]:
+def run_procedure(side: Compute, manifest: Manifest | Wiring, scenario: Scenario) -> Iterator[Event]:
     """Every run of a scenario on one side."""
     return ProcedureCourse(side, manifest, scenario).events()
 

@@ -1,13 +1,13 @@
 """A model that shows what passes its sites: an observer is placed like a method, so that every host can be watched."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trt_compress.errors import UnsupportedError
+from trt_compress.errors import InternalError
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods import CompressorConfig, CompressorSpec, Method
 from trt_compress.models.compressors.base import Compressor
@@ -16,6 +16,9 @@ from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost
+
+Reads = Callable[[Sequence[GraphSpec], Batch], Iterator[Mapping[str, Tensor]]]
+"""Reads sequences by a procedure: its graphs, and tokens → what each run of a graph puts out, by `graph.output`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +105,16 @@ class WatchedHost:
         host: The model.
         specs: All methods.
         number: Which of them is calibrated.
-
-    Raises:
-        UnsupportedError: the model reads sequences of tokens by a procedure.
+        reads: How a model with a procedure is run; needed by one.
     """
 
-    def __init__(self, host: LoadedHost, specs: Sequence[CompressorSpec], number: int) -> None:
-        self._host, self._specs, self._number = host, tuple(specs), number
+    def __init__(
+        self, host: LoadedHost, specs: Sequence[CompressorSpec], number: int, *, reads: Reads | None = None
+    ) -> None:
+        self._host, self._specs, self._number, self._reads = host, tuple(specs), number, reads
         self._info: HostInfo | None = None
-        if host.procedure is not None:
-            raise UnsupportedError(
-                f"calibrate: {host.source} reads sequences by a procedure, which calibration does not follow yet; give "
-                "trained tensors with --tensors FILE."
-            )
+        if (host.procedure is None) != (reads is None):
+            raise InternalError(f"{host.source} is watched with{'out' if reads is None else ''} what reads sequences.")
 
     @property
     def info(self) -> HostInfo:
@@ -132,7 +132,7 @@ class WatchedHost:
     def observe(
         self, batches: Iterable[Batch], *, placements: Sequence[Placement] | None = None, taps: Sequence[Tap] = ()
     ) -> Iterator[Mapping[str, Passing]]:
-        """What comes to sites, by their addresses, batch by batch."""
+        """What comes to sites, by their addresses, run by run."""
         config = ObserverConfig(
             of=self._specs[self._number],
             placements=None if placements is None else tuple(placements),
@@ -141,13 +141,14 @@ class WatchedHost:
         graphs = self._attached(ObserverSpec(name="observer", config=config))
         for batch in batches:
             for _ in self._runs(graphs, batch):
-                yield dict(config.seen)
-                config.seen.clear()
+                if config.seen:  # runs of a procedure in which nothing passed a site are left out
+                    yield dict(config.seen)
+                    config.seen.clear()
 
     def outputs(
         self, batches: Iterable[Batch], config: CompressorConfig | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
-        """What the model puts out, batch by batch, by `graph.output`."""
+        """What the model puts out, run by run, by `graph.output`."""
         spec = None if config is None else replace(self._specs[self._number], config=config)
         graphs = self._attached(spec)
         for batch in batches:
@@ -159,6 +160,9 @@ class WatchedHost:
 
     def _runs(self, graphs: Sequence[GraphSpec], batch: Batch) -> Iterator[Mapping[str, Tensor]]:
         """Outputs by `graph.output` of each run: one, or of a model with states one for each step."""
+        if self._reads is not None:
+            yield from self._reads(graphs, batch)
+            return
         links = {to: source for source, to in self._host.links}
         steps = _steps(graphs, batch)
         count = len(next(iter(batch.values())))

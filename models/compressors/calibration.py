@@ -60,7 +60,10 @@ class CalibrationHost(Protocol):
     def observe(
         self, batches: Iterable[Batch], *, placements: Sequence[Placement] | None = None, taps: Sequence[Tap] = ()
     ) -> Iterator[Mapping[str, Passing]]:
-        """What comes to sites, by their addresses, batch by batch; nothing is kept of those before.
+        """What comes to sites, by their addresses, run by run; nothing is kept of those before.
+
+        A batch is one run; of a model with states one for each step, of one that reads tokens by a procedure one for
+        each run in which something passes a site. There `Tokens.valid` tells filling apart.
 
         Args:
             batches: What the model is run on.
@@ -72,7 +75,7 @@ class CalibrationHost(Protocol):
     def outputs(
         self, batches: Iterable[Batch], config: CompressorConfig | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
-        """What the model puts out, batch by batch, by `graph.output`; with the method in place if `config` is given."""
+        """What the model puts out, run by run, by `graph.output`; with the method in place if `config` is given."""
         ...
 
 

@@ -113,6 +113,19 @@ def test_a_bundle_carries_its_artifact(bundle: Path, tmp_path: Path, monkeypatch
     assert (again / name).read_bytes() == (bundle / name).read_bytes()
 
 
+def test_inspect_shows_what_an_artifact_was_made_for(bundle: Path, folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["inspect", str(bundle)])
+    assert shown.exit_code == 0, shown.output
+    card = shown.stdout.partition("Artifact artifacts/frame_stack.projector.safetensors")[2]
+    said_of = {line.split()[0]: " ".join(line.split()[1:]) for line in card.splitlines() if line.strip()}
+    assert said_of["for"] == "frame_stack, option projector, form 1, stride=2"
+    assert said_of["data"].startswith("sound.npz (40 samples), sha256 ") and said_of["license"] == "CC0-1.0"
+    found = json.loads(CliRunner().invoke(app, ["inspect", str(bundle), "--json"]).stdout)["artifacts"]
+    with safe_open(folder / "p.safetensors", framework="pt") as file:
+        assert found == {"artifacts/frame_stack.projector.safetensors": file.metadata()}
+    assert said_of["sha256"] == next(iter(found.values()))["content_sha256"]
+
+
 @pytest.mark.parametrize(
     "named", ["/etc/hostname", "artifacts/../../p.safetensors", "../p.safetensors", "artifacts/other.safetensors"]
 )

@@ -21,7 +21,8 @@ def calibrate(
         Path | None,
         typer.Option(
             metavar="FILE.npz",
-            help="An array for each input, samples along the first axis; every fifth is held out for the score.",
+            help="An array for each input, samples along the first axis, or `prompt` [samples, tokens] of a model that "
+            "reads tokens; every fifth is held out for the score.",
         ),
     ] = None,
     tensors: Annotated[
@@ -39,6 +40,7 @@ def calibrate(
     with progress(f"Calibrating {model}") as step:
         with needs_extra("export"):
             from trt_compress.export.calibration import calibrate as make
+            from trt_compress.tools.artifacts import card_pairs
         made = make(
             model,
             compress=compress,
@@ -54,17 +56,5 @@ def calibrate(
         print_json(made.to_json())
         return
     card = made.card
-    samples = f"{card.data_count} samples, {made.held_out} of them held out" if card.data_count else "trained elsewhere"
-    score = ", ".join(f"{name} {value:.4g}" for name, value in card.score.items())
-    pairs: dict[str, object] = {
-        "artifact": str(made.path),
-        "for": f"{card.method}, option {card.option}, form {card.version}"
-        + "".join(f", {name}={value}" for name, value in card.settings.items()),
-        "weights": f"{card.weights}, sha256 {card.weights_sha256[:12]}…",
-        "data": f"{card.data} ({samples}), sha256 {card.data_sha256[:12]}…",
-        "score": score or "none: nothing was held out",
-        "license": card.license or "not stated",
-        "sha256": card.content_sha256,
-        "use it": f"{card.method}:{card.option}={made.path}",
-    }
-    print_pairs("Calibrated", [*pairs.items()])
+    pairs = [("artifact", str(made.path)), *card_pairs(card, held_out=made.held_out)]
+    print_pairs("Calibrated", [*pairs, ("use it", f"{card.method}:{card.option}={made.path}")])

@@ -7,7 +7,7 @@ import typer
 from trt_compress.errors import ConfigError
 from trt_compress.suggest import not_known
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
-from trt_compress.tools.console import print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 
 def list_registered(
@@ -56,16 +56,25 @@ def _joined(value: object) -> object:
 def inspect(bundle: BundlePath, require_digest: RequireDigest = None, json: Json = False) -> None:
     """Show what a bundle holds: model, graphs, tokens per site, operators, engines, verification, sizes."""
     from trt_compress.format.bundle import Bundle
+    from trt_compress.tools.artifacts import artifacts_of, card_pairs
     from trt_compress.tools.describe import bundle_bytes, print_bundle
 
     with progress("Checking the files"):
         opened = Bundle.open(bundle, require_digest=require_digest)
+        artifacts = artifacts_of(opened)
     if json:
         print_json(
-            {"path": str(opened.path), "bytes": bundle_bytes(opened.manifest), "manifest": opened.manifest.to_json()}
+            {
+                "path": str(opened.path),
+                "bytes": bundle_bytes(opened.manifest),
+                "manifest": opened.manifest.to_json(),
+                "artifacts": {name: card.metadata() for name, card in artifacts.items()},
+            }
         )
-    else:
-        print_bundle(opened)
+        return
+    print_bundle(opened)
+    for name, card in artifacts.items():
+        print_pairs(f"Artifact {name}", card_pairs(card))
 
 
 def doctor(json: Json = False) -> None:
