@@ -106,9 +106,9 @@ def text_assets(
     with reading(f"{name}: tokenizer.json", "copy it again from where the model comes from"):
         data = strict_json(tokenizer)
         tokens, added = _tokens(data)
-    for token, number in tokens.items():
-        if number >= vocabulary:
-            raise _too_many(name, token, number, vocabulary)
+    last = max(tokens, key=tokens.__getitem__, default=None)
+    if last is not None and tokens[last] >= vocabulary:
+        raise _too_many(name, last, tokens[last], vocabulary)
     beyond = {token: number for token, number in added.items() if number >= vocabulary}
     for token, number in beyond.items():
         if token in special.values() or (template is not None and token in template):

@@ -58,12 +58,14 @@ class Assets:
         text: What makes tokens of a text; None: the model came without a tokenizer.
         license: What its makers call the licence; None: they do not say.
         license_files: Of `files`, the licence as it came.
+        provenance: What was done to the tensors, in words; None: nothing.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     text: Text | None = None
     license: str | None = None
     license_files: tuple[str, ...] = ()
+    provenance: str | None = None
 
 
 class LanguageSource(Protocol):

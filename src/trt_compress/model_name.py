@@ -1,4 +1,5 @@
-"""Names of models, read without torch: `timm:NAME?num_classes=10`, `zoo:NAME`, `hf:PATH`, `FILE.py:FACTORY`, codecs.
+"""Names of models, read without torch: `timm:NAME?num_classes=10`, `zoo:NAME`, `hf:PATH`, `gguf:FILE`,
+`FILE.py:FACTORY`, codecs.
 
 The same text stands on the command line, in Python and in a recipe. What follows the question mark is one table for all
 sources, `OPTIONS`; which of them a source takes is `SOURCES`.
@@ -78,6 +79,7 @@ class _Option:
     form: str
     example: str
     read: Callable[[str], Any]
+    is_path: bool = False
 
 
 def _whole(text: str, least: int) -> int:
@@ -117,6 +119,12 @@ def _flag(text: str) -> bool:
     return bool(_choice(text, {"true": True, "false": False}))
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError
+    return Path(text)
+
+
 def _key(text: str) -> str:
     if not text.strip("."):
         raise ValueError
@@ -151,6 +159,7 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
         ),
         "weights_key": _Option(form="a place in the file of weights", example="state_dict_ema", read=_key),
         "seconds": _Option(form="number", example="5", read=_number),
+        "lora": _Option(form="directory of a LoRA adapter", example="ADAPTER", read=_path, is_path=True),
     }
 )
 """What may follow a question mark. Mean and std are of pixels from 0 to 1."""
@@ -169,7 +178,8 @@ SOURCES: Mapping[str, _Source] = MappingProxyType(
     {
         "timm": _Source(form="timm:NAME", options=(*_TIMM_SHAPE, "resample_pos", "mean", "std", "weights_key")),
         "zoo": _Source(form="zoo:NAME"),
-        "hf": _Source(form="hf:PATH", options=("seconds",), is_path=True),
+        "hf": _Source(form="hf:PATH", options=("seconds", "lora"), is_path=True),
+        "gguf": _Source(form="gguf:FILE", options=("lora",), is_path=True),
         "wavtokenizer": _Source(form="wavtokenizer:FILE", options=("seconds",), is_path=True),
         "xytokenizer": _Source(form="xytokenizer:FILE", options=("seconds",), is_path=True),
         FILE_SOURCE: _Source(form="FILE.py:FACTORY", options=("mean", "std", "weights_key"), is_path=True),
@@ -193,14 +203,14 @@ def parse_model(text: str) -> ModelName:
     if found is None:
         raise ConfigError(
             f"model '{text}' is not known; write timm:NAME (timm:deit_small_patch16_224), zoo:NAME (zoo:digits_vit) or "
-            "hf:PATH, FILE.py:FACTORY for a model of your own, or give a recipe file ending in .toml."
+            "hf:PATH, gguf:FILE, FILE.py:FACTORY for a model of your own, or give a recipe file ending in .toml."
         )
     options = _options(text, FILE_SOURCE, found["query"] or "")
     return ModelName(source=FILE_SOURCE, name=found["path"], factory=found["factory"] or "", options=options)
 
 
 def with_absolute_path(text: str, base: Path | None = None) -> str:
-    """The same name with the path in it, if it has one, made absolute; a relative one counts from `base`.
+    """The same name with the paths in it, if it has any, made absolute; a relative one counts from `base`.
 
     Args:
         text: A model's name.
@@ -213,8 +223,18 @@ def with_absolute_path(text: str, base: Path | None = None) -> str:
     if parsed.path is None:
         return text
     head = "" if parsed.source == FILE_SOURCE else f"{parsed.source}:"
-    whole = (Path.cwd() if base is None else base.absolute()) / parsed.path
-    return f"{head}{whole}{text[len(head) + len(parsed.name) :]}"
+    start = Path.cwd() if base is None else base.absolute()
+    rest, mark, query = text[len(head) + len(parsed.name) :].partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    whole = (
+        [
+            f"{name}={start / value}" if OPTIONS[name].is_path else f"{name}{equals}{value}"
+            for name, equals, value in pairs
+        ]
+        if query
+        else []
+    )
+    return f"{head}{start / parsed.path}{rest}{mark}{'&'.join(whole)}"
 
 
 def timm_refusal(name: str) -> str | None:
