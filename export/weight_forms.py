@@ -28,7 +28,8 @@ def dequantize_blocks(model: onnx.ModelProto) -> None:
             continue
         given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if given["bits"] == 4:
-            packed[node.input[0]] = given["shape"]
+            packed[node.input[0]] = rows, columns = given["shape"]
+            packed |= {name: (rows // given["block_size"], columns) for name in node.input[2:]}
         node.domain, node.op_type = "", "DequantizeLinear"
         del node.attribute[:]
         node.attribute.extend(
@@ -45,7 +46,10 @@ def dequantize_blocks(model: onnx.ModelProto) -> None:
 
 
 def weight_forms(file: Path) -> tuple[WeightForm, ...]:
-    """The weights in an ONNX file by dtype and group, read from it as it was written; scales count to their codes."""
+    """The weights in an ONNX file by dtype and group, read from it as it was written.
+
+    Scales and zero points count to their codes.
+    """
     graph = onnx.load(file, load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in _BITS}
     found: dict[tuple[str, int | None], WeightForm] = {}
@@ -53,8 +57,8 @@ def weight_forms(file: Path) -> tuple[WeightForm, ...]:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
             group = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
-            _count(found, file.stem, tensors[node.input[0]], group, tensors[node.input[1]])
-            scales.update(node.input[:2])
+            _count(found, file.stem, tensors[node.input[0]], group, *(tensors[name] for name in node.input[1:]))
+            scales.update(node.input)
     for name, tensor in tensors.items():
         if name not in scales and tensor.data_type not in (TensorProto.INT4, TensorProto.INT8):
             _count(found, file.stem, tensor, None)
@@ -66,7 +70,7 @@ def _count(
     graph: str,
     tensor: onnx.TensorProto,
     group: int | None,
-    scale: onnx.TensorProto | None = None,
+    *beside: onnx.TensorProto,
 ) -> None:
     dtype, _ = _BITS[tensor.data_type]
     before = found.get((dtype, group)) or WeightForm(graph=graph, dtype=dtype, group=group)
@@ -76,7 +80,7 @@ def _count(
         group=group,
         tensors=before.tensors + 1,
         parameters=before.parameters + math.prod(tensor.dims),
-        bytes=before.bytes + sum(_bytes(part) for part in (tensor, scale) if part is not None),
+        bytes=before.bytes + sum(_bytes(part) for part in (tensor, *beside)),
     )
 
 

@@ -9,10 +9,12 @@ from trt_compress.foreign import shown
 from trt_compress.models.hosts.hf_directory import INDEX, read_json, weight_files
 from trt_compress.models.hosts.safetensors_file import SafetensorsFile
 from trt_compress.models.language.assets import directory_assets
-from trt_compress.models.language.source import Assets, Blocks, Header, no_such_tensor, sha256_of_files
+from trt_compress.models.language.source import Assets, Header, no_such_tensor, sha256_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
 _READ = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
 
@@ -69,7 +71,7 @@ class Directory:
         """Read one tensor now."""
         return self._file(name).read(name)
 
-    def blocks(self, name: str) -> Blocks | None:
+    def blocks(self, name: str) -> "WholeNumbers | None":
         """None: these tensors are what they are."""
         return None
 

@@ -12,10 +12,11 @@ import numpy as np
 from trt_compress.errors import ConfigError
 from trt_compress.foreign import needs_extra
 from trt_compress.models.language.gguf_file import GgufTensor
-from trt_compress.models.language.source import Blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 """Types that hold numbers as they are, and torch's names for them."""
@@ -62,12 +63,14 @@ def numbers(stored: GgufTensor, read: Read) -> "Tensor":
     return found.reshape(stored.shape)
 
 
-def whole_numbers(stored: GgufTensor, read: Read) -> Blocks | None:
+def whole_numbers(stored: GgufTensor, read: Read) -> "WholeNumbers | None":
     """A matrix of Q8_0 or Q4_0 as codes and scales, exactly; None: it is of another type.
 
     A block of Q4_0 with a negative scale has its codes turned round and a zero point of -1.
     """
     import torch
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
     if stored.type not in ("Q8_0", "Q4_0") or len(stored.shape) != 2:
         return None
@@ -81,13 +84,13 @@ def whole_numbers(stored: GgufTensor, read: Read) -> Blocks | None:
         codes = blocks[..., 2:].contiguous().view(torch.int8)
         if bool((scale < 0).any()):
             return None
-        return Blocks(8, _GROUP, codes.reshape(rows, width), scale, None)
+        return WholeNumbers(bits=8, group=_GROUP, codes=codes.reshape(rows, width), scale=scale)
     halves = blocks[..., 2:]
     codes = torch.cat([halves & 15, halves >> 4], dim=-1).view(torch.int8) - 8
     turned = scale < 0
     zero = -turned.to(torch.int8) if bool(turned.any()) else None
     codes = torch.where(turned[..., None], -codes - 1, codes)
-    return Blocks(4, _GROUP, codes.reshape(rows, width), scale.abs(), zero)
+    return WholeNumbers(bits=4, group=_GROUP, codes=codes.reshape(rows, width), scale=scale.abs(), zero=zero)
 
 
 def small_floats(stored: GgufTensor, read: Read) -> list[float]:

@@ -1,6 +1,7 @@
 """A language model from a GGUF file, under the names and in the forms of Hugging Face."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ from trt_compress.models.language.gguf_blocks import PLAIN, Read, numbers, small
 from trt_compress.models.language.gguf_config import architecture_of, config_of, names_of
 from trt_compress.models.language.gguf_file import GgufFile, GgufTensor
 from trt_compress.models.language.gguf_tokenizer import ending_tokens, token_texts, tokenizer_json
-from trt_compress.models.language.source import Assets, Blocks, Header, no_such_tensor, sha256_of_files
+from trt_compress.models.language.source import Assets, Header, no_such_tensor, sha256_of_files
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 _SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -69,16 +72,17 @@ class GgufModel:
             found = found - 1
         return self._unpermuted(name, found)
 
-    def blocks(self, name: str) -> Blocks | None:
+    def blocks(self, name: str) -> "WholeNumbers | None":
         """Read one tensor of Q8_0 or Q4_0 as whole numbers."""
         found = whole_numbers(*self._stored(name))
         if found is None:
             return None
-        codes, scale, zero = (
-            None if part is None else self._unpermuted(name, part) for part in (found.codes, found.scale, found.zero)
+        return replace(
+            found,
+            codes=self._unpermuted(name, found.codes),
+            scale=self._unpermuted(name, found.scale),
+            zero=None if found.zero is None else self._unpermuted(name, found.zero),
         )
-        assert codes is not None and scale is not None
-        return found._replace(codes=codes, scale=scale, zero=zero)
 
     def assets(self) -> Assets:
         """Tokenizer, chat template, settings of generation and licence out of the metadata."""

@@ -16,11 +16,13 @@ from trt_compress.foreign import shown
 from trt_compress.models.hosts.hf_directory import read_json
 from trt_compress.models.hosts.origin import Origin
 from trt_compress.models.hosts.safetensors_file import SafetensorsFile
-from trt_compress.models.language.source import Assets, Blocks, Header, LanguageSource, sha256_of_files
+from trt_compress.models.language.source import Assets, Header, LanguageSource, sha256_of_files
 from trt_compress.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -82,7 +84,7 @@ class WithLora:
         added = (up @ down) * self._scale(module, down.shape[0])
         return tensor.float().add_(added).to(tensor.dtype)
 
-    def blocks(self, name: str) -> Blocks | None:
+    def blocks(self, name: str) -> "WholeNumbers | None":
         """As the model's, unless something is added to the tensor."""
         return None if name.removesuffix(".weight") in self._ranks else self._base.blocks(name)
 

@@ -20,18 +20,20 @@ from trt_compress.foreign import shown
 from trt_compress.models.hosts.hf_directory import read_json
 from trt_compress.models.hosts.origin import Origin
 from trt_compress.models.language.directory import Directory
-from trt_compress.models.language.source import Assets, Blocks, Header, no_such_tensor
+from trt_compress.models.language.source import Assets, Header, no_such_tensor
 from trt_compress.suggest import not_known
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.models.layers.blocks import WholeNumbers
 
 METHODS = ("gptq", "awq")
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output of each place in an int32
 _BITS = {"gptq": (2, 4, 8), "awq": (4,)}
 _FORMS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_HIGHEST = {2: 2, 4: 8, 8: 128}  # of whole numbers: what makes them symmetric
+_MIDDLE = {2: 2, 4: 8, 8: 128}  # of whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +109,11 @@ class PackedDirectory:
         found = (codes - zeros[groups]).float().mul_(scales.float()[groups])
         return found.half().t().contiguous()
 
-    def blocks(self, name: str) -> Blocks | None:
+    def blocks(self, name: str) -> "WholeNumbers | None":
         """Read a packed weight as whole numbers; None: its groups are no neighbours (desc_act), or it is not packed."""
         import torch
+
+        from trt_compress.models.layers.blocks import WholeNumbers
 
         layer = name.removesuffix(".weight")
         if layer not in self._layers:
@@ -121,17 +125,15 @@ class PackedDirectory:
         codes, zeros, scales = (part.t().contiguous() for part in self._whole_numbers(layer))
         if bool((scales < 0).any()):
             return None
-        middle = _HIGHEST[self._form.bits]
-        if self._form.bits == 2:
-            return Blocks(4, group, (codes - zeros.repeat_interleave(group, 1)).to(torch.int8), scales, None)
-        codes, zeros = codes - middle, zeros - middle
-        if not bool(zeros.any()):
-            return Blocks(self._form.bits, group, codes.to(torch.int8), scales, None)
-        if int(zeros.max()) < middle:
-            return Blocks(self._form.bits, group, codes.to(torch.int8), scales, zeros.to(torch.int8))
-        whole = codes - zeros.repeat_interleave(group, 1)  # a zero point of 16, which 4 bits do not hold
-        fits = -128 <= int(whole.min()) and int(whole.max()) < 128
-        return Blocks(8, group, whole.to(torch.int8), scales, None) if fits else None
+        bits, middle = self._form.bits, _MIDDLE[self._form.bits]
+        if bits == 2 or int(zeros.max()) >= 2 * middle:  # a zero point of 16, which 4 bits do not hold
+            whole = codes - zeros.repeat_interleave(group, 1)
+            bits = 4 if bits == 2 else 8
+            if int(whole.abs().max()) >= 2 ** (bits - 1):
+                return None
+            return WholeNumbers(bits=bits, group=group, codes=whole.to(torch.int8), scale=scales)
+        zero = None if bool((zeros == middle).all()) else (zeros - middle).to(torch.int8)
+        return WholeNumbers(bits=bits, group=group, codes=(codes - middle).to(torch.int8), scale=scales, zero=zero)
 
     def assets(self) -> Assets:
         """Those of the directory."""

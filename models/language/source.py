@@ -14,6 +14,8 @@ from trt_compress.suggest import did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trt_compress.models.layers.blocks import WholeNumbers
+
 
 class Header(NamedTuple):
     """What is known of a tensor before it is read.
@@ -29,24 +31,6 @@ class Header(NamedTuple):
     dtype: str
     bytes: int
     kind: str
-
-
-class Blocks(NamedTuple):
-    """The weight of a linear layer as whole numbers, exactly as it was stored: weight = (codes - zero) * scale.
-
-    Attributes:
-        bits: 4 or 8.
-        group: Inputs, one after the other, that share a scale.
-        codes: int8 [outputs, inputs], of 4 bits from -8 to 7.
-        scale: float16 or float32 [outputs, inputs / group], not negative.
-        zero: int8 [outputs, inputs / group], as the codes; None: all are 0.
-    """
-
-    bits: int
-    group: int
-    codes: "Tensor"
-    scale: "Tensor"
-    zero: "Tensor | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +90,7 @@ class LanguageSource(Protocol):
         """
         ...
 
-    def blocks(self, name: str) -> Blocks | None:
+    def blocks(self, name: str) -> "WholeNumbers | None":
         """Read one tensor as the whole numbers that it is stored in; None: it is stored otherwise."""
         ...
 
