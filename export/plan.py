@@ -1,4 +1,4 @@
-"""What a language model would take on a device: bytes of weights and caches in every form, and what fits, before export.
+"""What a language model would take on a device: bytes of weights and caches in every form, and what fits.
 
 Read off configuration and headers alone: no tensor is read and torch is not loaded.
 """
@@ -12,7 +12,7 @@ from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target
 from trt_compress.model_name import parse_model
 from trt_compress.models.hosts.decoder_config import DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config
-from trt_compress.models.hosts.reading import Reading
+from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.language.open import open_language
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
 from trt_compress.plugins.kv_sizes import sizes_of
@@ -29,7 +29,7 @@ _STORES: Mapping[str, tuple[int, int] | int] = {
     **{"fp32": 4, "fp16": 2},
     **{"INT8 by token": (8, 0), "INT4 by 64": (4, 64), "INT2 by 32": (2, 32)},
 }
-"""Of each store the bytes of a number, or bits and group of KVQuantize with float16 scales; group 0: a head's channels."""
+"""Of each store the bytes of a number, or bits and group of KVQuantize with float16 scales; group 0: all of a head."""
 
 _NOT_YET = "caches in whole numbers are not exported yet"
 
@@ -163,7 +163,7 @@ def plan(
         raise UnsupportedError(f"{model} is no language model; plan takes hf:DIR and gguf:FILE.")
     source = open_language(parsed)
     config = read_config(source.config, name=source.name)
-    caching = caching_of(config, Reading(context=context, chunk=chunk), name=source.name)
+    caching = caching_of(config, ReadingOptions(context=context, chunk=chunk), name=source.name)
     headers = [source.header(name) for name in source.names()]
     weights = tuple(_weights(config, chosen))
     caches = tuple(_cache(config, caching.context, caching.chunk, batch, name) for name in _STORES)
@@ -224,9 +224,7 @@ def cache_bytes(config: DecoderConfig, *, context: int, chunk: int, batch: int, 
         store: One of the names of the caches.
     """
     one = _bytes_of_token(config, store)
-    slots = [
-        context if layer.window is None else min(context, layer.window + chunk - 1) for layer in config.layers
-    ]
+    slots = [context if layer.window is None else min(context, layer.window + chunk - 1) for layer in config.layers]
     return one * len(config.layers), one * sum(slots) * batch
 
 

@@ -19,6 +19,7 @@ from trt_compress.models.hosts.decoder_config import caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config, refusal
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.weights_kind import foreign_kind, no_weights
+from trt_compress.models.language.open import open_language
 from trt_compress.suggest import did_you_mean, not_known
 
 ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
@@ -54,14 +55,18 @@ def check_model(model: str, weights: str | None = None, reading: ReadingOptions 
         UnsupportedError: a model that no host drives.
     """
     name = parse_model(model)
-    if reading is not None and name.source != "hf":
+    if reading is not None and name.source not in ("hf", "gguf"):
         reading.refuse(model)
     if name.source == "timm":
         check_timm(name)
     elif name.source == "zoo":
         zoo_module(name.name)
+    elif is_language(name):
+        _check_language(name, weights, reading or ReadingOptions())
     elif name.source == "hf":
-        _check_directory(Path(name.name), weights, reading or ReadingOptions())
+        (reading or ReadingOptions()).refuse(model)
+        if "lora" in name.options:
+            raise UnsupportedError(f"{model}: LoRA is for language models, and this is none; leave ?lora= out.")
     elif name.source == FILE_SOURCE:
         check_model_file(name)
     elif weights is not None:
@@ -104,15 +109,23 @@ def zoo_module(name: str) -> str:
     return f"trt_compress.models.{ZOO[name]}"
 
 
-def _check_directory(folder: Path, weights: str | None, reading: ReadingOptions) -> None:
-    """Refuse a directory that no host drives, and of a decoder what its config.json has and does not allow."""
-    config = hf_config(folder)
-    if config["model_type"] not in FAMILIES:
-        reading.refuse(f"hf:{folder}")
-        return
-    caching_of(read_config(config, name=f"hf:{folder}"), reading, name=f"hf:{folder}")
+def is_language(model: ModelName) -> bool:
+    """Whether a name is that of a language model.
+
+    Raises:
+        ConfigError, UnsupportedError: See `hf_config`.
+    """
+    return model.source == "gguf" or model.source == "hf" and hf_config(Path(model.name))["model_type"] in FAMILIES
+
+
+def _check_language(model: ModelName, weights: str | None, reading: ReadingOptions) -> None:
+    """Refuse a language model that cannot be read, and what its configuration does not allow."""
     if weights is not None:
-        raise ConfigError(f"weights: hf:{folder} holds its tensors itself; leave --weights out.")
+        raise ConfigError(f"weights: {model.source}:{model.name} holds its tensors itself; leave --weights out.")
+    if "seconds" in model.options:
+        raise ConfigError(f"{model.source}:{model.name}: seconds is an option of audio models; leave it out.")
+    source = open_language(model)
+    caching_of(read_config(source.config, name=source.name), reading, name=source.name)
 
 
 def hf_module(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Decoders of a directory or a file as hosts: `hf:DIR` with a model_type of `decoder_families.FAMILIES`.
+"""Decoders as hosts: `gguf:FILE`, and `hf:DIR` with a model_type of `decoder_families.FAMILIES`.
 
 Source: the layout of transformers' save_pretrained, whatever file it comes from (`models/language`).
 Differs: transformers is not loaded.
@@ -6,7 +6,6 @@ Differs: transformers is not loaded.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, cac
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.language.source import LanguageSource
+from trt_compress.models.layers.blocks import WholeNumbers
 
 FAMILY = "decoder"
 
@@ -43,6 +43,7 @@ def host_of(source: LanguageSource) -> LoadedHost:
         sha256=source.sha256(),
         license=assets.license,
         license_files=assets.license_files,
+        provenance=assets.provenance,
     )
 
     def read_as(reading: ReadingOptions, precision: str = "fp32") -> LoadedHost:
@@ -56,7 +57,11 @@ def host_of(source: LanguageSource) -> LoadedHost:
             procedure=decoder_procedure,
             read_as=read_as,
             preprocess={"kind": "text", "input": "tokens"},
-            postprocess={"kind": "tokens", "output": "logits", "stop": [] if assets.text is None else assets.text.stop},
+            postprocess={
+                "kind": "tokens",
+                "output": "logits",
+                "stop": [] if assets.text is None else list(assets.text.stop),
+            },
             text=assets.text,
             files=assets.files,
         )
@@ -111,9 +116,17 @@ def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
         if tensor.ndim > 1 or parameter.endswith(".bias"):
             tensor = tensor.to(whole)
         owner, _, last = parameter.rpartition(".")
-        setattr(decoder.get_submodule(owner), last, nn.Parameter(tensor, requires_grad=False))
+        module = decoder.get_submodule(owner)
+        setattr(module, last, nn.Parameter(tensor, requires_grad=False))
+        if isinstance(module, nn.Linear) and last == "weight":
+            module.stored = partial(_stored, source, names)  # type: ignore[assignment]
     decoder.tie()
     return decoder.eval()
+
+
+def _stored(source: LanguageSource, names: Sequence[str]) -> WholeNumbers | None:
+    """The whole numbers that a joined matrix came in, as `layers.blocks` asks for them; None: it came in none."""
+    return WholeNumbers.joined([source.blocks(name) for name in names])
 
 
 def _finite(tensor: Tensor, name: str, source: LanguageSource) -> Tensor:
@@ -131,21 +144,3 @@ def _attach(decoder: Decoder, caching: Caching, name: str, specs: Sequence[Compr
     if specs:  # it has no sites yet: this says so of whatever is given
         place(specs, HostInfo(name=name, sites=(), depth=len(decoder.layers), num_tokens=caching.context))
     return decoder_graphs(decoder, caching)
-
-
-def load(path: Path, *, weights: str | None = None, seconds: float | None = None) -> LoadedHost:
-    """Load a decoder from a directory.
-
-    Args:
-        path: The directory.
-        weights: None: its tensors are in the directory (`catalog.check_model` refuses others).
-        seconds: None: that is for audio.
-
-    Raises:
-        ConfigError, UnsupportedError: See `host_of`.
-    """
-    from trt_compress.models.language.directory import Directory
-
-    if seconds is not None:
-        raise ConfigError(f"hf:{path}: seconds={seconds:g} is for audio; leave it out.")
-    return host_of(Directory(path))

@@ -1,5 +1,6 @@
-"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained, audio
-codecs by their checkpoint (`wavtokenizer:FILE`, `xytokenizer:FILE`), and `FILE.py:FACTORY` for a module of one's own.
+"""Models by name: `timm:NAME`, `zoo:NAME`, `hf:PATH` for a directory written by transformers' save_pretrained,
+`gguf:FILE` for a language model of llama.cpp, audio codecs by their checkpoint (`wavtokenizer:FILE`,
+`xytokenizer:FILE`), and `FILE.py:FACTORY` for a module of one's own.
 
 A model of the zoo is one file that has `INFO` and `load(weights)`, and one line in `catalog.ZOO`. A model type of
 transformers is one line in `catalog.HF`: the module that has `load(path, weights=…, **options)`.
@@ -17,10 +18,11 @@ from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_re
 from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
-from trt_compress.models.hosts.catalog import ZOO, hf_module, zoo_module
+from trt_compress.models.hosts.catalog import ZOO, hf_module, is_language, zoo_module
 from trt_compress.models.hosts.own_module import load_own
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
+from trt_compress.models.language.open import open_language
 
 
 def list_models() -> list[ModelInfo]:
@@ -32,8 +34,9 @@ def load_host(model: str, *, weights: str | None = None, model_sha256: str | Non
     """Build a model by name and load its weights.
 
     Args:
-        model: `timm:NAME`, `zoo:NAME`, `hf:PATH`, `wavtokenizer:FILE`, `xytokenizer:FILE` or `FILE.py:FACTORY`, whose
-            code is run; options of the model follow a question mark (`trt_compress.model_name`).
+        model: `timm:NAME`, `zoo:NAME`, `hf:PATH`, `gguf:FILE`, `wavtokenizer:FILE`, `xytokenizer:FILE` or
+            `FILE.py:FACTORY`, whose code is run; options of the model follow a question mark
+            (`trt_compress.model_name`).
         weights: A .safetensors file or checkpoint; "pretrained" for timm's own (needs a network); None: the zoo's own,
             or random ones for timm (fixed seed), good for timing only.
         model_sha256: What FILE.py must have, if it was hashed before.
@@ -55,6 +58,7 @@ def load_host(model: str, *, weights: str | None = None, model_sha256: str | Non
         "timm": load_timm,
         "zoo": _load_zoo,
         "hf": _load_hf,
+        "gguf": _load_language,
         "wavtokenizer": _load_codec,
         "xytokenizer": _load_codec,
         FILE_SOURCE: lambda name, weights: load_own(name, weights, model_sha256),
@@ -96,7 +100,15 @@ def _load_zoo(model: ModelName, weights: str | None) -> LoadedHost:
     return host
 
 
+def _load_language(model: ModelName, weights: str | None) -> LoadedHost:
+    from trt_compress.models.hosts.decoder_host import host_of
+
+    return host_of(open_language(model))
+
+
 def _load_hf(model: ModelName, weights: str | None) -> LoadedHost:
+    if is_language(model):
+        return _load_language(model, weights)
     folder = Path(model.name)
     module = importlib.import_module(hf_module(folder))
     host: LoadedHost = module.load(folder, weights=weights, **model.options)

@@ -25,6 +25,7 @@ from trt_compress.tools.describe import engine_pairs, sites_text
 
 COMMANDS = (
     "list",
+    "plan",
     "export",
     "verify",
     "preflight",

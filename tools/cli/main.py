@@ -21,6 +21,7 @@ from trt_compress.tools.cli.evaluate import evaluate
 from trt_compress.tools.cli.export import build, export, preflight, verify
 from trt_compress.tools.cli.generate import generate
 from trt_compress.tools.cli.habits import LogJson, Verbose, with_habits
+from trt_compress.tools.cli.plan import plan
 from trt_compress.tools.cli.plugins import build as build_plugins
 from trt_compress.tools.cli.plugins import list_libraries
 from trt_compress.tools.cli.prune import prune
@@ -47,6 +48,7 @@ app = typer.Typer(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_registered,
+    "plan": plan,
     "export": export,
     "verify": verify,
     "preflight": preflight,

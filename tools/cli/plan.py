@@ -58,7 +58,8 @@ def _show(found: "ModelPlan") -> None:
     ]
     print_table("Weights", ("precision, bits:group", "size", "quantized", "refused"), weights)
     caches = [
-        (one.name, format_bytes(one.bytes_per_token), format_bytes(one.bytes), one.refused or "") for one in found.caches
+        (one.name, format_bytes(one.bytes_per_token), format_bytes(one.bytes), one.refused or "")
+        for one in found.caches
     ]
     print_table("Caches", ("keys and values", "a token", "all", "refused"), caches)
     refused = {one.name for one in (*found.weights, *found.caches) if one.refused}
@@ -68,7 +69,9 @@ def _show(found: "ModelPlan") -> None:
             continue
         cells = []
         for memory in MEMORIES:
-            fits = [f for f in found.fits if (f.memory_gib, f.weights) == (memory, weight.name) and f.cache not in refused]
+            fits = [
+                f for f in found.fits if (f.memory_gib, f.weights) == (memory, weight.name) and f.cache not in refused
+            ]
             whole = [fit.cache for fit in fits if fit.fits]
             longest = max(fits, key=lambda fit: fit.longest)
             cells.append(

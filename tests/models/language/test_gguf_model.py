@@ -1,5 +1,6 @@
 """GGUF models: names, configuration and tensors against transformers' own; whole numbers against the package `gguf`."""
 
+import json
 import random
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tests.models.language.gguf_files import write
 from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
+from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.language import gguf_file
 from trt_compress.models.language.gguf_model import GgufModel
 
@@ -52,6 +54,15 @@ def made(model_type: str, **changes: Any) -> tuple[dict[str, Any], dict[str, tor
     return {**settings, "model_type": model_type}, state
 
 
+def official(model_type: str) -> dict[str, Any]:
+    """The config.json that transformers writes of such a model."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type, **(SMALL | FAMILIES[model_type]))
+    found: dict[str, Any] = json.loads(config.to_json_string())
+    return found
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_names_and_tensors_are_those_of_transformers(model_type: str, tmp_path: Path) -> None:
     config, state = made(model_type)
@@ -63,6 +74,8 @@ def test_names_and_tensors_are_those_of_transformers(model_type: str, tmp_path: 
     for key, value in {**SMALL, **FAMILIES[model_type]}.items():
         assert key == "pad_token_id" or source.config[key] == value, key
     assert source.config["model_type"] == model_type
+    ours, theirs = (read_config(each, name="a") for each in (source.config, official(model_type)))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
