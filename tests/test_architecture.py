@@ -197,6 +197,13 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{relative(path)} has no docstring"
 
 
+def test_no_source_file_is_long() -> None:
+    """One file, one thought: whoever opens it reads it."""
+    native = [path for kind in ("*.h", "*.cuh", "*.cpp", "*.cu") for path in (ROOT / "plugins").rglob(kind)]
+    long = {relative(path): lines for path in [*MODULES, *native] if (lines := path.read_text().count("\n")) > 600}
+    assert native and long == {}, "split it by what it is about"
+
+
 def test_no_file_is_loaded_under_two_names() -> None:
     paths = [path.relative_to(GROUND if GROUND in path.parents else ROOT) for path in MODULES]
     names = [".".join(("trt_compress", *path.with_suffix("").parts)).removesuffix(".__init__") for path in paths]
