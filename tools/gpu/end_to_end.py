@@ -6,7 +6,6 @@ provider, TensorRT, and TensorRT-RTX with portable and SM 80 engines, with what 
 goes is told kernel by kernel. One call of less than ten minutes; each result is appended as a line of JSON at once.
 """
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -23,18 +22,15 @@ from trt_compress.children import PIPE, TimeoutExpired, run_python
 from trt_compress.errors import GateError, TrtCompressError
 from trt_compress.plugins.native_torch import CudaKernels, install, torch_forms, uninstall
 from trt_compress.strays import temporary_folder
-from trt_compress.tools.console import print_table
 from trt_compress.tools.gpu.account import account
-from trt_compress.tools.gpu.kernels import open_kernels
+from trt_compress.tools.gpu.command import measure, parser_of
 from trt_compress.tools.gpu.models import BATCHES, MODELS, TINY, TINY_BATCHES, TimedModel, flops
-from trt_compress.tools.gpu.timing import Call, CudaClock, DeviceClock, HostClock, Recorder, ratio, run_record, summary
+from trt_compress.tools.gpu.timing import Call, DeviceClock, Recorder, ratio, summary
 
 WHO = "gpu_end_to_end"
-RESULTS = Path(__file__).parent.parent / "bench" / "results" / f"{WHO}.jsonl"
 ROUNDS = 40
 LEAST_COSINE = 0.98  # of logits: a near tie that goes the other way in fp16 moves them a little
 SLOW = 0.95  # of what the operations say; below it the account is what a reader wants
-EXIT_FAILED = 3
 ENGINE_RESERVE_S = 30.0
 _WORKER = "trt_compress.tools.gpu.engine_worker"
 
@@ -293,31 +289,15 @@ def _engine_name(backend: str, capability: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and record; 0: measured, 2: not possible here, 3: forms of a model that are not the same function."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each measurement")
-    parser.add_argument("--output", type=Path, default=None, help=f"lines of JSON (default: {RESULTS.name})")
-    parser.add_argument("--commit", default=None, help="what to record where the sources are no git checkout")
+    parser = parser_of(__doc__, WHO, rounds=ROUNDS)
     parser.add_argument("--no-engines", action="store_true", help="PyTorch only")
-    parser.add_argument("--dry-run", action="store_true", help="all of it on the CPU with tiny models; nothing is kept")
-    parser.add_argument("--library", type=Path, default=None, help="libtrtc_cuda for the dry run (the tests' own)")
     given = parser.parse_args(arguments)
-    start = time.monotonic()
-    try:
-        clock: DeviceClock = HostClock() if given.dry_run else CudaClock(WHO)
-        kernels = open_kernels(clock, given.library if given.dry_run else None, dry_run=given.dry_run)
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    output = given.output or (Path("/dev/null") if given.dry_run else RESULTS)
-    recorder = Recorder(output, run_record(WHO, clock, commit=given.commit, dry_run=given.dry_run))
-    deadline = start + 60.0 * given.minutes
-    run = EndToEnd(clock, kernels, recorder, deadline=deadline, rounds=given.rounds, dry_run=given.dry_run)
-    run.run(with_engines=not given.no_engines)
-    rows = [(line["case"], line["verdict"], line.get("detail", "")[:100]) for line in recorder.lines]
-    print_table(f"{recorder.run['gpu']['name']}, commit {recorder.run['commit']}", ("case", "", "measured"), rows)
-    print(f"written to {output}")
-    return EXIT_FAILED if any(line["verdict"] == "failed" for line in recorder.lines) else 0
+
+    def run(clock: DeviceClock, kernels: CudaKernels | None, recorder: Recorder, deadline: float) -> None:
+        run = EndToEnd(clock, kernels, recorder, deadline=deadline, rounds=given.rounds, dry_run=given.dry_run)
+        run.run(with_engines=not given.no_engines)
+
+    return measure(WHO, given, run)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ timed, between sides that take turns, from captured CUDA graphs, with a cold lev
 a line of JSON when it is there, with what was wanted and what was expected beforehand (`gpu_cases.py`).
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,36 +20,29 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trt_compress.errors import GateError, TrtCompressError, UnsupportedError
 from trt_compress.plugins.attention_score.spec import HEADS, ROWS
-from trt_compress.plugins.build import build
-from trt_compress.plugins.library import require
 from trt_compress.plugins.native_torch import CudaKernels, torch_forms
 from trt_compress.plugins.operator import Operator, as_float32
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import Sample
 from trt_compress.plugins.testing import call_torch, sample_inputs
 from trt_compress.tools.bench.textbook import merge as textbook_merge
-from trt_compress.tools.console import print_table
 from trt_compress.tools.gpu import cases
+from trt_compress.tools.gpu.command import measure, parser_of
 from trt_compress.tools.gpu.timing import (
     Call,
-    CudaClock,
     DeviceClock,
-    HostClock,
     Recorder,
     Timed,
     copy_bytes_per_s,
     ratio,
-    run_record,
     summary,
 )
 
 WHO = "gpu_kernels"
-RESULTS = Path(__file__).parent.parent / "bench" / "results" / f"{WHO}.jsonl"
 ROUNDS = 100
 LANES = 128  # fp32 multiply-adds of a multiprocessor in a cycle, SM 86 and later but 100
 CLEAR = 1e-4  # decisions that cost no more than this are rounding's
 ITEMS = 4  # of a batch, whose decisions are looked at on the CPU
-EXIT_FAILED = 3
 
 
 class Bench:
@@ -432,45 +423,19 @@ def _check_regret(operator: Operator, sample: Sample, inputs: Sequence[Tensor], 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and record; 0: measured, 2: not possible here, 3: a kernel gave wrong results or did not run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: 9)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each measurement")
+    parser = parser_of(__doc__, WHO, rounds=ROUNDS)
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
-    parser.add_argument("--output", type=Path, default=None, help=f"lines of JSON (default: {RESULTS.name})")
-    parser.add_argument("--commit", default=None, help="what to record where the sources are no git checkout")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
-    parser.add_argument("--dry-run", action="store_true", help="all of it on the CPU with tiny sizes; nothing is kept")
-    parser.add_argument("--library", type=Path, default=None, help="libtrtc_cuda for the dry run (the tests' own)")
     given = parser.parse_args(arguments)
-    start = time.monotonic()
-    try:
-        clock: DeviceClock = HostClock() if given.dry_run else CudaClock(WHO)
-        kernels = open_kernels(clock, given.library if given.dry_run else None, dry_run=given.dry_run)
-    except TrtCompressError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    output = given.output or (Path("/dev/null") if given.dry_run else RESULTS)
-    recorder = Recorder(output, run_record(WHO, clock, commit=given.commit, dry_run=given.dry_run))
-    deadline = start + 60.0 * given.minutes
-    bench = Bench(
-        clock, kernels, recorder, deadline=deadline, rounds=given.rounds, dry_run=given.dry_run, seed=given.seed
-    )
-    with torch.no_grad() if given.dry_run else nullcontext():
-        bench.run(given.only)
-    rows = [(line["case"], line["verdict"], line.get("detail", "")) for line in recorder.lines]
-    print_table(f"{recorder.run['gpu']['name']}, commit {recorder.run['commit']}", ("case", "", "measured"), rows)
-    print(f"written to {output}")
-    return EXIT_FAILED if any(line["verdict"] == "failed" for line in recorder.lines) else 0
 
+    def run(clock: DeviceClock, kernels: CudaKernels | None, recorder: Recorder, deadline: float) -> None:
+        bench = Bench(
+            clock, kernels, recorder, deadline=deadline, rounds=given.rounds, dry_run=given.dry_run, seed=given.seed
+        )
+        with torch.no_grad() if given.dry_run else nullcontext():
+            bench.run(given.only)
 
-def open_kernels(clock: DeviceClock, library: Path | None, *, dry_run: bool) -> CudaKernels | None:
-    """The kernels, built if they are not there; None for a dry run that was given no library."""
-    if dry_run:
-        return CudaKernels(library, device_type="cpu") if library else None
-    sm = clock.facts()["sm"]
-    print(f"building the kernels for SM {sm}", file=sys.stderr, flush=True)
-    build(only=("cuda",), cuda=[sm])
-    return CudaKernels(require("cuda", sms=[sm]).path)
+    return measure(WHO, given, run)
 
 
 if __name__ == "__main__":
