@@ -29,6 +29,7 @@ from trt_compress.tools.cli.report import compare, report
 from trt_compress.tools.cli.run import end_process, run
 from trt_compress.tools.cli.sample import sample
 from trt_compress.tools.cli.scene import scene
+from trt_compress.tools.cli.serve import serve
 from trt_compress.tools.cli.show import doctor, inspect, list_registered
 from trt_compress.tools.cli.sweep import sweep
 from trt_compress.tools.console import flush, guard_streams, print_text, say_error
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate,
     "run": run,
     "generate": generate,
+    "serve": serve,
     "report": report,
     "compare": compare,
     "scene": scene,

@@ -1,0 +1,1 @@
+"""A bundle behind the HTTP interface that clients of OpenAI's speak, for one machine."""
