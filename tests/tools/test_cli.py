@@ -32,6 +32,7 @@ COMMANDS = (
     "build",
     "bench",
     "generate",
+    "serve",
     "evaluate",
     "sweep",
     "calibrate",

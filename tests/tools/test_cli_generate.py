@@ -51,8 +51,9 @@ def typed(folder: Path) -> Iterator[Typed]:
 
 
 @pytest.fixture(scope="module")
-def generator(folder: Path) -> Generator:
-    return Generator.open(folder / "b")
+def generator(folder: Path) -> Iterator[Generator]:
+    with Generator.open(folder / "b") as generator:
+        yield generator
 
 
 def printed(text: str) -> str:

@@ -39,8 +39,8 @@ def serve(
 ) -> None:
     """Serve a language model's bundle to clients of OpenAI's interface.
 
-    It has /v1/completions, /v1/chat/completions and /v1/models. Each request is answered with states of its own; requests are not batched together. Ctrl-C or SIGTERM ends it: open
-    streams end where they are, and nothing is left running.
+    It has /v1/completions, /v1/chat/completions and /v1/models. Each request is answered with states of its own;
+    requests are not batched together. Ctrl-C or SIGTERM ends it: open streams end where they are.
     """
     for name, value, low in (("--parallel", parallel, 1), ("--queue", queue, 0)):
         if value < low:

@@ -23,7 +23,7 @@ from trt_compress.foreign import strict_json
 from trt_compress.runtime.generate.generator import Generator
 from trt_compress.tools.serve.answers import Answer, error_of, models_of
 from trt_compress.tools.serve.asked import UnknownModel, read_request
-from trt_compress.tools.serve.jobs import Job, Jobs, TooManyRequests
+from trt_compress.tools.serve.jobs import AnswerJob, Jobs, TooManyRequests
 
 LARGEST_REQUEST = 1 << 24
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -62,6 +62,7 @@ def serve(
         queue: How many may wait.
         ready: Is called when it answers.
     """
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has gone
     jobs = Jobs(generator, parallel=parallel, queue=queue)
     local = listener.getsockname()[0] in LOOPBACK
     app = application(generator, jobs, model=model, local=local)
@@ -174,12 +175,12 @@ async def _body(request: Request) -> object:
         raise ConfigError(f"The request is no JSON ({error}).") from None
 
 
-async def _take(job: Job) -> None:
+async def _take(job: AnswerJob) -> None:
     async for _ in job.pieces():
         pass
 
 
-async def _events(job: Job, said: Answer, *, with_usage: bool) -> AsyncIterator[str]:
+async def _events(job: AnswerJob, said: Answer, *, with_usage: bool) -> AsyncIterator[str]:
     """The answer as server-sent events; a client that goes away ends the job."""
     try:
         async for piece in job.pieces():

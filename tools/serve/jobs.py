@@ -17,7 +17,7 @@ class TooManyRequests(UnsupportedError):
     """As many requests wait as may."""
 
 
-class Job:
+class AnswerJob:
     """A request that is answered on a thread of its own; what comes of it is taken in the event loop.
 
     Attributes:
@@ -88,17 +88,17 @@ class Jobs:
         self._generator = generator
         self._most = parallel + queue
         self._pool = ThreadPoolExecutor(parallel, thread_name_prefix="answering")
-        self._open: set[Job] = set()
+        self._open: set[AnswerJob] = set()
         self._lock = threading.Lock()
 
-    def add(self, asked: Asked) -> Job:
+    def add(self, asked: Asked) -> AnswerJob:
         """Take a request in.
 
         Raises:
             TooManyRequests: As many wait as may.
             ConfigError, UnsupportedError: As `Generator.stream`.
         """
-        job = Job(self._generator, asked)
+        job = AnswerJob(self._generator, asked)
         with self._lock:
             if len(self._open) >= self._most:
                 raise TooManyRequests(f"{self._most} requests are open, which is as many as may be; ask again later.")
@@ -118,6 +118,6 @@ class Jobs:
         self.cancel()
         self._pool.shutdown(wait=True, cancel_futures=False)
 
-    def _done(self, job: Job) -> None:
+    def _done(self, job: AnswerJob) -> None:
         with self._lock:
             self._open.discard(job)

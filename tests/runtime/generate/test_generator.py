@@ -1,7 +1,7 @@
 """Answers of a bundle whose logits numpy can tell: alone, side by side, streamed, stopped, and on from a prefix."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +28,11 @@ def greedy(tokens: Sequence[int], count: int, *, stops: Sequence[int] = (END,)) 
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
     folder = tmp_path_factory.mktemp("toy") / "b"
     write(folder)
-    return Generator.open(folder)
+    with Generator.open(folder) as generator:
+        yield generator
 
 
 def test_answers_are_those_of_the_model(generator: Generator) -> None:
