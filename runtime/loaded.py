@@ -88,6 +88,15 @@ class Loaded:
         """Whether a state gets longer with each run."""
         return any(dim in self.growing for dim in self.states[key].shape)
 
+    def swap(self, key: str) -> frozenset[str]:
+        """The graphs that write a state into a second memory."""
+        return frozenset(
+            name
+            for name, graph in self.graphs.items()
+            for output, of in graph.writes.items()
+            if of == key and output not in graph.executable.in_place
+        )
+
     def update(self, key: str) -> Update:
         """How a run gives a state anew; of several graphs that do it differently, the one that costs most."""
         if self.grows(key):

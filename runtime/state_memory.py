@@ -16,12 +16,24 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Symbols = Mapping[str, int]
 
 
+class Turn:
+    """Which of two memories is current, of all states that the same graphs swap: one number, as it is of all of them.
+
+    What a step reads and writes beside its graphs has left the processor's caches meanwhile; so it is kept small.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now = 0
+
+
 class Value:
     """The value of one state: its memory, and which part of it is current."""
 
     __slots__ = ("dtype", "dims", "grows", "key", "make", "memory", "turn")
 
-    def __init__(self, key: str, loaded: Loaded) -> None:
+    def __init__(self, key: str, loaded: Loaded, turn: Turn) -> None:
         spec = loaded.states[key]
         self.key = key
         self.dtype = spec.dtype
@@ -29,12 +41,12 @@ class Value:
         self.grows = loaded.grows(key)
         self.make = next(graph.executable.buffer for graph in loaded.graphs.values() if key in graph.keys)
         self.memory: list[Buffer] = []
-        self.turn = 0
+        self.turn = turn
 
     @property
     def current(self) -> Buffer:
         """Where the value is."""
-        return self.memory[self.turn]
+        return self.memory[self.turn.now if len(self.memory) > 1 else 0]
 
     @property
     def bytes(self) -> int:
@@ -43,13 +55,14 @@ class Value:
 
     def hold(self, content: Array) -> None:
         """Take a content, which is given away, in place of all memory that there is."""
-        self.memory, self.turn = [self.make(content, self.dtype)], 0
+        self.memory = [self.make(content, self.dtype)]
 
     def other(self) -> Buffer:
         """The memory that the next value goes to where it may not go into the current one."""
         if len(self.memory) == 1:
-            self.memory = [*self.memory, self.make(np.empty(self.current.shape, carrier(self.dtype)), self.dtype)]
-        return self.memory[1 - self.turn]
+            empty = self.make(np.empty(self.current.shape, carrier(self.dtype)), self.dtype)
+            self.memory = [empty, *self.memory] if self.turn.now else [*self.memory, empty]
+        return self.memory[1 - self.turn.now]
 
 
 class Memory:
@@ -66,7 +79,8 @@ class Memory:
         self._loaded = loaded
         self.batch = batch
         self.limits = dict(limits)
-        self.values = {key: Value(key, loaded) for key in loaded.states}
+        turns: dict[frozenset[str], Turn] = {}
+        self.values = {key: Value(key, loaded, turns.setdefault(loaded.swap(key), Turn())) for key in loaded.states}
         self.lengths: dict[str, int] = {}
         self.forget()
 
@@ -195,7 +209,7 @@ class Memory:
             if value.memory
         }
         for key, buffer in taken.items():
-            self.values[key].memory, self.values[key].turn = [buffer], 0
+            self.values[key].memory = [buffer]
         if self.batch is not None:
             self.batch = len(rows)
         self.lengths[BATCH_SYMBOL] = len(rows)

@@ -18,7 +18,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.runtime.backends.base import Binding, Buffer
 from trt_compress.runtime.loaded import HasLoaded, LoadedGraph, Update
-from trt_compress.runtime.state_memory import Memory, Symbols, Value, bytes_of, check_count, limits_of
+from trt_compress.runtime.state_memory import Memory, Symbols, Turn, Value, bytes_of, check_count, limits_of
 from trt_compress.suggest import did_you_mean
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,7 +44,7 @@ class StateInfo:
     addresses: tuple[int, ...]
 
 
-_Undo = list[tuple[Value, int, list[Buffer]]]
+_Undo = list[tuple[Value, list[Buffer]]]
 _WRITTEN: list[Buffer] = []  # in place of memory that there was before: what is written in place cannot be taken back
 
 
@@ -55,8 +55,8 @@ class _Step:
     graph: LoadedGraph
     symbols: Symbols
     written: _Undo = field(default_factory=list)
-    swapped: list[Value] = field(default_factory=list)
-    turning: list[Value] = field(default_factory=list)  # those that any graph swaps
+    swapped: tuple[Turn, ...] = ()
+    turning: tuple[Turn, ...] = ()  # of those that any graph swaps
     grown: list[Value] = field(default_factory=list)
     grown_inputs: list[tuple[str, Value]] = field(default_factory=list)
     bindings: dict[tuple[int, ...], Binding] = field(default_factory=dict)
@@ -290,11 +290,12 @@ class States:
             UnsupportedError: The backend failed.
         """
         undo: _Undo = []
+        turned: list[Turn] = []
         self._claim(graph.keys)
         try:
-            return self._run(graph, symbols, inputs, undo)
+            return self._run(graph, symbols, inputs, undo, turned)
         except BaseException:
-            self._take_back(undo)
+            self._take_back(undo, turned)
             raise
         finally:
             self._give_back(graph.keys)
@@ -315,31 +316,36 @@ class States:
             took: Is given its outputs.
         """
         undo: _Undo = []
+        turned: list[Turn] = []
         self._claim(self._every_key)
         try:
             for graph in graphs:
-                took(graph, self._run(graph, symbols, feed(graph), undo))
+                took(graph, self._run(graph, symbols, feed(graph), undo, turned))
         except BaseException:
-            self._take_back(undo)
+            self._take_back(undo, turned)
             raise
         finally:
             self._give_back(self._every_key)
 
-    def _take_back(self, undo: _Undo) -> None:
+    def _take_back(self, undo: _Undo, turned: list[Turn]) -> None:
         """Have the states as they were before a run that failed, where that can be."""
-        new = {id(value) for value, _, before in undo if not before and before is not _WRITTEN}
-        self._broken = self._broken or any(before is _WRITTEN and id(value) not in new for value, _, before in undo)
-        for value, turn, memory in reversed(undo):
+        new = {id(value) for value, before in undo if not before and before is not _WRITTEN}
+        self._broken = self._broken or any(before is _WRITTEN and id(value) not in new for value, before in undo)
+        for turn in turned:
+            turn.now = 1 - turn.now
+        for value, memory in reversed(undo):
             if memory is not _WRITTEN:
-                value.turn, value.memory = turn, memory
+                value.memory = memory
         self._steps.clear()
         self._memory.lengths = self._memory.known_lengths()
 
-    def _run(self, graph: LoadedGraph, symbols: Symbols, given: Mapping[str, Array], undo: _Undo) -> dict[str, Array]:
+    def _run(
+        self, graph: LoadedGraph, symbols: Symbols, given: Mapping[str, Array], undo: _Undo, turned: list[Turn]
+    ) -> dict[str, Array]:
         step = self._steps.get(graph.name)
         if step is None or step.symbols is not symbols:
             step = self._prepare(graph, symbols, undo)
-        turns = tuple([value.turn for value in step.turning])
+        turns = tuple([turn.now for turn in step.turning])
         binding = step.bindings.get(turns)
         if binding is None:
             binding = step.bindings[turns] = self._bind(step)
@@ -350,26 +356,30 @@ class States:
         except UnsupportedError:
             self._find_misfit(step, given)
             raise
-        for value in step.swapped:
-            undo.append((value, value.turn, value.memory))
-            value.turn = 1 - value.turn
+        for turn in step.swapped:
+            turn.now = 1 - turn.now
+            turned.append(turn)
         for value, buffer in zip(step.grown, made, strict=True):
             self._memory.check_fits(value, buffer.shape, symbols)
-            undo.append((value, value.turn, value.memory))
+            undo.append((value, value.memory))
             value.memory = [buffer]
         return outputs
 
     def _prepare(self, graph: LoadedGraph, symbols: Symbols, undo: _Undo) -> _Step:
         """Check that the states fit these inputs, and make those that there are not yet."""
-        undo += [(value, 0, []) for value in self._memory.fit(graph.keys, symbols)]
-        step, values = _Step(graph, symbols), self._memory.values
+        undo += [(value, []) for value in self._memory.fit(graph.keys, symbols)]
+        step, values, swapped = _Step(graph, symbols), self._memory.values, []
         for output, key in graph.writes.items():
-            value, in_place = values[key], output in graph.executable.in_place
-            if in_place:
-                step.written.append((value, 0, _WRITTEN))
+            value = values[key]
+            if output in graph.executable.in_place:
+                step.written.append((value, _WRITTEN))
+            elif value.grows:
+                step.grown.append(value)
             else:
-                (step.grown if value.grows else step.swapped).append(value)
-        step.turning = [values[key] for key in graph.keys if self._loaded.update(key) == "swapped"]
+                swapped.append(value.turn)
+        step.swapped = tuple(dict.fromkeys(swapped))
+        turning = [values[key].turn for key in graph.keys if self._loaded.update(key) == "swapped"]
+        step.turning = tuple(dict.fromkeys(turning))
         step.grown_inputs = [(name, values[key]) for name, key in graph.reads.items() if values[key].grows]
         before = self._steps.get(graph.name)
         if before is not None:  # the memory is the same: whatever changes it forgets all steps
