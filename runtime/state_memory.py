@@ -16,7 +16,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Symbols = Mapping[str, int]
 
 
-class Turn:
+class SwapTurn:
     """Which of two memories is current, of all states that the same graphs swap: one number, as it is of all of them.
 
     What a step reads and writes beside its graphs has left the processor's caches meanwhile; so it is kept small.
@@ -33,7 +33,7 @@ class Value:
 
     __slots__ = ("dtype", "dims", "grows", "key", "make", "memory", "turn")
 
-    def __init__(self, key: str, loaded: Loaded, turn: Turn) -> None:
+    def __init__(self, key: str, loaded: Loaded, turn: SwapTurn) -> None:
         spec = loaded.states[key]
         self.key = key
         self.dtype = spec.dtype
@@ -79,8 +79,8 @@ class Memory:
         self._loaded = loaded
         self.batch = batch
         self.limits = dict(limits)
-        turns: dict[frozenset[str], Turn] = {}
-        self.values = {key: Value(key, loaded, turns.setdefault(loaded.swap(key), Turn())) for key in loaded.states}
+        turns: dict[frozenset[str], SwapTurn] = {}
+        self.values = {key: Value(key, loaded, turns.setdefault(loaded.swap(key), SwapTurn())) for key in loaded.states}
         self.lengths: dict[str, int] = {}
         self.forget()
 

@@ -18,7 +18,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.runtime.backends.base import Binding, Buffer
 from trt_compress.runtime.loaded import HasLoaded, LoadedGraph, Update
-from trt_compress.runtime.state_memory import Memory, Symbols, Turn, Value, bytes_of, check_count, limits_of
+from trt_compress.runtime.state_memory import Memory, SwapTurn, Symbols, Value, bytes_of, check_count, limits_of
 from trt_compress.suggest import did_you_mean
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,8 +55,8 @@ class _Step:
     graph: LoadedGraph
     symbols: Symbols
     written: _Undo = field(default_factory=list)
-    swapped: tuple[Turn, ...] = ()
-    turning: tuple[Turn, ...] = ()  # of those that any graph swaps
+    swapped: tuple[SwapTurn, ...] = ()
+    turning: tuple[SwapTurn, ...] = ()  # of those that any graph swaps
     grown: list[Value] = field(default_factory=list)
     grown_inputs: list[tuple[str, Value]] = field(default_factory=list)
     bindings: dict[tuple[int, ...], Binding] = field(default_factory=dict)
@@ -290,7 +290,7 @@ class States:
             UnsupportedError: The backend failed.
         """
         undo: _Undo = []
-        turned: list[Turn] = []
+        turned: list[SwapTurn] = []
         self._claim(graph.keys)
         try:
             return self._run(graph, symbols, inputs, undo, turned)
@@ -316,7 +316,7 @@ class States:
             took: Is given its outputs.
         """
         undo: _Undo = []
-        turned: list[Turn] = []
+        turned: list[SwapTurn] = []
         self._claim(self._every_key)
         try:
             for graph in graphs:
@@ -327,7 +327,7 @@ class States:
         finally:
             self._give_back(self._every_key)
 
-    def _take_back(self, undo: _Undo, turned: list[Turn]) -> None:
+    def _take_back(self, undo: _Undo, turned: list[SwapTurn]) -> None:
         """Have the states as they were before a run that failed, where that can be."""
         new = {id(value) for value, before in undo if not before and before is not _WRITTEN}
         self._broken = self._broken or any(before is _WRITTEN and id(value) not in new for value, before in undo)
@@ -340,7 +340,7 @@ class States:
         self._memory.lengths = self._memory.known_lengths()
 
     def _run(
-        self, graph: LoadedGraph, symbols: Symbols, given: Mapping[str, Array], undo: _Undo, turned: list[Turn]
+        self, graph: LoadedGraph, symbols: Symbols, given: Mapping[str, Array], undo: _Undo, turned: list[SwapTurn]
     ) -> dict[str, Array]:
         step = self._steps.get(graph.name)
         if step is None or step.symbols is not symbols:
