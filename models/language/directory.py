@@ -43,6 +43,15 @@ class Directory:
         self.name = f"hf:{path}"
         self.path = path
         self.config: Mapping[str, Any] = read_json(path / "config.json")
+        if not (path / INDEX).is_file() and not (path / "model.safetensors").is_file():
+            others = sorted(
+                file.name for file in path.glob("*") if file.suffix in (".bin", ".pth", ".pt", ".safetensors")
+            )
+            raise ConfigError(
+                f"{self.name} has no model.safetensors and no {INDEX}"
+                + (f", but {', '.join(shown(name)[:60] for name in others[:_SHOWN])}" if others else "")
+                + "; save the model with save_pretrained."
+            )
         self._places: dict[str, SafetensorsFile] = {}
         files = [self._opened(file) for file in weight_files(path)]
         self.origins = tuple(file.origin for file in files)

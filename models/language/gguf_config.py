@@ -33,7 +33,7 @@ _GEMMA = {
 _NOT_TENSORS = ("rope_freqs", "rope_factors_long", "rope_factors_short", "attn_rot_embd")
 """What is computed from the configuration, or becomes a part of it."""
 
-_PLACE = re.compile(r"(?:blk\.(?P<layer>\d{1,5})\.)?(?P<part>\w+)\.(?P<end>weight|bias)")
+_PLACE = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d{0,3})\.)?(?P<part>\w+)\.(?P<end>weight|bias)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +183,12 @@ def config_of(
     prefix = f"{metadata['general.architecture']}."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
 
+    def whole(key: str, default: Any = None, most: int = 1 << 24) -> int:
+        value = number(key, default)
+        if type(value) is not int or value > most:
+            raise ConfigError(f"{name}: {prefix}{key} is {value}; it is a whole number up to {most}.")
+        return value
+
     def number(key: str, default: Any = None) -> Any:
         value = values.get(key, default)
         if isinstance(value, list) and value and all(item == value[0] for item in value):
@@ -196,18 +202,18 @@ def config_of(
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ConfigError(f"{name} has no tensor 'token_embd.weight'; convert the model again.")
-    heads, width = number("attention.head_count"), number("embedding_length")
-    head_dim = number("attention.key_length", width // heads)
+    heads, width = whole("attention.head_count"), whole("embedding_length")
+    head_dim = whole("attention.key_length", width // heads)
     config: Config = {
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0],
         "hidden_size": width,
-        "intermediate_size": number("feed_forward_length"),
-        "num_hidden_layers": number("block_count"),
+        "intermediate_size": whole("feed_forward_length"),
+        "num_hidden_layers": whole("block_count", most=9999),
         "num_attention_heads": heads,
-        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "num_key_value_heads": whole("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": number("context_length"),
+        "max_position_embeddings": whole("context_length"),
         "rms_norm_eps": _rounded(number("attention.layer_norm_rms_epsilon")),
         "rope_theta": number("rope.freq_base", 10_000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -215,7 +221,7 @@ def config_of(
     }
     if values.get("attention.value_length", head_dim) != head_dim:
         raise UnsupportedError(f"{name}: keys and values of different sizes are not supported.")
-    rotated = number("rope.dimension_count", head_dim)
+    rotated = whole("rope.dimension_count", head_dim)
     if rotated != head_dim:
         config["partial_rotary_factor"] = rotated / head_dim
     for key, part in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_up")):

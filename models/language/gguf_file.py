@@ -182,7 +182,7 @@ class _Cursor:
         length = int.from_bytes(self.take(8), "little")
         if length > longest:
             raise ValueError(f"a text of {length} bytes stands there")
-        return self.take(length).decode("utf-8", "surrogateescape" if longest == _LONGEST_TEXT else "strict")
+        return self.take(length).decode("utf-8", "replace" if longest == _LONGEST_TEXT else "strict")
 
     def value(self, kind: int, key: str) -> Any:
         if kind == _STRING:

@@ -59,7 +59,7 @@ def tokenizer_json(name: str, metadata: Mapping[str, Any], *, strips: bool = Fal
     """
     ready = metadata.get("tokenizer.huggingface.json")
     if isinstance(ready, str):
-        return ready.encode("utf-8", "surrogateescape")
+        return ready.encode()
     kind = metadata.get("tokenizer.ggml.model")
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
     if kind not in makers:

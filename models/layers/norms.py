@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
         scaled = wide / torch.sqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
         if self.around_one:
             return cast(scaled * (1.0 + cast(self.weight, torch.float32)), x.dtype)
-        return self.weight * cast(scaled, x.dtype)
+        return cast(self.weight, x.dtype) * cast(scaled, x.dtype)
 
     def extra_repr(self) -> str:
         """What `print` says of the layer."""

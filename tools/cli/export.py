@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from trt_compress.export.verify_report import VerifyReport
 
 _MODEL = (
-    "timm:NAME, zoo:NAME, hf:DIR (as save_pretrained wrote it), wavtokenizer:FILE, xytokenizer:FILE, FILE.py:FACTORY "
-    "(your own; the file is run), or a recipe (FILE.toml); `trt-compress list models` names them. Options of a "
-    "timm model follow its name: timm:NAME?num_classes=10&img_size=384."
+    "timm:NAME, zoo:NAME, hf:DIR (as save_pretrained wrote it), gguf:FILE, wavtokenizer:FILE, xytokenizer:FILE, "
+    "FILE.py:FACTORY (your own; the file is run), or a recipe (FILE.toml); `trt-compress list models` names them. "
+    "Options follow a name: timm:NAME?num_classes=10&img_size=384, hf:DIR?lora=ADAPTER."
 )
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done; write nothing.")]
 

@@ -100,6 +100,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: save_file({"model.norm.weight": torch.ones(4)}, path / SECOND),
         "two of its files have a tensor 'model.norm.weight'",
     ),
+    "another format": (
+        lambda path: [(path / INDEX).rename(path / "pytorch_model.bin"), (path / FIRST).unlink()],
+        f"has no model.safetensors and no {INDEX}, but {SECOND}, pytorch_model.bin; save the model",
+    ),
     "no config": (lambda path: (path / "config.json").unlink(), "config.json cannot be read"),
     "a shard outside": (
         lambda path: change_index(path, lambda places: places.update({"x": "../other.safetensors"})),

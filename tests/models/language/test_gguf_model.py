@@ -206,6 +206,7 @@ def test_there_are_none_of_an_offset(tmp_path: Path) -> None:
             lambda data: data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba"),
             "architecture 'mamba' is not",
         ),
+        (lambda data: data.replace(b"blk.1.attn_norm", b"blk.01.ttn_norm"), "'blk.01.ttn_norm.weight' is no tensor"),
         (lambda data: b"", "is not a whole GGUF file"),
     ],
 )
@@ -231,6 +232,28 @@ def test_any_change_of_the_header_is_read_or_refused(tmp_path: Path) -> None:
             GgufModel(path)
         except TrtCompressError as error:
             assert error.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("block_count", 1_000_000_000, "llama.block_count is 1000000000; it is a whole number up to 9999"),
+        ("embedding_length", 64.5, "llama.embedding_length is 64.5; it is a whole number"),
+        ("attention.head_count", [4, 2], "llama.attention.head_count differs from layer to layer"),
+        ("context_length", "long", "no llama.context_length above 0"),
+    ],
+)
+def test_a_value_that_no_model_has_is_refused(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    from trt_compress.models.language.gguf_config import ARCHITECTURES, config_of
+
+    config, state = made("llama", num_hidden_layers=1)
+    path = write(tmp_path / "a.gguf", config, state)
+    with path.open("rb") as file:
+        opened = gguf_file.GgufFile(file, path)
+    metadata = {**opened.metadata, f"llama.{key}": value}
+    with pytest.raises(TrtCompressError) as caught:
+        config_of("gguf:a", ARCHITECTURES["llama"], metadata, opened.tensors, lambda name: [])
+    assert said in caught.value.message
 
 
 def test_a_part_of_a_model_and_experts_are_refused(tmp_path: Path) -> None:
