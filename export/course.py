@@ -5,7 +5,7 @@ grows shows. A side says what it computes with by `Compute`: the torch modules, 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, Range, State, Sta
 from trt_compress.format.manifest import Graph, Manifest
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.format.wiring import Wiring
-from trt_compress.models.hosts.base import Scenario, Steps
+from trt_compress.models.hosts.base import GraphSpec, Scenario, Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Values = Mapping[str, Tensor]
@@ -43,6 +43,31 @@ class Event:
     moment: str
     outputs: Values
     sites: Values
+
+
+def of_layers(manifest: Manifest, graphs: Sequence[GraphSpec]) -> Manifest:
+    """A manifest without the inputs, outputs and states that these graphs, the first layers of its own, have not."""
+    kept = {graph.name: graph for graph in graphs}
+    inputs = {name: {spec.name for spec in graph.all_inputs} for name, graph in kept.items()}
+    outputs = {name: {spec.name for spec in graph.all_outputs} for name, graph in kept.items()}
+    return replace(
+        manifest,
+        graphs=tuple(
+            replace(
+                graph,
+                inputs=tuple(info for info in graph.inputs if info.name in inputs[graph.name]),
+                outputs=tuple(info for info in graph.outputs if info.name in outputs[graph.name]),
+            )
+            if graph.name in kept
+            else graph
+            for graph in manifest.graphs
+        ),
+        states=tuple(
+            state
+            for state in manifest.states
+            if state.graph not in kept or state.port in inputs[state.graph] | outputs[state.graph]
+        ),
+    )
 
 
 def initial_state(state: StateSpec, lengths: Mapping[str, int]) -> Array:

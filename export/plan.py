@@ -210,6 +210,9 @@ def weight_bytes(config: DecoderConfig, precision: str, form: BlockForm | None =
             whole += count
         else:
             total += count * item
+    if form is not None and config.tied and config.width % form.group == 0:  # the head in 8 bits, beside the embedding
+        count = config.vocabulary * config.width
+        total += count + count // form.group * item
     return total, whole
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from trt_compress.export.course import of_layers
 from trt_compress.export.questions import Questions
 from trt_compress.export.runners import AS_DEPLOYED
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
@@ -105,6 +106,7 @@ def _asked(
 ) -> Answers:
     if manifest.procedure is None:
         return {graph.name: run_graph(side, graph, questions.steps[graph.name]) for graph in graphs}
+    manifest = of_layers(manifest, graphs)
     found: dict[str, list[Mapping[str, Tensor]]] = {graph.name: [] for graph in graphs}
     for scenario in questions.scenarios:
         for event in run_procedure(side, manifest, scenario):

@@ -229,7 +229,8 @@ def _resize(model: onnx.ModelProto) -> None:
 def _name_sites(model: onnx.ModelProto) -> None:
     """Name operator nodes and their outputs after their sites; turn markers into names and remove them.
 
-    Inputs, outputs and weights of the graph keep their names: an Identity stands where one of them is also a site's.
+    Inputs, outputs and weights of the graph keep their names: an Identity stands where one of them is also a site's,
+    but not behind an operator that writes in place.
     """
     fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     taken: set[str] = set()
@@ -256,8 +257,10 @@ def _name_sites(model: onnx.ModelProto) -> None:
         taken.add(node.name)
         for place, (value, output) in enumerate(zip(node.output, spec.outputs, strict=False)):
             name = f"{node.name}/{output.name}"
-            if value in fixed:
+            if value in fixed and output.aliases is None:
                 copied[value] = node.output[place] = name
+            elif value in fixed:  # a copy would keep it from being written in place
+                continue
             else:
                 renamed.setdefault(value, name)
     for node in markers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trt_compress.errors import GateError
 from trt_compress.export.compare import Compared, compare_outputs, compare_sites, cosine, relative_error
-from trt_compress.export.course import Compute, Course, Event, ProcedureCourse
+from trt_compress.export.course import Compute, Course, Event, ProcedureCourse, of_layers
 from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
 from trt_compress.export.verify_report import Distance, OutputCheck, SiteCheck, VerifyReport
@@ -96,6 +96,8 @@ def verify_procedure(
     named = {part.graph.name: part for part in parts}
     torch_side = TorchSide({name: (part.graph, part.module) for name, part in named.items()})
     side = OnnxSide(parts=named, native=native)
+    short = [part.graph for part in parts if part.layers is not None]
+    ours, theirs = of_layers(ours, short), of_layers(theirs, short)
     checks: Checks = []
     other: str | None = None
     for scenario in scenarios:

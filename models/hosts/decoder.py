@@ -24,7 +24,7 @@ from trt_compress.models.layers.norms import RMSNorm
 from trt_compress.models.layers.rope import Rope, turned
 from trt_compress.models.layers.rope_form import RopeForm
 from trt_compress.plugins.kv_append.op import kv_append
-from trt_compress.plugins.operator import cast
+from trt_compress.plugins.operator import at_site, cast
 
 TIME, SLOTS = "time", "slots"
 _FIRST_SLOTS = 256  # of a cache that has just begun
@@ -138,7 +138,8 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.layers):
             ring = caching.ring(self.config.layers[number]) is not None
             keys, values = states[2 * number : 2 * number + 2]
-            x, keys, values = layer(x, seen, tables, keys, values, "ring" if ring else "linear")
+            with at_site(f"layers.{number}"):
+                x, keys, values = layer(x, seen, tables, keys, values, "ring" if ring else "linear")
             made += [keys, values]
         return x, made
 

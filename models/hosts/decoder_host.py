@@ -121,6 +121,8 @@ def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
         if isinstance(module, nn.Linear) and last == "weight":
             module.stored = partial(_stored, source, names)  # type: ignore[assignment]
     decoder.tie()
+    if config.tied:
+        decoder.head.stored = partial(_stored, source, config.parts()["embed.weight"])  # type: ignore[assignment]
     return decoder.eval()
 
 

@@ -157,7 +157,8 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]
 def quantize_linears(module: nn.Module, form: BlockForm, dtype: torch.dtype) -> tuple[dict[str, str], int]:
     """Put a BlockLinear in the place of every linear layer of `module` that takes one, one after the other.
 
-    A layer stays as it is if its inputs are no multiple of the group, or if an embedding has the same weight.
+    A layer stays as it is if its inputs are no multiple of the group. One whose weight is an embedding's too, the head
+    of many decoders, gets 8 bits: every logit is made of it. The embedding stays as it is.
 
     Args:
         module: Changed in place.
@@ -171,12 +172,11 @@ def quantize_linears(module: nn.Module, form: BlockForm, dtype: torch.dtype) -> 
     kept: dict[str, str] = {}
     made: dict[int, BlockLinear] = {}
     for name, parent, attribute, linear in list(linears(module)):
-        if id(linear.weight) in embedded:
-            kept[name] = "an embedding has the same weight"
-        elif linear.in_features % form.group:
+        if linear.in_features % form.group:
             kept[name] = f"its {linear.in_features} inputs are no multiple of {form.group}"
         else:
-            made[id(linear)] = made.get(id(linear)) or BlockLinear(linear, form, dtype)
+            own = BlockForm(bits=8, group=form.group) if id(linear.weight) in embedded else form
+            made[id(linear)] = made.get(id(linear)) or BlockLinear(linear, own, dtype)
             setattr(parent, attribute, made[id(linear)])
     return kept, len(made)
 

@@ -3,11 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.models.decoders import expected, reference, saved, text
 from tests.typed_commands import Typed
+from trt_compress.export.proof import answers
+from trt_compress.export.questions import Questions
 from trt_compress.format.bundle import Bundle
+from trt_compress.models.hosts.base import Scenario
+from trt_compress.models.hosts.reading import ReadingOptions
+from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.sequences import Sequences
 from trt_compress.runtime.session import Session
 
@@ -59,6 +65,12 @@ def test_the_manifest_says_how_it_is_cut(bundle: Path) -> None:
     assert manifest.verification is not None and manifest.verification.max_abs_error < 1e-4
 
 
+def test_caches_are_written_in_place(bundle: Path) -> None:
+    nodes = onnx.load(bundle / "step.onnx", load_external_data=False).graph.node
+    appends = {node.output[0]: node.input[0] for node in nodes if node.op_type == "TrtcKVAppend"}
+    assert appends == {f"{what}_{layer}_out": f"{what}_{layer}_in" for what in ("keys", "values") for layer in (0, 1)}
+
+
 def test_both_graphs_share_their_weights(bundle: Path) -> None:
     numbers = sum(part.numel() for part in reference("gemma2").parameters())
     assert (bundle / "weights.bin").stat().st_size < 4 * numbers + (1 << 20)
@@ -75,3 +87,16 @@ def test_mistakes_are_said_before_anything_is_loaded(commands: Typed, folder: Pa
     assert "cache_dtype 'int8' is not known" in refused("--cache-dtype", "int8")
     assert "holds its tensors itself; leave --weights out" in refused("--weights", str(folder / "model.safetensors"))
     assert "offers only none" in refused("--compress", "tome:num_merged=4")
+
+
+def test_the_first_layers_are_verified_by_the_procedure_too(bundle: Path, folder: Path) -> None:
+    host = load_host(f"hf:{folder}")
+    assert host.read_as is not None
+    graphs = host.read_as(ReadingOptions(context=CONTEXT, chunk=CHUNK), "fp32").attach(())
+    short = [graph.layers.first(1) for graph in graphs if graph.layers is not None]
+    prompt, steps = [text(20).numpy()], [text(3).numpy()]
+    questions = Questions(scenarios=[Scenario(prompt=prompt, steps=steps)])
+    manifest = Bundle.open(bundle).manifest
+    found = answers([(graph, graph.module) for graph in short], manifest, questions)
+    assert [len(found[name]) for name in ("step", "score")] == [2 + 3, 2]
+    assert all({"logits", "keys_0_out", "values_0_out"} == set(outputs) for outputs in found["step"])

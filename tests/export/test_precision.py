@@ -109,8 +109,11 @@ def test_layers_that_take_no_blocks_stay_and_shared_ones_stay_shared() -> None:
             self.one = self.other = nn.Linear(32, 8)
 
     module = Tied()
-    found = quantize([module, module], BlockForm(bits=8, group=32), "fp32")
-    assert found.kept["head"] == "an embedding has the same weight" and found.layers == 1
+    found = quantize([module, module], BlockForm(bits=4, group=32), "fp32")
+    assert found.layers == 2 and isinstance(module.embed.weight, nn.Parameter)
+    assert isinstance(module.head, BlockLinear) and module.head.form == BlockForm(bits=8, group=32)
+    torch.testing.assert_close(module.head.weight, module.embed.weight, atol=0.02, rtol=0)
+    assert isinstance(module.one, BlockLinear) and module.one.form == BlockForm(bits=4, group=32)
     assert found.kept["narrow"] == "its 24 inputs are no multiple of 32"
     assert isinstance(module.one, BlockLinear) and module.one is module.other
     with pytest.raises(ConfigError, match=r"^weights_bits 4:128: the model has no linear layer .* \(0: its 24"):
