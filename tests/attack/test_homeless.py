@@ -3,20 +3,22 @@
 import json
 import os
 import pwd
-import shutil
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
+from tests.runtime.test_states import Tensors, bundle_of, graph_of
 from trt_compress.cache import CacheError, cache_folder, passed_over
 from trt_compress.errors import PluginError, UnsupportedError
+from trt_compress.format.manifest import OperatorUse
 from trt_compress.plugins import library
 from trt_compress.plugins.library import Absent
 from trt_compress.runtime import Session
@@ -28,12 +30,20 @@ STRANGER = 12345
 
 
 @pytest.fixture(scope="module")
-def open_bundle(exported: Callable[..., Path]) -> Iterator[Path]:
-    """A bundle where every user can read it; it has operators that there are native forms of."""
+def open_bundle() -> Iterator[Path]:
+    """A bundle where every user can read it: one operator, of which there is a native form."""
+    options: dict[str, Any] = {"num_kept": 2, "forced": [-1], "order": 0, "remainder": 0}
+    made = ["kept", "index", "rest"]
+    node = helper.make_node("TrtcTokenSelect", ["x", "score"], made, name="select", domain="trt_compress", **options)
+    inputs: Tensors = {"x": ("float32", ("batch", 4, 3)), "score": ("float32", ("batch", 4))}
+    graph = graph_of("model", [node], inputs, {"kept": ("float32", ("batch", 2, 3))})
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o755)
-        shutil.copytree(exported(), place / "bundle")
+        used = OperatorUse(
+            name="TokenSelect", op_type=node.op_type, domain=node.domain, version=1, nodes=1, lowering="function"
+        )
+        bundle_of(place / "bundle", [graph], operators=(used,))
         for path in (place / "bundle", *(place / "bundle").rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         yield place / "bundle"
@@ -85,6 +95,7 @@ def test_a_session_opens_wherever_home_is(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(library, "source_hash", lambda kind: "0123456789abcdef")  # takes longer than all the rest
     cases = homes(tmp_path)
+    given = {"x": np.zeros((1, 4, 3), np.float32), "score": np.zeros((1, 4), np.float32)}
     try:
         for what, environment in cases.items():
             in_place(monkeypatch, environment)
@@ -93,7 +104,7 @@ def test_a_session_opens_wherever_home_is(
                 assert session.native is None, what
                 check_reason(session.native_reason)
                 if what == "HOME is missing":
-                    assert session.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["logits"].shape == (1, 10)
+                    assert session.run(given)["kept"].shape == (1, 2, 3)
             with pytest.raises(PluginError):
                 library.require("onnxruntime")
         assert not list(tmp_path.glob("cache")) and not (tmp_path / "missing").exists()
@@ -135,8 +146,9 @@ from trt_compress.runtime import Session
 from trt_compress.plugins.library import installed
 from trt_compress.tools import doctor
 bundle, user, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+given = {"x": numpy.zeros((1, 4, 3), numpy.float32), "score": numpy.zeros((1, 4), numpy.float32)}
 with Session.open(bundle, native=False) as session:  # everything is imported while it can be
-    session.run({"image": numpy.zeros((1, 1, 8, 8), numpy.float32)})
+    session.run(given)
 list(doctor._native())
 if user:
     os.setgroups([]); os.setgid(user); os.setuid(user)
@@ -146,7 +158,7 @@ for what, environment in cases.items():
         os.environ.pop(name, None)
     os.environ.update(environment)
     with Session.open(bundle) as session:
-        session.run({"image": numpy.zeros((1, 1, 8, 8), numpy.float32)})
+        session.run(given)
         rows = [check.found for check in doctor._native()]
         said[what] = [session.native is None, session.native_reason, len(installed()), rows]
 print(json.dumps(said))
