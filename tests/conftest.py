@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -22,6 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if torch := sys.modules.get("torch"):  # what a test draws depends on no test before it
+        torch.manual_seed(0)
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.skip("nvidia-smi reports no GPU")
     if item.get_closest_marker("trt") and find_spec("tensorrt") is None:

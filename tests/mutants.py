@@ -129,15 +129,15 @@ def tests_of(file: Path) -> list[str]:
     inside = file.relative_to("src/trt_compress") if file.parts[0] == "src" else file
     module = ".".join(["trt_compress", *inside.with_suffix("").parts])
     named = re.compile(rf"\b{re.escape(module)}\b|from {re.escape(module.rpartition('.')[0])} import .*\b{file.stem}\b")
-    users = [path for path in (ROOT / "tests").rglob("test_*.py") if named.search(path.read_text(encoding="utf-8"))]
-    by_name = {path: file.stem in path.stem for path in users}
+    by_name = {path: path.stem == f"test_{file.stem}" for path in (ROOT / "tests").rglob("test_*.py")}
+    users = [path for path, is_own in by_name.items() if is_own or named.search(path.read_text(encoding="utf-8"))]
     users.sort(key=lambda path: (not by_name[path], inside.parts[0] not in path.parts, path.stat().st_size))
     return [str(path.relative_to(ROOT)) for path in users[:MOST_FILES]]
 
 
 def copied_tree(folder: Path) -> Path:
     """What is committed, in a folder of its own."""
-    subprocess.run(["git", "worktree", "add", "--detach", "--quiet", str(folder), "HEAD"], cwd=ROOT, check=True)
+    subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], check=True)
     return folder
 
 
@@ -169,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="plant nothing; say what there is, and with which tests")
     given = parser.parse_args(arguments)
     files = [path for name in given.paths for path in _python_files(ROOT / name)]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        parser.error(f"{missing[0]} is not there; give files or folders of the product.")
     known = {file: mutants_of(file) for file in (path.resolve().relative_to(ROOT) for path in files)}
     generator = random.Random(given.seed)
     queues = [generator.sample(found, len(found)) for file, found in known.items() if found and tests_of(file)]
@@ -181,15 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as place:
         tree = copied_tree(Path(place) / "tree")
-        try:
-            for mutant in chosen[: given.count]:
-                began = time.monotonic()
-                killer = killed_by(mutant, tree)
-                survivors += killer is None
-                took = f"{time.monotonic() - began:.0f} s"
-                print(f"{'SURVIVED' if killer is None else 'killed'} {mutant.said} ({took}) {killer or ''}", flush=True)
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=False)
+        for mutant in chosen[: given.count]:
+            began = time.monotonic()
+            killer = killed_by(mutant, tree)
+            survivors += killer is None
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"{'SURVIVED' if killer is None else 'killed'} {mutant.said} ({took}) {killer or ''}", flush=True)
     print(f"{min(given.count, len(chosen))} mistakes, {survivors} survived")
     return 3 if survivors else 0
 

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.golden.golden_data import FORMS, OPERATOR_TOLERANCE, assert_close, call, cases_on_disk, read
+from tests.golden.golden_data import (
+    FORMS,
+    MODEL_TOLERANCE,
+    OPERATOR_TOLERANCE,
+    assert_close,
+    call,
+    cases_on_disk,
+    read,
+)
 from tests.golden.golden_scores import Llama, best, last_rows, score
 
-MODEL_TOLERANCE = 1e-4  # through a layer of a model
 CASES = {
     "fastv": ("inplace", "inplace_keep_few"),
     "pyramiddrop": ("rank_single", "rank_fp16_range"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.plugins.library import Library
+from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 from trt_compress.plugins.token_select_dynamic.op import token_select_dynamic
 
@@ -32,12 +33,13 @@ def test_the_exported_node_runs_natively(native_library: Library) -> None:
     settings.register_custom_ops_library(str(native_library.path))
     session: Any = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
-    lengths = []
+    lengths, tolerance = [], operators()["TrtcTokenSelectDynamic"].spec.tolerance["float32"]
     for batch, share in ((1, 0.5), (3, 0.2), (2, 0.0), (2, 1.0), (4, 0.4)):
         x = torch.randn(batch, 9, 4, generator=generator)
         x[..., 0] = (torch.rand(batch, 9, generator=generator) < share).float()
         wanted = module(x)
+        scale = float(wanted.abs().max()) if wanted.numel() else 0.0
         got = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
-        assert got.shape == wanted.shape and torch.allclose(got, wanted, atol=1e-5)
+        assert got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0, atol=tolerance * scale)
         lengths.append(got.shape[1])
     assert min(lengths) == 0 and max(lengths) == 6 and len(set(lengths)) > 2

@@ -63,7 +63,8 @@ def check(session: Any, op_type: str, attributes: Mapping[str, Value], *inputs: 
     wanted = call_torch(operators()[op_type], Sample(axes={}, attributes=attributes, reason="here"), inputs)
     for one, two in zip(found, wanted, strict=True):
         assert one.shape == tuple(two.shape) and one.dtype == two.numpy().dtype
-        error = 1e-5 * float(two.abs().max()) if two.is_floating_point() and two.numel() else 0
+        largest = float(two.abs().max()) if two.is_floating_point() and two.numel() else 0
+        error = spec.tolerance["float32"] * largest
         np.testing.assert_allclose(one, two.numpy(), rtol=0, atol=error)
     return list(found)
 

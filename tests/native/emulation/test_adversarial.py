@@ -33,7 +33,7 @@ def check(library: Path, call: Call) -> None:
         one = raw.view(described.dtype)[: two.size].reshape(two.shape)
         if one.dtype.kind == "f":
             largest = np.abs(two[np.isfinite(two)]).max(initial=1e-30)
-            tolerance = 2e-3 if one.dtype == np.float16 else 1e-5
+            tolerance = operators()[call.op_type].spec.tolerance[one.dtype.name]
             np.testing.assert_allclose(one, two, rtol=0, atol=tolerance * largest, err_msg=call.name)
         else:
             np.testing.assert_array_equal(one, two, err_msg=call.name)

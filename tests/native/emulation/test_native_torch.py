@@ -15,13 +15,14 @@ from trt_compress.plugins import native_torch
 from trt_compress.plugins.cuda_library import CudaLibrary, Described
 from trt_compress.plugins.native_torch import CudaKernels, install, torch_forms, uninstall, use_cuda_kernels
 from trt_compress.plugins.operator import Operator
-from trt_compress.plugins.registry import operators
+from trt_compress.plugins.registry import operators, specs
 from trt_compress.plugins.testing import call_torch, sample_inputs
 from trt_compress.plugins.token_merge.op import token_merge
 from trt_compress.tools.machine import gpus
 
 MOST_VALUES = 8_000  # of one tensor: the emulation is slow
 EACH = 4  # samples of an operator
+MERGE_TOLERANCE = specs()["TrtcTokenMerge"].tolerance["float32"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_public_functions_and_strided_tensors_run_by_kernels(kernels: CudaKernel
         wanted = token_merge(x, metric, size, num_merged=7, num_protected=1)
     assert not x.is_contiguous() and kernels.calls == {"TrtcTokenMerge": 1}
     assert torch.equal(dest, wanted[2]) and torch.equal(y_size, wanted[1])
-    assert torch.allclose(y, wanted[0], atol=1e-6)
+    assert largest_difference(y, wanted[0]) <= 2 * MERGE_TOLERANCE
 
 
 def test_sizes_that_change_between_calls(kernels: CudaKernels) -> None:
@@ -83,7 +84,7 @@ def test_sizes_that_change_between_calls(kernels: CudaKernels) -> None:
         ours = token_merge(x, metric, torch.ones(batch, tokens, 1), num_merged=3)[0]
         with torch_forms("cpu"):
             wanted = token_merge(x, metric, torch.ones(batch, tokens, 1), num_merged=3)[0]
-        assert torch.allclose(ours, wanted, atol=1e-6)
+        assert largest_difference(ours, wanted) <= 2 * MERGE_TOLERANCE
     assert len(kernels._prepared) == 3
 
 

@@ -104,6 +104,11 @@ def test_the_largest_count_of_many_items(batch: int, emulated: Path) -> None:
             np.testing.assert_array_equal(one, two)
 
 
+def check_close(op_type: str, found: Any, wanted: Any) -> None:
+    tolerance = operators()[op_type].spec.tolerance["float32"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * float(np.abs(wanted).max()))
+
+
 # ---- TokenMix --------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +121,7 @@ def test_mixing_in_tiles_and_shares(rows: int, tokens: int, normalize: int, emul
         x = torch.randn(1, tokens, channels, generator=generator)
         weight = torch.randn(1, rows, tokens, generator=generator)
         found, wanted = run(emulated, "TrtcTokenMix", {"normalize": normalize}, x, weight)
-        np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5 * float(np.abs(wanted[0]).max()))
+        check_close("TrtcTokenMix", found[0], wanted[0])
 
 
 # ---- AttentionScore --------------------------------------------------------------------------------------------------
@@ -133,7 +138,7 @@ def test_scores_in_tiles_and_shares(rows: int, keys: int, emulated: Path) -> Non
         bias = torch.randn(1, 2, 1, keys, generator=generator)
         attributes = {**SCORED, "softmax": softmax, "rows": how, "causal": int(softmax > 0), "start": keys // 3}
         found, wanted = run(emulated, "TrtcAttentionScore", attributes, q, k, position, bias)
-        np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5 * float(np.abs(wanted[0]).max()))
+        check_close("TrtcAttentionScore", found[0], wanted[0])
 
 
 @pytest.mark.parametrize("heads", range(7))
@@ -143,7 +148,7 @@ def test_pooling_before_and_after_the_heads(heads: int, pool: int, widths: tuple
     q, k = torch.randn(2, 4, 3, 8, generator=generator), torch.randn(2, 2, 300, 8, generator=generator)
     attributes = {**SCORED, "heads": heads, "pool": pool, "head_kernel": [widths[0]], "kernel": [widths[1]]}
     found, wanted = run(emulated, "TrtcAttentionScore", attributes, q, k, torch.zeros(3, dtype=torch.int64), NONE)
-    np.testing.assert_allclose(found[0], wanted[0], rtol=0, atol=1e-5 * float(np.abs(wanted[0]).max()))
+    check_close("TrtcAttentionScore", found[0], wanted[0])
 
 
 # ---- scratch memory --------------------------------------------------------------------------------------------------
