@@ -16,7 +16,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trt_compress import strays
@@ -29,8 +29,16 @@ from trt_compress.format.unlisted import listed_in
 from trt_compress.locks import locked
 from trt_compress.paths import try_new_folder
 
-Content = bytes | Path | Iterator[bytes]
-"""What a file holds: the bytes themselves, the file to copy, or pieces, as `Bundle.chunks` gives them."""
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A file that its owner has no use for any more: it is moved, or copied where that cannot be."""
+
+    path: Path
+
+
+Content = bytes | Path | Moved | Iterator[bytes]
+"""What a file holds: the bytes themselves, the file to copy or to move, or pieces, as `Bundle.chunks` gives them."""
 
 _CHANGE, _BEFORE = "change", "before.json"
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
@@ -296,6 +304,18 @@ def _os_errors_as_bundle_errors(output: Path) -> Iterator[None]:
 def _store(target: Path, content: Content) -> FileInfo:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = Sha256()
+    if isinstance(content, Moved):
+        try:
+            os.rename(content.path, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            content = content.path
+        else:
+            with target.open("rb") as file:
+                digest.add_file(file)
+                os.fsync(file.fileno())
+            return FileInfo(sha256=digest.hex(), bytes=digest.size)
     with target.open("xb") as stream:
         for chunk in _chunks(content):
             digest.add(chunk)
@@ -305,7 +325,7 @@ def _store(target: Path, content: Content) -> FileInfo:
     return FileInfo(sha256=digest.hex(), bytes=digest.size)
 
 
-def _chunks(content: Content) -> Iterator[bytes]:
+def _chunks(content: bytes | Path | Iterator[bytes]) -> Iterator[bytes]:
     if isinstance(content, bytes):
         yield content
         return
@@ -317,10 +337,8 @@ def _chunks(content: Content) -> Iterator[bytes]:
             yield chunk
 
 
-def _info_of(content: Content) -> FileInfo | None:
-    """Size and hash of a content; None: it can be read once only."""
-    if not isinstance(content, bytes | Path):
-        return None
+def _info_of(content: bytes | Path) -> FileInfo:
+    """Size and hash of a content."""
     digest = Sha256()
     for chunk in _chunks(content):
         digest.add(chunk)

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import json
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 
 from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
 from trt_compress.export.artifacts import named_in_bundle
-from trt_compress.export.bundle import write_bundle
+from trt_compress.export.bundle import Moved, write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
@@ -54,7 +54,7 @@ from trt_compress.models.hosts.base import GraphSpec, LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.onnx_source import copy_graph
-from trt_compress.strays import temporary_folder
+from trt_compress.strays import staged_folder, temporary_folder
 from trt_compress.version import __version__
 
 Progress = Callable[[str], None]
@@ -156,9 +156,9 @@ def run_export(
             weights=tuple(form for graph in manifest.graphs for form in weight_forms(folder / graph.file)),
             verification=verification_record(report),
         )
-        content: dict[str, bytes | Path] = {
-            **{file.name: file for file in files},
-            **({} if weights.is_empty else {WEIGHTS_FILE: weights.path}),
+        content: dict[str, bytes | Moved] = {
+            **{file.name: Moved(file) for file in files},
+            **({} if weights.is_empty else {WEIGHTS_FILE: Moved(weights.path)}),
             **files_beside,
             RECIPE_FILE: recipe.to_toml().encode(),
             PREFLIGHT_FILE: record_text(__version__, found).encode(),
@@ -314,15 +314,19 @@ def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tu
 
 @contextlib.contextmanager
 def _working_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder that is gone afterwards; a full disk becomes one sentence."""
+    """A folder beside the output that is gone afterwards; a full disk becomes one sentence.
+
+    What is made there is moved into the bundle, so that weights are written once, and none where temporary files go,
+    which on many systems is memory.
+    """
     try:
-        with temporary_folder("export") as folder:
+        with staged_folder(Path(os.path.realpath(output))) as folder:
             yield folder
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise BundleError(
-            f"'{output}' cannot be written: {error.strerror or error} in the temporary folder {tempfile.gettempdir()}.",
-            hint="free space there, or point TMPDIR to another disk." if full else None,
+            f"The bundle '{output}' cannot be written ({error.strerror or error}). Nothing was changed.",
+            hint="free space there, or give an output directory on another disk." if full else None,
         ) from error
 
 

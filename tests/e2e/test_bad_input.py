@@ -190,11 +190,11 @@ def test_an_output_that_cannot_be_written_is_refused(typed: Typed, place: Path) 
     assert [path.name for path in place.iterdir()] == ["file"]
 
 
-# The temporary file of the model does not fit; or everything fits but the last file of the bundle.
+# The first file of the model does not fit; or everything fits but the last file of the bundle.
 FULL_DISKS = {
-    "temporary folder": (
+    "model": (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))",
-        f"error: 'out' cannot be written: {os.strerror(errno.EFBIG)} in the temporary folder ",
+        f"error: The bundle 'out' cannot be written ({os.strerror(errno.EFBIG)}). Nothing was changed.",
     ),
     "output": (
         """

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from trt_compress.errors import BundleError
-from trt_compress.export.bundle import update_bundle, write_bundle
+from trt_compress.export.bundle import Moved, update_bundle, write_bundle
 from trt_compress.format.manifest import Batch, Graph, Model, TensorInfo, Weights
 from trt_compress.runtime import Bundle, Manifest
 
@@ -67,6 +67,27 @@ def test_files_are_copied_and_hashed(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", MANIFEST, {**FILES, "model.data": source})
     assert Bundle.open(bundle.path).file("model.data").read_bytes() == source.read_bytes()
     assert bundle.manifest.files["model.data"].bytes == 3 << 20
+
+
+@pytest.mark.parametrize("errors", [(), (errno.EXDEV,)], ids=["moved", "copied from another file system"])
+def test_a_file_of_the_writer_is_moved(
+    errors: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, data = tmp_path / "weights", os.urandom(3 << 20)
+    source.write_bytes(data)
+    inode, rename, left = source.stat().st_ino, os.rename, [*errors]
+
+    def renamed(one: Path, other: Path) -> None:
+        if left:
+            raise OSError(left.pop(), "cannot", str(one))
+        rename(one, other)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    bundle = write_bundle(tmp_path / "bundle", MANIFEST, {**FILES, "model.data": Moved(source)})
+    file = Bundle.open(bundle.path).file("model.data")
+    assert file.read_bytes() == data
+    assert (file.stat().st_ino == inode) == (not errors)
+    assert source.exists() == bool(errors)
 
 
 def test_the_bundle_has_the_permissions_of_a_new_directory(tmp_path: Path) -> None:
