@@ -14,8 +14,9 @@ namespace trtc::kv_attention
 
 namespace cpu
 {
-constexpr int32_t kBLOCK_ROWS = kLANES >= 16 ? 8 : 4; //!< queries of a block: as many as registers hold
-constexpr int32_t kBLOCK_VECTORS = 2;
+//! Queries and vectors of a block: as many sums as registers hold.
+constexpr int32_t kBLOCK_ROWS = 6;
+constexpr int32_t kBLOCK_VECTORS = kLANES >= 16 ? 4 : 2;
 
 //! Calls body(row, numRows), the number as a constant, for blocks of kBLOCK_ROWS, 4, 2 and 1 queries.
 template <typename Body>
@@ -37,6 +38,32 @@ void forWideBlocks(int64_t numRows, Body const& body)
     for (; row < numRows; ++row)
     {
         body(row, std::integral_constant<int32_t, 1>{});
+    }
+}
+
+//! Fetches rows for the tile after this one.
+inline void fetchRows(void const* from, int64_t bytes)
+{
+    auto const* const start = static_cast<char const*>(from);
+    for (int64_t at = 0; at < bytes; at += 64)
+    {
+        __builtin_prefetch(start + at, 0, 2);
+    }
+}
+
+//! Calls body(first, numVectors), the number as a constant, for the vectors of `count` floats, a block at a time.
+template <typename Body>
+void forVectorBlocks(int64_t count, Body const& body)
+{
+    for (int64_t first = 0; first < count; first += kBLOCK_VECTORS * kLANES)
+    {
+        switch (std::min<int64_t>((count - first + kLANES - 1) / kLANES, kBLOCK_VECTORS))
+        {
+        case 1: body(first, std::integral_constant<int32_t, 1>{}); break;
+        case 2: body(first, std::integral_constant<int32_t, 2>{}); break;
+        case 3: body(first, std::integral_constant<int32_t, std::min(3, kBLOCK_VECTORS)>{}); break;
+        default: body(first, std::integral_constant<int32_t, kBLOCK_VECTORS>{}); break;
+        }
     }
 }
 
@@ -121,91 +148,85 @@ void makeRows(Side const& side, uint8_t const* rows, int64_t step, int64_t count
 template <int32_t kROWS>
 void multiplyTurned(float const* q, int64_t depth, float const* turned, int64_t count, float* logits, int64_t ofRow)
 {
-    for (int64_t first = 0; first < count; first += kBLOCK_VECTORS * kLANES)
-    {
-        bool const isPair = first + kLANES < count;
-        FloatVector sums[kROWS][kBLOCK_VECTORS] = {};
-        float const* const columns = turned + first;
-        auto const add = [&](auto numVectors) __attribute__((always_inline))
+    forVectorBlocks(count,
+        [&](int64_t first, auto numVectors) __attribute__((always_inline))
         {
+            constexpr int32_t kVECTORS = decltype(numVectors)::value;
+            FloatVector sums[kROWS][kVECTORS] = {};
             for (int64_t channel = 0; channel < depth; ++channel)
             {
-                FloatVector values[kBLOCK_VECTORS];
-#pragma GCC unroll 2
-                for (int32_t i = 0; i < decltype(numVectors)::value; ++i)
+                FloatVector values[kVECTORS];
+#pragma GCC unroll 4
+                for (int32_t i = 0; i < kVECTORS; ++i)
                 {
-                    values[i] = load(columns + channel * kTILE + i * kLANES);
+                    values[i] = load(turned + channel * kTILE + first + i * kLANES);
                 }
-#pragma GCC unroll 8
+#pragma GCC unroll 6
                 for (int32_t row = 0; row < kROWS; ++row)
                 {
-#pragma GCC unroll 2
-                    for (int32_t i = 0; i < decltype(numVectors)::value; ++i)
+                    FloatVector const query = broadcast(q[row * depth + channel]);
+#pragma GCC unroll 4
+                    for (int32_t i = 0; i < kVECTORS; ++i)
                     {
-                        sums[row][i] += values[i] * q[row * depth + channel];
+                        sums[row][i] += values[i] * query;
                     }
                 }
             }
-        };
-        isPair ? add(std::integral_constant<int32_t, 2>{}) : add(std::integral_constant<int32_t, 1>{});
-        for (int32_t row = 0; row < kROWS; ++row)
-        {
-            int64_t const left = std::min<int64_t>(count - first, kBLOCK_VECTORS * kLANES);
-            std::memcpy(logits + row * ofRow + first, sums[row], static_cast<size_t>(left) * sizeof(float));
-        }
-    }
+            int64_t const left = std::min<int64_t>(count - first, kVECTORS * kLANES);
+            for (int32_t row = 0; row < kROWS; ++row)
+            {
+                std::memcpy(logits + row * ofRow + first, sums[row], static_cast<size_t>(left) * sizeof(float));
+            }
+        });
 }
 
-//! Adds `count` rows of `depth` channels to the sums of kROWS queries, weighted.
+//! Adds `count` rows of `depth` channels, whole vectors of them, to the sums of kROWS queries, weighted.
 template <int32_t kROWS>
 void addWeighted(float const* weights, int64_t ofRow, float const* rows, int64_t depth, int64_t count, float* sums)
 {
-    for (int64_t channel = 0; channel < depth; channel += kBLOCK_VECTORS * kLANES)
-    {
-        auto const add = [&](auto numVectors) __attribute__((always_inline))
+    forVectorBlocks(depth,
+        [&](int64_t first, auto numVectors) __attribute__((always_inline))
         {
             constexpr int32_t kVECTORS = decltype(numVectors)::value;
             FloatVector found[kROWS][kVECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int32_t row = 0; row < kROWS; ++row)
             {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int32_t i = 0; i < kVECTORS; ++i)
                 {
-                    found[row][i] = load(sums + row * depth + channel + i * kLANES);
+                    found[row][i] = load(sums + row * depth + first + i * kLANES);
                 }
             }
             for (int64_t token = 0; token < count; ++token)
             {
                 FloatVector values[kVECTORS];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int32_t i = 0; i < kVECTORS; ++i)
                 {
-                    values[i] = load(rows + token * depth + channel + i * kLANES);
+                    values[i] = load(rows + token * depth + first + i * kLANES);
                 }
-#pragma GCC unroll 8
+#pragma GCC unroll 6
                 for (int32_t row = 0; row < kROWS; ++row)
                 {
-#pragma GCC unroll 2
+                    FloatVector const weight = broadcast(weights[row * ofRow + token]);
+#pragma GCC unroll 4
                     for (int32_t i = 0; i < kVECTORS; ++i)
                     {
-                        found[row][i] += values[i] * weights[row * ofRow + token];
+                        found[row][i] += values[i] * weight;
                     }
                 }
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 6
             for (int32_t row = 0; row < kROWS; ++row)
             {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int32_t i = 0; i < kVECTORS; ++i)
                 {
-                    store(sums + row * depth + channel + i * kLANES, found[row][i]);
+                    store(sums + row * depth + first + i * kLANES, found[row][i]);
                 }
             }
-        };
-        channel + kLANES < depth ? add(std::integral_constant<int32_t, 2>{})
-                                 : add(std::integral_constant<int32_t, 1>{});
-    }
+        });
 }
 
 } // namespace cpu

@@ -147,7 +147,9 @@ struct Plan
         rowUnits = (rows + unitRows - 1) / unitRows;
         if (isWide)
         {
-            int64_t const most = std::max<int64_t>(kWIDE_UNIT / sizes.repeats(), 1);
+            // Few units read a long cache less often; many leave out more of what is masked in a short one.
+            int64_t const wanted = sizes.length > 2 * sizes.queries ? 2 * kWIDE_UNIT : kWIDE_UNIT;
+            int64_t const most = std::max<int64_t>(wanted / sizes.repeats(), 1);
             rowUnits = (sizes.queries + most - 1) / most;
             unitQueries = (sizes.queries + rowUnits - 1) / rowUnits;
             unitRows = unitQueries * sizes.repeats();

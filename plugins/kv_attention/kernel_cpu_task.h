@@ -306,6 +306,16 @@ private:
         return mScratch.rows;
     }
 
+    //! Has the rows behind a tile on their way.
+    void fetchNext(Cache const& cache, Side const& side, int64_t slot, int64_t count) const
+    {
+        int64_t const left = std::min(mEnd - slot - count, count);
+        if (left > 0)
+        {
+            fetchRows(rowAt<8>(cache, side, slot + count), left * side.format.rowBytes());
+        }
+    }
+
     void multiplyKeysInBlocks(int64_t begin, int64_t count)
     {
         Side const& side = mPlan.keys;
@@ -316,6 +326,7 @@ private:
             int64_t const slot = begin + at;
             length = tileOf(side, slot, count - at, kTILE);
             prepareTile(cache, side, slot, length, at == 0);
+            fetchNext(cache, side, slot, length);
             if (side.format.isFloat())
             {
                 dispatchKind(side.kind,
@@ -352,6 +363,7 @@ private:
             int64_t const slot = begin + at;
             length = tileOf(side, slot, count - at, kTILE);
             prepareTile(mTensors.values, side, slot, length, at == 0);
+            fetchNext(mTensors.values, side, slot, length);
             float const* const rows = rowsOf(mTensors.values, side, slot, length);
             forWideBlocks(mNumRows,
                 [&](int64_t row, auto numRows)
@@ -362,15 +374,14 @@ private:
         }
     }
 
-    //! Turns the products of one query into weights, relative to the largest so far.
-    void weigh(int64_t row, int64_t begin, int64_t count)
+    //! Turns products of one query into logits, up to whole vectors.
+    void scaleAndBias(int64_t row, int64_t begin, int64_t count, float* logits)
     {
-        float* const weights = mScratch.logits + row * mPlan.chunk;
-        float const nothing = -std::numeric_limits<float>::infinity();
         int64_t const full = roundUp(count, kLANES);
         int64_t const place = placeOf(row);
         int64_t const head = mHead % mSizes.kvHeads * mSizes.repeats() + place / mSizes.queries;
         int64_t const offset = mSizes.bias.offset(item(), head, place % mSizes.queries);
+        float same = 0.0F;
         dispatchFloat(mTensors.biasType,
             [&](auto tag)
             {
@@ -378,24 +389,32 @@ private:
                 auto const* const bias = static_cast<T const*>(mTensors.bias) + offset;
                 if (mSizes.bias.slot == 0)
                 {
-                    std::fill_n(mScratch.bias, full, toFloat(*bias));
+                    same = toFloat(*bias);
+                    return;
                 }
-                else
-                {
-                    toFloats(mScratch.bias, bias + begin, count);
-                    std::fill(mScratch.bias + count, mScratch.bias + full, 0.0F);
-                }
+                toFloats(mScratch.bias, bias + begin, count);
+                std::fill(mScratch.bias + count, mScratch.bias + full, 0.0F);
             });
-        FloatVector highest = broadcast(nothing);
+        for (int64_t i = 0; i < full && mSizes.softcap > 0.0F; i += kLANES)
+        {
+            FloatVector const product = load(logits + i) * (mSizes.scale / mSizes.softcap);
+            store(logits + i, hyperbolicTangent(product) * mSizes.softcap);
+        }
+        float const scale = mSizes.softcap > 0.0F ? 1.0F : mSizes.scale;
         for (int64_t i = 0; i < full; i += kLANES)
         {
-            FloatVector logit = load(weights + i) * mSizes.scale;
-            if (mSizes.softcap > 0.0F)
-            {
-                logit = hyperbolicTangent(logit / mSizes.softcap) * mSizes.softcap;
-            }
-            store(weights + i, logit + load(mScratch.bias + i));
+            FloatVector const bias = mSizes.bias.slot == 0 ? broadcast(same) : load(mScratch.bias + i);
+            store(logits + i, load(logits + i) * scale + bias);
         }
+    }
+
+    //! Turns the products of one query into weights, relative to the largest so far.
+    void weigh(int64_t row, int64_t begin, int64_t count)
+    {
+        float* const weights = mScratch.logits + row * mPlan.chunk;
+        float const nothing = -std::numeric_limits<float>::infinity();
+        int64_t const full = roundUp(count, kLANES);
+        scaleAndBias(row, begin, count, weights);
         // Slots that this query does not see.
         int64_t seen = 0;
         for (Span const& span : spansOf(row).of)
@@ -408,6 +427,7 @@ private:
             }
         }
         std::fill(weights + seen, weights + full, nothing);
+        FloatVector highest = broadcast(nothing);
         for (int64_t i = 0; i < full; i += kLANES)
         {
             highest = larger(load(weights + i), highest);

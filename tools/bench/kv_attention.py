@@ -26,7 +26,7 @@ from trt_compress.plugins.kv_attention.op import OPERATOR
 from trt_compress.plugins.kv_format import dequantized
 from trt_compress.plugins.kv_quantize.op import kv_quantize
 from trt_compress.plugins.library import Library, require
-from trt_compress.plugins.spec import Sample
+from trt_compress.plugins.spec import DOMAIN, Sample
 from trt_compress.plugins.testing import onnx_model
 from trt_compress.runtime.backends.ort import register_native
 from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
@@ -223,7 +223,8 @@ def _facts(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _session(model: onnx.ModelProto, threads: int, library: Library | None = None) -> Any:
+def session_of(model: onnx.ModelProto, threads: int, library: Library | None = None) -> Any:
+    """A session with one thread of its own, or with the threads that all sessions share."""
     options = onnxruntime.SessionOptions()
     if library is not None:
         register_native(options, library)
@@ -245,7 +246,7 @@ def _native(problem: Problem, threads: int, library: Library) -> Call:
     )
     inputs = (problem.q, *problem.packed, torch.full((b,), length), torch.zeros(1, 1, 1, 1))
     model = onnx_model(OPERATOR, sample, inputs, (problem.q, torch.empty(b, h, t)), body=False)
-    session = _session(model, threads, library)
+    session = session_of(model, threads, library)
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(OPERATOR.spec.inputs, inputs, strict=True)}
     return lambda: session.run(["y"], feed)[0]
 
@@ -263,14 +264,14 @@ def _products(problem: Problem, threads: int) -> Call:
         helper.make_node("MatMul", ["weights", "v"], ["y"]),
     ]
     feed = {"q": q, "k": problem.keys, "v": problem.values}
-    session = _session(_model(nodes, feed, {"y": q.shape}, opset=20), threads)
+    session = session_of(model_of(nodes, feed, {"y": q.shape}, opset=20), threads)
     return lambda: session.run(["y"], feed)[0]
 
 
 def _attention(problem: Problem, threads: int) -> Call:
     feed = {"q": problem.q.numpy(), "k": problem.keys, "v": problem.values}
     node = helper.make_node("Attention", ["q", "k", "v"], ["y"])
-    session = _session(_model([node], feed, {"y": tuple(problem.q.shape)}, opset=23), threads)
+    session = session_of(model_of([node], feed, {"y": tuple(problem.q.shape)}, opset=23), threads)
     return lambda: session.run(["y"], feed)[0]
 
 
@@ -289,7 +290,7 @@ def _grouped(problem: Problem, threads: int) -> Call:
     outputs = {"y": feed["q"].shape, "keys_out": problem.keys.shape, "values_out": problem.values.shape}
     sizes = {"num_heads": layer.heads, "kv_num_heads": layer.kv_heads}
     node = helper.make_node("GroupQueryAttention", list(feed), list(outputs), domain="com.microsoft", **sizes)  # type: ignore[arg-type]
-    session = _session(_model([node], feed, outputs, opset=20), threads)
+    session = session_of(model_of([node], feed, outputs, opset=20), threads)
     binding = session.io_binding()
     given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in feed.items()}
     for name, value in given.items():
@@ -306,15 +307,25 @@ def _grouped(problem: Problem, threads: int) -> Call:
     return call
 
 
-def _model(
-    nodes: Sequence[onnx.NodeProto], feed: Mapping[str, Array], outputs: Mapping[str, Sequence[int]], *, opset: int
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    feed: Mapping[str, Array],
+    outputs: Mapping[str, Sequence[int]],
+    *,
+    opset: int,
+    types: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
+    """A model of these nodes for inputs as in `feed`; outputs are float32 unless `types` says otherwise."""
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feed.items()
     ]
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    results = [
+        helper.make_tensor_value_info(name, (types or {}).get(name, TensorProto.FLOAT), shape)
+        for name, shape in outputs.items()
+    ]
+    domains = {"": opset, "com.microsoft": 1, DOMAIN: 1}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     graph = helper.make_graph(nodes, "attention", inputs, results)
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
