@@ -9,11 +9,11 @@ import pytest
 from trt_compress.errors import InternalError
 from trt_compress.plugins.build import build
 from trt_compress.tools.bench import kv_attention_plain
-from trt_compress.tools.bench.kv_attention_plain import CASES, Case, measure, rows_of
+from trt_compress.tools.bench.kv_attention_plain import CASES, LayerCase, measure, rows_of
 
 SMALL = (
-    Case(name="decode", heads=6, kv_heads=2, size=64, new=1, fill=40),
-    Case(name="prompt", heads=6, kv_heads=2, size=64, new=20, fill=30),
+    LayerCase(name="decode", heads=6, kv_heads=2, size=64, new=1, fill=40),
+    LayerCase(name="prompt", heads=6, kv_heads=2, size=64, new=20, fill=30),
 )
 STORES = ("float32", "float16")
 

@@ -37,7 +37,7 @@ Call = Callable[[], Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class LayerCase:
     """New tokens of one layer behind `fill` others; H query heads share G KV heads of size D."""
 
     name: str
@@ -54,7 +54,7 @@ class Case:
 
 _LAYERS = (("SmolLM2-135M", 9, 3, 64), ("Llama-3-8B", 32, 8, 128))
 CASES = tuple(
-    Case(name=name, heads=h, kv_heads=g, size=d, new=new, fill=fill)
+    LayerCase(name=name, heads=h, kv_heads=g, size=d, new=new, fill=fill)
     for name, h, g, d in _LAYERS
     for new, fills in ((1, (127, 2047, 8191)), (256, (0, 2048, 8192)))
     for fill in fills
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    cases: Sequence[Case], *, threads: Sequence[int], pairs: int, step: Callable[[str], None]
+    cases: Sequence[LayerCase], *, threads: Sequence[int], pairs: int, step: Callable[[str], None]
 ) -> dict[str, Any]:
     """All figures.
 
@@ -103,7 +103,7 @@ def measure(
     return {"cases": found, "protocol": {**protocol, "threads": list(threads)}}
 
 
-def timed(case: Case, threads: int, library: Library, pairs: int) -> list[dict[str, Any]]:
+def timed(case: LayerCase, threads: int, library: Library, pairs: int) -> list[dict[str, Any]]:
     """The figures of one case: each store of the native side against each other side."""
     arrays = arrays_of(case)
     expected = expected_of(case, arrays)
@@ -136,14 +136,14 @@ def timed(case: Case, threads: int, library: Library, pairs: int) -> list[dict[s
     return results
 
 
-def arrays_of(case: Case) -> dict[str, Array]:
+def arrays_of(case: LayerCase) -> dict[str, Array]:
     """Random queries, keys and values in float32, by [1, heads, tokens, D]."""
     random = np.random.default_rng(0)
     shapes = {"q": (case.heads, case.new), "k": (case.kv_heads, case.length), "v": (case.kv_heads, case.length)}
     return {name: random.standard_normal((1, *shape, case.size), np.float32) for name, shape in shapes.items()}
 
 
-def expected_of(case: Case, arrays: Mapping[str, Array]) -> Array:
+def expected_of(case: LayerCase, arrays: Mapping[str, Array]) -> Array:
     """Causal attention in float64, [1, H, T, D]."""
     repeats, found = case.heads // case.kv_heads, []
     hidden = np.arange(case.length)[None] > np.arange(case.fill, case.length)[:, None]
@@ -156,14 +156,14 @@ def expected_of(case: Case, arrays: Mapping[str, Array]) -> Array:
     return np.stack(found)[None]
 
 
-def _by_head(case: Case, y: Array) -> Array:
+def _by_head(case: LayerCase, y: Array) -> Array:
     """What a side gives, as [1, H, T, D]."""
     if y.ndim == 3:
         return y.reshape(1, case.new, case.heads, case.size).transpose(0, 2, 1, 3)
     return y.reshape(1, case.heads, case.new, case.size)
 
 
-def _native(case: Case, arrays: Mapping[str, Array], threads: int, library: Library, store: str) -> Call:
+def _native(case: LayerCase, arrays: Mapping[str, Array], threads: int, library: Library, store: str) -> Call:
     linear, fill = {"layout": 0, "sinks": 0}, case.fill
     feed = {
         "q": arrays["q"],
@@ -196,7 +196,7 @@ def _native(case: Case, arrays: Mapping[str, Array], threads: int, library: Libr
     return _bound(session, feed, {"k_out": "k_cache", "v_out": "v_cache"})
 
 
-def _grouped(case: Case, arrays: Mapping[str, Array], threads: int) -> Call:
+def _grouped(case: LayerCase, arrays: Mapping[str, Array], threads: int) -> Call:
     def flat(array: Array) -> Array:
         return np.ascontiguousarray(array.transpose(0, 2, 1, 3)).reshape(1, case.new, -1)
 
@@ -215,7 +215,7 @@ def _grouped(case: Case, arrays: Mapping[str, Array], threads: int) -> Call:
     )
 
 
-def _causal(case: Case, arrays: Mapping[str, Array], threads: int) -> Call:
+def _causal(case: LayerCase, arrays: Mapping[str, Array], threads: int) -> Call:
     """Query heads of one KV head are rows of one product, so that no key is copied; the mask is there already."""
     repeats = case.heads // case.kv_heads
     hidden = np.arange(case.length)[None] > np.arange(case.fill, case.length)[:, None]
