@@ -327,4 +327,4 @@ def _are_numbers(value: object) -> bool:
 
 
 def _has_system(messages: Sequence[Mapping[str, Any]]) -> bool:
-    return messages[0]["role"] == "system"
+    return bool(messages[0]["role"] == "system")

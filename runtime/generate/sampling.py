@@ -72,7 +72,13 @@ class Sampling:
             _integer("seed", self.seed, 0, _LARGEST_SEED)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, _MOST_TOP_LOGPROBS)
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        for name in ("stop", "stop_ids"):  # whoever has no type checker may give lists, or one text
+            given: object = getattr(self, name)
+            if isinstance(given, list):
+                object.__setattr__(self, name, tuple(given))
+            elif not isinstance(given, tuple):
+                raise ConfigError(f"{name}={given!r:.100}; give a list.")
+        if not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop={self.stop!r:.100}; give texts of at least one character.")
         if len(self.stop) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in self.stop):
             raise ConfigError(f"At most {_MOST_STOPS} stop texts of {_LONGEST_STOP} characters may be given.")
@@ -94,9 +100,6 @@ class Sampling:
             if name not in names:
                 raise ConfigError(not_known("setting", name, names))
         given = {name: value for name, value in settings.items() if value is not None}
-        for name in ("stop", "stop_ids"):
-            if isinstance(given.get(name), list):
-                given[name] = tuple(given[name])
         base = defaults or cls()
         chooses = any(name in given for name in ("top_k", "top_p", "min_p"))
         if chooses and "temperature" not in given and base.temperature == 0:
@@ -132,7 +135,7 @@ class Chooser:
         """
         self._penalise(rows, logits)
         best = logits.argmax(axis=1)
-        found = best.tolist()
+        found: list[int] = best.tolist()
         largest = logits[np.arange(len(rows)), best]
         if not np.isfinite(largest).all():
             raise _nothing_to_choose(largest)

@@ -1,7 +1,7 @@
 """The loop that writes: it reads prompts, chooses a token for each sequence, steps, and gives out what is certain."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
@@ -264,7 +264,7 @@ class Stream:
         """Where the only sequence has come to, if `keep` was asked for and it has ended: to go on from there."""
         return self._kept
 
-    def _run(self, groups: Sequence[Sequence[Writing]]) -> Iterator[Piece]:
+    def _run(self, groups: Sequence[Sequence[Writing]]) -> Generator[Piece, None, None]:
         self._mark = time.perf_counter()
         for group in groups:
             yield from self._write(list(group))

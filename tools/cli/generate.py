@@ -124,7 +124,7 @@ def generate(
     with needs_extra("cpu"):
         from trt_compress.tools.generating import Writer, read_lines, read_stdin
     with Writer(bundle, context=capacity, require_digest=require_digest) as writer:
-        loading = {"backend": backend, "threads": threads, "native": native}
+        loading: dict[str, Any] = {"backend": backend, "threads": threads, "native": native}
         if talks:
             _talk(writer, settings, system, loading)
             return

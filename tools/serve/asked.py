@@ -109,11 +109,11 @@ def read_request(data: object, text: BundleText, model: str, *, is_chat: bool) -
 def _prompts(given: Mapping[str, Any], text: BundleText) -> list[list[int]]:
     prompt = given.get("prompt")
     several = isinstance(prompt, list) and bool(prompt) and not all(type(one) is int for one in prompt)
-    listed = prompt if several else [prompt]
-    for one in listed or ():
+    listed: list[Any] = list(prompt or ()) if several else [prompt]
+    for one in listed:
         if not isinstance(one, str) and not (isinstance(one, list) and all(type(token) is int for token in one)):
             raise ConfigError("prompt is a text, the numbers of tokens, or a list of these.")
-    return [text.tokens(one) for one in listed or ()]
+    return [text.tokens(one) for one in listed]
 
 
 def _messages(given: Mapping[str, Any], text: BundleText) -> list[int]:
@@ -129,7 +129,7 @@ def _content(content: object) -> str:
         return content
     if content is None:
         return ""
-    parts = content if isinstance(content, list) else [content]
+    parts: list[Any] = content if isinstance(content, list) else [content]
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise ConfigError('The content of a message is a text, or parts {"type": "text", "text": "…"}.')

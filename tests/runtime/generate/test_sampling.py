@@ -103,7 +103,7 @@ def test_logits_that_leave_nothing(bad: float) -> None:
         ({"top_p": "0.9"}, "top_p='0.9'"),
         ({"top_k": 1.5}, "top_k=1.5; give a whole number from 0"),
         ({"seed": -1}, "seed=-1"),
-        ({"stop": "x"}, "stop='x'; give texts of at least one character"),
+        ({"stop": "x"}, "stop='x'; give a list"),
         ({"stop": [""]}, "at least one character"),
         ({"top_q": 1}, "setting 'top_q' is not known; .* Did you mean 'top_p'"),
         ({"logprobs": True}, "logprobs=True"),
