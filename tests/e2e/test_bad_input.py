@@ -31,6 +31,20 @@ def refused(finished: Any, message: str, code: int = 2) -> None:
     assert message in finished.err
 
 
+TINY = """
+from timm.models.vision_transformer import VisionTransformer
+def tiny():
+    return VisionTransformer(img_size=8, patch_size=4, embed_dim=64, depth=1, num_heads=1, num_classes=2)
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[str, ...]:
+    """The export of a model of one layer, whose file lies beside the place."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    return ("export", f"{tmp_path / 'tiny.py'}:tiny", "-o", "out", "--batch", "1")
+
+
 EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     "model without a source": (
         ("export", "digits_vit", "-o", "out"),
@@ -183,9 +197,9 @@ def test_an_output_that_exists_is_left_alone(typed: Typed, copied: Copied, place
 
 
 @pytest.mark.slow
-def test_an_output_that_cannot_be_written_is_refused(typed: Typed, place: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused(typed: Typed, tiny: tuple[str, ...], place: Path) -> None:
     (place / "file").write_text("mine")
-    finished = typed("export", "zoo:digits_vit", "-o", "file/sub", "--batch", "1")
+    finished = typed("export", tiny[1], "-o", "file/sub", "--batch", "1")
     refused(finished, "The bundle 'file/sub' cannot be written (Not a directory at '")
     assert [path.name for path in place.iterdir()] == ["file"]
 
@@ -214,9 +228,11 @@ bundle._store = full
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", FULL_DISKS)
-def test_a_disk_that_fills_up_leaves_nothing(where: str, typed_alone: Typed, place: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(
+    where: str, typed_alone: Typed, tiny: tuple[str, ...], place: Path
+) -> None:
     before, message = FULL_DISKS[where]
-    finished = typed_alone(*EXPORT, "--batch", "1", before=before)
+    finished = typed_alone(*tiny, before=before)
     assert finished.code == 2 and finished.err.startswith(message), finished.err
     assert "Traceback" not in finished.err
     assert list(place.iterdir()) == []
@@ -227,7 +243,9 @@ def test_a_disk_that_fills_up_leaves_nothing(where: str, typed_alone: Typed, pla
     ("step", "number"),
     [("tracing", signal.SIGHUP), ("verifying", signal.SIGINT), ("writing the bundle", signal.SIGTERM)],
 )
-def test_an_interrupted_export_leaves_nothing(step: str, number: signal.Signals, place: Path) -> None:
+def test_an_interrupted_export_leaves_nothing(
+    step: str, number: signal.Signals, tiny: tuple[str, ...], place: Path
+) -> None:
     program = f"""
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
@@ -244,7 +262,7 @@ def export(*arguments, progress, **options):
 api.export_model = export
 main()
 """
-    command = [sys.executable, "-c", program, *EXPORT, "--batch", "1"]
+    command = [sys.executable, "-c", program, *tiny]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and process.stdout is not None
     while "now" not in process.stderr.readline():
