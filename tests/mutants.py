@@ -34,7 +34,7 @@ LEFT_OUT = ("clamp", "clamp_min", "clamp_max", "clip", "abs", "contiguous", "tra
 AXES = ("dim", "axis", "start_dim")
 DTYPES = {"float32": "float16", "float64": "float32", "int64": "int32", "float16": "float32"}
 MOST_FILES = 6
-LONGEST_S = 900.0
+LONGEST_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)

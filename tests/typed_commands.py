@@ -107,7 +107,7 @@ class Typed:
     def __call__(
         self,
         *arguments: object,
-        within: float = 20.0,
+        within: float = 120.0,
         folder: Path | None = None,
         variables: Mapping[str, str] | None = None,
         given: bytes = b"",
@@ -116,7 +116,7 @@ class Typed:
 
         Args:
             arguments: What is typed behind `trt-compress`.
-            within: Seconds after which it is killed.
+            within: Seconds after which it is killed: it hangs, on whatever machine.
             folder: Where, if not in the folder of all.
             variables: Its whole environment, if not that of all.
             given: What its stdin holds.

@@ -216,7 +216,7 @@ def test_what_comes_back_late_changes_nothing(open_session: Callable[[], Session
     result, _, _, (sink, overlay, _, other) = stream(open_session(), hang, bad=5, fps=2000.0, interrupt=False)
     before = result.to_text(), list(sink.told), list(overlay.told), list(other.told)
     hang.over.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and any(one.name == "stream deliver" for one in threading.enumerate()):
         time.sleep(0.01)
     assert (result.to_text(), overlay.told, other.told) == (before[0], before[2], before[3])
@@ -244,10 +244,10 @@ def typed(bundle: Path, folder: Path, *arguments: str, reader: str | None = None
         process.wait(60)
         took = time.monotonic() - begin
         other.kill()
-        other.wait(10)
+        other.wait(120)
         process.stderr.close()
     else:
-        err = process.communicate(timeout=60)[1].decode()
+        err = process.communicate(timeout=300)[1].decode()
         took = time.monotonic() - begin
     return process.returncode, StreamResult.read(folder / "report" / "result.json"), err, took
 
@@ -291,7 +291,7 @@ def test_what_is_started_without_stdin_stdout_and_stderr_writes_its_files_and_no
     command = [sys.executable, "-m", "trt_compress", "run", str(counter_bundle(scene / "b").path), "--threads", "1"]
     command += ["--source", str(scene / "scene.npz"), "--frames", "50", "--out", str(scene / "out.jsonl")]
     command += ["--report", str(scene / "report")]
-    done = subprocess.run(command, preexec_fn=lambda: os.closerange(0, 3), timeout=60, check=False)
+    done = subprocess.run(command, preexec_fn=lambda: os.closerange(0, 3), timeout=300, check=False)
     assert done.returncode == 0
     assert StreamResult.read(scene / "report" / "result.json").counts.delivered == 50
     lines = (scene / "out.jsonl").read_text().splitlines()
@@ -324,6 +324,6 @@ def test_a_pipe_that_nobody_reads_is_said_at_once(scene: Path) -> None:
     os.mkfifo(scene / "fifo")
     command = [sys.executable, "-m", "trt_compress", "run", str(counter_bundle(scene / "b").path), "--json"]
     command += ["--source", str(scene / "scene.npz"), "--out", str(scene / "fifo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "fifo' cannot be written (no program reads from it)" in done.stderr
     assert json.loads(done.stdout)["error"]["exit_code"] == 2

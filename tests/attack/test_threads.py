@@ -26,7 +26,7 @@ def together(work: Callable[[int], None]) -> None:
 
     def one(number: int) -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(120)
             work(number)
         except BaseException as error:
             errors.append(error)
@@ -74,7 +74,7 @@ class Held(Around):
 
     def _wait(self) -> None:
         self.entered.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(120)
 
 
 def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(session.run_graph("left", ones(5))), daemon=True)
     thread.start()
-    assert held.entered.wait(10)
+    assert held.entered.wait(120)
     for refused in (
         lambda: session.run_graph("left", ones()),
         lambda: session.run({"left.x": ones()["x"], "right.x": ones()["x"]}),
@@ -93,7 +93,7 @@ def test_while_a_run_goes_on_its_states_are_its_own(tmp_path: Path) -> None:
             refused()
     assert session.run_graph("right", ones())["total"][0, 0] == 1  # another history
     held.go_on.set()
-    thread.join(10)
+    thread.join(120)
     assert found[0]["total"][0, 0] == 5 and session.run_graph("left", ones())["total"][0, 0] == 6
     session.reset()
     assert session.run_graph("left", ones())["total"][0, 0] == 1
@@ -119,10 +119,10 @@ def test_a_session_that_is_closed_under_a_run_says_so_or_lets_it_end(tmp_path: P
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(session.run(ones(2))), daemon=True)
     thread.start()
-    assert held.entered.wait(10)
+    assert held.entered.wait(120)
     session.close()
     held.go_on.set()
-    thread.join(10)
+    thread.join(120)
     assert found[0]["total"][0, 0] == 2
     with pytest.raises(ConfigError, match="The session is closed"):
         session.run(ones())

@@ -268,7 +268,7 @@ main()
     while "now" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (128 + number, "") and "Traceback" not in err
     assert list(place.iterdir()) == []
 

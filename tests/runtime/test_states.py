@@ -515,13 +515,13 @@ def test_states_are_for_one_thread_at_a_time(tmp_path: Path) -> None:
 
             def bind(self, *arguments: Any) -> Any:
                 binding = loaded.executable.bind(*arguments)
-                self.run = lambda *given: (entered.set(), go_on.wait(10), binding.run(*given))[2]
+                self.run = lambda *given: (entered.set(), go_on.wait(120), binding.run(*given))[2]
                 return self
 
         session.loaded.graphs["model"] = dataclasses.replace(loaded, executable=Slow())  # type: ignore[arg-type]
         thread = threading.Thread(target=lambda: session.run(rows(1), states), daemon=True)
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(120)
         refused = re.compile(
             r"^Another thread is using these states \('model\.seen'\), which hold the history of one caller"
         )
@@ -533,5 +533,5 @@ def test_states_are_for_one_thread_at_a_time(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match=refused):
                 call()
         go_on.set()
-        thread.join(10)
+        thread.join(120)
         assert seen(states) == [1] and not (tmp_path / "s").exists()

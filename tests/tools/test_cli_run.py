@@ -111,7 +111,7 @@ def test_on_a_terminal_changes_are_said_and_stdout_stays_json(
     command = [sys.executable, "-m", "trt_compress.tools.cli.main", "run", str(exported()), "--source", "frames/*.png"]
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     said = b""
     try:
         while chunk := os.read(ours, 4096):
@@ -309,7 +309,7 @@ def test_an_interrupted_stream_writes_its_result(
     while time.monotonic() < deadline and not (Path("r.jsonl").exists() and Path("r.jsonl").stat().st_size):
         time.sleep(0.05)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     result = StreamResult.read("rep/result.json")
     assert result.ended == "interrupted" and 1 <= result.counts.delivered < COUNT
