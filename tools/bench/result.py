@@ -10,7 +10,7 @@ import numpy as np
 from trt_compress.format.manifest import Manifest
 from trt_compress.runtime.measure.latency import LatencySummary, Speedup, Verdict
 from trt_compress.runtime.session import Session
-from trt_compress.tools.describe import compression_text
+from trt_compress.tools.describe import compression_text, weights_text
 
 Device = Literal["cpu", "gpu"]
 Role = Literal["bundle", "baseline"]
@@ -158,6 +158,7 @@ def identity(manifest: Manifest) -> dict[str, Any]:
         "weights": manifest.model.weights.source,
         "compression": compression_text(manifest),
         "precision": manifest.precision,
+        "weights_as": weights_text(manifest.weights),
         "opset": manifest.opset,
         "flops": manifest.flops,
         "baseline_flops": manifest.baseline_flops,

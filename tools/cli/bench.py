@@ -178,7 +178,8 @@ def _show_points(result: "BenchResult") -> None:
     title = f"Reading tokens, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, (*columns, *(["speed-up"] if several else [])), rows)
     for role, identity in names.items():
-        print_text(f"{role}: {identity['name']}, {identity['compression']}, {identity['precision']}.")
+        what = (identity["name"], identity["compression"], identity["precision"], identity["weights_as"])
+        print_text(f"{role}: {', '.join(filter(None, what))}.")
     print_text(f"Started at {result.started_at}.")
     if any(point.workload == "prefill" for point in result.points):
         print_text("prefill: the time to the first token, for a prompt of `fill` tokens on new states.")
