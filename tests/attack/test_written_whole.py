@@ -55,7 +55,7 @@ def made(kind, path):
     if kind == "line":
         return lambda: files.append_line(path, json.dumps({"new": "x" * 20000}))
     if kind == "result":
-        from trt_compress.tools.cli.evaluate import write_json
+        from trt_compress.tools.cli.options import write_json
         return lambda: write_json(path, {"new": list(range(5000))})
     if kind == "report":
         from trt_compress.tools.report.write import _write

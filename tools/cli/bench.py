@@ -8,8 +8,17 @@ import typer
 from trt_compress.errors import ConfigError
 from trt_compress.foreign import needs_extra, shown
 from trt_compress.paths import check_apart
-from trt_compress.tools.cli.evaluate import JsonFile, try_file, write_json
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
+from trt_compress.tools.cli.options import (
+    Backend,
+    BaselineGraph,
+    GraphName,
+    JsonFile,
+    Native,
+    Threads,
+    try_file,
+    write_json,
+)
 from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
@@ -24,20 +33,13 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="Uncompressed bundle to run interleaved with it.")
     ] = None,
-    graph: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Graph of the bundle to run (default: all of them).")
-    ] = None,
-    baseline_graph: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Graph of the baseline; without --baseline another graph of the same bundle."
-        ),
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    graph: GraphName = None,
+    baseline_graph: BaselineGraph = None,
+    backend: Backend = "ort-cpu",
     batch: Annotated[
         int | None, typer.Option(metavar="N", help="Default: the batch that the bundle was exported for.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
+    threads: Threads = None,
     workload: Annotated[
         str | None,
         typer.Option(
@@ -66,10 +68,7 @@ def bench(
         Path | None, typer.Option(metavar="FILE.npz", help="Arrays by input name (default: seeded random inputs).")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the random inputs.")] = 0,
-    native: Annotated[
-        bool | None,
-        typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
-    ] = None,
+    native: Native = None,
     require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:

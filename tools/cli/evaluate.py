@@ -1,6 +1,5 @@
 """The command evaluate: will my accuracy hold?"""
 
-import json as json_module
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,13 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_compress.errors import ConfigError, GateError
-from trt_compress.files import write_whole
 from trt_compress.foreign import needs_extra
 from trt_compress.foreign import shown as printable
-from trt_compress.paths import check_apart, check_new_file
+from trt_compress.paths import check_apart
 from trt_compress.suggest import not_known
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
-from trt_compress.tools.console import print_json, print_table, print_text, progress, say
+from trt_compress.tools.cli.options import (
+    Backend,
+    BaselineGraph,
+    GraphName,
+    JsonFile,
+    Native,
+    Resample,
+    Threads,
+    try_file,
+    write_json,
+)
+from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
     from trt_compress.runtime.proportion import Difference, Share
@@ -47,18 +56,6 @@ Classes = Annotated[
 LimitSamples = Annotated[
     int | None, typer.Option(metavar="N", help="At most N samples, evenly spread over the data (default: all).")
 ]
-Resample = Annotated[
-    bool, typer.Option("--resample", help="Make sound of another rate or number of channels fit the bundle.")
-]
-Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
-Native = Annotated[
-    bool | None,
-    typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
-]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", allow_dash=True, help="Write the result as JSON; '-' is stdout, without tables."),
-]
 
 
 def evaluate(
@@ -69,14 +66,9 @@ def evaluate(
     baseline: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The uncompressed bundle: agreement, and what was lost.")
     ] = None,
-    graph: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Graph of the bundle to run (default: all of them).")
-    ] = None,
-    baseline_graph: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Graph of the baseline; without --baseline another of the same bundle."),
-    ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    graph: GraphName = None,
+    baseline_graph: BaselineGraph = None,
+    backend: Backend = "ort-cpu",
     batch: Annotated[
         int | None, typer.Option(metavar="N", help="Samples of one run (default: the bundle's largest batch).")
     ] = None,
@@ -355,22 +347,3 @@ def change_text(change: "Difference") -> str:
 
 def _held_json(held: "Held") -> dict[str, Any]:
     return {"limit": str(held.limit), "value": held.value, "passed": held.passed, "reason": held.reason}
-
-
-def try_file(path: Path | None, option: str = "--json") -> None:
-    """Find out before the work whether a file can be written; leaves nothing behind."""
-    if path is not None and str(path) != "-":
-        check_new_file(path, option)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    try:
-        write_whole(path, json_module.dumps(document, indent=2, allow_nan=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}); give another file to --json.") from None
-    say(f"Wrote {path}")

@@ -13,6 +13,7 @@ from trt_compress.files import write_whole
 from trt_compress.foreign import needs_extra, plain_json
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
+from trt_compress.tools.cli.options import Backend, Native, Threads
 from trt_compress.tools.console import format_bytes, is_watched, print_json, print_piece, progress, say
 
 if TYPE_CHECKING:
@@ -79,12 +80,9 @@ def generate(
         int | None,
         typer.Option("--context", metavar="N", help="The most tokens of a sequence (default: the bundle's)."),
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
-    native: Annotated[
-        bool | None,
-        typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
-    ] = None,
+    backend: Backend = "ort-cpu",
+    threads: Threads = None,
+    native: Native = None,
     require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:

@@ -14,6 +14,7 @@ from trt_compress.errors import StreamError
 from trt_compress.foreign import needs_extra
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
+from trt_compress.tools.cli.options import Backend, Native, Resample, Threads
 from trt_compress.tools.cli.signals import Signals, held, of_a_stream
 from trt_compress.tools.console import flush, is_watched, print_json, progress, say
 
@@ -57,10 +58,7 @@ def run(
             metavar="S", help="Give up when the source is silent, or a stage or a file takes nothing, for so long."
         ),
     ] = 10.0,
-    resample: Annotated[
-        bool,
-        typer.Option("--resample", help="Make sound of another sample rate or number of channels fit the bundle."),
-    ] = False,
+    resample: Resample = False,
     warmup: Annotated[int, typer.Option(metavar="N", help="Runs on the first frame, before the stream starts.")] = 5,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Choose a keep level for every frame, so that --deadline-ms holds.")
@@ -111,12 +109,9 @@ def run(
         bool,
         typer.Option("--realtime", help="Real-time threads: no program delays a frame (root, or the right to it)."),
     ] = False,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
-    native: Annotated[
-        bool | None,
-        typer.Option("--native/--no-native", help="Native operators (default: if they are built)", show_default=False),
-    ] = None,
+    backend: Backend = "ort-cpu",
+    threads: Threads = None,
+    native: Native = None,
     require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:

@@ -12,16 +12,13 @@ from trt_compress.model_name import parse_model
 from trt_compress.tools.cli.evaluate import (
     Classes,
     Data,
-    JsonFile,
     Labels,
     LimitSamples,
-    Native,
-    Resample,
     check_outputs,
     show_left_out,
-    write_json,
 )
 from trt_compress.tools.cli.habits import TrustPaths, with_export_options
+from trt_compress.tools.cli.options import JsonFile, Native, Resample, write_json
 from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:
