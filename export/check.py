@@ -58,13 +58,11 @@ class PreflightReport:
         target: Its name.
         findings: In the order of the graphs.
         checked: A sentence for each thing that was checked, or could not be.
-        by_rules: Whether this version's rules were held against the graph here.
     """
 
     target: str
     findings: tuple[Finding, ...]
     checked: tuple[str, ...]
-    by_rules: bool = True
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -133,7 +131,7 @@ def preflight_report(
         )
     then = f"the rules of trt-compress {recorded.version} were held against the graph when the bundle was exported"
     found, here = _read_here(opened, chosen)
-    return PreflightReport(target=target, findings=(*recorded.findings, *found), checked=(then, here), by_rules=False)
+    return PreflightReport(target=target, findings=(*recorded.findings, *found), checked=(then, here))
 
 
 def engine_findings(bundle: Bundle, target: str) -> PreflightReport:
@@ -144,7 +142,7 @@ def engine_findings(bundle: Bundle, target: str) -> PreflightReport:
             found = tuple(finding for file in files for finding in rules(file, get_target(target)))
         return PreflightReport(target=target, findings=found, checked=(_by_rules(target),))
     recorded = recorded_findings(bundle, target)
-    return PreflightReport(target=target, findings=recorded.findings if recorded else (), checked=(), by_rules=False)
+    return PreflightReport(target=target, findings=recorded.findings if recorded else (), checked=())
 
 
 def require_passed(report: PreflightReport) -> None:

@@ -116,16 +116,15 @@ def draw_boxes(
     return picture
 
 
-def draw_frame(frame: CameraFrame, boxes: Sequence[Box], *, zoom: int = 1, truth: bool = True) -> "Image":
+def draw_frame(frame: CameraFrame, boxes: Sequence[Box], *, zoom: int = 1) -> "Image":
     """All cameras of a moment side by side with their boxes, and the bird's-eye view to the right of them.
 
     Args:
         frame: The moment; its own boxes, if it has any, are drawn in grey.
         boxes: What was found.
         zoom: As `draw_boxes`.
-        truth: Draw the frame's own boxes.
     """
-    known = (frame.boxes or ()) if truth else ()
+    known = frame.boxes or ()
     views = []
     for image, matrix in zip(frame.images, frame.lidar2img, strict=True):
         under = draw_boxes(image, known, matrix, zoom=zoom, color=TRUTH_COLOR)

@@ -74,29 +74,32 @@ def draw_groups(image: npt.NDArray[np.uint8], groups: Groups, *, zoom: int) -> "
     return Image.fromarray(large)
 
 
-def token_picture(clips: Sequence[int] = CLIPS, *, zoom: int = _ZOOM) -> "Picture":
+def token_picture() -> "Picture":
     """A row for each clip: its first frame, its tokens half-way through the model, and its tokens at the end."""
     host = load_host(MODEL)
     module = host.attach(parse_spec(SPEC))[0].module
     plan = module.plan
     rows: list[list[tuple[Picture, str]]] = []
-    for number in clips:
+    for number in CLIPS:
         clip = moving_digits.make_clip("test", number, length=1)
         frame = clip.frames[0]
         with torch.no_grad(), recording() as record:
             logits: Any = module(torch.from_numpy(moving_digits.as_input(clip.frames)))[0]
         share = logits.softmax(dim=-1)[0]
         row = [
-            (Image.fromarray(frame.repeat(zoom, axis=0).repeat(zoom, axis=1)), f"{int(plan[0].tokens_in) - 1} patches")
+            (
+                Image.fromarray(frame.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)),
+                f"{int(plan[0].tokens_in) - 1} patches",
+            )
         ]
         for layers in (len(plan) // 2, len(plan)):
             groups = token_of_patch(record, [site.name for site in plan[:layers]], num_prefix=1)
             row.append(
-                (draw_groups(frame, groups, zoom=zoom), f"{len(np.unique(groups))} tokens after {layers} layers")
+                (draw_groups(frame, groups, zoom=_ZOOM), f"{len(np.unique(groups))} tokens after {layers} layers")
             )
         row[-1] = (row[-1][0], f"{row[-1][1]}: a {int(share.argmax())}, {share.max():.0%}")
         rows.append(row)
-    side = zoom * moving_digits.FRAME_SIZE
+    side = _ZOOM * moving_digits.FRAME_SIZE
     size = (3 * side + 4 * _GAP, len(rows) * (side + _CAPTION) + _GAP)
     picture = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(picture)

@@ -47,7 +47,6 @@ FAMILY = "detector3d"
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "sin_yaw", "cos_yaw", "velocity_x", "velocity_y")
 INPUTS = ("images", "img2lidar", "ego_pose", "timestamp")
 STATES = ("history_query", "history_motion", "history_pose", "history_time")
-OUTPUTS = ("boxes", "scores")
 LONGEST_AGE_S = 2.0
 """A history older than this counts as this old."""
 

@@ -181,7 +181,6 @@ def run_python(
     *,
     folder: Path,
     given: bytes | None = None,
-    output: IO[bytes] | int = PIPE,
     errors: IO[bytes] | int = MERGED,
     timeout: float | None = None,
     pass_fds: Iterable[int] = (),
@@ -193,7 +192,6 @@ def run_python(
         arguments: What it finds in `sys.argv[1:]`; paths in it are absolute.
         folder: Where it stands: a folder of its own, empty or with what it was given.
         given: What it reads from its input.
-        output: Where its output goes.
         errors: Where its errors go; with its output.
         timeout: Seconds after which it is killed with everything it started.
         pass_fds: As in `start`.
@@ -203,7 +201,7 @@ def run_python(
         subprocess.TimeoutExpired: It was killed after `timeout`.
     """
     command = python_command(module, *arguments)
-    return run(command, folder=folder, given=given, output=output, errors=errors, timeout=timeout, pass_fds=pass_fds)
+    return run(command, folder=folder, given=given, errors=errors, timeout=timeout, pass_fds=pass_fds)
 
 
 def end(process: "Process[bytes]") -> None:

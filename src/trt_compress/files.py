@@ -60,13 +60,13 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
         raise
 
 
-def check_regular(path: Path, *, inside: Path | None = None) -> None:
+def check_regular(path: Path) -> None:
     """Refuse what `open_regular` would, for a library that opens its file by name.
 
     Raises:
         OSError: As `open_regular`.
     """
-    open_regular(path, inside=inside).close()
+    open_regular(path).close()
 
 
 def read_regular(path: Path, *, limit: int = TEXT_LIMIT, inside: Path | None = None) -> bytes:

@@ -46,8 +46,8 @@ def rows(folder: Path = RESULTS) -> Iterator[Row]:
         yield figure.row()
 
 
-def best_rows(folder: Path = RESULTS, *, points: float = 1.0) -> Iterator[Row]:
-    """For each model its fastest setting that is at most `points` percentage points below the model as it is."""
+def best_rows(folder: Path = RESULTS) -> Iterator[Row]:
+    """For each model its fastest setting that is at most one percentage point below the model as it is."""
     by_model: dict[str, list[WorkloadFigure]] = {}
     for figure in _figures(folder):
         by_model.setdefault(figure.model, []).append(figure)
@@ -55,7 +55,7 @@ def best_rows(folder: Path = RESULTS, *, points: float = 1.0) -> Iterator[Row]:
         dense = next((figure for figure in figures if figure.spec == "none"), None)
         if dense is None:
             continue
-        good = [f for f in figures if f.speed and f is not dense and f.score >= dense.score - points / 100]
+        good = [f for f in figures if f.speed and f is not dense and f.score >= dense.score - 0.01]
         if good:
             best = max(good, key=lambda figure: figure.speed.median if figure.speed else 0.0)
             yield f"`{model}`", f"`{best.spec}`", _speed_text(best.speed), dense.right, best.right

@@ -8,6 +8,7 @@ from trt_compress.tools.report.numbers import number, percent
 from trt_compress.tools.report.sections import Section
 
 MOST_WORDS = 40
+_MOST_CLASSES = 12
 _MOST_SPANS = 15  # of what is seen; more of them are no sum-up
 
 
@@ -45,9 +46,9 @@ def _features(found: Features) -> str:
     return f"{frames} of {found.width} numbers a result{time}"
 
 
-def _shares(classes: dict[str, int], results: int, most: int = 12) -> str:
+def _shares(classes: dict[str, int], results: int) -> str:
     ordered = sorted(classes.items(), key=lambda item: -item[1])
-    parts = [f"{name} {count} ({percent(count, results)})" for name, count in ordered[:most]]
-    if len(ordered) > most:
-        parts.append(f"{len(ordered) - most} others {sum(count for _, count in ordered[most:])}")
+    parts = [f"{name} {count} ({percent(count, results)})" for name, count in ordered[:_MOST_CLASSES]]
+    if len(ordered) > _MOST_CLASSES:
+        parts.append(f"{len(ordered) - _MOST_CLASSES} others {sum(count for _, count in ordered[_MOST_CLASSES:])}")
     return ", ".join(parts)

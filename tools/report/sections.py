@@ -367,8 +367,3 @@ def _watts(milliwatts: float | None) -> str | None:
 
 def _joules(joules: float | None) -> str | None:
     return None if joules is None else f"{number(joules)} J"
-
-
-def cells_text(section: Section) -> Sequence[Sequence[str]]:
-    """The rows with every missing cell written as a dash."""
-    return [["-" if cell is None else cell for cell in row] for row in section.rows]

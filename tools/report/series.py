@@ -23,32 +23,32 @@ def thin(x: Sequence[float], y: Sequence[float], buckets: int = BUCKETS) -> tupl
     return tuple(float(x[i]) for i in kept), tuple(float(y[i]) for i in kept)
 
 
-def ecdf(values: Sequence[float], points: int = ECDF_POINTS) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def ecdf(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Empirical distribution: value i of n, in order, is not exceeded by the share (i + 1) / n of all.
 
     Of many values those at evenly spread ranks are kept, the denser the nearer to the largest.
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     n = len(ordered)
-    if n <= points:
+    if n <= ECDF_POINTS:
         ranks = np.arange(n)
     else:
-        spread = np.linspace(0, n - 1, points // 2)
-        tail = n - 1 - np.geomspace(1, n, points // 2) + 1
+        spread = np.linspace(0, n - 1, ECDF_POINTS // 2)
+        tail = n - 1 - np.geomspace(1, n, ECDF_POINTS // 2) + 1
         ranks = np.unique(np.clip(np.concatenate([spread, tail, [n - 1]]), 0, n - 1).round().astype(np.int64))
     return tuple(map(float, ordered[ranks])), tuple(map(float, (ranks + 1) / n))
 
 
 def gather(
-    x: Sequence[float], kinds: Sequence[str], span: float, buckets: int = BUCKETS
+    x: Sequence[float], kinds: Sequence[str], span: float
 ) -> tuple[tuple[float, ...], tuple[int, ...], tuple[str, ...]]:
-    """Count events by time and kind: up to `buckets` events stay apart, more are counted in slices of `span`."""
-    if len(x) <= buckets:
+    """Count events by time and kind: up to BUCKETS events stay apart, more are counted in slices of `span`."""
+    if len(x) <= BUCKETS:
         return tuple(map(float, x)), (1,) * len(x), tuple(kinds)
-    width = (span or 1.0) / buckets
+    width = (span or 1.0) / BUCKETS
     counts: dict[tuple[int, str], int] = {}
     for at, kind in zip(x, kinds, strict=True):
-        key = (min(int(at / width), buckets - 1), kind)
+        key = (min(int(at / width), BUCKETS - 1), kind)
         counts[key] = counts.get(key, 0) + 1
     ordered = sorted(counts)
     return (

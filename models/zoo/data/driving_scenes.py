@@ -38,6 +38,7 @@ _KINDS = tuple(_SIZES)
 _TARGET_SHARES = (0.45, 0.2, 0.35)
 _SPEEDS = {"car": (1.0, 7.0), "truck": (1.0, 5.0), "pedestrian": (0.5, 1.8)}
 _NEAREST = 0.2  # of a camera, metres
+_LEAST_PIXELS, _LEAST_VISIBILITY = 12, 0.25  # of a box that a detector is asked for
 _LIGHT = np.array([[0.95, 0.75], [1.0, 0.7], [1.15, 0.6]])  # of the faces across x, y, z: on the + side, the - side
 
 
@@ -120,9 +121,9 @@ class SceneFrame:
         inverse[:, :3, :3] = np.linalg.inv(self.intrinsics.astype(np.float64))
         return (self.camera_to_ego @ inverse).astype(np.float32)
 
-    def counted(self, *, least_pixels: int = 12, least_visibility: float = 0.25) -> npt.NDArray[np.bool_]:
+    def counted(self) -> npt.NDArray[np.bool_]:
         """Boxes that are seen well enough to be asked for, [G]."""
-        return (self.pixels >= least_pixels) & (self.visibility >= least_visibility)
+        return (self.pixels >= _LEAST_PIXELS) & (self.visibility >= _LEAST_VISIBILITY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ SENTENCES = (
 )
 
 MU = 255.0
+_SILENCE_SHARE = 0.08  # clips of noise alone, by those of words
+_HELDOUT_SEED = 20
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -185,10 +187,10 @@ def make_clip(word: Array | None, noise: NoiseBank, *, snr_db: tuple[float, floa
 
 
 def make_clips(
-    words: SpokenWords, noise: NoiseBank, *, silence_share: float = 0.08, snr_db: tuple[float, float] = (3.0, 30.0)
+    words: SpokenWords, noise: NoiseBank, *, snr_db: tuple[float, float] = (3.0, 30.0)
 ) -> tuple[Array, Array]:
     """One clip for each word, and clips of noise alone: audio [N, 16000] and labels [N]."""
-    silent = round(len(words.audio) * silence_share)
+    silent = round(len(words.audio) * _SILENCE_SHARE)
     sources: list[Array | None] = [*words.audio, *[None] * silent]
     clips = np.stack([make_clip(source, noise, snr_db=snr_db) for source in sources])
     return clips, np.concatenate([words.labels, np.full(silent, SILENCE)])
@@ -206,13 +208,13 @@ def heldout_words() -> SpokenWords:
         )
 
 
-def heldout_clips(*, repeats: int = 2, seed: int = 20) -> tuple[Array, Array]:
+def heldout_clips(*, repeats: int = 2) -> tuple[Array, Array]:
     """The test: every held-out word `repeats` times, at other places, in other noise (5 to 20 dB) and loudness.
 
     Returns:
         Audio [N, 16000] float32 and labels [N] int64, the same on every machine.
     """
-    words, noise = heldout_words(), NoiseBank(np.random.RandomState(seed))
+    words, noise = heldout_words(), NoiseBank(np.random.RandomState(_HELDOUT_SEED))
     parts = [make_clips(words, noise, snr_db=(5.0, 20.0)) for _ in range(repeats)]
     return np.concatenate([clips for clips, _ in parts]), np.concatenate([labels for _, labels in parts])
 

@@ -93,16 +93,16 @@ def detector_of(net: CompressedDetector3D) -> Detector:
     return run
 
 
-def evaluate(detector: Detector, *, num_scenes: int, first_seed: int = HELD_OUT_SEEDS.start, streams: int = 10,
-             config: Detector3DConfig | None = None) -> DetectionScore:  # fmt: skip
+def evaluate(
+    detector: Detector, *, num_scenes: int, first_seed: int = HELD_OUT_SEEDS.start, streams: int = 10
+) -> DetectionScore:
     """Run held-out scenes as streams, and score what is found.
 
     Args:
         detector: Takes batches of up to `streams`.
         num_scenes: Scenes, from `first_seed` on.
     """
-    config = config or surround_detector_config()
-    options = SceneOptions()
+    config, options = surround_detector_config(), SceneOptions()
     found, truth = [], []
     seeds = range(first_seed, first_seed + num_scenes)
     for start in range(0, num_scenes, streams):

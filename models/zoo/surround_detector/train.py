@@ -345,10 +345,10 @@ def _rate(progress: float, warmup_share: float) -> float:
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def held_out_scores(model: Detector3D, *, num_scenes: int = NUM_HELD_OUT) -> dict[str, DetectionScore]:
+def held_out_scores(model: Detector3D) -> dict[str, DetectionScore]:
     """Scores of the detector on held-out scenes by spec string: dense, FAST, FASTER."""
     return {
-        spec: evaluate(detector_of(attach(model, parse_spec(spec)).eval()), num_scenes=num_scenes)
+        spec: evaluate(detector_of(attach(model, parse_spec(spec)).eval()), num_scenes=NUM_HELD_OUT)
         for spec in ("none", FAST, FASTER)
     }
 
