@@ -98,11 +98,12 @@ class BlockLinear(nn.Module):
         self.form = form
         self.in_features, self.out_features = linear.in_features, linear.out_features
         stored = _stored_in(linear, form)
+        zero: Tensor | None = None
         with torch.no_grad():
             if stored is None:
                 parts = [_quantized(rows, form, dtype) for rows in torch.split(linear.weight.detach(), _ROWS)]
                 codes = torch.cat([codes for codes, _ in parts], dim=1)
-                scale, zero = torch.cat([scale for _, scale in parts], dim=1), None
+                scale = torch.cat([scale for _, scale in parts], dim=1)
             else:
                 codes, scale, zero = _transposed(stored, dtype)
             self.register_buffer("codes", _packed(codes) if form.bits == 4 else codes)
