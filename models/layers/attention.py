@@ -215,7 +215,7 @@ def _scores_of_counted(
         groups = key.shape[1] if probe.heads.startswith("group_") else 1
         parts = score.reshape(score.shape[0], groups, score.shape[1] // groups, keys)
         how = probe.heads.removeprefix("group_")
-        score = {"mean": parts.mean, "sum": parts.sum, "max": parts.amax}[how](dim=2)
+        score = parts.amax(dim=2) if how == "max" else parts.sum(dim=2) if how == "sum" else parts.mean(dim=2)
     score = torch.where(span, _pooled(score, probe.pool, probe.kernel), 0.0)
     score = score[..., probe.first_key : probe.stop_key if probe.stop_key > 0 else None]
     return score[:, 0] if probe.heads in ("mean", "sum", "max") else score
