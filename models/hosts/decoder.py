@@ -24,6 +24,7 @@ from trt_compress.models.layers.norms import RMSNorm
 from trt_compress.models.layers.rope import Rope, turned
 from trt_compress.models.layers.rope_form import RopeForm
 from trt_compress.plugins.kv_append.op import kv_append
+from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
 from trt_compress.plugins.operator import at_site, cast
 
 TIME, SLOTS = "time", "slots"
@@ -61,15 +62,16 @@ class Attention(nn.Module):
         query, key = both.split([heads, groups], dim=1)
         keys = kv_append(keys, cast(key, keys.dtype), seen, layout=layout)
         values = kv_append(values, cast(new_values, values.dtype), seen, layout=layout)
-        y = attend(
+        y, _ = kv_attention_plain(
             query,
             keys,
             values,
             seen + count,
             scale=config.attention_scale,
+            causal=True,
             window=self.layer.window or 0,
+            softcap=config.attention_cap,
             layout=layout,
-            cap=config.attention_cap,
         )
         return self.out(y.transpose(1, 2).reshape(batch, count, heads * config.head_dim)), keys, values
 
@@ -272,32 +274,3 @@ def _tokens(name: str, decoder: Decoder) -> TensorSpec:
 
 def _numbers(name: str, least: int, most: int) -> TensorSpec:
     return TensorSpec(name=name, shape=(BATCH_SYMBOL,), dtype="int64", values=(least, most))
-
-
-def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    length: Tensor,
-    *,
-    scale: float,
-    window: int,
-    layout: str,
-    cap: float,
-) -> Tensor:
-    slots, count = torch.arange(keys.shape[2]), query.shape[2]
-    batch, heads, _, width = query.shape
-    groups = keys.shape[1]
-    own = (length[:, None] - count + torch.arange(count))[:, None, :, None]
-    last = length[:, None, None, None] - 1
-    number = last - (last - slots).remainder(keys.shape[2]) if layout == "ring" else slots
-    visible = (number <= own) & (number >= 0)
-    if window:
-        visible = visible & (number > own - window)
-    rows = query.float().reshape(batch, groups, heads // groups * count, width)
-    products = (rows @ keys.float().transpose(2, 3) * scale).reshape(batch, heads, count, keys.shape[2])
-    if cap:
-        products = torch.tanh(products / cap) * cap
-    weights = products.masked_fill(~visible, -3e38).softmax(dim=-1)
-    y = weights.reshape(batch, groups, heads // groups * count, keys.shape[2]) @ values.float()
-    return y.reshape(batch, heads, count, width).to(query.dtype)
