@@ -8,6 +8,7 @@ import pytest
 
 from tests.models.decoders import expected, reference, saved, text
 from tests.typed_commands import Typed
+from trt_compress.export.check import preflight
 from trt_compress.export.proof import answers
 from trt_compress.export.questions import Questions
 from trt_compress.format.bundle import Bundle
@@ -100,3 +101,8 @@ def test_the_first_layers_are_verified_by_the_procedure_too(bundle: Path, folder
     found = answers([(graph, graph.module) for graph in short], manifest, questions)
     assert [len(found[name]) for name in ("step", "score")] == [2 + 3, 2]
     assert all({"logits", "keys_0_out", "values_0_out"} == set(outputs) for outputs in found["step"])
+
+
+def test_nothing_stands_in_the_way_of_a_jetson(bundle: Path) -> None:
+    found = preflight(bundle, target="jetson-orin-jp6")
+    assert {(finding.severity, finding.rule) for finding in found} == {("warning", "needs-plugin")}
