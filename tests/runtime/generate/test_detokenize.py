@@ -56,7 +56,9 @@ def damaged(library: Library, choose: random.Random) -> list[int]:
     names = names_of_bytes(library)
     tokens: list[int] = []
     for byte in content[choose.randrange(8) :]:
-        tokens.append(library.token_to_id(names[byte]))
+        number = library.token_to_id(names[byte])
+        assert number is not None
+        tokens.append(number)
         if choose.random() < 0.15:
             tokens.append(choose.randrange(library.get_vocab_size() - 6, library.get_vocab_size() + 2))
     return tokens
@@ -84,7 +86,8 @@ def test_pieces_are_the_whole(kind: str) -> None:
 def test_text_behind_a_prompt_is_what_the_prompt_gets_longer_by(kind: str) -> None:
     library = MADE[kind]()
     tokenizer, choose = Tokenizer(library), random.Random(4)
-    words = [library.token_to_id(name) for name in ("a", "b", "▁the", "▁a", "▁") if library.token_to_id(name)]
+    found = (library.token_to_id(name) for name in ("a", "b", "▁the", "▁a", "▁"))
+    words = [number for number in found if number is not None]
     for _ in range(200):
         before, after = ([choose.choice(words) for _ in range(choose.randrange(1, 30))] for _ in range(2))
         detokenizer = tokenizer.detokenizer(before)
@@ -100,7 +103,7 @@ def test_stop_texts() -> None:
         whole = "".join(parts)
         places = [(place + len(stop), place) for stop in stops if (place := whole.find(stop)) >= 0]
         wanted = whole[: min(places)[1]] if places else whole
-        texts, given = StopTexts(stops), ""
+        texts, given, ended = StopTexts(stops), "", False
         for part in parts:
             more, ended = texts.add(part)
             given += more

@@ -29,7 +29,7 @@ def reference(logits: np.ndarray, settings: Sampling) -> np.ndarray:
     if settings.min_p:
         steps.append(MinPLogitsWarper(settings.min_p))
     given = torch.from_numpy(logits.astype(np.float64))[None]
-    found: np.ndarray = steps(torch.zeros(1, 1, dtype=torch.int64), given).softmax(dim=1)[0].numpy()
+    found: np.ndarray = steps(torch.LongTensor([[0]]), given).softmax(dim=1)[0].numpy()
     return found
 
 
@@ -69,8 +69,8 @@ def test_repetition_penalty() -> None:
     logits = np.array([[2.0, -1.0, 0.5, 1.9], [2.0, -1.0, 0.5, 1.9]], np.float32)
     prompts = [[0, 1, 1], [2]]
     given = torch.from_numpy(logits.copy())
-    wanted = [RepetitionPenaltyLogitsProcessor(1.5)(torch.tensor([prompts[0]]), given[:1])[0]]
-    wanted.append(RepetitionPenaltyLogitsProcessor(1.5)(torch.tensor([prompts[1]]), given[1:])[0])
+    wanted = [RepetitionPenaltyLogitsProcessor(1.5)(torch.LongTensor([prompts[0]]), given[:1])[0]]
+    wanted.append(RepetitionPenaltyLogitsProcessor(1.5)(torch.LongTensor([prompts[1]]), given[1:])[0])
     chooser = Chooser([Sampling(repetition_penalty=1.5)] * 2, prompts)
     changed = logits.copy()
     assert chooser.choose([0, 1], changed) == [3, 0]
