@@ -3,6 +3,7 @@
 Read off configuration and headers alone: no tensor is read and torch is not loaded.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -203,7 +204,7 @@ def weight_bytes(config: DecoderConfig, precision: str, form: BlockForm | None =
     """
     item, total, whole = _ITEM[precision], 0, 0
     for name, shape in config.tensors().items():
-        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        count = math.prod(shape)
         linear = len(shape) > 1 and not name.startswith("model.embed_tokens")
         if form is not None and linear and shape[1] % form.group == 0:
             total += count * form.bits // 8 + count // form.group * item

@@ -47,13 +47,10 @@ def directory_assets(path: Path, config: Mapping[str, Any]) -> Assets:
                 f"AutoTokenizer as A; A.from_pretrained('{shown(str(path))}').save_pretrained('{shown(str(path))}')\"."
             )
         return Assets(files=licenses, license=_license_of(path), license_files=tuple(licenses))
-    special = {
-        key: text
-        for key in _SPECIAL
-        if (text := _token_text(settings.get(key) or _optional_json(path / "special_tokens_map.json").get(key)))
-    }
-    ids = {"eos_token_id": None, "bos_token_id": None, "pad_token_id": None}
-    for key in ids:
+    older = _optional_json(path / "special_tokens_map.json")
+    special = {key: word for key in _SPECIAL if (word := _token_text(settings.get(key) or older.get(key))) is not None}
+    ids: dict[str, Any] = {}
+    for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
         ids[key] = next((part[key] for part in (generation, own or {}, config) if part.get(key) is not None), None)
     text, files = text_assets(
         name,

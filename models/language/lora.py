@@ -166,7 +166,7 @@ class WithLora:
         return found
 
     def _scale(self, module: str, rank: int) -> float:
-        alpha = self._settings["lora_alpha"]
+        alpha = float(self._settings["lora_alpha"])
         patterns = self._settings.get("alpha_pattern") or {}
         for key, value in patterns.items() if isinstance(patterns, dict) else ():
             if not re.fullmatch(r"\^?[\w.]+\$?", key):

@@ -62,7 +62,7 @@ def _show(found: "ModelPlan") -> None:
         for one in found.caches
     ]
     print_table("Caches", ("keys and values", "a token", "all", "refused"), caches)
-    refused = {one.name for one in (*found.weights, *found.caches) if one.refused}
+    refused = {one.name for one in found.caches if one.refused}
     rows = []
     for weight in found.weights:
         if weight.refused:

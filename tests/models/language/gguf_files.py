@@ -31,7 +31,7 @@ def write(
         more: Adds metadata.
         extra: Further tensors, by their names in the file.
     """
-    arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
+    arch = str(ARCHITECTURES.get(config["model_type"], config["model_type"]))
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("model")
