@@ -206,7 +206,7 @@ def weight_bytes(config: DecoderConfig, precision: str, form: BlockForm | None =
     for name, shape in config.tensors().items():
         count = math.prod(shape)
         linear = len(shape) > 1 and not name.startswith("model.embed_tokens")
-        if form is not None and linear and shape[1] % form.group == 0:
+        if form is not None and linear and math.prod(shape[1:]) % form.group == 0:
             total += count * form.bits // 8 + count // form.group * item
             whole += count
         else:
