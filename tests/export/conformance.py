@@ -77,7 +77,7 @@ class Case:
         """Write the two files."""
         said = {"bundle": "bundle", "batch": self.batch, "tolerance": self.tolerance, "actions": self.actions}
         (folder / "case.json").write_text(json.dumps(said, indent=1))
-        np.savez(folder / "expected.npz", **self.arrays)
+        np.savez(folder / "expected.npz", allow_pickle=False, **self.arrays)
 
     def _keep(self, key: str, array: Any) -> str:
         self.arrays[key] = np.asarray(array)

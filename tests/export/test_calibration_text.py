@@ -105,7 +105,7 @@ class Reading(Step):
         self.placed = place(specs, INFO)["step"]
         self.plan = self.placed.sites
 
-    def forward(self, ids: Tensor, count: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, ids: Tensor, count: Tensor, *states: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         keys = self.key(self.embed(ids))
         valid = torch.arange(ids.shape[1]) < count[:, None]
         taps = Taps()

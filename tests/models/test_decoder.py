@@ -39,6 +39,7 @@ class Reader:
 
     def read(self, tokens: Tensor, chunk: int) -> Tensor:
         """The logits [B, V] behind tokens [B, N] that are read in chunks."""
+        logits = tokens.new_zeros(0)
         for part in tokens.split(chunk, dim=1):
             logits = self(part, torch.full((len(part),), part.shape[1]))
         return logits

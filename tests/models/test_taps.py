@@ -137,7 +137,7 @@ def test_onnx_runtime_probes_a_padded_batch() -> None:
         feed = {"q": q.numpy(), "k": k.numpy(), "count": np.array(counts, np.int64)}
         (score,) = session.run(None, feed)
         wanted = graph.module(q, k, torch.tensor(counts))
-        np.testing.assert_allclose(score, wanted.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(score), wanted.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_last_rows_of_what_is_read_in_pieces() -> None:

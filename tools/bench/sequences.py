@@ -115,7 +115,8 @@ def make_plan(
         raise ConfigError(f"fill={fills}, new={new}, context={context}; give numbers of at least 1.")
     steps = (1 + (_WARMUP["decode"] if warmup is None else warmup) + new) if "decode" in names else 0
     longest = [found for found in map(longest_text, manifests) if found is not None]
-    most = min([*longest, *([] if context is None else [context])], default=None)
+    limits: list[int] = [*longest, *([] if context is None else [context])]
+    most = min(limits) if limits else None
     largest = fills[-1] if fills else 1
     if most is not None and largest + steps > most:
         bound = "--context asks for" if context is not None and context == most else "the bundle allows"
@@ -209,7 +210,7 @@ class _Side:
     """One of the bundles, and the sequences that it reads."""
 
     def __init__(self, role: Role, session: Session, plan: TokenPlan) -> None:
-        self.role = role
+        self.role: Role = role
         self._session, self._plan = session, plan
         self._capacity = _capacity(session.bundle.manifest, plan.context)
         self._sequences: Sequences | None = None
