@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trt_compress.runtime.session import Session
     from trt_compress.tools.bench.bundle import bench
     from trt_compress.tools.evaluate import evaluate
+    from trt_compress.tools.evaluate_text import evaluate_text
     from trt_compress.tools.listing import list_compressors, list_models, list_operators, list_targets
     from trt_compress.tools.reporting import compare, report
     from trt_compress.tools.streaming import run
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "evaluate_text",
     "export_model",
     "list_compressors",
     "list_models",
@@ -65,6 +67,7 @@ _LIVES_IN = {
     "calibrate": "export.calibration",
     "compare": "tools.reporting",
     "evaluate": "tools.evaluate",
+    "evaluate_text": "tools.evaluate_text",
     "export_model": "export.api",
     "list_compressors": "tools.listing",
     "list_models": "tools.listing",

@@ -189,14 +189,14 @@ def edit(path: Path, target: Path, **changes: Any) -> Path:
 
 def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
-    with pytest.raises(UnsupportedError, match="model_type 'wav2vec2' is not supported; there are .*whisper"):
+    with pytest.raises(UnsupportedError, match="model_type 'wav2vec2' is not supported; .*Audio models are whisper"):
         load_host(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json holds no model_type; give a directory written by save_pretra"):
         load_host(f"hf:{tmp_path}")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read \(No such file"):
         load_host(f"hf:{tmp_path}/absent")
-    with pytest.raises(ConfigError, match=r"'secs' is not known; there is seconds"):
+    with pytest.raises(ConfigError, match=r"'secs' is not known; there are seconds, lora"):
         load_host(f"hf:{tmp_path}?secs=5")
     with pytest.raises(ConfigError, match=r"'seconds=x' is not key=number; write hf:PATH\?seconds=5"):
         load_host(f"hf:{tmp_path}?seconds=x")

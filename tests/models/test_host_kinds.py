@@ -11,6 +11,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
+from tests.models.decoders import FAMILIES, saved
 from trt_compress.export.api import export_model
 from trt_compress.format.kinds import input_kind, output_kind
 from trt_compress.format.manifest import TensorInfo
@@ -86,7 +87,7 @@ MODELS: dict[str, Callable[[Path], str]] = {
 def test_every_host_is_here() -> None:
     """A new model of the zoo comes by itself; a new model type of transformers must be added above."""
     assert {f"zoo:{name}" for name in ZOO} <= set(MODELS)
-    assert set(HF) == {"whisper", _AST_TYPE}
+    assert set(HF) == {"whisper", _AST_TYPE, *FAMILIES}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -116,6 +117,14 @@ def test_what_a_host_writes_the_runtime_reads(name: str, tmp_path: Path, monkeyp
     }
     results = summarize(found)["results"]
     assert json.loads(json.dumps(results, allow_nan=False)) == results and results[0]
+
+
+def test_what_a_decoder_writes_is_known(tmp_path: Path) -> None:
+    """It is run by its procedure, not by a stream of samples."""
+    host = load_host(f"hf:{saved('llama', tmp_path)}")
+    before, after = input_kind(host.preprocess), output_kind(host.postprocess)
+    assert (before.kind, after.kind) == ("text", "tokens")
+    assert not before.extra and not after.extra
 
 
 def test_a_whisper_encoder_runs_on_longer_sound_in_chunks(tmp_path: Path) -> None:

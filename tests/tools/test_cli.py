@@ -116,7 +116,7 @@ def test_a_wrong_call_exits_2(cli: Cli, arguments: tuple[str, ...], message: str
 
 
 WRONG_CALLS = {
-    ("exprot",): "command 'exprot' is not known; there are list, export, verify, ",
+    ("exprot",): "command 'exprot' is not known; there are list, plan, export, verify, ",
     ("inspect",): "Missing argument BUNDLE of 'inspect'; give BUNDLE: the directory that export wrote.",
     ("inspect", "a", "b", "c"): "Unexpected argument 'b c' of 'inspect'; it takes BUNDLE. A pattern of file names",
     ("plugins", "build", "x"): "Unexpected argument 'x' of 'plugins build'; it takes options only.",
