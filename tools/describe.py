@@ -1,6 +1,7 @@
 """A bundle in words and tables."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.format.bundle import Bundle
@@ -33,8 +34,8 @@ def print_bundle(bundle: Bundle) -> None:
     print_pairs(str(bundle.path), _overview(manifest))
     graphs = [_graph(graph, manifest) for graph in manifest.graphs]
     _print_if_any("Graphs", ("graph", "role", "file", "size", "inputs", "outputs"), graphs)
-    states = [(state.key, state.graph, _state_kind(state), _ends(state), _tensor(state)) for state in manifest.states]
-    _print_if_any("States", ("state", "graph", "holds", "from run to run", "tensor"), states)
+    columns = ("state", "graph", "holds", "from run to run", "tensor")
+    _print_if_any("States", columns, list(state_rows(manifest.states)))
     capacities = [
         (part.symbol, str(manifest.lengths[part.symbol].min), str(manifest.lengths[part.symbol].max), _growth(part))
         for part in manifest.capacities
@@ -212,13 +213,23 @@ def _text(text: Text) -> str:
 
 
 def weights_text(forms: Sequence[WeightForm]) -> str | None:
-    """The weights that were found in the ONNX files: `48 in int4 by 32 (53.1 MB); 102 in float32 (1.2 MB)`."""
-    counted: dict[str, list[int]] = {}
+    """The weights that were found in the ONNX files: `48 in int4 by 32 (53.1 MB); 102 in float32 (1.2 MB)`.
+
+    Graphs that have the same ones share them in the file of weights; they are not counted again for each.
+    """
+    graphs: dict[str, dict[str, tuple[int, int]]] = {}
     for form in forms:
-        found = counted.setdefault(form.dtype + (f" by {form.group}" if form.group else ""), [0, 0])
-        found[0] += form.tensors
-        found[1] += form.bytes
-    return "; ".join(f"{count} in {name} ({format_bytes(size)})" for name, (count, size) in counted.items()) or None
+        name = form.dtype + (f" by {form.group}" if form.group else "")
+        graphs.setdefault(form.graph, {})[name] = form.tensors, form.bytes
+    counted = list(graphs.values())
+    are_alike = len(counted) > 1 and all(other == counted[0] for other in counted)
+    found: dict[str, tuple[int, int]] = {}
+    for one in counted[:1] if are_alike else counted:
+        for name, (tensors, size) in one.items():
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + tensors, before[1] + size
+    said = "; ".join(f"{count} in {name} ({format_bytes(size)})" for name, (count, size) in found.items())
+    return f"{said}, in each of {len(counted)} graphs" if are_alike else said or None
 
 
 def _verification(manifest: Manifest) -> str:
@@ -270,7 +281,33 @@ def _flops(manifest: Manifest) -> str | None:
 
 def _graph(graph: Graph, manifest: Manifest) -> tuple[object, ...]:
     size = format_bytes(manifest.files[graph.file].bytes) if graph.file in manifest.files else "pruned"
-    return graph.name, graph.role, graph.file, size, _tensors(graph.inputs), _tensors(graph.outputs)
+    carried = [state for state in manifest.states if state.graph == graph.name]
+    read, written = {state.input for state in carried}, {state.output for state in carried}
+    inputs = _tensors([info for info in graph.inputs if info.name not in read])
+    outputs = _tensors([info for info in graph.outputs if info.name not in written])
+    return graph.name, graph.role, graph.file, size, inputs, outputs
+
+
+def state_rows(states: Sequence[State]) -> Iterator[tuple[str, ...]]:
+    """A row for each state; of states that are alike but for a number, those of many layers, for all of them."""
+    alike: dict[tuple[str, ...], list[State]] = {}
+    for state in states:
+        row = (
+            re.sub(r"\d+", "#", state.key),
+            state.graph,
+            state.kind,
+            re.sub(r"\d+", "#", _ends(state)),
+            _tensor(state),
+        )
+        alike.setdefault((*row, str(state.bits)), []).append(state)
+    for first, *rest in alike.values():
+        if not rest:
+            yield first.key, first.graph, _state_kind(first), _ends(first), _tensor(first)
+            continue
+        layers = [state.layer for state in (first, *rest) if state.layer is not None]
+        codes = f", {first.bits}-bit codes" if first.bits else ""
+        held = f"{first.kind} of {len(layers)} layers{codes}" if layers else _state_kind(first)
+        yield f"{first.key} … {rest[-1].key} ({len(rest) + 1})", first.graph, held, _ends(first), _tensor(first)
 
 
 def _state_kind(state: State) -> str:

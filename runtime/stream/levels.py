@@ -104,7 +104,7 @@ def refuse_procedure(bundle: Bundle) -> None:
     if bundle.manifest.procedure is not None:
         raise UnsupportedError(
             f"'{bundle.path}' reads sequences of tokens by a procedure, and this runs pictures, sound or arrays one by "
-            "one; run its graphs with Session.run_graph."
+            "one; text is written by `trt-compress generate`, and tokens are read by trt_compress.runtime.Generator."
         )
 
 
