@@ -274,7 +274,7 @@ class Generator:
             raise ConfigError(
                 f"'{self.session.bundle.path}' has no tokenizer, so that no text stops it; give stop_ids."
             )
-        room = most if self.context is None else self.context + 1 - len(prompt)
+        room = None if self.context is None else self.context + 1 - len(prompt)
         stop_ids = frozenset(() if sampling.ignore_stop_ids else (*self.text.stop_ids, *sampling.stop_ids))
         tokenizer = self.text.tokenizer
         if tokenizer is not None:
@@ -284,8 +284,9 @@ class Generator:
             number=number,
             prompt=prompt,
             sampling=sampling,
-            most=min(most, room),
-            is_short_of_room=room < most,
+            most=most if room is None else min(most, room),
+            is_short_of_room=room is not None and room < most,
+            room=room,
             stop_ids=stop_ids,
             detokenizer=None if tokenizer is None else tokenizer.detokenizer([] if detached else prompt),
             stops=StopTexts(sampling.stop),

@@ -147,6 +147,7 @@ class Writing:
     sampling: Sampling
     most: int  # tokens
     is_short_of_room: bool  # `most` is what the context leaves
+    room: int | None  # tokens that the context leaves; None: it has no end
     stop_ids: frozenset[int]
     detokenizer: Detokenizer | None
     stops: StopTexts
@@ -156,6 +157,11 @@ class Writing:
     text: list[str] = field(default_factory=list)
     reason: str | None = None
     seed: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even a filling token could be read behind it."""
+        return self.room is not None and len(self.ids) >= self.room
 
     @property
     def rest(self) -> list[int]:
@@ -301,7 +307,9 @@ class Stream:
             going = [row for row, place in enumerate(places) if group[place].reason is None]
             if not going:
                 break
-            if len(going) < len(places) and (not sequences.tells_filling or 2 * len(going) <= len(places)):
+            over = [place for place in places if group[place].reason is not None]
+            cannot_stay = not sequences.tells_filling or any(group[place].is_full for place in over)
+            if over and (cannot_stay or 2 * len(going) <= len(places)):
                 sequences.keep(going)
                 places = [places[row] for row in going]
             tokens = [group[place].ids[-1] if group[place].ids else 0 for place in places]

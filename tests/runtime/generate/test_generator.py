@@ -121,6 +121,16 @@ def test_the_context_ends_answers_and_refuses_prompts(generator: Generator) -> N
         generator.generate([[1], [5] * 97])
 
 
+def test_a_sequence_that_is_full_does_not_hold_up_those_beside_it(tmp_path: Path) -> None:
+    write(tmp_path / "b", batch=3)
+    prompts = [[5] * (CONTEXT - 2), [1], [6]]
+    with Generator.open(tmp_path / "b") as generator:
+        together = generator.generate(prompts, max_new=10, ignore_stop_ids=True)
+        alone = [generator.generate([prompt], max_new=10, ignore_stop_ids=True)[0] for prompt in prompts]
+    assert [answer.reason for answer in together] == ["context", "length", "length"]
+    assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+
+
 def test_a_hook_sees_every_sequence_in_its_place(generator: Generator) -> None:
     seen: list[list[int]] = []
 
