@@ -18,8 +18,17 @@ def test_weights_that_graphs_share_are_counted_once() -> None:
 
 
 def _state(name: str, layer: int, shape: tuple[int | str, ...] = ("batch", 2), *, alias: bool = True) -> State:
-    ends = {"input": f"{name}_in", "output": f"{name}_out"}
-    return State(name=name, graph="step", layer=layer, kind="cache", shape=shape, dtype="float32", alias=alias, **ends)
+    return State(
+        name=name,
+        graph="step",
+        layer=layer,
+        kind="cache",
+        shape=shape,
+        dtype="float32",
+        alias=alias,
+        input=f"{name}_in",
+        output=f"{name}_out",
+    )
 
 
 def test_states_of_many_layers_are_one_row_where_they_are_alike() -> None:
