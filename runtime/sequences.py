@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError
-from trt_compress.format.manifest import TensorInfo
+from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.runtime.inputs import InputCheck
 from trt_compress.runtime.loaded import LoadedGraph
@@ -34,7 +34,7 @@ class Sequences:
         """Begin B sequences.
 
         Args:
-            session: Of a bundle with a procedure, with all its graphs.
+            session: Of a bundle with a procedure, with the graphs that reading or scoring takes (`graphs_for`).
             batch: B.
             capacity: The most slots that the states may get; see `States`.
 
@@ -46,9 +46,10 @@ class Sequences:
             raise ConfigError(
                 f"'{session.bundle.path}' has no procedure by which it would read tokens; run it with Session.run."
             )
-        if missing := [graph.name for graph in manifest.graphs if graph.name not in session.graphs]:
-            raise ConfigError(f"The procedure runs the graph '{missing[0]}', which is not loaded; open all graphs.")
         self.session = session
+        self._missing = {what: self._not_loaded(what) for what in ("read", "score")}
+        if all(self._missing.values()):
+            self._require("read")
         self.states: States = session.new_states(batch=batch, capacity=capacity)
         self._procedure: Procedure = manifest.procedure
         self._manifest = manifest
@@ -57,6 +58,15 @@ class Sequences:
         self._attended = False
         self.upkeeps = 0
         self._checks: dict[tuple[str, ...], InputCheck] = {}
+
+    def _not_loaded(self, what: str) -> list[str]:
+        needed = graphs_for(self.session.bundle.manifest, read=what == "read", score=what == "score")
+        return [name for name in needed if name not in self.session.graphs]
+
+    def _require(self, what: str) -> None:
+        """Refuse to read, or to score, without the graphs for it."""
+        if missing := self._missing[what]:
+            raise ConfigError(f"The procedure runs the graph '{missing[0]}', which is not loaded; open it, too.")
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -101,6 +111,7 @@ class Sequences:
             BundleError: Upkeep does not make room.
             UnsupportedError: The backend failed.
         """
+        self._require("read")
         texts = self._checked(prompts)
         found: Array | None = None
         for run, logits in self._runs(self._procedure.prompt, texts, between):
@@ -125,6 +136,7 @@ class Sequences:
         Raises:
             ConfigError, ShapeError, BundleError, UnsupportedError: As `read`.
         """
+        self._require("read")
         given = np.asarray(tokens)
         if given.shape != self._seen.shape or given.dtype.kind not in "iu":
             raise ConfigError(f"{given.dtype} {list(given.shape)} was given; give {len(self._seen)} integers.")
@@ -154,6 +166,7 @@ class Sequences:
         part = self._procedure.score or self._procedure.prompt
         if part.rows == "last":
             raise ConfigError(f"'{self.session.bundle.path}' gives the logits of the last token only, and scores none.")
+        self._require("score")
         if self._seen.any():
             raise ConfigError("These sequences have read tokens already; begin new ones to score texts.")
         tokens = self._checked(texts)
@@ -320,6 +333,18 @@ class Sequences:
         }
         if slots:
             self.states.reserve(slots)
+
+
+def graphs_for(manifest: Manifest, *, read: bool = True, score: bool = False) -> list[str]:
+    """The graphs that `Session.open` has to load for sequences that read tokens, or score texts.
+
+    A graph more is a copy more of the weights that ONNX Runtime rearranges for it.
+    """
+    procedure = manifest.procedure
+    if procedure is None:
+        return [graph.name for graph in manifest.graphs]
+    wanted = (procedure.reading if read else frozenset()) | (procedure.scoring if score else frozenset())
+    return [graph.name for graph in manifest.graphs if graph.name in wanted]
 
 
 def _graph(name: str) -> str:

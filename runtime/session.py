@@ -172,10 +172,13 @@ class Session:
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
         wanted = _wanted(bundle.manifest, graphs)
-        # What one graph packs the other cannot use: graphs that share large weights would have a copy each.
+        # What one graph packs the other cannot use: graphs that share large weights would have a copy each. Quantized
+        # ones are packed all the same, or they would be dequantized whole in every run.
         pack = len(wanted) == 1 or shared_bytes(bundle, [graph.file for graph in wanted]) <= SMALL
+        quantized = {form.graph for form in bundle.manifest.weights if form.group is not None}
         graphs_of = {
-            graph.name: load_graph(bundle, graph, backend, threads, spin, library, pack=pack) for graph in wanted
+            graph.name: load_graph(bundle, graph, backend, threads, spin, library, pack=pack or graph.name in quantized)
+            for graph in wanted
         }
         for name in set(unread).difference(*(graph.files for graph in graphs_of.values())):  # a graph's, and not taken
             bundle.check(name)

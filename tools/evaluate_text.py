@@ -19,6 +19,7 @@ from trt_compress.runtime.generate.needle import MAX_NEW, Needle, needles
 from trt_compress.runtime.generate.perplexity import Perplexity, PerplexityChange, change_of, perplexity_of, windows_of
 from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.proportion import Difference, Share, difference, share
+from trt_compress.runtime.sequences import graphs_for
 from trt_compress.runtime.session import Session
 from trt_compress.tools.evaluate import DOCUMENT, RESULT_VERSION, TEXT_METRICS, Progress, check_numbers, described
 from trt_compress.tools.machine import describe_device, package_versions
@@ -180,7 +181,8 @@ def evaluate_text(
         say("loading")
         generators = []
         for text in texts:
-            session = Session.open(text.bundle, backend=backend, threads=threads, native=native)
+            graphs = graphs_for(text.bundle.manifest, read=needle, score=content is not None)
+            session = Session.open(text.bundle, backend=backend, threads=threads, native=native, graphs=graphs)
             generators.append(Generator(stack.enter_context(session), text=text))
         scores = [_scores(generator, windows, batch, say) for generator in generators if content is not None]
         answers = [_answers(generator, asked, batch, say) for generator in generators if needle]

@@ -15,7 +15,6 @@ from trt_compress.runtime.generate.memory import check_memory
 from trt_compress.runtime.generate.sampling import Sampling
 from trt_compress.runtime.generate.stream import Generated, Prefix, Stream, Timing
 from trt_compress.runtime.generate.text import BundleText, check_messages, open_bundle
-from trt_compress.runtime.session import Session
 from trt_compress.runtime.state_memory import check_count
 from trt_compress.suggest import not_known
 
@@ -89,15 +88,14 @@ class Writer:
         Raises:
             BundleError, ConfigError, PluginError, UnsupportedError: As `Session.open`.
         """
-        session = Session.open(self.text.bundle, backend=backend, threads=threads, native=native)
-        self._generator = Generator(session, text=self.text, capacity=self._context)
+        self._generator = Generator.open(
+            self.text.bundle, text=self.text, capacity=self._context, backend=backend, threads=threads, native=native
+        )
         return self._generator
 
     def close(self) -> None:
         """Let go of everything."""
-        self.text.close()
-        if self._generator is not None:
-            self._generator.session.close()
+        (self.text if self._generator is None else self._generator).close()
 
     def __enter__(self) -> "Writer":
         return self

@@ -1,5 +1,6 @@
 """Prompts become answers, with any bundle that reads tokens by a procedure."""
 
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from trt_compress.runtime.generate.memory import check_memory
 from trt_compress.runtime.generate.sampling import Sampling
 from trt_compress.runtime.generate.stream import Generated, Hook, Prefix, Stream, Writing
 from trt_compress.runtime.generate.text import BundleText, open_bundle
-from trt_compress.runtime.sequences import Sequences
+from trt_compress.runtime.sequences import Sequences, graphs_for
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.state_memory import check_count
 
@@ -45,7 +46,7 @@ class Generator:
         """Take a session of a bundle with a procedure.
 
         Args:
-            session: With all its graphs.
+            session: With the graphs that `graphs_for` names for what is to be done: reading, scoring or both.
             text: What was read of the same bundle's text already; it is closed with this.
             capacity: The most slots that the states of a sequence may get, as `States` takes it.
 
@@ -56,12 +57,16 @@ class Generator:
         self.text = text if text is not None else BundleText(session.bundle, capacity=capacity)
         self._capacity = capacity
         self._owns_session = False
+        self._scorer: Session | None = None
+        self._scorer_lock = threading.Lock()
+        self._how: dict[str, Any] | None = None
 
     @classmethod
     def open(
         cls,
         bundle: str | Path | Bundle,
         *,
+        text: BundleText | None = None,
         capacity: int | Mapping[str, int] | None = None,
         backend: str = "ort-cpu",
         threads: int | None = None,
@@ -70,8 +75,11 @@ class Generator:
     ) -> "Generator":
         """Load a bundle; `close` it, or use it in a `with`.
 
+        Only what reads tokens is loaded. What scores texts and is no part of that follows with the first `score`.
+
         Args:
             bundle: The directory, or a bundle that is open already.
+            text: What was read of the same bundle's text already; it is closed with this.
             capacity: The most slots that the states of a sequence may get, as `States` takes it.
             backend, threads, native, require_digest: As `Session.open`.
 
@@ -81,10 +89,11 @@ class Generator:
         """
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle, require_digest=require_digest)
-        text = BundleText(bundle, capacity=capacity)
-        session = Session.open(bundle, backend=backend, threads=threads, native=native, require_digest=require_digest)
+        text = BundleText(bundle, capacity=capacity) if text is None else text
+        how = {"backend": backend, "threads": threads, "native": native, "require_digest": require_digest}
+        session = Session.open(bundle, graphs=graphs_for(bundle.manifest), **how)
         made = cls(session, text=text, capacity=capacity)
-        made._owns_session = True
+        made._owns_session, made._how = True, how
         return made
 
     def close(self) -> None:
@@ -92,6 +101,8 @@ class Generator:
         self.text.close()
         if self._owns_session:
             self.session.close()
+        if self._scorer is not None:
+            self._scorer.close()
 
     def __enter__(self) -> "Generator":
         return self
@@ -238,9 +249,11 @@ class Generator:
         listed = _listed(texts)
         tokens = [self.text.tokens(text, what=_name("text", at, len(listed))) for at, text in enumerate(listed)]
         found: list[Array] = [np.zeros(0)] * len(tokens)
-        size = self._batch(batch)
+        size, session = self._batch(batch), self._scoring()
         for group in _by_length(range(len(tokens)), [len(one) for one in tokens], size, self._tells_filling):
-            scored = self._begin(len(group)).score([np.asarray(tokens[at], np.int64) for at in group])
+            scored = Sequences(session, batch=len(group), capacity=self._capacity).score(
+                [np.asarray(tokens[at], np.int64) for at in group]
+            )
             for at, values in zip(group, scored, strict=True):
                 found[at] = values.astype(np.float64)
         return found
@@ -251,6 +264,16 @@ class Generator:
     def _tells_filling(self) -> bool:
         procedure = self.session.bundle.manifest.procedure
         return procedure is not None and "count" in procedure.feeds.values()
+
+    def _scoring(self) -> Session:
+        """The session with the graphs that score."""
+        needed = graphs_for(self.session.bundle.manifest, read=False, score=True)
+        if self._how is None or not self.session.loaded.graphs or set(needed) <= set(self.session.graphs):
+            return self.session
+        with self._scorer_lock:
+            if self._scorer is None:
+                self._scorer = Session.open(self.session.bundle, graphs=needed, **self._how)
+            return self._scorer
 
     def _begin(self, batch: int) -> Sequences:
         return Sequences(self.session, batch=batch, capacity=self._capacity)

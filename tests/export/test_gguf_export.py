@@ -14,6 +14,8 @@ from tests.models.language.gguf_files import write
 from tests.typed_commands import Typed
 from trt_compress.format.bundle import Bundle
 from trt_compress.models.language.gguf_tokenizer import CONTROL, NORMAL
+from trt_compress.runtime.backends.ort import OrtGraph
+from trt_compress.runtime.generate.generator import Generator
 from trt_compress.runtime.sequences import Sequences
 from trt_compress.runtime.session import Session
 
@@ -44,7 +46,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(path, config, reference("qwen3").state_dict(), types=Type.Q8_0, more=with_text)
 
 
-def test_its_blocks_are_those_of_the_bundle(commands: Typed, file: Path, tmp_path: Path) -> None:
+def test_its_blocks_are_those_of_the_bundle(
+    commands: Typed, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--context", 64, "--chunk", 16, "--weights-bits", "8:32", "--batch", 1)
     ended = commands("export", f"gguf:{file}", *options, "-o", tmp_path / "b", within=300)
     assert ended.code == 0, ended.err
@@ -69,8 +73,16 @@ def test_its_blocks_are_those_of_the_bundle(commands: Typed, file: Path, tmp_pat
     tokens = text(40)
     with torch.no_grad():
         wanted = torch.func.functional_call(model, whole, (tokens[None],)).logits[0]
+    monkeypatch.setattr("trt_compress.runtime.session.SMALL", 0)  # as if the graphs shared large weights
     with Session.open(tmp_path / "b") as session:
         (found,) = Sequences(session).score([tokens.numpy()])
+        for graph in session.loaded.graphs.values():  # quantized weights are rearranged, or all runs would wait for it
+            assert isinstance(graph.executable, OrtGraph)
+            with pytest.raises(RuntimeError, match="disable_prepacking"):
+                graph.executable.session.get_session_options().get_session_config_entry("session.disable_prepacking")
+    with Generator.open(tmp_path / "b") as generator:
+        assert generator.session.graphs == ("step",)  # the other one has no copy of its own until it is asked for
+        np.testing.assert_array_equal(generator.score(tokens.tolist())[0], found.astype(np.float64))
     expected = wanted[:-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0].numpy()
     assert np.abs(found - expected).max() < 0.05  # ONNX Runtime rounds what it multiplies with blocks to 8 bits
 

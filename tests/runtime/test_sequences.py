@@ -11,7 +11,7 @@ from tests.runtime.counter_bundles import FLUSH, PERIOD, write, write_viewer
 from trt_compress.errors import BundleError, ConfigError, ShapeError
 from trt_compress.format.procedure import Pass
 from trt_compress.runtime import Session
-from trt_compress.runtime.sequences import Sequences
+from trt_compress.runtime.sequences import Sequences, graphs_for
 
 
 def expected(text: list[int], chunks: list[int], bias: float) -> list[float]:
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ShapeError, match="slots"):
             small.read([np.arange(9)])
     with Session.open(tmp_path / "b", graphs=["step"]) as session:
-        with pytest.raises(ConfigError, match="runs the graph 'look', which is not loaded; open all graphs"):
+        with pytest.raises(ConfigError, match="runs the graph 'look', which is not loaded; open it, too"):
             Sequences(session)
 
 
@@ -126,6 +126,18 @@ def test_texts_are_scored_in_runs(tmp_path: Path) -> None:
         texts = [np.array([5, 9, 2, 2, 8, 1]), np.array([4, 6])]
         for found, text in zip(Sequences(session, batch=2).score(texts), texts, strict=True):
             np.testing.assert_array_equal(found, np.diff(text))
+        read, both = (graphs_for(session.bundle.manifest, score=score) for score in (False, True))
+        assert "step" in read and both == [*session.graphs] and {*both} - {*read} == {"score"}
+    with Session.open(tmp_path / "b", graphs=read) as session:
+        with pytest.raises(ConfigError, match="runs the graph 'score', which is not loaded; open it, too"):
+            Sequences(session, batch=2).score(texts)
+        assert Sequences(session).step([1]).shape == (1, 4)
+    only = graphs_for(session.bundle.manifest, read=False, score=True)
+    with Session.open(tmp_path / "b", graphs=only) as session:
+        np.testing.assert_array_equal(Sequences(session).score(texts[:1])[0], np.diff(texts[0]))
+        for refused in (lambda: Sequences(session).step([1]), lambda: Sequences(session).read(texts[:1])):
+            with pytest.raises(ConfigError, match="runs the graph 'step', which is not loaded; open it, too"):
+                refused()
 
 
 def test_a_bundle_without_a_procedure(tmp_path: Path, make_bundle: Any) -> None:

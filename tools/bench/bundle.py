@@ -19,6 +19,7 @@ from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.paths import check_archive
 from trt_compress.runtime.arrays import arrays_of
 from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
+from trt_compress.runtime.sequences import graphs_for
 from trt_compress.runtime.session import Session
 from trt_compress.tools.bench.result import (
     ROLES,
@@ -123,6 +124,8 @@ def bench(
     spin = len(paths) == 1
     if threads is None and not spin:
         threads = cpu_cores()  # a number of its own choice ONNX Runtime would pin, both sessions to the same cores
+    if plan is not None:
+        chosen = [graphs_for(manifest) for manifest in manifests]
     sessions = [
         Session.open(
             path, backend=backend, threads=threads, spin=spin, native=native, graphs=graphs, require_digest=required

@@ -165,6 +165,22 @@ class Procedure(Record):
         found = {"prompt": self.prompt, "step": self.step}
         return found if self.score is None else {**found, "score": self.score}
 
+    @property
+    def reading(self) -> frozenset[str]:
+        """The graphs that reading takes: prompt and steps, with what is run before and in between."""
+        return frozenset((*self.prompt.graphs, *self.step.graphs)) | self._beside
+
+    @property
+    def scoring(self) -> frozenset[str]:
+        """The graphs that scoring takes."""
+        return frozenset((self.score or self.prompt).graphs) | self._beside
+
+    @property
+    def _beside(self) -> frozenset[str]:
+        return frozenset(
+            (*(entry.graph for entry in self.upkeep), *(graph for each in self.media for graph in each.graphs))
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
