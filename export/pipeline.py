@@ -11,10 +11,11 @@ from pathlib import Path
 import onnx
 from torch import nn
 
-from trt_compress.errors import BundleError, ConfigError, GateError, UnsupportedError
+from trt_compress.errors import BundleError, ConfigError, GateError
 from trt_compress.export.artifacts import named_in_bundle
 from trt_compress.export.bundle import Moved, write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
+from trt_compress.export.few_layers import check_layers, first_of, left_out
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.precision import as_loaded, quantize, with_precision
@@ -96,7 +97,7 @@ def run_export(
     step("loading the model")
     prepared = _prepare(recipe, load)
     recipe, graphs, files_beside = prepared.recipe, prepared.graphs, {**prepared.host.files, **prepared.artifacts}
-    _check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
+    check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
     questions = default_questions(prepared.host, graphs, recipe)
     step("counting operations")
     manifest = describe(recipe, prepared.host, graphs, _with_lengths(prepared.host.attach(()), recipe))
@@ -190,7 +191,7 @@ def run_verification(
     """
     step("loading the model")
     prepared = _prepare(recipe)
-    _check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
+    check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
     host, graphs = prepared.host, prepared.graphs
     if inputs is None:
         questions = default_questions(host, graphs, prepared.recipe)
@@ -231,40 +232,10 @@ def _traced(graph: GraphSpec, module: nn.Module, recipe: Recipe, weights: TakesT
     return add_bodies(onnx_from_graph(graph, module, max_batch=recipe.batch.max, opset=recipe.opset, weights=weights))
 
 
-def _check_layers(graphs: Sequence[GraphSpec], wanted: int | None, model: str, family: str) -> None:
-    """Refuse a number of layers with which there would be nothing to leave out, or no compressor to verify.
-
-    Raises:
-        ConfigError: the number does not fit.
-        UnsupportedError: the model's host cannot leave layers out.
-    """
-    if wanted is None:
-        return
-    layered = [graph.layers for graph in graphs if graph.layers is not None]
-    if not layered:
-        raise UnsupportedError(
-            f"--verify-layers {wanted}: {model} is driven by the host '{family}', which cannot leave layers out; leave "
-            "the option out, so that all of the model is verified."
-        )
-    most = min(layers.count for layers in layered) - 1
-    if not 1 <= wanted <= most:
-        raise ConfigError(
-            f"--verify-layers {wanted}: {model} has {most + 1} layers; give 1 to {most}, or leave the option out, so "
-            "that all of them are verified."
-        )
-    acting = [site for graph in graphs if graph.layers for site in graph.module.plan]
-    if acting and all(site.layer >= wanted for site in acting):
-        first = min(site.layer for site in acting)
-        raise ConfigError(
-            f"--verify-layers {wanted} would leave out every compressor of {model}: the first acts at "
-            f"{acting[0].name}; " + (f"give {first + 1} to {most}." if first < most else "leave the option out.")
-        )
-
-
 def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, recipe: Recipe) -> Part:
     """The first layers of a graph, in its precision; all of it if it has none, or if all are wanted."""
-    short = _first(graph, layers)
-    if short is graph or graph.layers is None:
+    short = first_of(graph, layers)
+    if layers is None or graph.layers is None:
         return Part(graph=graph, module=module, file=file)
     return Part(
         graph=short,
@@ -272,15 +243,8 @@ def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, r
         file=file.with_name(f"{graph.name}.first-{layers}.onnx"),
         layers=layers,
         layers_of=graph.layers.count,
+        left_out=left_out(graph, layers),
     )
-
-
-def _first(graph: GraphSpec, layers: int | None) -> GraphSpec:
-    """A graph with its first layers only, and the lengths that the recipe gives."""
-    if layers is None or graph.layers is None:
-        return graph
-    short = graph.layers.first(layers)
-    return replace(short, lengths={symbol: graph.lengths[symbol] for symbol in short.lengths})
 
 
 def _as_loaded(
@@ -295,7 +259,7 @@ def _as_loaded(
     if recipe.weights_bits is None:
         return {}
     step("running the model as it is")
-    parts = [_first(graph, layers) for graph in graphs]
+    parts = [first_of(graph, layers) for graph in graphs]
     return answers([(part, as_loaded(part.module, part)) for part in parts], manifest, questions)
 
 

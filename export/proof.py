@@ -60,7 +60,7 @@ class Proof:
                 precision=self.precision,
                 native=self.native,
             )
-            report = replace(report, layers=part.layers, layers_of=part.layers_of)
+            report = replace(report, layers=part.layers, layers_of=part.layers_of, left_out=part.left_out)
             reports.append(self._with_distances(report, [part]))
             if not report.passed:
                 break
@@ -77,7 +77,8 @@ class Proof:
             native=self.native,
         )
         short = next((part for part in parts if part.layers), parts[0])
-        return replace(report, layers=short.layers, layers_of=short.layers_of)
+        without = tuple(dict.fromkeys(said for part in parts for said in part.left_out))
+        return replace(report, layers=short.layers, layers_of=short.layers_of, left_out=without)
 
     def _with_distances(self, report: VerifyReport, parts: Sequence[Part]) -> VerifyReport:
         """The report, and of quantized weights how far they take the outputs from the model as it was."""

@@ -187,4 +187,5 @@ def verification_record(report: VerifyReport) -> fields.Verification:
         deployment_error=report.distance(DEPLOYED),
         layers=report.layers,
         layers_of=report.layers_of,
+        left_out=report.left_out,
     )

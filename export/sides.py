@@ -36,6 +36,7 @@ class Part:
         file: The ONNX file, with function bodies.
         layers: How many layers there are, if not all.
         layers_of: How many the whole graph has.
+        left_out: Methods that do not act in these layers, and where they would.
     """
 
     graph: GraphSpec
@@ -43,6 +44,7 @@ class Part:
     file: Path
     layers: int | None = None
     layers_of: int | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class TorchSide:

@@ -84,6 +84,7 @@ class VerifyReport:
         distances: What the numbers of the graph cost, which is no error of the graph and not judged.
         layers: How many layers were run, the first ones; None: all of the model was.
         layers_of: How many the model has.
+        left_out: Methods of the model that do not act in these layers, and where they would.
     """
 
     precision: str
@@ -97,6 +98,7 @@ class VerifyReport:
     distances: tuple[Distance, ...] = ()
     layers: int | None = None
     layers_of: int | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -141,6 +143,7 @@ def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
         distances=tuple(distance for report in reports for distance in report.distances),
         layers=next((report.layers for report in reports if report.layers), None),
         layers_of=next((report.layers_of for report in reports if report.layers), None),
+        left_out=tuple(dict.fromkeys(said for report in reports for said in report.left_out)),
     )
 
 

@@ -158,6 +158,28 @@ def place(specs: Sequence[CompressorSpec], host: HostInfo) -> Mapping[str, Graph
         ConfigError: the host lacks a site or computes no tap that is asked for, a count does not fit, or two methods do
             not go together; the message says which and why.
     """
+    return _placed(specs, host)
+
+
+def place_first(specs: Sequence[CompressorSpec], host: HostInfo, whole: GraphPlan, layers: int) -> GraphPlan:
+    """What is left of the plan of a host with one graph when only its first layers are.
+
+    A method acts where it does in the whole model, with the same weights, on as many tokens as then come there. Where
+    the layer is left out, or one that it asks for a tap, so is the method.
+
+    Args:
+        specs, host: As the whole model was placed.
+        whole: What came of it.
+        layers: How many layers are left.
+    """
+    (plan,) = _placed(specs, host, (whole, layers)).values()
+    return plan
+
+
+def _placed(
+    specs: Sequence[CompressorSpec], host: HostInfo, first: tuple[GraphPlan, int] | None = None
+) -> Mapping[str, GraphPlan]:
+    """`place`; with `first`, what is left of that plan with so many layers."""
     methods = [(spec, compressor_class(spec.method)) for spec in specs]
     _check_together(methods, host)
     wanted = [(spec, method, _placements(spec, method, host)) for spec, method in methods]
@@ -172,8 +194,13 @@ def place(specs: Sequence[CompressorSpec], host: HostInfo) -> Mapping[str, Graph
             taps = method.taps(spec.config, host, site)
             _check_taps(spec, taps, site, host)
             _check_probes(spec, taps, host)
+            in_whole = None if first is None else _left(spec, site, taps, *first)
+            if first is not None and in_whole is None:
+                continue
             arrival = flow.arrival(host, site)
             step = method(spec.config, arrival)
+            if in_whole is not None:
+                _take_weights(step, in_whole)
             if not step.acts:
                 continue
             if not step.takes_stale:
@@ -266,6 +293,24 @@ class _Flow:
             width=step.width_out or self.width,
             changed=(*self.changed, (name, site)) if step.tokens_out != step.tokens_in else self.changed,
         )
+
+
+def _left(spec: CompressorSpec, site: Site, taps: Sequence[Tap], whole: GraphPlan, layers: int) -> Compressor | None:
+    """What a method does at a site of the whole model; None: nothing, or it is not left there with so many layers."""
+    if any(layer is not None and layer >= layers for layer in (site.layer, *(tap.layer for tap in taps))):
+        return None
+    planned = [each for each in whole.sites if each.name == site.name]
+    for each, step in zip(planned, whole.steps(site.name), strict=True):
+        if (each.compressor, each.config) == (spec.name, spec.config):
+            return step
+    return None
+
+
+def _take_weights(step: Compressor, of: Compressor) -> None:
+    """Let a method have another's trained parts instead of its own."""
+    for name, part in list(step.named_children()):
+        if any(True for _ in part.parameters()):
+            setattr(step, name, getattr(of, name))
 
 
 def _placements(spec: CompressorSpec, method: type[Compressor], host: HostInfo) -> tuple[Placement, ...]:

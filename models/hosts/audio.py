@@ -8,6 +8,7 @@ sees only the audio there is instead of a clip padded with silence.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
     Asked,
@@ -25,9 +26,10 @@ from trt_compress.models.compressors.sites import (
     leading_spans,
 )
 from trt_compress.models.hosts.audio_encoder import AstConfig, AstEncoder, EncoderLayer, WhisperConfig, WhisperEncoder
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, Steps, TensorSpec
 from trt_compress.models.hosts.spectral import KaldiFbank, LogMel
 from trt_compress.models.layers.attention import ATTENTION_TAPS
+from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast
 
 FAMILY = "audio"
@@ -44,6 +46,7 @@ class AudioModel(nn.Module, ABC):
         num_tokens: Tokens that enter the first layer.
         num_prefix: Of these, class and distillation token.
         num_labels: Classes; 0: the encoder's frames are the output.
+        row: Where the layers are.
     """
 
     num_samples: int
@@ -53,6 +56,7 @@ class AudioModel(nn.Module, ABC):
     width: int
     frontend: LogMel | KaldiFbank
     encoder: WhisperEncoder | AstEncoder
+    row: ClassVar[str]
 
     @abstractmethod
     def head(self, x: Tensor, size: Tensor | None) -> Tensor:
@@ -85,6 +89,7 @@ class WhisperModel(AudioModel):
 
     frontend: LogMel
     encoder: WhisperEncoder
+    row = "encoder.layers"
 
     def __init__(self, config: WhisperConfig, *, num_samples: int | None = None, clip_range: bool = True) -> None:
         super().__init__()
@@ -134,6 +139,8 @@ class AstModel(AudioModel):
         mean: Of the log filter-bank values in training.
         std: Their standard deviation.
     """
+
+    row = "audio_spectrogram_transformer.encoder.layer"
 
     def __init__(self, config: AstConfig, *, mean: float = -4.2677393, std: float = 4.5689974) -> None:
         super().__init__()
@@ -192,11 +199,9 @@ class CompressedAudio(CompressedModule):
     def __init__(self, model: AudioModel, specs: Sequence[CompressorSpec], *, name: str = "the model") -> None:
         super().__init__()
         self.model = model
-        self.info = host_info(model, name)
-        self.placed = place_one(specs, self.info)
-        self.plan = self.placed.sites
+        self.info, self.specs = host_info(model, name), tuple(specs)
+        self._take(place_one(specs, self.info))
         self.training = model.training
-        self.tokens_out, self.width_out = self.placed.tokens_out, self.placed.width_out or model.width
         behind = self.placed.steps(ENCODER_OUTPUT)
         if model.num_labels and model.num_prefix and not all(step.keeps_prefix for step in behind):
             raise ConfigError(
@@ -208,6 +213,16 @@ class CompressedAudio(CompressedModule):
                 f"{specs[-1].name}: {name} has a classifier for frames of {model.width} channels, and "
                 f"{self.width_out} would come; give a projector that ends in {model.width}, or pool instead."
             )
+
+    def _take(self, placed: GraphPlan) -> None:
+        self.placed, self.plan = placed, placed.sites
+        self.tokens_out, self.width_out = placed.tokens_out, placed.width_out or self.model.width
+
+    def first_layers(self, count: int) -> "CompressedAudio":
+        """The same without its last layers, and with what acts at those that are left and behind the encoder."""
+        short = first_layers(self, [f"model.{self.model.row}"], count)
+        short._take(place_first(self.specs, self.info, self.placed, count))
+        return short
 
     def detach(self) -> AudioModel:
         """The model itself, as it was before."""
@@ -255,7 +270,11 @@ def audio_graph(
     Raises:
         ConfigError: a compressor does not fit.
     """
-    module = CompressedAudio(model, specs, name=name).eval()
+    return _graph_of(CompressedAudio(model, specs, name=name).eval(), examples)
+
+
+def _graph_of(module: CompressedAudio, examples: Callable[[int], Steps] | None) -> GraphSpec:
+    model = module.model
     if model.num_labels:
         outputs: tuple[TensorSpec, ...] = (TensorSpec(name="logits", shape=("batch", model.num_labels)),)
     else:
@@ -268,4 +287,7 @@ def audio_graph(
         inputs=(TensorSpec(name="audio", shape=("batch", model.num_samples)),),
         outputs=outputs,
         examples=examples,
+        layers=Layers(
+            count=len(model.encoder.stack), first=lambda count: _graph_of(module.first_layers(count).eval(), examples)
+        ),
     )

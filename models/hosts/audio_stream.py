@@ -21,7 +21,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.place import place_one
+from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
     Asked,
@@ -34,8 +34,9 @@ from trt_compress.models.compressors.sites import (
 )
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import EncoderLayer
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Steps, TensorSpec
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, Steps, TensorSpec
 from trt_compress.models.layers.attention import HIDDEN
+from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast
 
 SAMPLES_OF_FRAME = 320
@@ -93,15 +94,24 @@ class StreamingWhisper(CompressedModule):
             num_tokens=chunk_frames,
             width=model.width,
         )
-        self.placed = place_one(specs, self.info)
-        self.plan = self.placed.sites
-        self.tokens_in, self.weighs = self._count()
-        self.tokens_out, self.width_out = self.placed.tokens_out, self.placed.width_out or model.width
+        self.specs = tuple(specs)
+        self._take(place_one(specs, self.info))
         if model.num_labels and self.width_out != model.width:
             raise ConfigError(
                 f"{name}: its classifier takes {model.width} channels, not {self.width_out}; pool instead."
             )
         self.training = False
+
+    def _take(self, placed: GraphPlan) -> None:
+        self.placed, self.plan = placed, placed.sites
+        self.tokens_in, self.weighs = self._count()
+        self.tokens_out, self.width_out = placed.tokens_out, placed.width_out or self.width
+
+    def first_layers(self, count: int) -> "StreamingWhisper":
+        """The same without its last layers and their states, and with what acts at those that are left and behind."""
+        short = first_layers(self, [f"model.{self.model.row}"], count)
+        short._take(place_first(self.specs, self.info, self.placed, count))
+        return short
 
     def states(self) -> tuple[StateSpec, ...]:
         """What is handed from chunk to chunk."""
@@ -208,7 +218,7 @@ class StreamingWhisper(CompressedModule):
     def _count(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         """Tokens of a chunk that enter each layer, and whether its attention weighs keys by size."""
         tokens, weighs, counts, flags = self.chunk_frames, False, [], []
-        for layer in range(self.info.depth):
+        for layer in range(len(self.model.encoder.stack)):
             counts.append(tokens)
             flags.append(weighs)
             for step in self.placed.steps(f"blocks.{layer}"):
@@ -258,4 +268,8 @@ def stream_graph(stream: StreamingWhisper, *, examples: Callable[[int], Steps] |
         outputs=(output,),
         states=stream.states(),
         examples=examples,
+        layers=Layers(
+            count=len(stream.model.encoder.stack),
+            first=lambda count: stream_graph(stream.first_layers(count), examples=examples),
+        ),
     )

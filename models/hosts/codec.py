@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -13,8 +13,17 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.place import place
 from trt_compress.models.compressors.sites import HostInfo, Site
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, LoadedHost, TensorSpec, WeightsInfo
+from trt_compress.models.hosts.base import (
+    CompressedModule,
+    GraphSpec,
+    Layers,
+    LoadedHost,
+    Steps,
+    TensorSpec,
+    WeightsInfo,
+)
 from trt_compress.models.hosts.weights import require_floating
+from trt_compress.models.layers.first import first_layers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LINKS = (("encode.codes", "decode.codes"),)
@@ -29,6 +38,8 @@ class Codec(nn.Module, ABC):
         num_samples: Audio of one input.
         codes_per_frame: Q.
         codebook_size: Codes that a number can name.
+        encoder_rows: Where its encoder has layers in a row.
+        decoder_rows: The same of its decoder.
     """
 
     sample_rate: int
@@ -36,6 +47,14 @@ class Codec(nn.Module, ABC):
     num_samples: int
     codes_per_frame: int
     codebook_size: int
+    encoder_rows: ClassVar[tuple[str, ...]] = ()
+    decoder_rows: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def deepest(self) -> int:
+        """Layers of its longest row."""
+        rows = [cast(nn.ModuleList, self.get_submodule(row)) for row in (*self.encoder_rows, *self.decoder_rows)]
+        return max((len(row) for row in rows), default=0)
 
     @property
     def num_frames(self) -> int:
@@ -109,27 +128,9 @@ def codec_host(
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
         place(specs, HostInfo(name=source, sites=(Site(kind="codec"),), depth=0, num_tokens=codec.num_frames))
-        audio = TensorSpec(name="audio", shape=("batch", codec.num_samples))
-        codes = TensorSpec(name="codes", shape=("batch", codec.num_frames, codec.codes_per_frame), dtype="int64")
-        decoded = TensorSpec(name="decoded", shape=("batch", codec.num_frames * codec.hop))
-        clips = examples
         return (
-            GraphSpec(
-                name="encode",
-                role="encode",
-                module=EncodeGraph(codec, source).eval(),
-                inputs=(audio,),
-                outputs=(codes,),
-                examples=None if clips is None else lambda count: [{"audio": clips(count)}],
-            ),
-            GraphSpec(
-                name="decode",
-                role="decode",
-                module=DecodeGraph(codec).eval(),
-                inputs=(codes,),
-                outputs=(decoded,),
-                examples=lambda count: [{"codes": _codes(codec, None if clips is None else clips(count), count)}],
-            ),
+            _graph(EncodeGraph(codec, source).eval(), examples=None if examples is None else _heard(examples)),
+            _graph(DecodeGraph(codec).eval(), examples=_said(codec, examples)),
         )
 
     return LoadedHost(
@@ -158,14 +159,43 @@ def codec_host(
     )
 
 
-def _codes(codec: Codec, clips: Array | None, count: int) -> Array:
-    """The codes of these clips; without clips seeded random ones."""
+def _graph(module: EncodeGraph | DecodeGraph, *, examples: Callable[[int], Steps] | None) -> GraphSpec:
+    """The graph `encode` or `decode`; of its layers the first of each row can be had alone."""
+    codec, encodes = module.codec, isinstance(module, EncodeGraph)
+    audio = TensorSpec(name="audio", shape=("batch", codec.num_samples))
+    codes = TensorSpec(name="codes", shape=("batch", codec.num_frames, codec.codes_per_frame), dtype="int64")
+    decoded = TensorSpec(name="decoded", shape=("batch", codec.num_frames * codec.hop))
+    rows = [f"codec.{row}" for row in (codec.encoder_rows if encodes else codec.decoder_rows)]
+    layers = Layers(
+        count=codec.deepest, first=lambda count: _graph(first_layers(module, rows, count), examples=examples)
+    )
+    return GraphSpec(
+        name="encode" if encodes else "decode",
+        role="encode" if encodes else "decode",
+        module=module,
+        inputs=(audio if encodes else codes,),
+        outputs=(codes if encodes else decoded,),
+        examples=examples,
+        layers=layers if rows else None,
+    )
+
+
+def _heard(clips: Callable[[int], Array]) -> Callable[[int], Steps]:
+    """Clips as inputs."""
+    return lambda count: [{"audio": clips(count)}]
+
+
+def _said(codec: Codec, clips: Callable[[int], Array] | None) -> Callable[[int], Steps]:
+    """The codes of these clips as inputs; without clips seeded random ones, for which nobody keeps the codec."""
     if clips is None:
-        shape = (count, codec.num_frames, codec.codes_per_frame)
-        return np.random.default_rng(0).integers(0, codec.codebook_size, shape)
-    with torch.no_grad():
-        found: Array = codec.encode(torch.from_numpy(clips)).numpy()
-    return found
+        shape, size = (codec.num_frames, codec.codes_per_frame), codec.codebook_size
+        return lambda count: [{"codes": np.random.default_rng(0).integers(0, size, (count, *shape))}]
+
+    def codes(count: int) -> Steps:
+        with torch.no_grad():
+            return [{"codes": codec.encode(torch.from_numpy(clips(count))).numpy()}]
+
+    return codes
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -123,6 +123,7 @@ class WavTokenizer(Codec):
     """The codec for audio of `num_samples` samples."""
 
     codes_per_frame = 1
+    decoder_rows = ("backbone.convnext",)
 
     def __init__(self, config: WavTokenizerConfig, *, num_samples: int) -> None:
         super().__init__()

@@ -34,14 +34,8 @@ POOL = 4
 FRAME = MEL_HOP * 2 * POOL  # samples of a frame of codes: 1280
 HEAD_SIZE = 64
 _UNUSED = ("inited", "cluster_size", "embed_avg", "window")
-_STACKS = (
-    "semantic_encoder",
-    "semantic_encoder_adapter",
-    "acoustic_encoder",
-    "pre_rvq_adapter",
-    "post_rvq_adapter",
-    "acoustic_decoder",
-)
+_ENCODERS = ("semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter")
+_DECODERS = ("post_rvq_adapter", "acoustic_decoder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +182,8 @@ class XyTokenizer(Codec):
     """The codec for audio of `num_samples` samples, at most as many as there are positions for (30 s)."""
 
     sample_rate, hop = SAMPLE_RATE, FRAME
+    encoder_rows = tuple(f"{name}.layers" for name in _ENCODERS)
+    decoder_rows = (*(f"{name}.layers" for name in _DECODERS), "vocos.backbone.convnext")
 
     def __init__(self, config: XyTokenizerConfig, *, num_samples: int) -> None:
         super().__init__()
@@ -308,7 +304,7 @@ def config_of(tensors: Mapping[str, Tensor], source: str) -> XyTokenizerConfig:
 
     return XyTokenizerConfig(
         num_mels=size("semantic_encoder.conv1.weight", 1),
-        stacks={name: stack(name) for name in _STACKS},
+        stacks={name: stack(name) for name in (*_ENCODERS, *_DECODERS)},
         rvq_dim=size("quantizer.codebooks", 2),
         stages=size("quantizer.codebooks", 0),
         codebook_size=size("quantizer.codebooks", 1),

@@ -8,7 +8,6 @@ tokens are written too, to slots that no token sees before a later one has overw
 Source: transformers' modeling files of the families, the reference that tests compare with.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import cast as typed
 
@@ -19,6 +18,7 @@ from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, StateSpec
 from trt_compress.format.procedure import Pass, Procedure
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, TensorSpec
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
+from trt_compress.models.layers.first import first_layers
 from trt_compress.models.layers.gated import GatedFeed
 from trt_compress.models.layers.norms import RMSNorm
 from trt_compress.models.layers.rope import Rope, turned
@@ -123,9 +123,7 @@ class Decoder(nn.Module):
 
     def first(self, count: int) -> "Decoder":
         """The first layers and what stands around them: the same tensors."""
-        short = copy.copy(self)
-        short._modules = {**self._modules, "layers": nn.ModuleList(list(self.layers)[:count])}
-        return short
+        return first_layers(self, ["layers"], count)
 
     def forward(
         self, tokens: Tensor, seen: Tensor, states: Sequence[Tensor], ropes: Mapping[RopeForm, Rope], caching: Caching

@@ -5,13 +5,12 @@ are called as they are.
 Differs: attention is written out instead of called fused (`models/layers/attention.py`).
 """
 
-import copy
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
@@ -44,6 +43,7 @@ from trt_compress.models.hosts.base import (
     WeightsInfo,
 )
 from trt_compress.models.layers.attention import ATTENTION_TAPS, attention, merge_heads
+from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast
 
 FAMILY = "timm_vit"
@@ -278,10 +278,8 @@ class CompressedViT(CompressedModule):
 
     def first_blocks(self, count: int) -> "CompressedViT":
         """The same without its last blocks, and with what acts at those that are left; its tensors are these."""
-        vit = _shallow(self.vit)
-        vit.blocks = self.vit.blocks[:count]
-        short = _shallow(self)
-        short.vit, short.plan = vit, tuple(site for site in self.plan if site.layer < count)
+        short = first_layers(self, ["vit.blocks"], count)
+        short.plan = tuple(site for site in self.plan if site.layer < count)
         return short
 
     def forward(self, image: Tensor) -> Tensor:
@@ -304,16 +302,6 @@ class CompressedViT(CompressedModule):
             pooled = 0.5 * (x.amax(dim=1) + pooled)
         head: Tensor = vit.head(vit.head_drop(vit.fc_norm(pooled)))
         return head
-
-
-_Module = TypeVar("_Module", bound=nn.Module)
-
-
-def _shallow(module: _Module) -> _Module:
-    """A module with the same parts, whose own can be replaced."""
-    copied = copy.copy(module)
-    copied.__dict__["_modules"] = dict(module._modules)
-    return copied
 
 
 def _attend(block: Any, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:

@@ -206,3 +206,27 @@ def test_a_stream_becomes_a_bundle_with_states(tmp_path: Path) -> None:
             assert logits.shape == (4, len(speech.CLASSES))
             assert np.isfinite(logits).all()
     assert labels.shape[0] >= 20
+
+
+def test_the_first_layers_of_every_row_of_a_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_xytokenizer, "HEAD_SIZE", 8)
+    one = (item for item in _raw("xytokenizer").items() if "convnext.1." not in item[0])
+    tensors = {name: torch.from_numpy(value) for name, value in one}
+    second = {
+        name.replace(f"{row}.0.", f"{row}.1."): tensor + 0.1
+        for name, tensor in tensors.items()
+        for row in ("layers", "convnext")
+        if f"{row}.0." in name
+    }
+    save_file({**tensors, **second}, tmp_path / "deep.safetensors")
+    save_file(tensors, tmp_path / "shallow.safetensors")
+    deep, shallow = (load_host(f"xytokenizer:{tmp_path}/{n}.safetensors?seconds=0.1") for n in ("deep", "shallow"))
+    for graph, wanted in zip(deep.attach(()), shallow.attach(()), strict=True):
+        assert graph.layers is not None and graph.layers.count == 2
+        short = graph.layers.first(1)
+        assert len(list(short.module.parameters())) < len(list(graph.module.parameters()))
+        sound = 0.1 * torch.randn(1, 1600, generator=torch.Generator().manual_seed(0))
+        given = sound if graph.name == "encode" else torch.from_numpy(wanted.examples(1)[0]["codes"])
+        with torch.no_grad():
+            assert torch.equal(short.module(given), wanted.module(given))
+            assert not torch.equal(graph.module(given), wanted.module(given))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.typed_commands import Typed
 from trt_compress.errors import ConfigError, GateError, UnsupportedError
 from trt_compress.export import api
 from trt_compress.export.bundle import update_bundle
@@ -36,6 +37,30 @@ def test_the_first_layers_are_verified_and_the_bundle_is_the_whole_model(
     assert {file.name for file in path.glob("*.onnx")} == {"model.onnx"}
     assert api.verify(path).layers is None
     assert (again := api.verify(path, verify_layers=3)).passed and (again.layers, again.layers_of) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("model", "compress", "sites", "without"),
+    [
+        (
+            "zoo:keyword_mome",
+            "frame_pool:stride=2,layer=0+tome:num_merged=[0,4,2,2]+frame_pool:stride=3",
+            {"blocks.0", "blocks.1", "encoder_output"},
+            "tome at blocks.2 to blocks.3",
+        ),
+        ("zoo:speech_codec", "none", set(), ""),
+    ],
+)
+def test_models_of_sound_too(
+    commands: Typed, tmp_path: Path, model: str, compress: str, sites: set[str], without: str
+) -> None:
+    args = ("--compress", compress, "--batch", "1", "--verify-layers", 2)
+    done = commands("export", model, *args, "-o", "b", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "the first 2 of 6 layers only" + (f", without {without}" if without else "") in " ".join(done.out.split())
+    report = json.loads((tmp_path / "b" / "verify.json").read_text())
+    assert {site["site"] for site in report["sites"]} == sites
+    assert report["left_out"] == ([without] if without else [])
 
 
 def changed(source: Path, target: Path, change: Callable[[onnx.ModelProto, bytearray], None]) -> Path:
@@ -80,13 +105,9 @@ def test_a_weight_and_a_node_of_a_layer_that_is_not_run_are_compared(
         ("zoo:digits_vit", "none", 8, ConfigError, "zoo:digits_vit has 8 layers; give 1 to 7, or leave"),
         ("zoo:digits_vit", "none", 0, ConfigError, "give 1 to 7"),
         ("zoo:digits_vit", "evit:layers=[5]", 3, ConfigError, "the first acts at blocks.5; give 6 to 7"),
-        (
-            "zoo:keyword_spotter",
-            "none",
-            2,
-            UnsupportedError,
-            "is driven by the host 'audio', which cannot leave layers",
-        ),
+        ("zoo:keyword_spotter", "avg_pool:stride=2,layer=4", 2, ConfigError, "the first acts at blocks.4; give 5."),
+        ("zoo:speech_codec", "none", 6, ConfigError, "zoo:speech_codec has 6 layers; give 1 to 5, or leave"),
+        ("zoo:video_pvc", "none", 2, UnsupportedError, "is driven by the host 'video_pvc', which cannot leave layers"),
     ],
 )
 def test_what_cannot_be_left_out_is_refused(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from tests.models.arrivals import a_host, arrival_at
 from trt_compress.errors import ConfigError, ShapeError, UnsupportedError
 from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec
 from trt_compress.methods.audio import FrameStackConfig
+from trt_compress.models.compressors.frame_stack import FrameStack
+from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.hosts.audio import AudioModel, CompressedAudio, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig
 from trt_compress.models.hosts.registry import load_host
@@ -384,3 +387,73 @@ def test_a_classifier_by_prefix_tokens_keeps_them(save: Callable[..., Made]) -> 
         audio_graph(cast(AudioModel, host.module), [CompressorSpec(name="frame_stack", config=config)], name="tiny")
     (graph,) = host.attach(parse_spec("frame_pool:stride=2"))
     assert [(site.tokens_in, site.tokens_out) for site in graph.module.plan] == [(12, 7)]
+
+
+# ---- its first layers alone -----------------------------------------------------------------------------------------
+
+
+def shallower(model: WhisperModel, layers: int) -> WhisperModel:
+    """A model that was made with so many layers, with the tensors that another one has for them."""
+    made = WhisperModel(
+        replace(model.encoder.config, encoder_layers=layers),
+        num_samples=model.num_samples,
+        clip_range=model.frontend.clip_range,
+    )
+    kept = {name for name, _ in made.named_parameters()}
+    made.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in kept}, strict=False)
+    return made.eval()
+
+
+def test_first_layers_are_the_model_that_has_no_others() -> None:
+    model = tiny(labels=5)
+    whole = compress("tome:num_merged=[6,4,4,2]+frame_pool:stride=3,remainder=keep", model)
+    short = whole.first_layers(2)
+    assert [(site.name, site.tokens_in, site.tokens_out) for site in short.plan] == [
+        ("blocks.0", 50, 44),
+        ("blocks.1", 44, 40),
+        ("encoder_output", 40, 14),
+    ]
+    wanted = compress("tome:num_merged=[6,4]+frame_pool:stride=3,remainder=keep", shallower(model, 2))
+    audio = sound(RATE)
+    assert torch.equal(call(short, audio), call(wanted, audio))
+    own = {tensor.data_ptr() for tensor in model.parameters()}
+    assert {tensor.data_ptr() for tensor in short.parameters()} < own  # no copies, and nothing of the last layers
+    assert len(whole.plan) == 5 and whole.model is model and len(model.encoder.layers) == 4
+
+
+def test_first_layers_keep_what_is_trained_behind_them() -> None:
+    config = FrameStackConfig(stride=5, projector=ArtifactFile("p", projector_file({"linear1": (8, 160)})))
+    specs = [*parse_spec("tome:num_merged=[0,3,4]"), CompressorSpec(name="frame_stack", config=config)]
+    whole = CompressedAudio(tiny(), specs, name="tiny").eval()
+    (step,) = whole.placed.steps("encoder_output")
+    assert isinstance(step, FrameStack) and step.projector is not None
+    step.projector.linear1 = torch.nn.Linear(160, 8)  # as quantization puts another one there
+    short = whole.first_layers(2)
+    (left,) = short.placed.steps("encoder_output")
+    assert isinstance(left, FrameStack) and left.projector is step.projector
+    assert (step.tokens_in, left.tokens_in) == (43, 47) and call(short, sound(RATE))[0].shape == (2, 9, 8)
+
+
+def test_first_layers_of_ast(save: Callable[..., Made]) -> None:
+    path, _ = save("ASTForAudioClassification", ast_config())
+    (graph,) = load_host(f"hf:{path}").attach(parse_spec("fastast:num_merged=1"))
+    assert graph.layers is not None and graph.layers.count == 3
+    short = graph.layers.first(1)
+    model = cast(AudioModel, short.module.model)
+    audio = sound(model.num_samples)
+    with torch.no_grad():
+        wanted = nn_of(model, graph.module.placed.steps("blocks.0")[0], audio)
+    close(call(short.module, audio), wanted)
+    assert short.outputs == graph.outputs and [site.name for site in short.module.plan] == ["blocks.0"]
+
+
+def nn_of(model: AudioModel, step: Any, audio: Tensor) -> Tensor:
+    """The classifier on what one layer with a method makes of sound, written out."""
+    layer = model.encoder.stack[0]
+    x = model.embed(audio)
+    update, found, _ = layer.attend(x, wanted=frozenset({"keys"}))
+    taps = Taps()
+    taps.put(0, found)
+    tokens = step(Tokens(x=x + update), taps.seen_from(0, None))
+    x = tokens.x + layer.feed(tokens.x)
+    return model.head(model.encoder.finish(x), tokens.size)

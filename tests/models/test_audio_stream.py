@@ -1,5 +1,6 @@
 """A stream of chunks gives what the whole recording gives at once, where the method defines it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,3 +135,16 @@ def test_refusals() -> None:
         make(tiny(), left_chunks=0)
     with pytest.raises(ConfigError, match="its classifier takes 32 channels, not 160; pool instead"):
         make(tiny(labels=4), "frame_stack")
+
+
+def test_first_layers_are_the_stream_that_has_no_others() -> None:
+    model = tiny(labels=4)
+    short = make(model, "tome:num_merged=[1,1,1]").first_layers(2)
+    sizes = replace(model.encoder.config, encoder_layers=2)
+    fewer = WhisperModel(sizes, num_samples=model.num_samples, clip_range=False)
+    fewer.load_state_dict(model.state_dict(), strict=False)
+    wanted = make(fewer, "tome:num_merged=[1,1]")
+    assert short.states() == wanted.states()
+    audio = sound(5 * 1600)
+    for ours, theirs in zip(run(short, audio), run(wanted, audio), strict=True):
+        assert torch.equal(ours, theirs)

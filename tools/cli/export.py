@@ -244,7 +244,7 @@ def _show_verification(report: "VerifyReport") -> None:
     if report.layers is not None:
         print_text(
             f"Run were the first {report.layers} of {report.layers_of} layers; of the others only the graph and the "
-            "weights were compared."
+            "weights were compared." + (f" Not run was {' and '.join(report.left_out)}." if report.left_out else "")
         )
     print_text("Passed." if report.passed else f"Failed; the first divergence is at {report.first_divergence}.")
 

@@ -175,6 +175,7 @@ class Verification(Record):
         deployment_error: The same, of ONNX Runtime's own way with quantized weights from the way that was verified.
         layers: How many layers were run, the first ones; None: all of the model was.
         layers_of: How many the model has.
+        left_out: Methods of the model that do not act in these layers, and where they would.
     """
 
     passed: bool
@@ -185,13 +186,15 @@ class Verification(Record):
     deployment_error: float | None = field(default=None, metadata={"sparse": True})
     layers: int | None = field(default=None, metadata={"sparse": True})
     layers_of: int | None = field(default=None, metadata={"sparse": True})
+    left_out: tuple[str, ...] = field(default=(), metadata={"sparse": True})
 
     @property
     def text(self) -> str:
         """What was found and on how much of the model, in words, without saying whether it passed."""
         error = "" if self.max_abs_error is None else f"largest error {self.max_abs_error:.1e}"
         part = "" if self.layers is None else f"the first {self.layers} of {self.layers_of} layers only"
-        return ", ".join(filter(None, (error, part)))
+        without = f"without {' and '.join(self.left_out)}" if self.left_out else ""
+        return ", ".join(filter(None, (error, part, without)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
