@@ -2,7 +2,8 @@
 
 A value is `code * scale + minimum`. Codes of `bits` bits are packed planar along D: D is split into 8 / bits equal
 parts p_i, and byte = sum of p_i << (bits * i). A group is `group` consecutive tokens of one channel (axis 0) or `group`
-consecutive channels of one token (axis 1); 0 is the whole axis.
+consecutive channels of one token (axis 1); 0 is the whole axis. Scales and minima have axes 0 and 1 of the codes, or 1
+where all items, or all KV heads, share them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.kv_sizes import CODES, SCALES, scale_shape
-from trt_compress.plugins.operator import check_tensor
+from trt_compress.plugins.operator import check_broadcast, check_tensor
 from trt_compress.plugins.spec import FLOATS, ONNX_NUMBERS
 from trt_compress.suggest import not_known
 
@@ -67,8 +68,9 @@ def check_packed(
     d = width * 8 // bits
     checked = check_group(op, f"{prefix}group", group, length if axis == 0 else d, "LD"[axis])
     wanted = scale_shape(b, g, length, d, axis=axis, group=checked)
-    check_tensor(op, f"{prefix}scale", scale, wanted, "BGLD", SCALES)
-    check_tensor(op, f"{prefix}minimum", minimum, wanted, "BGLD", [str(scale.dtype).removeprefix("torch.")])
+    allowed = ((1, b), (1, g), *((size,) for size in wanted[2:]))
+    check_broadcast(op, f"{prefix}scale", scale, allowed, "BGLD", SCALES)
+    check_tensor(op, f"{prefix}minimum", minimum, scale.shape, "BGLD", [str(scale.dtype).removeprefix("torch.")])
     return checked
 
 

@@ -227,6 +227,29 @@ def check_tensor(
     if not fits:
         want = ", ".join(str(s) if s is not None else letter for s, letter in zip(shape, letters, strict=True))
         raise ShapeError(f"{op}: {name} has shape {list(tensor.shape)}; it must be [{want}] with axes {letters}.")
+    _check_dtype(op, name, tensor, dtypes)
+
+
+def check_broadcast(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    allowed: Sequence[Sequence[int]],
+    axes: str,
+    dtypes: Sequence[str] = FLOATS,
+) -> None:
+    """Raise ShapeError unless each axis of `tensor` has one of its `allowed` sizes, and it one of `dtypes`."""
+    # The last choice first: while sizes are traced, a comparison with 1 says something of them.
+    fits = tensor.ndim == len(allowed) and all(
+        size in reversed(sizes) for size, sizes in zip(tensor.shape, allowed, strict=True)
+    )
+    if not fits:
+        want = ", ".join(" | ".join(map(str, dict.fromkeys(some))) for some in allowed)
+        raise ShapeError(f"{op}: {name} has shape {list(tensor.shape)}; it must be [{want}] with axes {axes}.")
+    _check_dtype(op, name, tensor, dtypes)
+
+
+def _check_dtype(op: str, name: str, tensor: Tensor, dtypes: Sequence[str]) -> None:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in dtypes:
         raise ShapeError(f"{op}: {name} has dtype {dtype}; it must be {' or '.join(dtypes)}.")

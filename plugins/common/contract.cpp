@@ -251,6 +251,26 @@ Error checkShape(char const* name, Shape const& shape, Shape const& wanted, char
         + ".";
 }
 
+Error checkBroadcast(char const* name, Shape const& shape, std::vector<Shape> const& allowed, char const* axes)
+{
+    bool fits = shape.size() == allowed.size();
+    std::string sizes;
+    for (size_t i = 0; i < allowed.size(); ++i)
+    {
+        Shape const& some = allowed[i];
+        fits = fits && std::find(some.begin(), some.end(), shape[i]) != some.end();
+        for (size_t j = 0; j < some.size(); ++j)
+        {
+            bool const isNew = std::find(some.begin(), some.begin() + static_cast<ptrdiff_t>(j), some[j])
+                == some.begin() + static_cast<ptrdiff_t>(j);
+            sizes += isNew ? (j > 0 ? " | " : i > 0 ? ", " : "") + std::to_string(some[j]) : "";
+        }
+    }
+    return fits
+        ? Error{}
+        : std::string(name) + " has shape " + textOf(shape) + "; it must be [" + sizes + "] with axes " + axes + ".";
+}
+
 Error checkTokens(int64_t numTokens)
 {
     return numTokens <= kMOST_TOKENS ? Error{}

@@ -141,6 +141,9 @@ std::string textOf(Shape const& shape);
 //! An error unless `shape` is `wanted`; -1 in `wanted` is any size.
 Error checkShape(char const* name, Shape const& shape, Shape const& wanted, char const* letters);
 
+//! An error unless each axis of `shape` has one of its `allowed` sizes.
+Error checkBroadcast(char const* name, Shape const& shape, std::vector<Shape> const& allowed, char const* axes);
+
 //! Most tokens of operators whose bodies count them in float32; SPEC says it too.
 constexpr int64_t kMOST_TOKENS = (int64_t{1} << 24) - 1;
 

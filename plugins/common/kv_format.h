@@ -1,6 +1,7 @@
 // Packed key-value caches as the KV operators share them, as kv_format.py has them: a value is code * scale + minimum,
 // codes are packed planar along D, and a group is consecutive tokens of one channel (axis 0) or consecutive channels of
-// one token (axis 1). Host code only.
+// one token (axis 1). Axes 0 and 1 of scales are those of the codes, or 1 where all items, or all KV heads, share them.
+// Host code only.
 #pragma once
 
 #include <algorithm>
@@ -42,11 +43,14 @@ Size scaleColumns(bool byToken, int64_t group, Size width)
 
 struct Format
 {
-    int32_t bits;   //!< 8, 4 or 2 of a code; 32 or 16 of a float, which has no scales
-    bool byToken;   //!< axis 1: groups are channels of one token
-    int64_t group;  //!< elements of a group; the whole axis is written out, 0 if it is empty
-    int64_t length; //!< L
-    int64_t width;  //!< D
+    int32_t bits;        //!< 8, 4 or 2 of a code; 32 or 16 of a float, which has no scales
+    bool byToken;        //!< axis 1: groups are channels of one token
+    int64_t group;       //!< elements of a group; the whole axis is written out, 0 if it is empty
+    int64_t length;      //!< L
+    int64_t width;       //!< D
+    int64_t kvHeads{1};  //!< G
+    int64_t itemStep{1}; //!< from the scales of an item to those of the next, in heads; 0: it shares them
+    int64_t headStep{0}; //!< the same for the KV heads of an item
 
     bool isFloat() const noexcept
     {
@@ -78,6 +82,12 @@ struct Format
     {
         return scaleRows() * scaleColumns();
     }
+
+    //! Where the scales of a KV head start, counted over all items.
+    int64_t scalesOf(int64_t head) const noexcept
+    {
+        return (head / kvHeads * itemStep + head % kvHeads * headStep) * numScales();
+    }
 };
 
 //! The attributes are `<prefix>bits`, `<prefix>axis` and `<prefix>group`.
@@ -91,12 +101,22 @@ inline bool isByToken(Attributes const& attributes, std::string const& prefix)
     return attributes.integer((prefix + "axis").c_str()) == 1;
 }
 
-//! Group 0, the whole axis, becomes its length.
+//! Of a cache whose scales are those of each KV head. Group 0, the whole axis, becomes its length.
 inline Format formatOf(Attributes const& attributes, std::string const& prefix, int64_t length, int64_t width)
 {
     bool const byToken = isByToken(attributes, prefix);
     int64_t const group = attributes.integer((prefix + "group").c_str());
     return {bitsOf(attributes, prefix), byToken, group == 0 ? (byToken ? width : length) : group, length, width};
+}
+
+//! Of codes [B, G, L, W] with scales that have been checked.
+inline Format formatOf(Attributes const& attributes, std::string const& prefix, Shape const& code, Shape const& scale)
+{
+    Format format = formatOf(attributes, prefix, code[2], widthOf(code[3], bitsOf(attributes, prefix)));
+    format.kvHeads = std::max<int64_t>(code[1], 1);
+    format.itemStep = scale[0] == 1 ? 0 : scale[1];
+    format.headStep = scale[1] == 1 ? 0 : 1;
+    return format;
 }
 
 inline Error checkBits(Attributes const& attributes, std::string const& prefix)
@@ -144,9 +164,9 @@ inline Error checkPacked(Attributes const& attributes, std::string const& prefix
         return error;
     }
     Format const format = formatOf(attributes, prefix, code[2], width);
-    Shape const scales{code[0], code[1], format.scaleRows(), format.scaleColumns()};
-    error = checkShape((prefix + "scale").c_str(), scale, scales, "BGLD");
-    return error.empty() ? checkShape((prefix + "minimum").c_str(), minimum, scales, "BGLD") : error;
+    error = checkBroadcast((prefix + "scale").c_str(), scale,
+        {{1, code[0]}, {1, code[1]}, {format.scaleRows()}, {format.scaleColumns()}}, "BGLD");
+    return error.empty() ? checkShape((prefix + "minimum").c_str(), minimum, scale, "BGLD") : error;
 }
 
 } // namespace trtc::kv

@@ -19,9 +19,18 @@ struct DeviceFormat
     int32_t group;
     int32_t columns;   //!< scales in a row of them
     int64_t numScales; //!< of one KV head
+    int64_t kvHeads;
+    int64_t itemStep; //!< from the scales of an item to those of the next, in heads
+    int64_t headStep; //!< the same for the KV heads of an item
     bool byToken;
     bool isHalf; //!< the scales are float16
     bool rounds; //!< steps are rounded to float16
+
+    //! Where the scales of a KV head start, counted over all items.
+    __device__ int64_t scalesOf(int64_t head) const
+    {
+        return (head / kvHeads * itemStep + head % kvHeads * headStep) * numScales;
+    }
 
     __device__ float load(void const* scales, int64_t index) const
     {
@@ -53,8 +62,8 @@ inline DeviceFormat deviceFormat(Format const& format, DType scaleType, bool rou
 {
     return {format.bits, format.parts(), static_cast<int32_t>(format.rowBytes()), static_cast<int32_t>(format.width),
         static_cast<int32_t>(format.length), static_cast<int32_t>(std::max<int64_t>(format.group, 1)),
-        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.byToken, scaleType == DType::kFLOAT16,
-        rounds};
+        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.kvHeads, format.itemStep,
+        format.headStep, format.byToken, scaleType == DType::kFLOAT16, rounds};
 }
 
 } // namespace trtc::kv

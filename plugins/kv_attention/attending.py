@@ -14,7 +14,7 @@ from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.plugins.kv_append.op import LAYOUTS
 from trt_compress.plugins.kv_attention.spec import MOST_WINDOW
 from trt_compress.plugins.kv_format import check_choice
-from trt_compress.plugins.operator import check_count, check_tensor
+from trt_compress.plugins.operator import check_broadcast, check_count
 
 # From q, keys `k32` and values `v32` ([B, G, L, D]), length and bias to y and lse. Uses i0, i1, v0, v1 and v3.
 BODY = """
@@ -183,11 +183,7 @@ def checked_bias(op: str, q: Tensor, bias: Tensor | None, g: int, slots: int) ->
     b, h, t, _ = q.shape
     if bias is None:
         return q.new_zeros(1, 1, 1, 1)
-    allowed = ((1, b), (1, g, h), (1, t), (1, slots))
-    if bias.ndim != 4 or any(size not in sizes for size, sizes in zip(bias.shape, allowed, strict=True)):
-        sizes = ", ".join(" | ".join(map(str, dict.fromkeys(some))) for some in allowed)
-        raise ShapeError(f"{op}: bias has shape {list(bias.shape)}; it must be [{sizes}] with axes B, G or H, T, L.")
-    check_tensor(op, "bias", bias, (None, None, None, None), "BHTL")
+    check_broadcast(op, "bias", bias, ((1, b), (1, g, h), (1, t), (1, slots)), "B, G or H, T, L")
     return bias
 
 

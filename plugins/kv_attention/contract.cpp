@@ -10,32 +10,6 @@ namespace
 {
 constexpr double kMOST_WINDOW = 2147483647; // SPEC says it too
 
-//! `1 | 2 | 4`, each once.
-std::string choices(std::initializer_list<int64_t> sizes)
-{
-    std::vector<int64_t> once;
-    std::string text;
-    for (int64_t const size : sizes)
-    {
-        if (std::find(once.begin(), once.end(), size) == once.end())
-        {
-            text += (once.empty() ? "" : " | ") + std::to_string(size);
-            once.push_back(size);
-        }
-    }
-    return text;
-}
-
-Error checkBias(Shape const& bias, int64_t batch, int64_t kvHeads, int64_t heads, int64_t queries, int64_t length)
-{
-    bool const fits = (bias[0] == 1 || bias[0] == batch) && (bias[1] == 1 || bias[1] == kvHeads || bias[1] == heads)
-        && (bias[2] == 1 || bias[2] == queries) && (bias[3] == 1 || bias[3] == length);
-    return fits ? Error{}
-                : "bias has shape " + textOf(bias) + "; it must be [" + choices({1, batch}) + ", "
-            + choices({1, kvHeads, heads}) + ", " + choices({1, queries}) + ", " + choices({1, length})
-            + "] with axes B, G or H, T, L.";
-}
-
 Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
@@ -94,8 +68,8 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
     Sizes sizes = attendingSizes(attributes, q, inputs[1], inputs[8]);
-    sizes.keys = kv::formatOf(attributes, "k_", sizes.sight.length, q[3]);
-    sizes.values = kv::formatOf(attributes, "v_", sizes.sight.length, q[3]);
+    sizes.keys = kv::formatOf(attributes, "k_", inputs[1], inputs[2]);
+    sizes.values = kv::formatOf(attributes, "v_", inputs[4], inputs[5]);
     return sizes;
 }
 
@@ -117,7 +91,9 @@ Error checkAttending(
             + " KV heads; H must be a multiple of G.";
     }
     Error error = checkShape("length", length, {q[0]}, "B");
-    error = error.empty() ? checkBias(bias, q[0], cache[1], q[1], q[2], cache[2]) : error;
+    error = error.empty()
+        ? checkBroadcast("bias", bias, {{1, q[0]}, {1, cache[1], q[1]}, {1, q[2]}, {1, cache[2]}}, "B, G or H, T, L")
+        : error;
     if (!error.empty())
     {
         return error;

@@ -215,7 +215,8 @@ Side sideOf(GpuCache const& cache, kv::Format const& format, DType rowType)
     if (format.isFloat())
     {
         bool const isWide = address % 16U == 0U && partWidth % kRUN == 0;
-        return {cache.code, nullptr, nullptr, false, 8, 3, rowBytes, partWidth, 1, 0, 0, true, isWide, rowType, false};
+        return {cache.code, nullptr, nullptr, false, 8, 3, rowBytes, partWidth, 1, 0, 0, 1, 0, 0, true, isWide, rowType,
+            false};
     }
     bool const isWide = address % static_cast<uintptr_t>(format.bits) == 0U;
     bool isUniform = format.byToken && isWide;
@@ -231,7 +232,8 @@ Side sideOf(GpuCache const& cache, kv::Format const& format, DType rowType)
     int32_t const shift = format.bits == 8 ? 3 : format.bits / 2;
     return {cache.code, cache.scale, cache.minimum, cache.scaleType == DType::kFLOAT16, format.bits, shift, rowBytes,
         partWidth, static_cast<int32_t>(std::max<int64_t>(format.group, 1)),
-        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.byToken, isWide, rowType, isUniform};
+        static_cast<int32_t>(format.scaleColumns()), format.numScales(), format.kvHeads, format.itemStep,
+        format.headStep, format.byToken, isWide, rowType, isUniform};
 }
 
 struct Choice

@@ -142,7 +142,7 @@ private:
     void loadTokenScales(Cache const& cache, Side const& side, int64_t slot, int64_t count)
     {
         int64_t const columns = side.format.scaleColumns();
-        int64_t const offset = mHead * side.format.numScales() + slot * columns;
+        int64_t const offset = side.format.scalesOf(mHead) + slot * columns;
         loadScales(mScratch.scale, cache.scale, cache.scaleType, offset, count * columns);
         loadScales(mScratch.minimum, cache.minimum, cache.scaleType, offset, count * columns);
     }
@@ -150,7 +150,7 @@ private:
     //! The scales of the group of tokens that `slot` is in, by channel; zero where vectors are padded.
     void loadChannelScales(Cache const& cache, Side const& side, int64_t slot)
     {
-        int64_t const offset = mHead * side.format.numScales() + slot / side.format.group * side.format.scaleColumns();
+        int64_t const offset = side.format.scalesOf(mHead) + slot / side.format.group * side.format.scaleColumns();
         std::fill_n(mScratch.scale, side.padded, 0.0F);
         std::fill_n(mScratch.minimum, side.padded, 0.0F);
         loadRow(side, mScratch.scale, cache.scale, cache.scaleType, offset);
@@ -166,7 +166,7 @@ private:
             {
                 using T = typename decltype(tag)::Type;
                 int64_t const columns = format.scaleColumns();
-                int64_t const offset = mHead * format.numScales() + slot * columns;
+                int64_t const offset = format.scalesOf(mHead) + slot * columns;
                 auto const* scale = static_cast<T const*>(cache.scale) + offset;
                 auto const* minimum = static_cast<T const*>(cache.minimum) + offset;
                 for (int64_t token = 0; token < count; ++token)

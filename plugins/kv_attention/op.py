@@ -95,10 +95,11 @@ def kv_attention(
     Args:
         q: Queries, [B, H, T, D], fp16 | bf16 | fp32. Head h reads KV head h // (H / G).
         k_code: Codes of the keys as kv_quantize packs them, [B, G, L, D * k_bits / 8], uint8.
-        k_scale: Steps of the keys, fp16 | fp32.
+        k_scale: Steps of the keys, fp16 | fp32, [B, G, L / k_group, D] or [B, G, L, D / k_group]; B or G may be 1:
+            items, or KV heads, share them.
         k_minimum: Minima of the keys.
         v_code: Codes of the values, [B, G, L, D * v_bits / 8], uint8.
-        v_scale: Steps of the values, fp16 | fp32.
+        v_scale: Steps of the values, the same.
         v_minimum: Minima of the values.
         length: Tokens written, [B] int64; in a linear cache the slots in use, from the front, L at most.
         bias: Added to the scaled products, finite or -inf, [1 | B, 1 | G | H, 1 | T, 1 | L]; None: nothing.
@@ -167,6 +168,8 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
         bits, axis, group = (int(sample.attributes[f"{which}_{name}"]) for name in ("bits", "axis", "group"))  # type: ignore[arg-type]
         shape = [int(size) for size in scale_shape(b, g, length, d, axis=axis, group=group)]
         code = torch.randint(0, 256, (b, g, length, d * bits // 8), generator=generator, dtype=torch.uint8)
+        if sample.values == "shared":  # keys by all items, values by all KV heads
+            shape["vk".index(which)] = 1
         levels = (1 << bits) - 1
         dtype = torch.float32 if sample.values == "fp32_scales" else torch.float16
         scale = (torch.rand(shape, generator=generator) + 0.5) * 4 / levels
@@ -232,6 +235,7 @@ OPERATOR = Operator(
         _sample(2, 4, 2, 2, 9, 16, "slots masked by -inf, own lengths", k=(4, 1, 0), v=(8, 1, 8),
                 values="masked"),
         _sample(2, 4, 1, 1, 9, 16, "one KV head, a scale of its own", k=(8, 0, 9), v=(8, 0, 3), scale=0.3),
+        _sample(2, 4, 2, 1, 12, 16, "scales that KV heads, or items, share", k=(4, 0, 0), v=(4, 1, 0), values="shared"),
         _sample(1, 2, 1, 1, 33, 8, "float32 scales", k=(2, 0, 11), v=(2, 1, 4), values="fp32_scales"),
         _sample(1, 2, 2, 1, 64, 32, "exponents that overflow without shifting", k=(4, 0, 32), v=(4, 1, 32),
                 values="large"),

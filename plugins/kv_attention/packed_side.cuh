@@ -23,6 +23,9 @@ struct Side
     int32_t group;
     int32_t columns;   //!< scales of a token, or of a group of tokens
     int64_t numScales; //!< of one KV head
+    int64_t kvHeads;
+    int64_t itemStep; //!< from the scales of an item to those of the next, in heads
+    int64_t headStep; //!< the same for the KV heads of an item
     bool byToken;
     bool isWide;    //!< a run of codes is one aligned access
     DType rowType;  //!< uint8 for codes
@@ -54,7 +57,8 @@ struct HeadData
 
     __device__ static HeadData of(Side const& side, int64_t head, int32_t length)
     {
-        int64_t const scales = head * side.numScales * (side.isHalf ? 2 : 4);
+        int64_t const ofHead = head / side.kvHeads * side.itemStep + head % side.kvHeads * side.headStep;
+        int64_t const scales = ofHead * side.numScales * (side.isHalf ? 2 : 4);
         return {side.code + head * length * side.rowBytes, static_cast<char const*>(side.scale) + scales,
             static_cast<char const*>(side.minimum) + scales};
     }

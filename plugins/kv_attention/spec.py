@@ -15,7 +15,7 @@ def output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
-    """Queries in and out, the cache once with float16 scales, and 4 bytes for each row of weights."""
+    """Queries in and out, the cache once with float16 scales of each KV head, and 4 bytes for each row of weights."""
     b, h, t, d = (sizes[letter] for letter in "BHTD")
     cache = sum(sizes_of(sizes, "k_", 2)) + sum(sizes_of(sizes, "v_", 2))
     return int(b * h * t * (2 * d * itemsize + 4) + cache + 8 * b)
@@ -27,7 +27,7 @@ def flops(sizes: Mapping[str, Any]) -> int:
 
 
 def _cache(which: str, name: str) -> tuple[OperandSpec, ...]:
-    axes = ("B", "G", f"L/{which}_group or 1 or L", f"D or D/{which}_group or 1")
+    axes = ("1 or B", "1 or G", f"L/{which}_group or 1 or L", f"D or D/{which}_group or 1")
     return (
         OperandSpec(
             name=f"{which}_code",

@@ -43,7 +43,7 @@ Contract const& contract()
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& code = inputs[0];
-    return {code[0] * code[1], kv::formatOf(attributes, "", code[2], kv::widthOf(code[3], kv::bitsOf(attributes, "")))};
+    return {code[0] * code[1], kv::formatOf(attributes, "", code, inputs[1])};
 }
 
 } // namespace trtc::kv_dequantize

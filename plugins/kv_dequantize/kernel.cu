@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvDequantizeKernel(kv
     int32_t const first = static_cast<int32_t>(index % packs) * kPACK;
     int32_t const start = static_cast<int32_t>(index / packs % runs) * kSLOTS;
     int64_t const head = index / packs / runs;
+    int64_t const ofHead = format.scalesOf(head);
     int32_t const count = min(kSLOTS, format.length - start);
     Pack<uint8_t, kPACK> bytes[kSLOTS];
 #pragma unroll
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvDequantizeKernel(kv
             if (wanted != line)
             {
                 line = wanted;
-                int64_t const base = head * format.numScales + static_cast<int64_t>(line) * format.columns;
+                int64_t const base = ofHead + static_cast<int64_t>(line) * format.columns;
 #pragma unroll
                 for (int32_t i = 0; i < kPACK; ++i)
                 {

@@ -59,6 +59,7 @@ void dequantize(
             int32_t bytes[kv::kBLOCK];
             float scales[4][kv::kBLOCK];
             float minima[4][kv::kBLOCK];
+            int64_t ofHead = 0;
             // Block by block over all tokens: scales of a group of tokens are loaded once.
             for (int64_t first = 0; first < width; first += kv::kBLOCK)
             {
@@ -67,21 +68,24 @@ void dequantize(
                 {
                     int64_t const slot = token % format.length;
                     bool const isNew = token == begin || format.byToken || slot % format.group == 0;
-                    int64_t const row =
-                        format.byToken ? token : token / format.length * format.scaleRows() + slot / format.group;
+                    if (token == begin || slot == 0)
+                    {
+                        ofHead = format.scalesOf(token / format.length);
+                    }
+                    int64_t const at = ofHead + (format.byToken ? slot : slot / format.group) * columns;
                     cpu::loadCodes(bytes, code + token * width + first, count);
                     for (int32_t part = 0; part < format.parts(); ++part)
                     {
                         int64_t const channel = part * width + first;
                         if (isNew && format.byToken)
                         {
-                            kv::spreadBlock(scales[part], scale + row * columns, format.group, channel, count);
-                            kv::spreadBlock(minima[part], minimum + row * columns, format.group, channel, count);
+                            kv::spreadBlock(scales[part], scale + at, format.group, channel, count);
+                            kv::spreadBlock(minima[part], minimum + at, format.group, channel, count);
                         }
                         else if (isNew)
                         {
-                            kv::loadBlock(scales[part], scale + row * columns + channel, count);
-                            kv::loadBlock(minima[part], minimum + row * columns + channel, count);
+                            kv::loadBlock(scales[part], scale + at + channel, count);
+                            kv::loadBlock(minima[part], minimum + at + channel, count);
                         }
                         cpu::decode<kROUND>(bytes, scales[part], minima[part], format.bits, part, count,
                             x + token * format.width + channel);

@@ -57,7 +57,8 @@ def kv_dequantize(
 
     Args:
         code: Codes as kv_quantize packs them, [B, G, L, D * bits / 8], uint8.
-        scale: Step of each group, [B, G, L / group, D] or [B, G, L, D / group], fp16 | fp32.
+        scale: Step of each group, [B, G, L / group, D] or [B, G, L, D / group], fp16 | fp32. B or G may be 1: items,
+            or KV heads, share it.
         minimum: Least value of each group, shape and dtype of `scale`.
         bits: 8, 4 or 2.
         axis: "channel" or "token", as for kv_quantize.
@@ -88,6 +89,8 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
     bits, axis, group = (int(sample.attributes[name]) for name in ("bits", "axis", "group"))  # type: ignore[arg-type]
     shape = [int(size) for size in scale_shape(b, g, length, d, axis=axis, group=group)]
     code = torch.randint(0, 256, (b, g, length, d * bits // 8), generator=generator, dtype=torch.uint8)
+    if sample.values == "shared":
+        shape[:2] = 1, 1
     scale, minimum = torch.rand(shape, generator=generator), torch.randn(shape, generator=generator)
     if sample.values == "fp16_range":
         scale = torch.full(shape, 120000.0 / ((1 << bits) - 1))
@@ -123,6 +126,7 @@ OPERATOR = Operator(
         _sample(2, 2, 9, 33, "8 bits, an odd width", bits=8, axis=0, group=9),
         _sample(1, 2, 6, 64, "8 bits, groups of channels", bits=8, axis=1, group=32, to=10),
         _sample(1, 2, 16, 16, "ranges beyond float16", bits=4, axis=0, group=8, to=10, values="fp16_range"),
+        _sample(2, 3, 5, 16, "a scale for a token of all KV heads and items", bits=4, axis=1, values="shared"),
         _sample(1, 4, 128, 128, "KIVI's keys, a flush of 128 tokens", bits=2, axis=0, group=32, to=10),
         _sample(1, 4, 129, 128, "KIVI's values, one token more than a flush", bits=2, axis=1, group=32, to=10),
         _sample(1, 2, 2048, 64, "a long prompt", bits=4, axis=0, group=64, to=10),

@@ -14,10 +14,10 @@ def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
     b, g, length, d = (sizes[letter] for letter in "BGLD")
-    return int(b * g * length * d * itemsize + sum(sizes_of(sizes, "", 2)))  # with scales in float16
+    return int(b * g * length * d * itemsize + sum(sizes_of(sizes, "", 2)))  # in float16, of each KV head
 
 
-_SCALE_AXES = ("B", "G", "L/group or 1 or L", "D or D/group or 1")
+_SCALE_AXES = ("1 or B", "1 or G", "L/group or 1 or L", "D or D/group or 1")
 
 SPEC = OpSpec(
     name="KVDequantize",
@@ -29,7 +29,8 @@ SPEC = OpSpec(
             name="scale",
             axes=_SCALE_AXES,
             dtypes=SCALES,
-            doc="step of each group: [B, G, L/group, D] for axis 0, [B, G, L, D/group] for axis 1",
+            doc="step of each group: [B, G, L/group, D] for axis 0, [B, G, L, D/group] for axis 1; 1 instead of B or "
+            "G: items, or KV heads, share it",
         ),
         OperandSpec(
             name="minimum", axes=_SCALE_AXES, dtypes=SCALES, same_dtype_as="scale", doc="least value of each group"

@@ -142,6 +142,38 @@ def kv_quantize(
     return code, scale, minimum
 
 
+def quantize_tokens(
+    x: Tensor, *, bits: int, scale_type: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Quantize with one scale and one minimum for each token, over the channels of all its KV heads.
+
+    Args:
+        x: Keys or values, [B, G, L, D], as kv_quantize takes them.
+        bits: 8, 4 or 2; D must be a multiple of 8 / bits.
+        scale_type: torch.float16 or torch.float32.
+
+    Returns:
+        Codes [B, G, L, D * bits / 8] uint8; scales and minima [B, 1, L, 1]: as kv_dequantize and kv_attention take them
+        with axis "token" and group 0.
+
+    Raises:
+        ConfigError: an attribute is not allowed.
+        ShapeError: x has the wrong shape or dtype, or D does not fill whole bytes.
+
+    Source: ZipCache, arXiv:2405.14256; code ThisisBillhe/ZipCache b6932b9, CompressUtils/compress_function.py.
+    Differs: codes are packed head by head.
+    """
+    check_tensor("quantize_tokens", "x", x, (None, None, None, None), "BGLD")
+    parts = 8 // check_choice("quantize_tokens", "bits", bits, BITS)
+    b, g, length, d = x.shape
+    check_packing("quantize_tokens", "x", d, bits)
+    # Part p of a byte is channel p * width on of its head: so one head of all channels has them part by part.
+    width = d // parts
+    beside = x.reshape(b, g, length, parts, width).permute(0, 2, 3, 1, 4).reshape(b, 1, length, g * d)
+    code, scale, minimum = kv_quantize(beside, bits=bits, axis="token", scale_type=scale_type)
+    return code.reshape(b, length, g, width).transpose(1, 2).contiguous(), scale, minimum
+
+
 def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ...]:
     shape = [sample.axes[a] for a in "BGLD"]
     x = torch.randn(shape, generator=generator)

@@ -33,6 +33,11 @@ def _scale_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ..
     return (b, g, length // (group or length), d) if axis == 0 else (b, g, length, d // (group or d))
 
 
+def _spread(scale: Array, shape: tuple[int, ...], axis: int, group: int) -> Array:
+    """Scales that items or heads share, written out for each."""
+    return np.broadcast_to(scale, _scale_shape(shape, axis, group) if np.prod(shape) else scale.shape)
+
+
 def _half(value: Array, half: bool) -> Array:
     """float32 `value` through float16, unless that overflows."""
     if not half:
@@ -89,6 +94,7 @@ def kv_dequantize(
 ) -> Expected:  # fmt: skip
     codes = _codes(code, bits).astype(np.float32)
     half = scale.dtype == np.float16 and to == 10
+    scale, minimum = (_spread(one, codes.shape, axis, group) for one in (scale, minimum))
     x = np.zeros(codes.shape, dtype=np.float32)
     for elements, place in _groups(codes.shape, axis, group):
         product = _half(codes[elements] * scale[place].astype(np.float32), half)
@@ -116,6 +122,7 @@ def kv_compact(cache: Array, index: Array) -> Expected:
 
 def _values(code: Array, scale: Array, minimum: Array, bits: int, axis: int, group: int) -> Array:
     codes = _codes(code, bits)
+    scale, minimum = (_spread(one, codes.shape, axis, group) for one in (scale, minimum))
     values = np.zeros(codes.shape)
     for elements, place in _groups(codes.shape, axis, group):
         values[elements] = codes[elements] * scale[place] + minimum[place]

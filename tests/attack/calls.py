@@ -353,6 +353,8 @@ def _packed(
         (b, g, length // group if group else 1, width) if axis == 0 else (b, g, length, width // group if group else 1)
     )
     code = random.integers(0, 256, (b, g, length, width * a[f"{prefix}bits"] // 8), dtype=np.uint8)
+    if random.random() < 0.3:  # scales that items, or KV heads, share
+        shape = (one(random, (1, b)), 1, *shape[2:])
     levels = 2 ** a[f"{prefix}bits"] - 1
     scale = in_type((random.random(shape) + 0.5) * 4 / levels, dtype)
     return code, scale, in_type(random.standard_normal(shape) - 2, dtype)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.golden.golden_data import FORMS, cases_on_disk, read
-from tests.golden.golden_kv import dequantize, heads_apart, heads_beside, join, quantize
+from tests.golden.golden_kv import dequantize, heads_apart, heads_beside, join, quantize, spread
+from trt_compress.plugins.kv_dequantize.op import kv_dequantize
+from trt_compress.plugins.kv_quantize.op import quantize_tokens
 
 CHANNEL, TOKEN = 0, 1
 each_form = pytest.mark.parametrize("form", FORMS)
@@ -46,6 +48,18 @@ def test_token(bits: int, form: str) -> None:
     arrays, x, shape = quantizers(bits)
     found = check(form, x, arrays, "tok", bits=bits, axis=TOKEN)
     assert torch.equal(heads_apart(found, shape[1]), arrays["tok_deq"])
+
+
+@each_width
+def test_token_with_codes_of_each_head(bits: int) -> None:
+    """The same, packed head by head beside scales that the heads share."""
+    arrays, _, shape = quantizers(bits)
+    code, scale, minimum = quantize_tokens(arrays["x"], bits=bits, scale_type=torch.float32)
+    assert code.shape == (*shape[:3], shape[3] * bits // 8)
+    assert torch.equal(spread(code, bits), heads_apart(spread(arrays["tok_code"][:, None], bits), shape[1]))
+    assert torch.equal(scale.flatten(), arrays["tok_step"].flatten())
+    found = kv_dequantize(code, scale, minimum, bits=bits, axis="token", to=torch.float32)
+    assert torch.equal(found, arrays["tok_deq"])
 
 
 @each_form

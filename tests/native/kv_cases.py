@@ -58,18 +58,21 @@ def attention(
     layout: int = 0,
     sinks: int = 0,
     seed: int = 0,
+    shared: tuple[str, str] = ("", ""),
     plain: str = "",
 ) -> Call:
     """A call of KVAttention on random codes, or of KVAttentionPlain on random rows of type `plain`.
 
-    `masked` sets some biases to -inf: "some", "rows" or "all".
+    `masked` sets some biases to -inf: "some", "rows" or "all"; `shared` names the axes, of BG, along which the scales
+    of keys and of values are the same.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def side(form: Format, scale_dtype: str) -> list[Tensor]:
+    def side(form: Format, scale_dtype: str, same: str) -> list[Tensor]:
         bits, axis, group = form
         code = torch.randint(0, 256, (b, g, length, d * bits // 8), generator=generator, dtype=torch.uint8)
         shape = (b, g, length // group if group else 1, d) if axis == 0 else (b, g, length, d // group if group else 1)
+        shape = (1 if "B" in same else b, 1 if "G" in same else g, *shape[2:])
         steps = (torch.rand(shape, generator=generator) + 0.5) * 4 / (2**bits - 1)
         return [
             code,
@@ -94,7 +97,8 @@ def attention(
         return Call(name=f"{name}, {plain}", op_type="TrtcKVAttentionPlain", attributes=attending, inputs=given)
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], **attending}
-    inputs = (q.to(TYPES[dtype]), *side(k, scales[0]), *side(v, scales[1]), slots, added.to(TYPES[bias_dtype]))
+    sides = (*side(k, scales[0], shared[0]), *side(v, scales[1], shared[1]))
+    inputs = (q.to(TYPES[dtype]), *sides, slots, added.to(TYPES[bias_dtype]))
     return Call(name=name, op_type="TrtcKVAttention", attributes=attributes, inputs=inputs)
 
 
@@ -148,6 +152,10 @@ def attention_calls() -> list[Call]:
         ((2, 1, 12), (4, 1, 8), (8, 1, 24), (2, 0, 10), (4, 0, 2), (8, 0, 0), (2, 1, 1)),
     ):
         calls.append(attention(f"keys {k}, values {v}", d=24, h=3, k=k, v=v, b=2, used=(40, 23)))
+    for k, v, same in itertools.product(((4, 0, 8), (8, 1, 3)), ((2, 1, 0), (4, 0, 0)), ("B", "G", "BG")):
+        shared = (same, "BG"[len(same) - 1])
+        name, t = f"scales shared by {shared}, keys {k}, values {v}", len(same) * 6 - 5
+        calls.append(attention(name, b=2, h=6, g=3, d=24, t=t, k=k, v=v, shared=shared))
     for length in (15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 255, 256, 257, 511, 513):
         calls.append(attention(f"L={length}", length=length, d=20, h=4, k=(4, 0, 0)))
         calls.append(attention(f"L={length}, one query, groups of channels", length=length, h=1, k=(8, 1, 4)))
@@ -274,6 +282,27 @@ def quantize_calls() -> list[Call]:
                     inputs=(x.to(TYPES[dtype]),),
                 )
             )
+    return calls
+
+
+def shared_dequantize_calls() -> list[Call]:
+    """Of KVDequantize, with scales that items or KV heads share."""
+    calls = []
+    for bits, (axis, group), same in itertools.product(
+        (2, 4, 8), ((0, 0), (0, 3), (1, 0), (1, 4)), ((1, 3), (2, 1), (1, 1))
+    ):
+        generator = torch.Generator().manual_seed(bits + group)
+        code = torch.randint(0, 256, (2, 3, 6, 72 * bits // 8), generator=generator, dtype=torch.uint8)
+        shape = (*same, 6 // (group or 6), 72) if axis == 0 else (*same, 6, 72 // (group or 72))
+        scale, minimum = torch.rand(shape, generator=generator).half(), torch.randn(shape, generator=generator).half()
+        calls.append(
+            Call(
+                name=f"shared by {same}: bits={bits} axis={axis} group={group}",
+                op_type="TrtcKVDequantize",
+                attributes={"bits": bits, "axis": axis, "group": group, "to": 1},
+                inputs=(code, scale, minimum),
+            )
+        )
     return calls
 
 

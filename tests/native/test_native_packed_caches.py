@@ -18,6 +18,7 @@ from tests.native.kv_cases import (
     exact_problem,
     plain_calls,
     quantize_calls,
+    shared_dequantize_calls,
 )
 from trt_compress.plugins.library import Library
 from trt_compress.plugins.registry import operators
@@ -113,6 +114,12 @@ def test_quantization_there_and_back(native_library: Library) -> None:
         back = dequantize_call(call, packed, to)
         wrong[back.name] = exact_problem(back, run(back, native_library, (dtype,)))
     assert {name: problem for name, problem in wrong.items() if problem} == {}
+
+
+def test_scales_that_heads_or_items_share(native_library: Library) -> None:
+    found = {call.name: exact_problem(call, run(call, native_library, (torch.float32,)))
+             for call in shared_dequantize_calls()}  # fmt: skip
+    assert {name: problem for name, problem in found.items() if problem} == {}
 
 
 def test_what_lies_behind_the_length_is_not_read(native_library: Library) -> None:

@@ -106,11 +106,11 @@ SHAPE: list[tuple[Callable[[], object], str]] = [
     (lambda: dequantize(CODE.to(torch.int8)), r"kv_dequantize: code has dtype int8; it must be uint8\."),
     (
         lambda: dequantize(scale=SCALE[:, :, 1:]),
-        r"kv_dequantize: scale has shape \[2, 3, 5, 1\]; it must be \[2, 3, 6, 1\] with axes BGLD\.",
+        r"kv_dequantize: scale has shape \[2, 3, 5, 1\]; it must be \[1 \| 2, 1 \| 3, 6, 1\] with axes BGLD\.",
     ),
     (
         lambda: dequantize(group=4),
-        r"kv_dequantize: scale has shape \[2, 3, 6, 1\]; it must be \[2, 3, 6, 2\] with axes BGLD\.",
+        r"kv_dequantize: scale has shape \[2, 3, 6, 1\]; it must be \[1 \| 2, 1 \| 3, 6, 2\] with axes BGLD\.",
     ),
     (lambda: dequantize(minimum=MINIMUM.float()), r"kv_dequantize: minimum has dtype float32; it must be float16\."),
     (lambda: append(X.long()), r"kv_append: cache has dtype int64; it must be float32 or .* or uint8\."),
@@ -149,7 +149,10 @@ SHAPE: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: attend(Q[..., :6]), r"kv_attention: k_code has shape \[2, 3, 6, 4\]; it must be \[2, G, L, 3\]"),
     (lambda: attend(Q[..., :5]), r"kv_attention: q has D=5, which 4-bit codes do not pack into whole bytes"),
-    (lambda: attend(code=CODE[:, :, :5]), r"kv_attention: k_scale has shape \[2, 3, 6, 1\]; it must be \[2, 3, 5, 1\]"),
+    (
+        lambda: attend(code=CODE[:, :, :5]),
+        r"kv_attention: k_scale has shape \[2, 3, 6, 1\]; it must be \[1 \| 2, 1 \| 3, 5, 1\]",
+    ),
     (lambda: attend(length=LENGTH.int()), r"kv_attention: length has dtype int32; it must be int64\."),
     (
         lambda: attend(bias=torch.zeros(2, 2, 1, 6)),

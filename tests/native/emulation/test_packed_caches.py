@@ -19,6 +19,7 @@ from tests.native.kv_cases import (
     exact_problem,
     plain_calls,
     quantize_calls,
+    shared_dequantize_calls,
 )
 from trt_compress.errors import PluginError
 from trt_compress.plugins.registry import operators
@@ -83,6 +84,14 @@ def test_quantization_there_and_back(emulated: Path) -> None:
         back = dequantize_call(call, packed, (1, 10, 16)[index % 3])
         values, problem = run(back, emulated)
         wrong[back.name] = problem or exact_problem(back, values)
+    assert {name: problem for name, problem in wrong.items() if problem} == {}
+
+
+def test_scales_that_heads_or_items_share(emulated: Path) -> None:
+    wrong = {}
+    for call in shared_dequantize_calls():
+        values, problem = run(call, emulated)
+        wrong[call.name] = problem or exact_problem(call, values)
     assert {name: problem for name, problem in wrong.items() if problem} == {}
 
 
