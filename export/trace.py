@@ -230,7 +230,7 @@ def _name_sites(model: onnx.ModelProto) -> None:
     """Name operator nodes and their outputs after their sites; turn markers into names and remove them.
 
     Inputs, outputs and weights of the graph keep their names: an Identity stands where one of them is also a site's,
-    but not behind an operator that writes in place.
+    but not behind an operator that writes in place; one also stands between two sites with one tensor.
     """
     fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     taken: set[str] = set()
@@ -244,10 +244,11 @@ def _name_sites(model: onnx.ModelProto) -> None:
         if node.op_type == MARKER:
             name = unique_name(site, taken)
             taken.add(name)
-            if not fixed.isdisjoint((node.input[0], node.output[0])):
+            named = {*fixed, *(marker.output[0] for marker in markers)}  # another site's name may be theirs already
+            if not named.isdisjoint((node.input[0], node.output[0])):
                 node.op_type, node.domain, node.name = "Identity", "", name
                 del node.attribute[:]
-                renamed.update((value, name) for value in (node.input[0], node.output[0]) if value not in fixed)
+                renamed.update((value, name) for value in (node.input[0], node.output[0]) if value not in named)
                 continue
             renamed[node.input[0]] = renamed[node.output[0]] = name
             markers.append(node)

@@ -147,7 +147,7 @@ def _follow(
             got=actual.sites,
             comparable=comparable,
         )
-        checks += compare_sites(run, graph.module.plan, side.models[graph.name], precision)
+        checks += compare_sites(run, graph, side.models[graph.name], precision)
         found = compare_outputs(run, graph, expected.outputs, actual.outputs, precision)
         checks += found
         if not actual.outputs:

@@ -18,16 +18,14 @@ from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, 
 PositionRule = Literal["kept", "averaged", "renumbered"]
 
 
-class Compressor(nn.Module, ABC):
-    """One method at one site. A subclass sets the class variables, `placements`, `__init__` and `forward`.
+class Acting(nn.Module, ABC):
+    """One method at one site, of whatever kind. A subclass sets the class variables, `placements` and `__init__`.
 
     Attributes:
         method: Its entry in the list of methods: name, summary, source, options.
         asks: Kinds of tap that it needs of the layer it acts at.
         layer_option: How a spec string says at which layers it acts.
         alone: Why no other method can act beside it, as the end of `NAME: …`; None: others can.
-        positions: What becomes of positions: the remaining tokens keep theirs, what is merged has the mean, rounded
-            down, or they count anew from 0.
         takes_padding: It knows which tokens are padding (`Tokens.valid`) and heeds it: the tokens of an item come out
             as they do alone, and padding behind them.
         no_padding: Why it does not, as the end of `NAME: HOST pads its inputs, and NAME …`.
@@ -43,7 +41,6 @@ class Compressor(nn.Module, ABC):
     asks: ClassVar[frozenset[TapKind]] = frozenset()
     layer_option: ClassVar[str] = "layers=[…]"
     alone: ClassVar[str | None] = None
-    positions: ClassVar[PositionRule] = "kept"
     takes_padding: ClassVar[bool] = False
     no_padding: ClassVar[str] = "cannot tell padding from tokens"
     takes_stale: ClassVar[bool] = False
@@ -107,11 +104,6 @@ class Compressor(nn.Module, ABC):
         self.tokens_in = arrival.tokens
 
     @property
-    def proportional_attention(self) -> bool:
-        """Whether attention after this site weighs keys by size."""
-        return False
-
-    @property
     def acts(self) -> bool:
         """Whether it has any effect: it removes tokens, changes their width, or owns states."""
         return self.tokens_out < self.tokens_in or self.width_out is not None or bool(self.states())
@@ -119,6 +111,22 @@ class Compressor(nn.Module, ABC):
     def states(self) -> tuple[StateSpec, ...]:
         """States that it owns: the graph takes and gives them, and `Tokens.memory` holds them by their inputs."""
         return ()
+
+
+class Compressor(Acting):
+    """A method that changes the tokens which pass its site. A subclass sets `forward` too.
+
+    Attributes:
+        positions: What becomes of positions: the remaining tokens keep theirs, what is merged has the mean, rounded
+            down, or they count anew from 0.
+    """
+
+    positions: ClassVar[PositionRule] = "kept"
+
+    @property
+    def proportional_attention(self) -> bool:
+        """Whether attention after this site weighs keys by size."""
+        return False
 
     @abstractmethod
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorConfig, CompressorSpec
-from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Site, Tap
@@ -32,6 +32,7 @@ class SitePlan:
         groups: Groups of one sample at this site: windows, images.
         padding: Tokens of all groups together that fill up windows.
         keeps_rest: The tokens that are not computed here are kept, none is removed.
+        cached: The tokens are entries of a cache at most, and what leaves the site is attention to them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SitePlan:
     groups: int = 1
     padding: int = 0
     keeps_rest: bool = False
+    cached: bool = False
 
 
 class GraphPlan(nn.Module):
@@ -106,10 +108,14 @@ class GraphPlan(nn.Module):
         tokens = self(f"blocks.{number}", tokens.with_x(tokens.x + update), taps)
         return tokens.with_x(tokens.x + feed(tokens.x))
 
-    def steps(self, site: str) -> list[Compressor]:
+    def acting(self, site: str) -> list[Acting]:
         """The methods at a site, in their order."""
         key = _key(site)
-        return [cast(Compressor, step) for step in cast(nn.ModuleList, self._steps[key])] if key in self._steps else []
+        return [cast(Acting, step) for step in cast(nn.ModuleList, self._steps[key])] if key in self._steps else []
+
+    def steps(self, site: str) -> list[Compressor]:
+        """The methods at a site that tokens pass, in their order."""
+        return [cast(Compressor, step) for step in self.acting(site)]
 
     def wanted(self, layer: int) -> frozenset[Asked]:
         """What the host has to compute at a layer."""
@@ -118,9 +124,9 @@ class GraphPlan(nn.Module):
     def states(self) -> tuple[StateSpec, ...]:
         """What the methods own, in order of execution."""
         names = dict.fromkeys(site.name for site in self.sites)
-        return tuple(state for name in names for step in self.steps(name) for state in step.states())
+        return tuple(state for name in names for step in self.acting(name) for state in step.states())
 
-    def add(self, step: Compressor, spec: CompressorSpec, arrival: Arrival, taps: Sequence[Tap], tail: int) -> None:
+    def add(self, step: Acting, spec: CompressorSpec, arrival: Arrival, taps: Sequence[Tap], tail: int) -> None:
         """Let a method act behind those that are there already."""
         site, key = arrival.site, _key(arrival.site.name)
         if key not in self._steps:
@@ -140,6 +146,7 @@ class GraphPlan(nn.Module):
                 groups=site.groups,
                 padding=site.padding,
                 keeps_rest=step.keeps_rest,
+                cached=not isinstance(step, Compressor),
             ),
         )
         self.tokens_out = step.tokens_out + tail
@@ -187,7 +194,7 @@ def _placed(
     flows = {graph: _Flow.entering(host) for graph in plans}
     for number, site in enumerate(host.sites):
         flow = flows[site.graph]
-        here: list[Compressor] = []
+        here: list[Acting] = []
         for spec, method, placements in wanted:
             if not any(placement.covers(site) for placement in placements):
                 continue
@@ -282,7 +289,7 @@ class _Flow:
             width=self.width,
         )
 
-    def behind(self, step: Compressor, name: str, site: int) -> "_Flow":
+    def behind(self, step: Acting, name: str, site: int) -> "_Flow":
         if step.keeps_rest:
             return self
         return replace(
@@ -295,25 +302,25 @@ class _Flow:
         )
 
 
-def _left(spec: CompressorSpec, site: Site, taps: Sequence[Tap], whole: GraphPlan, layers: int) -> Compressor | None:
+def _left(spec: CompressorSpec, site: Site, taps: Sequence[Tap], whole: GraphPlan, layers: int) -> Acting | None:
     """What a method does at a site of the whole model; None: nothing, or it is not left there with so many layers."""
     if any(layer is not None and layer >= layers for layer in (site.layer, *(tap.layer for tap in taps))):
         return None
     planned = [each for each in whole.sites if each.name == site.name]
-    for each, step in zip(planned, whole.steps(site.name), strict=True):
+    for each, step in zip(planned, whole.acting(site.name), strict=True):
         if (each.compressor, each.config) == (spec.name, spec.config):
             return step
     return None
 
 
-def _take_weights(step: Compressor, of: Compressor) -> None:
+def _take_weights(step: Acting, of: Acting) -> None:
     """Let a method have another's trained parts instead of its own."""
     for name, part in list(step.named_children()):
         if any(True for _ in part.parameters()):
             setattr(step, name, getattr(of, name))
 
 
-def _placements(spec: CompressorSpec, method: type[Compressor], host: HostInfo) -> tuple[Placement, ...]:
+def _placements(spec: CompressorSpec, method: type[Acting], host: HostInfo) -> tuple[Placement, ...]:
     """Where a method wants to act; ConfigError if the host has no such site."""
     placements = method.placements(spec.config, host)
     if missing := [placement.kind for placement in placements if placement.kind not in host.kinds]:
@@ -329,7 +336,7 @@ def _placements(spec: CompressorSpec, method: type[Compressor], host: HostInfo) 
     return placements
 
 
-def _check_together(wanted: Sequence[tuple[CompressorSpec, type[Compressor]]], host: HostInfo) -> None:
+def _check_together(wanted: Sequence[tuple[CompressorSpec, type[Acting]]], host: HostInfo) -> None:
     """Refuse a method that cannot act beside another one, or on padded inputs."""
     for spec, method in wanted:
         if method.alone is not None and len(wanted) > 1:
@@ -382,11 +389,11 @@ def _computed_at(tap: Tap, graph: str, host: HostInfo) -> int | None:
 
 def _check_fresh(
     spec: CompressorSpec,
-    step: Compressor,
+    step: Acting,
     taps: Sequence[Tap],
     arrival: Arrival,
     flow: _Flow,
-    here: Sequence[Compressor],
+    here: Sequence[Acting],
 ) -> None:
     """Refuse a method whose taps belong to tokens that another one has changed since."""
     site, host = arrival.site, arrival.host

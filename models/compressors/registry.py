@@ -3,16 +3,16 @@
 import importlib
 
 from trt_compress.methods import METHODS, Method
-from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.base import Acting
 
 
-def compressor_class(method: Method) -> type[Compressor]:
+def compressor_class(method: Method) -> type[Acting]:
     """The class of a method; its module is loaded on first use."""
     module, _, name = method.implementation.partition(":")
-    found: type[Compressor] = getattr(importlib.import_module(f"trt_compress.{module}"), name)
+    found: type[Acting] = getattr(importlib.import_module(f"trt_compress.{module}"), name)
     return found
 
 
-def compressor_classes() -> dict[str, type[Compressor]]:
-    """Every compressor by its name in spec strings."""
+def compressor_classes() -> dict[str, type[Acting]]:
+    """Every method by its name in spec strings."""
     return {name: compressor_class(method) for name, method in METHODS.items()}

@@ -196,12 +196,17 @@ class CacheFacts:
     """What is kept of earlier runs.
 
     Attributes:
-        layers: Layers with keys and values that outlive a run.
-        capacity: Entries at most; None: no limit of the model's own.
+        capacity: Tokens of the longest sequence.
+        chunk: Tokens that are read at once at most.
+        scale, softcap: Of the products of queries and keys; a cap of 0 is none.
+        dtype: Of keys and values that no method keeps otherwise.
     """
 
-    layers: tuple[int, ...]
-    capacity: int | None = None
+    capacity: int
+    chunk: int
+    scale: float
+    softcap: float = 0.0
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

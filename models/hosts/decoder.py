@@ -1,21 +1,26 @@
 """One decoder of tokens for all families, and its graphs: `step` reads the next tokens, `score` says how probable they
-are. Both carry the keys and values of every layer as states.
+are. Both carry what is kept of every layer as states; `models/cache` says what that is.
 
-A layer that sees all before it keeps them in a linear cache, whose length is the capacity `slots`. One with a sliding
-window keeps them in a ring of `window + chunk - 1` slots: as many as the tokens of a chunk can see. Rows of filling
-tokens are written too, to slots that no token sees before a later one has overwritten them.
+A layer that sees all before it keeps its keys and values as the cache policies say, by default as they are in a linear
+cache, whose length is the capacity `slots`. One with a sliding window keeps them in a ring of `window + chunk - 1`
+slots: as many as the tokens of a chunk can see. Where a policy looks at prompts only, or at single tokens only, prompts
+are read by a graph of their own, `prefill`.
 
 Source: transformers' modeling files of the families, the reference that tests compare with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
 
-from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, StateSpec
+from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import Pass, Procedure
+from trt_compress.models.cache.caches import Caches, mark_sites, upkeep_graphs
+from trt_compress.models.cache.contract import CacheLayer, NewEntries, Part
+from trt_compress.models.cache.plain import Ring
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, TensorSpec
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.layers.first import first_layers
@@ -23,14 +28,9 @@ from trt_compress.models.layers.gated import GatedFeed
 from trt_compress.models.layers.norms import RMSNorm
 from trt_compress.models.layers.rope import Rope, turned
 from trt_compress.models.layers.rope_form import RopeForm
-from trt_compress.plugins.kv_append.op import kv_append
-from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
 from trt_compress.plugins.operator import at_site, cast
 
-TIME, SLOTS = "time", "slots"
-_FIRST_SLOTS = 256  # of a cache that has just begun
-
-Tables = Mapping[RopeForm, tuple[Tensor, Tensor]]
+TIME = "time"
 
 
 class Attention(nn.Module):
@@ -46,34 +46,20 @@ class Attention(nn.Module):
                 RMSNorm(config.head_dim, eps=config.eps, around_one=config.around_one) for _ in "qk"
             )
 
-    def forward(
-        self, x: Tensor, seen: Tensor, tables: Tables, keys: Tensor, values: Tensor, layout: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What tokens [B, T, C] receive, and the caches [B, G, L, D] with them."""
+    def forward(self, x: Tensor, run: "DecoderRun") -> Tensor:
+        """What tokens [B, T, C] receive; what is kept of them goes to the layer's memory."""
         config, (batch, count, _) = self.config, x.shape
         heads, groups = config.heads, config.kv_heads
         rows = self.qkv(x).reshape(batch, count, heads + 2 * groups, config.head_dim).transpose(1, 2)
-        both, new_values = rows.split([heads + groups, groups], dim=1)
+        both, value = rows.split([heads + groups, groups], dim=1)
         if config.qk_norm:
             query, key = both.split([heads, groups], dim=1)
             both = torch.cat([self.q_norm(query), self.k_norm(key)], dim=1)
+        before = both
         if self.layer.rope is not None:
-            both = turned(both, tables[self.layer.rope])
-        query, key = both.split([heads, groups], dim=1)
-        keys = kv_append(keys, cast(key, keys.dtype), seen, layout=layout)
-        values = kv_append(values, cast(new_values, values.dtype), seen, layout=layout)
-        y, _ = kv_attention_plain(
-            query,
-            keys,
-            values,
-            seen + count,
-            scale=config.attention_scale,
-            causal=True,
-            window=self.layer.window or 0,
-            softcap=config.attention_cap,
-            layout=layout,
-        )
-        return self.out(y.transpose(1, 2).reshape(batch, count, heads * config.head_dim)), keys, values
+            both = turned(both, run.tables[self.layer.rope])
+        y = run.attend(both.split([heads, groups], dim=1), before.split([heads, groups], dim=1), value)
+        return typed(Tensor, self.out(y.transpose(1, 2).reshape(batch, count, heads * config.head_dim)))
 
 
 class Layer(nn.Module):
@@ -92,16 +78,14 @@ class Layer(nn.Module):
         self.feed = GatedFeed(config.width, config.inner, activation=config.activation, bias=config.feed_bias)
         self._post_norms = config.post_norms
 
-    def forward(
-        self, x: Tensor, seen: Tensor, tables: Tables, keys: Tensor, values: Tensor, layout: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [B, T, C] behind the layer, and its caches with them."""
-        update, keys, values = self.attention(self.attention_norm(x), seen, tables, keys, values, layout)
+    def forward(self, x: Tensor, run: "DecoderRun") -> Tensor:
+        """Tokens [B, T, C] behind the layer."""
+        update = self.attention(self.attention_norm(x), run)
         if self._post_norms:
             x = x + self.post_attention_layernorm(update)
-            return x + self.post_feedforward_layernorm(self.feed(self.pre_feedforward_layernorm(x))), keys, values
+            return typed(Tensor, x + self.post_feedforward_layernorm(self.feed(self.pre_feedforward_layernorm(x))))
         x = x + update
-        return x + self.feed(self.post_attention_layernorm(x)), keys, values
+        return typed(Tensor, x + self.feed(self.post_attention_layernorm(x)))
 
 
 class Decoder(nn.Module):
@@ -125,23 +109,16 @@ class Decoder(nn.Module):
         """The first layers and what stands around them: the same tensors."""
         return first_layers(self, ["layers"], count)
 
-    def forward(
-        self, tokens: Tensor, seen: Tensor, states: Sequence[Tensor], ropes: Mapping[RopeForm, Rope], caching: Caching
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens int64 [B, T] behind `seen` [B] others → hidden states [B, T, C] before the last norm, new states."""
+    def forward(self, tokens: Tensor, run: "DecoderRun") -> Tensor:
+        """Tokens int64 [B, T] → hidden states [B, T, C] before the last norm."""
         x = self.embed(tokens)
         if self.config.embedding_scale != 1:
             x = x * self.config.embedding_scale
-        positions = seen[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        tables = {form: rope.table(positions, x.dtype) for form, rope in ropes.items()}
-        made: list[Tensor] = []
+        run.begin(tokens.shape[1], x.dtype)
         for number, layer in enumerate(self.layers):
-            ring = caching.ring(self.config.layers[number]) is not None
-            keys, values = states[2 * number : 2 * number + 2]
-            with at_site(f"layers.{number}"):
-                x, keys, values = layer(x, seen, tables, keys, values, "ring" if ring else "linear")
-            made += [keys, values]
-        return x, made
+            with at_site(f"layers.{number}"), run.at_layer(number):
+                x = layer(x, run)
+        return typed(Tensor, x)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., C]."""
@@ -151,19 +128,96 @@ class Decoder(nn.Module):
         return y
 
 
-class _Graph(CompressedModule):
-    """A decoder with the tables of its positions."""
+class DecoderRun:
+    """One run of a graph that reads tokens: where the layers find what they keep, and leave what they keep now.
 
-    def __init__(self, decoder: Decoder, caching: Caching) -> None:
+    Attributes:
+        tables: Cosines and sines of the positions of this run's tokens.
+    """
+
+    def __init__(
+        self,
+        plan: Caches,
+        ropes: Mapping[RopeForm, Rope],
+        part: Part,
+        states: Mapping[str, Tensor],
+        *,
+        seen: Tensor,
+        count: Tensor | None,
+    ) -> None:
+        self.tables: Mapping[RopeForm, tuple[Tensor, Tensor]] = {}
+        self._plan, self._ropes, self._part = plan, ropes, part
+        self._states, self._seen, self._count = dict(states), seen, count
+        self._lengths = plan.begin(self._states, seen)
+        self._layer = 0
+        self._carried: dict[str, Tensor] = {}
+
+    def begin(self, tokens: int, dtype: torch.dtype) -> None:
+        """Make the tables of the positions."""
+        positions = self._seen[:, None] + torch.arange(tokens, device=self._seen.device)
+        self.tables = {form: rope.table(positions, dtype) for form, rope in self._ropes.items()}
+        if self._count is None:
+            self._count = torch.full_like(self._seen, tokens)
+
+    @contextmanager
+    def at_layer(self, number: int) -> Iterator[None]:
+        """What is attended to inside belongs to this layer."""
+        self._layer = number
+        yield
+
+    def attend(self, turned_: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], value: Tensor) -> Tensor:
+        """Keep the entries of the run's tokens, and attend: [B, H, T, D]."""
+        number = self._layer
+        assert self._count is not None
+        reading = NewEntries(
+            query=turned_[0],
+            key=turned_[1],
+            value=value,
+            query_before=before[0],
+            key_before=before[1],
+            count=self._count,
+            seen=self._seen,
+            lengths=self._plan.lengths_of(number, self._lengths),
+            part=self._part,
+            carried=self._carried,
+        )
+        memory = self._plan.memory(number, self._states)
+        y: Tensor = self._plan.layers[number](reading, memory)
+        self._states |= {f"{name}_{number}": value for name, value in memory.items()}
+        return mark_sites(self._plan, number, y) if self._part == "step" else y
+
+    def states(self) -> dict[str, Tensor]:
+        """All states behind the run."""
+        assert self._count is not None
+        self._plan.advance(self._lengths, self._count, self._states)
+        return self._states
+
+
+class _Graph(CompressedModule):
+    """A decoder with the tables of its positions, and what keeps its caches."""
+
+    def __init__(self, decoder: Decoder, caching: Caching, plan: Caches, part: Part) -> None:
         super().__init__()
-        self.decoder, self.caching = decoder, caching
+        self.decoder, self.caching, self.part = decoder, plan, part
+        if part == "step":
+            self.plan = plan.sites
         forms = dict.fromkeys(
             layer.rope for layer in decoder.config.layers[: len(decoder.layers)] if layer.rope is not None
         )
         self._ropes = {form: Rope(form, caching.context) for form in forms}
+        specs = plan.state_specs(part)
+        self._read = [str(state.name) for state in specs if state.input is not None]
+        self._written = [str(state.name) for state in specs if state.output is not None]
 
-    def read(self, tokens: Tensor, seen: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return typed("tuple[Tensor, list[Tensor]]", self.decoder(tokens, seen, states, self._ropes, self.caching))
+    def read(
+        self, tokens: Tensor, seen: Tensor, count: Tensor | None, states: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states [B, T, C] before the last norm, and the new states."""
+        known = dict(zip(self._read, states, strict=True))
+        run = DecoderRun(self.caching, self._ropes, self.part, known, seen=seen, count=count)
+        x = self.decoder(tokens, run)
+        made = run.states()
+        return x, [made[name] for name in self._written]
 
 
 class StepGraph(_Graph):
@@ -171,7 +225,7 @@ class StepGraph(_Graph):
 
     def forward(self, tokens: Tensor, count: Tensor, seen: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """Tokens int64 [B, T], of which `count` [B] count, behind `seen` [B] others → logits [B, V], new states."""
-        x, made = self.read(tokens, seen, states)
+        x, made = self.read(tokens, seen, count, states)
         last = (count - 1).clamp(min=0)[:, None, None].expand(-1, 1, x.shape[2])
         return self.decoder.logits(x.gather(1, last)[:, 0]), *made
 
@@ -179,95 +233,90 @@ class StepGraph(_Graph):
 class ScoreGraph(_Graph):
     """Reads tokens, and says how probable the token behind each of them is."""
 
-    def forward(self, tokens: Tensor, following: Tensor, seen: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """Tokens int64 [B, T], those behind each of them, and `seen` [B] → natural logarithms [B, T], new states."""
-        x, made = self.read(tokens, seen, states)
+    def forward(self, tokens: Tensor, following: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """Tokens int64 [B, T], those behind each of them, `count` [B] if rows are counted, `seen` [B], and states →
+        natural logarithms [B, T], new states."""
+        count, (seen, *states) = (given[0], given[1:]) if self.caching.counts else (None, given)
+        x, made = self.read(tokens, seen, count, states)
         logits = cast(self.decoder.logits(x), torch.float32)
         chosen = logits.log_softmax(dim=-1).gather(2, following[..., None])
         return chosen[..., 0], *made
 
 
-def decoder_graphs(decoder: Decoder, caching: Caching) -> tuple[GraphSpec, ...]:
-    """The graphs `step` and `score` of a decoder."""
-    return _step(decoder, caching), _score(decoder, caching)
+def decoder_graphs(decoder: Decoder, caching: Caching, plan: Caches) -> tuple[GraphSpec, ...]:
+    """The graphs of a decoder: `step` and `score`, `prefill` where that is another one, and those of upkeep."""
+    return *(_graph(decoder, caching, plan, part) for part in plan.parts), *upkeep_graphs(plan)
 
 
-def decoder_procedure(graphs: Sequence[GraphSpec]) -> Procedure:
+def decoder_procedure(plan: Caches, graphs: Sequence[GraphSpec]) -> Procedure:
     """How these graphs are run in turn."""
-    step = Pass(graphs=("step",), tokens=TIME, logits="step.logits")
+    first = plan.parts[0]
+    step = Pass(graphs=("step",), tokens=1 if plan.prefills else TIME, logits="step.logits")
+    prompt = Pass(graphs=(first,), tokens=TIME, logits=f"{first}.logits")
     feeds = {
-        **{f"{graph.name}.{what}": what for graph in graphs for what in ("tokens", "seen")},
-        "step.count": "count",
-        "score.following": "next",
+        f"{graph.name}.{spec.name}": "next" if spec.name == "following" else spec.name
+        for graph in graphs
+        for spec in graph.inputs
     }
     score = Pass(graphs=("score",), tokens=TIME, logits="score.log_probability", rows="next")
-    return Procedure(prompt=step, step=step, feeds=feeds, score=score)
+    return Procedure(prompt=prompt, step=step, feeds=feeds, score=score, upkeep=plan.upkeep())
 
 
-def _step(decoder: Decoder, caching: Caching) -> GraphSpec:
-    return _graph(
-        StepGraph(decoder, caching),
-        name="step",
-        inputs=(_tokens("tokens", decoder), _numbers("count", 1, caching.chunk), _numbers("seen", 0, caching.context)),
-        output=TensorSpec(name="logits", shape=(BATCH_SYMBOL, decoder.config.vocabulary)),
-        layers=Layers(count=len(decoder.layers), first=lambda count: _step(decoder.first(count), caching)),
-    )
+def rings_of(config: DecoderConfig, caching: Caching, name: str) -> dict[int, Ring]:
+    """The layers that keep a window in a ring."""
+    found = {}
+    for number, layer in enumerate(config.layers):
+        slots = caching.ring(layer)
+        if slots is not None and layer.window is not None:
+            of = CacheLayer(
+                host=name,
+                number=number,
+                place=0,
+                count=0,
+                heads=config.heads,
+                groups=config.kv_heads,
+                head_dim=config.head_dim,
+                scale=config.attention_scale,
+                softcap=config.attention_cap,
+                context=caching.context,
+                chunk=caching.chunk,
+                dtype=caching.dtype,
+            )
+            found[number] = Ring(of, window=layer.window, slots=slots)
+    return found
 
 
-def _score(decoder: Decoder, caching: Caching) -> GraphSpec:
-    return _graph(
-        ScoreGraph(decoder, caching),
-        name="score",
-        inputs=(_tokens("tokens", decoder), _tokens("following", decoder), _numbers("seen", 0, caching.context)),
-        output=TensorSpec(name="log_probability", shape=(BATCH_SYMBOL, TIME)),
-        layers=Layers(count=len(decoder.layers), first=lambda count: _score(decoder.first(count), caching)),
-    )
-
-
-def _graph(
-    module: _Graph, *, name: str, inputs: tuple[TensorSpec, ...], output: TensorSpec, layers: Layers
-) -> GraphSpec:
-    caching, states = module.caching, tuple(_states(module.decoder, module.caching))
-    grows = any(SLOTS in state.shape for state in states)
-    slots = Capacity(symbol=SLOTS, adds={"step": "tokens", "score": "tokens"})
-    first = max(min(_FIRST_SLOTS, caching.context // 2), 1)
-    lengths = {TIME: (1, 1, caching.chunk)}
-    if grows:
-        lengths[SLOTS] = (first, max(first, caching.context // 4), caching.context)
+def _graph(decoder: Decoder, caching: Caching, plan: Caches, part: Part) -> GraphSpec:
+    vocabulary, single = decoder.config.vocabulary, part == "step" and plan.prefills
+    time = 1 if single else TIME
+    tokens, count = _tokens("tokens", vocabulary, time), _numbers("count", 1, 1 if single else caching.chunk)
+    seen = _numbers("seen", 0, caching.context)
+    if part == "score":
+        inputs = (tokens, _tokens("following", vocabulary, time), *([count] if plan.counts else []), seen)
+        output = TensorSpec(name="log_probability", shape=(BATCH_SYMBOL, time))
+    else:
+        inputs = (tokens, count, seen)
+        output = TensorSpec(name="logits", shape=(BATCH_SYMBOL, vocabulary))
+    states = plan.state_specs(part)
     return GraphSpec(
-        module=module.eval(),
+        module=(ScoreGraph if part == "score" else StepGraph)(decoder, caching, plan, part).eval(),
         inputs=inputs,
         outputs=(output,),
         states=states,
-        name=name,
-        role=name,
-        lengths=lengths,
-        capacities=(slots,) if grows else (),
+        name=part,
+        role=part,
+        lengths={**({} if single else {TIME: (1, 1, caching.chunk)}), **plan.ranges(part)},
+        capacities=plan.capacities(part),
         exact=frozenset(state.input for state in states if state.input is not None),
-        layers=layers,
+        layers=Layers(
+            count=len(decoder.layers),
+            first=lambda layers: _graph(decoder.first(layers), caching, plan.first(layers), part),
+        ),
     )
 
 
-def _states(decoder: Decoder, caching: Caching) -> list[StateSpec]:
-    config = decoder.config
-    return [
-        StateSpec(
-            input=f"{what}_{number}_in",
-            output=f"{what}_{number}_out",
-            shape=(BATCH_SYMBOL, config.kv_heads, caching.ring(layer) or SLOTS, config.head_dim),
-            dtype=caching.dtype,
-            name=f"{what}_{number}",
-            kind="cache",
-            layer=number,
-            alias=True,
-        )
-        for number, layer in enumerate(config.layers[: len(decoder.layers)])
-        for what in ("keys", "values")
-    ]
-
-
-def _tokens(name: str, decoder: Decoder) -> TensorSpec:
-    return TensorSpec(name=name, shape=(BATCH_SYMBOL, TIME), dtype="int64", values=(0, decoder.config.vocabulary - 1))
+def _tokens(name: str, vocabulary: int, time: int | str) -> TensorSpec:
+    return TensorSpec(name=name, shape=(BATCH_SYMBOL, time), dtype="int64", values=(0, vocabulary - 1))
 
 
 def _numbers(name: str, least: int, most: int) -> TensorSpec:

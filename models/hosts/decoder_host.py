@@ -6,17 +6,20 @@ Differs: transformers is not loaded.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
+from trt_compress.format.procedure import Procedure
 from trt_compress.methods import CompressorSpec
-from trt_compress.models.compressors.place import place
-from trt_compress.models.compressors.sites import HostInfo
+from trt_compress.models.cache.caches import Caches, caches_of
+from trt_compress.models.compressors.place import GraphPlan, place
+from trt_compress.models.compressors.sites import AttentionFacts, CacheFacts, HostInfo, Site
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
 from trt_compress.models.hosts.checkpoint import some
-from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
+from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure, rings_of
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.reading import ReadingOptions
@@ -54,7 +57,7 @@ def host_of(source: LanguageSource) -> LoadedHost:
             module=decoder,
             weights=weights,
             attach=partial(_attach, decoder, caching, source.name),
-            procedure=decoder_procedure,
+            procedure=_procedure,
             read_as=read_as,
             preprocess={"kind": "text", "input": "tokens"},
             postprocess={
@@ -142,7 +145,48 @@ def _finite(tensor: Tensor, name: str, source: LanguageSource) -> Tensor:
     return tensor
 
 
+def decoder_info(config: DecoderConfig, caching: Caching, name: str) -> HostInfo:
+    """What cache policies may know of a decoder. Layers that keep a window are no sites: their caches are small."""
+    kept = [number for number, layer in enumerate(config.layers) if caching.ring(layer) is None]
+    return HostInfo(
+        name=name,
+        sites=tuple(
+            Site(kind="kv_cache", layer=number, graph="step", tokens=caching.context, width=config.head_dim)
+            for number in kept
+        ),
+        depth=len(config.layers),
+        num_tokens=caching.context,
+        attention=AttentionFacts(
+            num_heads=config.heads,
+            head_size=config.head_dim,
+            num_kv_heads=config.kv_heads,
+            causal=True,
+            rotary=any(layer.rope is not None for layer in config.layers),
+        ),
+        cache=CacheFacts(
+            capacity=caching.context,
+            chunk=caching.chunk,
+            scale=config.attention_scale,
+            softcap=config.attention_cap,
+            dtype=caching.dtype,
+        ),
+    )
+
+
+def plan_of(config: DecoderConfig, caching: Caching, name: str, specs: Sequence[CompressorSpec] = ()) -> Caches:
+    """What keeps the caches of a decoder.
+
+    Raises:
+        ConfigError: A method does not go with it, or with another one.
+    """
+    info = decoder_info(config, caching, name)
+    plans = place(specs, info)
+    return caches_of(plans.get("step") or GraphPlan(info), info, rings_of(config, caching, name))
+
+
 def _attach(decoder: Decoder, caching: Caching, name: str, specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
-    if specs:  # it has no sites yet: this says so of whatever is given
-        place(specs, HostInfo(name=name, sites=(), depth=len(decoder.layers), num_tokens=caching.context))
-    return decoder_graphs(decoder, caching)
+    return decoder_graphs(decoder, caching, plan_of(decoder.config, caching, name, specs))
+
+
+def _procedure(graphs: Sequence[GraphSpec]) -> Procedure:
+    return decoder_procedure(typed(Caches, graphs[0].module.caching), graphs)

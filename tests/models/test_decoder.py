@@ -13,7 +13,7 @@ from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.decoder import Decoder, decoder_graphs
 from trt_compress.models.hosts.decoder_config import Caching
 from trt_compress.models.hosts.decoder_families import read_config
-from trt_compress.models.hosts.decoder_host import check_tensors, read_decoder
+from trt_compress.models.hosts.decoder_host import check_tensors, plan_of, read_decoder
 from trt_compress.models.language.directory import Directory
 
 PROMPT, STEPS, CONTEXT = 64, 32, 320
@@ -59,7 +59,9 @@ def decoder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 
 
 def graph_of(decoder: Decoder, chunk: int, name: str = "step") -> GraphSpec:
-    return {graph.name: graph for graph in decoder_graphs(decoder, Caching(context=CONTEXT, chunk=chunk))}[name]
+    caching = Caching(context=CONTEXT, chunk=chunk)
+    plan = plan_of(decoder.config, caching, "tiny")
+    return {graph.name: graph for graph in decoder_graphs(decoder, caching, plan)}[name]
 
 
 def test_logits_and_greedy_tokens_are_those_of_transformers(family: str, decoder: Decoder) -> None:

@@ -3,10 +3,18 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.artifact import ArtifactFile, ArtifactForm
+
+Kind = Literal["token compressor", "selector", "store", "reader"]
+"""What a method is: one that changes tokens, or one of the three kinds of cache policy."""
+
+Provenance = Literal["code", "paper", "reconstruction"]
+"""What a method was written from: the authors' code, the paper alone, or summaries, filled up by us."""
+
+CACHE_KINDS: tuple[Kind, ...] = ("selector", "store", "reader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +45,8 @@ class Method:
         config: The class of its options.
         implementation: `module:Class` that computes it, below this package.
         artifacts: What the options of type ArtifactFile take, by their names.
+        kind: What it is.
+        provenance: What it was written from.
     """
 
     name: str
@@ -45,6 +55,8 @@ class Method:
     differs: str
     config: type[CompressorConfig]
     implementation: str
+    kind: Kind = "token compressor"
+    provenance: Provenance = "code"
     artifacts: Mapping[str, ArtifactForm] = field(default_factory=dict)
 
 

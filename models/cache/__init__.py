@@ -1,0 +1,1 @@
+"""Cache policies: what becomes of the keys and values that a decoder keeps, one paper a file."""

@@ -1,0 +1,358 @@
+"""What a cache policy is: a selector that chooses entries, a store that keeps them, a reader that attends to some.
+
+A layer has one store, at most one selector, and at most one reader. What one layer keeps lies in states by short names
+(`keys`, `values`, `codes`), which `Caches` gives the layer's number. How many rows there are is kept once for all
+layers that are alike, by the names of `Store.lengths`: `rows` are those in full precision, in which new tokens arrive
+and among which a selector chooses.
+
+A policy acts in up to three kinds of graphs: those that read tokens (`prefill`, `step`, `score`), `flush`, which packs
+rows, and `compact`, which keeps the chosen ones. None of the last two has weights of the model.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import UnsupportedError
+from trt_compress.models.compressors.base import Acting
+from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
+from trt_compress.plugins.kv_append.op import kv_append
+from trt_compress.plugins.kv_compact.op import kv_compact
+from trt_compress.plugins.token_select.op import token_select
+
+Part = Literal["prefill", "step", "score"]
+"""Kinds of graphs that read tokens."""
+
+Use = Literal["", "r", "w", "rw"]
+"""Whether a graph reads a state, writes it, or both."""
+
+Memory = MutableMapping[str, Tensor]
+"""What one layer keeps, by the short names of its states; a policy puts new tensors in their places."""
+
+ROWS = "rows"
+"""The length of what is kept in full precision."""
+
+_MOST, _LEAST = 1e30, -1e30  # scores of entries that are kept in any case, and of slots that hold none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayer:
+    """A layer as its policies know it.
+
+    Attributes:
+        host: The model's name, for messages.
+        number: The layer.
+        place, count: Its place among the layers that policies act at, from 0, and how many these are.
+        heads, groups, head_dim: Heads of queries; of keys and values; channels of each.
+        scale, softcap: Of the products of queries and keys; a cap of 0 is none.
+        context: Tokens of the longest sequence.
+        chunk: Tokens of one run at most.
+        dtype: Of keys and values in full precision.
+    """
+
+    host: str
+    number: int
+    place: int
+    count: int
+    heads: int
+    groups: int
+    head_dim: int
+    scale: float
+    softcap: float
+    context: int
+    chunk: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheState:
+    """A state of one layer.
+
+    Attributes:
+        name: Short; `keys` becomes `keys_3`.
+        shape: Behind the batch: numbers, and names of `Store.lengths` for axes that grow with these.
+        dtype: numpy's name.
+        kind, compare, bits: As of a `StateSpec`.
+        read, flush, compact: What these graphs do with it.
+        parts: The graphs that read tokens and touch it.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    kind: str = "cache"
+    compare: str | None = None
+    bits: int | None = None
+    read: Use = "rw"
+    flush: Use = ""
+    compact: Use = ""
+    parts: tuple[Part, ...] = ("prefill", "step", "score")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How many rows of a kind each sequence has, once for all layers that are alike.
+
+    Attributes:
+        name: `rows`, or another that the store has.
+        symbol: Of the capacity that these rows lie in.
+        unit: Tokens of one row.
+        read, flush: Rows that a run of these graphs may add; "tokens" for as many as are read.
+        first: Rows that the capacity begins with at least.
+        spare: Rows that it may have beyond those of a whole context.
+        most: Rows that there are at most; None: those of a whole context.
+    """
+
+    name: str
+    symbol: str
+    unit: int = 1
+    read: int | Literal["tokens"] = 0
+    flush: int = 0
+    first: int = 1
+    spare: int = 0
+    most: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class NewEntries:
+    """What one layer is given of T tokens that are read.
+
+    Attributes:
+        query: Turned by their positions, [B, H, T, D].
+        key, value: Of the same tokens, [B, G, T, D]; the keys turned.
+        query_before, key_before: Before they were turned.
+        count: How many of the T are tokens and no filling, [B] int64.
+        seen: Tokens that were read before, [B] int64: the position of the first.
+        lengths: Rows of each kind before, [B] int64 each, by name.
+        part: The graph.
+        carried: What one layer hands to those behind it, within the run.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    query_before: Tensor
+    key_before: Tensor
+    count: Tensor
+    seen: Tensor
+    lengths: Mapping[str, Tensor]
+    part: Part
+    carried: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows in full precision, those of this run and its filling with them, [B]."""
+        return self.lengths[ROWS] + self.query.shape[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a selector keeps.
+
+    Attributes:
+        index: Rows in the order in which they are then kept, [B, G, K] int64, each once; all of them are there, K is at
+            most L.
+        count: How many of the first are kept, [B] int64; the rest only fills up.
+        ascending: They are in the order in which they were, so that they can be moved in place.
+    """
+
+    index: Tensor
+    count: Tensor
+    ascending: bool = False
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The chosen rows [B, G, K, …] of rows [B, G, L, …]."""
+        tail = rows.shape[3:]
+        places = self.index.reshape(*self.index.shape, *(1,) * len(tail)).expand(*self.index.shape, *tail)
+        return rows.gather(2, places)
+
+    def moved(self, cache: Tensor) -> Tensor:
+        """A cache [B, G, L, W] with the chosen rows in front; the slots behind them do not matter."""
+        if self.ascending:
+            return kv_compact(cache, self.index)
+        return in_front(cache, self.of(cache))
+
+
+class CachePolicy(Acting):
+    """What selectors, stores and readers have in common.
+
+    Attributes:
+        layer: The layer that it acts at.
+    """
+
+    keeps_prefix: ClassVar[bool] = True
+    layer_option: ClassVar[str] = "layers=[…]"
+
+    @classmethod
+    def placements(cls, config: Any, host: HostInfo) -> tuple[Placement, ...]:
+        """At every layer that sees all that came before."""
+        return (Placement(kind="kv_cache"),)
+
+    def __init__(self, config: Any, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.layer = cache_layer(arrival)
+        self.tokens_out = self.tokens_in
+
+    @property
+    def acts(self) -> bool:
+        """It does."""
+        return True
+
+    def cache_states(self) -> tuple[CacheState, ...]:
+        """What it keeps of one layer."""
+        return ()
+
+
+class Store(CachePolicy):
+    """How entries are kept and attended to.
+
+    Attributes:
+        keeps_rest: No entry is removed.
+        flush_after: After what rows in full precision are packed.
+    """
+
+    keeps_rest = True
+    flush_after: tuple[str, ...] = ("run",)
+
+    @abstractmethod
+    def lengths(self) -> tuple[Length, ...]:
+        """How its rows are counted, those in full precision first."""
+
+    @abstractmethod
+    def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
+        """Keep the entries of T tokens and attend to all there are: [B, H, T, D]."""
+
+    @property
+    def not_selectable(self) -> str | None:
+        """Why a selector cannot choose among its rows, as the end of `STORE …`; None: it can."""
+        return None
+
+    @property
+    def period(self) -> int | None:
+        """Rows in full precision that are packed at once; None: none are."""
+        return None
+
+    def flush(self, lengths: Mapping[str, Tensor], memory: Memory) -> None:
+        """Pack the oldest rows of sequences that have `period` of them or more; leave the others as they are."""
+
+    def flushed(self, lengths: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The lengths behind `flush`, which all layers share."""
+        return lengths
+
+    def keep(self, choice: Choice, memory: Memory) -> None:
+        """Keep the chosen rows in full precision at the front, in their order."""
+        for name in ("keys", "values"):
+            memory[name] = choice.moved(memory[name])
+
+
+class Selector(CachePolicy):
+    """Which entries are kept.
+
+    Attributes:
+        budget: Entries of a KV head that are kept at most.
+        observes: Graphs in which it looks at what is read.
+        prompt_only: It looks at prompts only: they are read by a graph of their own.
+        needs_seen: To choose it has to know how many tokens each sequence has read, `lengths["seen"]`.
+    """
+
+    keeps_rest = False
+    observes: ClassVar[tuple[Part, ...]] = ()
+    prompt_only: ClassVar[bool] = True
+    needs_seen: ClassVar[bool] = False
+
+    budget: int
+
+    def __init__(self, config: Any, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        self.budget = self.entries(config)
+        self.tokens_out = min(self.budget, self.tokens_in)
+
+    @abstractmethod
+    def entries(self, config: Any) -> int:
+        """The budget of its layer."""
+
+    @property
+    def every(self) -> int | None:
+        """It chooses anew while tokens are generated, when a layer has so many entries more; None: it does not."""
+        return None
+
+    @property
+    def in_chunks(self) -> bool:
+        """It chooses behind every chunk of a prompt, not only behind the last."""
+        return False
+
+    def observe(self, reading: NewEntries, store: Store, memory: Memory) -> None:
+        """Look at what is read, behind the store: `memory` has the new entries."""
+
+    @abstractmethod
+    def choose(self, lengths: Mapping[str, Tensor], memory: Memory) -> Choice:
+        """Choose among the rows of a layer, `memory["keys"]` and `memory["values"]` [B, G, L, D]."""
+
+    def kept(self, choice: Choice, memory: Memory) -> None:
+        """Bring what it keeps for each row into the new order."""
+
+
+class Reader(CachePolicy):
+    """Which of the entries a generated token attends to. Prompts are read in a graph of their own, without it."""
+
+    keeps_rest = True
+
+    @abstractmethod
+    def forward(self, reading: NewEntries, store: Store, memory: Memory) -> Tensor:
+        """Keep the entry of one token and attend: [B, H, 1, D]."""
+
+
+def cache_layer(arrival: Arrival) -> CacheLayer:
+    """A layer as its policies know it.
+
+    Raises:
+        UnsupportedError: The host does not tell what they need.
+    """
+    host = arrival.host
+    if host.attention is None or host.cache is None:
+        raise UnsupportedError(f"{host.name} does not tell how it attends and what it keeps.")
+    layers = host.layers_with("kv_cache")
+    return CacheLayer(
+        host=host.name,
+        number=arrival.layer,
+        place=layers.index(arrival.layer),
+        count=len(layers),
+        heads=host.attention.num_heads,
+        groups=host.attention.num_kv_heads or host.attention.num_heads,
+        head_dim=host.attention.head_size,
+        scale=host.cache.scale,
+        softcap=host.cache.softcap,
+        context=host.cache.capacity,
+        chunk=host.cache.chunk,
+        dtype=host.cache.dtype,
+    )
+
+
+def in_front(cache: Tensor, rows: Tensor) -> Tensor:
+    """A cache [B, G, L, W] with rows [B, G, K, W] in its first slots; the others keep theirs."""
+    start = torch.zeros(cache.shape[0], dtype=torch.int64, device=cache.device)
+    return kv_append(cache, rows, start)
+
+
+def best(score: Tensor, length: Tensor, budget: int, *, first: int = 0, recent: int = 0) -> Choice:
+    """Keep the rows of the largest scores, in the order in which they are; of equal ones the older.
+
+    Args:
+        score: Of every slot, [B, G, L], finite; what it says of slots behind the length does not matter.
+        length: Rows of each sequence, [B] int64.
+        budget: How many are kept; all, where there are fewer. L is at least this.
+        first, recent: Of the oldest and of the newest, so many are kept whatever their score.
+    """
+    batch, groups, slots = score.shape
+    slot = torch.arange(slots, device=score.device)
+    end = length[:, None]
+    forced = ((slot < first) | (slot >= end - recent))[:, None]
+    there = (slot < end)[:, None]
+    ranked = torch.where(there, torch.where(forced, _MOST, score.float().clamp(_LEAST / 2, _MOST / 2)), _LEAST)
+    flat = ranked.reshape(batch * groups, slots)
+    _, index, _ = token_select(flat[..., None], flat, num_kept=budget)
+    return Choice(index=index.reshape(batch, groups, budget), count=length.clamp(max=budget), ascending=True)

@@ -1,0 +1,102 @@
+"""Keys and values as they are, in float32 or float16: what a decoder does if nothing else is said.
+
+Source: the caches of transformers (DynamicCache, StaticCache), as tensors that are updated in place.
+"""
+
+from torch import Tensor, nn
+
+from trt_compress.methods.cache import PLAIN
+from trt_compress.models.cache.contract import ROWS, CacheLayer, CacheState, Length, Memory, NewEntries, Store
+from trt_compress.plugins.kv_append.op import kv_append
+from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
+from trt_compress.plugins.operator import cast
+
+SLOTS = "slots"
+
+
+def row_states(layer: CacheLayer, *, tail: bool = False) -> tuple[CacheState, ...]:
+    """Keys and values in full precision, one row for each token; a tail is packed from time to time."""
+    shape = (layer.groups, ROWS, layer.head_dim)
+    return tuple(
+        CacheState(
+            name=name,
+            shape=shape,
+            dtype=layer.dtype,
+            kind="tail" if tail else "cache",
+            flush="rw" if tail else "",
+            compact="rw",
+        )
+        for name in ("keys", "values")
+    )
+
+
+def append_rows(reading: NewEntries, memory: Memory) -> None:
+    """Write the keys and values of a run behind the rows in full precision."""
+    for name, new in (("keys", reading.key), ("values", reading.value)):
+        memory[name] = kv_append(memory[name], cast(new, memory[name].dtype), reading.lengths[ROWS])
+
+
+def attend_rows(reading: NewEntries, memory: Memory, layer: CacheLayer) -> tuple[Tensor, Tensor]:
+    """Attend to the rows in full precision; and the logarithm of the sum of exponentials, to merge with others."""
+    return kv_attention_plain(
+        reading.query,
+        memory["keys"],
+        memory["values"],
+        reading.rows,
+        scale=layer.scale,
+        causal=True,
+        softcap=layer.softcap,
+    )
+
+
+class Plain(Store):
+    """One row for each token, in full precision."""
+
+    method = PLAIN
+
+    def lengths(self) -> tuple[Length, ...]:
+        """One row a token."""
+        return (Length(name=ROWS, symbol=SLOTS, read="tokens"),)
+
+    def cache_states(self) -> tuple[CacheState, ...]:
+        """Keys and values."""
+        return row_states(self.layer)
+
+    def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
+        """Append and attend."""
+        append_rows(reading, memory)
+        y, _ = attend_rows(reading, memory, self.layer)
+        return y
+
+
+class Ring(nn.Module):
+    """The last rows of a layer with a sliding window: as many as the tokens of a chunk can see.
+
+    Rows of filling tokens are written too, to slots that no token sees before a later one has overwritten them.
+    """
+
+    def __init__(self, layer: CacheLayer, *, window: int, slots: int) -> None:
+        super().__init__()
+        self.layer, self._window, self._slots = layer, window, slots
+
+    def cache_states(self) -> tuple[CacheState, ...]:
+        """Keys and values."""
+        shape = (self.layer.groups, self._slots, self.layer.head_dim)
+        return tuple(CacheState(name=name, shape=shape, dtype=self.layer.dtype) for name in ("keys", "values"))
+
+    def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
+        """Write over the oldest and attend."""
+        for name, new in (("keys", reading.key), ("values", reading.value)):
+            memory[name] = kv_append(memory[name], cast(new, memory[name].dtype), reading.seen, layout="ring")
+        y, _ = kv_attention_plain(
+            reading.query,
+            memory["keys"],
+            memory["values"],
+            reading.seen + reading.query.shape[2],
+            scale=self.layer.scale,
+            causal=True,
+            window=self._window,
+            softcap=self.layer.softcap,
+            layout="ring",
+        )
+        return y
