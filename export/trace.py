@@ -235,7 +235,7 @@ def _name_sites(model: onnx.ModelProto) -> None:
     fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     taken: set[str] = set()
     renamed: dict[str, str] = {}
-    markers = []
+    markers: list[onnx.NodeProto] = []
     copied: dict[str, str] = {}
     for node in model.graph.node:
         if node.domain != DOMAIN:

@@ -94,8 +94,12 @@ class Kivi(Store):
         group = self.config.group
         packed = kv_attention(
             reading.query,
-            *(rows_of(memory["k_code"], group), memory["k_scale"], memory["k_minimum"]),
-            *(rows_of(memory[f"v_{what}"], group) for what in ("code", "scale", "minimum")),
+            rows_of(memory["k_code"], group),
+            memory["k_scale"],
+            memory["k_minimum"],
+            rows_of(memory["v_code"], group),
+            rows_of(memory["v_scale"], group),
+            rows_of(memory["v_minimum"], group),
             reading.lengths[PACKED] * group,
             k_bits=self.config.bits,
             k_axis="channel",

@@ -93,6 +93,7 @@ class CacheRun:
 
         keep_up(self.procedure, moments, used, run)
 
+
 def golden_decoder(archive: Path, folder: Path, model_type: str) -> Decoder:
     """The tiny model of an archive of golden vectors, which names its sizes in `meta` and its weights `w.…`."""
     from safetensors.numpy import save_file
