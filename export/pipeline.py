@@ -33,6 +33,7 @@ from trt_compress.export.records import (
     operator_records,
     verification_record,
 )
+from trt_compress.export.room import check_room
 from trt_compress.export.sides import Part
 from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph
@@ -98,6 +99,8 @@ def run_export(
     prepared = _prepare(recipe, load)
     recipe, graphs, files_beside = prepared.recipe, prepared.graphs, {**prepared.host.files, **prepared.artifacts}
     check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
+    if not dry_run:
+        check_room(graphs, recipe, verify_layers)
     questions = default_questions(prepared.host, graphs, recipe)
     step("counting operations")
     manifest = describe(recipe, prepared.host, graphs, _with_lengths(prepared.host.attach(()), recipe))
@@ -192,6 +195,7 @@ def run_verification(
     step("loading the model")
     prepared = _prepare(recipe)
     check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
+    check_room(prepared.graphs, recipe, verify_layers)
     host, graphs = prepared.host, prepared.graphs
     if inputs is None:
         questions = default_questions(host, graphs, prepared.recipe)

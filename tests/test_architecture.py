@@ -46,6 +46,7 @@ FOR_ALL = (
     "foreign",
     "format",
     "locks",
+    "memory",
     "methods",
     "model_file",
     "model_name",

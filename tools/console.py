@@ -31,7 +31,6 @@ _PADDED = 44  # a column of a table that is piped is padded so far; longer cells
 _UNBROKEN = (19, 14, 10)  # words up to this length are not broken over two lines; the less, the narrower the table
 
 _NUMERIC = 24  # a number with its unit is no longer than this
-_KIBI = 1024
 
 
 def print_json(data: object) -> None:
@@ -272,16 +271,6 @@ def configure_logging(*, verbose: bool, log_json: bool) -> None:
     for logger, is_shown in (LOGGER, True), (logging.getLogger("py.warnings"), verbose):
         logger.handlers = [handler] if is_shown else [logging.NullHandler()]
     logging.getLogger("py.warnings").propagate = False
-
-
-def format_bytes(count: int) -> str:
-    """Write a number of bytes as B, KiB, MiB or GiB."""
-    size = float(count)
-    for unit in "B", "KiB", "MiB":
-        if size < _KIBI:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= _KIBI
-    return f"{size:.1f} GiB"
 
 
 def is_watched() -> bool:

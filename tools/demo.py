@@ -16,13 +16,14 @@ import numpy as np
 from trt_compress.errors import TrtCompressError
 from trt_compress.export.api import BuildPlan, Progress, build, export_model
 from trt_compress.format.manifest import Engine, Manifest
+from trt_compress.memory import format_bytes
 from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.runtime.session import Session
 from trt_compress.strays import temporary_folder
 from trt_compress.tools import demo_stream
 from trt_compress.tools.bench.bundle import bench
 from trt_compress.tools.bench.result import Array, BenchResult
-from trt_compress.tools.console import format_bytes, print_table, print_text, say, say_error
+from trt_compress.tools.console import print_table, print_text, say, say_error
 
 MODEL, SPEC, TARGET = "zoo:digits_vit", "tome:num_merged=5", "rtx"
 BATCH, PAIRS = 32, 100

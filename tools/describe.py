@@ -18,8 +18,9 @@ from trt_compress.format.manifest import (
     WeightForm,
 )
 from trt_compress.format.procedure import Pass, Upkeep, range_of
+from trt_compress.memory import format_bytes
 from trt_compress.runtime.tokens import part_text, token_flows, tokens_text
-from trt_compress.tools.console import format_bytes, print_pairs, print_table
+from trt_compress.tools.console import print_pairs, print_table
 
 if TYPE_CHECKING:
     from trt_compress.export.engines import BuildPlan

@@ -13,9 +13,9 @@ from typing import Any
 from trt_compress.cache import SET, CacheError, cache_folder, check_own_so_far, passed_over
 from trt_compress.children import find_program
 from trt_compress.errors import PluginError
+from trt_compress.memory import format_bytes
 from trt_compress.plugins import library
 from trt_compress.tools import machine
-from trt_compress.tools.console import format_bytes
 from trt_compress.version import __version__
 
 POSSIBLE = "What can be done here"

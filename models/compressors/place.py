@@ -324,8 +324,11 @@ def _placements(spec: CompressorSpec, method: type[Acting], host: HostInfo) -> t
     """Where a method wants to act; ConfigError if the host has no such site."""
     placements = method.placements(spec.config, host)
     if missing := [placement.kind for placement in placements if placement.kind not in host.kinds]:
-        offered = ", ".join(sorted(host.kinds)) or "none"
-        raise ConfigError(f"{spec.name}: acts at {missing[0]}, but {host.name} offers only {offered}.")
+        offered = f"offers only {', '.join(sorted(host.kinds))}" if host.kinds else "has no sites of methods at all"
+        raise ConfigError(
+            f"{spec.name}: acts at {missing[0]}, but {host.name} {offered}; leave it out, or take a method of another "
+            "kind (`trt-compress list compressors`)."
+        )
     graphs = {site.graph for site in host.sites}
     for placement in placements:
         if placement.graph is not None and placement.graph not in graphs:

@@ -4,6 +4,7 @@ Source: the layout of transformers' save_pretrained, whatever file it comes from
 Differs: transformers is not loaded.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import cast as typed
@@ -11,8 +12,9 @@ from typing import cast as typed
 import torch
 from torch import Tensor, nn
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.procedure import Procedure
+from trt_compress.memory import available_bytes, format_bytes
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.cache.caches import Caches, caches_of
 from trt_compress.models.compressors.place import GraphPlan, place
@@ -35,9 +37,11 @@ def host_of(source: LanguageSource) -> LoadedHost:
     Raises:
         UnsupportedError: Another family, or a variant that is not driven.
         ConfigError: Tensors are missing, extra or misshaped, or a file is damaged.
+        UnsupportedError: There is no memory for them.
     """
     config = read_config(source.config, name=source.name)
     check_tensors(config, source)
+    check_room(source)
     decoder = read_decoder(config, source)
     assets = source.assets()
     weights = WeightsInfo(
@@ -99,6 +103,21 @@ def check_tensors(config: DecoderConfig, source: LanguageSource) -> None:
         )
 
 
+def check_room(source: LanguageSource) -> None:
+    """Refuse a model that there is no memory to load, before a tensor is read.
+
+    Raises:
+        UnsupportedError: Its weights take more than is free.
+    """
+    dtype, free = _dtype(source), available_bytes()
+    needed = dtype.itemsize * sum(math.prod(source.header(name).shape) for name in source.names())
+    if free is not None and needed > free:
+        raise UnsupportedError(
+            f"{source.name} takes {format_bytes(needed)} in memory, as {str(dtype).removeprefix('torch.')}, and "
+            f"{format_bytes(free)} are free; take a smaller model, or a machine with more memory."
+        )
+
+
 def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
     """The decoder with the weights of a source, in eval mode; each tensor is read once, into its place.
 
@@ -109,9 +128,7 @@ def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
     """
     with torch.device("meta"):
         decoder = Decoder(config)
-    stored = {source.header(name).dtype for name in source.names() if len(source.header(name).shape) > 1}
-    half = {"float16", "bfloat16"} & stored
-    whole = torch.float32 if len(stored) > 1 or not half else getattr(torch, next(iter(half)))
+    whole = _dtype(source)
     for parameter, names in config.parts().items():
         parts = [_finite(source.tensor(name), name, source) for name in names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -127,6 +144,14 @@ def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
     if config.tied:
         decoder.head.stored = partial(_stored, source, config.parts()["embed.weight"])  # type: ignore[assignment]
     return decoder.eval()
+
+
+def _dtype(source: LanguageSource) -> torch.dtype:
+    """In which matrices are loaded: half precision if all of them are of the same one."""
+    stored = {source.header(name).dtype for name in source.names() if len(source.header(name).shape) > 1}
+    half = {"float16", "bfloat16"} & stored
+    dtype: torch.dtype = torch.float32 if len(stored) > 1 or not half else getattr(torch, next(iter(half)))
+    return dtype
 
 
 def _stored(source: LanguageSource, names: Sequence[str]) -> WholeNumbers | None:

@@ -1,31 +1,13 @@
 """Whether there is memory for what was asked, before any of it is taken."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 
 from trt_compress.errors import UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
+from trt_compress.memory import available_bytes, format_bytes
 
 _BITS = {"int4": 4, "uint4": 4, "float4_e2m1": 4, "bfloat16": 16}
-
-
-def available_bytes() -> int | None:
-    """Bytes that a program may still take, on this machine and in its container; None: the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
-    free = [] if found is None else [int(found[1]) << 10]
-    try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        free += [int(limit) - int(used) + _reclaimable()] if limit.strip().isdigit() else []
-    except (OSError, ValueError):
-        pass
-    return min(free, default=None)
 
 
 def state_bytes(manifest: Manifest, batch: int, slots: int) -> int:
@@ -62,10 +44,10 @@ def check_memory(manifest: Manifest, *, batch: int, slots: int, loaded: bool = T
     states = state_bytes(manifest, batch, slots)
     if free is not None and weights + states > free:
         many = f"{batch} sequences" if batch > 1 else "a sequence"
-        whole = "" if loaded else f" and {weights >> 20} MiB for the weights"
+        whole = "" if loaded else f" and {format_bytes(weights)} for the weights"
         raise UnsupportedError(
-            f"The states of {many} of {slots} tokens take {states >> 20} MiB{whole}, and {free >> 20} MiB are free; "
-            "ask for fewer tokens or sequences, or export it with a smaller cache."
+            f"The states of {many} of {slots} tokens take {format_bytes(states)}{whole}, and {format_bytes(free)} are "
+            "free; ask for fewer tokens or sequences, or export it with a smaller cache."
         )
 
 
@@ -78,10 +60,3 @@ def _length(manifest: Manifest, symbol: str, slots: int) -> int:
                 length *= 2
             return min(length, span.max)
     return manifest.lengths[symbol].min if symbol in manifest.lengths else slots
-
-
-def _reclaimable() -> int:
-    """Bytes that a container holds of files only, which it gives back when it needs them."""
-    text = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8")
-    found = re.search(r"^inactive_file (\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else 0

@@ -29,8 +29,9 @@ def not_known(what: str, given: object, allowed: Iterable[object], further: str 
         further: What else would have been, at the end of the list: `, or none`.
 
     Returns:
-        `target 'cup' is not known; there are cpu, cuda, rtx. Did you mean 'cpu'?`
+        `target 'cup' is not known; there are cpu, cuda, rtx. Did you mean 'cpu'?`, or `…; there are none.`
     """
     names = [str(name) for name in allowed]
     there = "there is" if len(names) == 1 and not further else "there are"
-    return f"{what} {given!r} is not known; {there} {', '.join(names)}{further}.{did_you_mean(str(given), names)}"
+    listed = f"{', '.join(names)}{further}" or "none"
+    return f"{what} {given!r} is not known; {there} {listed}.{did_you_mean(str(given), names)}"

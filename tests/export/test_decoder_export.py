@@ -1,5 +1,8 @@
 """A language model of a directory becomes a bundle on the command line, and the bundle says what transformers says."""
 
+import json
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,15 @@ import pytest
 
 from tests.models.decoders import expected, reference, saved, text
 from tests.typed_commands import Typed
+from trt_compress.errors import UnsupportedError
+from trt_compress.export import room
+from trt_compress.export.api import export_model
 from trt_compress.export.check import preflight
 from trt_compress.export.proof import answers
 from trt_compress.export.questions import Questions
 from trt_compress.format.bundle import Bundle
 from trt_compress.models.hosts.base import Scenario
+from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.sequences import Sequences
@@ -88,7 +95,41 @@ def test_mistakes_are_said_before_anything_is_loaded(commands: Typed, folder: Pa
     assert "--chunk 65 is more than the context of 64 tokens" in refused("--context", "64", "--chunk", "65")
     assert "cache_dtype 'int8' is not known" in refused("--cache-dtype", "int8")
     assert "holds its tensors itself; leave --weights out" in refused("--weights", str(folder / "model.safetensors"))
-    assert "offers only none" in refused("--compress", "tome:num_merged=4")
+    said = refused("--compress", "tome:num_merged=4")
+    assert f"tome: acts at after_attention, but hf:{folder} has no sites of methods at all; leave it out" in said
+
+
+def test_a_model_that_no_memory_holds_is_refused_unread(commands: Typed, folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 1 << 30}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    start, tensors = 0, dict[str, dict[str, object]]()
+    for name, shape in read_config(config, name="huge").tensors().items():
+        end = start + 4 * math.prod(shape)
+        tensors[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(tensors).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:  # full of holes: it takes no room
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + start)
+    ended = commands("export", f"hf:{tmp_path}", "-o", tmp_path / "b")
+    assert ended.code == 2 and ended.is_one_sentence and not (tmp_path / "b").exists()
+    assert f"hf:{tmp_path} takes {start / 2**30:.1f} GiB in memory, as float32, and " in ended.err
+    assert " are free; take a smaller model, or a machine with more memory." in ended.err
+
+
+def test_an_export_that_no_memory_holds_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(json.loads((folder / "config.json").read_text()), name="tiny")
+    size = sum(4 * math.prod(shape) for shape in config.tensors().values())
+    monkeypatch.setattr(room, "available_bytes", lambda: 3 * size)  # each of two graphs is held twice
+    with pytest.raises(UnsupportedError, match=r"at least .* besides, in fp32 .* are free; give --verify-layers N to "):
+        export_model(f"hf:{folder}", output=tmp_path / "b")
+    with pytest.raises(UnsupportedError, match="are free; take a machine with more"):
+        monkeypatch.setattr(room, "available_bytes", lambda: 100)
+        export_model(f"hf:{folder}", output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    assert export_model(f"hf:{folder}", output=tmp_path / "b", dry_run=True).path is None  # takes nothing besides
 
 
 def test_the_first_layers_are_verified_by_the_procedure_too(bundle: Path, folder: Path) -> None:

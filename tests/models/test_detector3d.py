@@ -280,7 +280,7 @@ def test_without_representative_other_tokens_stay_as_they_are() -> None:
             "toc3d+toc3d",
             r"toc3d: decides which tokens pass the blocks, so no other compressor can act beside it; give it alone\.",
         ),
-        ("tome:num_merged=3", r"tome: acts at after_attention, but small offers only block_routing\."),
+        ("tome:num_merged=3", r"tome: acts at after_attention, but small offers only block_routing;"),
         ("toc3d:keep_ratio=[0.5,0.4]", r"toc3d: keep_ratio lists 2 ratios; give layers= with as many layers"),
     ],
 )

@@ -13,9 +13,10 @@ from typing import Any
 
 from trt_compress.children import PIPE, python_command, started
 from trt_compress.errors import InternalError, TrtCompressError
+from trt_compress.memory import format_bytes
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
-from trt_compress.tools.console import format_bytes, print_table, progress, say_error
+from trt_compress.tools.console import print_table, progress, say_error
 
 RESULTS = Path(__file__).parent / "results" / "costs.jsonl"
 COLUMNS = ("command", "seconds", "peak memory")

@@ -7,6 +7,7 @@ import typer
 
 from trt_compress.errors import ConfigError
 from trt_compress.foreign import needs_extra, shown
+from trt_compress.memory import format_bytes
 from trt_compress.paths import check_apart
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
 from trt_compress.tools.cli.options import (
@@ -19,7 +20,7 @@ from trt_compress.tools.cli.options import (
     try_file,
     write_json,
 )
-from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
     from trt_compress.runtime.measure.latency import Speedup

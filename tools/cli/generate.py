@@ -11,10 +11,11 @@ import typer
 from trt_compress.errors import ConfigError
 from trt_compress.files import write_whole
 from trt_compress.foreign import needs_extra, plain_json
+from trt_compress.memory import format_bytes
 from trt_compress.paths import check_apart, check_new_file
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
 from trt_compress.tools.cli.options import Backend, Native, Threads
-from trt_compress.tools.console import format_bytes, is_watched, print_json, print_piece, progress, say
+from trt_compress.tools.console import is_watched, print_json, print_piece, progress, say
 
 if TYPE_CHECKING:
     from trt_compress.runtime.generate.stream import Timing

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trt_compress.memory import format_bytes
 from trt_compress.tools.cli.habits import Json, target_names
-from trt_compress.tools.console import format_bytes, print_json, print_pairs, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
     from trt_compress.export.plan import ModelPlan

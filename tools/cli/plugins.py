@@ -8,8 +8,9 @@ import typer
 
 from trt_compress.cache import SET, cache_folder, passed_over
 from trt_compress.errors import ConfigError, PluginError
+from trt_compress.memory import format_bytes
 from trt_compress.tools.cli.habits import Json
-from trt_compress.tools.console import LOGGER, format_bytes, print_json, print_table, print_text, progress
+from trt_compress.tools.console import LOGGER, print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
     from trt_compress.plugins.library import Library

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from trt_compress.memory import format_bytes
 from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, target_names
-from trt_compress.tools.console import format_bytes, print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 
 def prune(

@@ -1,6 +1,6 @@
 """How a bundle read tokens, at all points that were timed, as one table."""
 
-from trt_compress.tools.console import format_bytes
+from trt_compress.memory import format_bytes
 from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.record import Ratio, Report
 from trt_compress.tools.report.sections import Section

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trt_compress.memory import format_bytes
 from trt_compress.runtime.measure.latency import SAMPLES_NEEDED, WINDOW_SAMPLES, WINDOWS
 from trt_compress.runtime.tokens import token_flows, tokens_text
-from trt_compress.tools.console import format_bytes
 from trt_compress.tools.report.numbers import Missing, count, large, ms, number, percent, reason
 from trt_compress.tools.report.record import Distribution, Report, ReportSide, SideCompression
 

@@ -287,6 +287,6 @@ def test_too_little_memory_is_said_before_any_is_taken(generator: Generator, mon
     free = memory.available_bytes()
     assert free is not None and free > 1 << 20
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    with pytest.raises(UnsupportedError, match=r"The states of 3 sequences of .* MiB are free; ask for fewer tokens"):
+    with pytest.raises(UnsupportedError, match=r"The states of 3 sequences of .* B are free; ask for fewer tokens"):
         generator.generate(PROMPTS, max_new=60)
     assert generator.generate("a", max_new=20)[0].reason
