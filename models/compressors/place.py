@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
 from trt_compress.format.graphs import StateSpec
-from trt_compress.methods import CompressorConfig, CompressorSpec
+from trt_compress.methods import METHODS, CompressorConfig, CompressorSpec
 from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
@@ -325,9 +325,11 @@ def _placements(spec: CompressorSpec, method: type[Acting], host: HostInfo) -> t
     placements = method.placements(spec.config, host)
     if missing := [placement.kind for placement in placements if placement.kind not in host.kinds]:
         offered = f"offers only {', '.join(sorted(host.kinds))}" if host.kinds else "has no sites of methods at all"
+        fitting = [name for name, other in METHODS.items() if other.kind != "token compressor"]
         raise ConfigError(
-            f"{spec.name}: acts at {missing[0]}, but {host.name} {offered}; leave it out, or take a method of another "
-            "kind (`trt-compress list compressors`)."
+            f"{spec.name}: acts at {missing[0]}, but {host.name} {offered}; leave it out, or take "
+            + (f"one of {', '.join(fitting)}" if host.kinds == ("kv_cache",) else "a method of another kind")
+            + " (`trt-compress list compressors`)."
         )
     graphs = {site.graph for site in host.sites}
     for placement in placements:

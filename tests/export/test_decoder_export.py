@@ -96,7 +96,8 @@ def test_mistakes_are_said_before_anything_is_loaded(commands: Typed, folder: Pa
     assert "cache_dtype 'int8' is not known" in refused("--cache-dtype", "int8")
     assert "holds its tensors itself; leave --weights out" in refused("--weights", str(folder / "model.safetensors"))
     said = refused("--compress", "tome:num_merged=4")
-    assert f"tome: acts at after_attention, but hf:{folder} has no sites of methods at all; leave it out" in said
+    assert f"tome: acts at after_attention, but hf:{folder} offers only kv_cache; leave it out, or take one of" in said
+    assert all(name in said for name in ("plain", "kivi", "snapkv")) and "evit" not in said
 
 
 def test_a_model_that_no_memory_holds_is_refused_unread(commands: Typed, folder: Path, tmp_path: Path) -> None:
