@@ -20,6 +20,7 @@ from torch import Tensor
 from trt_compress.errors import UnsupportedError
 from trt_compress.models.compressors.base import Acting
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
+from trt_compress.models.layers.rope_form import RopeForm
 from trt_compress.plugins.kv_append.op import kv_append
 from trt_compress.plugins.kv_compact.op import kv_compact
 from trt_compress.plugins.token_select.op import token_select
@@ -52,6 +53,7 @@ class CacheLayer:
         context: Tokens of the longest sequence.
         chunk: Tokens of one run at most.
         dtype: Of keys and values in full precision.
+        rope: How it turns queries and keys by their positions; None: it does not.
     """
 
     host: str
@@ -66,6 +68,7 @@ class CacheLayer:
     context: int
     chunk: int
     dtype: str
+    rope: RopeForm | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +332,7 @@ def cache_layer(arrival: Arrival) -> CacheLayer:
         context=host.cache.capacity,
         chunk=host.cache.chunk,
         dtype=host.cache.dtype,
+        rope=host.cache.ropes[arrival.layer] if host.cache.ropes else None,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from trt_compress.errors import InternalError
+from trt_compress.models.layers.rope_form import RopeForm
 
 SiteKind = Literal[
     "patch_embed",
@@ -200,6 +201,7 @@ class CacheFacts:
         chunk: Tokens that are read at once at most.
         scale, softcap: Of the products of queries and keys; a cap of 0 is none.
         dtype: Of keys and values that no method keeps otherwise.
+        ropes: How each layer turns queries and keys by their positions, None where it does not; empty: none does.
     """
 
     capacity: int
@@ -207,6 +209,7 @@ class CacheFacts:
     scale: float
     softcap: float = 0.0
     dtype: str = "float32"
+    ropes: tuple[RopeForm | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

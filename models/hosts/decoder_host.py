@@ -194,6 +194,7 @@ def decoder_info(config: DecoderConfig, caching: Caching, name: str) -> HostInfo
             scale=config.attention_scale,
             softcap=config.attention_cap,
             dtype=caching.dtype,
+            ropes=tuple(layer.rope for layer in config.layers),
         ),
     )
 
