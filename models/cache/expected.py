@@ -18,7 +18,7 @@ from trt_compress.plugins.operator import cast
 _LOW = -1e30
 
 
-class Expected(Selector):
+class ExpectedAttention(Selector):
     """Queries before they are turned as a normal distribution, turned by the mean of the positions to come."""
 
     method = EXPECTED

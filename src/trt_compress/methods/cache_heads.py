@@ -42,6 +42,6 @@ EXPECTED = Method(
     differs="mean and covariance are carried over chunks; entries stay in their order; a later prompt is chosen from "
     "together with what was kept, and its queries count with the earlier ones.",
     config=ExpectedConfig,
-    implementation="models.cache.expected:Expected",
+    implementation="models.cache.expected:ExpectedAttention",
     kind="selector",
 )
