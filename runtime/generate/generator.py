@@ -1,7 +1,7 @@
 """Prompts become answers, with any bundle that reads tokens by a procedure."""
 
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -221,15 +221,31 @@ class Generator:
             check_memory(self.session.bundle.manifest, batch=len(group), slots=slots)
         return Stream(groups, self._begin, hook=hook, keep=keep)
 
-    def prefix(self, prompt: Prompt) -> Prefix:
+    def prefix(
+        self,
+        prompt: Prompt,
+        *,
+        behind: Prefix | None = None,
+        between: Callable[[int], None] | None = None,
+    ) -> Prefix:
         """Read the beginning of prompts once, for `prefix` of `generate`.
 
+        Args:
+            prompt: All of it.
+            behind: What was read of it already; it stays as it is.
+            between: As for `Sequences.read`.
+
         Raises:
-            ConfigError, UnsupportedError, BundleError, ShapeError: As `generate`.
+            ConfigError: It does not begin with what was read, or says nothing more.
+            UnsupportedError, BundleError, ShapeError: As `generate`.
         """
         tokens = self.text.tokens(prompt)
-        sequences = self._begin(1)
-        logits = sequences.read([np.asarray(tokens, np.int64)])
+        known = 0 if behind is None else len(behind.tokens)
+        if behind is not None and not (known < len(tokens) and behind.begins(tokens)):
+            raise ConfigError(f"The prefix does not go on behind the {known} tokens that were read; give all of it.")
+        check_memory(self.session.bundle.manifest, batch=1, slots=len(tokens))
+        sequences = self._begin(1) if behind is None else behind.fork()
+        logits = sequences.read([np.asarray(tokens[known:], np.int64)], between=between)
         return Prefix(tokens=tuple(tokens), sequences=sequences, logits=np.asarray(logits[0], np.float32))
 
     def score(self, texts: Prompt | Sequence[Prompt], *, batch: int | None = None) -> list[Array]:

@@ -1,5 +1,6 @@
 """The loop that writes: it reads prompts, chooses a token for each sequence, steps, and gives out what is certain."""
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -93,6 +94,12 @@ class Prefix:
     tokens: tuple[int, ...]
     sequences: Sequences
     logits: Array
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def fork(self) -> Sequences:
+        """The sequence a second time, to go on with; several threads may ask at once."""
+        with self._lock:
+            return self.sequences.fork()
 
     def begins(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens begin with those that were read."""
@@ -332,7 +339,7 @@ class Stream:
         if prefix is None:
             sequences = self._begin(len(group))
         else:
-            sequences = prefix.sequences.fork()
+            sequences = prefix.fork()
             sequences.keep([0] * len(group))
         if any(len(text) for text in texts):
             logits = sequences.read(texts, between=lambda read: self._between(group))

@@ -152,6 +152,51 @@ def test_answers_have_the_form_of_the_interface(server: Server, generator: Gener
     assert chunks[-1].usage is not None and chunks[-1].usage.prompt_tokens == len(prompt) and not chunks[-1].choices
 
 
+def test_what_prompts_begin_with_is_read_once(server: Server, generator: Generator) -> None:
+    client, system = server.client(), {"role": "system", "content": "the quick brown fox jumps over the lazy dog " * 3}
+    reused = []
+    for number in range(4):
+        messages: Any = [system, {"role": "user", "content": f"fox {number}"}]
+        answer = client.chat.completions.create(
+            model="toy", messages=messages, max_tokens=9, temperature=0.9, seed=7, n=1 + number
+        )
+        prompt = generator.chat(messages)
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        reused.append((answer.usage.prompt_tokens_details.cached_tokens, len(prompt)))
+        for at, choice in enumerate(answer.choices):
+            with generator.stream(prompt, max_new=9, temperature=0.9, seed=7 + at, detached=True) as stream:
+                assert choice.message.content == "".join(piece.text for piece in stream)
+    alike = len(generator.chat([system], add_generation_prompt=False))
+    assert reused[0][0] == 0 and all(alike <= (read or 0) // (1 + at) for at, (read, _) in enumerate(reused) if at)
+
+
+def test_a_seed_gives_the_same_answer_and_a_stop_ends_it(server: Server, generator: Generator) -> None:
+    client = server.client()
+    twice = [
+        client.completions.create(model="toy", prompt="the", max_tokens=12, temperature=1, seed=3).choices[0].text
+        for _ in range(2)
+    ]
+    assert twice[0] == twice[1] == generator.generate("the", max_new=12, temperature=1.0, seed=3)[0].text
+    full = client.completions.create(model="toy", prompt="the", max_tokens=30).choices[0].text
+    stop = full[5:7]
+    ended = client.completions.create(model="toy", prompt="the", max_tokens=30, stop=["\u2620", stop]).choices[0]
+    assert (ended.text, ended.finish_reason) == (full[: full.index(stop)], "stop")
+    message: Any = [{"role": "user", "content": "a"}]
+    quiet = client.chat.completions.create(
+        model="toy", messages=message, max_tokens=2, user="me", metadata={"a": "b"}, store=False, tool_choice="auto"
+    )
+    assert quiet.choices[0].message.content is not None
+    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    with pytest.raises(openai.BadRequestError, match="tools is given, and no tools are called here: answers are text"):
+        client.chat.completions.create(model="toy", messages=message, tools=tools)
+    with pytest.raises(openai.BadRequestError, match="field 'max_token' is not known") as refusal:
+        client.chat.completions.create(model="toy", messages=message, extra_body={"max_token": 3})
+    assert refusal.value.type == "invalid_request_error"
+    with pytest.raises(openai.NotFoundError, match="'other' is not served here") as unknown:
+        client.completions.create(model="other", prompt="a")
+    assert unknown.value.code == "model_not_found"
+
+
 @pytest.mark.parametrize(
     ("route", "request_", "status", "said"),
     [
@@ -165,7 +210,7 @@ def test_answers_have_the_form_of_the_interface(server: Server, generator: Gener
         ("completions", {}, 400, "prompt is a text, the numbers of tokens"),
         ("chat/completions", {"messages": []}, 400, "are no messages"),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts"),
-        ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, 400, "tools="),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]}, 400, "tools is"),
         ("completions", b"{", 400, "The request is no JSON \\("),
         ("completions", b"[]", 400, "no JSON object"),
     ],

@@ -25,6 +25,14 @@ def serve(
     queue: Annotated[
         int, typer.Option(metavar="N", help="Requests that may wait; those beyond get the status 429.")
     ] = 32,
+    prefixes: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Beginnings that prompts have in common, of which so many are kept and not read again. A bundle that "
+            "packs or compacts its caches keeps none.",
+        ),
+    ] = 2,
     capacity: Annotated[
         int | None,
         typer.Option("--context", metavar="N", help="The most tokens of a sequence (default: the bundle's)."),
@@ -39,10 +47,11 @@ def serve(
 ) -> None:
     """Serve a language model's bundle to clients of OpenAI's interface.
 
-    It has /v1/completions, /v1/chat/completions and /v1/models. Each request is answered with states of its own;
-    requests are not batched together. Ctrl-C or SIGTERM ends it: open streams end where they are.
+    It has /v1/completions, /v1/chat/completions and /v1/models, with streams, n, stop, seed, logprobs and max_tokens. A
+    field that would ask for something else (tools, images, penalties) is refused. Each request is answered with states
+    of its own; requests are not batched together. Ctrl-C or SIGTERM ends it: open streams end where they are.
     """
-    for name, value, low in (("--parallel", parallel, 1), ("--queue", queue, 0)):
+    for name, value, low in (("--parallel", parallel, 1), ("--queue", queue, 0), ("--prefixes", prefixes, 0)):
         if value < low:
             raise ConfigError(f"{name} {value}; give at least {low}.")
     with needs_extra("cpu,text,serve"):
@@ -56,7 +65,7 @@ def serve(
                 f"'{bundle}' has no tokenizer, so that it serves no text; export it from a model with one."
             )
         manifest = writer.text.bundle.manifest
-        check_memory(manifest, batch=parallel, slots=writer.text.context or 1, loaded=False)
+        check_memory(manifest, batch=parallel + prefixes, slots=writer.text.context or 1, loaded=False)
         with app.bind(host, port) as listener:
             with progress("Loading"):
                 generator = writer.load(backend=backend, threads=threads, native=native)
@@ -66,4 +75,5 @@ def serve(
             def ready() -> None:
                 say(f"Serving '{name}' on http://{place}:{number}/v1; Ctrl-C ends it.")
 
-            app.serve(generator, listener, model=name, parallel=parallel, queue=queue, ready=ready)
+            limits = {"parallel": parallel, "queue": queue, "prefixes": prefixes}
+            app.serve(generator, listener, model=name, ready=ready, **limits)

@@ -88,10 +88,15 @@ class Answer:
         return self._tokenizer.decode([token]) or self._tokenizer.token(token)
 
 
-def usage_of(results: Sequence[Generated]) -> dict[str, int]:
-    """The numbers of tokens."""
+def usage_of(results: Sequence[Generated]) -> dict[str, Any]:
+    """The numbers of tokens, and how many of those of the prompts were read before."""
     read, written = sum(one.prompt_tokens for one in results), sum(len(one.tokens) for one in results)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": sum(one.reused for one in results)},
+    }
 
 
 def models_of(model: str, created: int) -> dict[str, Any]:

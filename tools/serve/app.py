@@ -50,7 +50,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    generator: Generator, listener: socket.socket, *, model: str, parallel: int, queue: int, ready: Callable[[], None]
+    generator: Generator,
+    listener: socket.socket,
+    *,
+    model: str,
+    parallel: int,
+    queue: int,
+    prefixes: int,
+    ready: Callable[[], None],
 ) -> None:
     """Answer requests until SIGINT or SIGTERM asks for the end; a second one waits for nothing.
 
@@ -60,10 +67,11 @@ def serve(
         model: The name under which it is served.
         parallel: How many requests are answered at the same time.
         queue: How many may wait.
+        prefixes: How many beginnings of prompts are kept.
         ready: Is called when it answers.
     """
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has gone
-    jobs = Jobs(generator, parallel=parallel, queue=queue)
+    jobs = Jobs(generator, parallel=parallel, queue=queue, prefixes=prefixes)
     local = listener.getsockname()[0] in LOOPBACK
     app = application(generator, jobs, model=model, local=local)
     config = uvicorn.Config(

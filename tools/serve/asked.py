@@ -13,7 +13,9 @@ from trt_compress.suggest import not_known
 MOST_CHOICES = 16
 
 _CHOOSING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop")
-_BOTH = (*_CHOOSING, "model", "max_tokens", "n", "stream", "stream_options", "logprobs", "user", "metadata", "store")
+_BOTH = (*_CHOOSING, "model", "max_tokens", "n", "stream", "stream_options", "logprobs")
+_IGNORED = ("user", "metadata", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier")
+"""What says nothing about the answer."""
 _COMPLETION = (*_BOTH, "prompt")
 _CHAT = (*_BOTH, "messages", "max_completion_tokens", "top_logprobs")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -23,13 +25,25 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
     "echo": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+    "web_search_options": (),
+    "audio": (),
     "service_tier": ("auto", "default"),
 }
 """What others know and this server does not do: taken only with the value that asks for nothing."""
+
+_TOOLS: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+"""The same, of tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +90,14 @@ def read_request(data: object, text: BundleText, model: str, *, is_chat: bool) -
     given = {name: value for name, value in data.items() if value is not None}
     known = _CHAT if is_chat else _COMPLETION
     for name, value in given.items():
+        if name in _TOOLS and value not in _TOOLS[name]:
+            raise ConfigError(f"{name} is given, and no tools are called here: answers are text; leave it out.")
+        if name in _TOOLS:
+            continue
         if name in _NEUTRAL:
             if value not in _NEUTRAL[name]:
                 raise ConfigError(f"{name}={str(value)[:60]} is not done here; leave it out.")
-        elif name not in known:
+        elif name not in known and name not in _IGNORED:
             raise ConfigError(not_known("field", name, known))
     if given.get("model", model) != model:
         raise UnknownModel(f"The model {str(given['model'])[:80]!r} is not served here; there is '{model}'.")
