@@ -121,7 +121,7 @@ def architecture_of(name: str, metadata: Mapping[str, Any]) -> Architecture:
         metadata: Of the file.
 
     Raises:
-        UnsupportedError: It is of an architecture that is not driven, holds no language model, or only a part of one.
+        UnsupportedError: It is of an architecture that is not driven, or holds no language model.
     """
     found = metadata.get("general.architecture")
     if metadata.get("general.type", "model") != "model":
@@ -130,10 +130,6 @@ def architecture_of(name: str, metadata: Mapping[str, Any]) -> Architecture:
         )
     if not isinstance(found, str) or found not in ARCHITECTURES:
         raise UnsupportedError(f"{name}: {not_known('architecture', shown(str(found))[:60], ARCHITECTURES)}")
-    if metadata.get("split.count", 1) not in (0, 1):
-        raise UnsupportedError(
-            f"{name} is one of {metadata['split.count']} files; put them together with llama-gguf-split --merge."
-        )
     if metadata.get(f"{found}.expert_count"):
         raise UnsupportedError(f"{name}: a mixture of experts is not supported; give a model without experts.")
     return ARCHITECTURES[found]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError
-from trt_compress.files import open_regular
 from trt_compress.foreign import shown
 from trt_compress.models.language.assets import text_assets
 from trt_compress.models.language.gguf_blocks import PLAIN, Read, numbers, small_floats, whole_numbers
 from trt_compress.models.language.gguf_config import architecture_of, config_of, names_of
-from trt_compress.models.language.gguf_file import GgufFile, GgufTensor
+from trt_compress.models.language.gguf_file import GgufTensor
+from trt_compress.models.language.gguf_parts import GgufParts
 from trt_compress.models.language.gguf_tokenizer import ending_tokens, token_texts, tokenizer_json
 from trt_compress.models.language.source import Assets, Header, no_such_tensor, sha256_of_files
 
@@ -25,30 +25,25 @@ _SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "pad
 
 
 class GgufModel:
-    """A model in a GGUF file; `LanguageSource` says what it can do.
+    """A model in a GGUF file, or in several; `LanguageSource` says what it can do.
 
     Args:
-        path: The file.
+        path: The file, or the first of several.
 
     Raises:
-        ConfigError: It cannot be read, is damaged, or a value that is needed is missing.
+        ConfigError: One cannot be read, is damaged, or a value that is needed is missing.
         UnsupportedError: Another version, type of numbers or architecture.
 
     Attributes:
         name: `gguf:FILE`.
         config: As config.json would have it.
-        origins: The file.
+        origins: The files.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = f"gguf:{path}"
-        try:
-            opened = open_regular(path)
-        except OSError as error:
-            raise ConfigError(f"{self.name} cannot be read ({error.strerror}); give a file of GGUF.") from None
-        with opened as file:
-            self._file = GgufFile(file, path)
-        self.origins = (self._file.origin,)
+        self._file = GgufParts(path)
+        self.origins = self._file.origins
         self._architecture = architecture_of(self.name, self._file.metadata)
         self._names = names_of(self.name, self._architecture, self._file.tensors)
         self.config: Mapping[str, Any] = config_of(
@@ -117,22 +112,22 @@ class GgufModel:
         return Assets(files=files, text=text, license=license_)
 
     def sha256(self) -> str:
-        """Hash of the file."""
+        """Hash of the file; of several as of a directory."""
         found = sha256_of_files(self.origins)
-        self._file.origin.require_unchanged()
+        self._file.require_unchanged()
         return found
 
     def _stored(self, name: str) -> tuple[GgufTensor, Read]:
         if name not in self._names:
             raise no_such_tensor(self.name, name, self._names)
         own = self._names[name]
-        return self._file.tensors[own], lambda first, last: self._file.read(own, first, last)
+        return self._file.tensors[own], self._file.read(own)
 
     def _factors(self, tensor: str) -> list[float]:
         stored = self._file.tensors[tensor]
         if stored.type != "F32" or stored.bytes > 1 << 16:
             raise ConfigError(f"{self.name}: '{tensor}' is no short list of float32; convert the model again.")
-        return small_floats(stored, lambda first, last: self._file.read(tensor, first, last))
+        return small_floats(stored, self._file.read(tensor))
 
     def _unpermuted(self, name: str, tensor: "Tensor") -> "Tensor":
         """Rows of q and k in halves again, as Hugging Face rotates them, where the file has them in pairs."""

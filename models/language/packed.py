@@ -12,7 +12,7 @@ AutoAWQ as their configurations name them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError, UnsupportedError
@@ -45,12 +45,19 @@ class _Form:
         bits: Of a whole number.
         group: Inputs that share a scale; None: all.
         offset: What is added to a zero point that is stored.
+        disordered: Inputs that share a scale are no neighbours (desc_act).
     """
 
     method: str
     bits: int
     group: int | None
     offset: int
+    disordered: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a word."""
+        return f"{self.method} with desc_act" if self.disordered else self.method
 
 
 def is_packed(directory: Directory) -> bool:
@@ -97,7 +104,7 @@ class PackedDirectory:
         size = sum(
             self._directory.header(f"{layer}.{part}").bytes for part in _PARTS if f"{layer}.{part}" in self._stored
         )
-        return Header(self._shapes[layer], "float16", size, self._form.method)
+        return Header(self._shapes[layer], "float16", size, self._form.kind)
 
     def tensor(self, name: str) -> "Tensor":
         """Read one tensor now; a packed weight becomes float16."""
@@ -136,8 +143,12 @@ class PackedDirectory:
         return WholeNumbers(bits=bits, group=group, codes=(codes - middle).to(torch.int8), scale=scales, zero=zero)
 
     def assets(self) -> Assets:
-        """Those of the directory."""
-        return self._directory.assets()
+        """Those of the directory, and a word on whole numbers that cannot stay as they are."""
+        found = self._directory.assets()
+        if not self._form.disordered:
+            return found
+        note = f"unpacked from {self._form.kind}, whose groups are no neighbours: --weights-bits quantizes it anew"
+        return replace(found, provenance="; ".join(filter(None, (found.provenance, note))))
 
     def sha256(self) -> str:
         """Hash of the files with tensors."""
@@ -172,6 +183,7 @@ class PackedDirectory:
             bits=bits,
             group=None if group == -1 else group,
             offset=int((method, form) == ("gptq", "gptq")),
+            disordered=method == "gptq" and bool(given.get("desc_act")),
         )
 
     def _shape(self, layer: str) -> tuple[int, int]:

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="hf:DIR (config.json and safetensors), or gguf:FILE.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="hf:DIR (config.json and safetensors) or gguf:FILE; ?lora=ADAPTER behind it merges one.",
+        ),
+    ],
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens of a sequence (default: what the model was made for, up to 4096)."),
@@ -84,4 +90,9 @@ def _show(found: "ModelPlan") -> None:
             )
         rows.append((weight.name, *cells))
     print_table("What fits", ("weights", *(f"{memory} GiB" for memory in MEMORIES)), rows)
+    if "desc_act" in found.stored_as:
+        print_text(
+            "Its groups of inputs are no neighbours (desc_act): its whole numbers are unpacked, and --weights-bits "
+            "quantizes them anew; a checkpoint without desc_act stays as it is."
+        )
     print_text(f"Counted on are {USABLE:.0%} of a memory; the rest is left to the system and the program.")

@@ -20,6 +20,7 @@ def write(
     types: Mapping[str, Type] | Type = Type.F32,
     more: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
     extra: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    split: int = 0,
 ) -> Path:
     """Write a model.
 
@@ -30,10 +31,11 @@ def write(
         types: Of matrices: one for all, or by their names in the file.
         more: Adds metadata.
         extra: Further tensors, by their names in the file.
+        split: The most tensors of one file, of which several are made; 0: one is.
     """
     arch = str(ARCHITECTURES.get(config["model_type"], config["model_type"]))
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     writer.add_type("model")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])

@@ -1,7 +1,9 @@
 """GGUF models: names, configuration and tensors against transformers' own; whole numbers against the package `gguf`."""
 
+import hashlib
 import json
 import random
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -256,12 +258,56 @@ def test_a_value_that_no_model_has_is_refused(key: str, value: Any, said: str, t
     assert said in caught.value.message
 
 
-def test_a_part_of_a_model_and_experts_are_refused(tmp_path: Path) -> None:
+def test_experts_are_refused(tmp_path: Path) -> None:
     config, state = made("llama", num_hidden_layers=1)
-    for name, value, said in (("split.count", 3, "is one of 3 files"), ("llama.expert_count", 8, "mixture of experts")):
-        path = write(tmp_path / "a.gguf", config, state, more=lambda writer: writer.add_uint32(name, value))  # noqa: B023
-        with pytest.raises(UnsupportedError, match=said):
-            GgufModel(path)
+    path = write(tmp_path / "a.gguf", config, state, more=lambda writer: writer.add_uint32("llama.expert_count", 8))
+    with pytest.raises(UnsupportedError, match="mixture of experts"):
+        GgufModel(path)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model in one file, and the same in several, which the package `gguf` splits."""
+    folder = tmp_path_factory.mktemp("parts")
+    config, state = made("llama")
+    whole = write(folder / "whole.gguf", config, state, types=Type.Q8_0)
+    write(folder / "m.gguf", config, state, types=Type.Q8_0, split=8)
+    return whole, folder / "m-00001-of-00003.gguf"
+
+
+def test_a_model_in_several_files_is_the_same_as_in_one(parts: tuple[Path, Path]) -> None:
+    one, several = GgufModel(parts[0]), GgufModel(parts[1])
+    assert [origin.path.name for origin in several.origins] == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert several.config == one.config and set(several.names()) == set(one.names())
+    for name in one.names():
+        assert several.header(name) == one.header(name) and torch.equal(several.tensor(name), one.tensor(name))
+        found, wanted = several.blocks(name), one.blocks(name)
+        assert (found is None) == (wanted is None)
+        if found is not None and wanted is not None:
+            assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scale, wanted.scale)
+    hashes = [f"{hashlib.sha256(o.path.read_bytes()).hexdigest()}  {o.path.name}\n" for o in several.origins]
+    assert several.sha256() == hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def test_what_is_wrong_with_several_files_is_one_sentence(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second, third = (Path(shutil.copy(file, tmp_path)) for file in sorted(parts[1].parent.glob("m-*.gguf")))
+    with pytest.raises(ConfigError, match=r"is part 2 of 3; give gguf:.*/m-00001-of-00003\.gguf, and the others are"):
+        GgufModel(second)
+    second.rename(tmp_path / "kept")
+    with pytest.raises(ConfigError, match=r"has 3 parts, and m-00002-of-00003\.gguf cannot be read \(No such file"):
+        GgufModel(first)
+    shutil.copy(third, second)
+    with pytest.raises(ConfigError, match=r"m-00002-of-00003\.gguf is not part 2 of 3, as its name says"):
+        GgufModel(first)
+    shutil.copy(first, tmp_path / "other.gguf")
+    with pytest.raises(ConfigError, match=r"is the first of 3 parts, .*; call it NAME-00001-of-00003\.gguf as"):
+        GgufModel(tmp_path / "other.gguf")
+    config, state = made("llama", num_hidden_layers=1)  # parts of two models
+    write(tmp_path / "n.gguf", config, state, types=Type.Q8_0, split=4)
+    (tmp_path / "kept").rename(second)
+    (tmp_path / "n-00003-of-00003.gguf").replace(third)
+    with pytest.raises(ConfigError, match=r"its 3 files have .* tensors of different names, and the first says"):
+        GgufModel(first)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

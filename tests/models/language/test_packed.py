@@ -115,7 +115,10 @@ def test_a_packed_layer_is_the_weight_that_was_packed(case: str, tmp_path: Path)
     source = PackedDirectory(stored)
     assert set(source.names()) == {f"{LAYER}.weight", "model.norm.weight"}
     header = source.header(f"{LAYER}.weight")
-    assert header[:2] == ((OUTPUTS, INPUTS), "float16") and header.kind == form["quant_method"]
+    assert header[:2] == ((OUTPUTS, INPUTS), "float16") and header.kind.startswith(form["quant_method"])
+    assert ("desc_act" in header.kind) == (case == "disordered")
+    noted = "quantizes it anew" in (source.assets().provenance or "")
+    assert noted == (source.blocks(f"{LAYER}.weight") is None)
     assert header.bytes == sum(part.nbytes for part in parts.values())
     found = source.tensor(f"{LAYER}.weight")
     assert torch.equal(found, layer.weight().half())
