@@ -268,16 +268,12 @@ def _as_loaded(
 
 
 def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tuple[str, ...]:
-    """Quantize what the recipe says, in place; a sentence on the layers that stay as they are."""
+    """Quantize what the recipe says, in place; sentences on what is otherwise than it says."""
     form = recipe.weights_bits
     if form is None:
         return ()
     step("quantizing weights")
-    kept = quantize([graph.module for graph in graphs], form, recipe.precision).kept
-    if not kept:
-        return ()
-    (name, reason), more = next(iter(kept.items())), f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-    return (f"weights_bits {form}: the weights of {name}{more} stay as they are: {reason}",)
+    return quantize([graph.module for graph in graphs], form, recipe.precision).sentences(form)
 
 
 @contextlib.contextmanager

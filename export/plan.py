@@ -43,12 +43,15 @@ class WeightPlan:
         name: `fp16`, or with quantized linear layers `fp16, 4:32`.
         bytes: Of all of them, a tied head once.
         whole_share: The share of the parameters that is quantized.
+        groups: Inputs that share a scale, largest first: where a group does not divide a layer's, the next smaller one
+            that does.
         refused: Why a target that was asked for does not take it; None: it does.
     """
 
     name: str
     bytes: int
     whole_share: float
+    groups: tuple[int, ...]
     refused: str | None
 
 
@@ -194,8 +197,10 @@ def plan(
     )
 
 
-def weight_bytes(config: DecoderConfig, precision: str, form: BlockForm | None = None) -> tuple[int, int]:
-    """Bytes of the weights of a decoder, and how many of its numbers are quantized.
+def weight_bytes(
+    config: DecoderConfig, precision: str, form: BlockForm | None = None
+) -> tuple[int, int, tuple[int, ...]]:
+    """Bytes of the weights of a decoder, how many of its numbers are quantized, and in which groups.
 
     Args:
         config: Of the decoder.
@@ -203,18 +208,23 @@ def weight_bytes(config: DecoderConfig, precision: str, form: BlockForm | None =
         form: Of the linear layers that take it; None: all stay as they are.
     """
     item, total, whole = _ITEM[precision], 0, 0
+    groups: set[int] = set()
     for name, shape in config.tensors().items():
         count = math.prod(shape)
         linear = len(shape) > 1 and not name.startswith("model.embed_tokens")
-        if form is not None and linear and math.prod(shape[1:]) % form.group == 0:
-            total += count * form.bits // 8 + count // form.group * item
+        own = form.dividing(math.prod(shape[1:])) if form is not None and linear else None
+        if own is not None:
+            total += count * own.bits // 8 + count // own.group * item
             whole += count
+            groups.add(own.group)
         else:
             total += count * item
-    if form is not None and config.tied and config.width % form.group == 0:  # the head in 8 bits, beside the embedding
+    own = None if form is None or not config.tied else form.dividing(config.width)
+    if own is not None:  # the head in 8 bits, beside the embedding
         count = config.vocabulary * config.width
-        total += count + count // form.group * item
-    return total, whole
+        total += count + count // own.group * item
+        groups.add(own.group)
+    return total, whole, tuple(sorted(groups, reverse=True))
 
 
 def cache_bytes(config: DecoderConfig, *, context: int, chunk: int, batch: int, store: str) -> tuple[int, int]:
@@ -246,13 +256,14 @@ def _bytes_of_token(config: DecoderConfig, store: str) -> int:
 def _weights(config: DecoderConfig, targets: Sequence[Target]) -> Iterator[WeightPlan]:
     for precision in PRECISIONS:
         for form in (None, *(_FORMS if precision != "bf16" else ())):
-            total, whole = weight_bytes(config, precision, form)
+            total, whole, groups = weight_bytes(config, precision, form)
             if form is not None and not whole:
                 continue
             yield WeightPlan(
                 name=precision if form is None else f"{precision}, {form}",
                 bytes=total,
                 whole_share=round(whole / config.parameters, 4),
+                groups=groups,
                 refused=_refusal(precision, form, targets),
             )
 

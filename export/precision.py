@@ -5,8 +5,8 @@ module in place, one tensor at a time, before it is traced, so that its tensors 
 module itself is what the file is compared with.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from trt_compress.errors import ConfigError, ExportError
 from trt_compress.export.targets import PRECISIONS
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.layers.block_form import BlockForm
-from trt_compress.models.layers.blocks import quantize_linears
+from trt_compress.models.layers.blocks import BlockLinear, came_as, quantize_linears
 from trt_compress.suggest import not_known
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,7 +69,10 @@ def with_precision(module: nn.Module, precision: str, graph: GraphSpec | None = 
         _check_ends(graph)
     dtype = TORCH_DTYPES[precision]
     if precision == "fp32":
-        return module.float() if any(_is_half(tensor) for tensor in module.state_dict().values()) else module
+        if not any(_is_half(tensor) for tensor in module.state_dict().values()):
+            return module
+        _restore(module)
+        return module.float()
     largest = torch.finfo(dtype).max
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() and (peak := _peak(tensor)) > largest:
@@ -88,10 +91,37 @@ def as_loaded(module: nn.Module, graph: GraphSpec) -> nn.Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:
-    """What `quantize` did: how many linear layers it took, and those that it left, with the reason for each."""
+    """What `quantize` did.
+
+    Attributes:
+        layers: How many linear layers it took.
+        kept: Those that it left, with the reason for each.
+        smaller: Those with a smaller group than was asked for, and that.
+        again: Those whose weights came in other blocks and were rounded once more, with the form that keeps them.
+    """
 
     layers: int
     kept: dict[str, str] = field(default_factory=dict)
+    smaller: dict[str, int] = field(default_factory=dict)
+    again: dict[str, BlockForm] = field(default_factory=dict)
+
+    def sentences(self, form: BlockForm) -> tuple[str, ...]:
+        """What is otherwise than was asked for."""
+        found = []
+        if self.kept:
+            found.append(f"the weights of {_some(self.kept)} stay as they are: {next(iter(self.kept.values()))}")
+        for group in sorted(set(self.smaller.values()), reverse=True):
+            names = [name for name, own in self.smaller.items() if own == group]
+            which = f"the weights of {_some(names)} have groups of {group}"
+            found.append(f"{which}, as {form.group} does not divide their inputs")
+        if self.again:
+            came = self.again.values()
+            keeps = BlockForm(bits=max(own.bits for own in came), group=min(own.group for own in came))
+            found.append(
+                f"the weights of {_some(self.again)} came in other blocks, and are rounded once more; {keeps} keeps "
+                "them as they are"
+            )
+        return tuple(f"weights_bits {form}: {sentence}" for sentence in found)
 
 
 def quantize(modules: Sequence[nn.Module], form: BlockForm, precision: str) -> Quantized:
@@ -106,18 +136,39 @@ def quantize(modules: Sequence[nn.Module], form: BlockForm, precision: str) -> Q
         ConfigError: No layer can be quantized; the first reasons are named.
     """
     kept: dict[str, str] = {}
-    layers = 0
+    made: dict[str, BlockLinear] = {}
     for module in modules:
-        left, made = quantize_linears(module, form, TORCH_DTYPES[precision])
+        left, anew = quantize_linears(module, form, TORCH_DTYPES[precision])
         kept |= left
-        layers += made
-    if not layers:
+        made |= anew
+    if not made:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:3])
         raise ConfigError(
             f"weights_bits {form}: the model has no linear layer that takes it ({why or 'it has none at all'}); give a "
             "smaller group, or leave it out."
         )
-    return Quantized(layers=layers, kept=kept)
+    return Quantized(
+        layers=len(made),
+        kept=kept,
+        smaller={name: layer.form.group for name, layer in made.items() if layer.form.group < form.group},
+        again={
+            name: layer.again if layer.form.bits == form.bits else replace(layer.again, bits=form.bits)
+            for name, layer in made.items()
+            if layer.again is not None
+        },
+    )
+
+
+def _restore(module: nn.Module) -> None:
+    """Read weights anew that were rounded to half precision when they were loaded, as exactly as they came."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding) and _is_half(part.weight) and (came := came_as(part)) is not None:
+            part.weight.data = came.numbers()
+
+
+def _some(names: Collection[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return f"{next(iter(names))} and {len(names) - 1} more" if len(names) > 1 else next(iter(names))
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,7 +48,7 @@ def dequantize_blocks(model: onnx.ModelProto) -> None:
 def weight_forms(file: Path) -> tuple[WeightForm, ...]:
     """The weights in an ONNX file by dtype and group, read from it as it was written.
 
-    Scales and zero points count to their codes.
+    Scales, zero points and least numbers of blocks count to their codes.
     """
     graph = onnx.load(file, load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in _BITS}
@@ -57,8 +57,10 @@ def weight_forms(file: Path) -> tuple[WeightForm, ...]:
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
             group = next((attribute.i for attribute in node.attribute if attribute.name == "block_size"), None)
-            _count(found, file.stem, tensors[node.input[0]], group, *(tensors[name] for name in node.input[1:]))
-            scales.update(node.input)
+            names = [*node.input[1:], f"{node.input[0].removesuffix('.codes')}.least"]
+            beside = {name: tensors[name] for name in names if name in tensors}
+            _count(found, file.stem, tensors[node.input[0]], group, *beside.values())
+            scales.update((node.input[0], *beside))
     for name, tensor in tensors.items():
         if name not in scales and tensor.data_type not in (TensorProto.INT4, TensorProto.INT8):
             _count(found, file.stem, tensor, None)

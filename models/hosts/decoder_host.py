@@ -138,7 +138,7 @@ def read_decoder(config: DecoderConfig, source: LanguageSource) -> Decoder:
         owner, _, last = parameter.rpartition(".")
         module = decoder.get_submodule(owner)
         setattr(module, last, nn.Parameter(tensor, requires_grad=False))
-        if isinstance(module, nn.Linear) and last == "weight":
+        if isinstance(module, nn.Linear | nn.Embedding) and last == "weight":
             module.stored = partial(_stored, source, names)  # type: ignore[assignment]
     decoder.tie()
     if config.tied:

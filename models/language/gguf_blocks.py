@@ -5,6 +5,7 @@ Source: ggml's quantized types as `gguf.quants` reads them.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64
 """Types that hold numbers as they are, and torch's names for them."""
 
 _PIECE = 1 << 22  # numbers that are worked on at once
-_GROUP = 32
 
 Read = Callable[[int, int], bytearray]
 """Bytes of a tensor, from one up to another."""
@@ -64,33 +64,185 @@ def numbers(stored: GgufTensor, read: Read) -> "Tensor":
 
 
 def whole_numbers(stored: GgufTensor, read: Read) -> "WholeNumbers | None":
-    """A matrix of Q8_0 or Q4_0 as codes and scales, exactly; None: it is of another type.
+    """A matrix of blocks as codes and scales, exactly; None: it is of another type, or damaged.
 
-    A block of Q4_0 with a negative scale has its codes turned round and a zero point of -1.
+    Codes of up to 4 bits stay so, others take 8. What a block adds to all of its numbers comes as `least`. A block with
+    a negative scale has its codes turned round; of Q4_0, whose codes reach from -8 to 7, also a zero point of -1.
     """
     import torch
 
     from trt_compress.models.layers.blocks import WholeNumbers
 
-    if stored.type not in ("Q8_0", "Q4_0") or len(stored.shape) != 2:
+    form = _FORMS.get(stored.type)
+    if form is None or len(stored.shape) != 2:
         return None
     rows, width = stored.shape
-    size = stored.bytes // max(rows * width // _GROUP, 1)
-    blocks = torch.frombuffer(read(0, stored.bytes), dtype=torch.uint8).reshape(rows, width // _GROUP, size)
-    scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
-    if not bool(torch.isfinite(scale).all()):
+    size = stored.bytes // max(rows * width // form.length, 1)
+    blocks = torch.frombuffer(read(0, stored.bytes), dtype=torch.uint8).reshape(-1, size)
+    codes, scale, least = form.read(blocks)
+    if not bool(torch.isfinite(scale).all()) or least is not None and not bool(torch.isfinite(least).all()):
         return None
-    if stored.type == "Q8_0":
-        codes = blocks[..., 2:].contiguous().view(torch.int8)
-        if bool((scale < 0).any()):
-            return None
-        return WholeNumbers(bits=8, group=_GROUP, codes=codes.reshape(rows, width), scale=scale)
-    halves = blocks[..., 2:]
-    codes = torch.cat([halves & 15, halves >> 4], dim=-1).view(torch.int8) - 8
+    zero = None
     turned = scale < 0
-    zero = -turned.to(torch.int8) if bool(turned.any()) else None
-    codes = torch.where(turned[..., None], -codes - 1, codes)
-    return WholeNumbers(bits=4, group=_GROUP, codes=codes.reshape(rows, width), scale=scale.abs(), zero=zero)
+    if bool(turned.any()):
+        reaches = int(codes.min()) == (-8 if form.bits == 4 else -128)
+        if reaches and form.bits == 8:
+            return None
+        parts = codes.reshape(*scale.shape, -1)
+        codes = torch.where(turned[..., None], -parts - int(reaches), parts).reshape(codes.shape)
+        zero = -turned.to(torch.int8).reshape(rows, -1) if reaches else None
+    return WholeNumbers(
+        bits=form.bits,
+        group=form.group,
+        codes=codes.reshape(rows, width),
+        scale=scale.abs().reshape(rows, -1),
+        zero=zero,
+        least=None if least is None else least.reshape(rows, -1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a type keeps numbers.
+
+    Attributes:
+        length: Numbers of a block.
+        bits: That their codes fit into, 4 or 8.
+        group: Numbers that share a scale.
+        read: Blocks uint8 [blocks, bytes] → codes int8 [blocks, length], scales [blocks, length / group], and what
+            codes of 0 stand for, float32 of the same shape; None: 0.
+    """
+
+    length: int
+    bits: int
+    group: int
+    read: "Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]"
+
+
+def _halves(blocks: "Tensor", first: int) -> "tuple[Tensor, Tensor]":
+    """Two columns of float16, [blocks, 1]."""
+    import torch
+
+    both = blocks[:, first : first + 4].contiguous().view(torch.float16)
+    return both[:, :1], both[:, 1:]
+
+
+def _nibbles(packed: "Tensor") -> "Tensor":
+    """The low halves of bytes, and behind them the high ones, on the last axis."""
+    import torch
+
+    return torch.cat([packed & 15, packed >> 4], dim=-1)
+
+
+def _bits(packed: "Tensor", width: int) -> "Tensor":
+    """Pieces of bytes, those at the low end first: [..., 8 / width, bytes]."""
+    import torch
+
+    return torch.stack([packed >> at & (1 << width) - 1 for at in range(0, 8, width)], dim=-2)
+
+
+def _round_middle(codes: "Tensor", middle: int) -> "Tensor":
+    import torch
+
+    return codes.view(torch.int8) - middle
+
+
+def _q8_0(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    import torch
+
+    return blocks[:, 2:].contiguous().view(torch.int8), _halves(blocks, 0)[0], None
+
+
+def _q4_0(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    return _round_middle(_nibbles(blocks[:, 2:]), 8), _halves(blocks, 0)[0], None
+
+
+def _q4_1(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    scale, least = _halves(blocks, 0)
+    return _round_middle(_nibbles(blocks[:, 4:]), 8), scale, least.float() + 8 * scale.float()
+
+
+def _fifth_bits(packed: "Tensor") -> "Tensor":
+    """The bits of 4 bytes in order, each as the fifth of a code."""
+    import torch
+
+    at = torch.arange(8, dtype=torch.uint8)
+    return (packed[..., None] >> at & 1).flatten(1) << 4
+
+
+def _q5_0(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    codes = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    return _round_middle(codes, 16), _halves(blocks, 0)[0], None
+
+
+def _q5_1(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    scale, least = _halves(blocks, 0)
+    codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    return _round_middle(codes, 16), scale, least.float() + 16 * scale.float()
+
+
+def _q2_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    codes = _bits(blocks[:, 16:80].unflatten(1, (2, 32)), 2).flatten(1)
+    scale, least = (part.float() for part in _halves(blocks, 80))
+    parts = blocks[:, :16]
+    scale, least = scale * (parts & 15), -least * (parts >> 4)
+    return _round_middle(codes, 0), scale, least
+
+
+def _q3_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    import torch
+
+    low = _bits(blocks[:, 32:96].unflatten(1, (2, 32)), 2).flatten(1)
+    high = _bits(blocks[:, :32], 1).flatten(1)
+    parts = _nibbles(blocks[:, 96:104]) | _bits(blocks[:, 104:108], 2).flatten(1) << 4
+    scale = blocks[:, 108:].contiguous().view(torch.float16).float() * (parts.view(torch.int8) - 32)
+    return _round_middle(low | high << 2, 4), scale, None
+
+
+def _scales_of_six_bits(packed: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Eight factors of scales and eight of what is taken off, out of 12 bytes."""
+    import torch
+
+    first, second, third = packed.unflatten(1, (3, 4)).unbind(1)
+    scale = torch.cat([first & 63, third & 15 | first >> 6 << 4], dim=1)
+    return scale, torch.cat([second & 63, third >> 4 | second >> 6 << 4], dim=1)
+
+
+def _q4_k(blocks: "Tensor", codes: "Tensor | None" = None, middle: int = 8) -> "tuple[Tensor, Tensor, Tensor | None]":
+    codes = _nibbles(blocks[:, 16:].unflatten(1, (4, 32))).flatten(1) if codes is None else codes
+    scale, least = (part.float() for part in _halves(blocks, 0))
+    of_scale, of_least = _scales_of_six_bits(blocks[:, 4:16])
+    scale, least = scale * of_scale, least * of_least
+    return _round_middle(codes, middle), scale, middle * scale - least
+
+
+def _q5_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    codes = _nibbles(blocks[:, 48:].unflatten(1, (4, 32))).flatten(1)
+    return _q4_k(blocks, codes | _bits(blocks[:, 16:48], 1).flatten(1) << 4, 16)
+
+
+def _q6_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
+    import torch
+
+    low = _nibbles(blocks[:, :128].unflatten(1, (2, 64)))
+    high = _bits(blocks[:, 128:192].unflatten(1, (2, 32)), 2).flatten(2)
+    parts = blocks[:, 192:208].contiguous().view(torch.int8)
+    scale = blocks[:, 208:].contiguous().view(torch.float16).float() * parts
+    return _round_middle((low | high << 4).flatten(1), 32), scale, None
+
+
+_FORMS = {
+    "Q8_0": _Form(32, 8, 32, _q8_0),
+    "Q4_0": _Form(32, 4, 32, _q4_0),
+    "Q4_1": _Form(32, 4, 32, _q4_1),
+    "Q5_0": _Form(32, 8, 32, _q5_0),
+    "Q5_1": _Form(32, 8, 32, _q5_1),
+    "Q2_K": _Form(256, 4, 16, _q2_k),
+    "Q3_K": _Form(256, 4, 16, _q3_k),
+    "Q4_K": _Form(256, 4, 32, _q4_k),
+    "Q5_K": _Form(256, 8, 32, _q5_k),
+    "Q6_K": _Form(256, 8, 16, _q6_k),
+}
 
 
 def small_floats(stored: GgufTensor, read: Read) -> list[float]:

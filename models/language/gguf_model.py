@@ -68,7 +68,7 @@ class GgufModel:
         return self._unpermuted(name, found)
 
     def blocks(self, name: str) -> "WholeNumbers | None":
-        """Read one tensor of Q8_0 or Q4_0 as whole numbers."""
+        """Read one tensor of blocks as whole numbers."""
         found = whole_numbers(*self._stored(name))
         if found is None:
             return None
@@ -77,6 +77,7 @@ class GgufModel:
             codes=self._unpermuted(name, found.codes),
             scale=self._unpermuted(name, found.scale),
             zero=None if found.zero is None else self._unpermuted(name, found.zero),
+            least=None if found.least is None else self._unpermuted(name, found.least),
         )
 
     def assets(self) -> Assets:

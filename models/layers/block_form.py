@@ -1,6 +1,6 @@
 """The form of quantized weights as a user writes it: `8`, `4`, or with the size of a block `4:128`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trt_compress.errors import ConfigError
 
@@ -13,13 +13,18 @@ BLOCKED_OPSET = 21
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockForm:
-    """Bits of a weight (8 or 4), and how many inputs of an output share a scale."""
+    """Bits of a weight (8 or 4), and how many inputs of an output share a scale, at most."""
 
     bits: int
     group: int = DEFAULT_GROUP
 
     def __str__(self) -> str:
         return f"{self.bits}:{self.group}"
+
+    def dividing(self, inputs: int) -> "BlockForm | None":
+        """The form with the largest group, up to this one, that divides the inputs of a layer; None: none does."""
+        group = next((group for group in reversed(GROUPS) if group <= self.group and inputs % group == 0), None)
+        return None if group is None else replace(self, group=group)
 
     @classmethod
     def parse(cls, text: str) -> "BlockForm":

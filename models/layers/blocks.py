@@ -5,12 +5,12 @@ DequantizeLinear and the MatMul behind it only in this layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from trt_compress.models.layers.block_form import BlockForm
+from trt_compress.models.layers.block_form import GROUPS, BlockForm
 from trt_compress.plugins.spec import DOMAIN
 
 BLOCKS = "Blocks"
@@ -22,7 +22,7 @@ _ROWS = 4096  # of a matrix that are quantized at once: what a large head needs 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeNumbers:
-    """The weight of a linear layer as whole numbers: weight = (codes - zero) * scale.
+    """The weight of a linear layer as whole numbers: weight = (codes - zero) * scale + least.
 
     Attributes:
         bits: 4 or 8.
@@ -30,6 +30,8 @@ class WholeNumbers:
         codes: int8 [outputs, inputs], of 4 bits from -8 to 7.
         scale: float16 or float32 [outputs, inputs / group], not negative.
         zero: int8 [outputs, inputs / group], as the codes; None: all are 0.
+        least: float32 [outputs, inputs / group], what a code of 0 stands for; None: all are 0, as they are where there
+            are zero points.
     """
 
     bits: int
@@ -37,23 +39,39 @@ class WholeNumbers:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None = None
+    least: Tensor | None = None
+
+    @property
+    def form(self) -> BlockForm:
+        """Bits and group."""
+        return BlockForm(bits=self.bits, group=self.group)
 
     @classmethod
     def joined(cls, parts: Sequence["WholeNumbers | None"]) -> "WholeNumbers | None":
-        """One layer with the outputs of several behind each other; None: some are of another form, or of none."""
+        """One layer with the outputs of several behind each other, in the one form that takes all of them exactly.
+
+        None: some are of no form, or there is no such form.
+        """
         known = [part for part in parts if part is not None]
-        forms = {(part.bits, part.group, part.codes.shape[1], part.scale.dtype) for part in known}
-        if len(known) < len(parts) or len(forms) != 1:
+        if len(known) < len(parts) or len({part.codes.shape[1] for part in known}) != 1:
             return None
         if len(known) == 1:
             return known[0]
-        zeros = [torch.zeros_like(part.scale, dtype=torch.int8) if part.zero is None else part.zero for part in known]
+        form = BlockForm(bits=max(part.bits for part in known), group=min(part.group for part in known))
+        alike = [found for part in known if (found := part.in_form(form)) is not None]
+        if len(alike) < len(known):
+            return None
+        dtype = torch.float16 if all(part.scale.dtype == torch.float16 for part in alike) else torch.float32
+        zeros = [torch.zeros_like(part.scale, dtype=torch.int8) if part.zero is None else part.zero for part in alike]
+        least = [torch.zeros_like(p.scale, dtype=torch.float32) if p.least is None else p.least for p in alike]
+        has_zero, has_least = any(part.zero is not None for part in alike), any(p.least is not None for p in alike)
         return cls(
-            bits=known[0].bits,
-            group=known[0].group,
-            codes=torch.cat([part.codes for part in known]),
-            scale=torch.cat([part.scale for part in known]),
-            zero=None if all(part.zero is None for part in known) else torch.cat(zeros),
+            bits=form.bits,
+            group=form.group,
+            codes=torch.cat([part.codes for part in alike]),
+            scale=torch.cat([part.scale.to(dtype) for part in alike]),
+            zero=torch.cat(zeros) if has_zero else None,
+            least=torch.cat(least) if has_least else None,
         )
 
     def in_form(self, form: BlockForm) -> "WholeNumbers | None":
@@ -66,17 +84,30 @@ class WholeNumbers:
         times = self.group // form.group
         scale = self.scale.repeat_interleave(times, dim=1)
         zero = None if self.zero is None else self.zero.repeat_interleave(times, dim=1)
+        least = None if self.least is None else self.least.repeat_interleave(times, dim=1)
         codes = self.codes
         if form.bits > self.bits and zero is not None:
             codes, zero = codes - zero.repeat_interleave(form.group, dim=1), None
-        return WholeNumbers(bits=form.bits, group=form.group, codes=codes, scale=scale, zero=zero)
+        return WholeNumbers(bits=form.bits, group=form.group, codes=codes, scale=scale, zero=zero, least=least)
+
+    def numbers(self) -> Tensor:
+        """The weight, float32 [outputs, inputs]."""
+        blocks = self.codes.float().unflatten(1, (-1, self.group))
+        if self.zero is not None:
+            blocks -= self.zero[..., None]
+        blocks *= self.scale[..., None].float()
+        if self.least is not None:
+            blocks += self.least[..., None]
+        return blocks.flatten(1)
 
 
 class BlockLinear(nn.Module):
     """A linear layer with a quantized weight; it takes the place of an `nn.Linear`.
 
-    `matrix` is what every form of the layer computes with: codes less zero points, times scales, in the precision of
-    the scales. Codes that are made here are symmetric (no zero point), rounded to nearest; a scale is the smallest with
+    `matrix` is what every form of the layer computes with: codes less zero points, times scales, and the least number
+    of each block, in the precision of the scales. In a graph the latter are a factor of their own, which is multiplied
+    with the sums of what the blocks are multiplied with: no library dequantizes with a zero point that is no whole
+    number. Codes that are made here are symmetric (no zero point), rounded to nearest; a scale is the smallest with
     which no weight of its block is cut off, rounded to its precision. Those that came with the weights stay the same.
 
     Attributes:
@@ -84,12 +115,15 @@ class BlockLinear(nn.Module):
             lower half, as ONNX packs INT4.
         scale: [K / group, N], positive.
         zero: As the codes, [K / group, N]; None: all are 0.
+        least: As the scales; None: all are 0.
+        again: The form of the blocks that the weight came in, where it had to be rounded once more; else None.
         bias: [N] or None.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    least: Tensor | None
     bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, form: BlockForm, dtype: torch.dtype) -> None:
@@ -97,39 +131,36 @@ class BlockLinear(nn.Module):
         super().__init__()
         self.form = form
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        stored = _stored_in(linear, form)
+        came = came_as(linear)
+        stored = None if came is None else came.in_form(form)
+        self.again = came.form if came is not None and stored is None else None
         zero: Tensor | None = None
+        least: Tensor | None = None
         with torch.no_grad():
             if stored is None:
-                parts = [_quantized(rows, form, dtype) for rows in torch.split(linear.weight.detach(), _ROWS)]
+                weight = linear.weight.detach() if came is None else came.numbers()
+                parts = [_quantized(rows, form, dtype) for rows in torch.split(weight, _ROWS)]
                 codes = torch.cat([codes for codes, _ in parts], dim=1)
                 scale = torch.cat([scale for _, scale in parts], dim=1)
             else:
                 codes, scale, zero = _transposed(stored, dtype)
+                least = None if stored.least is None else stored.least.t().contiguous().to(dtype)
             self.register_buffer("codes", _packed(codes) if form.bits == 4 else codes)
             self.register_buffer("scale", scale)
             self.register_buffer("zero", _packed(zero) if zero is not None and form.bits == 4 else zero)
+            self.register_buffer("least", least)
         self.register_parameter("bias", linear.bias)
 
     def matrix(self) -> Tensor:
-        """The weight [K, N]; in a graph being exported the node that computes it."""
-        shape = (self.in_features, self.out_features)
-        if torch.onnx.is_in_onnx_export():
-            return torch.onnx.ops.symbolic(
-                f"{DOMAIN}::{BLOCKS}",
-                [self.codes, self.scale, *([] if self.zero is None else [self.zero])],
-                attrs={"bits": self.form.bits, "block_size": self.form.group, "shape": list(shape)},
-                dtype=self.scale.dtype,
-                shape=shape,
-                version=1,
-            )
-        codes = _unpacked(self.codes, shape) if self.form.bits == 4 else self.codes
+        """The weight [K, N]."""
+        codes = _unpacked(self.codes, (self.in_features, self.out_features)) if self.form.bits == 4 else self.codes
         blocks = codes.reshape(-1, self.form.group, self.out_features).to(self.scale.dtype)
         if self.zero is not None:
             shape = (self.in_features // self.form.group, self.out_features)
             zero = _unpacked(self.zero, shape) if self.form.bits == 4 else self.zero
             blocks = blocks - zero[:, None].to(self.scale.dtype)
-        matrix: Tensor = (blocks * self.scale[:, None]).flatten(0, 1)
+        blocks = blocks * self.scale[:, None]
+        matrix: Tensor = (blocks if self.least is None else blocks + self.least[:, None]).flatten(0, 1)
         return matrix
 
     @property
@@ -139,8 +170,24 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., K] to [..., N]."""
-        y = torch.matmul(x, self.matrix())
+        y = self._exported(x) if torch.onnx.is_in_onnx_export() else torch.matmul(x, self.matrix())
         return y if self.bias is None else y + self.bias
+
+    def _exported(self, x: Tensor) -> Tensor:
+        """The product, without the bias, as a graph computes it."""
+        shape = (self.in_features, self.out_features)
+        blocks = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{BLOCKS}",
+            [self.codes, self.scale, *([] if self.zero is None else [self.zero])],
+            attrs={"bits": self.form.bits, "block_size": self.form.group, "shape": list(shape)},
+            dtype=self.scale.dtype,
+            shape=shape,
+            version=1,
+        )
+        y = torch.matmul(x, blocks)
+        if self.least is None:
+            return y
+        return y + torch.matmul(x.unflatten(-1, (-1, self.form.group)).sum(dim=-1), self.least)
 
     def extra_repr(self) -> str:
         """What `print` says of the layer."""
@@ -155,11 +202,14 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Linear]
                 yield f"{path}.{name}".lstrip("."), parent, name, child
 
 
-def quantize_linears(module: nn.Module, form: BlockForm, dtype: torch.dtype) -> tuple[dict[str, str], int]:
+def quantize_linears(
+    module: nn.Module, form: BlockForm, dtype: torch.dtype
+) -> tuple[dict[str, str], dict[str, BlockLinear]]:
     """Put a BlockLinear in the place of every linear layer of `module` that takes one, one after the other.
 
-    A layer stays as it is if its inputs are no multiple of the group. One whose weight is an embedding's too, the head
-    of many decoders, gets 8 bits: every logit is made of it. The embedding stays as it is.
+    A layer whose inputs are no multiple of the group gets the largest smaller one that divides them, and stays as it is
+    if none does. One whose weight is an embedding's too, the head of many decoders, gets 8 bits: every logit is made of
+    it. The embedding stays as it is.
 
     Args:
         module: Changed in place.
@@ -167,29 +217,31 @@ def quantize_linears(module: nn.Module, form: BlockForm, dtype: torch.dtype) -> 
         dtype: Of the scales: the precision of the graph.
 
     Returns:
-        The layers that stay, by name, with the reason; and how many were replaced.
+        The layers that stay, by name, with the reason; and those that were made.
     """
     embedded = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     kept: dict[str, str] = {}
     made: dict[int, BlockLinear] = {}
+    names: dict[str, BlockLinear] = {}
     for name, parent, attribute, linear in list(linears(module)):
-        if linear.in_features % form.group:
-            kept[name] = f"its {linear.in_features} inputs are no multiple of {form.group}"
-        else:
-            own = BlockForm(bits=8, group=form.group) if id(linear.weight) in embedded else form
-            made[id(linear)] = made.get(id(linear)) or BlockLinear(linear, own, dtype)
-            setattr(parent, attribute, made[id(linear)])
-    return kept, len(made)
+        own = form.dividing(linear.in_features)
+        if own is None:
+            kept[name] = f"its {linear.in_features} inputs are no multiple of {GROUPS[0]}"
+            continue
+        if id(linear) not in made:
+            own = replace(own, bits=8) if id(linear.weight) in embedded else own
+            names[name] = made[id(linear)] = BlockLinear(linear, own, dtype)
+        setattr(parent, attribute, made[id(linear)])
+    return kept, names
 
 
-def _stored_in(linear: nn.Linear, form: BlockForm) -> WholeNumbers | None:
-    """The whole numbers that a layer's weight came in, if they are there in this form.
+def came_as(layer: nn.Module) -> WholeNumbers | None:
+    """The whole numbers that a layer's weight came in; None: it came in none.
 
     Whoever loads such a layer gives it the attribute `stored`, a function that reads them.
     """
-    read: Callable[[], WholeNumbers | None] | None = getattr(linear, "stored", None)
-    found = None if read is None else read()
-    return None if found is None else found.in_form(form)
+    read: Callable[[], WholeNumbers | None] | None = getattr(layer, "stored", None)
+    return None if read is None else read()
 
 
 def _transposed(stored: WholeNumbers, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:

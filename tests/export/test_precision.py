@@ -114,10 +114,24 @@ def test_layers_that_take_no_blocks_stay_and_shared_ones_stay_shared() -> None:
     assert isinstance(module.head, BlockLinear) and module.head.form == BlockForm(bits=8, group=32)
     torch.testing.assert_close(module.head.weight, module.embed.weight, atol=0.02, rtol=0)
     assert isinstance(module.one, BlockLinear) and module.one.form == BlockForm(bits=4, group=32)
-    assert found.kept["narrow"] == "its 24 inputs are no multiple of 32"
+    assert found.kept["narrow"] == "its 24 inputs are no multiple of 16"
     assert isinstance(module.one, BlockLinear) and module.one is module.other
     with pytest.raises(ConfigError, match=r"^weights_bits 4:128: the model has no linear layer .* \(0: its 24"):
         quantize([nn.Sequential(nn.Linear(24, 8))], BlockForm(bits=4, group=128), "fp32")
+
+
+def test_a_group_that_does_not_divide_becomes_a_smaller_one() -> None:
+    module = nn.ModuleDict(
+        {"a": nn.Linear(576, 8), "b": nn.Linear(1536, 8), "c": nn.Linear(48, 8), "d": nn.Linear(24, 8)}
+    )
+    found = quantize([module], BlockForm(bits=4, group=128), "fp32")
+    forms = {name: layer.form.group for name, layer in module.items() if isinstance(layer, BlockLinear)}
+    assert forms == {"a": 64, "b": 128, "c": 16}
+    assert found.sentences(BlockForm(bits=4, group=128)) == (
+        "weights_bits 4:128: the weights of d stay as they are: its 24 inputs are no multiple of 16",
+        "weights_bits 4:128: the weights of a have groups of 64, as 128 does not divide their inputs",
+        "weights_bits 4:128: the weights of c have groups of 16, as 128 does not divide their inputs",
+    )
 
 
 @pytest.mark.parametrize("text", ["16", "4:48", "4:", ":32", "8:x", "4:32:1", ""])

@@ -9,7 +9,7 @@ from trt_compress.tools.cli.habits import Json, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 if TYPE_CHECKING:
-    from trt_compress.export.plan import ModelPlan
+    from trt_compress.export.plan import ModelPlan, WeightPlan
 
 
 def plan(
@@ -60,9 +60,7 @@ def _show(found: "ModelPlan") -> None:
         ("at work", f"about {format_bytes(found.work_bytes)} beside weights and caches"),
     ]
     print_pairs(found.model, pairs)
-    weights = [
-        (one.name, format_bytes(one.bytes), f"{one.whole_share:.0%}", one.refused or "") for one in found.weights
-    ]
+    weights = [(one.name, format_bytes(one.bytes), _quantized(one), one.refused or "") for one in found.weights]
     print_table("Weights", ("precision, bits:group", "size", "quantized", "refused"), weights)
     caches = [
         (one.name, format_bytes(one.bytes_per_token), format_bytes(one.bytes), one.refused or "")
@@ -96,3 +94,9 @@ def _show(found: "ModelPlan") -> None:
             "quantizes them anew; a checkpoint without desc_act stays as it is."
         )
     print_text(f"Counted on are {USABLE:.0%} of a memory; the rest is left to the system and the program.")
+
+
+def _quantized(weights: "WeightPlan") -> str:
+    """The share that is quantized, and its groups if they are not all as asked."""
+    other = ", ".join(str(group) for group in weights.groups if not weights.name.endswith(f":{group}"))
+    return f"{weights.whole_share:.0%}" + (f", in groups of {other}" if other else "")

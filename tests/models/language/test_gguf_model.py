@@ -18,6 +18,7 @@ from tests.models.language.gguf_files import write
 from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.language import gguf_file
+from trt_compress.models.language.gguf_blocks import _FORMS, whole_numbers
 from trt_compress.models.language.gguf_model import GgufModel
 
 SMALL = {
@@ -162,7 +163,7 @@ def test_sizes_of_blocks_are_those_of_the_package() -> None:
         assert (Type(number).name, gguf.GGML_QUANT_SIZES[Type(number)]) == (name, (count, size))
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_whole_numbers_are_handed_over_exactly(kind: str, tmp_path: Path) -> None:
     config, state = made("llama")
     source = GgufModel(write(tmp_path / "a.gguf", config, state, types=Type[kind]))
@@ -172,21 +173,46 @@ def test_whole_numbers_are_handed_over_exactly(kind: str, tmp_path: Path) -> Non
         if source.header(name).kind == "f32":
             assert blocks is None
             continue
-        assert blocks is not None and blocks.bits == (8 if kind == "Q8_0" else 4) and blocks.group == 32
+        assert blocks is not None and blocks.bits == (4 if kind[1] == "4" else 8) and blocks.group == 32
+        assert (blocks.least is not None) == kind.endswith("_1")
         assert bool((blocks.scale >= 0).all())
         limit = 2 ** (blocks.bits - 1)
         assert -limit <= int(blocks.codes.min()) and int(blocks.codes.max()) < limit
         zero = 0 if blocks.zero is None else blocks.zero.repeat_interleave(32, 1).float()
         turned += blocks.zero is not None
         exact = (blocks.codes.float() - zero) * blocks.scale.float().repeat_interleave(32, 1)
-        assert torch.equal(exact.half(), source.tensor(name))
+        exact += 0 if blocks.least is None else blocks.least.repeat_interleave(32, 1)
+        assert torch.equal(exact, blocks.numbers()) and torch.equal(exact.half(), source.tensor(name))
     assert bool(turned) == (kind == "Q4_0")
 
 
-def test_there_are_none_of_an_offset(tmp_path: Path) -> None:
-    config, state = made("llama", num_hidden_layers=1)
-    source = GgufModel(write(tmp_path / "a.gguf", config, state, types=Type.Q4_1))
-    assert source.blocks("model.layers.0.mlp.up_proj.weight") is None
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", sorted(_FORMS))
+def test_whole_numbers_are_what_the_package_reads(kind: str, turned: bool) -> None:
+    """Of any bytes, with scales that are numbers, of both signs if they are to be turned round."""
+    block, size = gguf.GGML_QUANT_SIZES[Type[kind]]
+    random_ = np.random.default_rng(int(turned))
+    data = random_.integers(0, 256, (6, 2 * size), dtype=np.uint8)
+    for place in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}.get(
+        kind, (0, 2) if kind.endswith("_1") or kind in ("Q4_K", "Q5_K") else (0,)
+    ):
+        for start in (place, size + place):
+            signs = random_.choice([-1, 1], 6) if turned else 1
+            scale = (random_.uniform(0.001, 0.1, 6) * signs).astype(np.float16)
+            data[:, start : start + 2] = scale[:, None].view(np.uint8)
+    stored = gguf_file.GgufTensor(type=kind, shape=(6, 2 * block), begin=0, bytes=data.size)
+    found = whole_numbers(stored, lambda first, last: bytearray(data.tobytes()[first:last]))
+    if kind == "Q8_0" and turned:  # a code of -128 cannot be turned round
+        assert found is None
+        return
+    assert found is not None and bool((found.scale >= 0).all())
+    np.testing.assert_array_equal(found.numbers().numpy(), gguf.quants.dequantize(data, Type[kind]))
+
+
+def test_blocks_with_no_number_for_a_scale_are_none() -> None:
+    data = bytearray(np.full(20, 255, np.uint8).tobytes())
+    stored = gguf_file.GgufTensor(type="Q4_1", shape=(1, 32), begin=0, bytes=20)
+    assert whole_numbers(stored, lambda first, last: data[first:last]) is None
 
 
 @pytest.mark.parametrize(
