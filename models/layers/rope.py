@@ -40,21 +40,27 @@ class Rope:
         self._frequencies = frequencies(form, context)
 
     def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `turned`, [B, 1, T, channels / 2], of positions int64 [B, T]."""
+        """Cosines and sines for `turned`, [B, 1, T, channels], of positions int64 [B, T].
+
+        Each stands there for both channels of a pair, and sines for the first of them with the sign that they have
+        there, so that a layer has little left to do.
+        """
         angles = positions.float()[:, None, :, None] * self._frequencies
         cosine, sine = angles.cos(), angles.sin()
         if self._gain != 1:
             cosine, sine = cosine * self._gain, sine * self._gain
-        return cast(cosine, dtype), cast(sine, dtype)
+        both = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
+        return cast(both[0], dtype), cast(both[1], dtype)
 
 
 def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Heads [B, H, T, D] with their first channels turned by a table of `Rope`."""
     cosine, sine = table
-    half = cosine.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    parts = [first * cosine - second * sine, second * cosine + first * sine]
-    return torch.cat([*parts, x[..., 2 * half :]] if 2 * half < x.shape[-1] else parts, dim=-1)
+    channels = cosine.shape[-1]
+    front = x if channels == x.shape[-1] else x[..., :channels]
+    first, second = front.chunk(2, dim=-1)
+    y = front * cosine + torch.cat([second, first], dim=-1) * sine
+    return y if front is x else torch.cat([y, x[..., channels:]], dim=-1)
 
 
 def _llama3(form: RopeForm, plain: Tensor) -> Tensor:
