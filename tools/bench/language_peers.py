@@ -10,7 +10,6 @@ of the same round. One JSON line is appended to `tools/bench/results/language_pe
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,7 +34,6 @@ PACKAGES = {
 }
 CONTEXT = 8192
 _FILLS = (128, 2048, 8000)
-_FEWEST = 256  # slots of a cache that is allocated
 _TURN = 8  # tokens that are read one by one before it is the next one's turn
 _REST_S = 0.02  # until no thread waits in a busy loop any more, which would take a core from the next one
 
@@ -104,17 +102,10 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
     if not bundles:
         step("exporting")
         bundles = [folder / "bundle"]
-        exported = [
-            "export",
-            f"gguf:{gguf}",
-            "--context",
-            CONTEXT,
-            "--batch",
-            1,
-            "--weights-bits",
-            options.weights_bits,
-        ]
-        _require(run(python_command("trt_compress", *map(str, exported), "-o", bundles[0]), folder=folder))
+        sizes = ("--context", str(CONTEXT), "--batch", "1")
+        form = ("--weights-bits", options.weights_bits, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
+        exported = ("export", f"gguf:{gguf}", *sizes, *form)
+        _require(run(python_command("trt_compress", *exported, "-o", bundles[0]), folder=folder))
     sides = [Side(name=f"{OURS}, {_form(bundle)}", runtime=OURS, model=bundle) for bundle in bundles]
     if LLAMA not in options.without:
         python = options.llama_python or _environment(LLAMA, options.environments, step)
@@ -139,7 +130,7 @@ def _environment(runtime: str, folder: Path, step: Callable[[str], None]) -> Pat
     if not python.is_file():
         step(f"making an environment with {runtime}, which may have to be compiled")
         place.parent.mkdir(parents=True, exist_ok=True)
-        _require(run([sys.executable, "-m", "venv", place]))
+        _require(run(["python3", "-m", "venv", place]))
         packages = PACKAGES[runtime]
         _require(
             run([python, "-m", "pip", "install", "--quiet", *packages], variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
@@ -253,7 +244,7 @@ def _point(
     step: Callable[[str], None],
 ) -> dict[str, Any]:
     """All figures of one number of threads and one fill."""
-    context = max(fill + _TURN * (rounds + 1), _FEWEST)
+    context = fill + _TURN * (rounds + 1)
     prompts = 1 if quick else 6 if fill <= 256 else 3 if fill <= 2048 else 2
     prompt_ns: dict[str, list[int]] = {side.name: [] for side in sides}
     steps_ns: dict[str, list[list[int]]] = {side.name: [] for side in sides}

@@ -97,7 +97,7 @@ class OnnxRuntimeGenAi:
 
 
 class Ours:
-    """A bundle, with the native operators."""
+    """A bundle, with the native operators; its caches grow as they have to."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
         self.version = str(importlib.import_module("trt_compress.version").__version__)
@@ -107,14 +107,13 @@ class Ours:
         manifest = runtime.Bundle.open(model, check_hashes=False).manifest
         graphs = sequences.graphs_for(manifest)
         self._session = runtime.Session.open(model, threads=threads, native=True, graphs=graphs)
-        self._context = context
         self._sequences: Any = None
         self._numpy = importlib.import_module("numpy")
 
     def prompt(self, tokens: Sequence[int]) -> int:
         """See `Runtime`."""
         self._sequences = None
-        self._sequences = self._new(self._session, batch=1, capacity=self._context)
+        self._sequences = self._new(self._session, batch=1)
         return int(self._sequences.read([self._numpy.array(tokens)])[0].argmax())
 
     def step(self, token: int) -> int:
