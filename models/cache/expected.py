@@ -101,7 +101,7 @@ class ExpectedAttention(Selector):
         return score.transpose(2, 3).reshape(batch, layer.heads, slots)
 
     def _table(self, seen: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The mean of the tables of the positions to come, [B, 1, 1, D / 2]; a mean of rotations is linear."""
+        """The mean of the tables of the positions to come, [B, 1, 1, D]; a mean of rotations is linear."""
         if self._rope is None:
             return None
         positions = seen[:, None] + torch.arange(self.config.future, device=seen.device)
