@@ -39,7 +39,7 @@ _REST_S = 0.02  # until no thread waits in a busy loop any more, which would tak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class PeerSide:
     """One runtime with its model.
 
     Attributes:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None]) -> list[Side]:
+def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None]) -> list[PeerSide]:
     gguf = options.gguf.absolute()
     if not gguf.is_file():
         raise ConfigError(f"--gguf {gguf} is no file; give a model in GGUF.")
@@ -106,14 +106,14 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
         form = ("--weights-bits", options.weights_bits, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
         exported = ("export", f"gguf:{gguf}", *sizes, *form)
         _require(run(python_command("trt_compress", *exported, "-o", bundles[0]), folder=folder))
-    sides = [Side(name=f"{OURS}, {_form(bundle)}", runtime=OURS, model=bundle) for bundle in bundles]
+    sides = [PeerSide(name=f"{OURS}, {_form(bundle)}", runtime=OURS, model=bundle) for bundle in bundles]
     if LLAMA not in options.without:
         python = options.llama_python or _environment(LLAMA, options.environments, step)
-        sides.append(Side(name=LLAMA, runtime=LLAMA, model=gguf, python=python))
+        sides.append(PeerSide(name=LLAMA, runtime=LLAMA, model=gguf, python=python))
     if GENAI not in options.without:
         python = options.genai_python or _environment(GENAI, options.environments, step)
         model = options.genai_model or _genai_model(gguf, python, folder, step)
-        sides.append(Side(name=GENAI, runtime=GENAI, model=model.absolute(), python=python))
+        sides.append(PeerSide(name=GENAI, runtime=GENAI, model=model.absolute(), python=python))
     return sides
 
 
@@ -193,7 +193,7 @@ def _tokens(bundle: Path) -> list[int]:
 class _Child:
     """A side that runs."""
 
-    def __init__(self, side: Side, threads: int, context: int, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, side: PeerSide, threads: int, context: int, folder: Path, stack: ExitStack) -> None:
         self.side = side
         given = [side.runtime, str(side.model), str(threads), str(context)]
         module = "trt_compress.tools.bench.peer"
@@ -234,7 +234,7 @@ class _Child:
 
 
 def _point(
-    sides: Sequence[Side],
+    sides: Sequence[PeerSide],
     threads: int,
     fill: int,
     tokens: Sequence[int],
