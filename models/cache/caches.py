@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import cast as typed
 
+import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError
@@ -11,7 +13,9 @@ from trt_compress.format.graphs import BATCH_SYMBOL, Capacity, StateSpec
 from trt_compress.format.procedure import Upkeep
 from trt_compress.methods.cache import PlainConfig
 from trt_compress.models.cache.contract import (
+    DUE,
     ROWS,
+    SEEN,
     CacheState,
     Length,
     Memory,
@@ -29,7 +33,6 @@ from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, 
 from trt_compress.plugins.operator import at_site, mark_tensor
 
 READ_PARTS: tuple[Part, ...] = ("prefill", "step", "score")
-SEEN = "seen"
 _FIRST_SLOTS = 256  # of a cache that has just begun
 
 
@@ -155,6 +158,15 @@ class Caches(nn.Module):
         """Those of a layer."""
         return next((lengths[group.suffix] for group in self.groups if number in group.layers), {})
 
+    def counts_positions(self, number: int, lengths: Mapping[str, Mapping[str, Tensor]]) -> tuple[str, Tensor] | None:
+        """The suffix of a layer's group and the position of the next token in its cache, [B], where positions are those
+        of entries; None: they are those of tokens."""
+        for group in self.groups:
+            if number in group.layers and group.selector is not None and group.selector.in_cache:
+                store = typed(Store, self.layers[number].store)
+                return group.suffix, store.entries(lengths[group.suffix])
+        return None
+
     def advance(self, lengths: Mapping[str, Mapping[str, Tensor]], count: Tensor, made: dict[str, Tensor]) -> None:
         """Put the lengths behind `count` [B] more tokens into `made`."""
         for group in self.groups:
@@ -214,25 +226,29 @@ class Caches(nn.Module):
                 symbol = group.symbol(each.name)
                 if symbol in symbols:
                     whole = (each.most or -(-self._context // each.unit)) + each.spare
-                    begin = max(min(_FIRST_SLOTS // each.unit, whole // 2), each.first, 1)
-                    if each.name == ROWS and group.selector is not None:
-                        begin = max(begin, group.selector.budget)
+                    first, selector = each.first, group.selector
+                    if each.name == ROWS and selector is not None:
+                        first = max(first, selector.at_most)
+                        if selector.moments == ("run",):
+                            whole = min(whole, selector.at_most + selector.layer.chunk)
+                    begin = max(min(_FIRST_SLOTS // each.unit, whole // 2), first, 1)
                     found[symbol] = (begin, max(begin, whole // 4), max(whole, begin + 1))
         return found
 
     def upkeep(self) -> tuple[Upkeep, ...]:
         """What is run in between."""
         found: list[Upkeep] = []
-        chosen = [group for group in self.groups if group.selector is not None]
-        if chosen:
-            group = min(chosen, key=lambda each: typed(Selector, each.selector).budget)
-            selector = typed(Selector, group.selector)
-            symbol, above = group.symbol(ROWS), selector.budget + 1
-            after = "chunk" if selector.in_chunks else "prompt"
-            found.append(Upkeep(graph="compact", after=after, capacity=symbol, at_least=above))
-            if selector.every is not None:
-                more = selector.budget + selector.every
-                found.append(Upkeep(graph="compact", after="step", capacity=symbol, at_least=more))
+        for group in self.groups:
+            if group.selector is not None:
+                found += [
+                    Upkeep(
+                        graph="compact",
+                        after=after,
+                        capacity=group.symbol(ROWS),
+                        at_least=group.selector.at_most + 1,
+                    )
+                    for after in group.selector.moments
+                ]
         for group in self.groups:
             if group.period is not None:
                 store = typed(Store, self.layers[group.layers[0]].store)
@@ -337,18 +353,27 @@ class UpkeepGraph(CompressedModule):
         """What the graph takes, in the order of its states, behind `seen` [B] if it takes that → the new states."""
         seen, arrays = (given[0], given[1:]) if self.takes_seen else (None, given)
         states = dict(zip(self._read, arrays, strict=True))
-        for group in self.caching.groups:
-            acts = group.period is not None if self.part == "flush" else group.selector is not None
-            if acts:
-                self._group(group, states, seen)
+        groups = [
+            group
+            for group in self.caching.groups
+            if (group.period if self.part == "flush" else group.selector) is not None
+        ]
+        known: dict[str, Tensor] = {} if seen is None else {SEEN: seen}
+        if self.part == "compact":
+            known[DUE] = self._due(groups, states)
+        for group in groups:
+            self._group(group, states, known)
         return tuple(states[name] for name in self._written)
 
-    def _group(self, group: Group, states: dict[str, Tensor], seen: Tensor | None) -> None:
+    def _due(self, groups: Sequence[Group], states: Mapping[str, Tensor]) -> Tensor:
+        """Sequences of which some layer has more than it may have, [B]."""
+        over = [states[group.state(ROWS)] > typed(Selector, group.selector).at_most for group in groups]
+        return reduce(torch.logical_or, over)
+
+    def _group(self, group: Group, states: dict[str, Tensor], known: Mapping[str, Tensor]) -> None:
         lengths = {
             each.name: states[group.state(each.name)] for each in group.lengths if group.state(each.name) in states
         }
-        if seen is not None:
-            lengths[SEEN] = seen
         after = dict(lengths)
         for number in group.layers:
             cache = self.caching.layers[number]
@@ -358,14 +383,16 @@ class UpkeepGraph(CompressedModule):
                 if self.part == "flush":
                     store.flush(lengths, memory)
                     after = {**lengths, **store.flushed(lengths)}
+                    if cache.selector is not None:
+                        cache.selector.packed(lengths[ROWS] - after[ROWS], memory)
                 else:
                     selector = typed(Selector, cache.selector)
-                    choice = selector.choose(lengths, memory)
+                    choice = selector.choose({**lengths, **known}, memory)
                     store.keep(choice, memory)
                     selector.kept(choice, memory)
                     after = {**lengths, ROWS: choice.count}
             states |= {f"{name}_{number}": value for name, value in memory.items()}
-        states |= {group.state(name): value for name, value in after.items() if name != SEEN}
+        states |= {group.state(name): value for name, value in after.items()}
 
 
 def upkeep_graphs(plan: Caches) -> tuple[GraphSpec, ...]:
@@ -413,6 +440,12 @@ def _check_together(cache: LayerCache) -> None:
             f"{cache.selector.method.name}: cannot choose what is kept, as {cache.store.method.name} "
             f"{cache.store.not_selectable}."
         )
+    if cache.selector.every is not None and cache.store.period is not None:
+        raise ConfigError(
+            f"{cache.selector.method.name}: every={cache.selector.every} chooses among generated tokens, which "
+            f"{cache.store.method.name} packs in groups that cannot be torn; leave every out, or take a store that "
+            "packs nothing."
+        )
 
 
 def _groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
@@ -424,7 +457,7 @@ def _groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
         key = (
             cache.store.lengths(),
             cache.store.period,
-            None if selector is None else (type(selector), selector.budget, selector.every),
+            None if selector is None else (type(selector), selector.counted_as, selector.at_most),
         )
         found.setdefault(key, []).append(cache)
     groups = []

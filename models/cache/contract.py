@@ -37,6 +37,10 @@ Memory = MutableMapping[str, Tensor]
 ROWS = "rows"
 """The length of what is kept in full precision."""
 
+SEEN, DUE = "seen", "due"
+"""Beside the lengths a selector is told, [B] each: tokens that were read by now, if it needs that; and whether a layer
+has more entries of a sequence than it may have. Of others nothing is removed."""
+
 _MOST, _LEAST = 1e30, -1e30  # scores of entries that are kept in any case, and of slots that hold none
 
 
@@ -246,6 +250,10 @@ class Store(CachePolicy):
         """The lengths behind `flush`, which all layers share."""
         return lengths
 
+    def entries(self, lengths: Mapping[str, Tensor]) -> Tensor:
+        """How many entries there are of each sequence, [B]."""
+        return torch.stack([lengths[each.name] * each.unit for each in self.lengths()]).sum(dim=0)
+
     def keep(self, choice: Choice, memory: Memory) -> None:
         """Keep the chosen rows in full precision at the front, in their order."""
         for name in ("keys", "values"):
@@ -259,12 +267,14 @@ class Selector(CachePolicy):
         budget: Entries of a KV head that are kept at most.
         observes: Graphs in which it looks at what is read.
         prompt_only: It looks at prompts only: they are read by a graph of their own.
-        needs_seen: To choose it has to know how many tokens each sequence has read, `lengths["seen"]`.
+        in_cache: Positions are those of the entries in the cache, not those of the tokens in their text.
+        needs_seen: To choose it has to know how many tokens each sequence has read, `lengths[SEEN]`.
     """
 
     keeps_rest = False
-    observes: ClassVar[tuple[Part, ...]] = ()
-    prompt_only: ClassVar[bool] = True
+    observes: tuple[Part, ...] = ()
+    prompt_only: bool = True
+    in_cache: bool = False
     needs_seen: ClassVar[bool] = False
 
     budget: int
@@ -288,6 +298,24 @@ class Selector(CachePolicy):
         """It chooses behind every chunk of a prompt, not only behind the last."""
         return False
 
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """After what it may have to choose, as `Upkeep.after` names it."""
+        if self.every is None:
+            return ("chunk" if self.in_chunks else "prompt",)
+        return ("run",) if self.in_chunks else ("prompt", "step")
+
+    @property
+    def at_most(self) -> int:
+        """Entries that a layer has at most behind a choice: with `every`, a sequence waits until it has that many more
+        than the budget, in prompts too."""
+        return self.budget + (self.every or 1) - 1
+
+    @property
+    def counted_as(self) -> object:
+        """Layers with equal ones keep equally many entries of every sequence."""
+        return self.budget
+
     def observe(self, reading: NewEntries, store: Store, memory: Memory) -> None:
         """Look at what is read, behind the store: `memory` has the new entries."""
 
@@ -297,6 +325,16 @@ class Selector(CachePolicy):
 
     def kept(self, choice: Choice, memory: Memory) -> None:
         """Bring what it keeps for each row into the new order."""
+
+    def packed(self, went: Tensor, memory: Memory) -> None:
+        """The store has packed the oldest `went` [B] rows: drop what is kept for each of them."""
+
+    def keep_best(self, score: Tensor, length: Tensor, *, first: int = 0, recent: int = 0) -> Choice:
+        """The choice of the budget's best rows by scores [B, G, L], as `best`; whoever has fewer than would be chosen
+        from keeps all."""
+        waits = self.at_most > self.budget
+        kept = torch.where(length > self.at_most, self.budget, length) if waits else None
+        return best(score, length, self.at_most, first=first, recent=recent, kept=kept)
 
 
 class Reader(CachePolicy):
@@ -342,7 +380,9 @@ def in_front(cache: Tensor, rows: Tensor) -> Tensor:
     return kv_append(cache, rows, start)
 
 
-def best(score: Tensor, length: Tensor, budget: int, *, first: int = 0, recent: int = 0) -> Choice:
+def best(
+    score: Tensor, length: Tensor, budget: int, *, first: int = 0, recent: int = 0, kept: Tensor | None = None
+) -> Choice:
     """Keep the rows of the largest scores, in the order in which they are; of equal ones the older.
 
     Args:
@@ -350,6 +390,7 @@ def best(score: Tensor, length: Tensor, budget: int, *, first: int = 0, recent: 
         length: Rows of each sequence, [B] int64.
         budget: How many are kept; all, where there are fewer. L is at least this.
         first, recent: Of the oldest and of the newest, so many are kept whatever their score.
+        kept: How many are kept of each sequence, [B] int64, at most the budget; None: the budget.
     """
     batch, groups, slots = score.shape
     slot = torch.arange(slots, device=score.device)
@@ -358,5 +399,13 @@ def best(score: Tensor, length: Tensor, budget: int, *, first: int = 0, recent: 
     there = (slot < end)[:, None]
     ranked = torch.where(there, torch.where(forced, _MOST, score.float().clamp(_LEAST / 2, _MOST / 2)), _LEAST)
     flat = ranked.reshape(batch * groups, slots)
-    _, index, _ = token_select(flat[..., None], flat, num_kept=budget)
-    return Choice(index=index.reshape(batch, groups, budget), count=length.clamp(max=budget), ascending=True)
+    order = "position" if kept is None else "score"
+    _, index, _ = token_select(flat[..., None], flat, num_kept=budget, order=order)
+    index = index.reshape(batch, groups, budget)
+    if kept is None:
+        return Choice(index=index, count=length.clamp(max=budget), ascending=True)
+    kept = torch.minimum(kept, length)
+    behind = torch.arange(budget, device=score.device) >= kept[:, None, None]
+    place = (index + torch.where(behind, slots, 0)).reshape(batch * groups, budget).float()
+    _, order_, _ = token_select(place[..., None], -place, num_kept=budget, order="score")
+    return Choice(index=index.gather(2, order_.reshape(batch, groups, budget)), count=kept)

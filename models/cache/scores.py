@@ -7,7 +7,7 @@ from torch.nn import functional
 from trt_compress.plugins.attention_score.op import attention_score
 from trt_compress.plugins.operator import cast
 
-_HIDDEN = -1e4
+HIDDEN = -1e4
 
 
 def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float) -> Tensor:
@@ -25,7 +25,7 @@ def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float)
     rows, slot = query.shape[2], torch.arange(keys.shape[2], device=keys.device)
     number = length[:, None] - rows + torch.arange(rows, device=keys.device)
     there = slot < length[:, None]
-    bias = torch.where(slot <= number[..., None], 0.0, _HIDDEN)[:, None]
+    bias = torch.where(slot <= number[..., None], 0.0, HIDDEN)[:, None]
     clean = torch.where(there[:, None, :, None], keys, torch.zeros_like(keys))
     score = attention_score(query, cast(clean, query.dtype), None, cast(bias, query.dtype), scale=scale, heads="none")
     return torch.where(there[:, None], score, 0.0)

@@ -57,7 +57,7 @@ class Attention(nn.Module):
             both = torch.cat([self.q_norm(query), self.k_norm(key)], dim=1)
         before = both
         if self.layer.rope is not None:
-            both = turned(both, run.tables[self.layer.rope])
+            both = turned(both, run.table(self.layer.rope))
         y = run.attend(both.split([heads, groups], dim=1), before.split([heads, groups], dim=1), value)
         return typed(Tensor, self.out(y.transpose(1, 2).reshape(batch, count, heads * config.head_dim)))
 
@@ -129,11 +129,7 @@ class Decoder(nn.Module):
 
 
 class DecoderRun:
-    """One run of a graph that reads tokens: where the layers find what they keep, and leave what they keep now.
-
-    Attributes:
-        tables: Cosines and sines of the positions of this run's tokens.
-    """
+    """One run of a graph that reads tokens: where the layers find what they keep, and leave what they keep now."""
 
     def __init__(
         self,
@@ -145,7 +141,7 @@ class DecoderRun:
         seen: Tensor,
         count: Tensor | None,
     ) -> None:
-        self.tables: Mapping[RopeForm, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[str | None, RopeForm], tuple[Tensor, Tensor]] = {}
         self._plan, self._ropes, self._part = plan, ropes, part
         self._states, self._seen, self._count = dict(states), seen, count
         self._lengths = plan.begin(self._states, seen)
@@ -154,10 +150,21 @@ class DecoderRun:
 
     def begin(self, tokens: int, dtype: torch.dtype) -> None:
         """Make the tables of the positions."""
-        positions = self._seen[:, None] + torch.arange(tokens, device=self._seen.device)
-        self.tables = {form: rope.table(positions, dtype) for form, rope in self._ropes.items()}
+        self._offsets, self._dtype = torch.arange(tokens, device=self._seen.device), dtype
+        positions = self._seen[:, None] + self._offsets
+        self._tables = {(None, form): rope.table(positions, dtype) for form, rope in self._ropes.items()}
         if self._count is None:
             self._count = torch.full_like(self._seen, tokens)
+
+    def table(self, form: RopeForm) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions that this run's tokens have in the layer."""
+        counted = self._plan.counts_positions(self._layer, self._lengths)
+        if counted is None:
+            return self._tables[None, form]
+        suffix, first = counted
+        if (suffix, form) not in self._tables:
+            self._tables[suffix, form] = self._ropes[form].table(first[:, None] + self._offsets, self._dtype)
+        return self._tables[suffix, form]
 
     @contextmanager
     def at_layer(self, number: int) -> Iterator[None]:
@@ -281,6 +288,7 @@ def rings_of(config: DecoderConfig, caching: Caching, name: str) -> dict[int, Ri
                 context=caching.context,
                 chunk=caching.chunk,
                 dtype=caching.dtype,
+                rope=layer.rope,
             )
             found[number] = Ring(of, window=layer.window, slots=slots)
     return found

@@ -1,7 +1,7 @@
 """Cache policies: options and entries."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.config import CompressorConfig, Method
@@ -38,8 +38,8 @@ class KiviConfig(CompressorConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapKvConfig(CompressorConfig):
-    """Options of SnapKV.
+class WindowConfig(CompressorConfig):
+    """What selectors have in common whose choice the last tokens of a prompt make.
 
     Attributes:
         budget: Entries kept of each KV head, those of the window with them.
@@ -49,6 +49,7 @@ class SnapKvConfig(CompressorConfig):
         heads: Over the query heads of a KV head: "mean" or "max".
     """
 
+    method: ClassVar[str]
     budget: int
     window: int = 32
     kernel: int = 5
@@ -56,8 +57,23 @@ class SnapKvConfig(CompressorConfig):
     heads: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
-        check_budget("snapkv", self.budget, self.window, "window")
-        check_kernel("snapkv", self.kernel)
+        if self.window < 1:
+            raise ConfigError(f"{self.method}: window={self.window} is out of range; give 1 or more tokens.")
+        check_budget(self.method, self.budget, self.window, "window")
+        check_kernel(self.method, self.kernel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapKvConfig(WindowConfig):
+    """Options of SnapKV.
+
+    Attributes:
+        in_chunks: Entries are chosen behind every chunk of a prompt, so that there are never more than the budget and
+            a chunk; if not, behind the whole prompt.
+    """
+
+    method = "snapkv"
+    in_chunks: bool = False
 
 
 def check_bits(method: str, bits: int) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from trt_compress.methods.audio import ATOME, FASTAST, FRAME_POOL, FRAME_STACK
 from trt_compress.methods.cache import KIVI, PLAIN, SNAPKV
 from trt_compress.methods.cache_heads import EXPECTED
+from trt_compress.methods.cache_selectors import H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
 from trt_compress.methods.config import Method
 from trt_compress.methods.video import STATIC_REUSE, TOC3D
 from trt_compress.methods.vision import AVG_POOL, EVIT, RANDOM, TOME, VTC_CLS
 
 _ALL = (
     *(TOME, EVIT, VTC_CLS, AVG_POOL, RANDOM, STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
-    *(SNAPKV,),
+    *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV),
     *(EXPECTED,),
     *(PLAIN, KIVI),
 )

@@ -11,11 +11,14 @@ from torch import Tensor
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import keep_up
 from trt_compress.methods import parse_spec
+from trt_compress.models.cache.caches import upkeep_graphs
+from trt_compress.models.cache.contract import NewEntries, Part
 from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
-from trt_compress.models.hosts.decoder_config import Caching
+from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.decoder_host import check_tensors, plan_of, read_decoder
 from trt_compress.models.language.directory import Directory
+from trt_compress.models.layers.rope_form import RopeForm
 
 
 class CacheRun:
@@ -92,6 +95,97 @@ class CacheRun:
             self._graph(graph, *(self.seen for spec in self.graphs[graph].inputs if spec.name == "seen"))
 
         keep_up(self.procedure, moments, used, run)
+
+
+class LayersRun:
+    """Entries that are given, without a model: every layer of a plan is given the same queries, keys and values.
+
+    Attributes:
+        plan: What keeps the entries.
+        states: By their names.
+        seen: Tokens that were read, [B].
+    """
+
+    def __init__(self, spec: str, q: Tensor, k: Tensor, *, layers: int = 1, chunk: int = 64, slots: int = 96) -> None:
+        rope = RopeForm(theta=10000.0, channels=k.shape[3], limit=slots)
+        config = DecoderConfig(
+            family="llama",
+            vocabulary=1,
+            width=1,
+            inner=1,
+            heads=q.shape[1],
+            kv_heads=k.shape[1],
+            head_dim=k.shape[3],
+            limit=slots,
+            layers=(LayerConfig(rope=rope),) * layers,
+            eps=1e-6,
+            attention_scale=k.shape[3] ** -0.5,
+        )
+        self.plan = plan_of(config, Caching(context=slots, chunk=chunk), "entries", parse_spec(spec))
+        self.compact = next((graph for graph in upkeep_graphs(self.plan) if graph.name == "compact"), None)
+        self.seen = torch.zeros(k.shape[0], dtype=torch.int64)
+        self.states: dict[str, Tensor] = {}
+        for part in (*self.plan.parts, "compact"):
+            for state in self.plan.state_specs(part):
+                shape = [
+                    k.shape[0] if dim == BATCH_SYMBOL else slots if isinstance(dim, str) else dim for dim in state.shape
+                ]
+                self.states.setdefault(str(state.name), torch.zeros(shape, dtype=getattr(torch, state.dtype)))
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, *, chunk: int = 64) -> None:
+        """Read a prompt."""
+        total = k.shape[2]
+        for start in range(0, total, chunk):
+            part = slice(start, min(start + chunk, total))
+            self._run(self.plan.parts[0], q[:, :, part], k[:, :, part], v[:, :, part])
+            self._keep_up(("run", "chunk", "prompt") if part.stop == total else ("run", "chunk"))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Read one token that was generated."""
+        self._run("step", q, k, v)
+        self._keep_up(("run", "step"))
+
+    def rows(self, layer: int = 0) -> int:
+        """How many rows a layer has; all sequences have as many."""
+        (group,) = (group for group in self.plan.groups if layer in group.layers)
+        (count,) = set(self.states[group.state("rows")].tolist())
+        return int(count)
+
+    def kept(self, name: str, layer: int = 0) -> Tensor:
+        """The rows of a state of a layer."""
+        return self.states[f"{name}_{layer}"][:, :, : self.rows(layer)]
+
+    def _run(self, part: Part, q: Tensor, k: Tensor, v: Tensor) -> None:
+        lengths, count = self.plan.begin(self.states, self.seen), torch.full_like(self.seen, k.shape[2])
+        for layer in self.plan.layers:
+            reading = NewEntries(
+                query=q,
+                key=k,
+                value=v,
+                query_before=q,
+                key_before=k,
+                count=count,
+                seen=self.seen,
+                lengths=self.plan.lengths_of(layer.number, lengths),
+                part=part,
+            )
+            memory = self.plan.memory(layer.number, self.states)
+            layer(reading, memory)
+            self.states |= {f"{name}_{layer.number}": value for name, value in memory.items()}
+        self.plan.advance(lengths, count, self.states)
+        self.seen = self.seen + count
+
+    def _keep_up(self, moments: tuple[str, ...]) -> None:
+        used = {each.symbol: str(each.used) for part in self.plan.parts for each in self.plan.capacities(part)}
+        for entry in self.plan.upkeep():
+            while entry.after in moments and int(self.states[used[str(entry.capacity)]].max()) >= int(
+                entry.at_least or 0
+            ):
+                assert self.compact is not None and entry.graph == "compact"
+                seen = [self.seen] if self.compact.inputs else []
+                given = [self.states[str(each.name)] for each in self.compact.states if each.input]
+                written = [str(each.name) for each in self.compact.states if each.output]
+                self.states.update(zip(written, self.compact.module(*seen, *given), strict=True))
 
 
 def golden_decoder(archive: Path, folder: Path, model_type: str) -> Decoder:
