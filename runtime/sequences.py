@@ -50,7 +50,12 @@ class Sequences:
         self._missing = {what: self._not_loaded(what) for what in ("read", "score")}
         if all(self._missing.values()):
             self._require("read")
-        self.states: States = session.new_states(batch=batch, capacity=capacity)
+        fixed = manifest.fixed_batch
+        if fixed not in (None, batch):
+            raise ConfigError(
+                f"batch={batch}; '{session.bundle.path}' was exported for a fixed batch: begin {fixed} sequences."
+            )
+        self.states: States = session.new_states(batch=batch if fixed is None else None, capacity=capacity)
         self._procedure: Procedure = manifest.procedure
         self._manifest = manifest
         self._links = {link.to: link.source for link in manifest.links}
@@ -184,6 +189,8 @@ class Sequences:
         Raises:
             ConfigError, UnsupportedError: As `States.keep`.
         """
+        if list(rows) == list(range(len(self._seen))):
+            return  # which a fixed batch can do as well
         self.states.keep(rows)
         self._seen = self._seen[list(rows)]
 

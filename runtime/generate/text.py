@@ -39,7 +39,8 @@ class BundleText:
         Raises:
             BundleError: A file is not what it should be, or the tokenizer does not fit the model.
             ConfigError: The bundle does not read tokens by a procedure.
-            UnsupportedError: The library tokenizers is not installed, or the bundle reads more than text.
+            UnsupportedError: The library tokenizers is not installed, or the bundle reads more than text, or several
+                sequences at once and no others.
         """
         manifest = bundle.manifest
         if manifest.procedure is None:
@@ -51,6 +52,11 @@ class BundleText:
             raise UnsupportedError(
                 f"'{bundle.path}' reads pictures or sound before its text, which runtime.sequences does and the "
                 "generator does not."
+            )
+        if (manifest.fixed_batch or 1) > 1:
+            raise UnsupportedError(
+                f"'{bundle.path}' reads {manifest.fixed_batch} sequences at once and no others, which answers of "
+                "unequal length cannot do; export it with a range, --batch 1:2:4, or for one sequence."
             )
         self.bundle = bundle
         self.vocabulary = _vocabulary(bundle)

@@ -293,6 +293,16 @@ class Manifest(Record):
         text = json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
         return sha256(text)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many sequences are read at once by a procedure, neither more nor fewer; None: it can be chosen."""
+        for name in () if self.procedure is None else self.procedure.feeds:
+            graph, _, tensor = name.partition(".")
+            shape = next((info.shape for info in self.graph(graph).inputs if info.name == tensor), ())
+            if self.procedure.feeds[name] == "tokens" and shape and isinstance(shape[0], int):
+                return shape[0]
+        return None
+
     def graph(self, name: str) -> Graph:
         """Look up a graph by its name."""
         for graph in self.graphs:

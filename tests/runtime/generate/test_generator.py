@@ -9,9 +9,10 @@ import pytest
 
 from tests.runtime.generate.toy import CONTEXT, SPECIAL, VOCABULARY, logits_of, tokenizer_json, write
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
-from trt_compress.runtime import Generator, Sampling
+from trt_compress.runtime import Generator, Sampling, Session
 from trt_compress.runtime.generate import memory
 from trt_compress.runtime.generate.tokenizer import Tokenizer
+from trt_compress.runtime.sequences import Sequences
 
 END = SPECIAL.index("</s>")
 PROMPTS = ["the fox", "a", "jumps over the lazy dog, the quick brown fox jumps"]
@@ -290,3 +291,31 @@ def test_too_little_memory_is_said_before_any_is_taken(generator: Generator, mon
     with pytest.raises(UnsupportedError, match=r"The states of 3 sequences of .* B are free; ask for fewer tokens"):
         generator.generate(PROMPTS, max_new=60)
     assert generator.generate("a", max_new=20)[0].reason
+
+
+def test_a_fixed_batch_is_read_as_it_is_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    write(tmp_path / "one", fixed=1)
+    write(tmp_path / "two", fixed=2)
+    write(tmp_path / "any")
+    with Generator.open(tmp_path / "any") as free, Generator.open(tmp_path / "one") as one:
+        wanted = free.generate(PROMPTS, max_new=8)
+        found = one.generate(PROMPTS, max_new=8, prefix=None)
+        assert [answer.ids for answer in found] == [answer.ids for answer in wanted]
+        prefix = one.prefix(one.encode("the"))
+        assert one.generate("the fox", max_new=5, prefix=prefix)[0].ids == free.generate("the fox", max_new=5)[0].ids
+        single = [Sequences(free.session) for _ in range(2)]
+        with Session.open(tmp_path / "two") as session:
+            both = Sequences(session, batch=2)
+            texts = [np.array([5, 6, 7, 8, 9, 10, 11]), np.array([9, 8])]
+            read = [alone.read([text]) for alone, text in zip(single, texts, strict=True)]
+            np.testing.assert_array_equal(both.read(texts), np.concatenate(read))
+            forked = both.fork()
+            forked.keep([0, 1])
+            stepped = [alone.step([token]) for alone, token in zip(single, (4, 5), strict=True)]
+            np.testing.assert_array_equal(forked.step([4, 5]), np.concatenate(stepped))
+            with pytest.raises(ConfigError, match="batch=3; '.*two' was exported for a fixed batch: begin 2 sequences"):
+                Sequences(session, batch=3)
+            with pytest.raises(UnsupportedError, match="no axis of sequences, as it was exported for a fixed batch"):
+                both.keep([1])
+    with pytest.raises(UnsupportedError, match="'.*two' reads 2 sequences at once and no others, .*--batch 1:2:4"):
+        Generator.open(tmp_path / "two")

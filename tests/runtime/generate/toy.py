@@ -136,6 +136,7 @@ def write(
     template: str | None = CHATML,
     text: bool = True,
     context: int = CONTEXT,
+    fixed: int | None = None,
     **said: Any,
 ) -> Bundle:
     """Write the bundle.
@@ -149,10 +150,16 @@ def write(
         template: Its chat template.
         text: Whether it has a text side at all.
         context: The most tokens of a sequence.
+        fixed: It reads so many sequences at once, and no others.
         said: Fields of `Text` that are otherwise.
     """
     content = step_graph(every=every, count=count)
     model = onnx.load_from_string(content)
+    if fixed is not None:
+        for one in (*model.graph.input, *model.graph.output):
+            one.type.tensor_type.shape.dim[0].dim_value = fixed
+        content = model.SerializeToString()
+    rows: int | str = "batch" if fixed is None else fixed
     sides = [
         tuple(
             TensorInfo(
@@ -186,16 +193,16 @@ def write(
         recipe={},
         precision="fp32",
         opset=20,
-        batch=Batch(min=1, opt=1, max=batch),
+        batch=Batch(min=fixed or 1, opt=fixed or 1, max=fixed or batch),
         graphs=(Graph(name="step", role="step", file="step.onnx", inputs=sides[0], outputs=sides[1]),),
         states=(
-            State(graph="step", name="total", input="total_in", output="total_out", shape=("batch",), dtype="int64"),
+            State(graph="step", name="total", input="total_in", output="total_out", shape=(rows,), dtype="int64"),
             State(
                 graph="step",
                 name="cache",
                 input="cache_in",
                 output="cache_out",
-                shape=("batch", "slots"),
+                shape=(rows, "slots"),
                 dtype="int64",
                 kind="cache",
             ),
