@@ -159,7 +159,8 @@ class ProcedureCourse(Course):
             yield from self._pass(media.graphs, f"media {number}", {}, scenario.media)
         try:
             rows = [rows_of(self._procedure.media, ids.tolist(), placed=placed) for ids in scenario.prompt]
-            runs = list(runs_of(part, self._manifest.lengths, [len(ids) for ids in scenario.prompt]))
+            counts = [len(ids) for ids in scenario.prompt]
+            runs = list(runs_of(part, self._manifest.lengths, counts, scoring=name == "score"))
         except ValueError as error:
             raise GateError(f"verification failed: {error}.") from None
         self._rows = [np.array(each, np.int64) for each in rows]

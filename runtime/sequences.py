@@ -156,27 +156,26 @@ class Sequences:
         return logits if logits.ndim == 2 else logits[:, -1]
 
     def score(self, texts: Sequence[Array]) -> list[Array]:
-        """How probable texts are. These sequences have to be new, and are of no further use.
+        """Read texts, and say how probable they are behind what was read before.
 
         Args:
-            texts: For each sequence its tokens, integers [N].
+            texts: For each sequence its tokens, integers [N]. To score what follows a prompt, read the prompt without
+                its last token and begin the text with that.
 
         Returns:
             For each the natural logarithms of the probability of its tokens, from the second on, [N - 1].
 
         Raises:
-            ConfigError: Tokens were read already, the bundle gives no logits of every token, and as `read`.
+            ConfigError: The bundle gives no logits of every token, and as `read`.
             ShapeError, BundleError, UnsupportedError: As `read`.
         """
         part = self._procedure.score or self._procedure.prompt
         if part.rows == "last":
             raise ConfigError(f"'{self.session.bundle.path}' gives the logits of the last token only, and scores none.")
         self._require("score")
-        if self._seen.any():
-            raise ConfigError("These sequences have read tokens already; begin new ones to score texts.")
         tokens = self._checked(texts)
         found: list[list[Array]] = [[] for _ in tokens]
-        for run, values in self._runs(part, tokens):
+        for run, values in self._runs(part, tokens, scoring=True):
             for row, text in enumerate(tokens):
                 following = text[run.start + 1 : run.start + run.counts[row] + 1]
                 each = values[row, : len(following)]
@@ -240,12 +239,17 @@ class Sequences:
         return "count" in self._procedure.feeds.values()
 
     def _runs(
-        self, part: Pass, texts: Sequence[Array], between: Callable[[int], None] | None = None
+        self,
+        part: Pass,
+        texts: Sequence[Array],
+        between: Callable[[int], None] | None = None,
+        *,
+        scoring: bool = False,
     ) -> Iterator[tuple[Run, Array]]:
         """The runs that read whole texts, each with what it gave."""
         rows = self._rows(texts)
         try:
-            runs = list(runs_of(part, self._manifest.lengths, [len(text) for text in texts]))
+            runs = list(runs_of(part, self._manifest.lengths, [len(text) for text in texts], scoring=scoring))
         except ValueError as error:
             raise ConfigError(f"{_sentence(error)}.") from None
         for run in runs:

@@ -62,7 +62,10 @@ once. Rule 1 holds for it, with T = 0; its feed "seen" holds what was read by no
 last of the `count[b]` tokens (undefined if that is 0); "all" [B, T, V], behind each token; "next" [B, T], the natural
 logarithm of the probability of each token of the feed "next".
 
-**Scoring.** `score` reads a text as the prompt is read, in runs of its own, on states of its own that begin anew.
+**Scoring.** `score` reads a text in runs of the largest T, as the prompt is read, but as if in steps: its runs end as
+steps do, so that what is due behind a prompt is not, and what is due behind a step is. It goes on from where the
+sequences are: a text that stands alone is scored by sequences that begin with it, one behind a prompt by those that
+have read the prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,8 +211,8 @@ def range_of(part: Pass, lengths: Mapping[str, Range]) -> tuple[int, int]:
     return found.min, found.max
 
 
-def runs_of(part: Pass, lengths: Mapping[str, Range], counts: Sequence[int]) -> Iterator[Run]:
-    """The runs by which a pass reads prompts of these lengths, one for each sequence.
+def runs_of(part: Pass, lengths: Mapping[str, Range], counts: Sequence[int], *, scoring: bool = False) -> Iterator[Run]:
+    """The runs by which a pass reads prompts of these lengths, one for each sequence; or texts that it scores.
 
     Raises:
         ValueError: The pass reads a prompt at once, and it does not fit its range.
@@ -226,7 +229,7 @@ def runs_of(part: Pass, lengths: Mapping[str, Range], counts: Sequence[int]) -> 
             start=start,
             tokens=tokens,
             counts=tuple(min(max(count - start, 0), tokens) for count in counts),
-            moments=("run", "chunk", "prompt") if last else ("run", "chunk"),
+            moments=("run", "step") if scoring else ("run", "chunk", "prompt") if last else ("run", "chunk"),
         )
 
 
