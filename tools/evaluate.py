@@ -57,6 +57,9 @@ TEXT_METRICS: Mapping[str, tuple[str, Better]] = {
     "needle": ("", "higher"),
     "needle_low": ("", "higher"),
     "needle_drop_points": ("points", "lower"),
+    "recall": ("", "higher"),
+    "recall_low": ("", "higher"),
+    "recall_drop_points": ("points", "lower"),
 }
 """What a budget may name of a text: `_low` and `_high` are ends of 95 % intervals, ratios are to the baseline."""
 

@@ -1,10 +1,15 @@
-"""Judge a bundle that reads text: perplexity with its interval, numbers that are found again, against a baseline."""
+"""Judge a bundle that reads text: perplexity with its interval, questions to long texts, against a baseline.
+
+A text is scored as a whole, or behind prompts: then each window is a prompt, which is read as prompts are, so that
+caches are compressed behind it, and a continuation, of which each token is read alone, as if it were written.
+"""
 
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,8 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import read_regular
 from trt_compress.foreign import refusals_said
 from trt_compress.runtime.generate.generator import Generator
-from trt_compress.runtime.generate.needle import MAX_NEW, Needle, needles
 from trt_compress.runtime.generate.perplexity import Perplexity, PerplexityChange, change_of, perplexity_of, windows_of
+from trt_compress.runtime.generate.questions import MAX_NEW, MOST_PAIRS, NEEDLE, RECALL, Question, needles, recalls
 from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.proportion import Difference, Share, difference, share
 from trt_compress.runtime.sequences import graphs_for
@@ -29,12 +34,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST_TEXT = 1 << 28
 USUAL_WINDOW = 1024
+USUAL_CONTINUATION = 129  # two blocks of scored tokens behind the first
 TRIALS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Which numbers were found again."""
+    """Which questions were answered rightly."""
 
     all: Share
     by_depth: dict[float, Share]
@@ -55,7 +61,8 @@ class TextEvaluation:
         bundle, baseline: What was judged, and what it was compared with; None without one.
         data: What was read.
         perplexity, baseline_perplexity, change: None: not asked for, or no baseline.
-        needle, baseline_needle, needle_change: The same.
+        needle, baseline_needle, needle_change: The same, of sentences in long texts.
+        recall, baseline_recall, recall_change: The same, of values of many keys.
         protocol: How it was read.
     """
 
@@ -69,6 +76,9 @@ class TextEvaluation:
     needle: Found | None
     baseline_needle: Found | None
     needle_change: Difference | None
+    recall: Found | None
+    baseline_recall: Found | None
+    recall_change: Difference | None
     protocol: dict[str, Any]
     device: dict[str, Any]
     versions: dict[str, str]
@@ -76,8 +86,8 @@ class TextEvaluation:
 
     def metrics(self) -> dict[str, Metric]:
         """The figures by the names that a budget calls them; one that is not there says why."""
-        ours, change, needle = self.perplexity, self.change, self.needle
-        no_text, no_needle = "no --perplexity was asked for", "no --needle was asked for"
+        ours, change = self.perplexity, self.change
+        no_text = "no --perplexity was asked for"
         no_baseline = no_text if ours is None else "no baseline was given"
         short = "the text is too short for an interval"
         no_interval = no_baseline if change is None else short
@@ -87,13 +97,18 @@ class TextEvaluation:
             "perplexity_ratio": (None if change is None else change.ratio, no_baseline),
             "perplexity_ratio_high": (None if change is None else change.high, no_interval),
             "bits_per_byte": (None if ours is None else ours.bits_per_byte, no_text),
-            "needle": (None if needle is None else needle.all.value, no_needle),
-            "needle_low": (None if needle is None else needle.all.low, no_needle),
-            "needle_drop_points": (
-                None if self.needle_change is None else -100 * self.needle_change.value,
-                no_needle if needle is None else "no baseline was given",
-            ),
         }
+        asked = {NEEDLE: (self.needle, self.needle_change), RECALL: (self.recall, self.recall_change)}
+        numbers = dict.fromkeys(values, 0 if ours is None else ours.tokens)
+        for kind, (found, lost) in asked.items():
+            not_asked = f"no --{kind} was asked for"
+            values[kind] = (None if found is None else found.all.value, not_asked)
+            values[f"{kind}_low"] = (None if found is None else found.all.low, not_asked)
+            values[f"{kind}_drop_points"] = (
+                None if lost is None else -100 * lost.value,
+                not_asked if found is None else "no baseline was given",
+            )
+            numbers |= {name: 0 if found is None else found.all.n for name in values if name.startswith(kind)}
         return {
             name: Metric(
                 name=name,
@@ -101,14 +116,15 @@ class TextEvaluation:
                 reason=reason if value is None else None,
                 unit=TEXT_METRICS[name][0],
                 better=TEXT_METRICS[name][1],
-                n=needle.all.n if needle is not None and "needle" in name else ours.tokens if ours is not None else 0,
+                n=numbers[name],
             )
             for name, (value, reason) in values.items()
         }
 
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""
-        names = ("perplexity", "baseline_perplexity", "change", "needle", "baseline_needle", "needle_change")
+        names = ["perplexity", "baseline_perplexity", "change"]
+        names += [name for kind in (NEEDLE, RECALL) for name in (kind, f"baseline_{kind}", f"{kind}_change")]
         found = {name: getattr(self, name) for name in names}
         return {
             "document": DOCUMENT,
@@ -131,9 +147,12 @@ def evaluate_text(
     *,
     perplexity: str | Path | None = None,
     needle: bool = False,
+    recall: bool = False,
     baseline: str | Path | None = None,
     window: int | None = None,
+    context_tokens: int | None = None,
     trials: int = TRIALS,
+    pairs: int | None = None,
     seed: int = 0,
     batch: int | None = None,
     limit: int | None = None,
@@ -149,9 +168,14 @@ def evaluate_text(
         bundle: The bundle's directory.
         perplexity: A UTF-8 text that is scored; None: none is.
         needle: Ask for numbers that stand somewhere in a long text, at five depths.
+        recall: Ask for one of many numbers that make a long text, at five depths.
         baseline: A bundle of the same model and tokenizer.
-        window: Tokens that are read at a time; None: 1024, or the context if it is shorter.
-        trials: Numbers that are asked for at each depth.
+        window: Tokens that are read at a time; None: 1024, or 129 more than `context_tokens`; or the context if it is
+            shorter.
+        context_tokens: So many tokens of a window are read as a prompt, and what follows is scored token by token;
+            None: windows are scored as a whole.
+        trials: Questions at each depth.
+        pairs: Keys with numbers in each text of `recall`; None: as many as fit, up to 80.
         seed: Of the intervals and of the numbers.
         batch: Windows side by side; None: the largest batch of the bundle.
         limit: At most so many windows of the text, from its beginning.
@@ -164,7 +188,10 @@ def evaluate_text(
         BundleError, UnsupportedError: As `Generator.open`, or a bundle gives what is no number.
     """
     say = progress or (lambda text: None)
-    check_numbers(window=window, trials=trials, batch=batch, limit=limit, threads=threads)
+    check_numbers(
+        **{"window": window, "context-tokens": context_tokens, "trials": trials, "pairs": pairs},
+        **{"batch": batch, "limit": limit, "threads": threads},
+    )
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed}; give a whole number from 0.")
     required = as_digests(require_digest)
@@ -175,19 +202,30 @@ def evaluate_text(
         texts = [BundleText(open_bundle(path, require_digest=required)) for path in paths]
         for text in texts:
             stack.callback(text.close)
-        size = _window(texts, window)
-        windows, scored_bytes = ([], 0) if content is None else _windows(texts, content, str(perplexity), size, limit)
-        asked = _asked(texts[0], size, trials, seed) if needle else []
+        size = _window(texts, window, context_tokens)
+        if content is None:
+            windows, scored_bytes = [], 0
+        else:
+            windows, scored_bytes = _windows(texts, content, str(perplexity), size, limit, context_tokens)
+        questions = _questions(texts[0], size, trials, seed, needle=needle, recall=recall, pairs=pairs)
         say("loading")
         generators = []
         for text in texts:
-            graphs = graphs_for(text.bundle.manifest, read=needle, score=content is not None)
+            reads, scores_whole = bool(questions) or context_tokens is not None, content is not None
+            graphs = graphs_for(text.bundle.manifest, read=reads, score=scores_whole and context_tokens is None)
             session = Session.open(text.bundle, backend=backend, threads=threads, native=native, graphs=graphs)
             generators.append(Generator(stack.enter_context(session), text=text))
-        scores = [_scores(generator, windows, batch, say) for generator in generators if content is not None]
-        answers = [_answers(generator, asked, batch, say) for generator in generators if needle]
+        scores = [
+            _scores(generator, windows, context_tokens, batch, say) for generator in generators if content is not None
+        ]
         found = [perplexity_of(values, scored_bytes, seed=seed) for values in scores]
-        shares = [_found(asked, right) for right in answers]
+        asked: dict[str, Any] = {}
+        for kind in (NEEDLE, RECALL):
+            mine = questions.get(kind, [])
+            right = [_answers(generator, mine, batch, say) for generator in generators if mine]
+            shares = [_found(mine, each) for each in right]
+            asked[kind], asked[f"baseline_{kind}"] = (*shares, None, None)[:2]
+            asked[f"{kind}_change"] = _change(*right) if len(right) > 1 else None
         return TextEvaluation(
             started_at=started_at,
             bundle=described(generators[0].session),
@@ -196,21 +234,23 @@ def evaluate_text(
                 "text": None if perplexity is None else str(perplexity),
                 "bytes": scored_bytes,
                 "windows": len(windows),
-                "needles": len(asked),
+                "needles": len(questions.get(NEEDLE, [])),
+                "recalls": len(questions.get(RECALL, [])),
             },
             perplexity=found[0] if found else None,
             baseline_perplexity=found[1] if len(found) > 1 else None,
             change=change_of(*scores, seed=seed) if len(scores) > 1 else None,
-            needle=shares[0] if shares else None,
-            baseline_needle=shares[1] if len(shares) > 1 else None,
-            needle_change=_change(*answers) if len(answers) > 1 else None,
+            **asked,
             protocol={
                 "backend": backend,
                 "threads": threads,
                 "batch": batch or texts[0].bundle.manifest.batch.max,
                 "window": size,
+                "context_tokens": context_tokens,
+                "caches_compressed": [_compresses(text) for text in texts],
                 "seed": seed,
-                "trials": trials if needle else None,
+                "trials": trials if questions else None,
+                "pairs": pairs,
                 "interval": "95 %: bootstrap over blocks of 64 tokens; Wilson's of shares",
             },
             device=describe_device(),
@@ -232,19 +272,27 @@ def _read(path: Path) -> str:
         ) from None
 
 
-def _window(texts: Sequence[BundleText], window: int | None) -> int:
+def _window(texts: Sequence[BundleText], window: int | None, context_tokens: int | None) -> int:
     """Tokens of a window, which every bundle can read."""
     most = min((text.context for text in texts if text.context is not None), default=None)
+    least = 2 if context_tokens is None else context_tokens + 2
     if window is None:
-        return min(USUAL_WINDOW, most or USUAL_WINDOW)
-    if window < 2 or most is not None and window > most:
-        allowed = "2 or more" if most is None else f"2 to {most}"
-        raise ConfigError(f"--window {window}; the bundles read {allowed} tokens at a time.")
+        window = USUAL_WINDOW if context_tokens is None else context_tokens + USUAL_CONTINUATION
+        window = min(window, most or window)
+        if window < least:
+            raise ConfigError(
+                f"--context-tokens {context_tokens} leaves nothing to score; the bundles read {most} tokens at a time: "
+                f"give {max(most or 0, 3) - 2} at most."
+            )
+    if window < least or most is not None and window > most:
+        allowed = f"{least} or more" if most is None else f"{least} to {most}"
+        behind = "" if context_tokens is None else f" behind --context-tokens {context_tokens}"
+        raise ConfigError(f"--window {window}; the bundles read {allowed} tokens at a time{behind}.")
     return window
 
 
 def _windows(
-    texts: Sequence[BundleText], content: str, name: str, size: int, limit: int | None
+    texts: Sequence[BundleText], content: str, name: str, size: int, limit: int | None, context_tokens: int | None
 ) -> tuple[list[list[int]], int]:
     """The windows of a text, and the bytes that are scored."""
     tokens = texts[0].encode(content, special=False)
@@ -256,14 +304,27 @@ def _windows(
             )
     begin = texts[0].encode("")
     windows = windows_of(tokens, size, begin if len(begin) < size else [])
+    least = 2 if context_tokens is None else context_tokens + 2
+    if context_tokens is not None:
+        windows = [window for window in windows if len(window) >= least]
     if not windows:
-        raise ConfigError(f"--perplexity: '{name}' has {len(tokens)} tokens; give a text of two at least.")
-    for text in texts:
-        _check_scores(text)
-    if limit is not None and limit < len(windows):
-        windows = windows[:limit]
+        many = "two" if context_tokens is None else str(least)
+        raise ConfigError(f"--perplexity: '{name}' has {len(tokens)} tokens; give a text of {many} at least.")
+    if context_tokens is None:
+        for text in texts:
+            _check_scores(text)
+    windows = windows[:limit]
+    if context_tokens is not None:
+        return windows, sum(len(texts[0].decode(window[context_tokens + 1 :]).encode()) for window in windows)
     read = sum(len(window) - len(begin) for window in windows)
     return windows, len((content if read >= len(tokens) else texts[0].decode(tokens[:read])).encode())
+
+
+def _compresses(text: BundleText) -> bool:
+    """Whether caches are compressed behind a prompt, or tokens that are written are read otherwise than its own."""
+    procedure = text.bundle.manifest.procedure
+    assert procedure is not None
+    return bool(procedure.upkeep) or procedure.prompt.graphs != procedure.step.graphs
 
 
 def _check_scores(text: BundleText) -> None:
@@ -277,30 +338,45 @@ def _check_scores(text: BundleText) -> None:
         )
 
 
-def _asked(text: BundleText, size: int, trials: int, seed: int) -> list[Needle]:
-    def count(content: str) -> int:
-        return len(_prompt(text, content))
-
+def _questions(
+    text: BundleText, size: int, trials: int, seed: int, *, needle: bool, recall: bool, pairs: int | None
+) -> dict[str, list[Question]]:
+    """The questions of each kind that is asked for."""
     room = size - MAX_NEW
-    try:
-        return needles(count, room, trials, seed)
-    except ValueError as error:
-        raise ConfigError(f"--needle: {error}, and there is room for {room}; give a larger --window.") from None
+
+    def count(question: Question) -> int:
+        return len(_prompt(text, question))
+
+    if pairs is not None and not recall:
+        raise ConfigError("--pairs is of --recall; give that too, or leave it out.")
+    if pairs is not None and not 2 <= pairs <= MOST_PAIRS:
+        raise ConfigError(f"--pairs {pairs} is out of range; give 2 to {MOST_PAIRS}.")
+    found: dict[str, list[Question]] = {}
+    makers = {NEEDLE: needles, RECALL: partial(recalls, pairs=pairs)}
+    for kind in [name for name, is_asked in ((NEEDLE, needle), (RECALL, recall)) if is_asked]:
+        try:
+            found[kind] = makers[kind](count, room, trials, seed)
+        except ValueError as error:
+            raise ConfigError(f"--{kind}: {error}, and there is room for {room}; give a larger --window.") from None
+    return found
 
 
-def _prompt(text: BundleText, content: str) -> list[int]:
-    """A question as the model is asked: by its chat template if it has one."""
+def _prompt(text: BundleText, question: Question) -> list[int]:
+    """A question as the model is asked, by its chat template if it has one, with the beginning of the answer."""
     if text.template is None:
-        return text.encode(content)
-    return text.chat([{"role": "user", "content": content}])
+        return text.encode(f"{question.text}\n{question.opening}")
+    asked = text.chat([{"role": "user", "content": question.text}])
+    return [*asked, *text.encode(question.opening, special=False)]
 
 
-def _scores(generator: Generator, windows: list[list[int]], batch: int | None, say: Progress) -> list[Array]:
+def _scores(
+    generator: Generator, windows: list[list[int]], prompt: int | None, batch: int | None, say: Progress
+) -> list[Array]:
     size = batch or generator.session.bundle.manifest.batch.max
     found: list[Array] = []
     for start in range(0, len(windows), size):
         say(f"window {start + 1} of {len(windows)}")
-        found += generator.score(windows[start : start + size], batch=size)
+        found += generator.score(windows[start : start + size], prompt=prompt, batch=size)
     if any(not np.isfinite(values).all() for values in found):
         raise UnsupportedError(
             f"'{generator.session.bundle.path}' gives probabilities that are 0 or no numbers, so that the text has no "
@@ -309,19 +385,19 @@ def _scores(generator: Generator, windows: list[list[int]], batch: int | None, s
     return found
 
 
-def _answers(generator: Generator, asked: Sequence[Needle], batch: int | None, say: Progress) -> list[bool]:
+def _answers(generator: Generator, asked: Sequence[Question], batch: int | None, say: Progress) -> list[bool]:
     size = batch or generator.session.bundle.manifest.batch.max
     right = []
     for start in range(0, len(asked), size):
-        say(f"needle {start + 1} of {len(asked)}")
         some = asked[start : start + size]
-        prompts = [_prompt(generator.text, one.text) for one in some]
+        say(f"{some[0].kind} {start + 1} of {len(asked)}")
+        prompts = [_prompt(generator.text, one) for one in some]
         answers = generator.generate(prompts, max_new=MAX_NEW, temperature=0.0, repetition_penalty=1.0, batch=size)
-        right += [one.is_found(answer.text) for one, answer in zip(some, answers, strict=True)]
+        right += [one.is_right(answer.text) for one, answer in zip(some, answers, strict=True)]
     return right
 
 
-def _found(asked: Sequence[Needle], right: Sequence[bool]) -> Found:
+def _found(asked: Sequence[Question], right: Sequence[bool]) -> Found:
     def of(depth: float | None) -> Share:
         mine = [is_right for one, is_right in zip(asked, right, strict=True) if depth in (None, one.depth)]
         return share(sum(mine), len(mine))

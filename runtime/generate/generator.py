@@ -12,7 +12,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.format.bundle import Bundle
 from trt_compress.runtime.generate.detokenize import StopTexts
 from trt_compress.runtime.generate.memory import check_memory
-from trt_compress.runtime.generate.sampling import Sampling
+from trt_compress.runtime.generate.sampling import Sampling, log_probabilities
 from trt_compress.runtime.generate.stream import Generated, Hook, Prefix, Stream, Writing
 from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.sequences import Sequences, graphs_for
@@ -248,15 +248,20 @@ class Generator:
         logits = sequences.read([np.asarray(tokens[known:], np.int64)], between=between)
         return Prefix(tokens=tuple(tokens), sequences=sequences, logits=np.asarray(logits[0], np.float32))
 
-    def score(self, texts: Prompt | Sequence[Prompt], *, batch: int | None = None) -> list[Array]:
+    def score(
+        self, texts: Prompt | Sequence[Prompt], *, prompt: int | None = None, batch: int | None = None
+    ) -> list[Array]:
         """How probable texts are.
 
         Args:
             texts: As for `generate`; each has two tokens or more.
+            prompt: So many tokens of each text are read as a prompt is, and those that follow one by one, as if they
+                were written, so that caches are compressed as they are then; None: the text is scored as a whole.
             batch: As for `generate`.
 
         Returns:
-            For each the natural logarithms of the probabilities of its tokens, from the second on, [N - 1], float64.
+            For each the natural logarithms of the probabilities of its tokens, from the second on, [N - 1], float64;
+            with a prompt those of the tokens behind one that was read alone, [N - prompt - 1].
 
         Raises:
             ConfigError: The bundle scores no tokens, or a text is too short or too long.
@@ -264,6 +269,8 @@ class Generator:
         """
         listed = _listed(texts)
         tokens = [self.text.tokens(text, what=_name("text", at, len(listed))) for at, text in enumerate(listed)]
+        if prompt is not None:
+            return self._continuations(tokens, prompt, batch)
         found: list[Array] = [np.zeros(0)] * len(tokens)
         size, session = self._batch(batch), self._scoring()
         for group in _by_length(range(len(tokens)), [len(one) for one in tokens], size, self._tells_filling):
@@ -275,6 +282,31 @@ class Generator:
         return found
 
     # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def _continuations(self, tokens: Sequence[list[int]], prompt: int, batch: int | None) -> list[Array]:
+        """What follows prompts, scored in steps."""
+        check_count("prompt", prompt)
+        lengths = [len(one) for one in tokens]
+        if min(lengths) < prompt + 2:
+            raise ConfigError(
+                f"A text has {min(lengths)} tokens, and {prompt} are its prompt; at least two have to follow."
+            )
+        found: list[Array] = [np.zeros(0)] * len(tokens)
+        for group in _by_length(range(len(tokens)), lengths, self._batch(batch), self._tells_filling):
+            sequences = self._begin(len(group))
+            sequences.read([np.asarray(tokens[at][:prompt], np.int64) for at in group])
+            scored: dict[int, list[float]] = {at: [] for at in group}
+            for place in range(prompt, max(lengths[at] for at in group) - 1):
+                ended = [place + 1 >= lengths[at] for at in group]
+                read = [0 if over else tokens[at][place] for at, over in zip(group, ended, strict=True)]
+                logits = sequences.step(read, ended=ended if any(ended) else None)
+                values = log_probabilities(np.asarray(logits, np.float64))
+                for row, (at, over) in enumerate(zip(group, ended, strict=True)):
+                    if not over:
+                        scored[at].append(float(values[row, tokens[at][place + 1]]))
+            for at in group:
+                found[at] = np.array(scored[at])
+        return found
 
     @property
     def _tells_filling(self) -> bool:

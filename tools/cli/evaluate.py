@@ -82,9 +82,26 @@ def evaluate(
     needle: Annotated[
         bool, typer.Option("--needle", help="Of a language model: are numbers found again in long texts?")
     ] = False,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Of a language model: is one of many keys answered with its number?")
+    ] = False,
     window: Annotated[
         int | None,
         typer.Option(metavar="N", help="Tokens that a language model reads at a time (default: 1024 or its context)."),
+    ] = None,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --perplexity: the first N tokens of each window are a prompt; what follows is scored token by "
+            "token, so that compressed caches act as when text is written.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Questions at each of five depths (default: 4; 40 make 200).")
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(metavar="N", help="Keys in each text of --recall (default: as many as fit, up to 80).")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of the numbers and of the intervals of text.")] = None,
     budget: Annotated[
@@ -97,14 +114,23 @@ def evaluate(
     require_digest: RequireDigest = None,
     json: JsonFile = None,
 ) -> None:
-    """Judge a bundle: accuracy on labelled data and what was lost where; of a language model perplexity and needles.
+    """Judge a bundle: accuracy on labelled data and what was lost where; of a language model perplexity and questions.
 
     Needs no torch, so it runs on a device. Without labels the answers are compared with the baseline's.
     """
-    if perplexity is not None or needle:
+    if perplexity is not None or needle or recall:
         others = {"--data": data, "--labels": labels, "--classes": classes, "--graph": graph, "--resample": resample}
         if taken := [name for name, value in {**others, "--baseline-graph": baseline_graph}.items() if value]:
-            raise ConfigError(f"{taken[0]} is for labelled data; leave it out with --perplexity and --needle.")
+            raise ConfigError(
+                f"{taken[0]} is for labelled data; leave it out with --perplexity, --needle and --recall."
+            )
+        if context_tokens is not None and perplexity is None:
+            raise ConfigError("--context-tokens is of --perplexity; give that too, or leave it out.")
+        for option, value in {"--trials": trials, "--pairs": pairs}.items():
+            if value is not None and not (recall or needle and option == "--trials"):
+                raise ConfigError(
+                    f"{option} is of questions; give --{'needle or --' * (option == '--trials')}recall too."
+                )
         more = {} if perplexity is None else {"--perplexity": [perplexity]}
         check_outputs({"--json": json}, None, None, None, bundles=[bundle, baseline], more=more)
         limits = _limits(budget, of_text=True)
@@ -115,9 +141,12 @@ def evaluate(
                 bundle,
                 perplexity=perplexity,
                 needle=needle,
+                recall=recall,
                 baseline=baseline,
                 window=window,
-                trials=TRIALS,
+                context_tokens=context_tokens,
+                trials=TRIALS if trials is None else trials,
+                pairs=pairs,
                 seed=seed or 0,
                 batch=batch,
                 limit=limit,
@@ -129,8 +158,9 @@ def evaluate(
             )
         _finish(judged, limits, json)
         return
-    if window is not None or seed is not None:
-        raise ConfigError("--window and --seed are for text; give --perplexity FILE or --needle too.")
+    of_text = {"--window": window, "--context-tokens": context_tokens, "--trials": trials, "--pairs": pairs}
+    if taken := [name for name, value in {**of_text, "--seed": seed}.items() if value is not None]:
+        raise ConfigError(f"{taken[0]} is for text; give --perplexity FILE, --needle or --recall too.")
     check_outputs({"--json": json}, data, labels, classes, bundles=[bundle, baseline])
     limits = _limits(budget)
     with progress("Evaluating") as step:
@@ -271,19 +301,31 @@ def _show_text(result: "TextEvaluation") -> None:
     rows: list[tuple[str | None, ...]] = []
     ours, theirs, change = result.perplexity, result.baseline_perplexity, result.change
     if ours is not None:
-        print_text(f"{name} on {data['text']}: {ours.tokens} tokens in windows of {result.protocol['window']}.")
+        prompt = result.protocol["context_tokens"]
+        behind = "" if prompt is None else f", each behind a prompt of {prompt}"
+        windows = f"{data['windows']} windows of {result.protocol['window']}{behind}"
+        print_text(f"{name} on {data['text']}: {ours.tokens} tokens of {windows}.")
+        if prompt is None and any(result.protocol["caches_compressed"]):
+            print_text(
+                "Scored as a whole, not as a compressed cache is used: --context-tokens N scores behind prompts."
+            )
         ratio = None if change is None else f"× {_with_interval(change.ratio, change.low, change.high, 4)}"
         shown = [None if one is None else _with_interval(one.value, one.low, one.high, 3) for one in (ours, theirs)]
         rows.append(("perplexity", *shown, ratio))
         bits = [None if one is None else f"{one.bits_per_byte:.4f}" for one in (ours, theirs)]
         rows.append(("bits a byte", *bits, None))
-    if result.needle is not None:
-        print_text(f"{name}: {data['needles']} numbers in texts of {result.protocol['window']} tokens.")
-        found = (result.needle, result.baseline_needle)
-        lost = None if result.needle_change is None else change_text(result.needle_change)
-        rows.append(("needles found", *(None if one is None else share_text(one.all) for one in found), lost))
-        for depth in result.needle.by_depth:
-            shares = [None if one is None else f"{one.by_depth[depth].value:.0%}" for one in found]
+    asked = (
+        ("needles found", result.needle, result.baseline_needle, result.needle_change),
+        ("values recalled", result.recall, result.baseline_recall, result.recall_change),
+    )
+    for what, mine, other, lost in asked:
+        if mine is None:
+            continue
+        print_text(f"{name}: {mine.all.n} questions in texts of {result.protocol['window']} tokens.")
+        counted = [None if one is None else share_text(one.all) for one in (mine, other)]
+        rows.append((what, *counted, None if lost is None else change_text(lost)))
+        for depth in mine.by_depth:
+            shares = [None if one is None else f"{one.by_depth[depth].value:.0%}" for one in (mine, other)]
             rows.append((f"at depth {depth:g}", *shares, None))
     columns = ("", "bundle", "baseline", "change") if result.baseline is not None else ("", "bundle")
     print_table("In brackets the 95 % interval", columns, [row[: len(columns)] for row in rows])

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from trt_compress.runtime.generate.needle import DEPTHS, Needle, needles
 from trt_compress.runtime.generate.perplexity import FEWEST_BLOCKS, change_of, perplexity_of, windows_of
+from trt_compress.runtime.generate.questions import DEPTHS, MOST_PAIRS, Question, needles, recalls
 
 
 def test_windows() -> None:
@@ -48,23 +48,41 @@ def test_a_change_is_seen_on_the_same_blocks() -> None:
     assert change.difference == pytest.approx(each[0].value - each[1].value)
 
 
-def test_needles() -> None:
-    def count(text: str) -> int:
-        return len(text.split())
+def words(question: Question) -> int:
+    return len(f"{question.text} {question.opening}".split())
 
-    made = needles(count, 200, 3, 7)
-    assert made == needles(count, 200, 3, 7) != needles(count, 200, 3, 8) and len(made) == 3 * len(DEPTHS)
+
+def test_needles() -> None:
+    made = needles(words, 200, 3, 7)
+    assert made == needles(words, 200, 3, 7) != needles(words, 200, 3, 8) and len(made) == 3 * len(DEPTHS)
     for needle in made:
-        assert 180 < count(needle.text) <= 200 and needle.text.endswith(f"number of {needle.city} is")
-        lines = re.findall(r"[^.]+\.", needle.text)
+        assert 180 < words(needle) <= 200 and needle.text.endswith(f"number of {needle.key}?")
+        lines = re.findall(r"[^.?]+[.?]", needle.text)[:-1]
         (place,) = (at for at, line in enumerate(lines) if needle.number in line)
         assert place / (len(lines) - 1) == pytest.approx(needle.depth, abs=0.03)
+        assert needle.text.count(needle.number) == 1 and needle.number not in needle.opening
+        assert f"{needle.opening} {needle.number}." in needle.text
     with pytest.raises(ValueError, match="a needle and its question have 20 tokens"):
-        needles(count, 10, 1, 0)
+        needles(words, 10, 1, 0)
+
+
+@pytest.mark.parametrize("pairs", [None, 5])
+def test_recall(pairs: int | None) -> None:
+    made = recalls(words, 200, 3, 7, pairs)
+    assert made == recalls(words, 200, 3, 7, pairs) != recalls(words, 200, 3, 8, pairs)
+    for question in made:
+        lines = question.text.splitlines()[:-2]
+        assert words(question) <= 200 and len(lines) == (pairs or (200 - 12) // 6)
+        told = dict(re.findall(r"The number of (\w+) is (\d{4})\.", "\n".join(lines)))
+        assert len(told) == len(lines) and told[question.key] == question.number
+        assert lines[round(question.depth * (len(lines) - 1))] == f"{question.opening} {question.number}."
+    assert len(recalls(words, 10**6, 1, 0)[0].text.splitlines()) == MOST_PAIRS + 2
+    with pytest.raises(ValueError, match=r"30 pairs and their question have 19\d tokens"):
+        recalls(words, 100, 1, 0, 30)
 
 
 @pytest.mark.parametrize(
-    ("answer", "is_found"),
+    ("answer", "is_right"),
     [
         (" 48213.", True),
         ("It is 48,213, I think", True),
@@ -74,5 +92,6 @@ def test_needles() -> None:
         ("7, or 48213", False),
     ],
 )
-def test_answers(answer: str, is_found: bool) -> None:
-    assert Needle(depth=0, city="Oslo", number="48213", text="").is_found(answer) == is_found
+def test_answers(answer: str, is_right: bool) -> None:
+    question = Question(kind="needle", depth=0, key="Oslo", number="48213", text="", opening="")
+    assert question.is_right(answer) == is_right

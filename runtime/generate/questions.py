@@ -1,0 +1,171 @@
+"""Questions whose answer stands somewhere in a long text: what a compressed cache may have lost.
+
+A needle is one sentence in a haystack: the test of G. Kamradt, 2023 (LLMTest_NeedleInAHaystack). For recall the whole
+text is keys with their values, one of which is asked for: Liu et al. 2023, "Lost in the Middle", arXiv:2307.03172. Both
+have numbers as answers, as RULER has them (Hsieh et al. 2024, arXiv:2404.06654), so that an answer is right or wrong
+without a judge, and give the words that it begins with, so that also a small model answers at once.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where the answer stands: 0 is the beginning of the text, 1 its end."""
+
+NEEDLE, RECALL = "needle", "recall"
+
+CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Hanoi", "Quito", "Dakar", "Perth", "Turin", "Kyoto", "Minsk", "Davao")
+MAX_NEW = 12
+"""Tokens in which the number has to come."""
+
+_DIGITS = {NEEDLE: 5, RECALL: 4}
+_HAY = (
+    "The road along the river is quiet in the morning.",
+    "Most of the boats stay in the harbour until the fog has gone.",
+    "A baker opens his shop before anybody else is awake.",
+    "In the afternoon the market is full of people and fruit.",
+    "Children walk home from school under the old trees.",
+    "When it rains, the square is empty and the lamps are lit early.",
+    "Somebody plays the piano behind an open window.",
+    "The last train leaves the station shortly before midnight.",
+)
+_KEYS = tuple(
+    "amber anchor apple arrow autumn badge basket beacon bridge butter cactus candle canyon carpet castle cedar "
+    "cherry circle cloud copper coral cotton crystal desert dolphin dragon eagle emerald falcon feather forest "
+    "garden ginger hammer harbor honey island ivory jacket jungle kettle ladder lemon linen lizard maple marble "
+    "meadow mirror ocean olive orchid palace pepper pillow planet prairie quartz rabbit ribbon river rocket saddle "
+    "salmon silver spider summit sunset temple thunder tiger timber tunnel valley velvet violet walnut willow "
+    "winter zebra".split()
+)
+MOST_PAIRS = len(_KEYS)
+_NUMBER = re.compile(r"\d[\d,. ]*\d|\d")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question.
+
+    Attributes:
+        kind: "needle" or "recall".
+        depth: Where the answer stands in the text.
+        key: What is asked for.
+        number: The answer.
+        text: The long text, and the question behind it.
+        opening: The words that the answer begins with, up to the number.
+    """
+
+    kind: str
+    depth: float
+    key: str
+    number: str
+    text: str
+    opening: str
+
+    def is_right(self, answer: str) -> bool:
+        """Whether the first number of an answer is the right one; however it is grouped."""
+        found = _NUMBER.search(answer)
+        return found is not None and re.sub(r"\D", "", found[0]) == self.number
+
+
+Count = Callable[[Question], int]
+
+
+def needles(count: Count, size: int, trials: int, seed: int) -> list[Question]:
+    """Questions of a given length, at every depth, each with as many sentences of hay as fit.
+
+    Args:
+        count: How many tokens a question has, as it will be read.
+        size: The most tokens of a question.
+        trials: Questions at each depth.
+        seed: Of cities, numbers and hay.
+
+    Raises:
+        ValueError: `size` is too small for a needle and its question.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for depth in DEPTHS:
+        for _ in range(trials):
+            city, number = str(random.choice(CITIES)), _number(random, NEEDLE)
+            hay = [str(line) for line in random.choice(_HAY, 8)]
+            found.append(_needle(count, size, depth, city, number, hay))
+    return found
+
+
+def recalls(count: Count, size: int, trials: int, seed: int, pairs: int | None = None) -> list[Question]:
+    """Questions for one of many numbers.
+
+    Args:
+        count, size, trials, seed: As for `needles`.
+        pairs: Keys with numbers in each; None: as many as fit, up to `MOST_PAIRS`.
+
+    Raises:
+        ValueError: `size` is too small for so many pairs, or for two.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for depth in DEPTHS:
+        for _ in range(trials):
+            keys = [str(key) for key in random.permutation(_KEYS)]
+            numbers = [_number(random, RECALL) for _ in keys]
+            found.append(_recall(count, size, depth, keys, numbers, pairs))
+    return found
+
+
+def _number(random: np.random.Generator, kind: str) -> str:
+    low = 10 ** (_DIGITS[kind] - 1)
+    return str(random.integers(low, 10 * low))
+
+
+def _needle(count: Count, size: int, depth: float, city: str, number: str, hay: Sequence[str]) -> Question:
+    def made(sentences: int) -> Question:
+        lines = [hay[at % len(hay)] for at in range(sentences)]
+        lines.insert(round(depth * sentences), f"The secret number of {city} is {number}.")
+        return Question(
+            kind=NEEDLE,
+            depth=depth,
+            key=city,
+            number=number,
+            text=f"{' '.join(lines)}\n\nWhat is the secret number of {city}?",
+            opening=f"The secret number of {city} is",
+        )
+
+    return _longest(made, count, size, least=0, what="a needle and its question have")
+
+
+def _recall(
+    count: Count, size: int, depth: float, keys: Sequence[str], numbers: Sequence[str], pairs: int | None
+) -> Question:
+    def made(number_of_pairs: int) -> Question:
+        at = round(depth * (number_of_pairs - 1))
+        lines = [f"The number of {key} is {number}." for key, number in zip(keys, numbers, strict=True)]
+        return Question(
+            kind=RECALL,
+            depth=depth,
+            key=keys[at],
+            number=numbers[at],
+            text="\n".join(lines[:number_of_pairs]) + f"\n\nWhat is the number of {keys[at]}?",
+            opening=f"The number of {keys[at]} is",
+        )
+
+    least, most = (2, MOST_PAIRS) if pairs is None else (pairs, pairs)
+    return _longest(made, count, size, least=least, most=most, what=f"{least} pairs and their question have")
+
+
+def _longest(
+    made: Callable[[int], Question], count: Count, size: int, *, least: int, most: int | None = None, what: str
+) -> Question:
+    """The question with the most parts that fits."""
+    if (tokens := count(made(least))) > size:
+        raise ValueError(f"{what} {tokens} tokens")
+    low, high = least, max(1, 2 * least)
+    while (most is None or high <= most) and count(made(high)) <= size:
+        low, high = high, 2 * high
+    high = high if most is None else min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(made(middle)) <= size else (low, middle)
+    return made(low)
