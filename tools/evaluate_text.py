@@ -21,7 +21,7 @@ from trt_compress.files import read_regular
 from trt_compress.foreign import refusals_said
 from trt_compress.runtime.generate.generator import Generator
 from trt_compress.runtime.generate.perplexity import Perplexity, PerplexityChange, change_of, perplexity_of, windows_of
-from trt_compress.runtime.generate.questions import MAX_NEW, MOST_PAIRS, NEEDLE, RECALL, Question, needles, recalls
+from trt_compress.runtime.generate.questions import MAX_NEW, MOST_PAIRS, NEEDLE, RECALL, TextQuestion, needles, recalls
 from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.proportion import Difference, Share, difference, share
 from trt_compress.runtime.sequences import graphs_for
@@ -340,18 +340,18 @@ def _check_scores(text: BundleText) -> None:
 
 def _questions(
     text: BundleText, size: int, trials: int, seed: int, *, needle: bool, recall: bool, pairs: int | None
-) -> dict[str, list[Question]]:
+) -> dict[str, list[TextQuestion]]:
     """The questions of each kind that is asked for."""
     room = size - MAX_NEW
 
-    def count(question: Question) -> int:
+    def count(question: TextQuestion) -> int:
         return len(_prompt(text, question))
 
     if pairs is not None and not recall:
         raise ConfigError("--pairs is of --recall; give that too, or leave it out.")
     if pairs is not None and not 2 <= pairs <= MOST_PAIRS:
         raise ConfigError(f"--pairs {pairs} is out of range; give 2 to {MOST_PAIRS}.")
-    found: dict[str, list[Question]] = {}
+    found: dict[str, list[TextQuestion]] = {}
     makers = {NEEDLE: needles, RECALL: partial(recalls, pairs=pairs)}
     for kind in [name for name, is_asked in ((NEEDLE, needle), (RECALL, recall)) if is_asked]:
         try:
@@ -361,7 +361,7 @@ def _questions(
     return found
 
 
-def _prompt(text: BundleText, question: Question) -> list[int]:
+def _prompt(text: BundleText, question: TextQuestion) -> list[int]:
     """A question as the model is asked, by its chat template if it has one, with the beginning of the answer."""
     if text.template is None:
         return text.encode(f"{question.text}\n{question.opening}")
@@ -385,7 +385,7 @@ def _scores(
     return found
 
 
-def _answers(generator: Generator, asked: Sequence[Question], batch: int | None, say: Progress) -> list[bool]:
+def _answers(generator: Generator, asked: Sequence[TextQuestion], batch: int | None, say: Progress) -> list[bool]:
     size = batch or generator.session.bundle.manifest.batch.max
     right = []
     for start in range(0, len(asked), size):
@@ -397,7 +397,7 @@ def _answers(generator: Generator, asked: Sequence[Question], batch: int | None,
     return right
 
 
-def _found(asked: Sequence[Question], right: Sequence[bool]) -> Found:
+def _found(asked: Sequence[TextQuestion], right: Sequence[bool]) -> Found:
     def of(depth: float | None) -> Share:
         mine = [is_right for one, is_right in zip(asked, right, strict=True) if depth in (None, one.depth)]
         return share(sum(mine), len(mine))

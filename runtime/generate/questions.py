@@ -45,7 +45,7 @@ _NUMBER = re.compile(r"\d[\d,. ]*\d|\d")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class TextQuestion:
     """One question.
 
     Attributes:
@@ -70,10 +70,10 @@ class Question:
         return found is not None and re.sub(r"\D", "", found[0]) == self.number
 
 
-Count = Callable[[Question], int]
+Count = Callable[[TextQuestion], int]
 
 
-def needles(count: Count, size: int, trials: int, seed: int) -> list[Question]:
+def needles(count: Count, size: int, trials: int, seed: int) -> list[TextQuestion]:
     """Questions of a given length, at every depth, each with as many sentences of hay as fit.
 
     Args:
@@ -95,7 +95,7 @@ def needles(count: Count, size: int, trials: int, seed: int) -> list[Question]:
     return found
 
 
-def recalls(count: Count, size: int, trials: int, seed: int, pairs: int | None = None) -> list[Question]:
+def recalls(count: Count, size: int, trials: int, seed: int, pairs: int | None = None) -> list[TextQuestion]:
     """Questions for one of many numbers.
 
     Args:
@@ -120,11 +120,11 @@ def _number(random: np.random.Generator, kind: str) -> str:
     return str(random.integers(low, 10 * low))
 
 
-def _needle(count: Count, size: int, depth: float, city: str, number: str, hay: Sequence[str]) -> Question:
-    def made(sentences: int) -> Question:
+def _needle(count: Count, size: int, depth: float, city: str, number: str, hay: Sequence[str]) -> TextQuestion:
+    def made(sentences: int) -> TextQuestion:
         lines = [hay[at % len(hay)] for at in range(sentences)]
         lines.insert(round(depth * sentences), f"The secret number of {city} is {number}.")
-        return Question(
+        return TextQuestion(
             kind=NEEDLE,
             depth=depth,
             key=city,
@@ -138,11 +138,11 @@ def _needle(count: Count, size: int, depth: float, city: str, number: str, hay: 
 
 def _recall(
     count: Count, size: int, depth: float, keys: Sequence[str], numbers: Sequence[str], pairs: int | None
-) -> Question:
-    def made(number_of_pairs: int) -> Question:
+) -> TextQuestion:
+    def made(number_of_pairs: int) -> TextQuestion:
         at = round(depth * (number_of_pairs - 1))
         lines = [f"The number of {key} is {number}." for key, number in zip(keys, numbers, strict=True)]
-        return Question(
+        return TextQuestion(
             kind=RECALL,
             depth=depth,
             key=keys[at],
@@ -156,8 +156,8 @@ def _recall(
 
 
 def _longest(
-    made: Callable[[int], Question], count: Count, size: int, *, least: int, most: int | None = None, what: str
-) -> Question:
+    made: Callable[[int], TextQuestion], count: Count, size: int, *, least: int, most: int | None = None, what: str
+) -> TextQuestion:
     """The question with the most parts that fits."""
     if (tokens := count(made(least))) > size:
         raise ValueError(f"{what} {tokens} tokens")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trt_compress.runtime.generate.perplexity import FEWEST_BLOCKS, change_of, perplexity_of, windows_of
-from trt_compress.runtime.generate.questions import DEPTHS, MOST_PAIRS, Question, needles, recalls
+from trt_compress.runtime.generate.questions import DEPTHS, MOST_PAIRS, TextQuestion, needles, recalls
 
 
 def test_windows() -> None:
@@ -48,7 +48,7 @@ def test_a_change_is_seen_on_the_same_blocks() -> None:
     assert change.difference == pytest.approx(each[0].value - each[1].value)
 
 
-def words(question: Question) -> int:
+def words(question: TextQuestion) -> int:
     return len(f"{question.text} {question.opening}".split())
 
 
@@ -93,5 +93,5 @@ def test_recall(pairs: int | None) -> None:
     ],
 )
 def test_answers(answer: str, is_right: bool) -> None:
-    question = Question(kind="needle", depth=0, key="Oslo", number="48213", text="", opening="")
+    question = TextQuestion(kind="needle", depth=0, key="Oslo", number="48213", text="", opening="")
     assert question.is_right(answer) == is_right
