@@ -6,17 +6,18 @@ Read off configuration and headers alone: no tensor is read and torch is not loa
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target
+from trt_compress.methods.cache import KiviConfig
 from trt_compress.model_name import parse_model
 from trt_compress.models.hosts.decoder_config import DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.language.open import open_language
 from trt_compress.models.layers.block_form import BLOCKED_OPSET, BlockForm
-from trt_compress.plugins.kv_sizes import sizes_of
 
 MEMORIES = (8, 16, 64)
 """Of the devices that are looked at, in GiB."""
@@ -26,13 +27,16 @@ USABLE = 0.8
 _GIB = 1 << 30
 _ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 _FORMS = (BlockForm(bits=8, group=32), BlockForm(bits=4, group=32), BlockForm(bits=4, group=128))
-_STORES: Mapping[str, tuple[int, int] | int] = {
+_STORES: Mapping[str, int | tuple[int, int, int]] = {
     **{"fp32": 4, "fp16": 2},
-    **{"INT8 by token": (8, 0), "INT4 by 64": (4, 64), "INT2 by 32": (2, 32)},
+    **{
+        "int8": (8, 0, 0),
+        "kivi:bits=4,group=64": (4, 64, KiviConfig(bits=4, group=64).residual),
+        "kivi:bits=2,group=32": (2, 32, KiviConfig(bits=2, group=32).residual),
+    },
 }
-"""Of each store the bytes of a number, or bits and group of KVQuantize with float16 scales; group 0: all of a head."""
-
-_NOT_YET = "caches in whole numbers are not exported yet"
+"""Of each store the bytes of a number; or bits, tokens that share a scale of keys (0: each has its own), and tokens
+that are packed at once. Scales are in float16, and so is what is not packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +64,14 @@ class CachePlan:
     """What keys and values take in one form.
 
     Attributes:
-        name: `fp16`, `INT4 by 64`.
-        bytes_per_token: Of one sequence, in all layers that keep everything.
+        name: `fp16`, or what `--compress` takes, `kivi:bits=4,group=64`.
+        bytes_per_token: Of one sequence, in all layers that keep everything; of a token that is packed.
         bytes: Of all sequences at full length.
-        refused: Why it cannot be had; None: it can.
     """
 
     name: str
     bytes_per_token: int
     bytes: int
-    refused: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,20 +239,24 @@ def cache_bytes(config: DecoderConfig, *, context: int, chunk: int, batch: int, 
         batch: How many sequences there are.
         store: One of the names of the caches.
     """
-    one = _bytes_of_token(config, store)
-    slots = [context if layer.window is None else min(context, layer.window + chunk - 1) for layer in config.layers]
-    return one * len(config.layers), one * sum(slots) * batch
-
-
-def _bytes_of_token(config: DecoderConfig, store: str) -> int:
-    """Keys and values of one token in one layer."""
     how = _STORES[store]
-    if isinstance(how, int):
-        return 2 * config.kv_heads * config.head_dim * how
-    bits, group = how
-    group = group if group and config.head_dim % group == 0 else 0
-    sizes = {"B": 1, "G": config.kv_heads, "L": 1, "D": config.head_dim, "bits": bits, "axis": 1, "group": group}
-    return 2 * sum(sizes_of(sizes, "", 2))
+    row = 2 * config.kv_heads * config.head_dim * (how if isinstance(how, int) else 2)
+    one, residual = (row, 0) if isinstance(how, int) else (_bytes_of_packed(config, *how[:2]), how[2])
+    rest = min(context, residual)
+    total = 0
+    for layer in config.layers:
+        ring = None if layer.window is None else layer.window + chunk - 1
+        linear = ring is None or ring >= context
+        total += (context - rest) * one + rest * row if linear else (ring or 0) * row
+    return one * len(config.layers), total * batch
+
+
+def _bytes_of_packed(config: DecoderConfig, bits: int, group: int) -> int:
+    """Keys and values of one token in one layer: codes, scales and minima, as `models.cache` keeps them."""
+    width = config.head_dim
+    of_keys = Fraction(width, group) if group else 1
+    of_values = width // group if group and width % group == 0 else 1
+    return math.ceil(config.kv_heads * (2 * Fraction(width * bits, 8) + 4 * (of_keys + of_values)))
 
 
 def _weights(config: DecoderConfig, targets: Sequence[Target]) -> Iterator[WeightPlan]:
@@ -282,9 +288,7 @@ def _refusal(precision: str, form: BlockForm | None, targets: Sequence[Target]) 
 
 def _cache(config: DecoderConfig, context: int, chunk: int, batch: int, store: str) -> CachePlan:
     one, whole = cache_bytes(config, context=context, chunk=chunk, batch=batch, store=store)
-    return CachePlan(
-        name=store, bytes_per_token=one, bytes=whole, refused=None if isinstance(_STORES[store], int) else _NOT_YET
-    )
+    return CachePlan(name=store, bytes_per_token=one, bytes=whole)
 
 
 def _work(config: DecoderConfig, context: int, chunk: int, batch: int) -> int:

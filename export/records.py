@@ -91,7 +91,9 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
                 config=site.config.to_json(),
                 tokens_in=site.tokens_in,
                 tokens_out=site.tokens_out,
-            ).with_groups(groups=site.groups, padding=site.padding, keeps_rest=site.keeps_rest)
+            )
+            .with_groups(groups=site.groups, padding=site.padding, keeps_rest=site.keeps_rest)
+            .with_bytes(site.bytes_per_token, site.bytes)
             for graph in graphs
             for site in graph.module.plan
         ),

@@ -269,8 +269,12 @@ def _sample_tokens(manifest: Manifest) -> str | None:
 
 def _site_tokens(site: Compression) -> str:
     if site.keeps_rest or site.groups > 1:
-        return part_text(site.groups, site.tokens_in, site.tokens_out)
-    return f"{site.tokens_in} → {site.tokens_out}"
+        tokens = part_text(site.groups, site.tokens_in, site.tokens_out)
+    else:
+        tokens = f"{site.tokens_in} → {site.tokens_out}"
+    if site.bytes_per_token is None or site.bytes is None:
+        return tokens
+    return f"{tokens}; {site.bytes_per_token:g} B each, {format_bytes(site.bytes)} in all"
 
 
 def _flops(manifest: Manifest) -> str | None:

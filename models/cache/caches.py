@@ -54,7 +54,7 @@ class LayerCache(nn.Module):
         else:
             y = self.store(reading, memory)
         if self.selector is not None and reading.part in self.selector.observes:
-            self.selector.observe(reading, self.store, memory)
+            self.selector.observe(reading, self.store, self.store.readable(memory))
         return typed(Tensor, y)
 
     def states(self) -> Iterator[CacheState]:
@@ -333,7 +333,21 @@ def caches_of(plan: GraphPlan, host: HostInfo, rings: Mapping[int, Ring]) -> Cac
         )
         _check_together(cache)
         caches.append(cache)
-    return Caches(caches, plan.sites, context=host.cache.capacity)
+    return Caches(caches, _with_bytes(plan.sites, caches), context=host.cache.capacity)
+
+
+def _with_bytes(sites: Sequence[SitePlan], caches: Sequence[LayerCache]) -> tuple[SitePlan, ...]:
+    """The plan, with what the cache of a layer takes said once: where its store is, or else its first policy."""
+    found = []
+    for site in sites:
+        cache = caches[site.layer]
+        names = [each.compressor for each in sites if each.layer == site.layer]
+        store = typed(Store, cache.store)
+        if site.compressor == (store.method.name if store.method.name in names else names[0]):
+            kept = site.tokens_in if cache.selector is None else cache.selector.tokens_out
+            site = replace(site, bytes_per_token=store.bytes_per_token, bytes=store.bytes_of(int(kept)))
+        found.append(site)
+    return tuple(found)
 
 
 class UpkeepGraph(CompressedModule):
@@ -387,7 +401,7 @@ class UpkeepGraph(CompressedModule):
                         cache.selector.packed(lengths[ROWS] - after[ROWS], memory)
                 else:
                     selector = typed(Selector, cache.selector)
-                    choice = selector.choose({**lengths, **known}, memory)
+                    choice = selector.choose({**lengths, **known}, store.readable(memory))
                     store.keep(choice, memory)
                     selector.kept(choice, memory)
                     after = {**lengths, ROWS: choice.count}

@@ -9,11 +9,13 @@ A policy acts in up to three kinds of graphs: those that read tokens (`prefill`,
 rows, and `compact`, which keeps the chosen ones. None of the last two has weights of the model.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,6 +244,33 @@ class Store(CachePolicy):
     def period(self) -> int | None:
         """Rows in full precision that are packed at once; None: none are."""
         return None
+
+    def settled(self, tokens: int) -> Mapping[str, int]:
+        """How many rows of each kind there are when so many tokens were kept and whole periods are packed."""
+        period, (first, *packed) = self.period, self.lengths()
+        if period is None:
+            return {first.name: tokens}
+        rest = tokens % period
+        return {first.name: rest, **{each.name: (tokens - rest) // each.unit for each in packed}}
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of one sequence in one layer when so many tokens were kept: all that is stored of them."""
+        rows = self.settled(tokens)
+        return sum(
+            math.prod(rows[dim] if isinstance(dim, str) else dim for dim in state.shape)
+            * np.dtype(state.dtype).itemsize
+            for state in self.cache_states()
+        )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes by which one layer of a sequence grows with a token, on average over a period."""
+        period = self.period or 1
+        return (self.bytes_of(2 * period) - self.bytes_of(period)) / period
+
+    def readable(self, memory: Memory) -> Memory:
+        """What a selector looks at: `keys` and `values` of all rows as numbers; what it puts in goes to the memory."""
+        return memory
 
     def flush(self, lengths: Mapping[str, Tensor], memory: Memory) -> None:
         """Pack the oldest rows of sequences that have `period` of them or more; leave the others as they are."""

@@ -3,6 +3,7 @@
 Source: the caches of transformers (DynamicCache, StaticCache), as tensors that are updated in place.
 """
 
+import torch
 from torch import Tensor, nn
 
 from trt_compress.methods.cache import PLAIN
@@ -43,6 +44,19 @@ def attend_rows(reading: NewEntries, memory: Memory, layer: CacheLayer) -> tuple
         memory["keys"],
         memory["values"],
         reading.rows,
+        scale=layer.scale,
+        causal=True,
+        softcap=layer.softcap,
+    )
+
+
+def attend_new(reading: NewEntries, layer: CacheLayer) -> tuple[Tensor, Tensor]:
+    """Attend to the tokens of the run alone, as they are; and the logarithm of the sum of exponentials."""
+    return kv_attention_plain(
+        reading.query,
+        reading.key,
+        reading.value,
+        torch.full_like(reading.count, reading.query.shape[2]),
         scale=layer.scale,
         causal=True,
         softcap=layer.softcap,

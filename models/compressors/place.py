@@ -33,6 +33,8 @@ class SitePlan:
         padding: Tokens of all groups together that fill up windows.
         keeps_rest: The tokens that are not computed here are kept, none is removed.
         cached: The tokens are entries of a cache at most, and what leaves the site is attention to them.
+        bytes_per_token: By which the cache of the layer grows with each token that it keeps; None: not told here.
+        bytes: Of that cache with as many tokens as there can be; of a selector, behind a prompt.
     """
 
     name: str
@@ -45,6 +47,8 @@ class SitePlan:
     padding: int = 0
     keeps_rest: bool = False
     cached: bool = False
+    bytes_per_token: float | None = None
+    bytes: int | None = None
 
 
 class GraphPlan(nn.Module):

@@ -16,6 +16,12 @@ from tests.processes import environment
 from tests.typed_commands import Typed
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.plan import USABLE, plan
+from trt_compress.methods import parse_spec
+from trt_compress.model_name import parse_model
+from trt_compress.models.hosts.decoder_config import Caching
+from trt_compress.models.hosts.decoder_families import read_config
+from trt_compress.models.hosts.decoder_host import plan_of
+from trt_compress.models.language.open import open_language
 from trt_compress.plugins.kv_quantize.op import kv_quantize
 
 
@@ -47,12 +53,25 @@ def test_bytes_of_caches_are_those_of_the_arrays(folder: Path) -> None:
     keys = {"ring": torch.zeros(3, 2, 24 + 16 - 1, 32), "linear": torch.zeros(3, 2, 256, 32)}
     assert found["fp32"].bytes == 2 * sum(part.nbytes for part in keys.values())
     assert found["fp16"].bytes == sum(part.nbytes for part in keys.values())
-    for name, bits, group in (("INT8 by token", 8, 0), ("INT2 by 32", 2, 32)):
-        packed = [
-            kv_quantize(part, bits=bits, axis="token", group=group, scale_type=torch.float16) for part in keys.values()
-        ]
-        assert found[name].bytes == 2 * sum(part.nbytes for parts in packed for part in parts), name
-        assert found[name].refused is not None
+    ring, linear = keys.values()
+    per_token = [kv_quantize(linear, bits=8, axis="token", scale_type=torch.float16) for _ in "kv"]
+    assert found["int8"].bytes == ring.nbytes + sum(part.nbytes for parts in per_token for part in parts)
+    half = linear[:, :, :128].half()  # of KIVI's tail, and as many tokens are packed
+    packed = [
+        kv_quantize(linear[:, :, :128], bits=2, axis=axis, group=32, scale_type=torch.float16)
+        for axis in ("channel", "token")
+    ]
+    expected = ring.nbytes + 2 * half.nbytes + sum(part.nbytes for parts in packed for part in parts)
+    assert found["kivi:bits=2,group=32"].bytes == expected
+
+
+def test_bytes_of_a_token_are_those_of_the_stores(folder: Path) -> None:
+    config = read_config(open_language(parse_model(f"hf:{folder}")).config, name="tiny")
+    for found in plan(f"hf:{folder}").caches:
+        if found.name in ("fp32", "fp16"):
+            continue
+        sites = plan_of(config, Caching(context=1024, chunk=64), "tiny", parse_spec(found.name)).sites
+        assert found.bytes_per_token == len(config.layers) * (sites[0].bytes_per_token or 0), found.name
 
 
 def test_what_fits_is_within_what_is_counted_on(folder: Path) -> None:

@@ -22,7 +22,7 @@ QUANTIZERS = {  # bits, axis
     "v_4bit_batch_fp32": (4, TOKEN),
     "v_4bit_const": (4, TOKEN),
 }
-LAYERS = ("layer_2bit", "layer_4bit_short")
+LAYERS = ("layer_2bit", "layer_2bit_exact", "layer_4bit_short")
 each_form = pytest.mark.parametrize("form", FORMS)
 
 

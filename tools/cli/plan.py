@@ -62,25 +62,19 @@ def _show(found: "ModelPlan") -> None:
     print_pairs(found.model, pairs)
     weights = [(one.name, format_bytes(one.bytes), _quantized(one), one.refused or "") for one in found.weights]
     print_table("Weights", ("precision, bits:group", "size", "quantized", "refused"), weights)
-    caches = [
-        (one.name, format_bytes(one.bytes_per_token), format_bytes(one.bytes), one.refused or "")
-        for one in found.caches
-    ]
-    print_table("Caches", ("keys and values", "a token", "all", "refused"), caches)
-    refused = {one.name for one in found.caches if one.refused}
+    caches = [(one.name, format_bytes(one.bytes_per_token), format_bytes(one.bytes)) for one in found.caches]
+    print_table("Caches", ("keys and values", "a token", "all"), caches)
     rows = []
     for weight in found.weights:
         if weight.refused:
             continue
         cells = []
         for memory in MEMORIES:
-            fits = [
-                f for f in found.fits if (f.memory_gib, f.weights) == (memory, weight.name) and f.cache not in refused
-            ]
+            fits = [fit for fit in found.fits if (fit.memory_gib, fit.weights) == (memory, weight.name)]
             whole = [fit.cache for fit in fits if fit.fits]
             longest = max(fits, key=lambda fit: fit.longest)
             cells.append(
-                f"cache in {' or '.join(whole)}"
+                f"cache in {whole[0]}{' or smaller' * (len(whole) > 1)}"
                 if whole
                 else f"up to {longest.longest} tokens, cache in {longest.cache}"
                 if longest.longest

@@ -107,6 +107,23 @@ class Compression(Record):
         usual = {"groups": 1, "padding": 0, "keeps_rest": False}
         return replace(self, extra={**self.extra, **{name: v for name, v in said.items() if v != usual[name]}})
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of a cache, the bytes by which one sequence grows in this layer with a token; None: not said."""
+        value = self.extra.get("bytes_per_token")
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    @property
+    def bytes(self) -> int | None:
+        """Of a cache, the bytes of one sequence in this layer with all tokens that it may keep; None: not said."""
+        return self._count("bytes", -1) if "bytes" in self.extra else None
+
+    def with_bytes(self, per_token: float | None, whole: int | None) -> "Compression":
+        """The same, and what a cache takes, if that is told."""
+        if per_token is None or whole is None:
+            return self
+        return replace(self, extra={**self.extra, "bytes_per_token": per_token, "bytes": whole})
+
     def _count(self, name: str, default: int) -> int:
         value = self.extra.get(name, default)
         return value if type(value) is int and value >= 0 else default

@@ -1,0 +1,107 @@
+"""Keys and values in 8 or 4 bits with a scale for each token and KV head: packed when they come, none is held back.
+
+Source, Differs: see the methods' entries, `methods.cache_stores`.
+"""
+
+from collections import ChainMap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trt_compress.errors import ConfigError
+from trt_compress.methods.cache_stores import INT4, INT8, IntConfig
+from trt_compress.models.cache.contract import ROWS, CacheState, Choice, Length, Memory, NewEntries, Store
+from trt_compress.models.cache.packing import merged
+from trt_compress.models.cache.plain import SLOTS, attend_new
+from trt_compress.models.compressors.sites import Arrival
+from trt_compress.plugins.kv_append.op import kv_append
+from trt_compress.plugins.kv_attention.op import kv_attention
+from trt_compress.plugins.kv_dequantize.op import kv_dequantize
+from trt_compress.plugins.kv_quantize.op import kv_quantize
+
+_PARTS = ("code", "scale", "minimum")
+_NAMES = tuple(f"{which}_{what}" for which in "kv" for what in _PARTS)
+
+
+class Int8(Store):
+    """One packed row for each token, which a selector may choose among."""
+
+    method = INT8
+    bits = 8
+
+    def __init__(self, config: IntConfig, arrival: Arrival) -> None:
+        super().__init__(config, arrival)
+        layer, name = self.layer, self.method.name
+        if layer.head_dim % (8 // self.bits):
+            raise ConfigError(f"{name}: {layer.host} has heads of {layer.head_dim} channels, no whole bytes; use int8.")
+        if config.group and layer.head_dim % config.group:
+            raise ConfigError(
+                f"{name}: group={config.group} does not divide the {layer.head_dim} channels of a head of "
+                f"{layer.host}; give a divisor, or 0 for all of them."
+            )
+        self.config = config
+
+    def lengths(self) -> tuple[Length, ...]:
+        """One row a token."""
+        return (Length(name=ROWS, symbol=SLOTS, read="tokens"),)
+
+    def cache_states(self) -> tuple[CacheState, ...]:
+        """Codes, scales and minima of each row."""
+        layer, made = self.layer, []
+        scales = layer.head_dim // self.config.group if self.config.group else 1
+        for which in "kv":
+            shape = (layer.groups, ROWS, layer.head_dim * self.bits // 8)
+            name = f"{which}_code"
+            made.append(
+                CacheState(name=name, shape=shape, dtype="uint8", compare="codes", bits=self.bits, compact="rw")
+            )
+            made += [
+                CacheState(
+                    name=f"{which}_{what}",
+                    shape=(layer.groups, ROWS, scales),
+                    dtype=self.config.scales,
+                    kind="scale",
+                    compact="rw",
+                )
+                for what in _PARTS[1:]
+            ]
+        return tuple(made)
+
+    def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
+        """Attend to what is packed and to the new rows as they are, and pack these behind the others."""
+        how: dict[str, Any] = {"bits": self.bits, "axis": "token", "group": self.config.group}
+        packed = kv_attention(
+            reading.query,
+            *(memory[name] for name in _NAMES),
+            reading.lengths[ROWS],
+            **{f"{which}_{name}": value for which in "kv" for name, value in how.items()},
+            scale=self.layer.scale,
+            softcap=self.layer.softcap,
+        )
+        for which, new in (("k", reading.key), ("v", reading.value)):
+            parts = kv_quantize(new, **how, scale_type=getattr(torch, self.config.scales))
+            for what, part in zip(_PARTS, parts, strict=True):
+                name = f"{which}_{what}"
+                memory[name] = kv_append(memory[name], part, reading.lengths[ROWS])
+        return merged(packed, attend_new(reading, self.layer))
+
+    def readable(self, memory: Memory) -> Memory:
+        """The rows as numbers beside what is kept."""
+        rows = {}
+        for which, name in (("k", "keys"), ("v", "values")):
+            parts = [memory[f"{which}_{what}"] for what in _PARTS]
+            rows[name] = kv_dequantize(*parts, bits=self.bits, axis="token", group=self.config.group, to=torch.float32)
+        return ChainMap(memory, rows)
+
+    def keep(self, choice: Choice, memory: Memory) -> None:
+        """Keep the chosen rows as they are packed."""
+        for name in _NAMES:
+            memory[name] = choice.moved(memory[name])
+
+
+class Int4(Int8):
+    """The same in 4 bits."""
+
+    method = INT4
+    bits = 4
