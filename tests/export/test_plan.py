@@ -137,7 +137,7 @@ def test_the_command_says_it_in_tables_and_as_json(commands: Typed, folder: Path
     shown = commands("plan", f"hf:{folder}", "--context", 256, "--batch", 2, "--target", "jetson-orin-jp6")
     assert shown.code == 0, shown.err
     assert "Gemma 2 (gemma2)" in shown.out and "What fits" in shown.out
-    assert "jetson-orin-jp6 has no bf16" in shown.out and "cache in fp32 or fp16" in shown.out
+    assert "jetson-orin-jp6 has no bf16" in shown.out and "cache in fp32 or smaller" in shown.out
     found = json.loads(commands("plan", f"hf:{folder}", "--context", 256, "--json").out)
     assert (found["context"], found["batch"], found["memories_gib"]) == (256, 1, [8, 16, 64])
     assert len(found["fits"]) == 3 * len(found["weights"]) * len(found["caches"])
