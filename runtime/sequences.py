@@ -4,12 +4,15 @@ This is that text for a session: it makes what the graphs are fed, has room for 
 keeps their states up. What the logits are used for is not its matter.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError
+from trt_compress.format.graphs import Capacity
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.runtime.inputs import InputCheck
@@ -265,6 +268,8 @@ class Sequences:
 
     def _run(self, part: Pass, run: Run, texts: Sequence[Array], rows: Sequence[Array] | None) -> Array:
         """One run of a pass on the beginnings of texts, and the upkeep that is then due; returns what it gives."""
+        if aside := self._without_room(part, run):
+            return self._run_without(aside, part, run, texts, rows)
         tokens = np.zeros((len(texts), run.tokens), np.int64)
         following, stand_for = np.zeros_like(tokens), np.full_like(tokens, -1)
         for row, (text, count) in enumerate(zip(texts, run.counts, strict=True)):
@@ -297,6 +302,41 @@ class Sequences:
         except ValueError as error:
             raise BundleError(f"The bundle's procedure is at fault: {error}; export the bundle again.") from None
         return values[str(part.logits)]
+
+    def _without_room(self, part: Pass, run: Run) -> list[int]:
+        """The sequences that read nothing in a run beside others, and for whose filling there is no room."""
+        if min(run.counts) > 0 or max(run.counts) == 0 or self._manifest.fixed_batch is not None:
+            return []
+        limits, full = self.states.limits, np.zeros(len(run.counts), bool)
+        for each in self._capacities(part.graphs):
+            limit = limits.get(each.symbol)
+            if limit is not None:
+                full |= each.needed(part.graphs, 0, run.tokens) + self._used(each.symbol) > limit
+        return [row for row, count in enumerate(run.counts) if count == 0 and full[row]]
+
+    def _run_without(
+        self, aside: Sequence[int], part: Pass, run: Run, texts: Sequence[Array], rows: Sequence[Array] | None
+    ) -> Array:
+        """`_run` of all other sequences; those that are set aside stay as they are."""
+        going = [row for row in range(len(texts)) if row not in aside]
+        held, seen = self.states.fork(), self._seen
+        held.keep(aside)
+        self.states.keep(going)
+        self._seen = seen[going]
+        places = [*going, *aside]
+        order = [places.index(row) for row in range(len(texts))]
+        some = replace(run, counts=tuple(run.counts[row] for row in going))
+        try:
+            found = self._run(part, some, [texts[row] for row in going], rows and [rows[row] for row in going])
+        finally:
+            read = seen.copy()
+            read[going] = self._seen
+            with contextlib.suppress(ConfigError):  # what failed while it wrote has to be reset, and was said already
+                self.states.join(held, order)
+                self._seen = read
+        logits = np.zeros((len(texts), *found.shape[1:]), found.dtype)
+        logits[going] = found
+        return logits
 
     def _fed(self, graphs: Sequence[str], made: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {name: what for name, what in self._procedure.feeds.items() if _graph(name) in graphs}
@@ -336,11 +376,14 @@ class Sequences:
             return self._seen
         return np.zeros_like(self._seen) if held is None else held
 
+    def _capacities(self, graphs: tuple[str, ...]) -> list[Capacity]:
+        """Those of the states of some graphs."""
+        return [each for each in self._manifest.capacities if any(graph in each.adds for graph in graphs)]
+
     def _reserve(self, graphs: tuple[str, ...], tokens: int) -> None:
         slots = {
             capacity.symbol: capacity.needed(graphs, int(self._used(capacity.symbol).max(initial=0)), tokens)
-            for capacity in self._manifest.capacities
-            if any(graph in capacity.adds for graph in graphs)
+            for capacity in self._capacities(graphs)
         }
         if slots:
             self.states.reserve(slots)

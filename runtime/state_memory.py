@@ -214,6 +214,26 @@ class Memory:
             self.batch = len(rows)
         self.lengths[BATCH_SYMBOL] = len(rows)
 
+    def join(self, other: "Memory", order: list[int]) -> None:
+        """Have another's sequences behind these, and then all of them in this order."""
+        batch = self.known_batch() + other.known_batch()
+        more = {symbol: length for symbol, length in self.lengths.items() if length > other.lengths.get(symbol, length)}
+        other.lengthen({symbol: length for symbol, length in more.items() if symbol in self._loaded.capacities})
+        joined = {}
+        for key, value in self.values.items():
+            if not value.memory:
+                continue
+            axis, mine = value.dims.index(BATCH_SYMBOL), value.current.read()
+            shape = (*mine.shape[:axis], other.known_batch(), *mine.shape[axis + 1 :])
+            theirs = other.values[key]
+            held = theirs.current.read() if theirs.memory else self._loaded.initials[key].value(shape)
+            joined[key] = np.take(np.concatenate([mine, held], axis=axis), order, axis=axis)
+        for key, content in joined.items():
+            self.values[key].hold(content)
+        if self.batch is not None:
+            self.batch = batch
+        self.lengths[BATCH_SYMBOL] = batch
+
     def room(self, symbol: str, count: int) -> int:
         """The length that a capacity gets when `count` slots are needed."""
         capacity = self._loaded.capacities.get(symbol)

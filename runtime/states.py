@@ -240,6 +240,27 @@ class States:
                 raise ConfigError("rows=[] keeps no sequence; give at least one, or reset().")
             self._take([int(row) for row in numbers])
 
+    def join(self, other: "States", order: Iterable[int]) -> None:
+        """Take another's sequences in, which is of no further use.
+
+        Args:
+            other: Of the same session.
+            order: All numbers from 0, in the order in which the sequences then are: first count these, behind them
+                the other's.
+
+        Raises:
+            ConfigError: Another thread is using one of them, or they have to be reset.
+            UnsupportedError: The bundle has a fixed batch, or a state belongs to all sequences together.
+        """
+        with self._alone(), other._alone():
+            self._steps.clear()
+            self._memory.join(other._memory, list(order))
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """The most slots of each capacity."""
+        return dict(self._memory.limits)
+
     def reserve(self, slots: Mapping[str, int]) -> None:
         """Have room for that many slots: a capacity that has less is doubled until it suffices, up to its limit.
 

@@ -10,7 +10,8 @@ expected is counted by hand or computed in torch, by none of the runtimes.
                  {"do": "keep", "rows": [1]},
                  {"do": "refuse", "tokens": [[1]]}]}
 
-KEY names an array of `expected.npz`. Logits of a sequence that has ended may be anything, and are not compared. Codes
+KEY names an array of `expected.npz`. Logits of a sequence that has ended, or of which nothing is read, may be anything,
+and are not compared: `ended` says so. Codes
 of states are compared as `State.compare` says; of the slots of a capacity those that are in use. "refuse" is a prompt
 that is not read, and after which nothing has changed.
 """
@@ -29,6 +30,7 @@ import pytest
 
 from tests.export.toy_decoder import VOCABULARY, decoder
 from tests.runtime.counter_bundles import PERIOD, write, write_viewer
+from tests.runtime.generate import toy
 from trt_compress.errors import TrtCompressError
 from trt_compress.export import api, pipeline
 from trt_compress.export.sides import TorchSide
@@ -39,7 +41,7 @@ from trt_compress.runtime import Session
 from trt_compress.runtime.sequences import Sequences
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CASES = ("counter", "viewer", "decoder")
+CASES = ("counter", "viewer", "full", "decoder")
 
 
 def export(folder: Path, *, precision: str = "fp32", weights_bits: str | None = None, **how: Any) -> Path:
@@ -93,6 +95,9 @@ def write_case(name: str, folder: Path, decoder_bundle: Path | None = None) -> N
     elif name == "viewer":
         write_viewer(folder / "bundle", vocabulary=3)
         case = _viewer()
+    elif name == "full":
+        toy.write(folder / "bundle", text=False)
+        case = _full()
     else:
         if decoder_bundle is None:
             export(folder / "bundle", compact=True)
@@ -152,6 +157,28 @@ def _viewer() -> Case:
     case.add("read", tokens=[[1, 9, 2, 3, 9, 4, 5], [9, 9, 1]], logits=[[315] * 3, [3001] * 3], seen=[7, 3])
     case.add("refuse", tokens=[[9], [1]])
     case.add("step", tokens=[9, 1], logits=[[324] * 3, [3002] * 3], seen=[8, 4])
+    return case
+
+
+def _full() -> Case:
+    """A sequence that has filled its capacity, and stays as it is while the one beside it reads on."""
+    case = Case(batch=2, tolerance=1e-5)
+    first, second = np.random.default_rng(1).integers(0, toy.VOCABULARY, (2, toy.CONTEXT)).tolist()
+    seen = [toy.CONTEXT - 1, 3]
+
+    def expected() -> dict[str, Any]:
+        ends = [toy.logits_of(text[:count])[-1] for text, count in zip((first, second), seen, strict=True)]
+        return {"logits": ends, "seen": list(seen)}
+
+    case.add("read", tokens=[first[: seen[0]], second[: seen[1]]], **expected())
+    seen = [toy.CONTEXT, 4]
+    case.add("step", tokens=[first[-1], second[3]], **expected())
+    case.add("refuse", tokens=[[1], [1]])
+    for token in second[4:7]:
+        seen[1] += 1
+        case.add("step", tokens=[0, token], ended=[True, False], **expected())
+    seen[1] += 8
+    case.add("read", tokens=[[], second[7:15]], ended=[True, False], **expected())
     return case
 
 
@@ -218,7 +245,7 @@ def replay(folder: Path) -> list[str]:
                 logits = sequences.step(action["tokens"], ended=action.get("ended"))
             else:
                 try:
-                    logits = sequences.read([np.array(text) for text in action["tokens"]])
+                    logits = sequences.read([np.array(text, np.int64) for text in action["tokens"]])
                 except TrtCompressError:
                     if action["do"] != "refuse":
                         raise

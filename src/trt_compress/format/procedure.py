@@ -16,7 +16,9 @@ and largest length are in `Manifest.lengths`.
 
 1. For every capacity that a state of the pass's graphs has, `Capacity.needed(graphs, max(used[c]), T)` slots have to be
    there: if there are fewer, the length is doubled until it suffices. Beyond the limit the run is refused, and nothing
-   has changed.
+   has changed. But a sequence that reads nothing in it (count 0, beside others that read) and has no room for the
+   filling, `needed(graphs, used[c][b], T)` being beyond the limit, does not hold up the others: it is set aside for
+   this run and its upkeep, and its states stay as they are.
 2. The graphs of the pass run in its order. Each input is a state, or linked to an output of a graph that ran before it
    in this run, or made by the runtime as `feeds` says.
 3. The new states take the place of the old ones, all or none, and `seen[b]` grows by `count[b]`.

@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.runtime.generate.toy import CONTEXT, SPECIAL, VOCABULARY, logits_of, tokenizer_json, write
-from trt_compress.errors import BundleError, ConfigError, UnsupportedError
+from trt_compress.errors import BundleError, ConfigError, ShapeError, UnsupportedError
 from trt_compress.runtime import Generator, Sampling, Session
 from trt_compress.runtime.generate import memory
 from trt_compress.runtime.generate.tokenizer import Tokenizer
@@ -319,3 +320,37 @@ def test_a_fixed_batch_is_read_as_it_is_or_refused_in_a_sentence(tmp_path: Path)
                 both.keep([1])
     with pytest.raises(UnsupportedError, match="'.*two' reads 2 sequences at once and no others, .*--batch 1:2:4"):
         Generator.open(tmp_path / "two")
+
+
+def row_of(sequences: Sequences, state: str, row: int) -> np.ndarray[Any, Any]:
+    value = sequences.states.value(state)
+    assert value is not None
+    return np.array(value[row])
+
+
+def test_a_sequence_at_its_limit_stays_as_it_is_while_others_read(generator: Generator) -> None:
+    random = np.random.default_rng(0)
+    full, short = random.integers(4, VOCABULARY, CONTEXT - 2), np.array([5, 6, 7])
+    three = Sequences(generator.session, batch=3)
+    alone = [Sequences(generator.session) for _ in range(2)]
+    three.read([short, full, short + 1])
+    for each, text in zip(alone, (short, short + 1), strict=True):
+        each.read([text])
+    three.step([9, 8, 7], ended=[True, False, True])
+    held = three.step([9, 8, 7], ended=[True, False, True])  # now it is full
+    assert three.seen == (3, CONTEXT, 3)
+    states = {name: row_of(three, name, 1) for name in ("total", "cache")}
+    wanted = [each.read([np.arange(4, 13)]) for each in alone]
+    found = three.read([np.arange(4, 13), np.zeros(0, np.int64), np.arange(4, 13)])
+    np.testing.assert_array_equal(found[[0, 2]], np.concatenate(wanted))
+    for token in range(20, 24):
+        found = three.step([token] * 3, ended=[False, True, False])
+        np.testing.assert_array_equal(found[[0, 2]], np.concatenate([each.step([token]) for each in alone]))
+    assert three.seen == (16, CONTEXT, 16) and held.shape == found.shape
+    for name, before in states.items():
+        np.testing.assert_array_equal(row_of(three, name, 1), before)
+    with pytest.raises(ShapeError, match="97 slots are needed on 'slots', and these states may have 96"):
+        three.step([1, 1, 1])
+    assert three.seen == (16, CONTEXT, 16)  # refused, and nothing has changed
+    three.keep([2, 1])
+    np.testing.assert_array_equal(three.step([30, 0], ended=[False, True])[:1], alone[1].step([30]))
