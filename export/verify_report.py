@@ -107,8 +107,8 @@ class VerifyReport:
 
     @property
     def max_abs_error(self) -> float:
-        """Largest error of an output."""
-        return max((check.max_abs_error for check in self.outputs), default=0.0)
+        """Largest error of an output or state; of packed codes, which are whole numbers, there is none."""
+        return max((check.max_abs_error for check in self.outputs if not check.turned or not check.passed), default=0.0)
 
     def distance(self, of: str) -> float | None:
         """The largest relative distance of an output of this model from that which it is compared with."""

@@ -5,6 +5,7 @@ output of the last belong together only where each site takes what the one befor
 does not compute are kept beside it, every site chooses from all of them anew.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,9 +61,11 @@ def part_text(groups: int, before: Dim, after: Dim) -> str:
 
 
 def token_flows(sites: Sequence[Compression]) -> tuple[TokenFlow, ...]:
-    """Put the sites of each graph together."""
+    """Put the sites of each graph together, without those of caches, where no token that passes is removed."""
     graphs: dict[str, list[Compression]] = {}
     for site in sites:
+        if site.of_cache:
+            continue
         graphs.setdefault(site.site.rpartition("/")[0], []).append(site)
     return tuple(_flow(graph, found) for graph, found in graphs.items())
 
@@ -82,7 +85,7 @@ def why_no_tokens(sites: Sequence[Compression]) -> str:
     """Why `tokens_of_sample` gives nothing."""
     flows = token_flows(sites)
     if not flows:
-        return "nothing compresses it"
+        return "what is compressed is a cache" if sites else "nothing compresses it"
     first, *more = flows
     if more:
         return f"several graphs are compressed ({', '.join(flow.graph for flow in flows)}); see the sites"
@@ -92,11 +95,24 @@ def why_no_tokens(sites: Sequence[Compression]) -> str:
 
 
 def tokens_text(sites: Sequence[Compression]) -> str | None:
-    """All graphs in one line, or None without a site."""
+    """All graphs in one line, and what is kept of caches; None without a site."""
     flows = token_flows(sites)
-    if len(flows) == 1:
-        return flows[0].text
-    return "; ".join(f"{flow.graph}: {flow.text}" for flow in flows) or None
+    said = [flow.text if len(flows) == 1 else f"{flow.graph}: {flow.text}" for flow in flows]
+    return "; ".join([*said, *_entries(sites)]) or None
+
+
+def _entries(sites: Sequence[Compression]) -> list[str]:
+    """What is kept of the caches: `cache: 1024 of 8192 entries in 30 layers`."""
+    kept: dict[str, Compression] = {}
+    for site in sites:
+        if site.of_cache and (site.tokens_out != site.tokens_in or site.site not in kept):
+            kept[site.site] = site
+    counts = Counter((site.tokens_out, site.tokens_in) for site in kept.values())
+    parts = [
+        f"{after} of {before} entries in {layers} layer{'s'[: layers > 1]}"
+        for (after, before), layers in counts.items()
+    ]
+    return [f"cache: {', '.join(parts)}"] if parts else []
 
 
 def _flow(graph: str, sites: Sequence[Compression]) -> TokenFlow:

@@ -264,7 +264,7 @@ def _shared(manifest: Manifest) -> str | None:
 def _sample_tokens(manifest: Manifest) -> str | None:
     flows = token_flows(manifest.compression)
     notes = "; ".join(dict.fromkeys(flow.note for flow in flows))
-    return f"{tokens_text(manifest.compression)} ({notes})" if flows else None
+    return f"{tokens_text(manifest.compression)} ({notes})" if notes else tokens_text(manifest.compression)
 
 
 def _site_tokens(site: Compression) -> str:

@@ -4,6 +4,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -15,8 +16,12 @@ from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.flops import count_flops
 from trt_compress.export.targets import TARGETS
 from trt_compress.files import write_whole
-from trt_compress.methods import METHODS, parse_spec
+from trt_compress.methods import METHODS, Method, parse_spec
+from trt_compress.methods.config import CACHE_KINDS
+from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
+from trt_compress.models.hosts.decoder_host import plan_of
 from trt_compress.models.hosts.timm_vit import attach
+from trt_compress.models.layers.rope_form import RopeForm
 from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
@@ -38,6 +43,22 @@ DIGITS_SPECS = {
     "avg_pool": [f"avg_pool:stride={stride},layer=4" for stride in (2, 3, 4)],
     "random": [f"random:keep_ratio={ratio},layers=[3,5]" for ratio in (0.7, 0.6, 0.5)],
 }
+
+
+_SMALL = DecoderConfig(
+    family="llama",
+    vocabulary=64,
+    width=256,
+    inner=256,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    limit=4096,
+    layers=(LayerConfig(rope=RopeForm(theta=1e4, channels=64, limit=4096)),) * 2,
+    eps=1e-5,
+    attention_scale=0.125,
+)
+"""A decoder that has all that cache policies ask for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,13 +106,50 @@ def operators_table() -> str:
 
 
 def compressors_table() -> str:
-    """Compressors with their source."""
-    rows = []
-    for name, method in METHODS.items():
-        file = method.implementation.partition(":")[0].replace(".", "/") + ".py"
-        paper = method.source.split(";")[0]
-        rows.append((f"`{name}`", method.summary, paper, f"[{Path(file).name}]({file})"))
+    """Token compressors with their source."""
+    rows = [_method_row(method) for method in METHODS.values() if method.kind not in CACHE_KINDS]
     return _markdown(("compressor", "does", "paper", "file"), rows)
+
+
+def caches_table() -> str:
+    """Cache policies with their source."""
+    methods = sorted((m for m in METHODS.values() if m.kind in CACHE_KINDS), key=lambda m: CACHE_KINDS.index(m.kind))
+    rows = [(method.kind, *_method_row(method)) for method in methods]
+    return _markdown(("role", "policy", "does", "paper", "file"), rows)
+
+
+def cache_pairs_table() -> str:
+    """Which selector goes with which store, and what is said where it does not."""
+    of_kind = {kind: [name for name, method in METHODS.items() if method.kind == kind] for kind in CACHE_KINDS}
+    stores, notes, rows = of_kind["store"], dict[str, int](), []
+    for selector in of_kind["selector"]:
+        cells = []
+        for store in stores:
+            reason = why_not(selector, store)
+            cells.append("yes" if reason is None else f"no ({notes.setdefault(reason, len(notes) + 1)})")
+        rows.append((f"`{selector}`", *cells))
+    listed = "".join(f"{number}. {reason}\n" for reason, number in notes.items())
+    return _markdown(("selector", *(f"`{store}`" for store in stores)), rows) + (f"{listed}\n" if listed else "")
+
+
+def why_not(selector: str, store: str) -> str | None:
+    """What is said where a selector and a store of these names do not go together; None: they do."""
+    try:
+        plan_of(_SMALL, Caching(context=4096, chunk=256), "a decoder", parse_spec(f"{_spec(selector)}+{_spec(store)}"))
+    except ConfigError as error:
+        return error.message
+    return None
+
+
+def _spec(name: str) -> str:
+    """The shortest spec string of a method."""
+    needed = {field.name for field in dataclasses.fields(METHODS[name].config) if field.default is dataclasses.MISSING}
+    return f"{name}:budget=256" if "budget" in needed else name
+
+
+def _method_row(method: Method) -> tuple[str, str, str, str]:
+    file = method.implementation.partition(":")[0].replace(".", "/") + ".py"
+    return f"`{method.name}`", method.summary, method.source.split(";")[0], f"[{Path(file).name}]({file})"
 
 
 def targets_table() -> str:
@@ -177,6 +235,8 @@ def workloads_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
+    "caches": caches_table,
+    "cache_pairs": cache_pairs_table,
     "targets": targets_table,
     "digits": digits_table,
     "headline": headline_table,

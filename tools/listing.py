@@ -36,8 +36,9 @@ class ListedOperator(_Listed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedCompressor(_Listed):
-    """A compressor, with its settings as a spec string takes them."""
+    """A method, with what it is and its settings as a spec string takes them."""
 
+    kind: str
     summary: str
     settings: str
     source: str
@@ -107,7 +108,13 @@ def list_compressors(*words: str) -> tuple[ListedCompressor, ...]:
     return _with_words(
         words,
         (
-            ListedCompressor(name=name, summary=method.summary, settings=_settings(method.config), source=method.source)
+            ListedCompressor(
+                name=name,
+                kind=method.kind,
+                summary=method.summary,
+                settings=_settings(method.config),
+                source=method.source,
+            )
             for name, method in METHODS.items()
         ),
     )

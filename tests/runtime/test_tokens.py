@@ -66,3 +66,15 @@ def test_what_a_bundle_says_of_groups_is_no_part_of_its_digest_and_survives() ->
     assert Compression.from_json(found.to_json(), "a site") == found
     assert (found.groups, found.padding, found.keeps_rest) == (8, 0, True)
     assert "groups" not in found.to_json(with_extra=False) and "padding" not in found.to_json()
+
+
+def test_entries_of_caches_are_no_tokens() -> None:
+    """A store keeps all entries, a selector some; neither removes a token."""
+    sites = [
+        Compression(site=f"step/cache.{layer}", compressor=name, config={}, tokens_in=256, tokens_out=kept)
+        for layer, selected in ((0, 40), (1, 40), (2, 80), (3, 256))
+        for name, kept in (("snapkv", selected), ("kivi", 256))
+    ]
+    said = "40 of 256 entries in 2 layers, 80 of 256 entries in 1 layer, 256 of 256 entries in 1 layer"
+    assert tokens_text(sites) == f"cache: {said}"
+    assert tokens_of_sample(sites) is None and why_no_tokens(sites) == "what is compressed is a cache"

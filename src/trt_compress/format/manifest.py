@@ -101,6 +101,11 @@ class Compression(Record):
         """Whether the tokens that are not computed here are kept, so that none is removed."""
         return self.extra.get("keeps_rest") is True
 
+    @property
+    def of_cache(self) -> bool:
+        """Whether the counts are entries of a layer's cache, and no token that passes is removed."""
+        return self.site.rpartition("/")[2].startswith("cache.")
+
     def with_groups(self, *, groups: int, padding: int, keeps_rest: bool) -> "Compression":
         """The same, and what version 1.0 did not say, where it is not what goes without saying."""
         said = {"groups": groups, "padding": padding, "keeps_rest": keeps_rest}
