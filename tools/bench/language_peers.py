@@ -1,6 +1,6 @@
 """Language models beside others: `python -m trt_compress.tools.bench.language_peers --gguf FILE`.
 
-A GGUF file is read by llama.cpp as it is; as a bundle with INT4 weights, exported here unless one is given; and by
+A GGUF file is read by llama.cpp as it is; as bundles with INT4 weights, exported here unless they are given; and by
 onnxruntime-genai as its own model builder quantizes the same weights to 4 bits. Each runtime is a process of its own,
 in an environment of its own, which is made under `--environments` unless a Python is given. For each number of threads
 and each fill they read the same prompt and then the same tokens one by one, in turns. The ratios are medians over pairs
@@ -34,6 +34,7 @@ PACKAGES = {
 }
 CONTEXT = 8192
 _FILLS = (128, 2048, 8000)
+_FORMS = ("4:128", "4")  # of the second one many GGUF files are, which then stay the same numbers
 _TURN = 8  # tokens that are read one by one before it is the next one's turn
 _REST_S = 0.02  # until no thread waits in a busy loop any more, which would take a core from the next one
 
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True, metavar="FILE", help="the model")
-    parser.add_argument("--weights-bits", default="4", metavar="FORM", help="of the bundle that is exported (4)")
+    parser.add_argument(
+        "--weights-bits", nargs="+", default=list(_FORMS), metavar="FORM", help="of the bundles that are exported"
+    )
     parser.add_argument("--bundle", type=Path, action="append", metavar="DIR", help="instead of an export; several may")
     parser.add_argument("--genai-model", type=Path, metavar="DIR", help="instead of running the model builder")
     parser.add_argument("--llama-python", type=Path, metavar="FILE", help="the Python that has llama-cpp-python")
@@ -99,13 +102,12 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
     if not gguf.is_file():
         raise ConfigError(f"--gguf {gguf} is no file; give a model in GGUF.")
     bundles = [path.absolute() for path in options.bundle or ()]
-    if not bundles:
-        step("exporting")
-        bundles = [folder / "bundle"]
+    for form in () if bundles else options.weights_bits:
+        step(f"exporting {form}")
+        bundles.append(folder / f"bundle-{form.replace(':', '-')}")
         sizes = ("--context", str(CONTEXT), "--batch", "1")
-        form = ("--weights-bits", options.weights_bits, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
-        exported = ("export", f"gguf:{gguf}", *sizes, *form)
-        _require(run(python_command("trt_compress", *exported, "-o", bundles[0]), folder=folder))
+        store = ("--weights-bits", form, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
+        _require(run(python_command("trt_compress", "export", f"gguf:{gguf}", *sizes, *store, "-o", bundles[-1])))
     sides = [PeerSide(name=f"{OURS}, {_form(bundle)}", runtime=OURS, model=bundle) for bundle in bundles]
     if LLAMA not in options.without:
         python = options.llama_python or _environment(LLAMA, options.environments, step)
