@@ -108,7 +108,11 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
         sizes = ("--context", str(CONTEXT), "--batch", "1")
         store = ("--weights-bits", form, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
         _require(run(python_command("trt_compress", "export", f"gguf:{gguf}", *sizes, *store, "-o", bundles[-1])))
-    sides = [PeerSide(name=f"{OURS}, {_form(bundle)}", runtime=OURS, model=bundle) for bundle in bundles]
+    names = [f"{OURS}, {_form(bundle)}" for bundle in bundles]
+    sides = [
+        PeerSide(name=name if names.count(name) == 1 else f"{name}, {bundle.name}", runtime=OURS, model=bundle)
+        for name, bundle in zip(names, bundles, strict=True)
+    ]
     if LLAMA not in options.without:
         python = options.llama_python or _environment(LLAMA, options.environments, step)
         sides.append(PeerSide(name=LLAMA, runtime=LLAMA, model=gguf, python=python))
@@ -122,7 +126,9 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
 def _form(bundle: Path) -> str:
     from trt_compress.format.bundle import Bundle
 
-    return str(Bundle.open(bundle, check_hashes=False).manifest.recipe.get("weights_bits") or "not quantized")
+    recipe = Bundle.open(bundle, check_hashes=False).manifest.recipe
+    cache = recipe.get("cache_dtype")
+    return f"{recipe.get('weights_bits') or 'not quantized'}{f', cache in {cache}' if cache else ''}"
 
 
 def _environment(runtime: str, folder: Path, step: Callable[[str], None]) -> Path:
