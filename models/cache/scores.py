@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.plugins.attention_score.op import attention_score
-from trt_compress.plugins.operator import cast
 
 HIDDEN = -1e4
 
@@ -22,13 +21,9 @@ def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float)
     Returns:
         [B, H, L] in float32; behind the length 0.
     """
-    rows, slot = query.shape[2], torch.arange(keys.shape[2], device=keys.device)
+    rows = query.shape[2]
     number = length[:, None] - rows + torch.arange(rows, device=keys.device)
-    there = slot < length[:, None]
-    bias = torch.where(slot <= number[..., None], 0.0, HIDDEN)[:, None]
-    clean = torch.where(there[:, None, :, None], keys, torch.zeros_like(keys))
-    score = attention_score(query, cast(clean, query.dtype), None, cast(bias, query.dtype), scale=scale, heads="none")
-    return torch.where(there[:, None], score, 0.0)
+    return attention_score(query, keys, number, length=length, scale=scale, causal=True, heads="none")
 
 
 def pooled(score: Tensor, how: str, kernel: int) -> Tensor:

@@ -5,10 +5,10 @@ read.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from trt_compress.models.compressors.sites import Asked, Probe, TapKind, as_tap
 from trt_compress.plugins.attention_score.op import attention_score
@@ -150,11 +150,51 @@ def _scores(
     if added is not None and added.shape[2] != 1:
         added = added[:, :, rows]
     position = torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=query.device)[rows] if causal else None
+    return _scored(probe, query[:, :, rows], key, position, added, scale, causal)
+
+
+def _scores_of_counted(
+    probe: Probe,
+    query: Tensor,
+    key: Tensor,
+    scale: float | None,
+    added: Tensor | None,
+    causal: bool,
+    count: Tensor,
+) -> Tensor:
+    """The same, by the rows that each item has of its `count` tokens.
+
+    There are as many rows as the longest item has. One that an item lacks sees nothing.
+    """
+    keys, before = key.shape[2], key.shape[2] - query.shape[2]
+    index, there = _rows_of(probe, query.shape[2], count)
+    position = torch.where(there, index + before if causal else keys, -1)
+    if added is not None and added.shape[2] != 1:
+        added = _gathered(added.expand(query.shape[0], -1, -1, -1), index)
+    of_sum = replace(probe, rows="sum") if probe.rows == "mean" else probe
+    score = _scored(of_sum, _gathered(query, index), key, position, added, scale, True, length=count + before)
+    if probe.rows == "mean":
+        score = score / there.sum(dim=1).clamp(min=1).reshape(-1, *[1] * (score.ndim - 1))
+    return score
+
+
+def _scored(
+    probe: Probe,
+    rows: Tensor,
+    key: Tensor,
+    position: Tensor | None,
+    added: Tensor | None,
+    scale: float | None,
+    causal: bool,
+    *,
+    length: Tensor | None = None,
+) -> Tensor:
     return attention_score(
-        query[:, :, rows],
+        rows,
         key,
         position,
         added,
+        length,
         scale=scale,
         causal=causal,
         softmax=probe.softmax,
@@ -169,58 +209,6 @@ def _scores(
     )
 
 
-def _scores_of_counted(
-    probe: Probe,
-    query: Tensor,
-    key: Tensor,
-    scale: float | None,
-    added: Tensor | None,
-    causal: bool,
-    count: Tensor,
-) -> Tensor:
-    """The same, by the rows that each item has of its `count` tokens.
-
-    There are as many rows as the longest item has. A row that an item lacks, or that sees no key, pays its attention to
-    a key behind the others, of which no score is given.
-    """
-    keys, before = key.shape[2], key.shape[2] - query.shape[2]
-    place = torch.arange(keys, device=key.device)
-    index, there = _rows_of(probe, query.shape[2], count)
-    stop = count + (before + probe.stop_key) if probe.stop_key <= 0 else torch.full_like(count, probe.stop_key)
-    span = ((place >= probe.first_key) & (place < stop[:, None]))[:, None]
-    seen = there[:, :, None] & (place <= index[:, :, None] + before if causal else place >= 0)
-    seen = seen & span if probe.softmax == "span" else seen
-    bias = torch.where(seen, 0.0, HIDDEN)[:, None]
-    if added is not None:
-        bias = bias + (added if added.shape[2] == 1 else _gathered(added.expand(query.shape[0], -1, -1, -1), index))
-    behind = torch.where(seen.any(dim=2), HIDDEN, 0.0)[:, None, :, None].expand(*bias.shape[:3], 1)
-    score = attention_score(
-        _gathered(query, index),
-        torch.cat([key, torch.zeros_like(key[:, :, :1])], dim=2),
-        None,
-        torch.cat([bias, behind], dim=3),
-        scale=scale,
-        stop=-1,
-        rows="sum" if probe.rows == "mean" else probe.rows,
-        heads="none",
-    )
-    if probe.rows == "mean":
-        score = score / there.sum(dim=1).clamp(min=1)[:, None, None]
-    if probe.normalize == "probes":
-        score = score / seen.sum(dim=1, keepdim=True).clamp(min=1)
-    elif probe.normalize == "tokens":
-        score = score / (count[:, None, None] + before - place).clamp(min=1)
-    score = torch.where(span, _pooled(torch.where(span, score, 0.0), probe.pool, probe.head_kernel), 0.0)
-    if probe.heads != "none":
-        groups = key.shape[1] if probe.heads.startswith("group_") else 1
-        parts = score.reshape(score.shape[0], groups, score.shape[1] // groups, keys)
-        how = probe.heads.removeprefix("group_")
-        score = parts.amax(dim=2) if how == "max" else parts.sum(dim=2) if how == "sum" else parts.mean(dim=2)
-    score = torch.where(span, _pooled(score, probe.pool, probe.kernel), 0.0)
-    score = score[..., probe.first_key : probe.stop_key if probe.stop_key > 0 else None]
-    return score[:, 0] if probe.heads in ("mean", "sum", "max") else score
-
-
 def _rows_of(probe: Probe, longest: int, count: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that probe, [B, R], and whether an item has them; `Probe.of_any_length` holds."""
     stop = count if probe.stop is None else count + probe.stop if probe.stop < 0 else count.clamp(max=probe.stop)
@@ -233,14 +221,6 @@ def _rows_of(probe: Probe, longest: int, count: Tensor) -> tuple[Tensor, Tensor]
     first = (count + start).clamp(min=0) if start < 0 else torch.full_like(count, start)
     there = (index >= first[:, None]) & (index < stop[:, None])
     return index.clamp(min=0), there
-
-
-def _pooled(score: Tensor, how: str, kernel: int) -> Tensor:
-    """Pool scores along the keys, as long as before; an average divides by the kernel at the borders too."""
-    if kernel == 1:
-        return score
-    pool = functional.max_pool1d if how == "max" else functional.avg_pool1d
-    return pool(score, kernel, stride=1, padding=kernel // 2)
 
 
 def _gathered(x: Tensor, index: Tensor) -> Tensor:

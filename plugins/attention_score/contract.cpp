@@ -46,7 +46,13 @@ Error check(Attributes const& attributes, Shapes const& inputs)
         return "q has shape " + textOf(q) + "; it must have at least one head, one row and one channel.";
     }
     error = error.empty() ? checkShape("k", k, {q[0], -1, -1, q[3]}, "BGND") : error;
-    error = error.empty() ? checkShape("position", inputs[2], {q[2]}, "R") : error;
+    Shape const& position = inputs[2];
+    bool const isOfItems = position.size() == 2 && (position[0] == 1 || position[0] == q[0]);
+    error = !error.empty() ? error
+        : isOfItems        ? checkShape("position", position, {-1, q[2]}, "BR")
+                           : checkShape("position", position, {q[2]}, "R");
+    bool const isOneLength = inputs[4][0] == 1;
+    error = error.empty() && !isOneLength ? checkShape("length", inputs[4], {q[0]}, "B") : error;
     if (!error.empty())
     {
         return error;
@@ -89,13 +95,15 @@ Contract const& contract()
     static Contract const sContract{
         "AttentionScore",
         1,
-        {{"q", 4, floats()}, {"k", 4, floats()}, {"position", 1, {DType::kINT64}}, {"bias", 4, floats()}},
+        {{"q", 4, floats()}, {"k", 4, floats()}, {"position", 2, {DType::kINT64}, nullptr, nullptr, nullptr, 1},
+            {"bias", 4, floats()}, {"length", 1, {DType::kINT64}}},
         {{"score", 3, {DType::kFLOAT32}}},
         {{"scale", AttributeKind::kFLOAT}, {"causal", AttributeKind::kINT, 0, 1},
             {"softmax", AttributeKind::kINT, 0, 2}, {"start", AttributeKind::kINT, 0}, {"stop", AttributeKind::kINT},
             {"rows", AttributeKind::kINT, 0, 3}, {"heads", AttributeKind::kINT, 0, 6},
             {"normalize", AttributeKind::kINT, 0, 2}, {"pool", AttributeKind::kINT, 0, 1},
-            {"head_kernel", AttributeKind::kINTS, 1}, {"kernel", AttributeKind::kINTS, 1}},
+            {"head_kernel", AttributeKind::kINTS, 1}, {"kernel", AttributeKind::kINTS, 1},
+            {"counted", AttributeKind::kINT, 0, 1}},
         &check,
         &outputShapes<int64_t>,
         &outputShapes<SymbolicSize>,
@@ -110,12 +118,13 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
     int64_t const start = attributes.integer("start");
     int64_t const heads = attributes.integer("heads");
     return {q[0], q[1], k[1], q[2], q[3], k[2], start, start + spanOf(start, attributes.integer("stop"), k[2]),
-        attributes.real("scale"), attributes.integer("causal") == 1,
+        attributes.integer("stop") <= 0, attributes.real("scale"), attributes.integer("causal") == 1,
         static_cast<Softmax>(attributes.integer("softmax")), static_cast<Rows>(attributes.integer("rows")),
         static_cast<Normalize>(attributes.integer("normalize")),
         heads == 0 ? Reduce::kSUM : static_cast<Reduce>((heads - 1) % 3), partsOf(heads, q[1], k[1]),
         attributes.integer("pool") == 1, attributes.integers("head_kernel").front(),
-        attributes.integers("kernel").front(), inputs[3]};
+        attributes.integers("kernel").front(), inputs[3], attributes.integer("counted") == 1, inputs[4][0] == 1,
+        inputs[2].size() == 2 && inputs[2][0] > 1};
 }
 
 } // namespace trtc::attention_score

@@ -1,6 +1,8 @@
 // AttentionScore in C++: its contract, and the sizes that every form works with.
 #pragma once
 
+#include <algorithm>
+
 #include "common/contract.h"
 
 namespace trtc::attention_score
@@ -51,6 +53,13 @@ Size spanOf(int64_t start, int64_t stop, Size numKeys)
     return stop > 0 ? Size{stop - start} : numKeys - (start - stop);
 }
 
+//! What an item has of the keys, and of the span.
+struct OwnKeys
+{
+    int64_t keys;
+    int64_t span;
+};
+
 struct Sizes
 {
     int64_t batch;
@@ -61,6 +70,7 @@ struct Sizes
     int64_t numKeys;
     int64_t start; //!< the span of keys that get a score
     int64_t stop;
+    bool isStopFromEnd;
     float scale;
     bool causal;
     Softmax softmax;
@@ -71,7 +81,31 @@ struct Sizes
     bool poolMaximum;
     int64_t headKernel;
     int64_t kernel;
-    Shape bias; //!< its shape
+    Shape bias;               //!< its shape
+    bool isCounted;           //!< items have lengths
+    bool isOneLength;         //!< for all of them
+    bool arePositionsOfItems; //!< each item has its own
+
+    //! Of item `item`; `length` is not read unless isCounted.
+    OwnKeys own(int64_t const* length, int64_t item) const noexcept
+    {
+        int64_t const given = isCounted ? length[isOneLength ? 0 : item] : numKeys;
+        int64_t const keys = std::min(std::max<int64_t>(given, 0), numKeys);
+        int64_t const last = isStopFromEnd ? stop - numKeys + keys : std::min(stop, keys);
+        return {keys, std::max<int64_t>(last - start, 0)};
+    }
+
+    //! Of the used keys, those that an item has.
+    int64_t ownUsed(OwnKeys const& own) const noexcept
+    {
+        return softmax == Softmax::kALL ? own.keys : own.span;
+    }
+
+    //! The positions of an item's rows.
+    int64_t const* positionsOf(int64_t const* position, int64_t item) const noexcept
+    {
+        return position + (arePositionsOfItems ? item * numRows : 0);
+    }
 
     int64_t span() const noexcept
     {

@@ -16,20 +16,15 @@
 
 #include <algorithm>
 
-#include "common/cuda_device.cuh"
+#include "attention_score/logits.cuh"
 
 namespace trtc::attention_score
 {
 
 namespace
 {
-constexpr int32_t kSIDE = 16; // threads of a block along rows, and along keys
-constexpr int32_t kTHREADS = kSIDE * kSIDE;
-constexpr int32_t kKEYS = 4; // of a thread
-constexpr int32_t kTILE_KEYS = kSIDE * kKEYS;
-constexpr int32_t kDEPTH = 32;   // values of D in a tile
-constexpr int32_t kTOGETHER = 8; // values of D that a thread loads at once
-constexpr int32_t kPAD = 4;      // floats between rows in shared memory, against conflicts of banks
+using namespace gpu;
+
 constexpr int32_t kFEW_ROWS = 1; // of a thread
 constexpr int32_t kMANY_ROWS = 4;
 constexpr int32_t kBLOCKS_OF_SM = 2; // said to the compiler: left alone it saves registers until it spills
@@ -37,194 +32,12 @@ constexpr int32_t kPOOL_THREADS = 256;
 constexpr int64_t kENOUGH_BLOCKS = 512;
 constexpr int64_t kMOST_SHARES = 64;
 
-static_assert(kTILE_KEYS * kDEPTH == kTHREADS * kTOGETHER, "each thread loads one piece of the keys");
-
 //! A row's largest logit, and the sum of exponentials relative to it.
 struct Sum
 {
     float largest;
     float sum;
 };
-
-struct Problem
-{
-    int32_t heads;
-    int32_t headsOfGroup;
-    int32_t numRows; //!< all
-    int32_t firstRow;
-    int32_t usedRows;
-    int32_t width;
-    int32_t numKeys; //!< all
-    int32_t firstKey;
-    int32_t usedKeys;
-    int32_t start; //!< of the span, among all keys
-    int32_t span;
-    int32_t rowTiles;
-    int32_t shareKeys; //!< a multiple of kTILE_KEYS
-    int32_t shares;
-    float scale;
-    bool causal;
-    bool isMaximum;
-    bool isMean;
-    bool hasSoftmax;
-    Normalize normalize;
-    DType qType;
-    DType kType;
-    DType biasType;
-    bool qIsWide; //!< rows may be read by 16 bytes
-    bool kIsWide;
-    void const* q;
-    void const* k;
-    void const* bias;
-    int64_t const* position;
-    int64_t biasItem; //!< distances in the bias, 0 where it is broadcast
-    int64_t biasHead;
-    int64_t biasRow;
-    int64_t biasKey;
-};
-
-template <int32_t kROWS>
-struct Tiles
-{
-    alignas(16) float q[kDEPTH][kSIDE * kROWS + kPAD];
-    alignas(16) float k[kDEPTH][kTILE_KEYS + kPAD];
-};
-
-template <typename T>
-__device__ void loadTyped(T const* from, bool isWide, int32_t count, float* to)
-{
-    constexpr int32_t kWIDE = static_cast<int32_t>(16U / sizeof(T));
-    if (isWide && count >= kTOGETHER)
-    {
-#pragma unroll
-        for (int32_t i = 0; i < kTOGETHER; i += kWIDE)
-        {
-            Pack<T, kWIDE> const group = *reinterpret_cast<Pack<T, kWIDE> const*>(from + i);
-#pragma unroll
-            for (int32_t j = 0; j < kWIDE; ++j)
-            {
-                to[i + j] = toFloat(group.values[j]);
-            }
-        }
-        return;
-    }
-#pragma unroll
-    for (int32_t i = 0; i < kTOGETHER; ++i)
-    {
-        to[i] = i < count ? toFloat(from[i]) : 0.0F;
-    }
-}
-
-//! kTOGETHER values from `index` on, of which `count` are there; the others are 0.
-__device__ void loadValues(void const* data, DType dtype, int64_t index, bool isWide, int32_t count, float* to)
-{
-    switch (dtype)
-    {
-    case DType::kFLOAT16: return loadTyped(static_cast<__half const*>(data) + index, isWide, count, to);
-    case DType::kBFLOAT16: return loadTyped(static_cast<__nv_bfloat16 const*>(data) + index, isWide, count, to);
-    default: return loadTyped(static_cast<float const*>(data) + index, isWide, count, to);
-    }
-}
-
-//! Logits of kROWS rows by kKEYS keys of this thread, with the bias: of rows from `row` on, among the used ones, and of
-//! keys from `key` on, among all.
-template <int32_t kROWS>
-__device__ void computeLogits(Problem const& problem, Tiles<kROWS>& tiles, int64_t item, int32_t head, int32_t row,
-    int32_t key, float (&logits)[kROWS][kKEYS])
-{
-    using RowPack = Pack<float, kROWS>;
-    using KeyPack = Pack<float, kKEYS>;
-    constexpr int32_t kTILE_ROWS = kSIDE * kROWS;
-    auto const thread = static_cast<int32_t>(threadIdx.x);
-    int32_t const mine = thread / kSIDE * kROWS;
-    int32_t const own = thread % kSIDE * kKEYS;
-    int64_t const qStart = ((item * problem.heads + head) * problem.numRows + problem.firstRow + row) * problem.width;
-    int64_t const group = (item * problem.heads + head) / problem.headsOfGroup;
-    int64_t const kStart = (group * problem.numKeys + key) * problem.width;
-    int32_t const rowsThere = min(kTILE_ROWS, problem.usedRows - row);
-    int32_t const keysThere = min(kTILE_KEYS, problem.firstKey + problem.usedKeys - key);
-#pragma unroll
-    for (int32_t i = 0; i < kROWS; ++i)
-    {
-#pragma unroll
-        for (int32_t j = 0; j < kKEYS; ++j)
-        {
-            logits[i][j] = 0.0F;
-        }
-    }
-    for (int32_t depth = 0; depth < problem.width; depth += kDEPTH)
-    {
-        float values[kTOGETHER];
-        __syncthreads(); // nobody reads the tile before any more
-        {
-            int32_t const inTile = thread % kTILE_KEYS;
-            int32_t const at = thread / kTILE_KEYS * kTOGETHER;
-            int32_t const count = inTile < keysThere ? problem.width - depth - at : 0;
-            loadValues(problem.k, problem.kType, kStart + static_cast<int64_t>(inTile) * problem.width + depth + at,
-                problem.kIsWide, count, values);
-#pragma unroll
-            for (int32_t i = 0; i < kTOGETHER; ++i)
-            {
-                tiles.k[at + i][inTile] = values[i];
-            }
-        }
-        if (thread < kTILE_ROWS * (kDEPTH / kTOGETHER))
-        {
-            int32_t const inTile = thread % kTILE_ROWS;
-            int32_t const at = thread / kTILE_ROWS * kTOGETHER;
-            int32_t const count = inTile < rowsThere ? problem.width - depth - at : 0;
-            loadValues(problem.q, problem.qType, qStart + static_cast<int64_t>(inTile) * problem.width + depth + at,
-                problem.qIsWide, count, values);
-#pragma unroll
-            for (int32_t i = 0; i < kTOGETHER; ++i)
-            {
-                tiles.q[at + i][inTile] = values[i] * problem.scale;
-            }
-        }
-        __syncthreads();
-#pragma unroll 8
-        for (int32_t d = 0; d < kDEPTH; ++d)
-        {
-            RowPack const left = *reinterpret_cast<RowPack const*>(&tiles.q[d][mine]);
-            KeyPack const right = *reinterpret_cast<KeyPack const*>(&tiles.k[d][own]);
-#pragma unroll
-            for (int32_t i = 0; i < kROWS; ++i)
-            {
-#pragma unroll
-                for (int32_t j = 0; j < kKEYS; ++j)
-                {
-                    logits[i][j] = fmaf(left.values[i], right.values[j], logits[i][j]);
-                }
-            }
-        }
-    }
-    int64_t const biasStart = item * problem.biasItem + head * problem.biasHead;
-#pragma unroll
-    for (int32_t i = 0; i < kROWS; ++i)
-    {
-#pragma unroll
-        for (int32_t j = 0; j < kKEYS; ++j)
-        {
-            if (mine + i < rowsThere && own + j < keysThere)
-            {
-                int64_t const at = biasStart + (problem.firstRow + row + mine + i) * problem.biasRow
-                    + (key + own + j) * problem.biasKey;
-                logits[i][j] += loadFloat(problem.bias, problem.biasType, at);
-            }
-        }
-    }
-}
-
-//! The last key that a used row sees.
-__device__ int32_t lastSeen(Problem const& problem, int32_t row)
-{
-    if (!problem.causal)
-    {
-        return problem.numKeys - 1;
-    }
-    int64_t const position = problem.position[problem.firstRow + row];
-    return static_cast<int32_t>(position < -1 ? -1 : position > problem.numKeys - 1 ? problem.numKeys - 1 : position);
-}
 
 __device__ Sum together(Sum a, Sum b)
 {
@@ -252,7 +65,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) attentionScoreSumKern
     for (int32_t i = 0; i < kROWS; ++i)
     {
         sum[i] = {-INFINITY, 0.0F};
-        last[i] = row + mine + i < problem.usedRows ? lastSeen(problem, row + mine + i) : -1;
+        last[i] = row + mine + i < problem.usedRows ? lastSeen(problem, item, row + mine + i) : -1;
     }
     int32_t const begin = problem.firstKey + static_cast<int32_t>(blockIdx.y) * problem.shareKeys;
     int32_t const end = min(begin + problem.shareKeys, problem.firstKey + problem.usedKeys);
@@ -343,7 +156,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
             }
             shared.largest[thread] = sum.sum > 0.0F ? sum.largest : 0.0F;
             shared.inverse[thread] = sum.sum > 0.0F ? 1.0F / sum.sum : 0.0F;
-            shared.last[thread] = lastSeen(problem, row + thread);
+            shared.last[thread] = lastSeen(problem, item, row + thread);
         }
         float logits[kROWS][kKEYS];
         computeLogits<kROWS>(problem, shared.tiles, item, head, row, key, logits); // has barriers
@@ -372,6 +185,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
         shared.parts[thread / kSIDE][own + j] = score[j];
     }
     __syncthreads();
+    int32_t const keys = ownKeys(problem, item);
     if (thread < kTILE_KEYS && inSpan + thread < problem.span)
     {
         float all = shared.parts[0][thread];
@@ -386,18 +200,19 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
         }
         if (problem.normalize == Normalize::kTOKENS)
         {
-            all /= static_cast<float>(problem.numKeys - key - thread);
+            all /= static_cast<float>(max(keys - key - thread, 1));
         }
         if (problem.normalize == Normalize::kPROBES)
         {
             int32_t number = 0;
             for (int32_t row = 0; row < problem.usedRows; ++row)
             {
-                number += key + thread <= lastSeen(problem, row) ? 1 : 0;
+                number += key + thread <= lastSeen(problem, item, row) ? 1 : 0;
             }
             all /= static_cast<float>(max(number, 1));
         }
-        raw[itemAndHead * problem.span + inSpan + thread] = all;
+        bool const isOwn = key + thread < ownStop(problem, keys); // what others hold may be NaN
+        raw[itemAndHead * problem.span + inSpan + thread] = isOwn ? all : 0.0F;
     }
 }
 
@@ -414,16 +229,17 @@ struct Pooling
     int32_t chunks; //!< of the span
     Window ofHead;
     Window ofPart;
+    int32_t parts; //!< of an item
     bool isMaximum;
     Reduce reduce;
 };
 
-//! What one pooling makes of the values around `at`.
+//! What one pooling makes of the values around `at`, of `span`.
 template <typename Value>
-__device__ float poolAt(Pooling const& pooling, Window const& window, int32_t at, Value const& value)
+__device__ float poolAt(Pooling const& pooling, Window const& window, int32_t span, int32_t at, Value const& value)
 {
     int32_t const begin = max(at - window.reach, 0);
-    int32_t const end = min(at + window.reach + 1, pooling.span);
+    int32_t const end = min(at + window.reach + 1, span);
     float all = value(begin);
     for (int32_t i = begin + 1; i < end; ++i)
     {
@@ -435,13 +251,19 @@ __device__ float poolAt(Pooling const& pooling, Window const& window, int32_t at
 
 //! Block (item, part, chunk of the span).
 __global__ void __launch_bounds__(kPOOL_THREADS)
-    attentionScorePoolKernel(Pooling pooling, float const* raw, float* score)
+    attentionScorePoolKernel(Problem problem, Pooling pooling, float const* raw, float* score)
 {
     auto const chunk = static_cast<int32_t>(blockIdx.x) % pooling.chunks;
     int64_t const part = static_cast<int32_t>(blockIdx.x) / pooling.chunks;
     int32_t const at = chunk * kPOOL_THREADS + static_cast<int32_t>(threadIdx.x);
     if (at >= pooling.span)
     {
+        return;
+    }
+    int32_t const span = ownStop(problem, ownKeys(problem, part / pooling.parts)) - problem.start;
+    if (at >= span)
+    {
+        score[part * pooling.span + at] = 0.0F;
         return;
     }
     float const* const own = raw + part * pooling.heads * pooling.span;
@@ -453,14 +275,14 @@ __global__ void __launch_bounds__(kPOOL_THREADS)
             float const* const row = own + static_cast<int64_t>(head) * pooling.span;
             float const value = pooling.ofHead.reach == 0
                 ? row[j]
-                : poolAt(pooling, pooling.ofHead, j, [&](int32_t i) { return row[i]; });
+                : poolAt(pooling, pooling.ofHead, span, j, [&](int32_t i) { return row[i]; });
             float const both = pooling.reduce == Reduce::kMAXIMUM ? fmaxf(all, value) : all + value;
             all = head == 0 ? value : both;
         }
         return pooling.reduce == Reduce::kMEAN ? all / static_cast<float>(pooling.heads) : all;
     };
     score[part * pooling.span + at] =
-        pooling.ofPart.reach == 0 ? ofHeads(at) : poolAt(pooling, pooling.ofPart, at, ofHeads);
+        pooling.ofPart.reach == 0 ? ofHeads(at) : poolAt(pooling, pooling.ofPart, span, at, ofHeads);
 }
 
 int64_t divideUp(int64_t count, int64_t each)
@@ -530,7 +352,8 @@ size_t attentionScoreWorkspaceBytes(Sizes const& sizes)
 }
 
 cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void const* q, void const* k,
-    int64_t const* position, void const* bias, float* score, void* workspace, cudaStream_t stream)
+    int64_t const* position, void const* bias, int64_t const* length, float* score, void* workspace,
+    cudaStream_t stream)
 {
     Cut const cut = cutOf(sizes);
     auto const narrow = [](int64_t value) { return static_cast<int32_t>(value); };
@@ -569,6 +392,11 @@ cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void co
     problem.k = k;
     problem.bias = bias;
     problem.position = position;
+    problem.positionItem = sizes.arePositionsOfItems ? sizes.numRows : 0;
+    problem.length = sizes.isCounted ? length : nullptr;
+    problem.lengthItem = sizes.isOneLength ? 0 : 1;
+    problem.isStopFromEnd = sizes.isStopFromEnd;
+    problem.isOverAll = sizes.softmax == Softmax::kALL;
     problem.biasKey = sizes.bias[3] > 1 ? 1 : 0;
     problem.biasRow = sizes.bias[2] > 1 ? sizes.bias[3] : 0;
     problem.biasHead = sizes.bias[1] > 1 ? sizes.bias[2] * sizes.bias[3] : 0;
@@ -586,10 +414,10 @@ cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void co
     { return Window{narrow(std::min(kernel / 2, sizes.span())), static_cast<float>(kernel)}; };
     Pooling const pooling{narrow(sizes.heads / sizes.parts), problem.span,
         narrow(divideUp(sizes.span(), kPOOL_THREADS)), window(sizes.headKernel), window(sizes.kernel),
-        sizes.poolMaximum, sizes.reduce};
+        narrow(sizes.parts), sizes.poolMaximum, sizes.reduce};
     return launchKernel(attentionScorePoolKernel,
         dim3(static_cast<unsigned>(sizes.batch * sizes.parts * pooling.chunks)), dim3(kPOOL_THREADS), 0, stream,
-        pooling, raw, score);
+        problem, pooling, raw, score);
 }
 
 } // namespace trtc::attention_score

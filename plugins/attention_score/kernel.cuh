@@ -19,6 +19,7 @@ size_t attentionScoreWorkspaceBytes(Sizes const& sizes);
 
 //! Launches only.
 cudaError_t launchAttentionScore(Sizes const& sizes, Types const& types, void const* q, void const* k,
-    int64_t const* position, void const* bias, float* score, void* workspace, cudaStream_t stream);
+    int64_t const* position, void const* bias, int64_t const* length, float* score, void* workspace,
+    cudaStream_t stream);
 
 } // namespace trtc::attention_score

@@ -53,12 +53,12 @@ struct Layout
     }
 };
 
-//! kTILE_COLUMNS keys from `first` on, transposed; zero beyond the last.
+//! kTILE_COLUMNS keys from `first` on, of `used`, transposed; zero beyond the last.
 template <typename K>
-void packPanel(Sizes const& sizes, K const* k, int64_t first, float* to)
+void packPanel(Sizes const& sizes, K const* k, int64_t first, int64_t used, float* to)
 {
     constexpr int64_t kCHUNK = 64;
-    int64_t const count = std::min(kTILE_COLUMNS, sizes.usedKeys() - first);
+    int64_t const count = std::min(kTILE_COLUMNS, used - first);
     K const* const from = k + (sizes.firstKey() + first) * sizes.width;
     float chunk[kTILE_COLUMNS][kCHUNK + 1] = {}; // an odd distance: columns then lie in different lines of the cache
     for (int64_t d = 0; d < sizes.width; d += kCHUNK)
@@ -78,11 +78,12 @@ void packPanel(Sizes const& sizes, K const* k, int64_t first, float* to)
     }
 }
 
-//! Logits of one row, without packed keys. `buffer` has room for kTOGETHER keys, `q` zeros up to whole vectors.
+//! Logits of one row with `used` keys, without packed ones. `buffer` has room for kTOGETHER keys, `q` zeros up to whole
+//! vectors.
 template <typename K>
-void dotKeys(Sizes const& sizes, Layout const& layout, K const* k, float const* q, float* buffer, float* logits)
+void dotKeys(
+    Sizes const& sizes, Layout const& layout, K const* k, int64_t used, float const* q, float* buffer, float* logits)
 {
-    int64_t const used = sizes.usedKeys();
     std::fill(buffer, buffer + kTOGETHER * layout.width, 0.0F);
     for (int64_t first = 0; first < used; first += kTOGETHER)
     {
@@ -118,12 +119,13 @@ void dotKeys(Sizes const& sizes, Layout const& layout, K const* k, float const* 
     }
 }
 
-//! From the logits of one row to its weights.
+//! From the logits of one row to its weights, of which the item has `own`.
 template <typename Bias>
-void finishRow(
-    Sizes const& sizes, Bias const* bias, int64_t item, int64_t head, int64_t row, int64_t position, float* logits)
+void finishRow(Sizes const& sizes, Bias const* bias, int64_t item, int64_t head, int64_t row, int64_t position,
+    int64_t own, float* logits)
 {
     int64_t const used = sizes.usedKeys();
+    std::fill(logits + own, logits + used, 0.0F);
     Shape const& shape = sizes.bias;
     int64_t const at =
         ((shape[0] > 1 ? item : 0) * shape[1] + (shape[1] > 1 ? head : 0)) * shape[2] + (shape[2] > 1 ? row : 0);
@@ -151,21 +153,22 @@ void finishRow(
     }
     if (sizes.softmax == Softmax::kNONE)
     {
+        std::fill(logits + own, logits + used, 0.0F);
         return;
     }
     int64_t const last = std::min(std::max<int64_t>(position, -1), sizes.numKeys - 1);
-    int64_t const seen = sizes.causal ? std::min(std::max<int64_t>(last + 1 - sizes.firstKey(), 0), used) : used;
+    int64_t const seen = sizes.causal ? std::min(std::max<int64_t>(last + 1 - sizes.firstKey(), 0), own) : own;
     softmax(logits, seen);
     std::fill(logits + seen, logits + used, 0.0F);
 }
 
-//! Divides the sums over rows as `normalize` says.
-inline void divideKeys(Sizes const& sizes, int64_t const* position, float* score)
+//! Divides the sums over rows as `normalize` says; the item has `keys`.
+inline void divideKeys(Sizes const& sizes, int64_t const* position, int64_t keys, float* score)
 {
     for (int64_t j = 0; j < sizes.span(); ++j)
     {
         int64_t const key = sizes.start + j;
-        int64_t divisor = sizes.numKeys - key;
+        int64_t divisor = keys - key;
         if (sizes.normalize == Normalize::kPROBES)
         {
             divisor = 0;
@@ -180,9 +183,11 @@ inline void divideKeys(Sizes const& sizes, int64_t const* position, float* score
 
 //! The score of each key of the span, by one head.
 template <typename Q, typename K, typename Bias>
-void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k, int64_t const* position,
-    Bias const* bias, int64_t item, int64_t head, float* scratch)
+void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k, int64_t const* positions,
+    Bias const* bias, OwnKeys const& own, int64_t item, int64_t head, float* scratch)
 {
+    int64_t const* const position = sizes.positionsOf(positions, item);
+    int64_t const ownUsed = sizes.ownUsed(own);
     int64_t const group = item * sizes.groups + head / sizes.headsOfGroup();
     Q const* const rowsOfHead = q + (item * sizes.heads + head) * sizes.numRows * sizes.width;
     float* const plain = scratch + layout.heads + (item * sizes.heads + head) * layout.head;
@@ -215,7 +220,7 @@ void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k,
         if (layout.isPacked)
         {
             packBlock(layout.tileRows, sizes.width, rows, packed);
-            for (int64_t panel = 0; panel < layout.numPanels; ++panel)
+            for (int64_t panel = 0; panel * kTILE_COLUMNS < ownUsed; ++panel)
             {
                 multiplyTile(layout.tileRows, sizes.width, packed, panels + panel * layout.panel, kTILE_COLUMNS,
                     logits + panel * kTILE_COLUMNS, layout.keys);
@@ -226,9 +231,9 @@ void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k,
             float* const row = logits + i * layout.keys;
             if (!layout.isPacked)
             {
-                dotKeys(sizes, layout, k + group * sizes.numKeys * sizes.width, rows[i], buffer, row);
+                dotKeys(sizes, layout, k + group * sizes.numKeys * sizes.width, ownUsed, rows[i], buffer, row);
             }
-            finishRow(sizes, bias, item, head, first + i, position[first + i], row);
+            finishRow(sizes, bias, item, head, first + i, position[first + i], ownUsed, row);
             float const* const inSpan = row + sizes.start - sizes.firstKey();
             for (int64_t j = 0; j < sizes.span(); ++j)
             {
@@ -245,7 +250,7 @@ void scoreHead(Sizes const& sizes, Layout const& layout, Q const* q, K const* k,
     }
     if (sizes.normalize != Normalize::kNONE)
     {
-        divideKeys(sizes, position, score);
+        divideKeys(sizes, position, own.keys, score);
     }
 }
 
@@ -265,12 +270,12 @@ inline void pool(bool isMaximum, int64_t width, int64_t count, float const* from
     }
 }
 
-//! One part: pooling of each head, all heads of the part, pooling.
+//! One part: pooling of each head, all heads of the part, pooling; the item has `span` keys of the span.
 inline void finishPart(
-    Sizes const& sizes, Layout const& layout, float* scratch, int64_t item, int64_t part, float* score)
+    Sizes const& sizes, Layout const& layout, float* scratch, int64_t item, int64_t part, int64_t span, float* score)
 {
     int64_t const heads = sizes.heads / sizes.parts;
-    int64_t const span = sizes.span();
+    std::fill(score + span, score + sizes.span(), 0.0F);
     float const* const raw = scratch + layout.scores + (item * sizes.heads + part * heads) * layout.raw;
     float* const pooled =
         scratch + layout.scores + (sizes.batch * sizes.heads + 2 * (item * sizes.parts + part)) * layout.raw;
@@ -315,8 +320,8 @@ inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 
 //! `q`, `k` and `bias` are of any floating type. Sizes have been checked.
 template <typename Q, typename K, typename Bias>
-void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* position, Bias const* bias, float* score,
-    void* workspace, ParallelFor const& parallelFor)
+void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* position, Bias const* bias,
+    int64_t const* length, float* score, void* workspace, ParallelFor const& parallelFor)
 {
     cpu::Layout const layout(sizes);
     auto* const scratch = static_cast<float*>(workspace);
@@ -326,9 +331,13 @@ void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* positi
             for (int64_t i = begin; i < end; ++i)
             {
                 int64_t const group = i / layout.numPanels;
-                int64_t const panel = i % layout.numPanels;
-                cpu::packPanel(
-                    sizes, k + group * sizes.numKeys * sizes.width, panel * kTILE_COLUMNS, scratch + i * layout.panel);
+                int64_t const first = i % layout.numPanels * kTILE_COLUMNS;
+                int64_t const used = sizes.ownUsed(sizes.own(length, group / sizes.groups));
+                if (first < used)
+                {
+                    cpu::packPanel(
+                        sizes, k + group * sizes.numKeys * sizes.width, first, used, scratch + i * layout.panel);
+                }
             }
         });
     int64_t const headFlops = 2 * sizes.usedRows() * sizes.usedKeys() * sizes.width;
@@ -337,7 +346,9 @@ void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* positi
         {
             for (int64_t i = begin; i < end; ++i)
             {
-                cpu::scoreHead(sizes, layout, q, k, position, bias, i / sizes.heads, i % sizes.heads, scratch);
+                int64_t const item = i / sizes.heads;
+                cpu::scoreHead(
+                    sizes, layout, q, k, position, bias, sizes.own(length, item), item, i % sizes.heads, scratch);
             }
         });
     int64_t const partValues = sizes.heads / sizes.parts * sizes.span();
@@ -346,7 +357,9 @@ void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* positi
         {
             for (int64_t i = begin; i < end; ++i)
             {
-                cpu::finishPart(sizes, layout, scratch, i / sizes.parts, i % sizes.parts, score + i * sizes.span());
+                int64_t const item = i / sizes.parts;
+                int64_t const span = sizes.own(length, item).span;
+                cpu::finishPart(sizes, layout, scratch, item, i % sizes.parts, span, score + i * sizes.span());
             }
         });
 }

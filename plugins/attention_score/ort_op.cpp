@@ -32,7 +32,8 @@ struct OrtForm
                                 using K = typename decltype(ofK)::Type;
                                 using Bias = typename decltype(ofBias)::Type;
                                 scoreKeys(sizes, call.input<Q>(0), call.input<K>(1), call.input<int64_t>(2),
-                                    call.input<Bias>(3), call.output<float>(0), workspace, call.parallelFor());
+                                    call.input<Bias>(3), call.input<int64_t>(4), call.output<float>(0), workspace,
+                                    call.parallelFor());
                             });
                     });
             });

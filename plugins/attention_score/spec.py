@@ -54,12 +54,23 @@ SPEC = OpSpec(
         OperandSpec(name="q", axes=("B", "H", "R", "D"), doc="probe rows of the queries"),
         OperandSpec(name="k", axes=("B", "G", "N", "D"), doc="keys; query head h reads KV head h // (H / G)"),
         OperandSpec(
-            name="position", axes=("R",), dtypes=("int64",), doc="key position of each row, for causal masking"
+            name="position",
+            axes=("1 or B", "R"),
+            least_rank=1,
+            dtypes=("int64",),
+            doc="key position of each row, for causal masking; for all items, or for each",
         ),
         OperandSpec(
             name="bias",
             axes=("1 or B", "1 or H", "1 or R", "1 or N"),
             doc="added to the scaled logits, finite; not counted in bytes_moved",
+        ),
+        OperandSpec(
+            name="length",
+            axes=("1 or B",),
+            dtypes=("int64",),
+            doc="counted: the keys that each item has, from the front: what lies behind is no key, whatever it holds. "
+            "Else it is not looked at",
         ),
     ),
     outputs=(
@@ -113,12 +124,22 @@ SPEC = OpSpec(
         AttributeSpec(
             name="kernel", kind="ints", minimum=1, doc="width of the pooling after heads are reduced, odd; 1: none"
         ),
+        AttributeSpec(
+            name="counted",
+            kind="int",
+            minimum=0,
+            maximum=1,
+            of_input="length",
+            doc="1: each item is scored as if its keys ended at its length, a stop from the end and N included; keys "
+            "of the span that it does not have get 0. 0: every item has all keys",
+        ),
     ),
     count="one score for each key of the span, for each head, each KV head, or all heads together",
     order="by position of the key",
     determinism="same input, same bits",
     limits=(
         "0 <= start < stop <= N once stop is counted from the end",
+        "a length above N is taken as N, a negative one as 0",
         "a row that sees no key gives it weight 0",
         "average pooling divides by the kernel at the borders too",
         "H is a multiple of G; at least one head, one row and one channel",

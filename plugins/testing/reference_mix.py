@@ -129,12 +129,28 @@ def _score_item(q: Array, k: Array, position: Array, bias: Array, span: range, o
 
 
 def attention_score(
-    q: Array, k: Array, position: Array, bias: Array, *, start: int, stop: int, **options: Any
+    q: Array,
+    k: Array,
+    position: Array,
+    bias: Array,
+    length: Array,
+    *,
+    start: int,
+    stop: int,
+    counted: int,
+    **options: Any,
 ) -> Expected:
-    n = k.shape[2]
-    span = range(start, stop if stop > 0 else n + stop)
-    full = np.broadcast_to(bias, (len(q), q.shape[1], q.shape[2], n))
-    score = np.stack([_score_item(q[b], k[b], position, full[b], span, options) for b in range(len(q))])
+    batch, n = len(q), k.shape[2]
+    full = np.broadcast_to(bias, (batch, q.shape[1], q.shape[2], n))
+    places = np.broadcast_to(position, (batch, q.shape[2]))
+    parts = q.shape[1] if options["heads"] == 0 else k.shape[1] if options["heads"] <= 3 else 1
+    score = np.zeros((batch, parts, (stop if stop > 0 else n + stop) - start))
+    for b in range(batch):
+        own = min(max(int(length[b % len(length)]), 0), n) if counted else n  # as if there were no more keys
+        span = range(start, min(stop, own) if stop > 0 else own + stop)
+        if span:
+            found = _score_item(q[b], k[b, :, :own], places[b], full[b, :, :, :own], span, options)
+            score[b, :, : len(span)] = found
     return Expected(outputs=(score,))
 
 

@@ -12,6 +12,7 @@ from tests.golden.golden_data import call
 from trt_compress.plugins.attention_score.spec import HEADS, NORMALIZE, POOL, ROWS, SOFTMAX
 
 NONE = torch.zeros(1, 1, 1, 1)
+NO_LENGTH = torch.zeros(1, dtype=torch.int64)
 
 
 def score(
@@ -43,8 +44,9 @@ def score(
         "pool": POOL.index(pool),
         "head_kernel": [head_kernel],
         "kernel": [kernel],
+        "counted": 0,
     }
-    return call(form, "TrtcAttentionScore", attributes, q, k, position, NONE)[0]
+    return call(form, "TrtcAttentionScore", attributes, q, k, position, NONE, NO_LENGTH)[0]
 
 
 def best(form: str, scores: Tensor, count: int) -> Tensor:

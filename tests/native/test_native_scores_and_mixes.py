@@ -22,13 +22,14 @@ Shapes = Mapping[str, Sequence[int]]
 KEPT: dict[str, Value] = {"mode": 0, "threshold": 0.5, "min_kept": 1, "max_kept": 6, "forced": [0], "trim": 0}
 SCORED: dict[str, Value] = {
     **{"scale": 0.5, "causal": 1, "softmax": 1, "start": 0, "stop": 0, "rows": 1, "heads": 0, "normalize": 1},
-    **{"pool": 0, "head_kernel": [1], "kernel": [3]},
+    **{"pool": 0, "head_kernel": [1], "kernel": [3], "counted": 0},
 }
+NO_LENGTH = torch.zeros(1, dtype=torch.int64)
 DYNAMIC, MIX, SCORE = "TrtcTokenSelectDynamic", "TrtcTokenMix", "TrtcAttentionScore"
 GOOD: dict[str, tuple[dict[str, Value], Shapes]] = {
     DYNAMIC: (KEPT, {"x": [2, 9, 4], "score": [2, 9]}),
     MIX: ({"normalize": 0}, {"x": [2, 9, 4], "weight": [2, 3, 9]}),
-    SCORE: (SCORED, {"q": [2, 4, 3, 8], "k": [2, 2, 9, 8], "position": [3], "bias": [1, 1, 1, 1]}),
+    SCORE: (SCORED, {"q": [2, 4, 3, 8], "k": [2, 2, 9, 8], "position": [3], "bias": [1, 1, 1, 1], "length": [1]}),
 }
 
 
@@ -37,7 +38,7 @@ def session_of(op_type: str, attributes: Mapping[str, Value], library: Library) 
     spec = operators()[op_type].spec
 
     def value(name: str) -> onnx.ValueInfoProto:
-        is_index = name in ("position", "index", "count", "rest", "dest")
+        is_index = name in ("position", "length", "index", "count", "rest", "dest")
         number = TensorProto.INT32 if name == "largest" else TensorProto.INT64 if is_index else TensorProto.FLOAT
         return helper.make_tensor_value_info(name, number, None)
 
@@ -53,7 +54,7 @@ def session_of(op_type: str, attributes: Mapping[str, Value], library: Library) 
 
 
 def zeros(shapes: Shapes) -> dict[str, Any]:
-    return {n: np.zeros(shape, np.int64 if n == "position" else np.float32) for n, shape in shapes.items()}
+    return {n: np.zeros(shape, np.int64 if n in ("position", "length") else np.float32) for n, shape in shapes.items()}
 
 
 def check(session: Any, op_type: str, attributes: Mapping[str, Value], *inputs: Tensor) -> list[Any]:
@@ -114,17 +115,23 @@ def test_mixing_around_tiles(normalize: int, native_library: Library) -> None:
 def test_scoring_around_tiles(softmax: int, native_library: Library) -> None:
     attributes = {**SCORED, "softmax": softmax, "causal": int(softmax > 0), "normalize": 0}
     session = session_of(SCORE, attributes, native_library)
+    counted = session_of(SCORE, {**attributes, "counted": 1}, native_library)
     for rows, keys, width in itertools.product((1, 2, 3, 4, 5, 8, 9, 13), (1, 4, 5, 31, 32, 33, 70), (1, 16, 70)):
         q, k = torch.randn(1, 2, rows, width), torch.randn(1, 1, keys, width)
         position = torch.linspace(-1, keys, rows).long()
-        check(session, SCORE, attributes, q, k, position, torch.randn(1, 2, rows, keys))
+        bias = torch.randn(1, 2, rows, keys)
+        check(session, SCORE, attributes, q, k, position, bias, NO_LENGTH)
+        length = torch.tensor([keys // 2 + 1])
+        behind = torch.full_like(k[:, :, : keys - int(length)], torch.nan)
+        used = torch.cat([k[:, :, : int(length)], behind], dim=2)
+        check(counted, SCORE, {**attributes, "counted": 1}, q, used, position[None], bias, length)
 
 
 @pytest.mark.parametrize("position", [-(2**63), -1, 0, 8, 9, 2**63 - 1])
 def test_positions_outside_of_the_keys(position: int, native_library: Library) -> None:
     session = session_of(SCORE, SCORED, native_library)
     q, k = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 9, 8)
-    check(session, SCORE, SCORED, q, k, torch.tensor([position, 3, position]), torch.zeros(1, 1, 1, 1))
+    check(session, SCORE, SCORED, q, k, torch.tensor([position, 3, position]), torch.zeros(1, 1, 1, 1), NO_LENGTH)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
@@ -196,6 +203,8 @@ def test_more_tokens_than_float32_can_count(
             "q has shape [2, 4, 3, 0]; it must have at least one head, one row and one channel.",
         ),
         (SCORE, {"position": [4]}, "position has shape [4]; it must be [3] with axes R."),
+        (SCORE, {"position": [2, 4]}, "position has shape [2, 4]; it must be [B, 3] with axes BR."),
+        (SCORE, {"length": [3]}, "length has shape [3]; it must be [2] with axes B."),
         (SCORE, {"bias": [1, 2, 1, 9]}, "bias has shape [1, 2, 1, 9]; axis H must be 1 or 4 to broadcast to BHRN."),
         (SCORE, {"start": 9}, "start=9 and stop=0 hold no span of N=9 keys; give 0 <= start < stop <= N, or a stop"),
         (SCORE, {"stop": 10}, "start=0 and stop=10 hold no span of N=9 keys"),

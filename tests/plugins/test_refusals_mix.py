@@ -28,8 +28,10 @@ def mix(x: Any = X, weight: Any = None, **attributes: Any) -> object:
     return token_mix(x, torch.ones(5, 9) if weight is None else weight, **attributes)
 
 
-def score(q: Any = Q, k: Any = K, position: Any = ROWS, bias: Any = None, **attributes: Any) -> object:
-    return attention_score(q, k, position, bias, **attributes)
+def score(
+    q: Any = Q, k: Any = K, position: Any = ROWS, bias: Any = None, length: Any = None, **attributes: Any
+) -> object:
+    return attention_score(q, k, position, bias, length, **attributes)
 
 
 def encode(x: Any = X, codebook: Any = BOOK, **attributes: Any) -> object:
@@ -125,6 +127,14 @@ SHAPE: list[tuple[Callable[[], object], str]] = [
     (lambda: mix(weight=torch.ones(5, 8)), r"token_mix: weight has shape \[1, 5, 8\]; it must be \[B, M, 9\]"),
     (lambda: mix(weight=torch.ones(3, 5, 9)), r"weight has shape \[3, 5, 9\]; its first axis must be 1, or B=2"),
     (lambda: mix(x=X.int()), r"token_mix: x has dtype int32; it must be float32"),
+    (
+        lambda: score(position=torch.zeros(3, 3).long()),
+        r"position has shape \[3, 3\]; it must be \[3\] with axes R\.",
+    ),
+    (
+        lambda: score(length=torch.zeros(3).long()),
+        r"attention_score: length has shape \[3\]; it must be \[2\] with axes B\.",
+    ),
     (lambda: score(q=Q[0]), r"attention_score: q has shape \[6, 3, 4\]; it must be \[B, H, R, D\] with axes BHRD\."),
     (lambda: score(k=K[..., :3]), r"k has shape \[2, 3, 9, 3\]; it must be \[2, G, N, 4\] with axes BGND\."),
     (lambda: score(k=torch.ones(2, 4, 9, 4)), r"q has H=6 heads and k has G=4; H must be a multiple of G\."),

@@ -25,9 +25,10 @@ Value = int | float | Sequence[int]
 KEPT: dict[str, Value] = {"mode": 0, "threshold": 0.5, "min_kept": 0, "max_kept": 1, "forced": [-1], "trim": 0}
 SCORED: dict[str, Value] = {
     **{"scale": 0.5, "causal": 0, "softmax": 1, "start": 0, "stop": 0, "rows": 1, "heads": 0, "normalize": 0},
-    **{"pool": 0, "head_kernel": [1], "kernel": [1]},
+    **{"pool": 0, "head_kernel": [1], "kernel": [1], "counted": 0},
 }
 NONE = torch.zeros(1, 1, 1, 1)
+NO_LENGTH = torch.zeros(1, dtype=torch.int64)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_scores_in_tiles_and_shares(rows: int, keys: int, emulated: Path) -> Non
         position = torch.linspace(-1, keys, rows).long()
         bias = torch.randn(1, 2, 1, keys, generator=generator)
         attributes = {**SCORED, "softmax": softmax, "rows": how, "causal": int(softmax > 0), "start": keys // 3}
-        found, wanted = run(emulated, "TrtcAttentionScore", attributes, q, k, position, bias)
+        found, wanted = run(emulated, "TrtcAttentionScore", attributes, q, k, position, bias, NO_LENGTH)
         check_close("TrtcAttentionScore", found[0], wanted[0])
 
 
@@ -147,8 +148,25 @@ def test_pooling_before_and_after_the_heads(heads: int, pool: int, widths: tuple
     generator = torch.Generator().manual_seed(heads)
     q, k = torch.randn(2, 4, 3, 8, generator=generator), torch.randn(2, 2, 300, 8, generator=generator)
     attributes = {**SCORED, "heads": heads, "pool": pool, "head_kernel": [widths[0]], "kernel": [widths[1]]}
-    found, wanted = run(emulated, "TrtcAttentionScore", attributes, q, k, torch.zeros(3, dtype=torch.int64), NONE)
+    found, wanted = run(
+        emulated, "TrtcAttentionScore", attributes, q, k, torch.zeros(3, dtype=torch.int64), NONE, NO_LENGTH
+    )
     check_close("TrtcAttentionScore", found[0], wanted[0])
+
+
+@pytest.mark.parametrize(("softmax", "stop"), [(0, 0), (1, -3), (2, 90)])
+def test_nothing_behind_the_length_is_used(softmax: int, stop: int, emulated: Path) -> None:
+    generator = torch.Generator().manual_seed(softmax)
+    length = torch.tensor([150, 70, 2, 0, 1000])
+    q, k = torch.randn(5, 4, 18, 8, generator=generator), torch.randn(5, 2, 150, 8, generator=generator)
+    for item, keys in enumerate(length):
+        k[item, :, keys:] = torch.nan
+    position = length[:, None].clamp(max=150) - 18 + torch.arange(18)
+    attributes = {**SCORED, "softmax": softmax, "causal": int(softmax > 0), "start": 2, "stop": stop, "counted": 1}
+    for others in ({}, {"heads": 3, "pool": 1, "kernel": [5]}, {"heads": 4, "head_kernel": [7], "normalize": 1}):
+        found, wanted = run(emulated, "TrtcAttentionScore", {**attributes, **others}, q, k, position, NONE, length)
+        check_close("TrtcAttentionScore", found[0], wanted[0])
+        assert np.isfinite(found[0]).all()
 
 
 # ---- scratch memory --------------------------------------------------------------------------------------------------
@@ -166,7 +184,7 @@ def test_scratch_memory_does_not_shrink_as_sizes_grow(axis: str, emulated: Path)
         if op_type == "TrtcTokenMix":
             return shaped(op_type, {"normalize": 1}, [[b, n, 40], [1, m, n]], [[b, m, 40]])
         if op_type == "TrtcAttentionScore":
-            inputs = [[b, 4, m, 8], [b, 2, n, 8], [m], [1, 1, 1, 1]]
+            inputs = [[b, 4, m, 8], [b, 2, n, 8], [m], [1, 1, 1, 1], [1]]
             return shaped(op_type, {**SCORED, "heads": 5}, inputs, [[b, 1, n]])
         return shaped(op_type, KEPT, [[b, n, m], [b, n]], [[b, 1, m], [b, 1], [b, 1], [b], []])
 
