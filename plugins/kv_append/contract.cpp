@@ -9,7 +9,11 @@ Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& cache = inputs[0];
     Error error = checkShape("rows", inputs[1], {cache[0], cache[1], -1, cache[3]}, "BGTW");
-    error = error.empty() ? checkShape("position", inputs[2], {cache[0]}, "B") : error;
+    Shape const& position = inputs[2];
+    bool const isOfHeads = position.size() == 2 && (position[1] == 1 || position[1] == cache[1]);
+    error = !error.empty() ? error
+        : isOfHeads        ? checkShape("position", position, {cache[0], -1}, "BG")
+                           : checkShape("position", position, {cache[0]}, "B");
     if (!error.empty())
     {
         return error;
@@ -46,7 +50,7 @@ Contract const& contract()
         "KVAppend",
         1,
         {{"cache", 4, {DType::kFLOAT32, DType::kFLOAT16, DType::kBFLOAT16, DType::kUINT8}}, {"rows", 4, {}, "cache"},
-            {"position", 1, {DType::kINT64}}},
+            {"position", 2, {DType::kINT64}, nullptr, nullptr, nullptr, 1}},
         {{"cache_out", 4, {}, "cache", nullptr, "cache"}},
         {{"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0}},
         &check,
@@ -60,7 +64,8 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs, DType cacheTyp
 {
     Shape const& cache = inputs[0];
     return {cache[0], cache[1], cache[2], inputs[1][2], cache[3], attributes.integer("layout") == 1,
-        attributes.integer("sinks"), static_cast<int64_t>(sizeOf(cacheType))};
+        attributes.integer("sinks"), static_cast<int64_t>(sizeOf(cacheType)),
+        inputs[2].size() == 2 ? inputs[2][0] * inputs[2][1] : inputs[2][0]};
 }
 
 } // namespace trtc::kv_append

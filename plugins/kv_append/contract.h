@@ -17,11 +17,18 @@ struct Sizes
     int64_t width;  //!< W, elements of a row
     bool isRing;
     int64_t sinks;
-    int64_t itemSize; //!< bytes of an element
+    int64_t itemSize;  //!< bytes of an element
+    int64_t positions; //!< of all items: one of each, or one of each KV head
 
     int64_t rowBytes() const noexcept
     {
         return width * itemSize;
+    }
+
+    //! Where the position of a KV head, over all items, is.
+    int64_t positionAt(int64_t head) const noexcept
+    {
+        return positions == batch ? head / heads : head;
     }
 
     //! Whether an item may have this position.

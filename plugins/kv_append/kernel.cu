@@ -23,9 +23,9 @@ constexpr uint32_t kMOST_BLOCKS = 65535; // in y
 //! Sizes in accesses of the width that was chosen.
 struct Problem
 {
-    int64_t batch;
-    int64_t numHeads; //!< batch * heads
-    uint32_t heads;
+    int64_t positions;
+    int64_t numHeads;         //!< batch * heads
+    uint32_t headsOfPosition; //!< that share one
     uint32_t length;
     uint32_t tokens;
     uint32_t sinks;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
     kvAppendKernel(Problem problem, T const* cache, T const* rows, int64_t const* position, T* out, FaultSlot fault)
 {
     int wrong = 0;
-    for (int64_t item = threadIdx.x; item < problem.batch; item += kTHREADS)
+    for (int64_t item = threadIdx.x; item < problem.positions; item += kTHREADS)
     {
         wrong |= problem.allows(position[item]) ? 0 : 1;
     }
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM)
     {
         return;
     }
-    uint32_t const first = problem.firstSlot(position[head / problem.heads]);
+    uint32_t const first = problem.firstSlot(position[head / problem.headsOfPosition]);
     uint32_t const accesses = problem.rowAccesses;
     uint32_t const newAccesses = problem.tokens * accesses;
     uint32_t const allAccesses = problem.length * accesses;
@@ -121,7 +121,8 @@ cudaError_t launchWide(Sizes const& sizes, void const* cache, void const* rows, 
     {
         lanes *= 2;
     }
-    Problem const problem{sizes.batch, sizes.batch * sizes.heads, static_cast<uint32_t>(sizes.heads),
+    auto const headsOfPosition = static_cast<uint32_t>(sizes.positions == sizes.batch ? sizes.heads : 1);
+    Problem const problem{sizes.positions, sizes.batch * sizes.heads, headsOfPosition,
         static_cast<uint32_t>(sizes.length), static_cast<uint32_t>(sizes.tokens), static_cast<uint32_t>(sizes.sinks),
         accesses, lanes, sizes.isRing};
     uint32_t const perBlock = kTHREADS / lanes;

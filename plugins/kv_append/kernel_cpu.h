@@ -30,11 +30,11 @@ inline void copyAll(void* to, void const* from, int64_t bytes, ParallelFor const
 //! Whether every position may be used; the sentence otherwise.
 inline Error checkPosition(Sizes const& sizes, int64_t const* position)
 {
-    if (sizes.batch == 0)
+    if (sizes.positions == 0)
     {
         return {};
     }
-    auto const [lowest, highest] = std::minmax_element(position, position + sizes.batch);
+    auto const [lowest, highest] = std::minmax_element(position, position + sizes.positions);
     if (*lowest < 0)
     {
         return "position holds " + std::to_string(*lowest) + "; it counts the tokens written before and is 0 or more.";
@@ -66,7 +66,7 @@ inline void appendRows(Sizes const& sizes, void const* cache, void const* rows, 
             {
                 auto const* const from = static_cast<char const*>(rows) + head * newBytes;
                 auto* const to = static_cast<char*>(out) + head * cacheBytes;
-                int64_t slot = sizes.firstSlot(position[head / sizes.heads]);
+                int64_t slot = sizes.firstSlot(position[sizes.positionAt(head)]);
                 for (int64_t token = 0; token < sizes.tokens;)
                 {
                     int64_t const count = std::min(sizes.length - slot, sizes.tokens - token);

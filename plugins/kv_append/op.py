@@ -17,14 +17,20 @@ BODY = """
   i0 = Constant <value_int = 0> ()
   i1 = Constant <value_int = 1> ()
   v0 = Constant <value_ints = [0]> ()
-  v1 = Constant <value_ints = [1]> ()
-  v13 = Constant <value_ints = [1, 3]> ()
+  v2 = Constant <value_ints = [2]> ()
+  v3 = Constant <value_ints = [3]> ()
+  one = Constant <value_ints = [1]> ()
   v_l = Shape <start = 2, end = 3> (cache)
   v_t = Shape <start = 2, end = 3> (rows)
   length = Squeeze (v_l, v0)
   new = Squeeze (v_t, v0)
   steps = Range (i0, new, i1)
-  first = Unsqueeze (position, v1)
+  # [B, 1 | G, 1]: a position for each item may come without the axis of KV heads
+  position_sizes = Shape (position)
+  position_and_one = Concat <axis = 0> (position_sizes, one)
+  head_sizes = Slice (position_and_one, v0, v2, v0)
+  first_shape = Concat <axis = 0> (head_sizes, one)
+  first = Reshape (position, first_shape)
   number = Add (first, steps)
 
   # length behind the sinks is 1 at least, so that a linear cache, too, can be divided by it
@@ -44,7 +50,7 @@ BODY = """
   ring_too_many = And (is_ring, too_many)
   is_bad = Or (is_negative, ring_too_many)
   checked = Where (is_bad, length, slot)
-  column = Unsqueeze (checked, v13)
+  column = Unsqueeze (checked, v3)
   rows_shape = Shape (rows)
   index = Expand (column, rows_shape)
   # float32 holds every value of every type a cache may have
@@ -75,11 +81,12 @@ def _kv_append(cache: Tensor, rows: Tensor, position: Tensor, layout: int, sinks
             f"kv_append: position holds {last}, and T={new} more tokens exceed the cache of L={length} slots; "
             f"give a longer cache or use layout='ring'."
         )
-    number = position[:, None] + torch.arange(new, device=position.device)
+    of_heads = position if position.ndim == 2 else position[:, None]
+    number = of_heads[..., None] + torch.arange(new, device=position.device)
     slot = number
     if layout == 1:
         slot = torch.where(number < sinks, number, sinks + (number - sinks).remainder(length - sinks))
-    index = slot[:, None, :, None].expand(rows.shape)
+    index = slot[..., None].expand(rows.shape)
     return cache.contiguous().scatter(2, index, rows)
 
 
@@ -94,7 +101,7 @@ def kv_append(
     Args:
         cache: One row for each slot, [B, G, L, W], fp32 | fp16 | bf16 | uint8 (packed codes).
         rows: Rows of the new tokens, [B, G, T, W], of cache's dtype.
-        position: Tokens written before, [B] int64, 0 or more.
+        position: Tokens written before, [B] int64, 0 or more; or [B, G], those of each KV head.
         layout: "linear": token p goes to slot p < L. "ring": from token L on the oldest is overwritten.
         sinks: First slots that the ring never overwrites; less than L, and at most L - T.
 
@@ -111,7 +118,9 @@ def kv_append(
     check_tensor("kv_append", "cache", cache, (None, None, None, None), "BGLW", ROWS)
     b, g, length, width = cache.shape
     check_tensor("kv_append", "rows", rows, (b, g, None, width), "BGTW", [str(cache.dtype).removeprefix("torch.")])
-    check_tensor("kv_append", "position", position, (b,), "B", ["int64"])
+    is_of_heads = position.ndim == 2 and position.shape[1] in (1, g)
+    wanted, letters = ((b, None), "BG") if is_of_heads else ((b,), "B")
+    check_tensor("kv_append", "position", position, wanted, letters, ["int64"])
     check_choice("kv_append", "layout", layout, LAYOUTS)
     if layout == "linear" and sinks:
         raise ConfigError(f"kv_append: sinks={sinks!r} needs layout='ring'; a linear cache keeps all slots: give 0.")
@@ -132,6 +141,8 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
     # each item of the batch elsewhere, the first at the last place that is allowed
     last = length - new if sample.attributes["layout"] == 0 else 5 * length
     position = (last - 3 * torch.arange(b)).clamp_min(0)
+    if sample.values == "of_heads":
+        position = (position[:, None] - 2 * torch.arange(g)).clamp_min(0)
     return cache, rows, position
 
 
@@ -156,6 +167,8 @@ OPERATOR = Operator(
         _sample(3, 2, 13, 3, 5, "a ring, some items across its end", layout=1),
         _sample(3, 2, 13, 3, 5, "sinks and a ring", layout=1, sinks=4),
         _sample(2, 2, 12, 8, 4, "a ring overwritten whole behind its sinks", layout=1, sinks=4),
+        _sample(3, 2, 13, 2, 5, "a position for each KV head", values="of_heads"),
+        _sample(2, 3, 13, 3, 5, "the same in a ring behind sinks", layout=1, sinks=4, values="of_heads"),
         _sample(2, 2, 9, 1, 16, "codes", values="codes"),
         _sample(3, 2, 13, 3, 7, "codes in a ring", layout=1, sinks=2, values="codes"),
         _sample(2, 2, 9, 1, 4, "infinities, and the range of float16", values="fp16_range"),

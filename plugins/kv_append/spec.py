@@ -13,6 +13,7 @@ def _output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
+    """Rows read and written, and one position for each item."""
     return int(2 * sizes["B"] * sizes["G"] * sizes["T"] * sizes["W"] * itemsize + 8 * sizes["B"])
 
 
@@ -25,7 +26,13 @@ SPEC = OpSpec(
         OperandSpec(
             name="rows", axes=("B", "G", "T", "W"), dtypes=ROWS, same_dtype_as="cache", doc="rows of the new tokens"
         ),
-        OperandSpec(name="position", axes=("B",), dtypes=("int64",), doc="tokens written before, 0 or more"),
+        OperandSpec(
+            name="position",
+            axes=("B", "1 or G"),
+            least_rank=1,
+            dtypes=("int64",),
+            doc="tokens written before, 0 or more, of an item or of each of its KV heads",
+        ),
     ),
     outputs=(
         OperandSpec(

@@ -120,6 +120,10 @@ SHAPE: list[tuple[Callable[[], object], str]] = [
         r"kv_append: rows has shape \[2, 3, 2, 5\]; it must be \[2, 3, T, 8\] with axes BGTW\.",
     ),
     (lambda: append(position=torch.zeros(2)), r"kv_append: position has dtype float32; it must be int64\."),
+    (
+        lambda: append(position=POSITION[:, None].expand(2, 2)),
+        r"kv_append: position has shape \[2, 2\]; it must be \[2\] with axes B\.",
+    ),
     (lambda: append(position=POSITION[:1]), r"kv_append: position has shape \[1\]; it must be \[2\] with axes B\."),
     (
         lambda: append(position=torch.tensor([0, 5])),
