@@ -1,6 +1,8 @@
 """Operators as a target needs them: with function bodies, without them, or inlined."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import onnx
 import onnx.inliner
@@ -22,6 +24,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
 
 
+def _calls(nodes: Iterable[onnx.NodeProto]) -> list[dict[str, Any]]:
+    """The attributes of nodes."""
+    return [{a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in nodes]
+
+
 def strip_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the function bodies of operators: a plugin or custom op must be there to run it."""
     stripped = _copy(model)
@@ -34,8 +41,11 @@ def strip_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
 def add_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with a function body for every operator it uses: a standard runtime can run it."""
     lowered = strip_bodies(model)
-    used = operator_nodes(lowered)
-    lowered.functions.extend(operators()[op_type].function_proto(opset_of(lowered)) for op_type in sorted(used))
+    used = {op_type: _calls(node for node in lowered.graph.node if node.op_type == op_type)
+            for op_type in operator_nodes(lowered)}  # fmt: skip
+    lowered.functions.extend(
+        operators()[op_type].function_proto(opset_of(lowered), calls) for op_type, calls in sorted(used.items())
+    )
     if used and not any(entry.domain == DOMAIN for entry in lowered.opset_import):
         lowered.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return lowered
@@ -45,11 +55,12 @@ def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of standard operators only; what came from an operator node is called `<its name>/<name in the body>`."""
     lowered = strip_bodies(model)
     packed = packed_tensors(lowered.graph)
-    bodies = {op_type: operators()[op_type].function_proto(opset_of(lowered)) for op_type in operator_nodes(lowered)}
     nodes: list[onnx.NodeProto] = []
     inner: set[str] = set()
     for node in lowered.graph.node:
-        made = body_nodes(node, bodies[node.op_type]) if node.domain == DOMAIN else [node]
+        made = [node]
+        if node.domain == DOMAIN:
+            made = body_nodes(node, operators()[node.op_type].function_proto(opset_of(lowered), _calls([node])))
         inner.update(one.name for one in made if node.domain == DOMAIN)
         nodes.extend(made)
     del lowered.graph.node[:]

@@ -62,6 +62,7 @@ def without_inner_bytes(
 ) -> list[onnx.NodeProto]:
     """Let bodies read each other's bytes before they are cast to uint8, which TensorRT has at the borders only.
 
+    Those at a border that a body would move, to choose rows, are cast to int32 first, once for all who do so.
     `inner` names the nodes that came from bodies. The numbers are whole and within 0..255 before that cast, too.
     """
     source: dict[str, str] = {}
@@ -72,11 +73,17 @@ def without_inner_bytes(
             node.attribute.append(helper.make_attribute("to", TensorProto.UINT8))
         if node.name in inner and node.op_type == "Cast" and node.output[0] in packed:
             source[node.output[0]] = node.input[0]
+    found: list[onnx.NodeProto] = []
     for node in nodes:
-        if node.name in inner and node.op_type in {"Cast", *_LOOK_AT_SHAPE}:
-            node.input[0] = source.get(node.input[0], node.input[0])
-    read = {name for node in nodes for name in node.input} | kept
-    return [node for node in nodes if node.output[0] not in source or node.output[0] in read]
+        if node.name in inner and node.op_type in {"Cast", *_LOOK_AT_SHAPE, *_MOVE_FIRST}:
+            name = node.input[0]
+            if node.op_type in _MOVE_FIRST and name in packed and name not in source:
+                source[name] = f"{node.name}/whole"
+                found.append(helper.make_node("Cast", [name], [source[name]], name=source[name], to=TensorProto.INT32))
+            node.input[0] = source.get(name, name)
+        found.append(node)
+    read = {name for node in found for name in node.input} | kept
+    return [node for node in found if node.output[0] not in source or node.output[0] in read]
 
 
 def bytes_as_int8(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -174,6 +174,23 @@ def group_text(prefix: str = "") -> str:
 """
 
 
+def parts_text(prefix: str, code: str) -> str:
+    """Nodes from bytes `code` to `{prefix}parts32`, float32 [B, G, L, parts, W], after format_text()."""
+    return f"""
+  {prefix}column32 = Cast <to = 6> ({prefix}column)
+  {prefix}base32 = Cast <to = 6> ({prefix}base)
+  {prefix}all_bytes = Gather (powers, i4)
+  {prefix}all_bytes32 = Cast <to = 6> ({prefix}all_bytes)
+  # the same bytes may come as int8; Mod brings them to 0..255
+  {prefix}signed = Cast <to = 6> ({code})
+  {prefix}byte = Mod ({prefix}signed, {prefix}all_bytes32)
+  {prefix}byte_rows = Unsqueeze ({prefix}byte, v3)
+  {prefix}shifted = Div ({prefix}byte_rows, {prefix}column32)
+  {prefix}parts = Mod ({prefix}shifted, {prefix}base32)
+  {prefix}parts32 = Cast <to = 1> ({prefix}parts)
+"""
+
+
 def product_text(prefix: str = "") -> str:
     """Nodes from `{prefix}code` and its scales to `{prefix}product` and `{prefix}low`, float32 [B, G, P, group, Q]."""
     return f"""
@@ -182,17 +199,7 @@ def product_text(prefix: str = "") -> str:
   {prefix}v_w = Shape <start = 3, end = 4> ({prefix}code)
   {prefix}v_d = Mul ({prefix}v_w, {prefix}num_parts)
   {group_text(prefix)}
-  {prefix}column32 = Cast <to = 6> ({prefix}column)
-  {prefix}base32 = Cast <to = 6> ({prefix}base)
-  {prefix}all_bytes = Gather (powers, i4)
-  {prefix}all_bytes32 = Cast <to = 6> ({prefix}all_bytes)
-  # the same bytes may come as int8; Mod brings them to 0..255
-  {prefix}signed = Cast <to = 6> ({prefix}code)
-  {prefix}byte = Mod ({prefix}signed, {prefix}all_bytes32)
-  {prefix}byte_rows = Unsqueeze ({prefix}byte, v3)
-  {prefix}shifted = Div ({prefix}byte_rows, {prefix}column32)
-  {prefix}parts = Mod ({prefix}shifted, {prefix}base32)
-  {prefix}parts32 = Cast <to = 1> ({prefix}parts)
+  {parts_text(prefix, f"{prefix}code")}
   {prefix}codes = Reshape ({prefix}parts32, {prefix}grouped_shape)
   {prefix}scale32 = Cast <to = 1> ({prefix}scale)
   {prefix}scale_column = Reshape ({prefix}scale32, {prefix}scale_grouped_shape)

@@ -1,5 +1,6 @@
 """An operator with its forms: torch function, ONNX body, samples; and how it becomes one node in an exported graph."""
 
+import re
 import struct
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ class Operator:
     Attributes:
         spec: The contract.
         function: Public torch function; tensors first, attributes by keyword.
-        body: Nodes of the ONNX function in ONNX text form; attributes appear as `@name`.
+        body: Nodes of the ONNX function in ONNX text form; attributes appear as `@name`. Or what makes them from the
+            attributes of the nodes that will call the function, so that it holds what these use and nothing else.
         samples: Sizes and attributes worth testing, each with its reason.
         make_inputs: Tensors for a sample, float32, in the order of `spec.inputs`.
         regret: How much worse than the best a decision is, for each item of the batch, in units of the score: takes
@@ -42,19 +44,26 @@ class Operator:
 
     spec: OpSpec
     function: Callable[..., Any]
-    body: str
+    body: str | Callable[[Sequence[Mapping[str, Any]]], str]
     samples: tuple[Sample, ...]
     make_inputs: Callable[[Sample, torch.Generator], tuple[Tensor, ...]]
     regret: Callable[[Mapping[str, Tensor], Mapping[str, Any], Mapping[str, Tensor]], Tensor] | None = None
 
-    def function_proto(self, opset: int) -> "onnx.FunctionProto":
-        """The operator as a model-local ONNX function of standard operators, for `opset` 18 or newer."""
+    def function_proto(self, opset: int, calls: Sequence[Mapping[str, Any]]) -> "onnx.FunctionProto":
+        """The operator as a model-local ONNX function of standard operators, for `opset` 18 or newer.
+
+        Args:
+            opset: Of the standard operators.
+            calls: Attributes of the nodes that will call it, one or more; it is right for these.
+        """
         from onnx import parser
 
         spec = self.spec
+        body = self.body if isinstance(self.body, str) else self.body(calls)
         names = [", ".join(t.name for t in tensors) for tensors in (spec.inputs, spec.outputs)]
-        attributes = f"<{', '.join(a.name for a in spec.attributes)}>" if spec.attributes else ""
-        nodes = "\n".join(line.split("#")[0] for line in self.body.splitlines())
+        used = [a.name for a in spec.attributes if re.search(rf"@{a.name}\b", body)]
+        attributes = f"<{', '.join(used)}>" if used else ""
+        nodes = "\n".join(line.split("#")[0] for line in body.splitlines())
         return parser.parse_function(
             f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
             f"{spec.op_type} {attributes} ({names[0]}) => ({names[1]}) {{ {nodes} }}"

@@ -46,26 +46,35 @@ class OperandSpec:
     An axis is a letter of AXES, a number, or a formula of letters and attributes ("L/group"); " or " joins what may
     stand there ("1 or B"). It has one of `dtypes`, or that of the input `same_dtype_as`, which comes before it; the
     attribute `dtype_attribute` of an output names which one, by ONNX's number. An output may share the buffer of the
-    input `aliases`, and then replaces it in place.
+    input `aliases`, and then replaces it in place. With `least_rank` axes of it, it lacks those that may be 1.
     """
 
     name: str
     axes: tuple[str, ...]
+    least_rank: int | None = None
     dtypes: tuple[str, ...] = FLOATS
     same_dtype_as: str | None = None
     dtype_attribute: str | None = None
     aliases: str | None = None
     doc: str = ""
 
+    def axes_of(self, rank: int) -> tuple[str, ...]:
+        """The axes of a tensor of so many."""
+        return tuple(axis for axis in self.axes if rank == len(self.axes) or not axis.startswith("1 or "))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeSpec:
-    """One attribute of the node, of the function body and of the plugin's field list; a float is a float32."""
+    """One attribute of the node, of the function body and of the plugin's field list; a float is a float32.
+
+    Not 0, one that is `of_input` says that this input is given; at 0 it is a small tensor which nobody looks at.
+    """
 
     name: str
     kind: Literal["int", "ints", "float"]
     minimum: int | float | None = None
     maximum: int | float | None = None
+    of_input: str | None = None
     doc: str = ""
 
 
@@ -141,7 +150,8 @@ class OpSpec:
         found = dict(attributes)
         shapes = [*self.output_shapes(inputs, attributes), *inputs]
         for tensor, shape in zip([*self.outputs, *self.inputs], shapes, strict=True):
-            found.update(zip(reversed(tensor.axes), reversed(shape), strict=False))  # leading axes may be left out
+            # leading axes may be left out
+            found.update(zip(reversed(tensor.axes_of(len(shape))), reversed(shape), strict=False))
         return found
 
 

@@ -72,7 +72,8 @@ std::string json(TensorContract const& tensor)
     }
     return "{\"name\": " + json(tensor.name) + ", \"rank\": " + std::to_string(tensor.rank) + ", \"dtypes\": [" + dtypes
         + "], \"same_dtype_as\": " + json(tensor.sameDtypeAs) + ", \"dtype_attribute\": " + json(tensor.dtypeAttribute)
-        + ", \"alias_of\": " + json(tensor.aliasOf) + "}";
+        + ", \"alias_of\": " + json(tensor.aliasOf)
+        + ", \"least_rank\": " + (tensor.leastRank == 0 ? std::string("null") : std::to_string(tensor.leastRank)) + "}";
 }
 
 std::string json(AttributeContract const& attribute)
@@ -181,10 +182,10 @@ Error shapesOf(Contract const& contract, Attributes const& attributes, Shapes co
     for (size_t i = 0; i < contract.inputs.size(); ++i)
     {
         TensorContract const& wanted = contract.inputs[i];
-        if (inputs[i].size() != static_cast<size_t>(wanted.rank))
+        if (!wanted.allowsRank(inputs[i].size()))
         {
             return contract.opType() + ": " + wanted.name + " has shape " + textOf(inputs[i]) + "; it must have "
-                + std::to_string(wanted.rank) + " axes.";
+                + wanted.ranks() + " axes.";
         }
     }
     Error error;

@@ -58,6 +58,18 @@ struct TensorContract
     char const* sameDtypeAs = nullptr;    //!< An input whose type it has.
     char const* dtypeAttribute = nullptr; //!< An attribute that holds its type as ONNX's number, one of `dtypes`.
     char const* aliasOf = nullptr;        //!< An output: the input that it may be written into.
+    int32_t leastRank = 0;                //!< Not 0: axes that may be 1 may be left out, down to so many.
+
+    bool allowsRank(size_t given) const noexcept
+    {
+        return given == static_cast<size_t>(rank) || (leastRank != 0 && given == static_cast<size_t>(leastRank));
+    }
+
+    //! `2`, or `1 or 2`.
+    std::string ranks() const
+    {
+        return (leastRank == 0 ? "" : std::to_string(leastRank) + " or ") + std::to_string(rank);
+    }
 };
 
 enum class AttributeKind : int32_t

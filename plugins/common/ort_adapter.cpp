@@ -224,7 +224,7 @@ void inferOutputs(OrtShapeInferContext* context, Contract const& contract)
         }
         inputs.push_back(dimensionsOf(info));
         types.push_back(dtype);
-        areKnown = areKnown && inputs.back().size() == static_cast<size_t>(contract.inputs[i].rank);
+        areKnown = areKnown && contract.inputs[i].allowsRank(inputs.back().size());
         for (int64_t const size : inputs.back())
         {
             areKnown = areKnown && size >= 0;

@@ -77,11 +77,10 @@ public:
                 for (int32_t i = 0; error.empty() && i < numInputs; ++i)
                 {
                     TensorContract const& wanted = mState.contract().inputs[static_cast<size_t>(i)];
-                    if (inputs[i].nbDims != wanted.rank)
+                    if (!wanted.allowsRank(static_cast<size_t>(inputs[i].nbDims)))
                     {
                         error = mState.definition().opType + ": " + wanted.name + " has "
-                            + std::to_string(inputs[i].nbDims) + " axes; it must have " + std::to_string(wanted.rank)
-                            + ".";
+                            + std::to_string(inputs[i].nbDims) + " axes; it must have " + wanted.ranks() + ".";
                     }
                 }
                 if (error.empty())

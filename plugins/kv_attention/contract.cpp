@@ -10,6 +10,12 @@ namespace
 {
 constexpr double kMOST_WINDOW = 2147483647; // SPEC says it too
 
+Error checkLength(Shape const& length, int64_t batch, int64_t kvHeads)
+{
+    bool const isOfHeads = length.size() == 2 && (length[1] == 1 || length[1] == kvHeads);
+    return isOfHeads ? checkShape("length", length, {batch, -1}, "BG") : checkShape("length", length, {batch}, "B");
+}
+
 Error check(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
@@ -34,7 +40,7 @@ Error check(Attributes const& attributes, Shapes const& inputs)
     {
         return error;
     }
-    return checkAttending(attributes, q, code, inputs[7], inputs[8]);
+    return checkAttending(attributes, q, code, {inputs[7], inputs[8], inputs[9]});
 }
 
 constexpr int64_t stepOf(int64_t size, int64_t step)
@@ -50,13 +56,14 @@ Contract const& contract()
     static Contract const sContract{
         "KVAttention",
         1,
-        {{"q", 4, floats()}, {"k_code", 4, sCODES}, {"k_scale", 4, sSCALES}, {"k_minimum", 4, {}, "k_scale"},
-            {"v_code", 4, sCODES}, {"v_scale", 4, sSCALES}, {"v_minimum", 4, {}, "v_scale"},
-            {"length", 1, {DType::kINT64}}, {"bias", 4, floats()}},
+        withAttending(std::vector<TensorContract>{{"q", 4, floats()}, {"k_code", 4, sCODES}, {"k_scale", 4, sSCALES},
+            {"k_minimum", 4, {}, "k_scale"}, {"v_code", 4, sCODES}, {"v_scale", 4, sSCALES},
+            {"v_minimum", 4, {}, "v_scale"}}),
         {{"y", 4, {}, "q"}, {"lse", 3, {DType::kFLOAT32}}},
-        withAttending({{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
-            {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
-            {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0}}),
+        withAttending(
+            std::vector<AttributeContract>{{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
+                {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
+                {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0}}),
         &check,
         &outputShapes<int64_t>,
         &outputShapes<SymbolicSize>,
@@ -67,7 +74,7 @@ Contract const& contract()
 Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
 {
     Shape const& q = inputs[0];
-    Sizes sizes = attendingSizes(attributes, q, inputs[1], inputs[8]);
+    Sizes sizes = attendingSizes(attributes, q, inputs[1], {inputs[7], inputs[8], inputs[9]});
     sizes.keys = kv::formatOf(attributes, "k_", inputs[1], inputs[2]);
     sizes.values = kv::formatOf(attributes, "v_", inputs[4], inputs[5]);
     return sizes;
@@ -77,22 +84,34 @@ std::vector<AttributeContract> withAttending(std::vector<AttributeContract> attr
 {
     AttributeContract const attending[] = {{"scale", AttributeKind::kFLOAT, 0}, {"causal", AttributeKind::kINT, 0, 1},
         {"window", AttributeKind::kINT, 0, kMOST_WINDOW}, {"softcap", AttributeKind::kFLOAT, 0},
-        {"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0, kMOST_WINDOW}};
+        {"layout", AttributeKind::kINT, 0, 1}, {"sinks", AttributeKind::kINT, 0, kMOST_WINDOW},
+        {"indexed", AttributeKind::kINT, 0, 1}};
     attributes.insert(attributes.end(), std::begin(attending), std::end(attending));
     return attributes;
 }
 
-Error checkAttending(
-    Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& length, Shape const& bias)
+std::vector<TensorContract> withAttending(std::vector<TensorContract> inputs)
+{
+    inputs.push_back({"length", 2, {DType::kINT64}, nullptr, nullptr, nullptr, 1});
+    inputs.push_back({"bias", 4, floats()});
+    inputs.push_back({"index", 3, {DType::kINT64}});
+    return inputs;
+}
+
+Error checkAttending(Attributes const& attributes, Shape const& q, Shape const& cache, AttendingShapes const& others)
 {
     if (cache[1] < 1 || q[1] % cache[1] != 0)
     {
         return "q has H=" + std::to_string(q[1]) + " heads and the cache G=" + std::to_string(cache[1])
             + " KV heads; H must be a multiple of G.";
     }
-    Error error = checkShape("length", length, {q[0]}, "B");
+    Error error = checkLength(others.length, q[0], cache[1]);
+    std::string const letters = "B, G or H, T, L";
+    error = error.empty() ? checkBroadcast("bias", others.bias,
+                                {{1, q[0]}, {1, cache[1], q[1]}, {1, q[2]}, {1, cache[2]}}, letters.c_str())
+                          : error;
     error = error.empty()
-        ? checkBroadcast("bias", bias, {{1, q[0]}, {1, cache[1], q[1]}, {1, q[2]}, {1, cache[2]}}, "B, G or H, T, L")
+        ? checkBroadcast("index", others.index, {{1, q[0]}, {1, cache[1]}, {others.index[2]}}, "B, G, K")
         : error;
     if (!error.empty())
     {
@@ -115,8 +134,10 @@ Error checkAttending(
     return {};
 }
 
-Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& bias)
+Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, AttendingShapes const& others)
 {
+    Shape const& bias = others.bias;
+    Shape const& index = others.index;
     float const given = attributes.real("scale");
     auto const usual = static_cast<float>(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(q[3], 1))));
     bool const ofKvHeads = bias[1] != 1 && bias[1] != q[1];
@@ -126,6 +147,10 @@ Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& 
     sizes.kvHeads = cache[1];
     sizes.queries = q[2];
     sizes.length = cache[2];
+    sizes.isIndexed = attributes.integer("indexed") == 1;
+    sizes.columns = sizes.isIndexed ? index[2] : cache[2];
+    sizes.index = {stepOf(index[0], index[1]), stepOf(index[1], 1), index[0] * index[1]};
+    sizes.lengthHeads = others.length.size() == 2 ? others.length[1] : 1;
     sizes.width = q[3];
     sizes.bias = {stepOf(bias[0], bias[1] * bias[2] * bias[3]), stepOf(bias[1], bias[2] * bias[3]),
         ofKvHeads ? q[1] / cache[1] : 1, stepOf(bias[2], bias[3]), stepOf(bias[3], 1)};

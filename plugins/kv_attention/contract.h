@@ -91,6 +91,19 @@ struct Sight
     }
 };
 
+//! Where the index of a KV head is, broadcast by steps of 0.
+struct IndexSteps
+{
+    int64_t item;
+    int64_t head;
+    int64_t lists; //!< that there are
+
+    TRTC_HOST_DEVICE int64_t list(int64_t item_, int64_t head_) const noexcept
+    {
+        return item_ * item + head_ * head;
+    }
+};
+
 struct Sizes
 {
     int64_t batch;
@@ -98,7 +111,11 @@ struct Sizes
     int64_t kvHeads; //!< G
     int64_t queries; //!< T
     int64_t length;  //!< L
+    int64_t columns; //!< slots of a KV head that may be read: L, or the K that are chosen
     int64_t width;   //!< D
+    bool isIndexed;
+    IndexSteps index;
+    int64_t lengthHeads; //!< lengths of an item: one, or one for each KV head
     kv::Format keys;
     kv::Format values;
     BiasSteps bias;
@@ -111,6 +128,12 @@ struct Sizes
     int64_t repeats() const noexcept
     {
         return heads / kvHeads;
+    }
+
+    //! Where the length of a KV head, over all items, is.
+    int64_t lengthAt(int64_t head) const noexcept
+    {
+        return lengthHeads == 1 ? head / kvHeads : head;
     }
 
     //! Queries that share the cache of one KV head, by head, then by T.
@@ -127,12 +150,22 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs);
 //! Behind the attributes of an operator's own.
 std::vector<AttributeContract> withAttending(std::vector<AttributeContract> attributes);
 
-//! Heads, length, bias and the attributes, for a cache [B, G, L, …].
-Error checkAttending(
-    Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& length, Shape const& bias);
+//! Inputs behind the cache, in this order.
+struct AttendingShapes
+{
+    Shape const& length;
+    Shape const& bias;
+    Shape const& index;
+};
+
+//! Inputs that every attention has behind its cache.
+std::vector<TensorContract> withAttending(std::vector<TensorContract> inputs);
+
+//! Heads, length, bias, index and the attributes, for a cache [B, G, L, …].
+Error checkAttending(Attributes const& attributes, Shape const& q, Shape const& cache, AttendingShapes const& others);
 
 //! Sizes for a cache [B, G, L, …], but for its formats.
-Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, Shape const& bias);
+Sizes attendingSizes(Attributes const& attributes, Shape const& q, Shape const& cache, AttendingShapes const& others);
 
 template <typename Size>
 SizeLists<Size> outputShapes(Attributes const& /*attributes*/, SizeLists<Size> const& inputs)

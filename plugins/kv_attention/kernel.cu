@@ -44,7 +44,7 @@ __device__ inline void storeFloat(void* data, DType type, int64_t index, float v
 }
 
 //! Block (KV head and block of queries, split).
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kFLOATS>
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kFLOATS, bool kINDEXED>
 __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Problem problem)
 {
     using S = Shape<kROWS, kLANES, kRUNS>;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int64_t const head = blockIdx.x / problem.rowBlocks;
     int64_t const firstRow = blockIdx.x % problem.rowBlocks * kROWS;
     int64_t const item = head / problem.kvHeads;
-    int64_t const given = problem.lengths[item];
+    int64_t const given = problem.lengths[problem.areLengthsOfHeads ? head : item];
     for (int32_t row = static_cast<int32_t>(threadIdx.x); row < kROWS; row += kTHREADS)
     {
         int64_t const ofHead = firstRow + row;
@@ -75,6 +75,12 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     {
         shared.keys = HeadData::of(keys, head, problem.length);
         shared.values = HeadData::of(values, head, problem.length);
+        if (kINDEXED)
+        {
+            shared.index = problem.index + problem.indexSteps.list(item, head % problem.kvHeads) * problem.columns;
+            int64_t const written = given < problem.length ? given : problem.length;
+            shared.written = static_cast<int32_t>(written > 0 ? written : 0);
+        }
     }
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < kROWS * S::kWIDTH; i += kTHREADS)
     {
@@ -105,7 +111,8 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
             high = max(high, shared.last[row][i]);
         }
     }
-    low = low / S::kTILE * S::kTILE;
+    low = kINDEXED ? 0 : low / S::kTILE * S::kTILE;
+    high = kINDEXED && high > 0 ? problem.columns : high;
     // Whole tiles for splits and warps; sums do not overflow, for slots are few enough.
     auto const share = [](int32_t slots, int32_t parts)
     { return ((slots + parts - 1) / parts + S::kTILE - 1) / S::kTILE * S::kTILE; };
@@ -115,7 +122,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int32_t const ofWarp = share(ofSplit, kWARPS);
     int64_t const begin = splitBegin + static_cast<int64_t>(threadIdx.x / kWARP_SIZE) * ofWarp;
     int32_t const end = static_cast<int32_t>(min(begin + ofWarp, static_cast<int64_t>(splitEnd)));
-    Walk<kROWS, kLANES, kRUNS, kFLOATS> walk(problem, shared, end);
+    Walk<kROWS, kLANES, kRUNS, kFLOATS, kINDEXED> walk(problem, shared, end);
     for (int64_t start = begin; start < end; start += S::kTILE)
     {
         walk.tile(static_cast<int32_t>(start));
@@ -247,36 +254,37 @@ struct Choice
 Choice choose(Sizes const& sizes)
 {
     int64_t const rows = sizes.rows();
-    int32_t const ofBlock = sizes.width > 32 * kRUN ? 4 : rows <= 1 ? 1 : rows <= 4 ? 4 : 8;
+    bool const areFour = sizes.width > 32 * kRUN || sizes.isIndexed;
+    int32_t const ofBlock = areFour ? kINDEXED_ROWS : rows <= 1 ? 1 : rows <= 4 ? 4 : 8;
     int64_t const rowBlocks = (rows + ofBlock - 1) / ofBlock;
     int64_t const units = sizes.batch * sizes.kvHeads * rowBlocks;
-    int64_t const useful = std::min((sizes.length + kSPLIT - 1) / kSPLIT, kMOST_SPLITS);
+    int64_t const useful = std::min((sizes.columns + kSPLIT - 1) / kSPLIT, kMOST_SPLITS);
     int64_t const wanted = kENOUGH / std::max<int64_t>(units, 1);
     return {ofBlock, rowBlocks, units, std::max<int64_t>(std::min(useful, wanted), 1)};
 }
 
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM>
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kINDEXED>
 cudaError_t launch(Problem const& problem, int64_t units, cudaStream_t stream)
 {
     dim3 const grid(static_cast<unsigned>(units), static_cast<unsigned>(problem.splits));
     auto const kernel = problem.keys.rowType == DType::kUINT8
-        ? kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, false>
-        : kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, true>;
+        ? kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, false, kINDEXED>
+        : kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, true, kINDEXED>;
     return launchKernel(kernel, grid, dim3(kTHREADS), 0, stream, problem);
 }
 
-template <int32_t kROWS, int32_t kBLOCKS_OF_SM>
+template <int32_t kROWS, int32_t kBLOCKS_OF_SM, bool kINDEXED = false>
 cudaError_t launchWidth(Problem const& problem, int64_t units, cudaStream_t stream)
 {
     if (problem.width <= 8 * kRUN)
     {
-        return launch<kROWS, 8, 1, kBLOCKS_OF_SM>(problem, units, stream);
+        return launch<kROWS, 8, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
     }
     if (problem.width <= 16 * kRUN)
     {
-        return launch<kROWS, 16, 1, kBLOCKS_OF_SM>(problem, units, stream);
+        return launch<kROWS, 16, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
     }
-    return launch<kROWS, 32, 1, kBLOCKS_OF_SM>(problem, units, stream);
+    return launch<kROWS, 32, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
 }
 } // namespace
 
@@ -284,7 +292,7 @@ size_t kvAttentionWorkspaceBytes(Sizes const& sizes)
 {
     // For all blocks that a launch that cuts the cache may have, whatever the rows of a block: so it grows with sizes.
     int64_t const mostUnits = sizes.batch * sizes.kvHeads * sizes.rows();
-    int64_t const useful = std::min((sizes.length + kSPLIT - 1) / kSPLIT, kMOST_SPLITS);
+    int64_t const useful = std::min((sizes.columns + kSPLIT - 1) / kSPLIT, kMOST_SPLITS);
     int64_t const parts = std::min(mostUnits * useful, kENOUGH);
     return static_cast<size_t>(parts * kMOST_ROWS * (sizes.width + 2)) * sizeof(float);
 }
@@ -300,15 +308,21 @@ cudaError_t launchKvAttention(Sizes const& sizes, GpuTensors const& tensors, voi
     auto* const sums = choice.splits > 1 ? static_cast<float*>(workspace) : nullptr;
     int64_t const numParts = choice.units * choice.splits * choice.rows;
     Problem const problem{sizes.rows(), choice.rowBlocks, static_cast<int32_t>(sizes.width),
-        static_cast<int32_t>(sizes.length), static_cast<int32_t>(sizes.kvHeads), static_cast<int32_t>(choice.splits),
-        sizes.repeats(), sizes.queries, sizes.scale, sideOf(tensors.keys, sizes.keys, sizes.rowType),
-        sideOf(tensors.values, sizes.values, sizes.rowType), tensors.q, tensors.type, tensors.bias, tensors.biasType,
-        sizes.bias, sizes.softcap, sizes.sight, tensors.length, tensors.y, tensors.lse, sums,
+        static_cast<int32_t>(sizes.length), static_cast<int32_t>(sizes.columns), static_cast<int32_t>(sizes.kvHeads),
+        static_cast<int32_t>(choice.splits), sizes.repeats(), sizes.queries, sizes.scale,
+        sideOf(tensors.keys, sizes.keys, sizes.rowType), sideOf(tensors.values, sizes.values, sizes.rowType), tensors.q,
+        tensors.type, tensors.bias, tensors.biasType, sizes.bias, sizes.softcap, sizes.sight, tensors.length,
+        sizes.lengthHeads > 1, tensors.index, sizes.index, tensors.y, tensors.lse, sums,
         sums == nullptr ? nullptr : sums + numParts * sizes.width};
     cudaError_t status = cudaSuccess;
     if (sizes.width > 32 * kRUN)
     {
-        status = launch<4, 32, 2, 2>(problem, choice.units, stream);
+        status = sizes.isIndexed ? launch<4, 32, 2, 2, true>(problem, choice.units, stream)
+                                 : launch<4, 32, 2, 2, false>(problem, choice.units, stream);
+    }
+    else if (sizes.isIndexed)
+    {
+        status = launchWidth<kINDEXED_ROWS, 3, true>(problem, choice.units, stream);
     }
     else if (choice.rows == 1)
     {

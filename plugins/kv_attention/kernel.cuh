@@ -39,6 +39,7 @@ struct GpuTensors
     int64_t const* length;
     void const* bias;
     DType biasType;
+    int64_t const* index; //!< not read unless Sizes::isIndexed
     void* y;
     float* lse;
 };

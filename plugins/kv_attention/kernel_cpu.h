@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "common/parallel.h"
+#include "kv_attention/kernel_cpu_slots.h"
 #include "kv_attention/kernel_cpu_task.h"
 
 namespace trtc::kv_attention
@@ -61,7 +62,7 @@ void writeRow(
 inline size_t cpuWorkspaceBytes(Sizes const& sizes)
 {
     cpu::Plan const plan(sizes);
-    return static_cast<size_t>(plan.scratchStart() + plan.pieces * plan.scratchFloats) * sizeof(float);
+    return static_cast<size_t>(plan.floats()) * sizeof(float);
 }
 
 //! Sizes have been checked. `workspace` is aligned to 64 bytes.
@@ -70,6 +71,10 @@ inline void attendOverCache(
 {
     cpu::Plan const plan(sizes);
     auto* const memory = static_cast<float*>(workspace);
+    if (sizes.isIndexed)
+    {
+        cpu::listSlots(plan, tensors.index, memory, parallelFor);
+    }
     cpu::ScratchPool pool;
     parallelFor(plan.units * plan.splits, plan.grain,
         [&](int64_t begin, int64_t end)

@@ -41,16 +41,6 @@ void forWideBlocks(int64_t numRows, Body const& body)
     }
 }
 
-//! Fetches rows for the tile after this one.
-inline void fetchRows(void const* from, int64_t bytes)
-{
-    auto const* const start = static_cast<char const*>(from);
-    for (int64_t at = 0; at < bytes; at += 64)
-    {
-        __builtin_prefetch(start + at, 0, 2);
-    }
-}
-
 //! Calls body(first, numVectors), the number as a constant, for the vectors of `count` floats, a block at a time.
 template <typename Body>
 void forVectorBlocks(int64_t count, Body const& body)

@@ -50,6 +50,7 @@ struct Tensors
     int64_t const* length;
     void const* bias;
     DType biasType;
+    int64_t const* index;
     void* y;
     float* lse;
 };
@@ -148,14 +149,14 @@ struct Plan
         if (isWide)
         {
             // Few units read a long cache less often; many leave out more of what is masked in a short one.
-            int64_t const wanted = sizes.length > 2 * sizes.queries ? 2 * kWIDE_UNIT : kWIDE_UNIT;
+            int64_t const wanted = sizes.columns > 2 * sizes.queries ? 2 * kWIDE_UNIT : kWIDE_UNIT;
             int64_t const most = std::max<int64_t>(wanted / sizes.repeats(), 1);
             rowUnits = (sizes.queries + most - 1) / most;
             unitQueries = (sizes.queries + rowUnits - 1) / rowUnits;
             unitRows = unitQueries * sizes.repeats();
         }
         units = sizes.batch * sizes.kvHeads * rowUnits;
-        int64_t const useful = (sizes.length + kSPLIT - 1) / kSPLIT;
+        int64_t const useful = (sizes.columns + kSPLIT - 1) / kSPLIT;
         int64_t const enough = isWide ? kWIDE_ENOUGH : kENOUGH;
         int64_t const wanted = (enough + units - 1) / std::max<int64_t>(units, 1);
         splits = std::max<int64_t>(std::min(useful, wanted), 1);
@@ -198,6 +199,7 @@ struct Plan
         float* weights;       //!< [groups, kBLOCK, kTILE], with the scales of the values in them
         float* starts;        //!< [groups, kBLOCK], what the minima of the values add
         float* rows;          //!< [kTILE, padded], of rows that are made floats first
+        char* taken;          //!< [kTILE, bytes of a row], chosen rows as they lie in the cache
         float* turnedRows;    //!< [keys.padded, kTILE], isWide
         int32_t* keyGroups;   //!< [parts, blocks]
         int32_t* valueGroups; //!< [parts, blocks]
@@ -223,6 +225,10 @@ struct Plan
             take(at, weights, v.groups() * kBLOCK * kTILE);
             take(at, starts, v.groups() * kBLOCK);
             take(at, rows, kTILE * std::max(keysMade, valuesMade));
+            int64_t const rowBytes = std::max(k.format.rowBytes(), v.format.rowBytes());
+            float* takenFloats = nullptr;
+            take(at, takenFloats, plan.sizes.isIndexed ? (kTILE * rowBytes + 3) / 4 : 0);
+            taken = reinterpret_cast<char*>(takenFloats);
             take(at, turnedRows, plan.isWide ? kTILE * k.padded : 0);
             take(at, keyGroups, k.parts * k.blocks);
             take(at, valueGroups, v.parts * v.blocks);
@@ -243,6 +249,23 @@ struct Plan
     int64_t scratchStart() const noexcept
     {
         return roundUp(units * splits * partFloats, 16);
+    }
+
+    //! Where the lists of chosen slots start.
+    int64_t listStart() const noexcept
+    {
+        return scratchStart() + pieces * scratchFloats;
+    }
+
+    //! Floats that a list takes: its length, then slots.
+    int64_t listFloats() const noexcept
+    {
+        return 2 * (sizes.columns + 1);
+    }
+
+    int64_t floats() const noexcept
+    {
+        return listStart() + (sizes.isIndexed ? sizes.index.lists * listFloats() : 0);
     }
 };
 

@@ -322,6 +322,16 @@ void dispatchKind(int32_t kind, Body const& body)
     }
 }
 
+//! Every `step`-th number, then zeros up to `full`.
+inline void everyOf(float const* from, int64_t step, int64_t count, int64_t full, float* to)
+{
+    for (int64_t i = 0; i < count; ++i)
+    {
+        to[i] = from[i * step];
+    }
+    std::fill(to + count, to + full, 0.0F);
+}
+
 inline void loadScales(float* to, void const* from, DType type, int64_t offset, int64_t count)
 {
     if (type == DType::kFLOAT16)

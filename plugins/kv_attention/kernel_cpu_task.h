@@ -9,6 +9,7 @@
 #include "kv_attention/kernel_cpu_blocks.h"
 #include "kv_attention/kernel_cpu_plan.h"
 #include "kv_attention/kernel_cpu_rows.h"
+#include "kv_attention/kernel_cpu_slots.h"
 
 namespace trtc::kv_attention
 {
@@ -27,6 +28,7 @@ public:
     {
         int64_t const unit = index / plan.splits;
         mHead = unit / plan.rowUnits;
+        mChosen = chosenSlots(plan, workspace, mHead);
         mRowUnit = unit % plan.rowUnits;
         mNumRows = plan.rowsOf(mRowUnit);
         mHighest = workspace + index * plan.partFloats;
@@ -35,7 +37,7 @@ public:
         std::fill_n(mHighest, mNumRows, -std::numeric_limits<float>::infinity());
         std::fill_n(mTotal, mNumRows, 0.0F);
         std::fill_n(mSums, mNumRows * plan.values.padded, 0.0F);
-        int64_t low = mSizes.length;
+        int64_t low = mSizes.columns;
         int64_t high = 0;
         for (int64_t row = 0; row < mNumRows; ++row)
         {
@@ -87,9 +89,16 @@ private:
         return mPlan.placeOf(mRowUnit, row);
     }
 
+    //! Slots that a query sees; of chosen ones their places in the list.
     Spans spansOf(int64_t row) const
     {
-        return mSizes.sight.spans(mTensors.length[item()], placeOf(row) % mSizes.queries);
+        int64_t const length = mTensors.length[mSizes.lengthAt(mHead)];
+        Spans spans = mSizes.sight.spans(length, placeOf(row) % mSizes.queries);
+        for (Span& span : spans.of)
+        {
+            span = mChosen.placesOf(span);
+        }
+        return spans;
     }
 
     //! Whether some query sees one of these slots.
@@ -130,27 +139,38 @@ private:
         }
     }
 
-    //! The row of a slot, as it lies in memory.
-    template <int32_t kKIND>
-    typename Row<kKIND>::Element const* rowAt(Cache const& cache, Side const& side, int64_t slot) const
+    //! The rows of this head, as they lie in memory.
+    char const* headRows(Cache const& cache, Side const& side) const
     {
-        int64_t const offset = (mHead * mSizes.length + slot) * side.format.rowBytes();
-        return reinterpret_cast<typename Row<kKIND>::Element const*>(static_cast<char const*>(cache.rows) + offset);
+        return static_cast<char const*>(cache.rows) + mHead * mSizes.length * side.format.rowBytes();
+    }
+
+    //! The rows of the tile that prepareTile() was called for, one behind another.
+    template <int32_t kKIND>
+    typename Row<kKIND>::Element const* tileRows() const
+    {
+        return reinterpret_cast<typename Row<kKIND>::Element const*>(mTileRows);
     }
 
     //! The scales of `count` tokens from `slot`, as they lie in memory.
     void loadTokenScales(Cache const& cache, Side const& side, int64_t slot, int64_t count)
     {
         int64_t const columns = side.format.scaleColumns();
-        int64_t const offset = side.format.scalesOf(mHead) + slot * columns;
-        loadScales(mScratch.scale, cache.scale, cache.scaleType, offset, count * columns);
-        loadScales(mScratch.minimum, cache.minimum, cache.scaleType, offset, count * columns);
+        int64_t const run = mChosen.areListed() ? 1 : count; // tokens that follow each other
+        for (int64_t token = 0; token < count; token += run)
+        {
+            int64_t const offset = side.format.scalesOf(mHead) + mChosen.at(slot + token) * columns;
+            int64_t const to = token * columns;
+            loadScales(mScratch.scale + to, cache.scale, cache.scaleType, offset, run * columns);
+            loadScales(mScratch.minimum + to, cache.minimum, cache.scaleType, offset, run * columns);
+        }
     }
 
     //! The scales of the group of tokens that `slot` is in, by channel; zero where vectors are padded.
     void loadChannelScales(Cache const& cache, Side const& side, int64_t slot)
     {
-        int64_t const offset = side.format.scalesOf(mHead) + slot / side.format.group * side.format.scaleColumns();
+        int64_t const group = mChosen.at(slot) / side.format.group;
+        int64_t const offset = side.format.scalesOf(mHead) + group * side.format.scaleColumns();
         std::fill_n(mScratch.scale, side.padded, 0.0F);
         std::fill_n(mScratch.minimum, side.padded, 0.0F);
         loadRow(side, mScratch.scale, cache.scale, cache.scaleType, offset);
@@ -166,12 +186,12 @@ private:
             {
                 using T = typename decltype(tag)::Type;
                 int64_t const columns = format.scaleColumns();
-                int64_t const offset = format.scalesOf(mHead) + slot * columns;
-                auto const* scale = static_cast<T const*>(cache.scale) + offset;
-                auto const* minimum = static_cast<T const*>(cache.minimum) + offset;
                 for (int64_t token = 0; token < count; ++token)
                 {
-                    uint8_t const* const row = rowAt<8>(cache, side, slot + token);
+                    int64_t const offset = format.scalesOf(mHead) + mChosen.at(slot + token) * columns;
+                    auto const* const scale = static_cast<T const*>(cache.scale) + offset;
+                    auto const* const minimum = static_cast<T const*>(cache.minimum) + offset;
+                    uint8_t const* const row = tileRows<8>() + token * format.rowBytes();
                     float* const to = mScratch.rows + token * side.padded;
                     std::fill(to + format.width, to + side.padded, 0.0F);
                     for (int64_t channel = 0; channel < format.width; ++channel)
@@ -182,8 +202,6 @@ private:
                         int64_t const group = channel / format.group;
                         to[channel] = static_cast<float>(code) * toFloat(scale[group]) + toFloat(minimum[group]);
                     }
-                    scale += columns;
-                    minimum += columns;
                 }
             });
     }
@@ -205,9 +223,16 @@ private:
         }
     }
 
-    //! Brings in what a tile from `slot` on needs: scales, or its rows made floats. `isFirst` in its chunk.
+    //! Brings in what a tile from `slot` on needs: chosen rows, scales, or its rows made floats. `isFirst` in its
+    //! chunk.
     void prepareTile(Cache const& cache, Side const& side, int64_t slot, int64_t count, bool isFirst)
     {
+        mTileRows = headRows(cache, side) + slot * side.format.rowBytes();
+        if (mChosen.areListed())
+        {
+            mChosen.copyRows(headRows(cache, side), side.format.rowBytes(), slot, count, mScratch.taken);
+            mTileRows = mScratch.taken;
+        }
         if (side.format.isFloat())
         {
             return;
@@ -220,16 +245,21 @@ private:
         {
             loadTokenScales(cache, side, slot, count);
         }
-        else if (isFirst || slot % side.format.group == 0)
+        else if (isFirst || mChosen.areListed() || slot % side.format.group == 0)
         {
             loadChannelScales(cache, side, slot);
         }
     }
 
     //! Slots from `slot` on that one tile may have: they share a group of tokens where there are some.
-    static int64_t tileOf(Side const& side, int64_t slot, int64_t left, int64_t most)
+    int64_t tileOf(Side const& side, int64_t slot, int64_t left, int64_t most) const
     {
         bool const isGrouped = !side.format.isFloat() && !side.format.byToken;
+        if (mChosen.areListed())
+        {
+            int64_t const all = std::min({left, most, kTILE});
+            return isGrouped ? mChosen.ofGroup(slot, all, side.format.group) : all;
+        }
         return std::min({left, most, isGrouped ? side.format.group - slot % side.format.group : left});
     }
 
@@ -272,8 +302,7 @@ private:
                                 {
                                     function = isScaled ? function : &dot<kKIND, kROWS, true>;
                                 }
-                                function(side, rowAt<kKIND>(cache, side, slot), side.width, length, scales, q,
-                                    constants, to);
+                                function(side, tileRows<kKIND>(), side.width, length, scales, q, constants, to);
                             }
                         });
                 });
@@ -281,11 +310,11 @@ private:
     }
 
     //! A tile as floats, [count, padded]: in the cache, or made in scratch memory.
-    float const* rowsOf(Cache const& cache, Side const& side, int64_t slot, int64_t count)
+    float const* rowsOf(Side const& side, int64_t count)
     {
         if (side.isReady())
         {
-            return rowAt<kFLOAT>(cache, side, slot);
+            return tileRows<kFLOAT>();
         }
         TokenScales const scales{mScratch.scale, mScratch.minimum, side.groups(),
             &side == &mPlan.keys ? mScratch.keyGroups : mScratch.valueGroups};
@@ -295,12 +324,12 @@ private:
                 constexpr int32_t kKIND = decltype(kind)::value;
                 if constexpr (kKIND <= 8)
                 {
-                    makeRows<kKIND>(side, rowAt<kKIND>(cache, side, slot), side.width, count,
-                        side.format.byToken ? &scales : nullptr, mScratch.scale, mScratch.minimum, mScratch.rows);
+                    makeRows<kKIND>(side, tileRows<kKIND>(), side.width, count, side.format.byToken ? &scales : nullptr,
+                        mScratch.scale, mScratch.minimum, mScratch.rows);
                 }
                 else if constexpr (kKIND != kMADE)
                 {
-                    copyRows<kKIND>(side, rowAt<kKIND>(cache, side, slot), side.width, count, mScratch.rows);
+                    copyRows<kKIND>(side, tileRows<kKIND>(), side.width, count, mScratch.rows);
                 }
             });
         return mScratch.rows;
@@ -310,9 +339,10 @@ private:
     void fetchNext(Cache const& cache, Side const& side, int64_t slot, int64_t count) const
     {
         int64_t const left = std::min(mEnd - slot - count, count);
-        if (left > 0)
+        if (left > 0 && !mChosen.areListed()) // chosen rows are fetched as they are copied
         {
-            fetchRows(rowAt<8>(cache, side, slot + count), left * side.format.rowBytes());
+            int64_t const bytes = side.format.rowBytes();
+            fetchRows(headRows(cache, side) + (slot + count) * bytes, left * bytes);
         }
     }
 
@@ -335,15 +365,14 @@ private:
                         constexpr int32_t kKIND = decltype(kind)::value;
                         if constexpr (kKIND > 8 && kKIND != kMADE)
                         {
-                            turnRows<kKIND>(
-                                side, rowAt<kKIND>(cache, side, slot), side.width, length, mScratch.turnedRows);
+                            turnRows<kKIND>(side, tileRows<kKIND>(), side.width, length, mScratch.turnedRows);
                         }
                     });
             }
             else
             {
                 Side const made = side.made();
-                turnRows<kMADE>(made, rowsOf(cache, side, slot, length), side.padded, length, mScratch.turnedRows);
+                turnRows<kMADE>(made, rowsOf(side, length), side.padded, length, mScratch.turnedRows);
             }
             forWideBlocks(mNumRows,
                 [&](int64_t row, auto numRows)
@@ -364,7 +393,7 @@ private:
             length = tileOf(side, slot, count - at, kTILE);
             prepareTile(mTensors.values, side, slot, length, at == 0);
             fetchNext(mTensors.values, side, slot, length);
-            float const* const rows = rowsOf(mTensors.values, side, slot, length);
+            float const* const rows = rowsOf(side, length);
             forWideBlocks(mNumRows,
                 [&](int64_t row, auto numRows)
                 {
@@ -392,7 +421,14 @@ private:
                     same = toFloat(*bias);
                     return;
                 }
-                toFloats(mScratch.bias, bias + begin, count);
+                for (int64_t i = 0; mChosen.areListed() && i < count; ++i)
+                {
+                    mScratch.bias[i] = toFloat(bias[mChosen.at(begin + i)]);
+                }
+                if (!mChosen.areListed())
+                {
+                    toFloats(mScratch.bias, bias + begin, count);
+                }
                 std::fill(mScratch.bias + count, mScratch.bias + full, 0.0F);
             });
         for (int64_t i = 0; i < full && mSizes.softcap > 0.0F; i += kLANES)
@@ -482,8 +518,7 @@ private:
                             }
                             else
                             {
-                                accumulate<kKIND, kROWS>(
-                                    side, rowAt<kKIND>(cache, side, slot), side.width, length, weights, sums);
+                                accumulate<kKIND, kROWS>(side, tileRows<kKIND>(), side.width, length, weights, sums);
                             }
                         });
                 });
@@ -517,7 +552,7 @@ private:
         int64_t const full = roundUp(count, kLANES);
         for (int64_t group = 0; group < groups; ++group)
         {
-            turn(mScratch.minimum + group, groups, count, full);
+            everyOf(mScratch.minimum + group, groups, count, full, mScratch.turned);
             for (int32_t i = 0; i < kROWS; ++i)
             {
                 FloatVector sum{};
@@ -527,7 +562,7 @@ private:
                 }
                 mScratch.starts[group * kROWS + i] = sumOf(sum);
             }
-            turn(mScratch.scale + group, groups, count, full);
+            everyOf(mScratch.scale + group, groups, count, full, mScratch.turned);
             for (int32_t i = 0; i < kROWS; ++i)
             {
                 float* const to = mScratch.weights + (group * kROWS + i) * kTILE;
@@ -541,16 +576,6 @@ private:
             mScratch.weights, kROWS * kTILE, kTILE, mScratch.valueGroups, mScratch.starts, nullptr, nullptr, nullptr};
     }
 
-    //! Every `step`-th number, then zeros.
-    void turn(float const* from, int64_t step, int64_t count, int64_t full)
-    {
-        for (int64_t i = 0; i < count; ++i)
-        {
-            mScratch.turned[i] = from[i * step];
-        }
-        std::fill(mScratch.turned + count, mScratch.turned + full, 0.0F);
-    }
-
     Plan const& mPlan;
     Sizes const& mSizes;
     Tensors const& mTensors;
@@ -560,6 +585,8 @@ private:
     int64_t mNumRows;
     int64_t mBegin; //!< slots of this split
     int64_t mEnd;
+    ChosenSlots mChosen;
+    char const* mTileRows = nullptr;
     float* mHighest;
     float* mTotal;
     float* mSums;

@@ -4,8 +4,16 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ShapeError
-from trt_compress.plugins.kv_attention.attending import BODY as ATTENDING_BODY
-from trt_compress.plugins.kv_attention.attending import attend, attending_attributes, check_heads, checked_bias
+from trt_compress.plugins.kv_attention.attending import (
+    attend,
+    attending_attributes,
+    attending_body,
+    check_heads,
+    check_length,
+    checked_bias,
+    checked_index,
+)
+from trt_compress.plugins.kv_attention.choosing import Calls, choices, chosen_text, some_choose, taken_values_text
 from trt_compress.plugins.kv_attention.spec import SPEC
 from trt_compress.plugins.kv_format import (
     AXIS_NAMES,
@@ -21,15 +29,25 @@ from trt_compress.plugins.kv_sizes import scale_shape
 from trt_compress.plugins.operator import Operator, check_tensor, register_fake, run_operator
 from trt_compress.plugins.spec import Sample
 
-BODY = f"""
-  {CONSTANTS}
-  {product_text("k_")}
-  {product_text("v_")}
+
+def _body(calls: Calls) -> str:
+    """Rows as numbers, then what all attention does with them."""
+    if some_choose(calls):
+        rows = [chosen_text(calls, "k_code"), taken_values_text("k_"), taken_values_text("v_"), _TAKEN]
+    else:
+        rows = [product_text("k_"), product_text("v_"), _ALL]
+    return "\n".join([CONSTANTS, *rows, attending_body(calls)])
+
+
+_TAKEN = """
+  k32 = Identity (k_values)
+  v32 = Identity (v_values)
+"""
+_ALL = """
   k_sum = Add (k_product, k_low)
   k32 = Reshape (k_sum, k_values_shape)
   v_sum = Add (v_product, v_low)
   v32 = Reshape (v_sum, v_values_shape)
-{ATTENDING_BODY}
 """
 
 
@@ -44,6 +62,7 @@ def _kv_attention(
     v_minimum: Tensor,
     length: Tensor,
     bias: Tensor,
+    index: Tensor,
     k_bits: int,
     k_axis: int,
     k_group: int,
@@ -56,11 +75,12 @@ def _kv_attention(
     softcap: float,
     layout: int,
     sinks: int,
+    indexed: int,
 ) -> tuple[Tensor, Tensor]:
     k = dequantized(k_code, k_scale, k_minimum, bits=k_bits, axis=k_axis, group=k_group)
     v = dequantized(v_code, v_scale, v_minimum, bits=v_bits, axis=v_axis, group=v_group)
-    seen = {"causal": causal, "window": window, "layout": layout, "sinks": sinks}
-    return attend(q, k, v, length, bias, scale=scale, softcap=softcap, **seen)
+    seen = {"causal": causal, "window": window, "layout": layout, "sinks": sinks, "indexed": indexed}
+    return attend(q, k, v, length, bias, index, scale=scale, softcap=softcap, **seen)
 
 
 register_fake(SPEC, _kv_attention)
@@ -76,6 +96,7 @@ def kv_attention(
     v_minimum: Tensor,
     length: Tensor,
     bias: Tensor | None = None,
+    index: Tensor | None = None,
     *,
     k_bits: int,
     k_axis: str = "channel",
@@ -101,8 +122,11 @@ def kv_attention(
         v_code: Codes of the values, [B, G, L, D * v_bits / 8], uint8.
         v_scale: Steps of the values, the same.
         v_minimum: Minima of the values.
-        length: Tokens written, [B] int64; in a linear cache the slots in use, from the front, L at most.
+        length: Tokens written, [B] int64, or [B, G], of each KV head; in a linear cache the slots in use, from the
+            front, L at most.
         bias: Added to the scaled products, finite or -inf, [1 | B, 1 | G | H, 1 | T, 1 | L]; None: nothing.
+        index: Slots that the queries of a KV head attend to, in any order, each once, [1 | B, 1 | G, K] int64; only
+            these are read. An entry that is not a slot in use, like -1, is none. None: all slots.
         k_bits: 8, 4 or 2.
         k_axis: "channel" or "token", as for kv_quantize.
         k_group: Elements of a group; 0 is the whole axis.
@@ -144,7 +168,7 @@ def kv_attention(
     g, slots = k_code.shape[1:3]
     v_group = check_packed(op, "v_", values, (b, g, slots, d), bits=v_bits, axis=along_v, group=v_group)
     check_heads(op, h, g)
-    check_tensor(op, "length", length, (b,), "B", ["int64"])
+    check_length(op, length, b, g)
     bias = checked_bias(op, q, bias, g, slots)
     attributes = {
         "k_bits": k_bits,
@@ -154,10 +178,19 @@ def kv_attention(
         "v_axis": along_v,
         "v_group": v_group,
         **attending_attributes(
-            op, slots, scale=scale, causal=causal, window=window, softcap=softcap, layout=layout, sinks=sinks
+            op,
+            slots,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            layout=layout,
+            sinks=sinks,
+            index=index,
         ),
     }
-    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias], attributes)
+    index = checked_index(op, q, index, g)
+    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias, index], attributes)
     return y, lse
 
 
@@ -195,25 +228,27 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
         bias[..., ::3] = -torch.inf
     if sample.values == "large":
         q = q * 30
-    return q, *parts, used, bias
+    if sample.values == "of_heads":
+        used = torch.tensor([[(i + 2 * j) % (length + 1) for j in range(g)] for i in range(b)])
+    return q, *parts, used, bias, choices(sample, generator)
 
 
 def _sample(
     b: int, h: int, g: int, t: int, length: int, d: int, reason: str, *, k: tuple[int, int, int],
     v: tuple[int, int, int], scale: float = 0.0, causal: int = 0, window: int = 0, softcap: float = 0.0,
-    layout: int = 0, sinks: int = 0, values: str = "normal",
+    layout: int = 0, sinks: int = 0, values: str = "normal", chosen: int = 0,
 ) -> Sample:  # fmt: skip
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], "scale": scale, "causal": causal, "window": window}
-    attributes |= {"softcap": softcap, "layout": layout, "sinks": sinks}
-    axes = {"B": b, "H": h, "G": g, "T": t, "L": length, "D": d}
+    attributes |= {"softcap": softcap, "layout": layout, "sinks": sinks, "indexed": int(chosen > 0)}
+    axes = {"B": b, "H": h, "G": g, "T": t, "L": length, "D": d} | ({"K": chosen} if chosen else {})
     return Sample(axes=axes, attributes=attributes, reason=reason, values=values)
 
 
 OPERATOR = Operator(
     spec=SPEC,
     function=kv_attention,
-    body=BODY,
+    body=_body,
     make_inputs=_make_inputs,
     samples=(
         _sample(1, 1, 1, 1, 1, 4, "one slot, one query", k=(2, 0, 0), v=(2, 1, 0)),
@@ -236,6 +271,19 @@ OPERATOR = Operator(
                 values="masked"),
         _sample(2, 4, 1, 1, 9, 16, "one KV head, a scale of its own", k=(8, 0, 9), v=(8, 0, 3), scale=0.3),
         _sample(2, 4, 2, 1, 12, 16, "scales that KV heads, or items, share", k=(4, 0, 0), v=(4, 1, 0), values="shared"),
+        _sample(3, 4, 2, 2, 12, 16, "a length for each KV head", k=(4, 0, 3), v=(4, 1, 4), causal=1, values="of_heads"),
+        _sample(2, 6, 2, 1, 12, 16, "chosen slots, groups of tokens", k=(4, 0, 3), v=(4, 1, 4), values="lengths",
+                chosen=7),
+        _sample(2, 4, 2, 3, 14, 20, "chosen slots, groups that cut vectors", k=(2, 1, 5), v=(8, 0, 7), causal=1,
+                chosen=9),
+        _sample(3, 4, 2, 3, 13, 16, "chosen slots of a ring with sinks", k=(4, 1, 0), v=(8, 1, 8), causal=1, window=6,
+                softcap=2.0, layout=1, sinks=2, values="turned", chosen=6),
+        _sample(2, 4, 2, 3, 9, 16, "chosen slots, a bias of each", k=(4, 0, 0), v=(4, 0, 3), values="head_bias",
+                chosen=5),
+        _sample(2, 4, 2, 1, 9, 16, "chosen slots, log-counts", k=(8, 1, 0), v=(2, 1, 8), values="kv_bias", chosen=4),
+        _sample(2, 4, 2, 1, 12, 16, "chosen slots, shared scales", k=(4, 0, 3), v=(4, 1, 4), values="shared", chosen=5),
+        _sample(1, 12, 1, 7, 300, 64, "chosen slots, many queries", k=(4, 0, 100), v=(4, 1, 32), causal=1, chosen=140),
+        _sample(1, 4, 2, 1, 1500, 64, "more chosen slots than a chunk has", k=(4, 0, 60), v=(4, 1, 64), chosen=700),
         _sample(1, 2, 1, 1, 33, 8, "float32 scales", k=(2, 0, 11), v=(2, 1, 4), values="fp32_scales"),
         _sample(1, 2, 2, 1, 64, 32, "exponents that overflow without shifting", k=(4, 0, 32), v=(4, 1, 32),
                 values="large"),

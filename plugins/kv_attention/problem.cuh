@@ -15,6 +15,7 @@ struct Problem
     int64_t rowBlocks;
     int32_t width;
     int32_t length;
+    int32_t columns; //!< slots to walk over: all, or those that the index names
     int32_t kvHeads;
     int32_t splits;
     int64_t repeats;
@@ -30,6 +31,9 @@ struct Problem
     float softcap; //!< 0: none
     Sight sight;
     int64_t const* lengths;
+    bool areLengthsOfHeads;
+    int64_t const* index;
+    IndexSteps indexSteps;
     void* y;
     float* lse;
     float* sums;  //!< of the splits: [units, splits, kROWS, width]; null: one split, which writes y
@@ -45,6 +49,8 @@ __device__ inline int32_t opaque(int32_t value)
 #endif
     return value;
 }
+
+constexpr int32_t kINDEXED_ROWS = 4; // queries of a block where slots are chosen: as many slots of a tile as lanes
 
 //! What the lanes of one warp have in hand. kLANES lanes share a slot; each has kRUNS runs of its codes.
 template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
@@ -80,7 +86,46 @@ struct Shared
     int64_t bias[kROWS];
     int32_t first[kROWS][kSPANS]; //!< of the slots that each query sees
     int32_t last[kROWS][kSPANS];
+    int64_t const* index;                                          //!< of the KV head
+    int32_t written;                                               //!< slots in use
+    int32_t chosen[kWARPS][kROWS == kINDEXED_ROWS ? S::kTILE : 1]; //!< slots of a tile; ~slot: of another, for none
 };
+
+//! Where the codes of a slot start.
+__device__ inline uint32_t rowAt(Side const& side, int32_t slot)
+{
+    return static_cast<uint32_t>(slot) * static_cast<uint32_t>(side.rowBytes);
+}
+
+//! The run, or for lanes beyond the row one that is there: nobody reads what they make of it.
+__device__ inline int32_t thereOf(Side const& side, int32_t run)
+{
+    return (run << side.shift) < side.partWidth ? run : 0;
+}
+
+//! Leaves the slots of a warp's tile in shared memory, one for each lane; false if none of them is in use. For an entry
+//! that is none, a slot is read that another names.
+template <typename S, int32_t kROWS, int32_t kRUNS>
+__device__ bool chooseSlots(Shared<S, kROWS, kRUNS>& shared, int32_t warp, int32_t lane, int32_t start, int32_t end)
+{
+    static_assert(S::kTILE <= static_cast<int32_t>(kWARP_SIZE), "a lane for each slot");
+    bool const isPlace = lane < S::kTILE && start + lane < end;
+    int64_t const given = isPlace ? shared.index[start + lane] : -1;
+    bool const isSlot = given >= 0 && given < shared.written;
+    uint32_t const slots = __ballot_sync(kFULL_MASK, isSlot ? 1 : 0);
+    if (slots == 0U)
+    {
+        return false;
+    }
+    auto const slot = static_cast<int32_t>(isSlot ? given : 0);
+    int32_t const other = __shfl_sync(kFULL_MASK, slot, __ffs(static_cast<int>(slots)) - 1);
+    if (lane < S::kTILE)
+    {
+        shared.chosen[warp][lane] = isSlot ? slot : ~other;
+    }
+    __syncwarp();
+    return true;
+}
 
 //! Sums over kLANES lanes of kCOUNT numbers of each. Afterwards the first kCOUNT / kLANES of a lane are whole, or the
 //! first one if there are fewer numbers than lanes; they are number lane * kCOUNT / kLANES and on.

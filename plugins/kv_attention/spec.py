@@ -15,15 +15,33 @@ def output_shapes(inputs: Shapes, attributes: Mapping[str, Any]) -> Shapes:
 
 
 def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
-    """Queries in and out, the cache once with float16 scales of each KV head, and 4 bytes for each row of weights."""
+    """Queries in and out, what is read of the cache once with float16 scales of each KV head, 4 bytes a row."""
     b, h, t, d = (sizes[letter] for letter in "BHTD")
-    cache = sum(sizes_of(sizes, "k_", 2)) + sum(sizes_of(sizes, "v_", 2))
-    return int(b * h * t * (2 * d * itemsize + 4) + cache + 8 * b)
+    cache = sum(_side_bytes(sizes, which) for which in ("k_", "v_"))
+    return int(b * h * t * (2 * d * itemsize + 4) + cache + index_bytes(sizes) + 8 * b)
+
+
+def _side_bytes(sizes: Mapping[str, Any], which: str) -> int:
+    """Of all slots, or of those that are chosen: each of these may need a group of its own."""
+    if not sizes["indexed"]:
+        return sum(sizes_of(sizes, which, 2))
+    group = sizes[f"{which}group"] if sizes[f"{which}axis"] == 1 else 1
+    return sum(sizes_of({**sizes, "L": sizes["K"], f"{which}axis": 1, f"{which}group": group}, which, 2))
+
+
+def read_slots(sizes: Mapping[str, Any]) -> int:
+    """Slots of a KV head that are read."""
+    return int(sizes["K"] if sizes["indexed"] else sizes["L"])
+
+
+def index_bytes(sizes: Mapping[str, Any]) -> int:
+    """An index of its own for each KV head."""
+    return int(8 * sizes["B"] * sizes["G"] * sizes["K"]) if sizes["indexed"] else 0
 
 
 def flops(sizes: Mapping[str, Any]) -> int:
-    b, h, t, d, length = (sizes[letter] for letter in "BHTDL")
-    return int(4 * b * h * t * d * length)
+    b, h, t, d = (sizes[letter] for letter in "BHTD")
+    return int(4 * b * h * t * d * read_slots(sizes))
 
 
 def _cache(which: str, name: str) -> tuple[OperandSpec, ...]:
@@ -59,14 +77,23 @@ def _format(which: str, name: str) -> tuple[AttributeSpec, ...]:
 Q = OperandSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite")
 LENGTH = OperandSpec(
     name="length",
-    axes=("B",),
+    axes=("B", "1 or G"),
+    least_rank=1,
     dtypes=("int64",),
-    doc="tokens written, those of the queries last; in a linear cache the slots in use, from the front",
+    doc="tokens written, those of the queries last; in a linear cache the slots in use, from the front; for all KV "
+    "heads of an item, or for each",
 )
 BIAS = OperandSpec(
     name="bias",
     axes=("1 or B", "1 or G or H", "1 or T", "1 or L"),
     doc="added to the scaled products, finite or -inf; for a KV head it holds for all its query heads",
+)
+INDEX = OperandSpec(
+    name="index",
+    axes=("1 or B", "1 or G", "K"),
+    dtypes=("int64",),
+    doc="indexed: the slots that the queries of a KV head attend to, in any order, each once; an entry that is not a "
+    "slot in use, like -1, is none. Else it is not looked at",
 )
 OUTPUTS = (
     OperandSpec(name="y", axes=("B", "H", "T", "D"), same_dtype_as="q", doc="weighted means of the values"),
@@ -114,11 +141,20 @@ ATTENDING = (
         maximum=MOST_WINDOW,
         doc="first numbers, which a window does not hide and a ring keeps in the first slots",
     ),
+    AttributeSpec(
+        name="indexed",
+        kind="int",
+        minimum=0,
+        maximum=1,
+        of_input="index",
+        doc="1: only slots that the index names are read, under the same rules; 0: all",
+    ),
 )
 LIMITS = (
     "H is a multiple of G",
     "a length above L is taken as L in a linear cache, a negative one as 0",
     "ring: sinks < L",
+    "a slot that the index names twice counts twice",
 )
 AS_A_FUNCTION = "as a function L >= 1 and T >= 1: ONNX Runtime refuses the body otherwise"
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -127,13 +163,15 @@ SPEC = OpSpec(
     name="KVAttention",
     version=1,
     summary="Attend over a packed key-value cache: grouped heads, causal, sliding window behind sinks, rings, soft "
-    "cap, additive bias; with the log of the sum of exponentials, so that a full-precision tail can be merged.",
+    "cap, additive bias, chosen slots; with the log of the sum of exponentials, so that a full-precision tail can be "
+    "merged.",
     inputs=(
         Q,
         *_cache("k", "keys"),
         *_cache("v", "values"),
         LENGTH,
         BIAS,
+        INDEX,
     ),
     outputs=OUTPUTS,
     attributes=(*_format("k", "keys"), *_format("v", "values"), *ATTENDING),

@@ -7,8 +7,8 @@
 namespace trtc::kv_attention::gpu
 {
 
-//! One warp's part of a split; kFLOATS: of a cache of floats.
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, bool kFLOATS>
+//! One warp's part of a split; kFLOATS: of a cache of floats; kINDEXED: of chosen slots, by their places in the index.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, bool kFLOATS, bool kINDEXED>
 class Walk
 {
 public:
@@ -24,6 +24,7 @@ public:
         , mFirstSlot(mLane / kLANES * S::kBATCH)
         , mEnd(end)
         , mQueryGroup(-1)
+        , mTileStart(0)
     {
 #pragma unroll
         for (int32_t i = 0; i < S::kMY_ROWS; ++i)
@@ -48,7 +49,15 @@ public:
 
     __device__ void tile(int32_t start)
     {
-        if (!isSeen(start))
+        if constexpr (kINDEXED)
+        {
+            mTileStart = start;
+            if (!chooseSlots<S>(mShared, mWarp, mLane, start, mEnd))
+            {
+                return;
+            }
+        }
+        else if (!isSeen(start))
         {
             return;
         }
@@ -125,7 +134,7 @@ private:
         {
             isInside = isInside || (slot >= mShared.first[row][i] && slot < mShared.last[row][i]);
         }
-        return isInside && slot < mEnd;
+        return isInside && (kINDEXED || slot < mEnd);
     }
 
     //! The query that product `index` of this lane is of.
@@ -137,6 +146,11 @@ private:
     //! Slots of this lane in the tile; behind the last one it is taken again.
     __device__ int32_t slotOf(int32_t start, int32_t t) const
     {
+        if constexpr (kINDEXED)
+        {
+            int32_t const slot = mShared.chosen[mWarp][min(start - mTileStart + mFirstSlot + t, S::kTILE - 1)];
+            return slot < 0 ? ~slot : slot;
+        }
         return min(start + mFirstSlot + t, mEnd - 1);
     }
 
@@ -206,7 +220,7 @@ private:
             return;
         }
         int32_t const group = mProblem.keys.byToken ? 0 : start / mProblem.keys.group;
-        bool const isFolded = !mProblem.keys.byToken && mProblem.keys.isWide
+        bool const isFolded = !kINDEXED && !mProblem.keys.byToken && mProblem.keys.isWide
             && (min(start + S::kTILE, mEnd) - 1) / mProblem.keys.group == group;
         if (isFolded)
         {
@@ -374,18 +388,6 @@ private:
         }
     }
 
-    //! Where the codes of a slot start.
-    __device__ static uint32_t rowAt(Side const& side, int32_t slot)
-    {
-        return static_cast<uint32_t>(slot) * static_cast<uint32_t>(side.rowBytes);
-    }
-
-    //! The run, or for lanes beyond the row one that is there: nobody reads what they make of it.
-    __device__ static int32_t thereOf(Side const& side, int32_t run)
-    {
-        return (run << side.shift) < side.partWidth ? run : 0;
-    }
-
     //! Runs of the next kSTEP slots of this lane.
     __device__ void loadRuns(Side const& side, HeadData const& data, int32_t start, uint2 (&raw)[kRUNS][kSTEP]) const
     {
@@ -416,7 +418,8 @@ private:
         for (int32_t i = 0; i < S::kMINE; ++i)
         {
             int32_t const row = rowOf(i);
-            int32_t const slot = start + (mLane * S::kMINE + i) / kROWS;
+            int32_t const place = (mLane * S::kMINE + i) / kROWS;
+            int32_t const slot = kINDEXED ? mShared.chosen[mWarp][kINDEXED ? place : 0] : start + place;
             bool const isThere = isSeen(row, slot);
             int64_t const at = mShared.bias[row] + slot * mProblem.biasSteps.slot;
             float const bias = isThere ? loadFloat(mProblem.bias, mProblem.biasType, at) : 0.0F;
@@ -537,7 +540,7 @@ private:
             {
                 int32_t const run = opaque(mRun + j * kLANES);
                 int32_t const slot = slotOf(start, t);
-                if (slot >= last)
+                if (kINDEXED || slot >= last)
                 {
                     scales = scalesOf(side, mShared.values, slot, run);
                     last = side.byToken ? 0 : (slot / side.group + 1) * side.group;
@@ -586,6 +589,7 @@ private:
     int32_t mFirstSlot; //!< of this lane in a tile
     int32_t mEnd;
     int32_t mQueryGroup; //!< whose scales are in scaledQ
+    int32_t mTileStart;  //!< kINDEXED: the place of the first chosen slot that is in shared memory
     float mHighest[S::kMY_ROWS];
     float mTotal[S::kMY_ROWS];
     float mSums[kRUNS][kROWS][kRUN];

@@ -15,7 +15,7 @@ Error check(Attributes const& attributes, Shapes const& inputs)
     }
     Error error = checkShape("k", k, {q[0], -1, -1, q[3]}, "BGLD");
     error = error.empty() ? checkShape("v", inputs[2], k, "BGLD") : error;
-    return error.empty() ? kv_attention::checkAttending(attributes, q, k, inputs[3], inputs[4]) : error;
+    return error.empty() ? kv_attention::checkAttending(attributes, q, k, {inputs[3], inputs[4], inputs[5]}) : error;
 }
 } // namespace
 
@@ -24,10 +24,10 @@ Contract const& contract()
     static Contract const sContract{
         "KVAttentionPlain",
         1,
-        {{"q", 4, floats()}, {"k", 4, floats()}, {"v", 4, {}, "k"}, {"length", 1, {DType::kINT64}},
-            {"bias", 4, floats()}},
+        kv_attention::withAttending(
+            std::vector<TensorContract>{{"q", 4, floats()}, {"k", 4, floats()}, {"v", 4, {}, "k"}}),
         {{"y", 4, {}, "q"}, {"lse", 3, {DType::kFLOAT32}}},
-        kv_attention::withAttending({}),
+        kv_attention::withAttending(std::vector<AttributeContract>{}),
         &check,
         &kv_attention::outputShapes<int64_t>,
         &kv_attention::outputShapes<SymbolicSize>,
@@ -37,7 +37,8 @@ Contract const& contract()
 
 kv_attention::Sizes sizesOf(Attributes const& attributes, Shapes const& inputs, DType cacheType)
 {
-    kv_attention::Sizes sizes = kv_attention::attendingSizes(attributes, inputs[0], inputs[1], inputs[4]);
+    kv_attention::Sizes sizes =
+        kv_attention::attendingSizes(attributes, inputs[0], inputs[1], {inputs[3], inputs[4], inputs[5]});
     auto const bits = static_cast<int32_t>(8 * sizeOf(cacheType));
     sizes.keys = {bits, true, sizes.width, sizes.length, sizes.width};
     sizes.values = sizes.keys;

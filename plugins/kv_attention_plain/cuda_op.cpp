@@ -23,7 +23,7 @@ cudaError_t enqueue(GpuCall const& call)
     kv_attention::GpuCache const keys{call.input<uint8_t>(1), nullptr, nullptr, DType::kFLOAT32};
     kv_attention::GpuCache const values{call.input<uint8_t>(2), nullptr, nullptr, DType::kFLOAT32};
     kv_attention::GpuTensors const tensors{call.inputs[0], shapes.inputTypes[0], keys, values, call.input<int64_t>(3),
-        call.inputs[4], shapes.inputTypes[4], call.outputs[0], call.output<float>(1)};
+        call.inputs[4], shapes.inputTypes[4], call.input<int64_t>(5), call.outputs[0], call.output<float>(1)};
     return kv_attention::launchKvAttention(sizesOfCall(shapes), tensors, call.workspace, call.stream);
 }
 

@@ -21,7 +21,7 @@ struct OrtForm
         cpu::Cache const keys{call.input<void>(1), nullptr, nullptr, DType::kFLOAT32};
         cpu::Cache const values{call.input<void>(2), nullptr, nullptr, DType::kFLOAT32};
         cpu::Tensors const tensors{call.input<void>(0), call.dtype(0), keys, values, call.input<int64_t>(3),
-            call.input<void>(4), call.dtype(4), call.output<void>(0), call.output<float>(1)};
+            call.input<void>(4), call.dtype(4), call.input<int64_t>(5), call.output<void>(0), call.output<float>(1)};
         kv_attention::attendOverCache(
             sizes, tensors, call.workspace(kv_attention::cpuWorkspaceBytes(sizes)), call.parallelFor());
         return {};

@@ -104,12 +104,12 @@ def kv_dequantize(
 
 def kv_append(cache: Array, rows: Array, position: Array, *, layout: int, sinks: int) -> Expected:
     cache_out = cache.copy()
-    for b, t in itertools.product(range(len(position)), range(rows.shape[2])):
-        slot = int(position[b]) + t
+    for b, g, t in np.ndindex(rows.shape[:3]):
+        slot = int(position[b] if position.ndim == 1 else position[b, g if position.shape[1] > 1 else 0]) + t
         if layout == 1 and slot >= cache.shape[2]:  # as often around as it takes
             period = cache.shape[2] - sinks
             slot -= (slot - cache.shape[2] + period) // period * period
-        cache_out[b, :, slot] = rows[b, :, t]
+        cache_out[b, g, slot] = rows[b, g, t]
     return Expected(outputs=(cache_out,))
 
 
@@ -143,20 +143,25 @@ def _numbers(length: int, slots: int, layout: int, sinks: int) -> list[int]:
 
 
 def _attend(
-    q: Array, k: Array, v: Array, length: Array, bias: Array, *, scale: float, causal: int, window: int,
-    softcap: float, layout: int, sinks: int,
+    q: Array, k: Array, v: Array, length: Array, bias: Array, index: Array, *, scale: float, causal: int, window: int,
+    softcap: float, layout: int, sinks: int, indexed: int,
 ) -> Expected:  # fmt: skip
     batch, heads, queries, d = q.shape
     kv_heads, slots = k.shape[1:3]
     y, lse = np.zeros(q.shape), np.full(q.shape[:3], -np.inf)
     for b, h, t in np.ndindex(batch, heads, queries):
         kv_head = h // (heads // kv_heads)
-        used = max(int(length[b]), 0) if layout else min(max(int(length[b]), 0), slots)
+        given = int(length[b] if length.ndim == 1 else length[b, kv_head if length.shape[1] > 1 else 0])
+        used = max(given, 0) if layout else min(max(given, 0), slots)
+        named = index[b if index.shape[0] > 1 else 0, kv_head if index.shape[1] > 1 else 0]
         own = used - queries + t
         seen = [
             slot
             for slot, number in enumerate(_numbers(used, slots, layout, sinks))
-            if number >= 0 and (not causal or number <= own) and (not window or number < sinks or number > own - window)
+            if (not indexed or slot in named)
+            and number >= 0
+            and (not causal or number <= own)
+            and (not window or number < sinks or number > own - window)
         ]
         if not seen:
             continue
@@ -175,16 +180,18 @@ def _attend(
 
 def kv_attention(
     q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
-    length: Array, bias: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int,
-    **attending: Any,
+    length: Array, bias: Array, index: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int,
+    v_group: int, **attending: Any,
 ) -> Expected:  # fmt: skip
     k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
     v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
-    return _attend(q, k, v, length, bias, **attending)
+    return _attend(q, k, v, length, bias, index, **attending)
 
 
-def kv_attention_plain(q: Array, k: Array, v: Array, length: Array, bias: Array, **attending: Any) -> Expected:
-    return _attend(q, k, v, length, bias, **attending)
+def kv_attention_plain(
+    q: Array, k: Array, v: Array, length: Array, bias: Array, index: Array, **attending: Any
+) -> Expected:
+    return _attend(q, k, v, length, bias, index, **attending)
 
 
 OF: Mapping[str, Reference] = {"TrtcKVAttention": kv_attention, "TrtcKVAttentionPlain": kv_attention_plain}
@@ -228,7 +235,7 @@ COUNTED: Mapping[str, Counted] = {
     "TrtcKVAttention": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "k_bits": 2, "k_axis": 0, "k_group": 5}
         | {"v_bits": 4, "v_axis": 1, "v_group": 0, "scale": 0.0, "causal": 0, "window": 0}
-        | {"softcap": 0.0, "layout": 0, "sinks": 0},
+        | {"softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},
         bytes_moved=2 * 3 * (10 * 2 + 2 * 8 * 2 * 2)
         + 2 * 3 * (10 * 4 + 10 * 2 * 2)
         + 2 * 6 * 2 * (8 * 2 * 2 + 4)
@@ -238,7 +245,7 @@ COUNTED: Mapping[str, Counted] = {
     # the same, with 2 bytes for each number of the keys and values
     "TrtcKVAttentionPlain": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "scale": 0.0, "causal": 0, "window": 0}
-        | {"softcap": 0.0, "layout": 0, "sinks": 0},
+        | {"softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},
         bytes_moved=2 * 3 * 10 * 8 * 2 * 2 + 2 * 6 * 2 * (8 * 2 * 2 + 4) + 2 * 8,
         flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2),
     ),

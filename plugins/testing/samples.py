@@ -24,8 +24,9 @@ def sample_inputs(operator: Operator, sample: Sample, *, dtype: str = "float32",
 
 def is_batched(described: OperandSpec, tensor: Tensor, batch: int) -> bool:
     """Whether the first axis of `tensor` is the batch; one that is broadcast, or has fewer axes, is not."""
-    first = described.axes[0].split(" or ") if described.axes else []
-    return "B" in first and tensor.ndim == len(described.axes) and tensor.shape[0] == batch
+    axes = described.axes_of(tensor.ndim)
+    first = axes[0].split(" or ") if axes else []
+    return "B" in first and tensor.ndim == len(axes) and tensor.shape[0] == batch
 
 
 def call_torch(operator: Operator, sample: Sample, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -79,7 +80,7 @@ def onnx_model(
     )
     return helper.make_model(
         graph,
-        functions=[operator.function_proto(opset)] if body else [],
+        functions=[operator.function_proto(opset, [sample.attributes])] if body else [],
         opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, spec.version)],
         ir_version=10,
     )

@@ -129,7 +129,7 @@ def _score(random: Random) -> Attributes:
         **{"start": whole(random, 0, 6), "stop": whole(random, -6, 0)},
         **{"heads": whole(random, 0, 6), "normalize": whole(random, 0, 2) if rows == 1 else 0},
         **{"pool": whole(random, 0, 1), "head_kernel": [one(random, (1, 1, 3, 5))]},
-        "kernel": [one(random, (1, 1, 3, 7, 33))],
+        **{"kernel": [one(random, (1, 1, 3, 7, 33))], "counted": one(random, (0, 0, 1))},
     }
 
 
@@ -157,6 +157,7 @@ def _attending(random: Random) -> Attributes:
         **{"scale": one(random, (0.0, 0.5)), "causal": whole(random, 0, 1), "window": one(random, (0, 0, 1, 3, 1000))},
         **{"softcap": one(random, (0.0, 0.0, 1.0, 30.0)), "layout": layout},
         "sinks": one(random, (0, 0, 1, 3)) if layout else one(random, (0, 0, 2, 2**31 - 1)),
+        "indexed": one(random, (0, 0, 1)),
     }
 
 
@@ -193,15 +194,15 @@ def types_of(random: Random, name: str) -> tuple[str, ...]:
         "TokenSelectDynamic": (first, second),
         "TokenRestore": (first, "int64"),
         "TokenMix": (first, second),
-        "AttentionScore": (first, a_type(random), "int64", second),
+        "AttentionScore": (first, a_type(random), "int64", second, "int64"),
         "CodebookEncode": (first, second),
         "CodebookDecode": ("int64", first),
         "KVQuantize": (first,),
         "KVDequantize": ("uint8", scale, scale),
         "KVAppend": (cache, cache, "int64"),
         "KVCompact": (cache, "int64"),
-        "KVAttention": (first, "uint8", k_scale, k_scale, "uint8", v_scale, v_scale, "int64", second),
-        "KVAttentionPlain": (first, rows, rows, "int64", second),
+        "KVAttention": (first, "uint8", k_scale, k_scale, "uint8", v_scale, v_scale, "int64", second, "int64"),
+        "KVAttentionPlain": (first, rows, rows, "int64", second, "int64"),
     }[name]
 
 
@@ -288,11 +289,17 @@ def _score_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple[
     kinds = ("normal", "normal", "grid", "equal")
     q, k = floats(random, (b, h, r, d), types[0], one(random, kinds)), floats(random, (b, g, n, d), types[1])
     k = np.clip(k, -4, 4)
-    position = random.integers(-1, n + 1, r)
+    places = one(random, ((r,), (r,), (1, r), (b, r)))
+    position = random.integers(-1, n + 1, places)
     if random.random() < 0.2:
-        position = np.array([one(random, EXTREMES) for _ in range(r)])
+        position = random.choice(np.array(EXTREMES), places)
+    lengths = one(random, ((1,), (b,)))
+    length = np.where(
+        random.random(lengths) < 0.2, random.choice(np.array(EXTREMES), lengths), random.integers(0, n + 2, lengths)
+    )
+    length = length.astype(np.int64)
     shape = [one(random, (1, size)) for size in (b, h, r, n)]
-    return q, k, position.astype(np.int64), floats(random, shape, types[3], one(random, kinds))
+    return q, k, position.astype(np.int64), floats(random, shape, types[3], one(random, kinds)), length
 
 
 def _levels(random: Random, d: int) -> Array:
@@ -373,7 +380,7 @@ def _append_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple
     length = a["sinks"] + whole(random, 1, 12)
     t = whole(random, 0, length - a["sinks"])
     most = 2**62 if a["layout"] and random.random() < 0.2 else 40 if a["layout"] else length - t
-    position = random.integers(0, most + 1, b).astype(np.int64)
+    position = random.integers(0, most + 1, one(random, ((b,), (b, 1), (b, g)))).astype(np.int64)
     return _rows(random, (b, g, length, w), types[0]), _rows(random, (b, g, t, w), types[0]), position
 
 
@@ -395,8 +402,8 @@ def _attend_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple
     b, g = batch_of(random), whole(random, 1, 2)
     k = _packed(random, a, "k_", (b, g, length, width), types[2])
     v = _packed(random, a, "v_", (b, g, length, width), types[5])
-    q, used, bias = _attending_inputs(random, a, types[0], types[8], (b, g, length, width))
-    return q, *k, *v, used, bias
+    q, *others = _attending_inputs(random, a, types[0], types[8], (b, g, length, width))
+    return q, *k, *v, *others
 
 
 def _attend_plain_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple[Array, ...]:
@@ -404,25 +411,40 @@ def _attend_plain_inputs(random: Random, a: Attributes, types: Sequence[str]) ->
     length = whole(random, 1, 12) + (a["sinks"] if a["layout"] else 0)
     kinds = ("normal", "grid", "equal")
     k, v = (floats(random, (b, g, length, width), types[1], one(random, kinds)) for _ in range(2))
-    q, used, bias = _attending_inputs(random, a, types[0], types[4], (b, g, length, width))
-    return q, k, v, used, bias
+    q, *others = _attending_inputs(random, a, types[0], types[4], (b, g, length, width))
+    return q, k, v, *others
 
 
 def _attending_inputs(
     random: Random, a: Attributes, q_type: str, bias_type: str, sizes: tuple[int, int, int, int]
-) -> tuple[Array, Array, Array]:
-    """Queries, lengths and biases for a cache of these sizes."""
+) -> tuple[Array, Array, Array, Array]:
+    """Queries, lengths, biases and an index for a cache of these sizes."""
     b, g, length, width = sizes
     t = one(random, (1, 1, 2, 3, 11))
     h = g * whole(random, 1, 3)
     q = floats(random, (b, h, t, width), q_type, one(random, ("normal", "grid", "equal")))
     most = length * (3 if a["layout"] else 1) + 2
-    used = np.array([one(random, EXTREMES) if random.random() < 0.15 else whole(random, 0, most) for _ in range(b)])
+    lengths = one(random, ((b,), (b,), (b, 1), (b, g)))
+    used = np.where(
+        random.random(lengths) < 0.15,
+        random.choice(np.array(EXTREMES), lengths),
+        random.integers(0, most + 1, lengths),
+    )
     shape = (one(random, (1, b)), one(random, (1, g, h)), one(random, (1, t)), one(random, (1, length)))
     bias = floats(random, shape, bias_type, one(random, ("normal", "grid", "equal")))
     if random.random() < 0.3:
         bias[random.random(shape) < 0.4] = -np.inf
-    return q, used.astype(np.int64).reshape(b), bias
+    return q, used.astype(np.int64), bias, _index(random, a, (one(random, (1, b)), one(random, (1, g)), length))
+
+
+def _index(random: Random, a: Attributes, sizes: tuple[int, int, int]) -> Array:
+    """Slots in any order, none twice, and entries that are none."""
+    if not a["indexed"]:
+        return np.full((1, 1, 1), -1)
+    kept = whole(random, 1, sizes[2])
+    index = np.argsort(random.random(sizes), axis=2)[..., :kept]
+    spots = random.random(index.shape) < one(random, (0.0, 0.3, 1.0))
+    return np.where(spots, random.choice(np.array([-1, *EXTREMES[:2], sizes[2]]), index.shape), index).astype(np.int64)
 
 
 INPUTS: Mapping[str, Callable[[Random, Attributes, Sequence[str]], tuple[Array, ...]]] = {

@@ -82,7 +82,7 @@ class Sessions:
         self,
         contracts: Mapping[str, Contract],
         library: Path | None,
-        function: Callable[[str], onnx.FunctionProto] | None = None,
+        function: Callable[[Call], onnx.FunctionProto] | None = None,
         *,
         opset: int = 20,
         threads: int = 1,
@@ -100,7 +100,7 @@ class Sessions:
     def session(self, call: Call) -> Any:
         key = (call.name, call.dtypes, repr(call.attributes))
         if key not in self._kept:
-            function = self._function(call.op_type) if self._function else None
+            function = self._function(call) if self._function else None
             model = model_of(self._contracts[call.name], call, function, self._opset).SerializeToString()
             made = onnxruntime.InferenceSession(model, self._options, providers=["CPUExecutionProvider"])
             self._kept[key] = made

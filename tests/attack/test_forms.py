@@ -73,7 +73,7 @@ def forms(native_library: Library, tmp_path_factory: pytest.TempPathFactory) -> 
     assert set(contracts) == set(NAMES) == {operator.spec.name for operator in operators().values()}
     found: dict[str, Form] = {"torch": by_torch}
     for opset in OPSETS:
-        function = lambda op_type, opset=opset: operators()[op_type].function_proto(opset)  # noqa: E731
+        function = lambda call, opset=opset: operators()[call.op_type].function_proto(opset, [call.attributes])  # noqa: E731
         found[f"body {opset}"] = Sessions(contracts, None, function, opset=opset).run
     found["native"] = Sessions(contracts, native_library.path).run
     library = cuda_library(tmp_path_factory.mktemp("emulated"), ["-O2"])
@@ -88,7 +88,7 @@ def scale_of(call: Call, wanted: Sequence[Array]) -> float:
         x, weight = (np.abs(array.astype(np.float64)) for array in call.inputs)
         scale = max(scale, float((weight @ x).max(initial=0)))
     elif call.name == "AttentionScore" and not call.attributes["softmax"]:
-        q, k, _, bias = (np.abs(array.astype(np.float64)) for array in call.inputs)
+        q, k, _, bias, _ = (np.abs(array.astype(np.float64)) for array in call.inputs)
         terms = q.max(initial=0) * k.sum(axis=3).max(initial=0) * abs(call.attributes["scale"])
         scale = max(scale, float(terms + bias.max(initial=0)))
     elif call.name in ("TokenSelect", "KVAttention", "KVAttentionPlain", "CodebookDecode", "TokenMerge"):

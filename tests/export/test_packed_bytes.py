@@ -23,15 +23,15 @@ _PLUGIN = 'plugin_version = "1", plugin_namespace = "trt_compress"'
 # Keys of new tokens are quantized, joined in pairs of heads, appended to a cache, compacted, and attended over.
 TEXT = f"""<ir_version: 10, opset_import: ["" : 20, "trt_compress" : 1]>
 g (float[B,2,3,8] x, uint8[B,2,9,4] cache, float16[B,2,9,1] scale, float16[B,2,9,1] minimum, int64[B] position,
-   int64[B,2,5] index, float[B,4,1,8] q, float[1,1,1,1] bias, int64[B] length)
+   int64[B,2,5] index, float[B,4,1,8] q, float[1,1,1,1] bias, int64[B] length, int64[1,1,1] chosen)
 => (uint8[B,2,9,4] cache_out, float[B,4,1,8] y, float16[B,2,3,1] new_scale) {{
   code, new_scale, new_minimum = trt_compress.TrtcKVQuantize<bits = 4, axis = 1, group = 0, scale_type = 10, {_PLUGIN}>
     (x)
   written = trt_compress.TrtcKVAppend<layout = 0, sinks = 0, {_PLUGIN}>(cache, code, position)
   cache_out = trt_compress.TrtcKVCompact<{_PLUGIN}>(written, index)
   y, lse = trt_compress.TrtcKVAttention<k_bits = 4, k_axis = 1, k_group = 0, v_bits = 4, v_axis = 1, v_group = 0,
-    scale = 0.0, causal = 0, window = 0, softcap = 0.0, layout = 0, sinks = 0, {_PLUGIN}>
-    (q, cache_out, scale, minimum, written, scale, minimum, length, bias)
+    scale = 0.0, causal = 0, window = 0, softcap = 0.0, layout = 0, sinks = 0, indexed = 0, {_PLUGIN}>
+    (q, cache_out, scale, minimum, written, scale, minimum, length, bias, chosen)
 }}"""
 WITH_PLUGINS = [name for name, target in TARGETS.items() if target.backend == "tensorrt"]
 
@@ -57,6 +57,7 @@ def feeds() -> dict[str, np.ndarray[Any, Any]]:
         "q": rng.normal(size=(2, 4, 1, 8)).astype(np.float32),
         "bias": np.zeros((1, 1, 1, 1), np.float32),
         "length": np.array([9, 5]),
+        "chosen": np.array([[[-1]]]),
     }
 
 
@@ -117,7 +118,7 @@ def test_tensorrt_rtx_builds_the_chain(model: ModelProto, tmp_path: Path) -> Non
     profile = {
         name: {"min": [1, *value.shape[1:]], "opt": list(value.shape), "max": [4, *value.shape[1:]]}
         for name, value in feeds().items()
-        if name != "bias"
+        if name not in ("bias", "chosen")
     }
     request = {"target": "rtx", "model": str(tmp_path / "model.onnx"), "profile": profile, "plugin_library": None}
     (tmp_path / "request.json").write_text(json.dumps(request))

@@ -114,10 +114,11 @@ def test_last_token_of_a_layer(case: str, form: str) -> None:
     padded = [torch.nn.functional.pad(tensor, (0, 0, 0, num_keys - tensor.shape[2])) for tensor in values]
     attributes = {"k_bits": meta["k_bits"], "k_axis": CHANNEL, "k_group": meta["group_size"]}
     attributes |= {"v_bits": meta["v_bits"], "v_axis": TOKEN, "v_group": meta["group_size"]}
-    attributes |= {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0}
+    attributes |= {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0}
     packed = [join(keys[0], meta["k_bits"]), *keys[1:], join(padded[0], meta["v_bits"]), *padded[1:]]
     length = torch.full((len(q),), num_packed)
-    mean, lse = call(form, "TrtcKVAttention", attributes, q.contiguous(), *packed, length, torch.zeros(1, 1, 1, 1))
+    others = length, torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -1)
+    mean, lse = call(form, "TrtcKVAttention", attributes, q.contiguous(), *packed, *others)
 
     logits = q @ k[:, :, num_packed:].transpose(2, 3) / q.shape[-1] ** 0.5
     tail, tail_lse = logits.softmax(dim=3) @ v[:, :, num_packed:], logits.logsumexp(dim=3)

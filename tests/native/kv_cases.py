@@ -44,7 +44,8 @@ def attention(
     d: int = 16,
     k: Format = (4, 0, 0),
     v: Format = (4, 1, 0),
-    used: Sequence[int] | None = None,
+    used: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    chosen: Sequence[int] | None = None,
     bias: Sequence[int] = (1, 1, 1, 1),
     dtype: str = "float32",
     scales: tuple[str, str] = ("float16", "float16"),
@@ -64,7 +65,8 @@ def attention(
     """A call of KVAttention on random codes, or of KVAttentionPlain on random rows of type `plain`.
 
     `masked` sets some biases to -inf: "some", "rows" or "all"; `shared` names the axes, of BG, along which the scales
-    of keys and of values are the same.
+    of keys and of values are the same. `chosen` is the shape [1 | b, 1 | g, K] of an index of slots in any order, among
+    entries that are none.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -90,15 +92,19 @@ def attention(
         added[:] = -torch.inf
     slots = torch.tensor([length] * b if used is None else list(used), dtype=torch.int64)
     attending = {"scale": scale, "causal": causal, "window": window}
-    attending |= {"softcap": softcap, "layout": layout, "sinks": sinks}
+    attending |= {"softcap": softcap, "layout": layout, "sinks": sinks, "indexed": int(chosen is not None)}
+    index = torch.full((1, 1, 1), -1)
+    if chosen is not None:
+        index = torch.rand(*chosen[:2], max(length, chosen[2]), generator=generator).argsort(dim=2)[..., : chosen[2]]
+        index[..., 1::5] = torch.tensor([-1, length, SMALLEST, LARGEST])[torch.arange(index[..., 1::5].shape[2]) % 4]
     if plain:
         rows = [torch.randn(b, g, length, d, generator=generator).to(TYPES[plain]) for _ in range(2)]
-        given = (q.to(TYPES[dtype]), *rows, slots, added.to(TYPES[bias_dtype]))
+        given = (q.to(TYPES[dtype]), *rows, slots, added.to(TYPES[bias_dtype]), index)
         return Call(name=f"{name}, {plain}", op_type="TrtcKVAttentionPlain", attributes=attending, inputs=given)
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], **attending}
     sides = (*side(k, scales[0], shared[0]), *side(v, scales[1], shared[1]))
-    inputs = (q.to(TYPES[dtype]), *sides, slots, added.to(TYPES[bias_dtype]))
+    inputs = (q.to(TYPES[dtype]), *sides, slots, added.to(TYPES[bias_dtype]), index)
     return Call(name=name, op_type="TrtcKVAttention", attributes=attributes, inputs=inputs)
 
 
@@ -135,7 +141,21 @@ def attention_calls() -> list[Call]:
             "a ring, many queries", b=4, t=20, h=4, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4
         ),
         attention("a window behind sinks", b=4, t=3, used=(2, 40, 33, 17), causal=1, window=5, sinks=4),
-    ]
+        attention("lengths of KV heads", b=2, h=6, g=2, t=2, used=((0, 40), (-1, 23)), causal=1),
+        attention("no slot chosen", chosen=(1, 1, 0)),
+        attention("slots chosen of none", b=2, length=0, chosen=(1, 1, 3)),
+        attention("lengths, chosen slots", b=8, t=3, h=6, g=2, used=lengths, causal=1, chosen=(8, 2, 40)),
+        attention("chosen slots of a ring", b=4, t=3, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4,
+                  chosen=(4, 1, 30)),
+        attention("chosen slots, splits", length=600, h=6, g=2, k=(4, 0, 50), v=(2, 0, 25), chosen=(1, 2, 590)),
+        attention("chosen slots, biases", b=2, h=6, g=2, t=3, bias=(2, 6, 3, 40), causal=1, chosen=(2, 1, 11)),
+    ]  # fmt: skip
+    for k, v in itertools.product(((2, 0, 4), (4, 1, 3), (8, 1, 24)), ((2, 1, 12), (4, 0, 2), (8, 0, 0))):
+        for t in (1, 33):
+            calls.append(
+                attention(f"chosen slots, {t} queries, keys {k}, values {v}", d=24, h=2, t=t, k=k, v=v, b=2,
+                          used=(40, 23), causal=1, chosen=(2, 1, 21))
+            )  # fmt: skip
     for repeats, t in ((1, 1), (3, 1), (5, 1), (7, 1), (3, 3), (9, 1), (1, 17), (5, 4)):
         calls.append(
             attention(f"{repeats} heads of a KV head, {t} queries", h=2 * repeats, g=2, t=t, causal=int(t > 1))
@@ -194,6 +214,20 @@ def plain_calls() -> list[Call]:
             attention("no slots", b=2, length=0, plain=plain),
             attention("no queries", t=0, plain=plain),
             attention("no items", b=0, plain=plain),
+            attention("lengths of KV heads", b=2, h=6, g=2, t=9, used=((0, 40), (23, 41)), causal=1, plain=plain),
+            attention("no slot chosen", chosen=(1, 1, 0), plain=plain),
+            attention("slots chosen of none", b=2, length=0, chosen=(1, 1, 3), plain=plain),
+            attention("chosen slots", b=8, h=6, g=2, used=lengths, chosen=(8, 2, 17), plain=plain),
+            attention("chosen slots, one list", b=8, h=6, g=2, t=9, used=lengths, causal=1, chosen=(1, 1, 33),
+                      plain=plain),
+            attention("chosen slots of a ring", b=8, t=7, h=6, g=2, used=turned, causal=1, window=30, layout=1,
+                      sinks=4, chosen=(1, 2, 40), plain=plain),
+            attention("chosen slots, a window", b=8, t=19, h=2, g=2, used=lengths, causal=1, window=17, sinks=4,
+                      chosen=(8, 1, 29), plain=plain),
+            attention("chosen slots, splits", h=3, length=1500, d=64, chosen=(1, 1, 1400), plain=plain),
+            attention("chosen slots, bias of all", b=2, h=6, g=2, t=3, bias=(2, 6, 3, 40), chosen=(2, 2, 11),
+                      masked="some", plain=plain),
+            attention("chosen slots, wide heads", d=260, h=2, length=70, chosen=(1, 1, 50), plain=plain),
             attention("other types", t=3, h=4, dtype="float16", bias_dtype="bfloat16", plain=plain),
         ]  # fmt: skip
     for d, t in itertools.product((1, 3, 15, 17, 33, 64, 96, 128, 260, 512), (1, 21)):
@@ -202,6 +236,16 @@ def plain_calls() -> list[Call]:
     for h, t in ((15, 1), (16, 1), (17, 1), (5, 3), (4, 4), (1, 97), (97, 1), (3, 65)):
         calls.append(attention(f"{h} heads, {t} queries", h=h, t=t, length=140, causal=1, plain="float32"))
     return calls
+
+
+def poison_others(call: Call) -> None:
+    """NaN in every row and scale of a slot in use that the index does not name, or that is not in use."""
+    is_plain = call.op_type == "TrtcKVAttentionPlain"
+    length, index = call.inputs[3 if is_plain else 7], call.inputs[-1]
+    for at in (1, 2) if is_plain else (2, 3, 5, 6):
+        for item, head, slot in np.ndindex(call.inputs[at].shape[:3]):
+            if slot not in index[item, head] or slot >= int(length[item]):
+                call.inputs[at][item, head, slot] = torch.nan
 
 
 def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
@@ -225,7 +269,7 @@ def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
         return float((2 ** int(attributes[f"{which}_bits"]) - 1) * steps.abs().max() + minima.abs().max())
 
     products = float(q.norm(dim=3).max()) * most("k") * factor if q.numel() else 0.0
-    added = wide[-1][wide[-1].isfinite()]
+    added = wide[-2][wide[-2].isfinite()]
     largest = products + (float(added.abs().max()) if added.numel() else 0.0)
     slack = 8 * 2.0**-24 * (1 + largest)
     for name, found, wanted, bound in (

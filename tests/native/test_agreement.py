@@ -70,6 +70,7 @@ def tensor_facts(tensor: OperandSpec) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "rank": len(tensor.axes),
+        "least_rank": tensor.least_rank,
         "dtypes": [] if tensor.same_dtype_as else list(tensor.dtypes),
         "same_dtype_as": tensor.same_dtype_as,
         "dtype_attribute": tensor.dtype_attribute,
@@ -88,8 +89,8 @@ def attribute_facts(attribute: AttributeSpec) -> dict[str, Any]:
 
 def test_the_facts_compared_are_the_facts_there_are() -> None:
     assert set(OpSpec.__dataclass_fields__) >= {"name", "version", "inputs", "outputs", "attributes"}
-    assert set(AttributeSpec.__dataclass_fields__) == {"name", "kind", "minimum", "maximum", "doc"}
-    compared = {"name", "axes", "dtypes", "same_dtype_as", "dtype_attribute", "aliases"}
+    assert set(AttributeSpec.__dataclass_fields__) == {"name", "kind", "minimum", "maximum", "of_input", "doc"}
+    compared = {"name", "axes", "least_rank", "dtypes", "same_dtype_as", "dtype_attribute", "aliases"}
     assert set(OperandSpec.__dataclass_fields__) == {*compared, "doc"}
 
 

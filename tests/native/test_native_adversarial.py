@@ -33,7 +33,7 @@ def session_of(call: Call, library: Library | None) -> Any:
     out = [value(t.name, np.empty(0, types[t.same_dtype_as] if t.same_dtype_as else t.dtypes[0])) for t in spec.outputs]
     graph = helper.make_graph([node], "one", [value(*pair) for pair in zip(inputs, call.inputs, strict=True)], out)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("trt_compress", 1)]
-    functions = [] if library else [operator.function_proto(20)]
+    functions = [] if library else [operator.function_proto(20, [call.attributes])]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -17,6 +17,7 @@ from tests.native.kv_cases import (
     dequantize_call,
     exact_problem,
     plain_calls,
+    poison_others,
     quantize_calls,
     shared_dequantize_calls,
 )
@@ -135,6 +136,23 @@ def test_what_lies_behind_the_length_is_not_read(native_library: Library) -> Non
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("plain", ["", "float16"])
+@pytest.mark.parametrize("t", [2, 40])
+def test_slots_that_are_not_chosen_are_not_read(plain: str, t: int, native_library: Library) -> None:
+    call = attention(
+        "chosen", b=2, h=6, g=2, t=t, k=(4, 1, 4), v=(4, 1, 0), used=(40, 23), chosen=(2, 2, 9), causal=1, plain=plain
+    )
+    wanted = run(call, native_library, (torch.float32, torch.float32))
+    poison_others(call)
+    assert attention_problem(call, *wanted) == ""
+    found = run(call, native_library, (torch.float32, torch.float32))
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+    # an index in another order gives the very same
+    call.inputs[-1][:] = call.inputs[-1].flip(2)
+    found = run(call, native_library, (torch.float32, torch.float32))
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library: Library) -> None:
     call = attention("threads", b=2, h=10, g=2, t=3, length=2100, d=20, k=(4, 0, 21), causal=1, used=(2100, 1501))
@@ -155,6 +173,8 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library:
         ({"plain": "float16", "h": 3, "g": 2}, {}, "q has H=3 heads and the cache G=2 KV heads; H must be a multiple"),
         ({}, {"layout": 1, "sinks": 40}, "sinks=40 is out of range; a ring of L=40 slots allows 0..39."),
         ({}, {"softcap": float("inf")}, "softcap=inf is not allowed; give a positive number, or 0 for no cap."),
+        ({"g": 2, "b": 2, "used": ((1, 2, 3), (4, 5, 6))}, {}, "length has shape [2, 3]; it must be [2] with axes B."),
+        ({"b": 2, "chosen": (3, 1, 4)}, {}, "index has shape [3, 1, 4]; it must be [1 | 2, 1, 4] with axes B, G, K."),
         ({}, {"k_group": 7}, "k_group=7 does not divide L=40; give 0 (all of it) or a divisor."),
     ],
 )

@@ -3,13 +3,16 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError, ShapeError, TrtCompressError
 from trt_compress.plugins.kv_append.op import kv_append
-from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
+from trt_compress.plugins.kv_attention_plain.op import OPERATOR, kv_attention_plain
+from trt_compress.plugins.testing import call_torch, onnx_model
+from trt_compress.plugins.testing.forms import session
 
 H, G, D, CHUNK = 4, 2, 8, 5
 TOKENS = (61, 40, 1)  # of each item
@@ -95,6 +98,78 @@ def test_a_ring_that_is_too_short_for_its_chunks_is_seen() -> None:
     assert seen[1] == pytest.approx([3.5, 4.0])
 
 
+def test_chosen_slots_are_a_cache_of_their_own() -> None:
+    """Attention to K slots is attention to a cache that holds only them; what nobody chose may be NaN."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, H, 3, D, generator=generator)
+    k, v = (torch.randn(2, G, 30, D, generator=generator) for _ in range(2))
+    index = torch.rand(2, G, 30, generator=generator).argsort(dim=2)[..., :7]
+    k_rows, v_rows = (rows.gather(2, index[..., None].expand(-1, -1, -1, D)) for rows in (k, v))
+    wanted = kv_attention_plain(q, k_rows, v_rows, torch.tensor([7, 7]))
+    unused = torch.ones(2, G, 30, dtype=torch.bool).scatter(2, index, torch.zeros_like(index, dtype=torch.bool))
+    poisoned = [rows.masked_fill(unused[..., None], torch.nan) for rows in (k, v)]
+    none = torch.tensor([-1, 30, -(2**63), 2**63 - 1]).expand(2, G, 4)
+    length = torch.tensor([30, 30])
+    found = kv_attention_plain(q, *poisoned, length, index=torch.cat([none, index], dim=2))
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_all_slots_chosen_are_all_slots() -> None:
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(2, H, 3, D, generator=generator)
+    k, v = (torch.randn(2, G, 30, D, generator=generator) for _ in range(2))
+    given = {"causal": True, "window": 9, "sinks": 2}
+    length = torch.tensor([[30, 12], [7, 0]])
+    wanted = kv_attention_plain(q, k, v, length, **given)  # type: ignore[arg-type]
+    index = torch.randperm(30, generator=generator).reshape(1, 1, 30)
+    found = kv_attention_plain(q, k, v, length, index=index, **given)  # type: ignore[arg-type]
+    for one, two in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_heads_that_keep_different_numbers_of_entries() -> None:
+    """Each KV head appends behind its own entries and attends to them: as so many caches of one head."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randn(2, G, 4, D, generator=generator) for _ in range(2)]
+    caches = [torch.randn(2, G, 20, D, generator=generator) for _ in range(2)]
+    q, position = torch.randn(2, H, 4, D, generator=generator), torch.tensor([[16, 0], [3, 9]])
+    k, v = (kv_append(cache, new, position) for cache, new in zip(caches, rows, strict=True))
+    y, _ = kv_attention_plain(q, k, v, position + 4, causal=True)
+    for g in range(G):
+        one = [
+            kv_append(cache[:, g : g + 1], new[:, g : g + 1], position[:, g])
+            for cache, new in zip(caches, rows, strict=True)
+        ]
+        heads = slice(g * H // G, (g + 1) * H // G)
+        wanted, _ = kv_attention_plain(q[:, heads], *one, position[:, g] + 4, causal=True)
+        torch.testing.assert_close(y[:, heads], wanted, rtol=0, atol=1e-6)
+
+
+def test_one_body_serves_calls_that_choose_and_calls_that_do_not() -> None:
+    """Layers of one model: all slots under a window with a soft cap, then chosen ones."""
+    generator = torch.Generator().manual_seed(2)
+    samples = [
+        next(s for s in OPERATOR.samples if s.attributes["indexed"] == indexed and s.reason.startswith(reason))
+        for indexed, reason in ((0, "causal, a window"), (1, "chosen slots, own lengths"), (1, "slots chosen for all"))
+    ]
+    body = OPERATOR.function_proto(20, [sample.attributes for sample in samples])
+    for sample in samples:
+        inputs = OPERATOR.make_inputs(sample, generator)
+        outputs = call_torch(OPERATOR, sample, inputs)
+        model = onnx_model(OPERATOR, sample, inputs, outputs)
+        alone = session(model.SerializeToString())
+        del model.functions[:]
+        model.functions.append(body)
+        feeds = {t.name: tensor.numpy() for t, tensor in zip(OPERATOR.spec.inputs, inputs, strict=True)}
+        both = session(model.SerializeToString()).run(None, feeds)
+        for one, two, three in zip(both, alone.run(None, feeds), outputs, strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(one, three.numpy(), rtol=0, atol=1e-6)
+    small = {node.op_type for node in OPERATOR.function_proto(20, [samples[1].attributes]).node}
+    assert "Tanh" in {node.op_type for node in body.node} and "Tanh" not in small
+
+
 def attend(**changes: object) -> Callable[[], object]:
     given: dict[str, object] = {"q": torch.zeros(2, 4, 3, 8), "length": torch.tensor([3, 5])}
     given |= {"k": torch.zeros(2, 2, 6, 8), "v": torch.zeros(2, 2, 6, 8)} | changes
@@ -112,6 +187,11 @@ def attend(**changes: object) -> Callable[[], object]:
         (attend(v=torch.zeros(2, 2, 6, 8).half()), ShapeError, r"v has dtype float16; it must be float32"),
         (attend(k=torch.zeros(2, 2, 6, 8, dtype=torch.uint8)), ShapeError, r"k has dtype uint8; it must be float32 or"),
         (attend(length=torch.tensor([3])), ShapeError, r"length has shape \[1\]; it must be \[2\]"),
+        (attend(length=torch.ones(2, 3).long()), ShapeError, r"length has shape \[2, 3\]; it must be \[2\]"),
+        (attend(length=torch.ones(1, 2).long()), ShapeError, r"length has shape \[1, 2\]; it must be \[2, G\]"),
+        (attend(index=torch.ones(2, 4).long()), ShapeError, r"index has shape \[2, 4\]; it must be \[1 \| 2, 1 \| 2, "),
+        (attend(index=torch.ones(3, 2, 4).long()), ShapeError, r"it must be \[1 \| 2, 1 \| 2, 4\] with axes B, G, K"),
+        (attend(index=torch.ones(1, 1, 4)), ShapeError, r"index has dtype float32; it must be int64"),
         (attend(softcap=-1.0), ConfigError, r"softcap=-1.0 is not allowed; give a positive number, or 0 for no cap"),
         (attend(softcap=math.inf), ConfigError, r"softcap=inf is not allowed"),
         (attend(window=-1), ConfigError, r"window=-1 is not allowed; give the slots a query sees"),

@@ -241,10 +241,13 @@ def _native(problem: Problem, threads: int, library: Library) -> Call:
     attributes = {"k_bits": BITS, "k_axis": 0, "k_group": GROUP, "v_bits": BITS, "v_axis": 1, "v_group": GROUP}
     sample = Sample(
         axes={"B": b, "H": h, "G": g, "T": t, "L": length, "D": d},
-        attributes={**attributes, "scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0},
+        attributes={
+            **attributes,
+            **{"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},
+        },
         reason="benchmark",
     )
-    inputs = (problem.q, *problem.packed, torch.full((b,), length), torch.zeros(1, 1, 1, 1))
+    inputs = (problem.q, *problem.packed, torch.full((b,), length), torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -1))
     model = onnx_model(OPERATOR, sample, inputs, (problem.q, torch.empty(b, h, t)), body=False)
     session = session_of(model, threads, library)
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(OPERATOR.spec.inputs, inputs, strict=True)}

@@ -172,6 +172,7 @@ def _native(case: LayerCase, arrays: Mapping[str, Array], threads: int, library:
         "position": np.array([fill]),
         "length": np.array([case.length]),
         "bias": np.zeros((1, 1, 1, 1), np.float32),
+        "index": np.full((1, 1, 1), -1),
     }
     for name in "kv":
         feed[f"{name}_cache"][:, :, fill:] = 0
@@ -185,8 +186,8 @@ def _native(case: LayerCase, arrays: Mapping[str, Array], threads: int, library:
         )
         for name in "kv"
     ]
-    attributes = {"scale": 0.0, "causal": 1, "window": 0, "softcap": 0.0, **linear}
-    inputs = ["q", "k_out", "v_out", "length", "bias"]
+    attributes = {"scale": 0.0, "causal": 1, "window": 0, "softcap": 0.0, **linear, "indexed": 0}
+    inputs = ["q", "k_out", "v_out", "length", "bias", "index"]
     nodes.append(
         helper.make_node("TrtcKVAttentionPlain", inputs, ["y", "lse"], domain=DOMAIN, **attributes)  # type: ignore[arg-type]
     )

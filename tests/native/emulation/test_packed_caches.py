@@ -18,6 +18,7 @@ from tests.native.kv_cases import (
     dequantize_call,
     exact_problem,
     plain_calls,
+    poison_others,
     quantize_calls,
     shared_dequantize_calls,
 )
@@ -32,7 +33,7 @@ TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.b
 NOTHING = torch.zeros(0, dtype=torch.uint8).numpy()
 MOST_TOKENS = 300  # of a call here: the emulation is slow
 MOST_PLAIN_QUERIES = 64
-AXES = dict.fromkeys("BHGTLD", 1)
+AXES = dict.fromkeys("BHGTLDK", 1)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,18 @@ def test_what_lies_behind_the_length_is_not_used(emulated: Path) -> None:
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("plain", ["", "float16"])
+def test_slots_that_are_not_chosen_are_not_used(plain: str, emulated: Path) -> None:
+    call = attention(
+        "chosen", b=2, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=(40, 23), chosen=(2, 2, 9), causal=1, plain=plain
+    )
+    wanted, _ = run(call, emulated)
+    poison_others(call)
+    found, problem = run(call, emulated)
+    assert problem == ""
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+
+
 def described(name: str, dtype: str, *shape: int) -> Described:
     return Described(name=name, dtype=dtype, shape=shape)
 
@@ -130,10 +143,11 @@ def attention_of(length: int, d: int, *, k_group: int = 0, v_group: int = 0) -> 
         *(described(f"v_{name}", "float32", 1, 1, length, v_columns) for name in ("scale", "minimum")),
         described("length", "int64", 1),
         described("bias", "float32", 1, 1, 1, 1),
+        described("index", "int64", 1, 1, 1),
     ]
     outputs = [described("y", "float32", 1, 1, 1, d), described("lse", "float32", 1, 1, 1)]
     formats = {"k_bits": 8, "k_axis": 0, "k_group": k_group, "v_bits": 8, "v_axis": 1, "v_group": v_group}
-    attending = {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0}
+    attending = {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0}
     return huge("TrtcKVAttention", inputs, outputs, **formats, **attending)
 
 
