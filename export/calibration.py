@@ -17,7 +17,7 @@ from trt_compress.export.recipe import recipe_from_options
 from trt_compress.export.trust import trusted
 from trt_compress.files import open_regular, write_whole
 from trt_compress.foreign import refusals_said, shown
-from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, CompressorSpec
+from trt_compress.methods import METHODS, ArtifactCard, ArtifactFile, CompressorSpec, spec_string
 from trt_compress.methods.artifact import read_artifact, with_card
 from trt_compress.paths import check_apart, check_archive, check_new_file, check_readable
 from trt_compress.version import __version__
@@ -34,11 +34,13 @@ class Calibration:
         path: The artifact.
         card: What it says of itself.
         held_out: Samples that the score was taken of.
+        spec: Spec string of the method with the artifact.
     """
 
     path: Path
     card: ArtifactCard
     held_out: int
+    spec: str
 
     def to_json(self) -> dict[str, Any]:
         """The main facts as plain JSON values."""
@@ -55,6 +57,7 @@ class Calibration:
             "data_sha256": card.data_sha256,
             "samples": card.data_count,
             "held_out": self.held_out,
+            "spec": self.spec,
             "score": dict(card.score),
             "license": card.license,
             "content_sha256": card.content_sha256,
@@ -83,7 +86,8 @@ def calibrate(
         data: .npz file with an array for each input, samples along the first axis (with states, steps along the
             second). For a model that reads tokens it holds `prompt`, int64 [samples, tokens], and may hold `steps`
             alike, which are read one by one behind it. Every fifth sample is held out, and the score is taken of these.
-        tensors: In place of data, a .safetensors file or checkpoint with the tensors of the method.
+        tensors: In place of data, a .safetensors file or checkpoint with the tensors of the method. With neither a
+            method that makes samples of its own, of tokens of the model, does so.
         weights: As `export_model` takes it.
         license: What the artifact may be used for, as text; it stands in its card.
         trust_paths: As `export_model` takes it.
@@ -99,15 +103,16 @@ def calibrate(
         given = {"weights": weights, "compressors": compress}
         recipe = trusted(model, recipe, named=[name for name, value in given.items() if value is not None])
     number, option = _missing(recipe.compressors)
-    if (data is None) == (tensors is None):
+    makes = not recipe.compressors[number].method.artifacts[option].needs_data
+    if data is not None and tensors is not None or (data is tensors is None and not makes):
         raise ConfigError(
             "calibrate: give --data FILE.npz to calibrate with, or --tensors FILE with tensors that were trained "
             f"elsewhere{', not both' if data is not None else ''}."
         )
-    source = Path(str(tensors if data is None else data))
+    source = None if data is tensors is None else Path(str(tensors if data is None else data))
     if data is not None:
-        check_archive(source)
-    else:
+        check_archive(Path(data))
+    elif source is not None:
         check_readable(source, "give --tensors a .safetensors file or a checkpoint")
     read = {**files_of(recipe), "the data" if data is not None else "the tensors": source}
     check_apart({"-o": output}, {name: [file] for name, file in read.items() if file is not None})
@@ -115,7 +120,7 @@ def calibrate(
     recipe = check_files(recipe)
     require_modules(*EXPORT_NEEDS)
     from trt_compress.export.calibration_data import ArchiveData
-    from trt_compress.export.calibration_text import reads_of, text_inputs
+    from trt_compress.export.calibration_text import alphabet_of, made_samples, reads_of, text_inputs
     from trt_compress.models.calibrate.observe import WatchedHost
     from trt_compress.models.compressors.calibration import Calibrated
     from trt_compress.models.compressors.registry import compressor_class
@@ -127,10 +132,17 @@ def calibrate(
     spec = recipe.compressors[number]
     method = compressor_class(spec.method)
     count = held_out = 0
-    if data is None:
+    if source is None:
+        watched = WatchedHost(host, recipe.compressors, number, reads=reads_of(host))
+        made_ = made_samples(method, alphabet_of(host, watched), spec.config)
+        step(f"calibrating {spec.name} on samples of its own")
+        found = method.calibrate(watched, made_.data, spec.config)
+        said, sha256, count, held_out = made_.said, made_.sha256, made_.count, made_.num_held_out
+    elif data is None:
         found = Calibrated(tensors=method.adopt(read_tensors(source), spec.config))
         with open_regular(source) as file:
             sha256 = sha256_of_file(file)
+        said = source.name
     else:
         watched = WatchedHost(host, recipe.compressors, number, reads=reads_of(host))
         fed = [to for _, to in host.links]
@@ -139,6 +151,7 @@ def calibrate(
             step(f"calibrating {spec.name}")
             found = method.calibrate(watched, samples.parts(), spec.config)
             sha256, count, held_out = samples.sha256, samples.count, samples.num_held_out
+        said = source.name
     card = ArtifactCard(
         method=spec.name,
         option=option,
@@ -146,7 +159,7 @@ def calibrate(
         settings=spec.settings(option),
         weights=host.weights.source,
         weights_sha256=host.weights.sha256,
-        data=source.name,
+        data=said,
         data_sha256=sha256,
         data_count=count,
         score=found.score,
@@ -157,12 +170,13 @@ def calibrate(
     step("trying it")
     made, card = read_artifact(ArtifactFile(str(output), content), method=spec.name, option=option)
     config = replace(spec.config, **{option: made})
-    host.attach((*recipe.compressors[:number], replace(spec, config=config), *recipe.compressors[number + 1 :]))
+    spec = replace(spec, config=config)
+    host.attach((*recipe.compressors[:number], spec, *recipe.compressors[number + 1 :]))
     try:
         write_whole(output, content)
     except OSError as error:
         raise ConfigError(f"-o: '{shown(str(output))}' cannot be written ({error.strerror}); give another.") from None
-    return Calibration(path=output, card=card, held_out=held_out)
+    return Calibration(path=output, card=card, held_out=held_out, spec=spec_string([spec]))
 
 
 def _stored(tensors: Mapping[str, "Tensor"]) -> bytes:

@@ -1,17 +1,21 @@
 """Calibration on text: a model that reads tokens is run by its procedure, as it is verified and deployed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError, GateError
 from trt_compress.export.questions import token_values
 from trt_compress.export.records import wiring_of
 from trt_compress.export.sides import TorchSide
 from trt_compress.export.verify import run_procedure
-from trt_compress.models.calibrate.observe import Reads
-from trt_compress.models.compressors.calibration import Batch
+from trt_compress.methods import CompressorConfig
+from trt_compress.models.calibrate.observe import Reads, WatchedHost
+from trt_compress.models.compressors.base import Acting
+from trt_compress.models.compressors.calibration import Alphabet, Batch, CalibrationData
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, Scenario, TensorSpec
 
 PROMPT, STEPS = "prompt", "steps"
@@ -61,3 +65,54 @@ def reads_of(host: LoadedHost) -> Reads | None:
             raise ConfigError(f"calibrate: the data cannot be read: {said}") from None
 
     return reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeSamples:
+    """Samples that a method made of a model's own tokens.
+
+    Attributes:
+        data: The samples.
+        said: What they are, in words.
+        sha256: Of all their tokens.
+        count, num_held_out: How many there are, and of these how many only the score is taken of.
+    """
+
+    data: CalibrationData
+    said: str
+    sha256: str
+    count: int
+    num_held_out: int
+
+
+def alphabet_of(host: LoadedHost, watched: WatchedHost) -> Alphabet | None:
+    """The tokens that samples may be made of; None: the model reads none, or does not say how many at most."""
+    inputs, cache = text_inputs(host, watched.graphs()), watched.info.cache
+    if inputs is None or inputs[0].values is None or cache is None:
+        return None
+    low, high = inputs[0].values
+    special = [] if host.text is None else [*host.text.stop, host.text.bos, host.text.pad]
+    tokens = np.setdiff1d(np.arange(low, high + 1), [token for token in special if token is not None])
+    return Alphabet(tokens=tokens, first=None if host.text is None else host.text.bos, context=cache.capacity)
+
+
+def made_samples(method: type[Acting], alphabet: Alphabet | None, config: CompressorConfig) -> MadeSamples:
+    """What a method makes of the tokens of a model.
+
+    Raises:
+        ConfigError: The model reads no tokens, or too few for it.
+    """
+    data = None if alphabet is None else method.samples(alphabet, config)
+    if data is None:
+        raise ConfigError(
+            f"calibrate: {method.method.name} makes samples of a language model's tokens only; give --data FILE.npz."
+        )
+    digest, counts = Sha256(), []
+    for part in (data.fit, data.held_out):
+        counts.append(0)
+        for batch in part:
+            counts[-1] += len(batch[PROMPT])
+            for name in sorted(batch):
+                digest.add(batch[name].astype("<i8").tobytes())
+    said = f"{sum(counts)} samples of its own tokens, seeded"
+    return MadeSamples(data=data, said=said, sha256=digest.hex(), count=sum(counts), num_held_out=counts[1])

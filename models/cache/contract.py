@@ -11,7 +11,7 @@ rows, and `compact`, which keeps the chosen ones. None of the last two has weigh
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -138,6 +138,7 @@ class NewEntries:
         seen: Tokens that were read before, [B] int64: the position of the first.
         lengths: Rows of each kind before, [B] int64 each, by name.
         part: The graph.
+        project: The layer's projection of what all heads receive, [B, T, H * D] → [B, T, C]; for calibration.
         carried: What one layer hands to those behind it, within the run.
     """
 
@@ -150,6 +151,7 @@ class NewEntries:
     seen: Tensor
     lengths: Mapping[str, Tensor]
     part: Part
+    project: Callable[[Tensor], Tensor] | None = None
     carried: dict[str, Tensor] = field(default_factory=dict)
 
     @property

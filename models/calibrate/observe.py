@@ -10,6 +10,8 @@ from torch import Tensor
 from trt_compress.errors import InternalError
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.methods import CompressorConfig, CompressorSpec, Method
+from trt_compress.methods.config import CACHE_KINDS
+from trt_compress.models.calibrate.observe_cache import Look, watched_cache
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.calibration import Batch, Passing
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -151,6 +153,13 @@ class WatchedHost:
         """What the model puts out, run by run, by `graph.output`."""
         spec = None if config is None else replace(self._specs[self._number], config=config)
         graphs = self._attached(spec)
+        for batch in batches:
+            yield from self._runs(graphs, batch)
+
+    def watch_caches(self, batches: Iterable[Batch], look: Look) -> Iterator[Mapping[str, Tensor]]:
+        """What the model puts out, run by run, while all its caches are plain and each layer's is looked at."""
+        others = [spec for spec in self._specs if spec.method.kind not in CACHE_KINDS]
+        graphs = self._host.attach((*others, watched_cache(look)))
         for batch in batches:
             yield from self._runs(graphs, batch)
 

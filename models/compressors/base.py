@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods.config import CompressorConfig, Method, check_ascending
-from trt_compress.models.compressors.calibration import Calibrated, CalibrationData, CalibrationHost
+from trt_compress.models.compressors.calibration import Alphabet, Calibrated, CalibrationData, CalibrationHost
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap, TapKind
 
@@ -89,6 +89,17 @@ class Acting(nn.Module, ABC):
         raise UnsupportedError(
             f"{cls.method.name}: nothing is known of how to calibrate it; give trained tensors with --tensors FILE."
         )
+
+    @classmethod
+    def samples(cls, alphabet: Alphabet, config: Any) -> CalibrationData | None:
+        """Samples to calibrate with where nobody gives data; None: there must be data.
+
+        The same alphabet makes the same samples.
+
+        Raises:
+            ConfigError: The model reads too few tokens for them.
+        """
+        return None
 
     @classmethod
     def adopt(cls, tensors: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:

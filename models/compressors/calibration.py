@@ -1,6 +1,6 @@
 """What a method may ask for when it is calibrated: a model that shows what passes its sites, and data in batches."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +42,21 @@ class CalibrationData:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alphabet:
+    """What a method may make samples of for a model that reads tokens.
+
+    Attributes:
+        tokens: Those that stand for text, int64 ascending: none that begins, ends or fills one.
+        first: The token that a text begins with; None: it begins with any.
+        context: Tokens of the longest sequence.
+    """
+
+    tokens: np.ndarray[Any, np.dtype[Any]]
+    first: int | None
+    context: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
     """What a calibration gives: the tensors of the artifact, and how well they do on held-out samples, by measure."""
 
@@ -76,6 +91,16 @@ class CalibrationHost(Protocol):
         self, batches: Iterable[Batch], config: CompressorConfig | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
         """What the model puts out, run by run, by `graph.output`; with the method in place if `config` is given."""
+        ...
+
+    def watch_caches(self, batches: Iterable[Batch], look: Callable[..., None]) -> Iterator[Mapping[str, Tensor]]:
+        """What the model puts out, run by run, while all its caches are plain.
+
+        Args:
+            batches: What it is run on.
+            look: Called in each run for each layer that cache policies act at, with its `CacheLayer`, its `NewEntries`
+                and its memory, which holds the entries of the run.
+        """
         ...
 
 

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         before = both
         if self.layer.rope is not None:
             both = turned(both, run.table(self.layer.rope))
-        y = run.attend(both.split([heads, groups], dim=1), before.split([heads, groups], dim=1), value)
+        y = run.attend(both.split([heads, groups], dim=1), before.split([heads, groups], dim=1), value, self.out)
         return typed(Tensor, self.out(y.transpose(1, 2).reshape(batch, count, heads * config.head_dim)))
 
 
@@ -172,7 +172,9 @@ class DecoderRun:
         self._layer = number
         yield
 
-    def attend(self, turned_: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], value: Tensor) -> Tensor:
+    def attend(
+        self, turned_: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], value: Tensor, project: nn.Module
+    ) -> Tensor:
         """Keep the entries of the run's tokens, and attend: [B, H, T, D]."""
         number = self._layer
         assert self._count is not None
@@ -186,6 +188,7 @@ class DecoderRun:
             seen=self._seen,
             lengths=self._plan.lengths_of(number, self._lengths),
             part=self._part,
+            project=project,
             carried=self._carried,
         )
         memory = self._plan.memory(number, self._states)

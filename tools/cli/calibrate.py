@@ -22,7 +22,8 @@ def calibrate(
         typer.Option(
             metavar="FILE.npz",
             help="An array for each input, samples along the first axis, or `prompt` [samples, tokens] of a model that "
-            "reads tokens; every fifth is held out for the score.",
+            "reads tokens; every fifth is held out for the score. Some methods for language models need none: "
+            "they make samples of the model's own tokens.",
         ),
     ] = None,
     tensors: Annotated[
@@ -57,4 +58,4 @@ def calibrate(
         return
     card = made.card
     pairs = [("artifact", str(made.path)), *card_pairs(card, held_out=made.held_out)]
-    print_pairs("Calibrated", [*pairs, ("use it", f"{card.method}:{card.option}={made.path}")])
+    print_pairs("Calibrated", [*pairs, ("use it", made.spec)])

@@ -31,11 +31,13 @@ class ArtifactForm:
         summary: What it is, as the end of `FILE: …`.
         version: Of its tensors: their names, shapes and meaning.
         settings: Other options of the method that it depends on; it is refused for other values.
+        needs_data: It is made from data; False: the method makes samples of its own where none are given.
     """
 
     summary: str
     version: int = 1
     settings: tuple[str, ...] = ()
+    needs_data: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """Cache policies that look at heads one by one, or merge entries: options and entries."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trt_compress.errors import ConfigError
-from trt_compress.methods.cache import check_budget
+from trt_compress.methods.artifact import ArtifactFile, ArtifactForm
+from trt_compress.methods.cache import check_budget, check_kernel
 from trt_compress.methods.config import CompressorConfig, Method
 
 
@@ -35,6 +37,44 @@ class ExpectedConfig(CompressorConfig):
             raise ConfigError(f"expected: epsilon={self.epsilon} is out of range; give 0 or more.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressKvConfig(CompressorConfig):
+    """Options of CompressKV.
+
+    Attributes:
+        budget: Entries kept of each KV head, those of the window with them; the mean of all layers.
+        calibration: An artifact: how strong each head is, and how much each layer loses.
+        heads: How many heads of each layer choose, the strongest.
+        budgets: "errors": layers that lose more keep more; "same": all keep as many.
+        smallest: Entries of a layer at least; where the budget is less, it.
+        window: Tokens at the end of the prompt whose queries choose; they are kept.
+        kernel: Width of the pooling of their attention, odd; 1: none.
+        pool: "avg" or "max".
+    """
+
+    budget: int
+    calibration: ArtifactFile | None = None
+    heads: int = 4
+    budgets: Literal["errors", "same"] = "errors"
+    smallest: int = 32
+    window: int = 8
+    kernel: int = 5
+    pool: Literal["avg", "max"] = "avg"
+
+    def __post_init__(self) -> None:
+        check_budget("compresskv", self.budget, self.window, "window")
+        check_kernel("compresskv", self.kernel)
+        if self.window < 1:
+            raise ConfigError(f"compresskv: window={self.window} is out of range; give 1 or more tokens.")
+        if self.heads < 1:
+            raise ConfigError(f"compresskv: heads={self.heads} is out of range; give 1 or more.")
+        if self.smallest <= self.window:
+            raise ConfigError(
+                f"compresskv: smallest={self.smallest} has no room beside window={self.window}; give more than "
+                f"{self.window}."
+            )
+
+
 EXPECTED = Method(
     name="expected",
     summary="keeps the entries of a prompt that tokens to come are expected to attend to (expected attention)",
@@ -44,4 +84,24 @@ EXPECTED = Method(
     config=ExpectedConfig,
     implementation="models.cache.expected:ExpectedAttention",
     kind="selector",
+)
+COMPRESSKV = Method(
+    name="compresskv",
+    summary="keeps the entries of a prompt that a few heads, found by calibration, attend to; layers differ in their "
+    "budgets (CompressKV)",
+    source="CompressKV, arXiv:2508.02401; code TUDa-HWAI/CompressKV e8af510, methods/compresskv/snapkv_utils.py and "
+    "Retrieval_Head_Identification",
+    differs="calibrated on needles of random tokens of the model (or on texts that are given), which are asked for by "
+    "the tokens in front of them and read one by one; where the model answers none of them, all of them count. "
+    "Errors are those of the tokens of the answer, at a quarter of the prompt at most. Entries stay in their order.",
+    config=CompressKvConfig,
+    implementation="models.cache.compresskv:CompressKv",
+    kind="selector",
+    artifacts={
+        "calibration": ArtifactForm(
+            summary="scores [layers, heads], how much each head attends to what is asked for, and errors [layers], how "
+            "much each layer loses by eviction",
+            needs_data=False,
+        )
+    },
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import keep_up
-from trt_compress.methods import parse_spec
+from trt_compress.methods import CompressorSpec, parse_spec
 from trt_compress.models.cache.caches import upkeep_graphs
 from trt_compress.models.cache.contract import NewEntries, Part
 from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
@@ -29,9 +29,11 @@ class CacheRun:
         runs: How often each graph was run.
     """
 
-    def __init__(self, decoder: Decoder, spec: str, *, context: int, chunk: int, batch: int = 1) -> None:
+    def __init__(
+        self, decoder: Decoder, spec: str | Sequence[CompressorSpec], *, context: int, chunk: int, batch: int = 1
+    ) -> None:
         caching = Caching(context=context, chunk=chunk)
-        plan = plan_of(decoder.config, caching, "tiny", parse_spec(spec))
+        plan = plan_of(decoder.config, caching, "tiny", parse_spec(spec) if isinstance(spec, str) else spec)
         self.graphs = {graph.name: graph for graph in decoder_graphs(decoder, caching, plan)}
         self.procedure = decoder_procedure(plan, list(self.graphs.values()))
         self.plan, self.chunk = plan, chunk
