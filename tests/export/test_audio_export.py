@@ -226,7 +226,8 @@ def test_the_first_layers_of_every_row_of_a_codec(tmp_path: Path, monkeypatch: p
         short = graph.layers.first(1)
         assert len(list(short.module.parameters())) < len(list(graph.module.parameters()))
         sound = 0.1 * torch.randn(1, 1600, generator=torch.Generator().manual_seed(0))
-        given = sound if graph.name == "encode" else torch.from_numpy(wanted.examples(1)[0]["codes"])
+        codes = None if wanted.examples is None else wanted.examples(1)[0].get("codes")
+        given = sound if codes is None else torch.from_numpy(codes)
         with torch.no_grad():
             assert torch.equal(short.module(given), wanted.module(given))
             assert not torch.equal(graph.module(given), wanted.module(given))

@@ -442,12 +442,12 @@ def test_first_layers_of_ast(save: Callable[..., Made]) -> None:
     model = cast(AudioModel, short.module.model)
     audio = sound(model.num_samples)
     with torch.no_grad():
-        wanted = nn_of(model, graph.module.placed.steps("blocks.0")[0], audio)
+        wanted = one_layer(model, cast(CompressedAudio, graph.module).placed.steps("blocks.0")[0], audio)
     close(call(short.module, audio), wanted)
     assert short.outputs == graph.outputs and [site.name for site in short.module.plan] == ["blocks.0"]
 
 
-def nn_of(model: AudioModel, step: Any, audio: Tensor) -> Tensor:
+def one_layer(model: AudioModel, step: Any, audio: Tensor) -> Tensor:
     """The classifier on what one layer with a method makes of sound, written out."""
     layer = model.encoder.stack[0]
     x = model.embed(audio)

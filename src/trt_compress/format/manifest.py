@@ -318,10 +318,10 @@ class Manifest(Record):
     @property
     def fixed_batch(self) -> int | None:
         """How many sequences are read at once by a procedure, neither more nor fewer; None: it can be chosen."""
-        for name in () if self.procedure is None else self.procedure.feeds:
+        for name, what in () if self.procedure is None else self.procedure.feeds.items():
             graph, _, tensor = name.partition(".")
             shape = next((info.shape for info in self.graph(graph).inputs if info.name == tensor), ())
-            if self.procedure.feeds[name] == "tokens" and shape and isinstance(shape[0], int):
+            if what == "tokens" and shape and isinstance(shape[0], int):
                 return shape[0]
         return None
 
