@@ -182,7 +182,7 @@ def _q5_1(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
 
 
 def _q2_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
-    codes = _bits(blocks[:, 16:80].unflatten(1, (2, 32)), 2).flatten(1)
+    codes = _bits(blocks[:, 16:80].reshape(-1, 2, 32), 2).flatten(1)
     scale, least = (part.float() for part in _halves(blocks, 80))
     parts = blocks[:, :16]
     scale, least = scale * (parts & 15), -least * (parts >> 4)
@@ -192,7 +192,7 @@ def _q2_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
 def _q3_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
     import torch
 
-    low = _bits(blocks[:, 32:96].unflatten(1, (2, 32)), 2).flatten(1)
+    low = _bits(blocks[:, 32:96].reshape(-1, 2, 32), 2).flatten(1)
     high = _bits(blocks[:, :32], 1).flatten(1)
     parts = _nibbles(blocks[:, 96:104]) | _bits(blocks[:, 104:108], 2).flatten(1) << 4
     scale = blocks[:, 108:].contiguous().view(torch.float16).float() * (parts.view(torch.int8) - 32)
@@ -203,13 +203,13 @@ def _scales_of_six_bits(packed: "Tensor") -> "tuple[Tensor, Tensor]":
     """Eight factors of scales and eight of what is taken off, out of 12 bytes."""
     import torch
 
-    first, second, third = packed.unflatten(1, (3, 4)).unbind(1)
+    first, second, third = packed.reshape(-1, 3, 4).unbind(1)
     scale = torch.cat([first & 63, third & 15 | first >> 6 << 4], dim=1)
     return scale, torch.cat([second & 63, third >> 4 | second >> 6 << 4], dim=1)
 
 
 def _q4_k(blocks: "Tensor", codes: "Tensor | None" = None, middle: int = 8) -> "tuple[Tensor, Tensor, Tensor | None]":
-    codes = _nibbles(blocks[:, 16:].unflatten(1, (4, 32))).flatten(1) if codes is None else codes
+    codes = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).flatten(1) if codes is None else codes
     scale, least = (part.float() for part in _halves(blocks, 0))
     of_scale, of_least = _scales_of_six_bits(blocks[:, 4:16])
     scale, least = scale * of_scale, least * of_least
@@ -217,15 +217,15 @@ def _q4_k(blocks: "Tensor", codes: "Tensor | None" = None, middle: int = 8) -> "
 
 
 def _q5_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
-    codes = _nibbles(blocks[:, 48:].unflatten(1, (4, 32))).flatten(1)
+    codes = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).flatten(1)
     return _q4_k(blocks, codes | _bits(blocks[:, 16:48], 1).flatten(1) << 4, 16)
 
 
 def _q6_k(blocks: "Tensor") -> "tuple[Tensor, Tensor, Tensor | None]":
     import torch
 
-    low = _nibbles(blocks[:, :128].unflatten(1, (2, 64)))
-    high = _bits(blocks[:, 128:192].unflatten(1, (2, 32)), 2).flatten(2)
+    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64))
+    high = _bits(blocks[:, 128:192].reshape(-1, 2, 32), 2).flatten(2)
     parts = blocks[:, 192:208].contiguous().view(torch.int8)
     scale = blocks[:, 208:].contiguous().view(torch.float16).float() * parts
     return _round_middle((low | high << 4).flatten(1), 32), scale, None

@@ -92,7 +92,7 @@ class WholeNumbers:
 
     def numbers(self) -> Tensor:
         """The weight, float32 [outputs, inputs]."""
-        blocks = self.codes.float().unflatten(1, (-1, self.group))
+        blocks = self.codes.float().reshape(len(self.codes), -1, self.group)
         if self.zero is not None:
             blocks -= self.zero[..., None]
         blocks *= self.scale[..., None].float()
@@ -187,7 +187,7 @@ class BlockLinear(nn.Module):
         y = torch.matmul(x, blocks)
         if self.least is None:
             return y
-        return y + torch.matmul(x.unflatten(-1, (-1, self.form.group)).sum(dim=-1), self.least)
+        return y + torch.matmul(x.reshape(*x.shape[:-1], -1, self.form.group).sum(dim=-1), self.least)
 
     def extra_repr(self) -> str:
         """What `print` says of the layer."""

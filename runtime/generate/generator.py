@@ -90,7 +90,12 @@ class Generator:
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle, require_digest=require_digest)
         text = BundleText(bundle, capacity=capacity) if text is None else text
-        how = {"backend": backend, "threads": threads, "native": native, "require_digest": require_digest}
+        how: dict[str, Any] = {
+            "backend": backend,
+            "threads": threads,
+            "native": native,
+            "require_digest": require_digest,
+        }
         session = Session.open(bundle, graphs=graphs_for(bundle.manifest), **how)
         made = cls(session, text=text, capacity=capacity)
         made._owns_session, made._how = True, how

@@ -153,7 +153,8 @@ def _genai_model(gguf: Path, python: Path, folder: Path, step: Callable[[str], N
     _write_checkpoint(gguf, checkpoint)
     builder = ["-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", made, "-c", folder / "downloads"]
     form = ["-p", "int4", "-e", "cpu", "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
-    _require(run([python, *builder, *form], folder=folder))
+    command: list[str | Path] = [python, *builder, *form]
+    _require(run(command, folder=folder))
     return made
 
 
@@ -205,7 +206,8 @@ class _Child:
         self.side = side
         given = [side.runtime, str(side.model), str(threads), str(context)]
         module = "trt_compress.tools.bench.peer"
-        command = python_command(module, *given) if side.python is None else [side.python, "-I", PEER, *given]
+        own: list[str | Path] = [*python_command(module, *given)]
+        command = own if side.python is None else [side.python, "-I", PEER, *given]
         if find_program(command[0]) is None:
             raise ConfigError(f"{side.name}: '{command[0]}' is no program; give the Python of its environment.")
         self._errors = stack.enter_context((folder / f"{side.runtime}.log").open("w+b"))
