@@ -79,7 +79,7 @@ def test_the_commands_are_those_documented(cli: Cli) -> None:
     assert [name for name in COMMANDS if f"│ {name} " not in text] == []
 
 
-@pytest.mark.parametrize("arguments", [("list", "--json"), ("--help",), ("inspect", "nothing", "--json")])
+@pytest.mark.parametrize("arguments", [("list", "targets", "--json"), ("--help",), ("inspect", "nothing", "--json")])
 def test_a_stdout_that_takes_nothing_is_no_fault_of_ours(arguments: tuple[str, ...]) -> None:
     """A reader that went away ends a command as SIGPIPE would; a full disk is said."""
     mistake = arguments[0] == "inspect"
@@ -402,7 +402,6 @@ def test_a_piped_row_is_one_line_and_no_cell_pads_the_others(cli: Cli, kind: str
         text = [value for value in row.values() if isinstance(value, str) and value != row.get("op_type")]
         assert all(value in line for value in text) and not line.endswith(" ")
         assert len(line) < sum(max(len(value), 44) + 3 for value in text) + 40
-    assert max(map(len, lines)) < 330
 
 
 def test_rows_that_do_not_fit_become_blocks(
