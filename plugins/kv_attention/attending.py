@@ -225,7 +225,8 @@ def attend(
     repeats = h // groups
     slot = torch.arange(slots, device=q.device).expand(b, groups, slots)
     bias_groups = min(bias.shape[1], groups)
-    biases = bias.float().unflatten(1, (bias_groups, bias.shape[1] // bias_groups))
+    bias_repeats = bias.shape[1] // bias_groups
+    biases = bias.float().reshape(bias.shape[0], bias_groups, bias_repeats, *bias.shape[2:])
     length = length if length.ndim == 2 else length[:, None]
     held = slot < length[..., None]
     if indexed:
