@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.cache import KIVI, KiviConfig
+from trt_compress.methods.cache_stores import GearConfig
 from trt_compress.models.cache.contract import ROWS, CacheState, Length, Memory, NewEntries, Store
 from trt_compress.models.cache.packing import blocks_of, merged, moved_up, rows_from, rows_of
 from trt_compress.models.cache.plain import append_rows, attend_rows, row_states
@@ -24,19 +25,28 @@ _AT_ONCE = 1024  # tokens of a long prompt that one run packs
 
 
 class Kivi(Store):
-    """Rows in full precision, of which the oldest are packed in blocks of `group` tokens."""
+    """Rows in full precision, of which the oldest are packed in blocks of `group` tokens.
+
+    Attributes:
+        config: Its options.
+        unit: Tokens of a packed block.
+        key_group, value_group: Tokens that share a scale in a channel, and channels of a token that do; 0: all.
+        at_once: Tokens that a run of `flush` packs at most.
+    """
 
     method = KIVI
 
-    def __init__(self, config: KiviConfig, arrival: Arrival) -> None:
+    def __init__(self, config: KiviConfig | GearConfig, arrival: Arrival) -> None:
         super().__init__(config, arrival)
         layer, self.config = self.layer, config
         if layer.head_dim % (8 // config.bits):
             raise ConfigError(
-                f"kivi: bits={config.bits} does not pack the {layer.head_dim} channels of a head of {layer.host} into "
-                "whole bytes; give more bits."
+                f"{self.method.name}: bits={config.bits} does not pack the {layer.head_dim} channels of a head of "
+                f"{layer.host} into whole bytes; give more bits."
             )
-        self.value_group = config.group if layer.head_dim % config.group == 0 else 0
+        self.unit = config.group
+        self.key_group = config.group
+        self.value_group = config.group if config.group and layer.head_dim % config.group == 0 else 0
         exact = config.prefill == "exact"
         most = max(min(_AT_ONCE, layer.context) if exact else layer.chunk, config.residual)
         self.at_once = most // config.residual * config.residual
@@ -54,8 +64,8 @@ class Kivi(Store):
 
     def lengths(self) -> tuple[Length, ...]:
         """Rows in full precision, and packed blocks."""
-        group, exact = self.config.group, self.config.prefill == "exact"
-        blocks = self.at_once // group
+        exact = self.config.prefill == "exact"
+        blocks = self.at_once // self.unit
         return (
             Length(
                 name=ROWS,
@@ -64,20 +74,21 @@ class Kivi(Store):
                 first=self.at_once,
                 most=None if exact else self.config.residual + self.layer.chunk,
             ),
-            Length(name=PACKED, symbol="blocks", unit=group, flush=blocks, first=blocks, spare=blocks),
+            Length(name=PACKED, symbol="blocks", unit=self.unit, flush=blocks, first=blocks, spare=blocks),
         )
 
     def cache_states(self) -> tuple[CacheState, ...]:
         """Rows, and of the packed ones codes, scales and minima."""
-        layer, group, bits = self.layer, self.config.group, self.config.bits
-        codes = (layer.groups, PACKED, group * layer.head_dim * bits // 8)
-        per_token = group * (layer.head_dim // self.value_group if self.value_group else 1)
+        layer, unit, bits = self.layer, self.unit, self.config.bits
+        codes = (layer.groups, PACKED, unit * layer.head_dim * bits // 8)
+        of_keys = unit // self.key_group * layer.head_dim
+        of_values = unit * (layer.head_dim // self.value_group if self.value_group else 1)
         made = [
             *row_states(layer, tail=True),
             CacheState(name="k_code", shape=codes, dtype="uint8", compare="codes", bits=bits, read="r", flush="rw"),
             CacheState(name="v_code", shape=codes, dtype="uint8", compare="codes", bits=bits, read="r", flush="rw"),
         ]
-        for which, width in (("k", layer.head_dim), ("v", per_token)):
+        for which, width in (("k", of_keys), ("v", of_values)):
             shape = (layer.groups, PACKED, width)
             made += [
                 CacheState(
@@ -91,49 +102,61 @@ class Kivi(Store):
         """Append to the rows, and attend to both parts."""
         append_rows(reading, memory)
         newest = attend_rows(reading, memory, self.layer)
-        group = self.config.group
-        packed = kv_attention(
+        return merged(self.attend_packed(reading, memory), newest)
+
+    def attend_packed(self, reading: NewEntries, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Attend to what is packed; and the logarithm of the sum of exponentials."""
+        return kv_attention(
             reading.query,
-            rows_of(memory["k_code"], group),
-            memory["k_scale"],
-            memory["k_minimum"],
-            rows_of(memory["v_code"], group),
-            rows_of(memory["v_scale"], group),
-            rows_of(memory["v_minimum"], group),
-            reading.lengths[PACKED] * group,
+            *self.parts("k", memory),
+            *self.parts("v", memory),
+            reading.lengths[PACKED] * self.unit,
             k_bits=self.config.bits,
             k_axis="channel",
-            k_group=group,
+            k_group=self.key_group,
             v_bits=self.config.bits,
             v_axis="token",
             v_group=self.value_group,
             scale=self.layer.scale,
             softcap=self.layer.softcap,
         )
-        return merged(packed, newest)
+
+    def parts(self, which: str, memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scales and minima of keys ("k") or values ("v"), as the operators take them."""
+        rows = self.unit // self.key_group if which == "k" else self.unit
+        code, scale, minimum = (memory[f"{which}_{what}"] for what in ("code", "scale", "minimum"))
+        return rows_of(code, self.unit), rows_of(scale, rows), rows_of(minimum, rows)
 
     def flush(self, lengths: Mapping[str, Tensor], memory: Memory) -> None:
         """Pack whole residuals of the oldest rows, and move the others to the front."""
         went = self._goes(lengths)
         for which, rows in (("k", "keys"), ("v", "values")):
-            axis: Literal["channel", "token"] = "channel" if which == "k" else "token"
-            parts = kv_quantize(
-                rows_from(memory[rows], lengths[ROWS], self.at_once),
-                bits=self.config.bits,
-                axis=axis,
-                group=self.config.group if which == "k" else self.value_group,
-                scale_type=getattr(torch, self.config.scales),
-            )
-            for what, part in zip(("code", "scale", "minimum"), parts, strict=True):
-                name = f"{which}_{what}"
-                new = part if which == "k" and what != "code" else blocks_of(part, self.config.group)
-                memory[name] = kv_append(memory[name], new, lengths[PACKED])
+            packed = self.pack(which, rows_from(memory[rows], lengths[ROWS], self.at_once))
+            for name, blocks in packed.items():
+                memory[name] = kv_append(memory[name], blocks, lengths[PACKED])
             memory[rows] = moved_up(memory[rows], went)
+
+    def pack(self, which: str, rows: Tensor) -> dict[str, Tensor]:
+        """Blocks [B, G, P, …] of rows [B, G, P * unit, D] of keys ("k") or values ("v"), by the names of the states."""
+        axis: Literal["channel", "token"] = "channel" if which == "k" else "token"
+        code, scale, minimum = kv_quantize(
+            rows,
+            bits=self.config.bits,
+            axis=axis,
+            group=self.key_group if which == "k" else self.value_group,
+            scale_type=getattr(torch, self.config.scales),
+        )
+        rows_a_block = self.unit // self.key_group if which == "k" else self.unit
+        return {
+            f"{which}_code": blocks_of(code, self.unit),
+            f"{which}_scale": blocks_of(scale, rows_a_block),
+            f"{which}_minimum": blocks_of(minimum, rows_a_block),
+        }
 
     def flushed(self, lengths: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Fewer rows, more blocks."""
         went = self._goes(lengths)
-        return {ROWS: lengths[ROWS] - went, PACKED: lengths[PACKED] + went // self.config.group}
+        return {ROWS: lengths[ROWS] - went, PACKED: lengths[PACKED] + went // self.unit}
 
     def _goes(self, lengths: Mapping[str, Tensor]) -> Tensor:
         """Rows of each sequence that are packed, [B]."""

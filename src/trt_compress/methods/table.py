@@ -6,7 +6,7 @@ from trt_compress.methods.audio import ATOME, FASTAST, FRAME_POOL, FRAME_STACK
 from trt_compress.methods.cache import KIVI, PLAIN, SNAPKV
 from trt_compress.methods.cache_heads import COMPRESSKV, EXPECTED
 from trt_compress.methods.cache_selectors import H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
-from trt_compress.methods.cache_stores import INT4, INT8
+from trt_compress.methods.cache_stores import GEAR, INT4, INT8
 from trt_compress.methods.config import Method
 from trt_compress.methods.video import STATIC_REUSE, TOC3D
 from trt_compress.methods.vision import AVG_POOL, EVIT, RANDOM, TOME, VTC_CLS
@@ -15,7 +15,7 @@ _ALL = (
     *(TOME, EVIT, VTC_CLS, AVG_POOL, RANDOM, STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
     *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV),
     *(EXPECTED, COMPRESSKV),
-    *(PLAIN, INT8, INT4, KIVI),
+    *(PLAIN, INT8, INT4, KIVI, GEAR),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

@@ -18,6 +18,7 @@ STORES = (
     "int4:group=8",
     "kivi:bits=4,group=8,residual=16",
     "kivi:bits=2,group=4,residual=8,prefill=packed",
+    "gear:bits=4,group=8,residual=16,rank=2",
 )
 CLOSE = 1e-4
 
@@ -72,6 +73,9 @@ def test_bytes_are_those_of_the_arrays(spec: str, decoder: Decoder) -> None:
         ("int4:group=8", 2 * 2 * (8 + 2 * 4)),
         ("int4:group=8,scales=float32", 2 * 2 * (8 + 2 * 8)),
         ("kivi:bits=4,group=8,residual=16", 2 * (8 + 16 * 4 / 8) + 2 * (8 + 2 * 4)),
+        # of GEAR's blocks of 64: factors, and outliers with their numbers: of 64 tokens 2 a channel, of 32 channels 2
+        ("gear:bits=2,group=64,rank=3,outliers=0", 2 * (4 + 16 * 4 / 64 + 4 + 4) + 2 * 2 * 2 * 3 * (1 + 16 / 64)),
+        ("gear:bits=2,group=64,rank=1", 2 * (4 + 1 + 4 + 4) + 2 * 2 * 2 * (1 + 1 / 4) + 2 * 16 * 2 * 4 / 64 + 2 * 4),
         ("kivi:bits=2,group=32,residual=64", 2 * (4 + 16 * 4 / 32) + 2 * (4 + 4)),
     ],
 )
