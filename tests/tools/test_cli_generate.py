@@ -180,7 +180,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "tokenizer": (("large", "-p", "a"), "and the model knows 300 (0 to 299); export the bundle again with the"),
     "no tokenizer": (("bare", "-p", "a"), "'bare' has no tokenizer; give the numbers of tokens"),
     "no template": (("bare", "--chat"), "'bare' has no chat template"),
-    "memory": (("huge", "--input", "p.jsonl", "--max-new", 1 << 40), "MiB for the weights, and"),
+    "memory": (("huge", "--input", "p.jsonl", "--max-new", 1 << 40), "KiB for the weights, and"),
     "temperature": (("b", "-p", "a", "--temperature", -1), "temperature=-1.0; give a number from 0 to 1000"),
     "max new": (("b", "-p", "a", "--max-new", 0), "max_new=0; give a whole number of at least 1"),
     "a key": (("b", "--input", "bad.jsonl"), "Prompt 2 of 'bad.jsonl': key 'max_nwe' is not known; there are id"),
