@@ -10,6 +10,7 @@ from tests.typed_commands import Typed
 from trt_compress.format.bundle import Bundle
 from trt_compress.runtime.sequences import Sequences
 from trt_compress.runtime.session import Session
+from trt_compress.runtime.states import States
 
 SPEC = "snapkv:budget=40,window=8+kivi:bits=4,group=8,residual=16"
 
@@ -49,6 +50,41 @@ def test_unequal_prompts_are_read_as_alone(bundle: Path) -> None:
             alone = Sequences(session)
             logits = [alone.read([prompt]), *(alone.step([token]) for token in more)]
             np.testing.assert_allclose([each[row] for each in found], [each[0] for each in logits], atol=1e-4)
+
+
+def test_bytes_in_the_manifest_are_those_of_the_arrays(bundle: Path) -> None:
+    """Of the 40 entries that are kept, 32 are packed, in blocks of 8."""
+    sites = {each.compressor: each for each in Bundle.open(bundle).manifest.compression if each.site == "step/cache.0"}
+    with Session.open(bundle) as session:
+        one = Sequences(session)
+        one.read([text(100).numpy()])
+        used = {"packed": int(one.states.value("packed")[0]), "rows": int(one.states.value("rows")[0])}
+        assert used == {"packed": 4, "rows": 8}
+        stored = 0
+        parts = [f"{which}_{what}" for which in "kv" for what in ("code", "scale", "minimum")]
+        for name in ("keys", "values", *parts):
+            array = one.states.value(f"{name}_0")
+            stored += array.nbytes // array.shape[2] * used["rows" if name in ("keys", "values") else "packed"]
+    assert sites["kivi"].bytes == stored and sites["snapkv"].bytes is None
+    assert sites["kivi"].bytes_per_token == 2 * (8 + 16 * 4 / 8) + 2 * (8 + 2 * 4)
+
+
+def test_packed_caches_grow_and_are_saved(bundle: Path, tmp_path: Path) -> None:
+    """One grows while it reads on; beside a longer one it has had room for everything from the beginning."""
+    prompt, more = text(30, seed=3).numpy(), text(90, seed=5).numpy()
+    with Session.open(bundle) as session:
+        alone, pair = Sequences(session), Sequences(session, batch=2)
+        alone.read([prompt])
+        pair.read([text(100).numpy(), prompt])
+        before = alone.states.lengths
+        for token in more:
+            found, expected = alone.step([token])[0], pair.step([token, token])[1]
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert alone.states.lengths["blocks"] > before["blocks"]
+        alone.states.save(tmp_path / "states")
+        again = Sequences(session)
+        again.states, again._seen = States.load(tmp_path / "states", session), np.array(alone.seen)
+        np.testing.assert_array_equal(again.step([5]), alone.step([5]))
 
 
 def test_a_text_behind_a_prompt_is_scored_as_steps_read_it(bundle: Path) -> None:
