@@ -118,8 +118,11 @@ class Caches(nn.Module):
 
     @property
     def counts(self) -> bool:
-        """Whether rows are counted in states."""
-        return any(group.counted for group in self.groups)
+        """Whether rows are counted in states, or tokens have to be told from filling."""
+        stores = (layer.store for layer in self.layers)
+        return any(group.counted for group in self.groups) or any(
+            isinstance(store, Store) and store.needs_count for store in stores
+        )
 
     @property
     def prefills(self) -> bool:

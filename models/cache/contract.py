@@ -224,9 +224,11 @@ class Store(CachePolicy):
     Attributes:
         keeps_rest: No entry is removed.
         flush_after: After what rows in full precision are packed.
+        needs_count: It has to tell tokens from filling, also where texts are scored.
     """
 
     keeps_rest = True
+    needs_count: ClassVar[bool] = False
     flush_after: tuple[str, ...] = ("run",)
 
     @abstractmethod

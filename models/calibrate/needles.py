@@ -20,8 +20,8 @@ from trt_compress.models.compressors.calibration import Alphabet, Batch, Calibra
 
 CUE, ANSWER = 8, 8
 """Tokens that ask, and tokens of the answer, which stand behind them."""
-_LONGEST, _SHORTEST = 512, 6 * CUE
-_BATCHES, _HELD_OUT, _AT_ONCE = 6, 2, 4
+_LONGEST, _SHORTEST = 256, 6 * CUE
+_BATCHES, _HELD_OUT, _AT_ONCE = 4, 1, 4
 _SEED = 14
 _ENOUGH = 0.5  # of an answer; ROUGE-1's recall of a sample that counts
 _SMALL = 1e-5
@@ -161,8 +161,8 @@ def eviction_errors(
 def _error(layer: CacheLayer, reading: NewEntries, memory: Memory, kept: Tensor, total: int, read: int) -> Tensor:
     """The relative error of one token's attention without what is not kept of the prompt, [B]."""
     assert reading.project is not None
-    slot = torch.arange(memory["keys"].shape[2])
-    allowed = kept | (slot >= total)
+    behind = torch.ones(*kept.shape[:2], read - total, dtype=torch.bool)
+    allowed = torch.cat([kept[:, :, :total], behind], dim=2)
     outputs = []
     for mask in (None, allowed):
         weights = _attention(layer, reading.query, memory["keys"], read, mask)
@@ -181,7 +181,7 @@ def _attention(layer: CacheLayer, query: Tensor, keys: Tensor, read: int, allowe
     if layer.softcap:
         products = (products / layer.softcap).tanh() * layer.softcap
     if allowed is not None:
-        hidden = ~allowed[:, :, :read].repeat_interleave(repeats, dim=1)[:, :, None]
+        hidden = ~allowed.repeat_interleave(repeats, dim=1)[:, :, None]
         products = products.masked_fill(hidden, -torch.inf)
     return products.softmax(dim=3)
 

@@ -75,6 +75,35 @@ class CompressKvConfig(CompressorConfig):
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RazorConfig(CompressorConfig):
+    """Options of RazorAttention.
+
+    Attributes:
+        search: An artifact: how much each KV head looks at copies of a token, and behind them.
+        window: The newest entries that heads keep which do not retrieve.
+        sinks: The first, which they keep too.
+        echo, induction: Shares of all KV heads that keep everything: of those that look at copies, and behind them.
+    """
+
+    search: ArtifactFile | None = None
+    window: int = 4000
+    sinks: int = 4
+    echo: float = 0.01
+    induction: float = 0.14
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ConfigError(f"razorattention: window={self.window} is out of range; give 1 or more tokens.")
+        if self.sinks < 0:
+            raise ConfigError(f"razorattention: sinks={self.sinks} is out of range; give 0 or more tokens.")
+        for name in ("echo", "induction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"razorattention: {name}={getattr(self, name)} is out of range; it is a share of the heads, 0 to 1."
+                )
+
+
 EXPECTED = Method(
     name="expected",
     summary="keeps the entries of a prompt that tokens to come are expected to attend to (expected attention)",
@@ -101,6 +130,25 @@ COMPRESSKV = Method(
         "calibration": ArtifactForm(
             summary="scores [layers, heads], how much each head attends to what is asked for, and errors [layers], how "
             "much each layer loses by eviction",
+            needs_data=False,
+        )
+    },
+)
+RAZORATTENTION = Method(
+    name="razorattention",
+    summary="keeps everything for heads that retrieve, found by calibration, and for the others first and newest "
+    "entries and the mean of the rest (RazorAttention)",
+    source="RazorAttention, arXiv:2407.15891",
+    differs="`window` is a fixed number (there the larger of 4000 and a fifth of the prompt); prompts are read with "
+    "what is kept, each token as if it had been generated (there in full, and compressed behind). The search is the "
+    "paper's definition on the model's own tokens; third-party code (MindSpore Golden Stick) differs in its mask.",
+    config=RazorConfig,
+    implementation="models.cache.razor:Razor",
+    kind="store",
+    provenance="paper",
+    artifacts={
+        "search": ArtifactForm(
+            summary="echo and induction, [layers, KV heads]: how much each looks at copies of a token, and behind them",
             needs_data=False,
         )
     },
