@@ -151,7 +151,16 @@ def _genai_model(gguf: Path, python: Path, folder: Path, step: Callable[[str], N
     step("running onnxruntime-genai's model builder")
     checkpoint, made = folder / "checkpoint", folder / "genai"
     _write_checkpoint(gguf, checkpoint)
-    builder = ["-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", made, "-c", folder / "downloads"]
+    builder: list[str | Path] = [
+        "-m",
+        "onnxruntime_genai.models.builder",
+        "-i",
+        checkpoint,
+        "-o",
+        made,
+        "-c",
+        folder / "downloads",
+    ]
     form = ["-p", "int4", "-e", "cpu", "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
     command: list[str | Path] = [python, *builder, *form]
     _require(run(command, folder=folder))
@@ -206,8 +215,9 @@ class _Child:
         self.side = side
         given = [side.runtime, str(side.model), str(threads), str(context)]
         module = "trt_compress.tools.bench.peer"
-        own: list[str | Path] = [*python_command(module, *given)]
-        command = own if side.python is None else [side.python, "-I", PEER, *given]
+        command: list[str | Path] = [*python_command(module, *given)]
+        if side.python is not None:
+            command = [side.python, "-I", PEER, *given]
         if find_program(command[0]) is None:
             raise ConfigError(f"{side.name}: '{command[0]}' is no program; give the Python of its environment.")
         self._errors = stack.enter_context((folder / f"{side.runtime}.log").open("w+b"))
