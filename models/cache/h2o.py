@@ -11,10 +11,8 @@ from torch import Tensor
 from trt_compress.methods.cache_selectors import H2O, H2oConfig
 from trt_compress.models.cache.by_rows import RowSelector, up_to
 from trt_compress.models.cache.contract import ROWS, Choice, Memory, NewEntries, Store
-from trt_compress.models.cache.scores import HIDDEN
+from trt_compress.models.cache.scores import of_groups, summed
 from trt_compress.models.compressors.sites import Arrival
-from trt_compress.plugins.attention_score.op import attention_score
-from trt_compress.plugins.operator import cast
 
 
 class H2o(RowSelector):
@@ -59,18 +57,12 @@ class H2o(RowSelector):
 
     def _attention(self, reading: NewEntries, keys: Tensor) -> Tensor:
         """What the new tokens pay to each slot, [B, G, L, sums]. Filling pays to its own slot, behind the others."""
-        batch, heads, tokens, _ = reading.query.shape
+        batch, _, tokens, _ = reading.query.shape
         token, slot = (torch.arange(size, device=keys.device) for size in (tokens, keys.shape[2]))
         number = (reading.lengths[ROWS][:, None] + token)[..., None]
         visible = (slot == number) | ((slot <= number) & (token < reading.count[:, None])[..., None])
-        bias = torch.where(visible, 0.0, HIDDEN)[:, None]
-        score = attention_score(
-            reading.query,
-            cast(up_to(keys, reading.rows), reading.query.dtype),
-            None,
-            cast(bias, reading.query.dtype),
-            scale=self.layer.scale,
-            rows="sum",
-            heads="none" if self._sums > 1 else "group_mean",
-        )
-        return score.reshape(batch, self.layer.groups, self._sums, -1).transpose(2, 3)
+        layer, clean = self.layer, up_to(keys, reading.rows)
+        score = summed(reading.query, clean, visible, scale=layer.scale, softcap=layer.softcap)
+        if self._sums == 1:
+            return of_groups(score, layer.groups, "mean")[..., None]
+        return score.reshape(batch, layer.groups, self._sums, -1).transpose(2, 3)

@@ -1,15 +1,18 @@
 """How much query rows attend to the entries of a cache."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.plugins.attention_score.op import attention_score
+from trt_compress.plugins.operator import cast
 
-HIDDEN = -1e4
+_HIDDEN = -1e4
 
 
-def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float) -> Tensor:
+def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float, softcap: float = 0.0) -> Tensor:
     """Attention of the last rows to every entry, the mean over these rows.
 
     Args:
@@ -17,13 +20,54 @@ def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float)
         keys: Of a cache, [B, G, L, D].
         length: Entries of each sequence, [B] int64, R or more; the last R are those of the rows.
         scale: Factor of the products.
+        softcap: These become cap * tanh(x / cap); 0: they do not.
 
     Returns:
         [B, H, L] in float32; behind the length 0.
     """
     rows = query.shape[2]
     number = length[:, None] - rows + torch.arange(rows, device=keys.device)
-    return attention_score(query, keys, number, length=length, scale=scale, causal=True, heads="none")
+    return attention_to(query, keys, number, length, scale=scale, softcap=softcap)
+
+
+def attention_to(
+    query: Tensor,
+    keys: Tensor,
+    position: Tensor,
+    length: Tensor,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    rows: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Attention that rows pay to every entry.
+
+    Args:
+        query: [B, H, R, D].
+        keys: Of a cache, [B, G, L, D]; what stands behind the length does not matter.
+        position: The slot of each row, up to which it sees, [B, R] int64; -1: it sees nothing and pays nothing.
+        length: Entries of each sequence, [B] int64.
+        scale, softcap: Of the products.
+        rows: The mean over the rows, or their sum.
+
+    Returns:
+        [B, H, L] in float32; behind the length 0.
+    """
+    keys = cast(keys, query.dtype)
+    if not softcap:
+        return attention_score(
+            query, keys, position, length=length, scale=scale, causal=True, rows=rows, heads="none"
+        )
+    batch, heads, count, width = query.shape
+    groups, slots = keys.shape[1:3]
+    slot = torch.arange(slots, device=keys.device)
+    clean = torch.where((slot < length[:, None])[:, None, :, None], keys, torch.zeros_like(keys)).float()
+    each = query.float().reshape(batch, groups, -1, width)  # query heads of a KV head one behind the other
+    products = (each @ clean.transpose(2, 3)).reshape(batch, heads, count, slots) * scale
+    visible = ((slot <= position[..., None]) & (slot < length[:, None, None]))[:, None]
+    bent = torch.where(visible, torch.tanh(products / softcap) * softcap, _HIDDEN).softmax(dim=3)
+    paid = torch.where(visible, bent, 0.0)
+    return paid.mean(dim=2) if rows == "mean" else paid.sum(dim=2)
 
 
 def pooled(score: Tensor, how: str, kernel: int) -> Tensor:

@@ -47,11 +47,11 @@ class WindowSelector(Selector):
 
     def scores(self, length: Tensor, memory: Memory) -> Tensor:
         """Attention of the window to the entries in front of it, [B, G, L]."""
-        config = self.config
-        score = scores_of_last(memory["window"], memory["keys"], length, scale=self.layer.scale)
+        config, layer = self.config, self.layer
+        score = scores_of_last(memory["window"], memory["keys"], length, scale=layer.scale, softcap=layer.softcap)
         before = torch.arange(score.shape[2], device=score.device) < length[:, None] - config.window
         score = pooled(torch.where(before[:, None], score, 0.0), config.pool, config.kernel)
-        return of_groups(score, self.layer.groups, config.heads)
+        return of_groups(score, layer.groups, config.heads)
 
 
 class SnapKv(WindowSelector):

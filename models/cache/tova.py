@@ -38,6 +38,7 @@ class Tova(BudgetSelector):
 
     def choose(self, lengths: Mapping[str, Tensor], memory: Memory) -> Choice:
         """The entries of the largest attention."""
-        score = scores_of_last(memory["last"], memory["keys"], lengths[ROWS], scale=self.layer.scale)
-        score = score.mean(dim=1, keepdim=True).expand(-1, self.layer.groups, -1)
+        layer = self.layer
+        score = scores_of_last(memory["last"], memory["keys"], lengths[ROWS], scale=layer.scale, softcap=layer.softcap)
+        score = score.mean(dim=1, keepdim=True).expand(-1, layer.groups, -1)
         return self.keep_best(score, lengths[ROWS], recent=1)

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from tests.golden.golden_data import read
 from tests.models.cache.runs import LayersRun
+from trt_compress.models.cache.contract import best
 from trt_compress.models.cache.pyramidkv import layer_budgets
 from trt_compress.models.cache.random_kv import numbers
+from trt_compress.models.cache.scores import summed
 
 
 def entries(case: str, method: str, *names: str) -> tuple[Tensor, ...]:
@@ -185,3 +187,26 @@ def test_random_numbers_are_even_and_independent() -> None:
         assert ((centred[:, shift:] * centred[:, :-shift]).mean(dim=1).abs() < 4.5 / count**0.5).all()
     between = centred @ centred.T / count
     assert (between - torch.diag(between.diag())).abs().max() < 4.5 / count**0.5
+
+
+@pytest.mark.parametrize("kept", [None, 3, 2])
+def test_of_equal_scores_the_older_are_kept(kept: int | None) -> None:
+    score = torch.tensor([[[2.0, 1.0, 1.0, 1.0, 1.0, 9.0, 9.0]]])
+    counts = None if kept is None else torch.tensor([kept])
+    choice = best(score, torch.tensor([5]), 3, recent=1, kept=counts)
+    found = choice.index[0, 0, : int(choice.count)].tolist()
+    assert found == ([0, 1, 4] if kept != 2 else [0, 4])
+    assert len(set(choice.index[0, 0].tolist())) == 3
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_attention_to_entries_is_that_of_the_layer(softcap: float) -> None:
+    """Against softmax over the products, written out; a cap bends these first."""
+    generator = torch.Generator().manual_seed(0)
+    query, keys = (torch.randn(2, heads, count, 8, generator=generator) for heads, count in ((4, 3), (2, 9)))
+    visible = torch.arange(9) <= torch.tensor([[4, 5, 6], [6, 7, 8]])[..., None]
+    found = summed(query, keys, visible, scale=0.7, softcap=softcap)
+    products = torch.einsum("bhrd,bhld->bhrl", query, keys.repeat_interleave(2, dim=1)) * 0.7
+    bent = softcap * (products / softcap).tanh() if softcap else products
+    wanted = bent.masked_fill(~visible[:, None], -torch.inf).softmax(dim=3).sum(dim=2)
+    torch.testing.assert_close(found, wanted)
