@@ -36,11 +36,9 @@ class BudgetSelector(Selector):
         return self.config.in_chunks
 
     def looks(self) -> None:
-        """Look at prompts; where it chooses on the way, at what is scored too; where it goes on, at all tokens."""
+        """Look at prompts; where it goes on choosing, at all tokens."""
         self.prompt_only = self.every is None
-        self.observes = ("prefill",) if self.prompt_only and not self.in_chunks else ("prefill", "score")
-        if not self.prompt_only:
-            self.observes = ("prefill", "step", "score")
+        self.observes = ("prefill",) if self.prompt_only else ("prefill", "step", "score")
 
 
 class RowSelector(BudgetSelector):

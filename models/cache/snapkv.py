@@ -60,11 +60,6 @@ class SnapKv(WindowSelector):
     method = SNAPKV
     config: SnapKvConfig
 
-    def __init__(self, config: SnapKvConfig, arrival: Arrival) -> None:
-        super().__init__(config, arrival)
-        if config.in_chunks:
-            self.observes = ("prefill", "score")
-
     @property
     def in_chunks(self) -> bool:
         """As the options say."""
