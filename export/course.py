@@ -4,6 +4,7 @@ Both sides follow the same text (`trt_compress.format.procedure`) and carry thei
 grows shows. A side says what it computes with by `Compute`: the torch modules, or the ONNX files.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -133,6 +134,7 @@ class ProcedureCourse(Course):
         self._seen = np.zeros(len(scenario.prompt), np.int64)
         self._rows: list[Array] = []
         self._count = 0
+        self._came = Counter[str]()
 
     def events(self) -> Iterator[Event]:
         """All runs, in order.
@@ -143,7 +145,11 @@ class ProcedureCourse(Course):
         scenario, batch = self._scenario, len(self._scenario.prompt)
         texts = [np.concatenate([ids, steps]) for ids, steps in zip(scenario.prompt, scenario.steps, strict=True)]
         yield from self._text(self._procedure.prompt, "prompt", texts)
+        due = {entry.graph for entry in self._procedure.upkeep if entry.after in ("step", "run")}
+        self._came.clear()
         for number in range(len(scenario.steps[0]) if batch else 0):
+            if scenario.enough is not None and number >= scenario.enough and all(self._came[each] > 1 for each in due):
+                break
             run = Run(start=-1, tokens=1, counts=(1,) * batch, moments=("run", "step"))
             yield from self._read(self._procedure.step, run, f"step {number + 1}", texts)
         if self._procedure.score is not None:
@@ -192,6 +198,7 @@ class ProcedureCourse(Course):
         kept: list[Event] = []
 
         def maintain(graph: str) -> None:
+            self._came[graph] += 1
             self._reserve((graph,), 0, f"{graph} after {moment}")
             kept.extend(self._pass((graph,), f"{graph} after {moment}", {"seen": self._seen}, {}))
 

@@ -112,8 +112,8 @@ def token_values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int
 def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> Scenario:
     """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came twice.
 
-    Where something is due behind the prompt, the prompt is long enough for what is due in it to have come before. Both
-    are shorter where there is less room.
+    Where something is due behind the prompt or a chunk of it, the prompt is long enough for that and for what is due in
+    it to have come before. Both are shorter where there is less room.
     """
     if procedure.media:
         raise ExportError("the procedure reads media, of which there are no seeded ones; give scenarios in the host.")
@@ -126,7 +126,7 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
     tokens = procedure.prompt.tokens
     usual = tokens if isinstance(tokens, int) else lengths[tokens].opt
     longest = max(usual if procedure.prompt.whole else high + (high + 1) // 2, 1)
-    if any(entry.after == "prompt" for entry in procedure.upkeep) and not procedure.prompt.whole:
+    if any(entry.after in ("prompt", "chunk") for entry in procedure.upkeep) and not procedure.prompt.whole:
         due = [entry.at_least or 0 for entry in procedure.upkeep if entry.after != "step"]
         longest = max([longest, *(at_least + (high + 1) // 2 for at_least in due)])
     unequal = "count" in procedure.feeds.values() and not procedure.prompt.whole
@@ -141,6 +141,16 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
     if not procedure.prompt.whole:
         longest = max(min([longest, *(length - steps for length in room)]), 1)
     steps = max(min([steps, *(length - longest for length in room)]), 0)
+    for each in {each.symbol: each for graph in graphs for each in graph.capacities if each.used is not None}.values():
+        if "tokens" not in each.adds.values():
+            continue
+        most = lengths[each.symbol].max
+        made = [entry for entry in procedure.upkeep if entry.capacity == each.symbol]
+        if not any(entry.after in ("chunk", "run") for entry in made) and not procedure.prompt.whole:
+            longest = min(longest, most)
+        if not any(entry.after in ("step", "run") for entry in made):
+            kept = min([longest, *(int(entry.at_least or 1) - 1 for entry in made)])
+            steps = max(min(steps, most - kept), 0)
     counts = [max(longest - 3 * row, 1) if unequal else longest for row in range(batch)]
     least, most = token_values(procedure, graphs)
     generator = np.random.default_rng(SEED)
@@ -148,4 +158,5 @@ def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> 
     return Scenario(
         prompt=[text[:count] for text, count in zip(texts, counts, strict=True)],
         steps=[text[count:] for text, count in zip(texts, counts, strict=True)],
+        enough=_LEAST_STEPS,
     )

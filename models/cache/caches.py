@@ -232,8 +232,8 @@ class Caches(nn.Module):
                     first, selector = each.first, group.selector
                     if each.name == ROWS and selector is not None:
                         first = max(first, selector.at_most)
-                        if selector.moments == ("run",):
-                            whole = min(whole, selector.at_most + selector.layer.chunk)
+                        held = selector.at_most + selector.layer.chunk  # by one that chooses behind every chunk
+                        whole = held if selector.moments == ("run",) else max(whole, held * selector.in_chunks)
                     begin = max(min(_FIRST_SLOTS // each.unit, whole // 2), first, 1)
                     found[symbol] = (begin, max(begin, whole // 4), max(whole, begin + 1))
         return found
@@ -336,6 +336,7 @@ def caches_of(plan: GraphPlan, host: HostInfo, rings: Mapping[int, Ring]) -> Cac
         )
         _check_together(cache)
         caches.append(cache)
+    _check_removes(caches, host.cache.capacity)
     return Caches(caches, _with_bytes(plan.sites, caches), context=host.cache.capacity)
 
 
@@ -457,11 +458,27 @@ def _check_together(cache: LayerCache) -> None:
             f"{cache.selector.method.name}: cannot choose what is kept, as {cache.store.method.name} "
             f"{cache.store.not_selectable}."
         )
+    if cache.selector.in_cache and "keys" not in {state.name for state in cache.store.cache_states()}:
+        raise ConfigError(
+            f"{cache.selector.method.name}: positions in the cache turn keys that move, and {cache.store.method.name} "
+            "has packed them; give positions=kept, or take a store that keeps new keys as they are."
+        )
     if cache.selector.every is not None and cache.store.period is not None:
         raise ConfigError(
             f"{cache.selector.method.name}: every={cache.selector.every} chooses among generated tokens, which "
             f"{cache.store.method.name} packs in groups that cannot be torn; leave every out, or take a store that "
             "packs nothing."
+        )
+
+
+def _check_removes(caches: Sequence[LayerCache], context: int) -> None:
+    selectors = [cache.selector for cache in caches if cache.selector is not None]
+    least = min((selector.at_most for selector in selectors), default=0)
+    if least >= context:
+        name = selectors[0].method.name
+        raise ConfigError(
+            f"{name}: every layer would keep {least} entries, and the context has {context} tokens, so that none is "
+            f"removed; give a smaller budget, or leave {name} out."
         )
 
 

@@ -81,12 +81,12 @@ class PyramidKv(WindowSelector):
     def _kept(self) -> tuple[int, ...]:
         """Entries that the layer keeps of a prompt of 0, 1, … tokens, up to where there are no more of longer ones."""
         config, layer = self.config, self.layer
-        return _table(layer.place, layer.count, config)
+        return _table(layer.place, layer.count, layer.context, config)
 
 
 @cache
-def _table(place: int, layers: int, config: PyramidKvConfig) -> tuple[int, ...]:
-    longest = 2 * config.budget + config.window + 1
+def _table(place: int, layers: int, context: int, config: PyramidKvConfig) -> tuple[int, ...]:
+    longest = min(2 * config.budget + config.window + 1, context)
     return tuple(
         layer_budgets(
             tokens,

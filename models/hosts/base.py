@@ -155,11 +155,13 @@ class Scenario:
         prompt: For each sequence its tokens, int64; they need not be equally many.
         steps: For each sequence the tokens that follow, equally many.
         media: Inputs of the graphs that read what stands beside the tokens, as `graph.tensor`.
+        enough: After so many steps it ends as soon as all that is due behind steps has come twice; None: with its text.
     """
 
     prompt: Sequence[Array]
     steps: Sequence[Array]
     media: Mapping[str, Array] = field(default_factory=dict)
+    enough: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
