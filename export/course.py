@@ -147,9 +147,12 @@ class ProcedureCourse(Course):
         yield from self._text(self._procedure.prompt, "prompt", texts)
         due = {entry.graph for entry in self._procedure.upkeep if entry.after in ("step", "run")}
         self._came.clear()
+        ends = False
         for number in range(len(scenario.steps[0]) if batch else 0):
-            if scenario.enough is not None and number >= scenario.enough and all(self._came[each] > 1 for each in due):
+            if ends:  # what came last has been read by a step
                 break
+            ends = scenario.enough is not None and number + 1 >= scenario.enough
+            ends = ends and all(self._came[graph] > 1 for graph in due)
             run = Run(start=-1, tokens=1, counts=(1,) * batch, moments=("run", "step"))
             yield from self._read(self._procedure.step, run, f"step {number + 1}", texts)
         if self._procedure.score is not None:
