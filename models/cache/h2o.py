@@ -11,7 +11,7 @@ from torch import Tensor
 from trt_compress.methods.cache_selectors import H2O, H2oConfig
 from trt_compress.models.cache.by_rows import RowSelector, up_to
 from trt_compress.models.cache.contract import ROWS, Choice, Memory, NewEntries, Store
-from trt_compress.models.cache.scores import of_groups, summed
+from trt_compress.models.cache.scores import attention_to, of_groups
 from trt_compress.models.compressors.sites import Arrival
 
 
@@ -56,13 +56,19 @@ class H2o(RowSelector):
         return self.keep_best(score, lengths[ROWS], recent=self.config.newest)
 
     def _attention(self, reading: NewEntries, keys: Tensor) -> Tensor:
-        """What the new tokens pay to each slot, [B, G, L, sums]. Filling pays to its own slot, behind the others."""
-        batch, _, tokens, _ = reading.query.shape
-        token, slot = (torch.arange(size, device=keys.device) for size in (tokens, keys.shape[2]))
-        number = (reading.lengths[ROWS][:, None] + token)[..., None]
-        visible = (slot == number) | ((slot <= number) & (token < reading.count[:, None])[..., None])
-        layer, clean = self.layer, up_to(keys, reading.rows)
-        score = summed(reading.query, clean, visible, scale=layer.scale, softcap=layer.softcap)
+        """What the new tokens pay to each slot, [B, G, L, sums]; filling pays nothing."""
+        layer, before = self.layer, reading.lengths[ROWS]
+        token = torch.arange(reading.query.shape[2], device=keys.device)
+        place = torch.where(token < reading.count[:, None], before[:, None] + token, -1)
+        score = attention_to(
+            reading.query,
+            keys,
+            place,
+            before + reading.count,
+            scale=layer.scale,
+            softcap=layer.softcap,
+            rows="sum",
+        )
         if self._sums == 1:
             return of_groups(score, layer.groups, "mean")[..., None]
-        return score.reshape(batch, layer.groups, self._sums, -1).transpose(2, 3)
+        return score.reshape(score.shape[0], layer.groups, self._sums, -1).transpose(2, 3)

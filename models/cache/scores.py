@@ -55,9 +55,7 @@ def attention_to(
     """
     keys = cast(keys, query.dtype)
     if not softcap:
-        return attention_score(
-            query, keys, position, length=length, scale=scale, causal=True, rows=rows, heads="none"
-        )
+        return attention_score(query, keys, position, length=length, scale=scale, causal=True, rows=rows, heads="none")
     batch, heads, count, width = query.shape
     groups, slots = keys.shape[1:3]
     slot = torch.arange(slots, device=keys.device)

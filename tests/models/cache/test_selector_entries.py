@@ -9,7 +9,7 @@ from tests.models.cache.runs import LayersRun
 from trt_compress.models.cache.contract import best
 from trt_compress.models.cache.pyramidkv import layer_budgets
 from trt_compress.models.cache.random_kv import numbers
-from trt_compress.models.cache.scores import summed
+from trt_compress.models.cache.scores import attention_to
 
 
 def entries(case: str, method: str, *names: str) -> tuple[Tensor, ...]:
@@ -204,9 +204,12 @@ def test_attention_to_entries_is_that_of_the_layer(softcap: float) -> None:
     """Against softmax over the products, written out; a cap bends these first."""
     generator = torch.Generator().manual_seed(0)
     query, keys = (torch.randn(2, heads, count, 8, generator=generator) for heads, count in ((4, 3), (2, 9)))
-    visible = torch.arange(9) <= torch.tensor([[4, 5, 6], [6, 7, 8]])[..., None]
-    found = summed(query, keys, visible, scale=0.7, softcap=softcap)
+    position, length = torch.tensor([[4, 5, -1], [6, 7, 8]]), torch.tensor([6, 9])
     products = torch.einsum("bhrd,bhld->bhrl", query, keys.repeat_interleave(2, dim=1)) * 0.7
     bent = softcap * (products / softcap).tanh() if softcap else products
-    wanted = bent.masked_fill(~visible[:, None], -torch.inf).softmax(dim=3).sum(dim=2)
-    torch.testing.assert_close(found, wanted)
+    visible = torch.arange(9) <= position[..., None]
+    wanted = bent.masked_fill(~visible[:, None], -torch.inf).softmax(dim=3).nan_to_num(0.0)
+    keys[0, :, 6:] = torch.nan
+    for rows, each in (("sum", wanted.sum(dim=2)), ("mean", wanted.mean(dim=2))):
+        found = attention_to(query, keys, position, length, scale=0.7, softcap=softcap, rows=rows)
+        torch.testing.assert_close(found, each)
