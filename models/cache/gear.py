@@ -161,7 +161,8 @@ def outliers_of(lines: Tensor, count: int) -> Tensor:
 
 def marked(numbers: Tensor, length: int, values: Tensor | None = None) -> Tensor:
     """Lines of zeros [..., length] with values, or ones, at their numbers [..., S]."""
-    place, total = torch.arange(length, device=numbers.device), None
+    place = torch.arange(length, device=numbers.device)
+    total: Tensor | None = None
     for one in range(numbers.shape[-1]):
         here = cast(place == numbers[..., one : one + 1], torch.float32)
         part = here if values is None else here * values[..., one : one + 1]

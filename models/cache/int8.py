@@ -48,7 +48,8 @@ class Int8(Store):
 
     def cache_states(self) -> tuple[CacheState, ...]:
         """Codes, scales and minima of each row."""
-        layer, made = self.layer, []
+        layer = self.layer
+        made: list[CacheState] = []
         scales = layer.head_dim // self.config.group if self.config.group else 1
         for which in "kv":
             shape = (layer.groups, ROWS, layer.head_dim * self.bits // 8)

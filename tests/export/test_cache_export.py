@@ -58,12 +58,18 @@ def test_bytes_in_the_manifest_are_those_of_the_arrays(bundle: Path) -> None:
     with Session.open(bundle) as session:
         one = Sequences(session)
         one.read([text(100).numpy()])
-        used = {"packed": int(one.states.value("packed")[0]), "rows": int(one.states.value("rows")[0])}
+
+        def value(name: str) -> np.ndarray:
+            found = one.states.value(name)
+            assert found is not None
+            return found
+
+        used = {name: int(value(name)[0]) for name in ("packed", "rows")}
         assert used == {"packed": 4, "rows": 8}
         stored = 0
         parts = [f"{which}_{what}" for which in "kv" for what in ("code", "scale", "minimum")]
         for name in ("keys", "values", *parts):
-            array = one.states.value(f"{name}_0")
+            array = value(f"{name}_0")
             stored += array.nbytes // array.shape[2] * used["rows" if name in ("keys", "values") else "packed"]
     assert sites["kivi"].bytes == stored and sites["snapkv"].bytes is None
     assert sites["kivi"].bytes_per_token == 2 * (8 + 16 * 4 / 8) + 2 * (8 + 2 * 4)
