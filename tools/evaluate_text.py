@@ -5,7 +5,7 @@ caches are compressed behind it, and a continuation, of which each token is read
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -203,9 +203,9 @@ def evaluate_text(
         for text in texts:
             stack.callback(text.close)
         size = _window(texts, window, context_tokens)
-        if content is None:
-            windows, scored_bytes = [], 0
-        else:
+        windows: list[list[int]] = []
+        scored_bytes = 0
+        if content is not None:
             windows, scored_bytes = _windows(texts, content, str(perplexity), size, limit, context_tokens)
         questions = _questions(texts[0], size, trials, seed, needle=needle, recall=recall, pairs=pairs)
         say("loading")
@@ -352,7 +352,7 @@ def _questions(
     if pairs is not None and not 2 <= pairs <= MOST_PAIRS:
         raise ConfigError(f"--pairs {pairs} is out of range; give 2 to {MOST_PAIRS}.")
     found: dict[str, list[TextQuestion]] = {}
-    makers = {NEEDLE: needles, RECALL: partial(recalls, pairs=pairs)}
+    makers: dict[str, Callable[..., list[TextQuestion]]] = {NEEDLE: needles, RECALL: partial(recalls, pairs=pairs)}
     for kind in [name for name, is_asked in ((NEEDLE, needle), (RECALL, recall)) if is_asked]:
         try:
             found[kind] = makers[kind](count, room, trials, seed)

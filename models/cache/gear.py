@@ -88,7 +88,7 @@ class Gear(Kivi):
         else:
             made = super().pack(which, rows)
             error = rows - self._dequantized(which, made)
-        blocks = error.unflatten(2, (-1, self.unit))
+        blocks = torch.unflatten(error, 2, (-1, self.unit))
         left, right = low_rank(blocks, self.start, self.gear.loops)
         made[f"{which}_factor"] = cast(left.flatten(3), torch.float16)
         made[f"{which}_basis"] = cast(right.transpose(3, 4).flatten(3), torch.float16)
@@ -97,8 +97,8 @@ class Gear(Kivi):
     def unpacked(self, which: str, memory: Mapping[str, Tensor]) -> Tensor:
         """The rows [B, G, P * unit, D] that blocks stand for, float32."""
         rows = self._dequantized(which, memory)
-        factor = rows_of(memory[f"{which}_factor"], self.unit).unflatten(2, (-1, self.unit)).float()
-        basis = memory[f"{which}_basis"].unflatten(3, (self.gear.rank, -1)).float()
+        factor = torch.unflatten(rows_of(memory[f"{which}_factor"], self.unit), 2, (-1, self.unit)).float()
+        basis = torch.unflatten(memory[f"{which}_basis"], 3, (self.gear.rank, -1)).float()
         rows = rows + (factor @ basis).flatten(2, 3)
         if not self.apart(which):
             return rows
@@ -130,22 +130,22 @@ class Gear(Kivi):
         """Rows [B, G, P * unit, D] as lines of which outliers are found: channels of blocks [B, G, P, D, unit], or
         tokens of all heads [B, P * unit, G * D]."""
         if which == "k":
-            return rows.unflatten(2, (-1, self.unit)).transpose(3, 4)
+            return torch.unflatten(rows, 2, (-1, self.unit)).transpose(3, 4)
         return rows.transpose(1, 2).flatten(2)
 
     def _rows(self, which: str, lines: Tensor, like: Tensor) -> Tensor:
         if which == "k":
             return lines.transpose(3, 4).flatten(2, 3)
-        return lines.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+        return torch.unflatten(lines, 2, (like.shape[1], -1)).transpose(1, 2)
 
     def _blocks(self, which: str, lines: Tensor) -> Tensor:
         """Lines as blocks of float16: [B, G, P, D * S], or [B, 1, P, unit * S]."""
         half = cast(lines, torch.float16)
-        return half.flatten(3) if which == "k" else half.unflatten(1, (-1, self.unit)).flatten(2)[:, None]
+        return half.flatten(3) if which == "k" else torch.unflatten(half, 1, (-1, self.unit)).flatten(2)[:, None]
 
     def _from_blocks(self, which: str, blocks: Tensor) -> Tensor:
         if which == "k":
-            return blocks.unflatten(3, (self.layer.head_dim, -1))
+            return torch.unflatten(blocks, 3, (self.layer.head_dim, -1))
         return rows_of(blocks, self.unit)[:, 0]
 
 

@@ -74,7 +74,12 @@ class Int8(Store):
         how: dict[str, Any] = {"bits": self.bits, "axis": "token", "group": self.config.group}
         packed = kv_attention(
             reading.query,
-            *(memory[name] for name in _NAMES),
+            memory["k_code"],
+            memory["k_scale"],
+            memory["k_minimum"],
+            memory["v_code"],
+            memory["v_scale"],
+            memory["v_minimum"],
             reading.lengths[ROWS],
             **{f"{which}_{name}": value for which in "kv" for name, value in how.items()},
             scale=self.layer.scale,

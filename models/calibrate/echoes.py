@@ -55,7 +55,8 @@ def search(host: CalibrationHost, batches: Iterable[Batch]) -> tuple[Tensor, Ten
         def look(layer: CacheLayer, reading: NewEntries, memory: Memory, text: Tensor = text) -> None:
             start = int(reading.seen[0])
             if start < text.shape[1]:
-                found = scores(layer, reading.query, memory["keys"], text, start).unflatten(1, (layer.groups, -1))
+                of_heads = scores(layer, reading.query, memory["keys"], text, start)
+                found = torch.unflatten(of_heads, 1, (layer.groups, -1))
                 totals[layer.place] = totals.get(layer.place, torch.zeros_like(found)) + found
 
         for _ in host.watch_caches([batch], look):

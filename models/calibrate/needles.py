@@ -170,7 +170,8 @@ def _error(layer: CacheLayer, reading: NewEntries, memory: Memory, kept: Tensor,
         y = (weights @ values).transpose(1, 2).flatten(2)
         outputs.append(reading.project(y.to(reading.query.dtype)).float().flatten(1))
     whole, evicted = outputs
-    return (evicted - whole).norm(dim=1) / (whole.norm(dim=1) + _SMALL)
+    error: Tensor = (evicted - whole).norm(dim=1) / (whole.norm(dim=1) + _SMALL)
+    return error
 
 
 def _attention(layer: CacheLayer, query: Tensor, keys: Tensor, read: int, allowed: Tensor | None = None) -> Tensor:
@@ -208,7 +209,7 @@ class _Asked:
 
     def asks(self, reading: NewEntries) -> bool:
         """Whether the run's last token stands in front of one of the answer's."""
-        return self.total <= self.seen_behind(reading) < self.total + self._answer.shape[1]
+        return bool(self.total <= self.seen_behind(reading) < self.total + self._answer.shape[1])
 
     def span(self, read: int) -> Tensor:
         """1 where the answer stands in the prompt, [B, read]."""
@@ -248,7 +249,7 @@ def _place_of(prompt: np.ndarray[Any, Any], answer: np.ndarray[Any, Any]) -> int
     windows = (
         np.lib.stride_tricks.sliding_window_view(prompt, len(answer)) if len(answer) <= len(prompt) else prompt[:0]
     )
-    found = np.flatnonzero((windows == answer).all(axis=1)) if len(windows) else []
+    found = np.flatnonzero((windows == answer).all(axis=1) if len(windows) else np.zeros(0, bool))
     if len(found) == 0:
         raise ConfigError(
             "calibrate: a sample's `steps` do not stand in its `prompt`; give texts that hold the answer."

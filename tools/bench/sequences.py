@@ -150,17 +150,19 @@ def make_plan(
 
 
 def longest_text(manifest: Manifest) -> int | None:
-    """The most tokens that a sequence can have, as far as the capacities of its caches tell.
+    """The most tokens that a sequence can have, as far as its context and the capacities of its caches tell.
 
-    None: no capacity holds it up, as where caches are rings.
+    None: nothing holds it up, as where caches are rings.
     """
-    return min((manifest.lengths[symbol].max for symbol in _caches(manifest)), default=None)
+    context = [] if manifest.text is None or manifest.text.context is None else [manifest.text.context]
+    return min((*context, *(manifest.lengths[symbol].max for symbol in _caches(manifest))), default=None)
 
 
 def _caches(manifest: Manifest) -> list[str]:
-    """The capacities that hold a whole sequence: those that no upkeep empties."""
+    """The capacities that hold a whole sequence, a slot a token: those that reading adds to, and no upkeep empties."""
     emptied = {entry.capacity for entry in (manifest.procedure.upkeep if manifest.procedure else ())}
-    return [each.symbol for each in manifest.capacities if each.symbol not in emptied]
+    kept = [each for each in manifest.capacities if each.symbol not in emptied]
+    return [each.symbol for each in kept if "tokens" in each.adds.values()]
 
 
 def time_plan(
