@@ -1,7 +1,7 @@
 """Selectors with the options that most share, and those that keep numbers for each row."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from trt_compress.models.compressors.sites import Arrival
 class BudgetSelector(Selector):
     """A selector whose budget is the same in every layer, chosen when its options say."""
 
-    config: SelectorConfig
+    config: Any
 
     def __init__(self, config: SelectorConfig, arrival: Arrival) -> None:
         self.config = config
@@ -28,12 +28,13 @@ class BudgetSelector(Selector):
     @property
     def every(self) -> int | None:
         """As the options say."""
-        return self.config.every
+        found: int | None = self.config.every
+        return found
 
     @property
     def in_chunks(self) -> bool:
         """As the options say."""
-        return self.config.in_chunks
+        return bool(self.config.in_chunks)
 
     def looks(self) -> None:
         """Look at prompts; where it goes on choosing, at all tokens."""

@@ -4,6 +4,7 @@ Source, Differs: see the method's entry, `methods.cache.SNAPKV`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class WindowSelector(Selector):
     """Attention of a window of queries, pooled along the entries; the window itself is kept."""
 
     observes = ("prefill",)
-    config: WindowConfig
+    config: Any
 
     def __init__(self, config: WindowConfig, arrival: Arrival) -> None:
         self.config = config

@@ -142,7 +142,8 @@ class DecoderRun:
         count: Tensor | None,
     ) -> None:
         self._tables: dict[tuple[str | None, RopeForm], tuple[Tensor, Tensor]] = {}
-        self._plan, self._ropes, self._part = plan, ropes, part
+        self._plan, self._ropes = plan, ropes
+        self._part: Part = part
         self._states, self._seen, self._count = dict(states), seen, count
         self._lengths = plan.begin(self._states, seen)
         self._layer = 0
@@ -172,9 +173,7 @@ class DecoderRun:
         self._layer = number
         yield
 
-    def attend(
-        self, turned_: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor], value: Tensor, project: nn.Module
-    ) -> Tensor:
+    def attend(self, turned_: Sequence[Tensor], before: Sequence[Tensor], value: Tensor, project: nn.Module) -> Tensor:
         """Keep the entries of the run's tokens, and attend: [B, H, T, D]."""
         number = self._layer
         assert self._count is not None
@@ -208,7 +207,8 @@ class _Graph(CompressedModule):
 
     def __init__(self, decoder: Decoder, caching: Caching, plan: Caches, part: Part) -> None:
         super().__init__()
-        self.decoder, self.caching, self.part = decoder, plan, part
+        self.decoder, self.caching = decoder, plan
+        self.part: Part = part
         if part == "step":
             self.plan = plan.sites
         forms = dict.fromkeys(

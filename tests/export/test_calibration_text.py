@@ -24,7 +24,7 @@ from trt_compress.models.calibrate import observe
 from trt_compress.models.calibrate.observe import WatchedHost
 from trt_compress.models.compressors import place as placer
 from trt_compress.models.compressors import registry
-from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.calibration import Calibrated, CalibrationData, CalibrationHost
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import place
@@ -129,7 +129,7 @@ def reader() -> LoadedHost:
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spec, "METHODS", {**METHODS, "ranges": RANGES})
-    find: Callable[[Method], type[Compressor]] = lambda method: (  # noqa: E731
+    find: Callable[[Method], type[Acting]] = lambda method: (  # noqa: E731
         Ranges if method is RANGES else compressor_class(method)
     )
     for module in (placer, observe, registry):

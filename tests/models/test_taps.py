@@ -16,7 +16,7 @@ from trt_compress.export.lower import add_bodies
 from trt_compress.export.trace import onnx_from_graph
 from trt_compress.methods import METHODS, CompressorConfig, CompressorSpec, Method, spec
 from trt_compress.models.compressors import place as placer
-from trt_compress.models.compressors.base import Compressor
+from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Probe, Site, Tap
@@ -215,7 +215,7 @@ class Probing(Compressor):
 def probing(monkeypatch: pytest.MonkeyPatch) -> CompressorSpec:
     monkeypatch.setattr(spec, "METHODS", {**METHODS, "probing": PROBING})
 
-    def find(method: Method) -> type[Compressor]:
+    def find(method: Method) -> type[Acting]:
         return Probing if method is PROBING else compressor_class(method)
 
     monkeypatch.setattr(placer, "compressor_class", find)

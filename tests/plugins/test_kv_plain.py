@@ -107,10 +107,10 @@ def test_chosen_slots_are_a_cache_of_their_own() -> None:
     k_rows, v_rows = (rows.gather(2, index[..., None].expand(-1, -1, -1, D)) for rows in (k, v))
     wanted = kv_attention_plain(q, k_rows, v_rows, torch.tensor([7, 7]))
     unused = torch.ones(2, G, 30, dtype=torch.bool).scatter(2, index, torch.zeros_like(index, dtype=torch.bool))
-    poisoned = [rows.masked_fill(unused[..., None], torch.nan) for rows in (k, v)]
+    poisoned_k, poisoned_v = (rows.masked_fill(unused[..., None], torch.nan) for rows in (k, v))
     none = torch.tensor([-1, 30, -(2**63), 2**63 - 1]).expand(2, G, 4)
     length = torch.tensor([30, 30])
-    found = kv_attention_plain(q, *poisoned, length, index=torch.cat([none, index], dim=2))
+    found = kv_attention_plain(q, poisoned_k, poisoned_v, length, index=torch.cat([none, index], dim=2))
     for one, two in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
@@ -137,12 +137,12 @@ def test_heads_that_keep_different_numbers_of_entries() -> None:
     k, v = (kv_append(cache, new, position) for cache, new in zip(caches, rows, strict=True))
     y, _ = kv_attention_plain(q, k, v, position + 4, causal=True)
     for g in range(G):
-        one = [
+        keys, values = (
             kv_append(cache[:, g : g + 1], new[:, g : g + 1], position[:, g])
             for cache, new in zip(caches, rows, strict=True)
-        ]
+        )
         heads = slice(g * H // G, (g + 1) * H // G)
-        wanted, _ = kv_attention_plain(q[:, heads], *one, position[:, g] + 4, causal=True)
+        wanted, _ = kv_attention_plain(q[:, heads], keys, values, position[:, g] + 4, causal=True)
         torch.testing.assert_close(y[:, heads], wanted, rtol=0, atol=1e-6)
 
 

@@ -38,12 +38,13 @@ def layer_decoder(arrays: dict[str, Tensor], said: dict[str, Any]) -> Decoder:
         "max_position_embeddings": 512,
     }
     decoder = Decoder(read_config(config, name="layer"))
-    layer = decoder.layers[0]
+    parts: Any = decoder
+    layer: Any = decoder.layers[0]
     decoder.embed = nn.Embedding.from_pretrained(hidden.flatten(0, 1))
     layer.attention.qkv.weight = nn.Parameter(torch.cat([arrays[name].float() for name in ("wq", "wk", "wv")]))
     layer.attention.out.weight = nn.Parameter(arrays["wo"].float())
-    layer.attention_norm = layer.post_attention_layernorm = decoder.norm = nn.Identity()
-    layer.feed, decoder.head = NoFeed(), nn.Identity()
+    layer.attention_norm = layer.post_attention_layernorm = parts.norm = nn.Identity()
+    layer.feed, parts.head = NoFeed(), nn.Identity()
     return decoder.eval()
 
 

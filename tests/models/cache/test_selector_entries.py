@@ -1,5 +1,7 @@
 """Selectors keep what the papers' own code keeps of queries, keys and values that are given."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -210,6 +212,7 @@ def test_attention_to_entries_is_that_of_the_layer(softcap: float) -> None:
     visible = torch.arange(9) <= position[..., None]
     wanted = bent.masked_fill(~visible[:, None], -torch.inf).softmax(dim=3).nan_to_num(0.0)
     keys[0, :, 6:] = torch.nan
-    for rows, each in (("sum", wanted.sum(dim=2)), ("mean", wanted.mean(dim=2))):
+    ways: dict[Literal["sum", "mean"], Tensor] = {"sum": wanted.sum(dim=2), "mean": wanted.mean(dim=2)}
+    for rows, each in ways.items():
         found = attention_to(query, keys, position, length, scale=0.7, softcap=softcap, rows=rows)
         torch.testing.assert_close(found, each)
