@@ -16,6 +16,7 @@ from typing import Any
 from trt_compress.children import run
 from trt_compress.digest import sha256
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.files import write_whole
 from trt_compress.foreign import reading
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.records import append_record
@@ -90,7 +91,7 @@ def moby_dick(folder: Path) -> Path:
                 chapter: dict[str, Any] = json.loads(file.read())
                 chapters[int(number)] = f"{chapter['title']}\n\n{chapter['text']}"
     text = folder / "moby-dick.txt"
-    text.write_text("\n\n".join(chapters[number] for number in sorted(chapters)), encoding="utf-8")
+    write_whole(text, "\n\n".join(chapters[number] for number in sorted(chapters)))
     return text
 
 

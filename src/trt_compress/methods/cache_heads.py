@@ -83,7 +83,8 @@ class RazorConfig(CompressorConfig):
         search: An artifact: how much each KV head looks at copies of a token, and behind them.
         window: The newest entries that heads keep which do not retrieve.
         sinks: The first, which they keep too.
-        echo, induction: Shares of all KV heads that keep everything: of those that look at copies, and behind them.
+        echo: Share of all KV heads that keep everything because they look at copies most.
+        induction: The same, because they look behind copies most.
     """
 
     search: ArtifactFile | None = None
