@@ -220,6 +220,10 @@ cudaError_t launch(Sizes const& sizes, kv::DeviceFormat const& format, T const* 
     if (format.byToken)
     {
         int64_t const tokens = sizes.heads * sizes.length();
+        if (format.columns == 0)
+        {
+            return cudaSuccess; // tokens without a channel have no groups
+        }
         size_t const bytesOfWarp = 2U * sizeof(float) * static_cast<size_t>(format.columns);
         auto const warps = std::min<int64_t>(static_cast<int64_t>(kPLAIN_SHARED_BYTES / bytesOfWarp), kWARPS);
         int32_t const lanes = powerBelow(format.group / 4, static_cast<int32_t>(kWARP_SIZE));

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trt_compress.methods import METHODS
 from trt_compress.models.zoo.digits_vit.model import WEIGHTS_FILE
 
 Typed = Callable[..., Any]
@@ -65,8 +66,7 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "unknown compressor": (
         (*EXPORT, "--compress", "tomee:num_merged=4"),
-        "compressor 'tomee' is not known; there are tome, evit, vtc_cls, avg_pool, random, static_reuse, toc3d, "
-        "fastast, atome, frame_pool, frame_stack, or none. Did you mean 'tome'?",
+        f"compressor 'tomee' is not known; there are {', '.join(METHODS)}, or none. Did you mean 'tome'?",
     ),
     "unknown key": (
         (*EXPORT, "--compress", "tome:num_mergd=4"),

@@ -12,15 +12,16 @@ from torch import Tensor
 from tests.models.arrivals import a_host, arrival_at
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
-from trt_compress.methods import parse_spec
+from trt_compress.methods import METHODS, parse_spec
+from trt_compress.methods.config import CACHE_KINDS
 from trt_compress.models.compressors.frame_stack import FrameStack, FrameStackConfig
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.registry import compressor_classes
 from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.registry import list_models, load_host
 
 REQUIRED = {"tome": "tome:num_merged=1"}
-SPECS = ["none", *(REQUIRED.get(name, name) for name in compressor_classes())]
+TOKEN_COMPRESSORS = [name for name, method in METHODS.items() if method.kind not in CACHE_KINDS]
+SPECS = ["none", *(REQUIRED.get(name, name) for name in TOKEN_COMPRESSORS)]
 MODELS = [info.name for info in list_models() if info.name.startswith("zoo:")]
 
 host = cache(load_host)

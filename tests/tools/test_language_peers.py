@@ -39,6 +39,7 @@ def test_a_small_run(
         "--fill",
         "8",
     ]
+    monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(records, "write_line", lambda path, line: pytest.fail("a quick run records nothing"))
     write(tmp_path / "c")
     bundles = ["--bundle", str(tmp_path / "b"), "--bundle", str(tmp_path / "c")]

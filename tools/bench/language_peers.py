@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from trt_compress.children import PIPE, Process, find_program, python_command, run, started
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sides = _sides(options, folder, step)
         tokens = _tokens(next(side.model for side in sides if side.runtime == OURS))
         points = [
-            _point(sides, threads, fill, tokens, rounds, options.quick, folder, step)
+            _point(sides, threads, fill, tokens, rounds, options.quick, step)
             for threads in options.threads
             for fill in options.fill
         ]
@@ -211,7 +212,7 @@ def _tokens(bundle: Path) -> list[int]:
 class _Child:
     """A side that runs."""
 
-    def __init__(self, side: PeerSide, threads: int, context: int, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, side: PeerSide, threads: int, context: int, stack: ExitStack) -> None:
         self.side = side
         given = [side.runtime, str(side.model), str(threads), str(context)]
         module = "trt_compress.tools.bench.peer"
@@ -220,7 +221,7 @@ class _Child:
             command = [side.python, "-I", PEER, *given]
         if find_program(command[0]) is None:
             raise ConfigError(f"{side.name}: '{command[0]}' is no program; give the Python of its environment.")
-        self._errors = stack.enter_context((folder / f"{side.runtime}.log").open("w+b"))
+        self._errors = stack.enter_context(TemporaryFile())
         self._process: Process[bytes] = stack.enter_context(
             started(command, given=PIPE, output=PIPE, errors=self._errors)
         )
@@ -260,7 +261,6 @@ def _point(
     tokens: Sequence[int],
     rounds: int,
     quick: bool,
-    folder: Path,
     step: Callable[[str], None],
 ) -> dict[str, Any]:
     """All figures of one number of threads and one fill."""
@@ -273,7 +273,7 @@ def _point(
         children = []
         for side in sides:
             step(f"{threads} threads, {fill} tokens: loading {side.name}")
-            children.append(_Child(side, threads, context, folder, stack))
+            children.append(_Child(side, threads, context, stack))
         for child in children:
             child.ask("prompt", tokens[:64])
             child.ask("steps", tokens[64:68])
