@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from trt_compress.children import PIPE, Process, find_program, python_command, run, started
@@ -221,7 +220,8 @@ class _Child:
             command = [side.python, "-I", PEER, *given]
         if find_program(command[0]) is None:
             raise ConfigError(f"{side.name}: '{command[0]}' is no program; give the Python of its environment.")
-        self._errors = stack.enter_context(TemporaryFile())
+        folder = stack.enter_context(temporary_folder("peer"))
+        self._errors = stack.enter_context((folder / "errors").open("w+b"))
         self._process: Process[bytes] = stack.enter_context(
             started(command, given=PIPE, output=PIPE, errors=self._errors)
         )
