@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from trt_compress.errors import BundleError, ConfigError
+from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.foreign import needs_extra, reading
 from trt_compress.runtime.generate.detokenize import Detokenizer
 
@@ -40,17 +40,35 @@ class Tokenizer:
         self._known = set(vocabulary.values())
 
     @classmethod
-    def read(cls, content: bytes, where: str) -> "Tokenizer":
+    def read(
+        cls,
+        content: bytes,
+        where: str,
+        *,
+        advice: str = "export the bundle again from a model whose tokenizer loads",
+        error: type[TrtCompressError] = BundleError,
+    ) -> "Tokenizer":
         """Read a `tokenizer.json`.
 
+        Args:
+            content: Its bytes.
+            where: The file, as it stands in the message.
+            advice: What to do where it is none, as the end of a sentence.
+            error: The class to raise then.
+
         Raises:
-            BundleError: It is none.
+            TrtCompressError: Of class `error`: it is none.
             UnsupportedError: The library is not installed.
         """
         with needs_extra("text"):
             from tokenizers import Tokenizer as Library
-        with reading(where, "export the bundle again from a model whose tokenizer loads", error=BundleError), _panics():
+        with reading(where, advice, error=error), _panics():
             return cls(Library.from_buffer(content))
+
+    @property
+    def library(self) -> "Library":
+        """The library's own, to be looked at and not changed."""
+        return self._library
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a text.
@@ -65,6 +83,17 @@ class Tokenizer:
         with reading("The text", "give another"), _panics():
             text.encode()
             return list(self._library.encode(text, add_special_tokens=special).ids)
+
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text without anything around it, and the characters [first, end) that each comes from.
+
+        Raises:
+            ConfigError: As `encode`.
+        """
+        with reading("The text", "give another"), _panics():
+            text.encode()
+            found = self._library.encode(text, add_special_tokens=False)
+            return list(found.ids), list(found.offsets)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special ones."""

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from trt_compress import __version__
 from trt_compress.format.manifest import Compression, Engine
 from trt_compress.tools.cli.main import app
+from trt_compress.tools.cli.tokenizer.group import COMMANDS as TOKENIZER_COMMANDS
 from trt_compress.tools.console import LOGGER, configure_logging, print_pairs, print_table, progress
 from trt_compress.tools.describe import engine_pairs, sites_text
 
@@ -42,6 +43,7 @@ COMMANDS = (
     "doctor",
     "plugins",
     "prune",
+    "tokenizer",
 )
 HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}
 
@@ -53,7 +55,8 @@ def run_python(program: str, *arguments: str) -> "subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True)
 
 
-HELPED = [(), *((name,) for name in COMMANDS), ("plugins", "build"), ("plugins", "list")]
+GROUPED = [("plugins", "build"), ("plugins", "list"), *(("tokenizer", name) for name in TOKENIZER_COMMANDS)]
+HELPED = [(), *((name,) for name in COMMANDS), *GROUPED]
 
 
 @pytest.mark.parametrize("command", HELPED, ids=" ".join)

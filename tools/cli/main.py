@@ -32,6 +32,7 @@ from trt_compress.tools.cli.scene import scene
 from trt_compress.tools.cli.serve import serve
 from trt_compress.tools.cli.show import doctor, inspect, list_registered
 from trt_compress.tools.cli.sweep import sweep
+from trt_compress.tools.cli.tokenizer.group import group as tokenizer
 from trt_compress.tools.console import flush, guard_streams, print_text, say_error
 from trt_compress.version import __version__
 
@@ -77,6 +78,7 @@ _plugins = typer.Typer(name="plugins", help="Build and list the native libraries
 for _name, _command in _PLUGIN_COMMANDS.items():
     _plugins.command(_name)(with_habits(_command))
 app.add_typer(_plugins)
+app.add_typer(tokenizer)
 
 
 def _print_version(wanted: bool) -> None:

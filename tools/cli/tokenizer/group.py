@@ -1,0 +1,20 @@
+"""The group of the tokenizer commands. A new one is a file beside this one and a line here."""
+
+from collections.abc import Callable
+
+import typer
+
+from trt_compress.tools.cli.habits import with_habits
+from trt_compress.tools.cli.tokenizer.count import count
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "count": count,
+}
+
+group = typer.Typer(
+    name="tokenizer",
+    help="Measure, train and exchange tokenizers, and encode without merges.",
+    no_args_is_help=True,
+)
+for _name, _command in COMMANDS.items():
+    group.command(_name)(with_habits(_command))

@@ -1,0 +1,1 @@
+"""Tokenizers looked at and made: what measures them, trains them and moves models to others."""
