@@ -31,6 +31,7 @@ from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, fig
 from trt_compress.tools.bench.records import speedup_text
 from trt_compress.tools.console import say_error
 from trt_compress.tools.gpu import report as gpu_report
+from trt_compress.tools.tokenizers.methods import METHODS as TOKENIZER_METHODS
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)
@@ -118,6 +119,19 @@ def caches_table() -> str:
     return _markdown(("role", "policy", "does", "paper", "file"), rows)
 
 
+def tokenizers_table() -> str:
+    """Papers on tokenizers with the command of each."""
+    rows = [
+        (f"`{one.command}`", one.summary, one.source.split(";")[0], one.provenance, _linked(one.implementation))
+        for one in TOKENIZER_METHODS
+    ]
+    return _markdown(("tokenizer …", "does", "paper", "made from", "file"), rows)
+
+
+def _linked(file: str) -> str:
+    return f"[{Path(file).name}]({file})"
+
+
 def cache_pairs_table() -> str:
     """Which selector goes with which store, and what is said where it does not."""
     of_kind = {kind: [name for name, method in METHODS.items() if method.kind == kind] for kind in CACHE_KINDS}
@@ -149,7 +163,7 @@ def _spec(name: str) -> str:
 
 def _method_row(method: Method) -> tuple[str, str, str, str]:
     file = method.implementation.partition(":")[0].replace(".", "/") + ".py"
-    return f"`{method.name}`", method.summary, method.source.split(";")[0], f"[{Path(file).name}]({file})"
+    return f"`{method.name}`", method.summary, method.source.split(";")[0], _linked(file)
 
 
 def targets_table() -> str:
@@ -237,6 +251,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compressors": compressors_table,
     "caches": caches_table,
     "cache_pairs": cache_pairs_table,
+    "tokenizers": tokenizers_table,
     "targets": targets_table,
     "digits": digits_table,
     "headline": headline_table,

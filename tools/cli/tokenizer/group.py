@@ -6,9 +6,11 @@ import typer
 
 from trt_compress.tools.cli.habits import with_habits
 from trt_compress.tools.cli.tokenizer.count import count
+from trt_compress.tools.cli.tokenizer.morphology import morphology
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
+    "morphology": morphology,
 }
 
 group = typer.Typer(

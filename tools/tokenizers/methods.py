@@ -1,0 +1,33 @@
+"""The papers behind the tokenizer commands, for the table of the README."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerMethod:
+    """What one paper does here.
+
+    Attributes:
+        command: As it is typed behind `trt-compress tokenizer`.
+        summary: What it does, in a line.
+        source: The paper, and the commit of its code.
+        provenance: `official code read`, `paper` or `reconstruction`.
+        implementation: The file, from the top of the repository.
+    """
+
+    command: str
+    summary: str
+    source: str
+    provenance: str
+    implementation: str
+
+
+METHODS = (
+    TokenizerMethod(
+        command="morphology",
+        summary="parts Turkish into roots and suffixes whose forms share a number; measures what does not come back",
+        source="Tokens with Meaning, arXiv:2508.14292; code malibayram/turkish-tokenizer 0f179b0",
+        provenance="official code read",
+        implementation="runtime/text/turkish/encode.py",
+    ),
+)
