@@ -23,7 +23,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
         "transformers",
     ),
     "gguf": ("gguf",),
-    "text": ("jinja2", "tokenizers"),
+    "text": ("jinja2", "sentencepiece", "tokenizers"),
     "serve": ("anyio", "starlette", "uvicorn"),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "tensorrt"),

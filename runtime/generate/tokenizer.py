@@ -11,6 +11,7 @@ from trt_compress.foreign import needs_extra, reading
 from trt_compress.runtime.generate.detokenize import Detokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as Library
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -90,10 +91,18 @@ class Tokenizer:
         Raises:
             ConfigError: As `encode`.
         """
+        found = self.encoding(text)
+        return list(found.ids), list(found.offsets)
+
+    def encoding(self, text: str) -> "Encoding":
+        """All that the library says of a text's tokens, without anything around it.
+
+        Raises:
+            ConfigError: As `encode`.
+        """
         with reading("The text", "give another"), _panics():
             text.encode()
-            found = self._library.encode(text, add_special_tokens=False)
-            return list(found.ids), list(found.offsets)
+            return self._library.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special ones."""

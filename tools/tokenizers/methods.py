@@ -24,6 +24,13 @@ class TokenizerMethod:
 
 METHODS = (
     TokenizerMethod(
+        command="encode --vocabulary-only",
+        summary="encodes without a merge list: the longest piece each time, or the fewest pieces",
+        source="Merge-list-free BPE inference, arXiv:2508.06621",
+        provenance="paper",
+        implementation="runtime/text/merge_free.py",
+    ),
+    TokenizerMethod(
         command="morphology",
         summary="parts Turkish into roots and suffixes whose forms share a number; measures what does not come back",
         source="Tokens with Meaning, arXiv:2508.14292; code malibayram/turkish-tokenizer 0f179b0",

@@ -61,4 +61,4 @@ def test_a_folder_without_a_tokenizer(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     done = cli("tokenizer", "count", "text.txt", "-t", "empty")
-    assert done.returncode == 2 and "'empty' holds no tokenizer.json" in done.stderr
+    assert done.returncode == 2 and "'empty' holds none of tokenizer.json" in done.stderr

@@ -1,17 +1,17 @@
 """The command tokenizer count."""
 
 from trt_compress.tools.cli.habits import Json
-from trt_compress.tools.cli.tokenizer.options import OneTokenizer, TextFiles
+from trt_compress.tools.cli.tokenizer.options import OneTokenizer, Pattern, TextFiles
 from trt_compress.tools.console import print_json, print_table, progress
 
 
-def count(files: TextFiles, tokenizer: OneTokenizer, json: Json = False) -> None:
+def count(files: TextFiles, tokenizer: OneTokenizer, pattern: Pattern = None, json: Json = False) -> None:
     """Count the tokens of texts."""
     from trt_compress.tools.tokenizers.sources import open_tokenizer
     from trt_compress.tools.tokenizers.texts import read_texts
 
     texts = read_texts(files)
-    source = open_tokenizer(tokenizer)
+    source = open_tokenizer(tokenizer, pattern=pattern)
     rows = []
     with progress("Counting") as step:
         for item in texts:

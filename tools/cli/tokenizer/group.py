@@ -6,10 +6,14 @@ import typer
 
 from trt_compress.tools.cli.habits import with_habits
 from trt_compress.tools.cli.tokenizer.count import count
+from trt_compress.tools.cli.tokenizer.encode import encode
 from trt_compress.tools.cli.tokenizer.morphology import morphology
+from trt_compress.tools.cli.tokenizer.split import split
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
+    "encode": encode,
+    "split": split,
     "morphology": morphology,
 }
 
