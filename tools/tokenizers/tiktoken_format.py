@@ -116,6 +116,6 @@ def library_from_ranks(ranks: Mapping[bytes, int], pattern: str, where: str) -> 
     except Exception as error:
         raise ConfigError(f"--pattern {pattern[:80]!r} of {where} is no regular expression ({error}).") from None
     back = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    library.pre_tokenizer = pre_tokenizers.Sequence([split, back])  # type: ignore[assignment]
-    library.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    library.pre_tokenizer = pre_tokenizers.Sequence([split, back])
+    library.decoder = decoders.ByteLevel()
     return library

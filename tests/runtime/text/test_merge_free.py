@@ -114,7 +114,7 @@ def test_pieces_that_are_no_byte_strings_are_refused() -> None:
 
 def test_no_coverage_is_said() -> None:
     library = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
-    library.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
     alone = VocabularyOnly(Pieces(library, "BPE"))
     with pytest.raises(ConfigError, match=r"no piece for 254 of the 256 bytes \(0x00, 0x01, 0x02, 0x03, …\)"):
         alone.check_coverage("'x'")

@@ -27,11 +27,11 @@ def byte_level(
 ) -> Tokenizer:
     """Byte-level BPE, trained on `LINES`; split by GPT-2's rule, or by a pattern of its own."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizer  # type: ignore[assignment]
+    tokenizer.normalizer = normalizer
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
     split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, last]) if split else last  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, last]) if split else last
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False

@@ -125,7 +125,7 @@ def test_bad_input(cli: Cli, tmp_path: Path, name: str, content: bytes, options:
 
 def test_kinds_without_byte_strings(cli: Cli, tmp_path: Path) -> None:
     library = Tokenizer(models.WordLevel(vocab={"text": 0, "?": 1}, unk_token="?"))
-    library.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
     written(library, tmp_path / "words")
     (tmp_path / "text.txt").write_text("text text")
     assert json.loads(cli("tokenizer", "encode", "text.txt", "-t", "words", "--json").stdout)["tokens"] == 2
