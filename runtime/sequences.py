@@ -7,12 +7,13 @@ keeps their states up. What the logits are used for is not its matter.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError
-from trt_compress.format.graphs import Capacity
+from trt_compress.format.graphs import BATCH_SYMBOL, Capacity
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.runtime.inputs import InputCheck
@@ -22,6 +23,7 @@ from trt_compress.runtime.states import States
 from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_SEEN, _ATTENDED = "seen", "attended"  # beside saved states
 
 
 class Sequences:
@@ -66,6 +68,47 @@ class Sequences:
         self._attended = False
         self.upkeeps = 0
         self._checks: dict[tuple[str, ...], InputCheck] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        session: Session,
+        *,
+        capacity: int | Mapping[str, int] | None = None,
+        beside: dict[str, Array] | None = None,
+    ) -> "Sequences":
+        """Read what `save` wrote, to go on from there.
+
+        Args:
+            path: The file.
+            session: A session of the same bundle, as for new sequences.
+            capacity: As for new sequences.
+            beside: Is given, by the names that it has, what else the file holds.
+
+        Raises:
+            BundleError: The file cannot be read, holds states of another bundle, or not what sequences have read.
+            ConfigError: It holds more slots than the capacity allows, and as for new sequences.
+        """
+        from trt_compress.runtime.states_file import read_states
+
+        saved = read_states(Path(path), session.loaded, (_SEEN, _ATTENDED, *(beside or ())))
+        seen, attended = (saved.beside.get(name) for name in (_SEEN, _ATTENDED))
+        if seen is None or attended is None:
+            raise BundleError(
+                f"'{path}' holds states, and not how many tokens their sequences have read; load it with "
+                "Session.load_states, or save sequences."
+            )
+        batch = saved.lengths.get(BATCH_SYMBOL)
+        typed = (seen.dtype, seen.ndim, attended.dtype, attended.ndim) == (np.int64, 1, np.bool_, 0)
+        if not typed or batch not in (None, len(seen)) or not ((seen >= 0) & (seen < 2**31)).all() or not len(seen):
+            raise BundleError(f"'{path}' does not say how many tokens its sequences have read; save them again.")
+        made = cls(session, batch=len(seen), capacity=capacity)
+        made.states = States.of(saved, session, path=path, capacity=capacity)
+        made._seen, made._attended = np.array(seen), bool(attended)
+        if beside is not None:
+            beside.update({name: saved.beside[name] for name in beside if name in saved.beside})
+        return made
 
     def _not_loaded(self, what: str) -> list[str]:
         needed = graphs_for(self.session.bundle.manifest, read=what == "read", score=what == "score")
@@ -205,6 +248,20 @@ class Sequences:
         made = Sequences(self.session, batch=len(self._seen))
         made.states, made._seen, made._attended = self.states.fork(), self._seen.copy(), self._attended
         return made
+
+    def save(self, path: str | Path, *, beside: Mapping[str, Array] | None = None) -> None:
+        """Write the states, and what was read, to a file, as a whole or not at all; `load` goes on from there.
+
+        Args:
+            path: The file.
+            beside: What else it is to hold, by name.
+
+        Raises:
+            ConfigError: Another thread is using the states.
+            OSError: The file cannot be written.
+        """
+        read = {_SEEN: self._seen, _ATTENDED: np.array(self._attended)}
+        self.states.save(path, beside={**(beside or {}), **read})
 
     def _checked(self, prompts: Sequence[Array]) -> list[Array]:
         texts = [np.asarray(text) for text in prompts]

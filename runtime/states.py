@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from trt_compress.runtime.backends.base import Binding, Buffer
 from trt_compress.runtime.loaded import HasLoaded, LoadedGraph, Update
 from trt_compress.runtime.state_memory import Memory, SwapTurn, Symbols, Value, bytes_of, check_count, limits_of
 from trt_compress.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from trt_compress.runtime.states_file import SavedStates
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -115,15 +118,27 @@ class States:
         """
         from trt_compress.runtime.states_file import read_states
 
+        return cls.of(read_states(Path(path), session.loaded), session, path=path, capacity=capacity)
+
+    @classmethod
+    def of(
+        cls,
+        saved: "SavedStates",
+        session: HasLoaded,
+        *,
+        path: str | Path,
+        capacity: int | Mapping[str, int] | None = None,
+    ) -> "States":
+        """As `load`, of what was read of the file at `path`."""
         made = cls(session, capacity=capacity)
-        lengths, contents = read_states(Path(path), made._loaded)
+        lengths = saved.lengths
         for symbol, limit in made._memory.limits.items():
             if limit is not None and lengths.get(symbol, 0) > limit:
                 raise ConfigError(
                     f"'{path}' holds {lengths[symbol]} slots on '{symbol}', and the capacity is {limit}; load it with "
                     f"capacity={lengths[symbol]} or more."
                 )
-        for key, content in contents.items():
+        for key, content in saved.contents.items():
             made._memory.values[key].hold(content)
         made._memory.lengths = {name: length for name, length in lengths.items() if name not in made._loaded.growing}
         return made
@@ -279,18 +294,22 @@ class States:
             self._steps.clear()
             memory.lengthen({symbol: length for symbol, length in wanted.items() if length > memory.lengths[symbol]})
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, beside: Mapping[str, Array] | None = None) -> None:
         """Write the states to a file, as a whole or not at all.
+
+        Args:
+            path: The file.
+            beside: What else it is to hold, by name; `load` passes it over.
 
         Raises:
             ConfigError: Another thread is using them.
             OSError: The file cannot be written.
         """
-        from trt_compress.runtime.states_file import write_states
+        from trt_compress.runtime.states_file import SavedStates, write_states
 
         with self._alone():
             contents = {key: value.current.read() for key, value in self._memory.values.items() if value.memory}
-            write_states(Path(path), self._loaded, self._memory.lengths, contents)
+            write_states(Path(path), self._loaded, SavedStates(self._memory.lengths, contents, beside or {}))
 
     # ---- runs -------------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,12 @@
-"""Saved states: an .npz file, not compressed, of one array for each state and a description of what they are of."""
+"""Saved states: an .npz file, not compressed, of one array for each state and a description of what they are of.
+
+What whoever runs them has to know again stands beside them, in arrays by names of its own.
+"""
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +23,57 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _FORM = "trt-compress states 1"
 _ABOUT = "about"  # in the archive; the arrays are "state/…", so that no state is named like it
-_PREFIX = "state/"
+_PREFIX, _BESIDE = "state/", "beside/"
 _MOST_ABOUT = 1 << 20
 
 
-def write_states(path: Path, loaded: Loaded, lengths: Mapping[str, int], contents: Mapping[str, Array]) -> None:
+@dataclass(frozen=True, slots=True)
+class SavedStates:
+    """What a file holds.
+
+    Attributes:
+        lengths: Of the axes that have a symbol.
+        contents: By key.
+        beside: By name, what else was saved of what is asked for.
+    """
+
+    lengths: Mapping[str, int]
+    contents: Mapping[str, Array]
+    beside: Mapping[str, Array] = field(default_factory=dict)
+
+
+def write_states(path: Path, loaded: Loaded, saved: SavedStates) -> None:
     """Write states, as a whole or not at all.
 
     Args:
         path: The file.
-        loaded: What they are of.
-        lengths: Of the axes that have a symbol.
-        contents: By key.
-
-    Raises:
-        OSError: The file cannot be written.
+        loaded: The bundle that they are of.
+        saved: What is written.
     """
     about = {
         "form": _FORM,
         "bundle": loaded.bundle.manifest.name,
         "digest": loaded.bundle.manifest.digest,
         "identity": loaded.identity(),
-        "lengths": dict(lengths),
-        "states": sorted(contents),
+        "lengths": dict(saved.lengths),
+        "states": sorted(saved.contents),
     }
     packed = io.BytesIO()
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    arrays: dict[str, Any] = {_ABOUT: text, **{f"{_PREFIX}{key}": content for key, content in contents.items()}}
+    arrays: dict[str, Any] = {_ABOUT: text}
+    arrays |= {f"{_PREFIX}{key}": content for key, content in saved.contents.items()}
+    arrays |= {f"{_BESIDE}{name}": content for name, content in saved.beside.items()}
     np.savez(packed, **arrays)
     write_whole(path, packed.getvalue())
 
 
-def read_states(path: Path, loaded: Loaded) -> tuple[dict[str, int], dict[str, Array]]:
+def read_states(path: Path, loaded: Loaded, beside: Sequence[str] = ()) -> SavedStates:
     """Read states of this bundle.
 
-    Returns:
-        Lengths of the axes that have a symbol, and the content by key.
+    Args:
+        path: The file.
+        loaded: The bundle.
+        beside: What else is wanted, where it is there.
 
     Raises:
         BundleError: The file cannot be read, is damaged, or is of another bundle.
@@ -75,12 +94,14 @@ def read_states(path: Path, loaded: Loaded) -> tuple[dict[str, int], dict[str, A
         lengths = _lengths(about.get("lengths"))
         file.seek(0)
         names = {f"{_PREFIX}{key}": key for key in loaded.states}
-        contents = {names[name]: array for name, array in arrays_of(file, names, stored=True).items()}
+        others = {f"{_BESIDE}{name}": name for name in beside}
+        found = arrays_of(file, {**names, **others}, stored=True)
+        contents = {key: found[name] for name, key in names.items() if name in found}
         if sorted(contents) != about.get("states"):
             raise ValueError("a state is missing")
         for key, content in contents.items():
             _check(loaded, key, content, lengths)
-    return lengths, contents
+    return SavedStates(lengths, contents, {name: found[at] for at, name in others.items() if at in found})
 
 
 def _lengths(said: object) -> dict[str, int]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.bundle import Bundle
 from trt_compress.runtime.generate.detokenize import StopTexts
 from trt_compress.runtime.generate.memory import check_memory
 from trt_compress.runtime.generate.sampling import Sampling, log_probabilities
-from trt_compress.runtime.generate.stream import Generated, Hook, Prefix, Stream, Writing
+from trt_compress.runtime.generate.stream import LOGITS, TOKENS, Generated, Hook, Prefix, Stream, Writing
 from trt_compress.runtime.generate.text import BundleText, open_bundle
 from trt_compress.runtime.sequences import Sequences, graphs_for
 from trt_compress.runtime.session import Session
@@ -252,6 +252,26 @@ class Generator:
         sequences = self._begin(1) if behind is None else behind.fork()
         logits = sequences.read([np.asarray(tokens[known:], np.int64)], between=between)
         return Prefix(tokens=tuple(tokens), sequences=sequences, logits=np.asarray(logits[0], np.float32))
+
+    def load_prefix(self, path: str | Path) -> Prefix:
+        """Read what `Prefix.save` wrote, of this bundle.
+
+        Raises:
+            BundleError: The file cannot be read, is of another bundle, or holds no prefix.
+            ConfigError: It holds more slots than the generator may use.
+        """
+        beside: dict[str, Array] = {TOKENS: np.zeros(0), LOGITS: np.zeros(0)}
+        sequences = Sequences.load(path, self.session, capacity=self._capacity, beside=beside)
+        tokens, logits = beside[TOKENS], beside[LOGITS]
+        vocabulary = self.text.vocabulary
+        if (
+            (tokens.dtype, logits.dtype) != (np.int64, np.float32)
+            or logits.shape != (vocabulary,)
+            or sequences.seen != tokens.shape
+            or not ((tokens >= 0) & (tokens < vocabulary)).all()
+        ):
+            raise BundleError(f"'{path}' holds sequences, and no prefix of this bundle; save a prefix.")
+        return Prefix(tokens=tuple(tokens.tolist()), sequences=sequences, logits=np.array(logits))
 
     def score(
         self, texts: Prompt | Sequence[Prompt], *, prompt: int | None = None, batch: int | None = None

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,10 @@ B are all sequences that were begun side by side; the rows of those that have en
 
 STOP, LENGTH, CONTEXT, CANCELLED = "stop", "length", "context", "cancelled"
 """Why an answer ended: a token or a text that ends it, as many tokens as were asked for, no room, or the caller."""
+
+
+TOKENS, LOGITS = "tokens", "logits"
+"""Beside the saved sequence of a prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,15 @@ class Prefix:
         """The sequence a second time, to go on with; several threads may ask at once."""
         with self._lock:
             return self.sequences.fork()
+
+    def save(self, path: str | Path) -> None:
+        """Write what was read to a file, as a whole or not at all; `Generator.load_prefix` reads it.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        with self._lock:
+            self.sequences.save(path, beside={TOKENS: np.array(self.tokens, np.int64), LOGITS: self.logits})
 
     def begins(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens begin with those that were read."""

@@ -56,6 +56,45 @@ def test_sequences_are_kept_and_forked(tmp_path: Path) -> None:
         np.testing.assert_array_equal(three.step([1, 1]), [[23, 4, 1, 0], [10, 2, 3, 0]])
 
 
+def test_sequences_are_saved_and_go_on(tmp_path: Path) -> None:
+    """Of unequal lengths, with what was attended to; in another session of the bundle, with a bound of its own."""
+    with Session.open(write(tmp_path / "b")) as session:
+        pair = Sequences(session, batch=2)
+        pair.attend({"look.picture": np.array([[1, 2], [3, 4]], np.float32)})
+        pair.save(tmp_path / "begun")
+        pair.read([np.array([5, 6, 7, 8, 9]), np.array([4, 3])])
+        pair.save(tmp_path / "read")
+        session.load_states(tmp_path / "read")  # the states are there alone, too
+        expected = pair.step([1, 2])
+        session.new_states(batch=2).save(tmp_path / "states")
+    with Session.open(tmp_path / "b") as session:
+        again = Sequences.load(tmp_path / "read", session)
+        assert again.seen == (5, 2)
+        np.testing.assert_array_equal(again.step([1, 2]), expected)
+        with pytest.raises(ConfigError, match="read before them; begin new sequences"):
+            again.attend({"look.picture": np.ones((2, 2), np.float32)})
+        begun = Sequences.load(tmp_path / "begun", session)
+        begun.read([np.array([5, 6, 7, 8, 9]), np.array([4, 3])])
+        np.testing.assert_array_equal(begun.step([1, 2]), expected)
+        with pytest.raises(ConfigError, match="holds 8 slots on 'slots', and the capacity is 4"):
+            Sequences.load(tmp_path / "read", session, capacity=4)
+        bounded = Sequences.load(tmp_path / "read", session, capacity=8)
+        with pytest.raises(ShapeError, match="these states may have 8"):
+            bounded.states.reserve({"slots": 9})
+        with pytest.raises(BundleError, match="holds states, and not how many tokens their sequences have read"):
+            Sequences.load(tmp_path / "states", session)
+
+
+@pytest.mark.parametrize("seen", [[5, -1], [5, 2, 1], [[5, 2]], 5, [], [5.0, 2.0]])
+def test_saved_sequences_that_were_changed_are_refused(tmp_path: Path, seen: Any) -> None:
+    with Session.open(write(tmp_path / "b")) as session:
+        pair = Sequences(session, batch=2)
+        pair.read([np.array([5, 6, 7, 8, 9]), np.array([4, 3])])
+        pair.states.save(tmp_path / "s", beside={"seen": np.array(seen), "attended": np.array(False)})
+        with pytest.raises(BundleError, match="does not say how many tokens its sequences have read; save them again"):
+            Sequences.load(tmp_path / "s", session)
+
+
 def test_tokens_that_stand_for_what_media_found(tmp_path: Path) -> None:
     with Session.open(write_viewer(tmp_path / "b")) as session:
         pair = Sequences(session, batch=2)

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.runtime.generate.toy import write
-from trt_compress.errors import ConfigError
+from trt_compress.errors import BundleError, ConfigError
 from trt_compress.format.procedure import Upkeep
 from trt_compress.runtime import Generator
 from trt_compress.runtime.generate.prefixes import LEAST, Prefixes
@@ -59,6 +60,28 @@ def test_answers_are_those_without_it_on_many_threads(generator: Generator) -> N
     wanted = [generator.generate(prompt, max_new=8, temperature=1.0, seed=1)[0].ids for prompt in prompts]
     assert found == [(ids, len(SYSTEM)) for ids in wanted]
     generator.close()
+
+
+def test_a_prefix_is_saved_and_answers_as_before(generator: Generator, tmp_path: Path) -> None:
+    prefix = generator.prefix(SYSTEM)
+    prefix.save(tmp_path / "prefix")
+    prompt = [*SYSTEM, 9]
+    wanted = generator.generate(prompt, max_new=8, temperature=1.0, seed=1, prefix=prefix)
+    generator.close()
+    with Generator.open(tmp_path / "b") as other:
+        again = other.load_prefix(tmp_path / "prefix")
+        assert again.tokens == tuple(SYSTEM)
+        assert other.generate(prompt, max_new=8, temperature=1.0, seed=1, prefix=again) == wanted
+        assert other.generate(SYSTEM, max_new=8, temperature=0.0, prefix=again)[0].ids == (
+            other.generate(SYSTEM, max_new=8, temperature=0.0)[0].ids
+        )
+        again.sequences.save(tmp_path / "sequences")
+        with pytest.raises(BundleError, match="'.*sequences' holds sequences, and no prefix of this bundle"):
+            other.load_prefix(tmp_path / "sequences")
+        beside = {"tokens": np.array(SYSTEM[:-1]), "logits": again.logits}
+        again.sequences.save(tmp_path / "short", beside=beside)
+        with pytest.raises(BundleError, match="holds sequences, and no prefix"):
+            other.load_prefix(tmp_path / "short")
 
 
 def test_what_is_not_wanted_any_more_is_not_read(generator: Generator) -> None:
