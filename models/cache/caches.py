@@ -16,6 +16,7 @@ from trt_compress.models.cache.contract import (
     DUE,
     ROWS,
     SEEN,
+    CachePolicy,
     CacheState,
     Length,
     Memory,
@@ -27,6 +28,7 @@ from trt_compress.models.cache.contract import (
     Use,
 )
 from trt_compress.models.cache.plain import Plain, Ring
+from trt_compress.models.cache.sizes import bytes_of, with_bytes
 from trt_compress.models.compressors.place import GraphPlan, SitePlan
 from trt_compress.models.compressors.sites import Arrival, HostInfo
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, TensorSpec
@@ -56,6 +58,15 @@ class LayerCache(nn.Module):
         if self.selector is not None and reading.part in self.selector.observes:
             self.selector.observe(reading, self.store, self.store.readable(memory))
         return typed(Tensor, y)
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of one sequence of so many tokens: all that is stored, of as many entries as are then kept."""
+        return self.store.bytes if isinstance(self.store, Ring) else bytes_of(self.policies, tokens)
+
+    @property
+    def policies(self) -> list[CachePolicy]:
+        """Its store, unless that is a ring, and what chooses and reads."""
+        return [each for each in (self.store, self.selector, self.reader) if isinstance(each, CachePolicy)]
 
     def states(self) -> Iterator[CacheState]:
         """What is kept of the layer."""
@@ -337,21 +348,7 @@ def caches_of(plan: GraphPlan, host: HostInfo, rings: Mapping[int, Ring]) -> Cac
         _check_together(cache)
         caches.append(cache)
     _check_removes(caches, host.cache.capacity)
-    return Caches(caches, _with_bytes(plan.sites, caches), context=host.cache.capacity)
-
-
-def _with_bytes(sites: Sequence[SitePlan], caches: Sequence[LayerCache]) -> tuple[SitePlan, ...]:
-    """The plan, with what the cache of a layer takes said once: where its store is, or else its first policy."""
-    found = []
-    for site in sites:
-        cache = caches[site.layer]
-        names = [each.compressor for each in sites if each.layer == site.layer]
-        store = typed(Store, cache.store)
-        if site.compressor == (store.method.name if store.method.name in names else names[0]):
-            kept = site.tokens_in if cache.selector is None else cache.selector.tokens_out
-            site = replace(site, bytes_per_token=store.bytes_per_token, bytes=store.bytes_of(int(kept)))
-        found.append(site)
-    return tuple(found)
+    return Caches(caches, with_bytes(plan.sites, [each.policies for each in caches]), context=host.cache.capacity)
 
 
 class UpkeepGraph(CompressedModule):

@@ -217,6 +217,14 @@ class CachePolicy(Acting):
         """What it keeps of one layer."""
         return ()
 
+    def bytes_at(self, rows: Mapping[str, int]) -> int:
+        """Bytes of what it keeps of one sequence in one layer, with so many rows of each kind."""
+        return sum(
+            math.prod(rows[dim] if isinstance(dim, str) else dim for dim in state.shape)
+            * np.dtype(state.dtype).itemsize
+            for state in self.cache_states()
+        )
+
 
 class Store(CachePolicy):
     """How entries are kept and attended to.
@@ -259,12 +267,7 @@ class Store(CachePolicy):
 
     def bytes_of(self, tokens: int) -> int:
         """Bytes of one sequence in one layer when so many tokens were kept: all that is stored of them."""
-        rows = self.settled(tokens)
-        return sum(
-            math.prod(rows[dim] if isinstance(dim, str) else dim for dim in state.shape)
-            * np.dtype(state.dtype).itemsize
-            for state in self.cache_states()
-        )
+        return self.bytes_at(self.settled(tokens))
 
     @property
     def bytes_per_token(self) -> float:
@@ -320,6 +323,10 @@ class Selector(CachePolicy):
     @abstractmethod
     def entries(self, config: Any) -> int:
         """The budget of its layer."""
+
+    def kept_of(self, tokens: int) -> int:
+        """Entries of a KV head that are kept of a prompt of so many tokens."""
+        return min(tokens, self.budget)
 
     @property
     def every(self) -> int | None:

@@ -3,6 +3,7 @@
 Source: the caches of transformers (DynamicCache, StaticCache), as tensors that are updated in place.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +98,12 @@ class Ring(nn.Module):
         """Keys and values."""
         shape = (self.layer.groups, self._slots, self.layer.head_dim)
         return tuple(CacheState(name=name, shape=shape, dtype=self.layer.dtype) for name in ("keys", "values"))
+
+    @property
+    def bytes(self) -> int:
+        """Of one sequence."""
+        width = np.dtype(self.layer.dtype).itemsize * self.layer.head_dim
+        return 2 * self.layer.groups * self._slots * width
 
     def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
         """Write over the oldest and attend."""

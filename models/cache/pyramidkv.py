@@ -67,6 +67,11 @@ class PyramidKv(WindowSelector):
         """The most that the layer keeps of any prompt."""
         return max(self._kept())
 
+    def kept_of(self, tokens: int) -> int:
+        """By the table."""
+        kept = self._kept()
+        return kept[min(tokens, len(kept) - 1)]
+
     @property
     def counted_as(self) -> object:
         """What is kept of prompts of any length."""
