@@ -16,7 +16,10 @@ from trt_compress.plugins.spec import DOMAIN
 
 # Operators that move elements and do not look at them, by the inputs they move.
 _MOVE_FIRST = frozenset(
-    ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Gather", "Flatten")
+    (
+        *("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Expand", "Flatten"),
+        *("Gather", "GatherElements"),
+    )
 )
 _LOOK_AT_SHAPE = frozenset(("Shape", "Size"))
 
@@ -62,7 +65,8 @@ def without_inner_bytes(
 ) -> list[onnx.NodeProto]:
     """Let bodies read each other's bytes before they are cast to uint8, which TensorRT has at the borders only.
 
-    Those at a border that a body would move, to choose rows, are cast to int32 first, once for all who do so.
+    Those at a border that are moved, in a body to choose rows or between bodies to be seen as blocks, are cast to int32
+    first, once for all who do so; what is moved between bodies is cast to uint8 only behind that.
     `inner` names the nodes that came from bodies. The numbers are whole and within 0..255 before that cast, too.
     """
     source: dict[str, str] = {}
@@ -75,13 +79,20 @@ def without_inner_bytes(
             source[node.output[0]] = node.input[0]
     found: list[onnx.NodeProto] = []
     for node in nodes:
-        if node.name in inner and node.op_type in {"Cast", *_LOOK_AT_SHAPE, *_MOVE_FIRST}:
-            name = node.input[0]
-            if node.op_type in _MOVE_FIRST and name in packed and name not in source:
-                source[name] = f"{node.name}/whole"
-                found.append(helper.make_node("Cast", [name], [source[name]], name=source[name], to=TensorProto.INT32))
-            node.input[0] = source.get(name, name)
+        moved = node.name not in inner and any(name in packed for name in _carried(node, packed)[1])
+        if node.name in inner and node.op_type in {"Cast", *_LOOK_AT_SHAPE, *_MOVE_FIRST} or moved:
+            for place in range(len(node.input) if node.op_type == "Concat" else 1):
+                name = node.input[place]
+                if (moved or node.op_type in _MOVE_FIRST) and name in packed and name not in source:
+                    source[name] = f"{name}/whole"
+                    found.append(
+                        helper.make_node("Cast", [name], [source[name]], name=source[name], to=TensorProto.INT32)
+                    )
+                node.input[place] = source.get(name, name)
         found.append(node)
+        for place, name in enumerate(node.output if moved else ()):
+            source[name] = node.output[place] = f"{name}/whole"
+            found.append(helper.make_node("Cast", [source[name]], [name], name=f"{name}/bytes", to=TensorProto.UINT8))
     read = {name for node in found for name in node.input} | kept
     return [node for node in found if node.output[0] not in source or node.output[0] in read]
 

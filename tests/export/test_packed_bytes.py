@@ -112,6 +112,47 @@ def test_inlined_bodies_hand_each_other_no_uint8(model: ModelProto) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
+def blocks_moved() -> ModelProto:
+    """The same cache as blocks at the borders; between the operators it is seen as rows, some of which are gathered."""
+    text = TEXT.replace("uint8[B,2,9,4] cache,", "uint8[B,2,3,12] blocks,").replace(
+        "(uint8[B,2,9,4] cache_out,", "(uint8[B,2,3,12] blocks_out, uint8[B,2,2,4] some,"
+    )
+    text = text.replace("  code, new_scale", "  cache = Reshape(blocks, as_rows)\n  code, new_scale")
+    text = text.replace(
+        "\n}",
+        "\n  blocks_out = Reshape(cache_out, as_blocks)\n  picked = Expand(pick, some_shape)\n"
+        "  some = GatherElements<axis = 2>(cache, picked)\n}",
+    )
+    text = text.replace(
+        ") {\n",
+        ") <int64[4] as_rows = {0, 0, -1, 4}, int64[4] as_blocks = {0, 0, -1, 12},\n"
+        "  int64[1,1,2,1] pick = {5, 2}, int64[4] some_shape = {2, 2, 2, 4}> {\n",
+        1,
+    )
+    made = onnx.parser.parse_model(text)
+    for number, node in enumerate(made.graph.node):
+        node.name = f"site.{number}/{node.op_type}"
+    return made
+
+
+def test_bytes_that_are_moved_between_operators_are_no_uint8_there() -> None:
+    model, given = blocks_moved(), feeds()
+    given["blocks"] = given.pop("cache").reshape(2, 2, 3, 12)
+    wanted = run(add_bodies(model), given)
+    assert wanted[0].shape == (2, 2, 3, 12) and wanted[1].shape == (2, 2, 2, 4)
+    inlined = inline_bodies(model)
+    made = {name for node in inlined.graph.node for name in node.output}
+    known = onnx.shape_inference.infer_shapes(inlined, strict_mode=True)
+    inside = {name for name, dtype in dtypes(known).items() if dtype == TensorProto.UINT8 and name in made}
+    assert inside == {"blocks_out", "some"}
+    assert not preflight(model, get_target("rtx"))
+    for found, expected in zip(run(inlined, given), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    as_int8 = run(lower_for_target(model, get_target("x86-trt10")), {**given, "blocks": given["blocks"].view(np.int8)})
+    for found, expected in zip(as_int8, wanted, strict=True):
+        np.testing.assert_array_equal(found.view(expected.dtype), expected)
+
+
 def test_tensorrt_rtx_builds_the_chain(model: ModelProto, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the real builder: pip install 'trt-compress[rtx]'")
     onnx.save(lower_for_target(model, get_target("rtx")), tmp_path / "model.onnx")
