@@ -206,8 +206,8 @@ def evaluate_text(
         windows: list[list[int]] = []
         scored_bytes = 0
         if content is not None:
-            windows, scored_bytes = _windows(texts, content, str(perplexity), size, limit, context_tokens)
-        questions = _questions(texts[0], size, trials, seed, needle=needle, recall=recall, pairs=pairs)
+            windows, scored_bytes = windows_to_score(texts, content, str(perplexity), size, limit, context_tokens)
+        questions = questions_to_ask(texts[0], size, trials, seed, needle=needle, recall=recall, pairs=pairs)
         say("loading")
         generators = []
         for text in texts:
@@ -216,16 +216,18 @@ def evaluate_text(
             session = Session.open(text.bundle, backend=backend, threads=threads, native=native, graphs=graphs)
             generators.append(Generator(stack.enter_context(session), text=text))
         scores = [
-            _scores(generator, windows, context_tokens, batch, say) for generator in generators if content is not None
+            scores_behind(generator, windows, context_tokens, batch, say)
+            for generator in generators
+            if content is not None
         ]
         found = [perplexity_of(values, scored_bytes, seed=seed) for values in scores]
         asked: dict[str, Any] = {}
         for kind in (NEEDLE, RECALL):
             mine = questions.get(kind, [])
-            right = [_answers(generator, mine, batch, say) for generator in generators if mine]
-            shares = [_found(mine, each) for each in right]
+            right = [answers_to(generator, mine, batch, say) for generator in generators if mine]
+            shares = [found_of(mine, each) for each in right]
             asked[kind], asked[f"baseline_{kind}"] = (*shares, None, None)[:2]
-            asked[f"{kind}_change"] = _change(*right) if len(right) > 1 else None
+            asked[f"{kind}_change"] = change_of_answers(*right) if len(right) > 1 else None
         return TextEvaluation(
             started_at=started_at,
             bundle=described(generators[0].session),
@@ -291,7 +293,7 @@ def _window(texts: Sequence[BundleText], window: int | None, context_tokens: int
     return window
 
 
-def _windows(
+def windows_to_score(
     texts: Sequence[BundleText], content: str, name: str, size: int, limit: int | None, context_tokens: int | None
 ) -> tuple[list[list[int]], int]:
     """The windows of a text, and the bytes that are scored."""
@@ -338,7 +340,7 @@ def _check_scores(text: BundleText) -> None:
         )
 
 
-def _questions(
+def questions_to_ask(
     text: BundleText, size: int, trials: int, seed: int, *, needle: bool, recall: bool, pairs: int | None
 ) -> dict[str, list[TextQuestion]]:
     """The questions of each kind that is asked for."""
@@ -369,7 +371,7 @@ def _prompt(text: BundleText, question: TextQuestion) -> list[int]:
     return [*asked, *text.encode(question.opening, special=False)]
 
 
-def _scores(
+def scores_behind(
     generator: Generator, windows: list[list[int]], prompt: int | None, batch: int | None, say: Progress
 ) -> list[Array]:
     size = batch or generator.session.bundle.manifest.batch.max
@@ -385,7 +387,7 @@ def _scores(
     return found
 
 
-def _answers(generator: Generator, asked: Sequence[TextQuestion], batch: int | None, say: Progress) -> list[bool]:
+def answers_to(generator: Generator, asked: Sequence[TextQuestion], batch: int | None, say: Progress) -> list[bool]:
     size = batch or generator.session.bundle.manifest.batch.max
     right = []
     for start in range(0, len(asked), size):
@@ -397,7 +399,7 @@ def _answers(generator: Generator, asked: Sequence[TextQuestion], batch: int | N
     return right
 
 
-def _found(asked: Sequence[TextQuestion], right: Sequence[bool]) -> Found:
+def found_of(asked: Sequence[TextQuestion], right: Sequence[bool]) -> Found:
     def of(depth: float | None) -> Share:
         mine = [is_right for one, is_right in zip(asked, right, strict=True) if depth in (None, one.depth)]
         return share(sum(mine), len(mine))
@@ -405,6 +407,6 @@ def _found(asked: Sequence[TextQuestion], right: Sequence[bool]) -> Found:
     return Found(all=of(None), by_depth={depth: of(depth) for depth in dict.fromkeys(one.depth for one in asked)})
 
 
-def _change(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
+def change_of_answers(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
     pairs = list(zip(ours, theirs, strict=True))
     return difference(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))

@@ -26,7 +26,7 @@ from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
 from trt_compress.suggest import not_known
-from trt_compress.tools.bench import costs, workloads
+from trt_compress.tools.bench import cache_figures, costs, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
 from trt_compress.tools.console import say_error
@@ -238,6 +238,16 @@ def gpu_models_table() -> str:
     return _markdown(gpu_report.MODEL_COLUMNS, rows) if rows else f"\n{gpu_report.NO_RECORD}\n"
 
 
+def cache_quality_table() -> str:
+    """The last recorded figures of cache policies."""
+    found = cache_figures.records()
+    if not found:
+        return f"\n{cache_figures.NO_RECORD}\n\n"
+    table = _markdown(cache_figures.COLUMNS, [cache_figures.row_of(each) for each in found])
+    listed = "".join(f"- {note}\n" for note in cache_figures.notes(found))
+    return f"{cache_figures.caption(found)}\n\n{table}{listed}\n"
+
+
 def workloads_table() -> str:
     """The last recorded run of each streaming workload."""
     rows = list(workloads.rows())
@@ -258,6 +268,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "performance": performance_table,
     "costs": costs_table,
     "workloads": workloads_table,
+    "cache_quality": cache_quality_table,
     "gpu_kernels": gpu_kernels_table,
     "gpu_models": gpu_models_table,
 }

@@ -124,7 +124,7 @@ def make_plan(
             f"A prompt of {largest} and {steps} steps are more than the {most} tokens that {bound}; give a smaller "
             "--fill or --new, or a larger --context, within what the bundle was exported for."
         )
-    vocabularies = [_vocabulary(manifest) for manifest in manifests]
+    vocabularies = [vocabulary_of(manifest) for manifest in manifests]
     if vocabularies[0] != vocabularies[-1]:
         raise ConfigError(
             f"The bundle knows {vocabularies[0]} tokens and the baseline {vocabularies[-1]}; compare bundles of one "
@@ -332,7 +332,7 @@ def _tokens(plan: TokenPlan) -> Array:
     return found
 
 
-def _vocabulary(manifest: Manifest) -> int:
+def vocabulary_of(manifest: Manifest) -> int:
     """How many tokens there are, as the logits have it."""
     assert manifest.procedure is not None
     graph, _, tensor = str(manifest.procedure.step.logits).partition(".")
