@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.errors import BundleError, ConfigError
+from trt_compress.errors import BundleError, ConfigError, UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL, Capacity
 from trt_compress.format.manifest import Manifest, TensorInfo
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
@@ -24,6 +24,14 @@ from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _SEEN, _ATTENDED = "seen", "attended"  # beside saved states
+
+
+class _NoNumbers(Exception):
+    """A run gave NaN, as has the cache of a layer."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(layer)
+        self.layer = layer
 
 
 class Sequences:
@@ -346,7 +354,7 @@ class Sequences:
             "rows": stand_for,
         }
         self._reserve(part.graphs, run.tokens)
-        values = self._turn(part.graphs, self._fed(part.graphs, made))
+        values = self._turn(part.graphs, self._fed(part.graphs, made), check=str(part.logits))
         self._seen = self._seen + np.array(run.counts, np.int64)
 
         def maintain(graph: str) -> None:
@@ -399,8 +407,11 @@ class Sequences:
         feeds = {name: what for name, what in self._procedure.feeds.items() if _graph(name) in graphs}
         return {name: made[what].astype(self._info(name).dtype, copy=False) for name, what in feeds.items()}
 
-    def _turn(self, graphs: tuple[str, ...], given: Mapping[str, Array]) -> dict[str, Array]:
-        """Run graphs in order, each on what is given, linked, or held by the states; returns `graph.tensor`."""
+    def _turn(self, graphs: tuple[str, ...], given: Mapping[str, Array], *, check: str = "") -> dict[str, Array]:
+        """Run graphs in order, each on what is given, linked, or held by the states; returns `graph.tensor`.
+
+        If `check` of them holds NaN, and the cache of a layer does, the states are as before.
+        """
         names = [f"{graph}.{tensor}" for graph in graphs for tensor in self.session.inputs_of(graph)]
         if graphs not in self._checks:
             fed = {name: self._info(name) for name in names if name not in self._links}
@@ -414,12 +425,29 @@ class Sequences:
 
         def took(graph: LoadedGraph, outputs: Mapping[str, Array]) -> None:
             values.update({f"{graph.name}.{tensor}": value for tensor, value in outputs.items()})
+            if check in values and np.isnan(values[check]).any():
+                self._refuse_nan()
 
         loaded = self.session.loaded.graphs
         if not loaded:
             raise ConfigError("The session is closed; open the bundle again.")
-        self.states.run_all([loaded[name] for name in graphs], symbols, feed, took)
+        try:
+            self.states.run_all([loaded[name] for name in graphs], symbols, feed, took)
+        except _NoNumbers as error:
+            after = "have to be begun anew" if self.states.is_broken else "are as they were before it"
+            raise UnsupportedError(
+                f"A run behind {max(self.seen)} tokens gives NaN, and so does first the cache of layer {error.layer}; "
+                f"the sequences {after}. Verify the bundle, or export it in a precision of more range."
+            ) from None
         return values
+
+    def _refuse_nan(self) -> None:
+        """Raise if a cache holds NaN: with the first layer whose does."""
+        layers = {state.key: state.layer for state in self._manifest.states if state.layer is not None}
+        for key, layer in sorted(layers.items(), key=lambda item: item[1]):
+            held = self.states.in_run(key)
+            if held is not None and held.dtype.kind == "f" and np.isnan(held).any():
+                raise _NoNumbers(layer)
 
     def _info(self, name: str) -> TensorInfo:
         graph, _, tensor = name.partition(".")

@@ -367,6 +367,16 @@ class States:
         finally:
             self._give_back(self._every_key)
 
+    def in_run(self, name: str) -> Array | None:
+        """A state as `took` finds it, in the midst of `run_all`: its memory itself, not to be kept."""
+        value = self._memory.values[name]
+        return value.current.read() if value.memory else None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a run failed while it wrote in place, so that they have to be reset."""
+        return self._broken
+
     def _take_back(self, undo: _Undo, turned: list[SwapTurn]) -> None:
         """Have the states as they were before a run that failed, where that can be."""
         new = {id(value) for value, before in undo if not before and before is not _WRITTEN}

@@ -14,6 +14,7 @@ import torch
 
 from tests.models.cache.policies import CHUNK, CONTEXT, EVERY, SELECTORS, model, spec_of
 from tests.models.decoders import reference, text
+from trt_compress.errors import UnsupportedError
 from trt_compress.export.api import export_model
 from trt_compress.export.check import preflight_report
 from trt_compress.format.bundle import Bundle
@@ -230,6 +231,29 @@ def test_what_was_saved_goes_on_alike(policy: str, bundle_of: Callable[[str], Pa
         found = [again.step([token, token + 1]) for token in more[7:]]
         found.append(again.read([text(33).numpy(), text(50, seed=3).numpy()]))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_nan_in_keys_names_layer_and_step_and_leaves_the_cache(
+    bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with Session.open(bundle_of(QUICK), native=False, threads=1) as session:
+        one = Sequences(session)
+        one.read([text(100).numpy()])
+        one.save(tmp_path / "saved")
+        with np.load(tmp_path / "saved") as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        arrays["state/k_scale_1"][0, 0, 3] = np.nan
+        with (tmp_path / "saved").open("wb") as file:
+            np.savez(file, **arrays)
+        bad = Sequences.load(tmp_path / "saved", session)
+        for _ in range(2):
+            with pytest.raises(UnsupportedError) as caught:
+                bad.step([5])
+            assert "behind 100 tokens gives NaN, and so does first the cache of layer 1; " in caught.value.message
+            assert "are as they were before it" in caught.value.message and "\n" not in caught.value.message
+            assert bad.seen == (100,)
+            for state, _ in growing_states(session.bundle.manifest):
+                np.testing.assert_array_equal(value(bad, state.key), arrays[f"state/{state.key}"])
 
 
 # ---- positions ------------------------------------------------------------------------------------------------------
