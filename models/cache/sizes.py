@@ -32,6 +32,11 @@ def bytes_of(policies: Sequence[CachePolicy], tokens: int) -> int:
     return _bytes(policies, _store(policies), _kept(policies, tokens))
 
 
+def growth_of(policies: Sequence[CachePolicy]) -> float:
+    """Bytes by which one layer of a sequence grows with a token that is kept, on average."""
+    return _growth(policies, _store(policies))
+
+
 def growing(policies: Sequence[CachePolicy]) -> list[GrowingState]:
     """The states of a layer that make up the bytes of a token; rows that wait to be packed are none of them."""
     store = _store(policies)
@@ -77,10 +82,12 @@ def _kept(policies: Sequence[CachePolicy], tokens: int) -> int:
 
 
 def _bytes(policies: Sequence[CachePolicy], store: Store, tokens: int) -> int:
-    return sum(policy.bytes_at(store.settled(tokens)) for policy in policies)
+    rows = store.settled(tokens)
+    return sum(store.bytes_of(tokens) if policy is store else policy.bytes_at(rows) for policy in policies)
 
 
 def _growth(policies: Sequence[CachePolicy], store: Store) -> float:
     """Bytes a token, on average over a period of the store."""
-    period = store.period or 1
-    return (_bytes(policies, store, 2 * period) - _bytes(policies, store, period)) / period
+    period, others = store.period or 1, [policy for policy in policies if policy is not store]
+    grown = (_bytes(others, store, 2 * period) - _bytes(others, store, period)) / period
+    return grown + (store.bytes_per_token if store in policies else 0)

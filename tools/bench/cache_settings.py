@@ -116,19 +116,23 @@ def bytes_figures(model: str, setting: CacheSetting, chunk: int) -> dict[str, An
     layers = _plan(config, name, specs, CONTEXTS[-1], chunk, setting.cache_dtype).layers
     terms = Counter(_formula(layer) for layer in layers)
     token = sum(count * value for (_, value), count in terms.items())
-    formula = " + ".join(f"{count}·({text or '0'})" for (text, _), count in terms.items())
+    formula = " + ".join(f"{count}·({text or 0})" for (text, _), count in terms.items())
     return {"of_a_token": token, "formula": formula, "budget": setting.budget, "at": at}
 
 
 def _formula(layer: Any) -> tuple[str, float]:
-    from trt_compress.models.cache.sizes import growing
+    """The bytes of a token in a layer: in words, of the states that grow, and as a number."""
+    from trt_compress.models.cache.sizes import growing, growth_of
 
-    states = growing(layer.policies) if layer.policies else []
+    if not layer.policies:  # a ring, which does not grow
+        return "0", 0.0
+    states, value = growing(layer.policies), growth_of(layer.policies)
     texts = [
         f"{state.name} {state.numbers}·{state.bytes}" + (f"/{state.tokens}" if state.tokens > 1 else "")
         for state in states
     ]
-    return " + ".join(texts), sum(state.numbers * state.bytes / state.tokens for state in states)
+    said = sum(state.numbers * state.bytes / state.tokens for state in states)
+    return " + ".join(texts) if abs(said - value) < 1e-6 else f"{value:g}", value
 
 
 def _bytes(config: Any, name: str, specs: Sequence[CompressorSpec], context: int, chunk: int, dtype: str) -> int:
