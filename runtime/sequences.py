@@ -108,7 +108,7 @@ class Sequences:
                 "Session.load_states, or save sequences."
             )
         batch = saved.lengths.get(BATCH_SYMBOL)
-        typed = (seen.dtype, seen.ndim, attended.dtype, attended.ndim) == (np.int64, 1, np.bool_, 0)
+        typed = seen.dtype == np.int64 and seen.ndim == 1 and attended.dtype == np.bool_ and attended.ndim == 0
         if not typed or batch not in (None, len(seen)) or not ((seen >= 0) & (seen < 2**31)).all() or not len(seen):
             raise BundleError(f"'{path}' does not say how many tokens its sequences have read; save them again.")
         made = cls(session, batch=len(seen), capacity=capacity)

@@ -265,7 +265,8 @@ class Generator:
         tokens, logits = beside[TOKENS], beside[LOGITS]
         vocabulary = self.text.vocabulary
         if (
-            (tokens.dtype, logits.dtype) != (np.int64, np.float32)
+            tokens.dtype != np.int64
+            or logits.dtype != np.float32
             or logits.shape != (vocabulary,)
             or sequences.seen != tokens.shape
             or not ((tokens >= 0) & (tokens < vocabulary)).all()

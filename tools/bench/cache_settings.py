@@ -81,7 +81,7 @@ def with_artifacts(model: str, name: str, folder: Path, say: Callable[[str], Non
     """
     if name in (FP16, FP32):
         return CacheSetting(name=name, spec="none")
-    specs = []
+    specs: list[CompressorSpec] = []
     for spec in parse_spec(name):
         missing = [each for each in METHODS[spec.name].artifacts if each not in spec.config.artifacts]
         text = spec_string([spec])
