@@ -266,7 +266,8 @@ def first_keys(tokens: list[int]) -> Array:
     return np.asarray(cached.layers[0].keys[0].numpy())
 
 
-@pytest.mark.parametrize("policy", marked((QUICK, *SELECTORS, *(each for each in EVERY if "positions=cache" in each))))
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", (*SELECTORS, *(each for each in EVERY if "positions=cache" in each)))
 def test_positions_go_on_behind_all_that_was_read(policy: str, bundle_of: Callable[[str], Path]) -> None:
     """Behind a prompt of 100 tokens of which fewer are kept the next one has the place 100; with positions of the
     cache the place of its slot."""

@@ -8,6 +8,8 @@ import torch
 from tests.models.cache.policies import SELECTORS, model, spec_of
 from tests.models.cache.runs import CacheRun
 from tests.models.decoders import text
+from trt_compress.methods import parse_spec
+from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts.decoder import Decoder
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.decoder_host import read_decoder
@@ -33,7 +35,8 @@ def test_a_selector_that_keeps_all_changes_nothing(policy: str, folder: Path, de
     """A prompt in chunks, steps, a second prompt, steps; all of it has room in the budget."""
     spec = spec_of(policy, folder).replace("budget=40", "budget=150")
     assert "budget=150" in spec
-    kept, plain = (CacheRun(decoder, one, context=192, chunk=16) for one in (spec, "none"))
+    read = for_weights(parse_spec(spec), source="tiny", sha256=Directory(folder).sha256())
+    kept, plain = (CacheRun(decoder, one, context=192, chunk=16) for one in (read, "none"))
     steps = text(20, seed=2).tolist()
     for seed, count in ((1, 60), (3, 17)):
         prompt = text(count, seed=seed).tolist()
