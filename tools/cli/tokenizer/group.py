@@ -8,12 +8,14 @@ from trt_compress.tools.cli.habits import with_habits
 from trt_compress.tools.cli.tokenizer.count import count
 from trt_compress.tools.cli.tokenizer.encode import encode
 from trt_compress.tools.cli.tokenizer.morphology import morphology
+from trt_compress.tools.cli.tokenizer.report import report
 from trt_compress.tools.cli.tokenizer.split import split
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
     "encode": encode,
     "split": split,
+    "report": report,
     "morphology": morphology,
 }
 
