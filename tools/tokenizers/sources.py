@@ -2,7 +2,6 @@
 vocabulary in the form of tiktoken.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from trt_compress.tools.tokenizers.sentencepiece_model import (
     SentencePiecePieces,
     kind_of_model,
 )
+from trt_compress.tools.tokenizers.texts import unpacked
 from trt_compress.tools.tokenizers.tiktoken_format import library_from_ranks, looks_like_ranks, pattern_for, read_ranks
 
 KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
@@ -63,7 +63,7 @@ def open_tokenizer(path: Path, *, pattern: str | None = None) -> TokenizerSource
     with reading(where, f"give {_FORMS}"):
         content = read_regular(file, limit=_LARGEST)
         if content[:2] == b"\x1f\x8b":
-            content = _unpacked(content)
+            content = unpacked(content, _LARGEST)
     if content.lstrip()[:1] == b"{" or file.suffix == ".json":
         return _from_json(content, file)
     name = file.name.partition(".")[0]
@@ -110,21 +110,6 @@ def _file_in(folder: Path) -> Path:
         if found := sorted(file for file in folder.glob(wanted) if file.is_file()):
             return found[0]
     raise ConfigError(f"'{folder}' holds none of {', '.join(_IN_FOLDERS)}; give {_FORMS}.")
-
-
-def _unpacked(content: bytes) -> bytes:
-    """What a file of gzip holds, within bounds.
-
-    Raises:
-        ValueError: It holds more, or nothing.
-    """
-    try:
-        found = zlib.decompressobj(wbits=31).decompress(content, _LARGEST + 1)
-    except zlib.error as error:
-        raise ValueError(f"it is damaged: {error}") from None
-    if len(found) > _LARGEST:
-        raise ValueError(f"it unpacks to more than {_LARGEST} bytes")
-    return found
 
 
 def _from_json(content: bytes, file: Path) -> TokenizerSource:

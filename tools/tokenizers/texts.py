@@ -1,5 +1,6 @@
 """Texts that a user gives as files: UTF-8, and nothing else is taken for it."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,3 +67,21 @@ def read_texts(paths: Sequence[Path]) -> list[TextFile]:
         else TextFile(name=shown(str(item.path)), path=item.path, text=item.text, num_bytes=item.num_bytes)
         for item in found
     ]
+
+
+def unpacked(content: bytes, limit: int) -> bytes:
+    """What a file of gzip holds.
+
+    Raises:
+        ValueError: It is damaged, or holds more than `limit` bytes.
+    """
+    try:
+        packed = zlib.decompressobj(wbits=31)
+        found = packed.decompress(content, limit + 1)
+    except zlib.error as error:
+        raise ValueError(f"it is damaged: {error}") from None
+    if len(found) > limit:
+        raise ValueError(f"it unpacks to more than {limit} bytes")
+    if not packed.eof:
+        raise ValueError("it is damaged: it ends early")
+    return found

@@ -10,12 +10,14 @@ from trt_compress.tools.cli.tokenizer.encode import encode
 from trt_compress.tools.cli.tokenizer.morphology import morphology
 from trt_compress.tools.cli.tokenizer.report import report
 from trt_compress.tools.cli.tokenizer.split import split
+from trt_compress.tools.cli.tokenizer.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
     "encode": encode,
     "split": split,
     "report": report,
+    "train": train,
     "morphology": morphology,
 }
 
