@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,8 +157,8 @@ def measure(
     found = []
     for item in texts:
         step(f"{source.name}: {item.name}")
-        encode_s, ids = _timed(lambda text=item.text: source.encoder.encode(text, special=False))
-        decode_s, back = _timed(lambda ids=ids: source.encoder.decode(ids))
+        encode_s, ids = _timed(partial(source.encoder.encode, item.text, special=False))
+        decode_s, back = _timed(partial(source.encoder.decode, ids))
         own = Counter(ids)
         counted += own
         found.append(

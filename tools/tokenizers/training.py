@@ -210,14 +210,13 @@ def _kl3m(texts: Sequence[str], plan: TrainingPlan) -> Trained:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.post_processor = processors.ByteLevel(trim_offsets=False)
-    limit = {"max_token_length": plan.longest + 1} if plan.kind == "kl3m-char" else {}
     trainer = trainers.BpeTrainer(
         vocab_size=plan.size - len(kl3m.SPECIAL) - len(custom),  # their code counts the special ones twice
         min_frequency=plan.least,
         special_tokens=list(kl3m.SPECIAL),
         initial_alphabet=byte_characters(),
         show_progress=False,
-        **limit,
+        max_token_length=plan.longest + 1 if plan.kind == "kl3m-char" else None,  # the library takes one less
     )
     library.train_from_iterator(texts, trainer)
     known = library.get_vocab(with_added_tokens=True)
