@@ -110,7 +110,7 @@ class Protocol:
         return self.tokens + _CONTINUATION
 
 
-class Ledger:
+class Pieces:
     """What was found of settings, piece by piece, in a file that is only added to."""
 
     def __init__(self, path: Path) -> None:
@@ -160,7 +160,7 @@ class Judging:
         say: Callable[[str], None],
     ) -> None:
         self._protocol, self._model, self._text, self._folder, self._record = protocol, model, text, folder, record
-        self._ledger = Ledger(folder / _LEDGER)
+        self._found = Pieces(folder / _LEDGER)
         self._ends = None if within is None else time.monotonic() + within
         self._say = say
         self._settings: dict[str, CacheSetting] = {}
@@ -215,7 +215,7 @@ class Judging:
             figures[kind] = found_of(self._asked[kind], answers).to_json()
             against = None if plain else change_of_answers(answers, self._right(FP16, kind))
             figures[f"{kind}_change"] = None if against is None else against.to_json()
-        return {**figures, "over_random": over, "speed": self._speed(name), "seconds": self._ledger.seconds(key)}
+        return {**figures, "over_random": over, "speed": self._speed(name), "seconds": self._found.seconds(key)}
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -246,22 +246,22 @@ class Judging:
 
     def _pieces(self, name: str, part: str, count: int, piece: Callable[[int], list[Any]]) -> list[Any]:
         key = self._protocol.key(name)
-        while (done := len(self._ledger.of(key, part))) < count:
+        while (done := len(self._found.of(key, part))) < count:
             self._in_time()
             self._say(f"{name}: {part} {done} of {count}")
-            self._ledger.add(key, part, partial(piece, done))
-        return self._ledger.of(key, part)
+            self._found.add(key, part, partial(piece, done))
+        return self._found.of(key, part)
 
     def _speed(self, name: str) -> dict[str, Any]:
         key = self._protocol.key(name)
-        if not self._ledger.of(key, "speed"):
+        if not self._found.of(key, "speed"):
             self._in_time()
             self._say(f"{name}: speed")
             self.close()
             names = list(dict.fromkeys((name, FP16, FP32)))
             bundles = [self._exported(each) for each in names]
-            self._ledger.add(key, "speed", lambda: [timed(names, bundles, self._protocol)])
-        found: dict[str, Any] = self._ledger.of(key, "speed")[0]
+            self._found.add(key, "speed", lambda: [timed(names, bundles, self._protocol)])
+        found: dict[str, Any] = self._found.of(key, "speed")[0]
         return found
 
     def _in_time(self) -> None:
