@@ -27,7 +27,7 @@ class Front(Protocol):
         ...
 
 
-class Pieces:
+class TextPieces:
     """The front of a tokenizer, and the vocabulary behind it as byte strings.
 
     Attributes:

@@ -12,7 +12,7 @@ from trt_compress.files import read_regular
 from trt_compress.foreign import reading, shown, strict_json
 from trt_compress.runtime.generate.tokenizer import Tokenizer
 from trt_compress.runtime.text.encoder import Encoder
-from trt_compress.runtime.text.pieces import Pieces, VocabularyOnly
+from trt_compress.runtime.text.pieces import TextPieces, VocabularyOnly
 from trt_compress.tools.tokenizers.sentencepiece_model import (
     SentencePieceEncoder,
     SentencePiecePieces,
@@ -89,7 +89,7 @@ def vocabulary_only(source: TokenizerSource) -> VocabularyOnly:
     if isinstance(source.encoder, SentencePieceEncoder):
         return VocabularyOnly(SentencePiecePieces(source.encoder))
     assert isinstance(source.encoder, Tokenizer)
-    return VocabularyOnly(Pieces(source.encoder.library, source.kind))
+    return VocabularyOnly(TextPieces(source.encoder.library, source.kind))
 
 
 def open_tokenizers(paths: Sequence[Path], *, pattern: str | None = None) -> list[TokenizerSource]:

@@ -12,7 +12,7 @@ from tests.runtime.text.test_growing import LOCAL, WHOLE, with_added
 from tests.tools.tokenizers.made import byte_level, random_text
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime.text.merge_free import MergeFree
-from trt_compress.runtime.text.pieces import Pieces, VocabularyOnly
+from trt_compress.runtime.text.pieces import TextPieces, VocabularyOnly
 
 ENTRIES = {bytes([byte]): byte for byte in range(256)} | {
     text: 256 + number
@@ -74,7 +74,7 @@ BPE = [name for name in (*LOCAL, *WHOLE) if name not in ("wordpiece", "llama")] 
 def test_exact_is_never_longer_than_the_tokenizer_and_says_the_same(name: str) -> None:
     makers: dict[str, Callable[[], Tokenizer]] = {**LOCAL, **WHOLE}
     library = makers[name]()
-    alone = VocabularyOnly(Pieces(library, "BPE"))
+    alone = VocabularyOnly(TextPieces(library, "BPE"))
     chance = random.Random(f"exact {name}")
     shorter = 0
     names = {number: text for text, number in alone.pieces.vocabulary.items()}
@@ -94,7 +94,7 @@ def test_exact_is_never_longer_than_the_tokenizer_and_says_the_same(name: str) -
 
 def test_added_tokens_stay() -> None:
     library = with_added()
-    alone = VocabularyOnly(Pieces(library, "BPE"))
+    alone = VocabularyOnly(TextPieces(library, "BPE"))
     text = "12 fox jumps<|end|>  U.S.\n\n über <mask> 1776"
     own = library.encode(text, add_special_tokens=False)
     added = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
@@ -106,19 +106,19 @@ def test_added_tokens_stay() -> None:
 
 def test_pieces_that_are_no_byte_strings_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="is of the kind WordPiece, whose pieces are no byte strings"):
-        Pieces(LOCAL["wordpiece"](), "WordPiece")
+        TextPieces(LOCAL["wordpiece"](), "WordPiece")
     marked = Tokenizer(models.BPE(vocab={"a</w>": 0}, merges=[], end_of_word_suffix="</w>"))
     with pytest.raises(UnsupportedError, match="marks pieces by '</w>'"):
-        Pieces(marked, "BPE")
+        TextPieces(marked, "BPE")
 
 
 def test_no_coverage_is_said() -> None:
     library = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
     library.pre_tokenizer = pre_tokenizers.Whitespace()
-    alone = VocabularyOnly(Pieces(library, "BPE"))
+    alone = VocabularyOnly(TextPieces(library, "BPE"))
     with pytest.raises(ConfigError, match=r"no piece for 254 of the 256 bytes \(0x00, 0x01, 0x02, 0x03, …\)"):
         alone.check_coverage("'x'")
     assert alone.encode("ab ba", "greedy") == [2, 1, 0]
     with pytest.raises(ConfigError, match="has no greedy encoding of b'abc': no piece fits at byte 2 of it"):
         alone.encode("ab abc", "greedy")
-    VocabularyOnly(Pieces(byte_level(), "BPE")).check_coverage("'y'")
+    VocabularyOnly(TextPieces(byte_level(), "BPE")).check_coverage("'y'")

@@ -12,7 +12,7 @@ import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.tools.tokenizers.made import LINES, byte_level, written
-from trt_compress.runtime.text.pieces import Pieces
+from trt_compress.runtime.text.pieces import TextPieces
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -81,7 +81,7 @@ def test_a_sentencepiece_model(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_vocabulary_in_the_form_of_tiktoken(cli: Cli, tmp_path: Path) -> None:
     library = byte_level(500)
-    entries = Pieces(library, "BPE").vocabulary
+    entries = TextPieces(library, "BPE").vocabulary
     ranks = {text: number for number, text in enumerate(sorted(entries, key=lambda text: entries[text]))}
     content = b"".join(base64.b64encode(text) + b" %d\n" % rank for text, rank in ranks.items())
     (tmp_path / "gpt2.tiktoken.gz").write_bytes(gzip.compress(content))
