@@ -110,7 +110,7 @@ class Protocol:
         return self.tokens + _CONTINUATION
 
 
-class Pieces:
+class FoundPieces:
     """What was found of settings, piece by piece, in a file that is only added to."""
 
     def __init__(self, path: Path) -> None:
@@ -160,7 +160,7 @@ class Judging:
         say: Callable[[str], None],
     ) -> None:
         self._protocol, self._model, self._text, self._folder, self._record = protocol, model, text, folder, record
-        self._found = Pieces(folder / _LEDGER)
+        self._found = FoundPieces(folder / _LEDGER)
         self._ends = None if within is None else time.monotonic() + within
         self._say = say
         self._settings: dict[str, CacheSetting] = {}
