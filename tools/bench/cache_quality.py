@@ -26,7 +26,7 @@ import numpy as np
 from trt_compress.cache import cache_folder
 from trt_compress.digest import sha256, sha256_of_file
 from trt_compress.errors import ConfigError
-from trt_compress.files import append_line, open_regular, read_regular, write_whole
+from trt_compress.files import open_regular, read_regular, write_whole
 from trt_compress.methods import parse_spec
 from trt_compress.model_name import parse_model
 from trt_compress.runtime.measure.latency import interleave_many, speedup
@@ -43,7 +43,7 @@ from trt_compress.tools.bench.cache_settings import (
     with_artifacts,
 )
 from trt_compress.tools.bench.language_quality import moby_dick
-from trt_compress.tools.bench.records import append_record
+from trt_compress.tools.bench.records import append_record, write_line
 from trt_compress.tools.bench.smollm2 import smollm2
 from trt_compress.tools.console import print_table, print_text, progress
 
@@ -134,7 +134,7 @@ class FoundPieces:
         found = piece()
         line = {"key": key, "part": part, "found": found, "seconds": round(time.monotonic() - began, 3)}
         self._take(line)
-        append_line(self._path, json.dumps(line))
+        write_line(self._path, line)
 
     def _take(self, line: dict[str, Any]) -> None:
         place = (line["key"], line["part"])
