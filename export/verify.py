@@ -160,13 +160,13 @@ def _follow(
 def _go_on_with_ours(found: Sequence[OutputCheck], graph: GraphSpec, expected: Event, course: Course) -> None:
     """After codes that rounding turned, both sides go on with the same ones: a turned code is no error that grows.
 
-    So they do with rows that are packed later: last bits of these decide how codes and scales are rounded, and all that
-    is made of what these lose.
+    So they do with rows that are packed later, with scales and with scores: last bits of these decide how codes and
+    scales are rounded and which rows are chosen, and all that is made of it.
     """
     turned = {check.name for check in found if check.turned and check.passed}
     close = {check.name for check in found if check.passed}
     for state in graph.states:
-        if state.output in turned or (state.kind == "tail" and state.output in close):
+        if state.output in turned or (state.kind in ("tail", "scale", "score") and state.output in close):
             course.states[state.of(graph.name).key] = expected.outputs[str(state.output)].numpy()
 
 

@@ -140,6 +140,7 @@ class Caches(nn.Module):
         """Whether prompts are read by a graph of their own."""
         return any(
             layer.reader is not None
+            or (isinstance(layer.store, Store) and layer.store.own_prompts)
             or (layer.selector is not None and layer.selector.observes and layer.selector.prompt_only)
             for layer in self.layers
         )
@@ -242,8 +243,8 @@ class Caches(nn.Module):
                     whole = (each.most or -(-self._context // each.unit)) + each.spare
                     first, selector = each.first, group.selector
                     if each.name == ROWS and selector is not None:
-                        first = max(first, selector.at_most)
-                        held = selector.at_most + selector.layer.chunk  # by one that chooses behind every chunk
+                        first = max(first, selector.looks_at)
+                        held = max(selector.at_most + selector.layer.chunk, first)  # if it chooses behind each chunk
                         whole = held if selector.moments == ("run",) else max(whole, held * selector.in_chunks)
                     begin = max(min(_FIRST_SLOTS // each.unit, whole // 2), first, 1)
                     found[symbol] = (begin, max(begin, whole // 4), max(whole, begin + 1))
@@ -267,7 +268,7 @@ class Caches(nn.Module):
             if group.period is not None:
                 store = typed(Store, self.layers[group.layers[0]].store)
                 found += [
-                    Upkeep(graph="flush", after=after, capacity=group.symbol(ROWS), at_least=group.period)
+                    Upkeep(graph="flush", after=after, capacity=group.symbol(ROWS), at_least=store.packs_from(after))
                     for after in store.flush_after
                 ]
         return tuple(found)
@@ -454,6 +455,11 @@ def _check_together(cache: LayerCache) -> None:
         raise ConfigError(
             f"{cache.selector.method.name}: cannot choose what is kept, as {cache.store.method.name} "
             f"{cache.store.not_selectable}."
+        )
+    if cache.selector.merges and "keys" not in {state.name for state in cache.store.cache_states()}:
+        raise ConfigError(
+            f"{cache.selector.method.name}: merges entries into others, and {cache.store.method.name} has packed them; "
+            "take a store that keeps new keys as they are."
         )
     if cache.selector.in_cache and "keys" not in {state.name for state in cache.store.cache_states()}:
         raise ConfigError(

@@ -233,9 +233,11 @@ class Store(CachePolicy):
         keeps_rest: No entry is removed.
         flush_after: After what rows in full precision are packed.
         needs_count: It has to tell tokens from filling, also where texts are scored.
+        own_prompts: Prompts are read by a graph of their own.
     """
 
     keeps_rest = True
+    own_prompts: ClassVar[bool] = False
     needs_count: ClassVar[bool] = False
     flush_after: tuple[str, ...] = ("run",)
 
@@ -256,6 +258,10 @@ class Store(CachePolicy):
     def period(self) -> int | None:
         """Rows in full precision that are packed at once; None: none are."""
         return None
+
+    def packs_from(self, after: str) -> int | None:
+        """From how many rows in full precision on they are packed after "prompt", "step" or "run"."""
+        return self.period
 
     def settled(self, tokens: int) -> Mapping[str, int]:
         """How many rows of each kind there are when so many tokens were kept and whole periods are packed."""
@@ -305,6 +311,7 @@ class Selector(CachePolicy):
         prompt_only: It looks at prompts only: they are read by a graph of their own.
         in_cache: Positions are those of the entries in the cache, not those of the tokens in their text.
         needs_seen: To choose it has to know how many tokens each sequence has read, `lengths[SEEN]`.
+        merges: It puts other keys and values in the places of some.
     """
 
     keeps_rest = False
@@ -312,6 +319,7 @@ class Selector(CachePolicy):
     prompt_only: bool = True
     in_cache: bool = False
     needs_seen: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
 
     budget: int
 
@@ -350,6 +358,11 @@ class Selector(CachePolicy):
         """Entries that a layer has at most behind a choice: with `every`, a sequence waits until it has that many more
         than the budget, in prompts too."""
         return self.budget + (self.every or 1) - 1
+
+    @property
+    def looks_at(self) -> int:
+        """Rows that there have to be room for where it chooses."""
+        return self.at_most
 
     @property
     def counted_as(self) -> object:

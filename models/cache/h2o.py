@@ -4,11 +4,12 @@ Source, Differs: see the method's entry, `methods.cache_selectors.H2O`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trt_compress.methods.cache_selectors import H2O, H2oConfig
+from trt_compress.methods.cache_selectors import H2O, EmsConfig, H2oConfig
 from trt_compress.models.cache.by_rows import RowSelector, up_to
 from trt_compress.models.cache.contract import ROWS, Choice, Memory, NewEntries, Store
 from trt_compress.models.cache.scores import attention_to, of_groups
@@ -23,10 +24,10 @@ class H2o(RowSelector):
     """
 
     method = H2O
-    config: H2oConfig
+    config: Any
     state = "heavy"
 
-    def __init__(self, config: H2oConfig, arrival: Arrival) -> None:
+    def __init__(self, config: H2oConfig | EmsConfig, arrival: Arrival) -> None:
         super().__init__(config, arrival)
         self._sums = self.layer.heads // self.layer.groups if config.heads == "max" else 1
         self.looks()

@@ -1,7 +1,13 @@
 """What stores that pack rows share: blocks of tokens, rows that move up, and two parts of a cache as one."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from trt_compress.plugins.operator import cast
+
+_NOTHING = -1e30  # the logarithm of the sum of no exponentials
 
 
 def rows_of(blocks: Tensor, tokens: int) -> Tensor:
@@ -37,3 +43,52 @@ def merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tenso
     (y, lse), (other, base) = first, second
     weight = (1 / (1 + torch.exp(base - lse)))[..., None].to(y.dtype)
     return other + (y - other) * weight
+
+
+def both(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same where both parts may be empty, with the logarithm of the sum of exponentials of both, finite."""
+    (y, lse), (other, base) = first, second
+    lse, base = lse.clamp(min=_NOTHING), base.clamp(min=_NOTHING)
+    peak = torch.maximum(lse, base)
+    mine, theirs = torch.exp(lse - peak), torch.exp(base - peak)
+    weight = (mine / (mine + theirs))[..., None].to(y.dtype)
+    return other + (y - other) * weight, peak + (mine + theirs).log()
+
+
+def code_planes(codes: Tensor, planes: Sequence[int]) -> list[Tensor]:
+    """Codes [..., D] int64 in parts of so many bits, the lowest first, each packed in bytes of equal parts of the axis.
+
+    A part runs back where the one above it is odd: of codes that are one apart one part differs, by one.
+    """
+    rest, made = codes.float(), list[Tensor]()
+    for bits in planes:
+        above = (rest / 2**bits).floor()
+        part = rest - above * 2**bits
+        odd = above - (above / 2).floor() * 2
+        part = part + odd * (2**bits - 1 - 2 * part)
+        pieces = part.chunk(8 // bits, dim=-1)
+        packed = pieces[0]
+        for number, piece in enumerate(pieces[1:], start=1):
+            packed = packed + piece * 2 ** (bits * number)
+        made.append(cast(packed, torch.uint8))
+        rest = above
+    return made
+
+
+def codes_of_planes(packed: Sequence[Tensor], planes: Sequence[int]) -> Tensor:
+    """The codes [..., D] int64 that lie in bytes [..., D * bits / 8] of their parts."""
+    total: Tensor | None = None
+    for each, bits in zip(reversed(packed), reversed(planes), strict=True):
+        rest, pieces = each.float(), list[Tensor]()
+        for _ in range(8 // bits):
+            above = (rest / 2**bits).floor()
+            pieces.append(rest - above * 2**bits)
+            rest = above
+        part = torch.cat(pieces, dim=-1)
+        if total is None:
+            total = part
+        else:
+            odd = total - (total / 2).floor() * 2
+            total = total * 2**bits + part + odd * (2**bits - 1 - 2 * part)
+    assert total is not None
+    return cast(total, torch.int64)

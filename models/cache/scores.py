@@ -10,6 +10,7 @@ from trt_compress.plugins.attention_score.op import attention_score
 from trt_compress.plugins.operator import cast
 
 _HIDDEN = -1e4
+_LEAST = -1e30
 
 
 def scores_of_last(query: Tensor, keys: Tensor, length: Tensor, *, scale: float, softcap: float = 0.0) -> Tensor:
@@ -66,6 +67,39 @@ def attention_to(
     bent = torch.where(visible, torch.tanh(products / softcap) * softcap, _HIDDEN).softmax(dim=3)
     paid = torch.where(visible, bent, 0.0)
     return paid.mean(dim=2) if rows == "mean" else paid.sum(dim=2)
+
+
+def attention_beside(
+    query: Tensor, keys: Tensor, position: Tensor, others: Tensor, *, scale: float, softcap: float = 0.0
+) -> Tensor:
+    """Attention that rows pay to the entries of one part of a cache, beside what they pay to another.
+
+    Args:
+        query: [B, H, R, D].
+        keys: Of the part, [B, G, L, D]; what stands behind the largest position does not matter.
+        position: The slot of each row, up to which it sees, [B, R] int64; -1: it sees nothing and pays nothing.
+        others: Logarithms of the sums of exponentials over the other part, [B, H, R].
+        scale, softcap: Of the products.
+
+    Returns:
+        The sum over the rows and the query heads of each KV head, [B, G, L] in float32.
+    """
+    batch, heads, count, width = query.shape
+    groups, slots = keys.shape[1:3]
+    slot = torch.arange(slots, device=keys.device)
+    there = slot <= position.amax(dim=1, keepdim=True)
+    clean = torch.where(there[:, None, :, None], keys, torch.zeros_like(keys)).float()
+    products = (query.float().reshape(batch, groups, -1, width) @ clean.transpose(2, 3)) * scale
+    if softcap:
+        products = torch.tanh(products / softcap) * softcap
+    products = products.reshape(batch, groups, -1, count, slots)
+    visible = (slot <= position[..., None])[:, None, None]
+    base = others.reshape(batch, groups, -1, count, 1)
+    hidden = torch.where(visible, products, _LEAST)
+    peak = torch.maximum(hidden.amax(dim=4, keepdim=True), base)
+    paid = torch.where(visible, torch.exp(hidden - peak), 0.0)
+    total = paid.sum(dim=4, keepdim=True) + torch.exp(base - peak)
+    return (paid / total).sum(dim=(2, 3))
 
 
 def pooled(score: Tensor, how: str, kernel: int) -> Tensor:

@@ -123,7 +123,7 @@ class StateSpec(Record):
         kind: What it holds, one of `STATE_KINDS`.
         layer: The layer that it belongs to, from 0; None: to none, or to several.
         compare: How verification compares it, one of `COMPARISONS`; None: floats "close", the rest "equal".
-        bits: Of one of the codes packed in a byte, which are compared one by one: 8, 4 or 2; where `compare` is
+        bits: Of one of the codes packed in a byte, which are compared one by one: 8, 4, 2 or 1; where `compare` is
             "codes".
         alias: The graph allows that `output` takes the memory of `input`: nothing reads the old value after it.
     """
@@ -260,7 +260,7 @@ def state_problems(state: State) -> Iterator[str]:
         yield f"{what} is of the layer {state.layer}"
     if (state.bits is not None) != (state.compare == "codes"):
         yield f"{what} has {state.bits} bits, and its comparison is {state.compare}; codes have bits, and nothing else"
-    elif state.bits not in (None, 8, 4, 2):
-        yield f"{what} has codes of {state.bits} bits; there are 8, 4 and 2"
+    elif state.bits not in (None, 8, 4, 2, 1):
+        yield f"{what} has codes of {state.bits} bits; there are 8, 4, 2 and 1"
     if state.alias and state.carried is None:
         yield f"{what} may be updated in place, and the graph '{state.graph[:60]}' does not both read and write it"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from trt_compress.errors import ConfigError
-from trt_compress.methods.cache import WindowConfig, check_budget
+from trt_compress.methods.cache import WindowConfig, check_budget, check_kernel
 from trt_compress.methods.config import CompressorConfig, Method
 
 
@@ -135,6 +135,37 @@ class H2oConfig(SelectorConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmsConfig(SelectorConfig):
+    """Options of EMS.
+
+    Attributes:
+        window: Of the budget, so many are the newest entries; their queries are what looks locally.
+        kernel: Width of the pooling of scores, odd; 1: none.
+        merged: So many entries behind those that stay may be merged into them; None: as many as the budget.
+        threshold: An entry is merged where it is so similar, -1 to 1: the cosine of the keys times that of the values.
+    """
+
+    method = "ems"
+    score: ClassVar[Literal["sum"]] = "sum"
+    heads: ClassVar[Literal["mean"]] = "mean"
+    window: int = 32
+    kernel: int = 5
+    merged: int | None = None
+    threshold: float = 0.6
+
+    def __post_init__(self) -> None:
+        super(EmsConfig, self).__post_init__()
+        if self.window < 1:
+            raise ConfigError(f"ems: window={self.window} is out of range; give 1 or more tokens.")
+        check_budget(self.method, self.budget, self.window, "window")
+        check_kernel(self.method, self.kernel)
+        if self.merged is not None and self.merged < 0:
+            raise ConfigError(f"ems: merged={self.merged} is out of range; give 0 or more entries.")
+        if not -1 <= self.threshold <= 1:
+            raise ConfigError(f"ems: threshold={self.threshold} is out of range; give -1 to 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PyramidKvConfig(WindowConfig):
     """Options of PyramidKV; the budget is that of a layer on the average.
 
@@ -226,4 +257,17 @@ PYRAMIDKV = Method(
     config=PyramidKvConfig,
     implementation="models.cache.pyramidkv:PyramidKv",
     kind="selector",
+)
+EMS = Method(
+    name="ems",
+    summary="keeps entries by attention of all and of the newest tokens, and merges the next into the most similar of "
+    "them (EMS)",
+    source="EMS, known from summaries: evict, then merge, by global and local scores, with a zero class",
+    differs="a reconstruction, there is no public code: the score is the larger of both, the local one brought to the "
+    "global mean, and pooled; as many entries as the budget may be merged; a key's direction and length are averaged "
+    "apart, with scores as weights; the number of centres does not depend on the head; entries stay in their order.",
+    config=EmsConfig,
+    implementation="models.cache.ems:Ems",
+    kind="selector",
+    provenance="reconstruction",
 )

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from trt_compress.methods.audio import ATOME, FASTAST, FRAME_POOL, FRAME_STACK
 from trt_compress.methods.cache import KIVI, PLAIN, SNAPKV
 from trt_compress.methods.cache_heads import COMPRESSKV, EXPECTED, RAZORATTENTION
-from trt_compress.methods.cache_selectors import H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
-from trt_compress.methods.cache_stores import GEAR, INT4, INT8
+from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
+from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
 from trt_compress.methods.video import STATIC_REUSE, TOC3D
 from trt_compress.methods.vision import AVG_POOL, EVIT, RANDOM, TOME, VTC_CLS
 
 _ALL = (
     *(TOME, EVIT, VTC_CLS, AVG_POOL, RANDOM, STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
-    *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV),
+    *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV, EMS),
     *(EXPECTED, COMPRESSKV),
     *(RAZORATTENTION,),
-    *(PLAIN, INT8, INT4, KIVI, GEAR),
+    *(PLAIN, INT8, INT4, KIVI, GEAR, ZIPCACHE, KVQUANT),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
