@@ -13,6 +13,7 @@ from trt_compress.format.procedure import keep_up
 from trt_compress.methods import CompressorSpec, parse_spec
 from trt_compress.models.cache.caches import upkeep_graphs
 from trt_compress.models.cache.contract import NewEntries, Part
+from trt_compress.models.hosts.base import GraphSpec
 from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.hosts.decoder_families import read_config
@@ -79,12 +80,17 @@ class CacheRun:
     @torch.no_grad()
     def _graph(self, name: str, *inputs: Tensor) -> Tensor:
         graph = self.graphs[name]
-        found = graph.module(*inputs, *(self.states[str(each.name)] for each in graph.states if each.input))
+        found = self._computed(graph, *inputs, *(self.states[str(each.name)] for each in graph.states if each.input))
         written = [str(each.name) for each in graph.states if each.output]
         self.states.update(zip(written, found[len(graph.outputs) :], strict=True))
         self.runs[name] += 1
         first: Tensor = found[0]
         return first
+
+    def _computed(self, graph: GraphSpec, *given: Tensor) -> Sequence[Tensor]:
+        """What a graph makes of its inputs and states."""
+        found: Sequence[Tensor] = graph.module(*given)
+        return found
 
     def _keep_up(self, moments: tuple[str, ...]) -> None:
         capacities = {each.symbol: each for graph in self.graphs.values() for each in graph.capacities}

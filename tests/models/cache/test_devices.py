@@ -11,12 +11,18 @@ from tests.models.cache.runs import CacheRun, golden_decoder
 from trt_compress.methods import METHODS
 from trt_compress.methods.config import CACHE_KINDS
 
-ARTIFACTS = {"compresskv": "calibration", "razorattention": "search"}  # without one they do not act
+ARTIFACTS = {
+    "compresskv": "calibration",
+    "razorattention": "search",
+    "kvquant": "tables",
+}  # without one they do not act
 OPTIONS = {
     "kivi": "kivi:bits=4,group=8,residual=8",
     "gear": "gear:bits=4,group=8,residual=8,rank=2",
     "snapkv": "snapkv:budget=16,window=4",
     "pyramidkv": "pyramidkv:budget=16,window=4",
+    "ems": "ems:budget=16,window=4",
+    "zipcache": "zipcache:every=2,window=4",
 }
 NAMES = [name for name, method in METHODS.items() if method.kind in CACHE_KINDS and name not in ARTIFACTS]
 
