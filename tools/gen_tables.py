@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save
+
 from trt_compress.errors import ConfigError, TrtCompressError
 from trt_compress.export.flops import count_flops
 from trt_compress.export.targets import TARGETS
 from trt_compress.files import write_whole
-from trt_compress.methods import METHODS, Method, parse_spec
+from trt_compress.methods import METHODS, ArtifactFile, CompressorSpec, Method, parse_spec
 from trt_compress.methods.config import CACHE_KINDS
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.hosts.decoder_host import plan_of
@@ -133,13 +136,15 @@ def _linked(file: str) -> str:
 
 
 def cache_pairs_table() -> str:
-    """Which selector goes with which store, and what is said where it does not."""
+    """Which selector goes with which store, and what is said where it does not, the selector's name in front."""
     of_kind = {kind: [name for name, method in METHODS.items() if method.kind == kind] for kind in CACHE_KINDS}
     stores, notes, rows = of_kind["store"], dict[str, int](), []
     for selector in of_kind["selector"]:
         cells = []
         for store in stores:
             reason = why_not(selector, store)
+            if reason is not None:
+                reason = reason.replace(f"{selector}: ", "SELECTOR: ", 1)
             cells.append("yes" if reason is None else f"no ({notes.setdefault(reason, len(notes) + 1)})")
         rows.append((f"`{selector}`", *cells))
     listed = "".join(f"{number}. {reason}\n" for reason, number in notes.items())
@@ -148,11 +153,31 @@ def cache_pairs_table() -> str:
 
 def why_not(selector: str, store: str) -> str | None:
     """What is said where a selector and a store of these names do not go together; None: they do."""
+    specs = [_with_stand_in(spec) for spec in parse_spec(f"{_spec(selector)}+{_spec(store)}")]
     try:
-        plan_of(_SMALL, Caching(context=4096, chunk=256), "a decoder", parse_spec(f"{_spec(selector)}+{_spec(store)}"))
+        plan_of(_SMALL, Caching(context=4096, chunk=256), "a decoder", specs)
     except ConfigError as error:
         return error.message
     return None
+
+
+def _with_stand_in(spec: CompressorSpec) -> CompressorSpec:
+    """With an artifact of the right form, which no calibration has made, where a method takes one."""
+    layers, heads, groups, width = len(_SMALL.layers), _SMALL.heads, _SMALL.kv_heads, _SMALL.head_dim
+    ends, levels = torch.ones(layers, groups * width), torch.linspace(-1, 1, 16).repeat(layers, 1)
+    tensors = {
+        "compresskv": {"scores": torch.rand(layers, heads), "errors": torch.ones(layers)},
+        "razorattention": {"echo": torch.rand(layers, groups), "induction": torch.rand(layers, groups)},
+        "kvquant": {
+            **{"upper": ends, "lower": -ends, "k_signposts": levels, "v_signposts": levels.clone()},
+            **{f"{which}_moments": torch.tensor([[1.0, 0.0]]).repeat(layers, 1) for which in "kv"},
+        },
+    }.get(spec.name)
+    if tensors is None:
+        return spec
+    (option,) = spec.method.artifacts
+    file = ArtifactFile("an artifact", save(tensors))
+    return dataclasses.replace(spec, config=dataclasses.replace(spec.config, **{option: file}))
 
 
 def _spec(name: str) -> str:
