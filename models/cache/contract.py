@@ -114,6 +114,7 @@ class Length:
         first: Rows that the capacity begins with at least.
         spare: Rows that it may have beyond those of a whole context.
         most: Rows that there are at most; None: those of a whole context.
+        share: Of the tokens that are kept, so many have rows of this kind, where kinds divide them.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Length:
     first: int = 1
     spare: int = 0
     most: int | None = None
+    share: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)

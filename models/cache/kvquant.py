@@ -18,6 +18,7 @@ from trt_compress.models.cache.plain import SLOTS, attend_new
 from trt_compress.models.calibrate import signposts
 from trt_compress.models.calibrate.signposts import lines_of
 from trt_compress.models.compressors.calibration import (
+    Alphabet,
     Calibrated,
     CalibrationData,
     CalibrationHost,
@@ -50,6 +51,11 @@ class KvQuant(Store):
 
     method = KVQUANT
     needs_count = True
+
+    @classmethod
+    def samples(cls, alphabet: Alphabet, config: KvQuantConfig) -> CalibrationData:
+        """Random tokens."""
+        return signposts.samples(alphabet)
 
     @classmethod
     def calibrate(cls, host: CalibrationHost, data: CalibrationData, config: KvQuantConfig) -> Calibrated:
@@ -95,7 +101,7 @@ class KvQuant(Store):
         if config.tables is None:
             raise ConfigError(
                 f"kvquant: tables=FILE is missing; make it with `trt-compress calibrate MODEL --compress "
-                f"kvquant:bits={config.bits} --data FILE -o FILE`."
+                f"kvquant:bits={config.bits} -o FILE`, and with `--data` of texts like yours."
             )
         whole = {4: 2, 3: 8, 2: 4}[config.bits]
         if layer.head_dim % whole:

@@ -19,12 +19,14 @@ class GrowingState:
         numbers: Of one row.
         bytes: Of one number.
         tokens: Of one row.
+        share: Of the tokens that are kept, those that have one.
     """
 
     name: str
     numbers: int
     bytes: int
     tokens: int
+    share: float
 
 
 def bytes_of(policies: Sequence[CachePolicy], tokens: int) -> int:
@@ -40,14 +42,17 @@ def growth_of(policies: Sequence[CachePolicy]) -> float:
 def growing(policies: Sequence[CachePolicy]) -> list[GrowingState]:
     """The states of a layer that make up the bytes of a token; rows that wait to be packed are none of them."""
     store = _store(policies)
-    units = {each.name: each.unit for each in store.lengths() if store.period is None or each.name != ROWS}
+    counted = {each.name: each for each in store.lengths() if store.period is None or each.name != ROWS}
     found = []
     for state in (state for policy in policies for state in policy.cache_states()):
         grown = [dim for dim in state.shape if isinstance(dim, str)]
-        if grown and grown[0] in units:
+        if grown and grown[0] in counted:
             numbers = math.prod(dim for dim in state.shape if isinstance(dim, int))
             size = np.dtype(state.dtype).itemsize
-            found.append(GrowingState(name=state.name, numbers=numbers, bytes=size, tokens=units[grown[0]]))
+            length = counted[grown[0]]
+            found.append(
+                GrowingState(name=state.name, numbers=numbers, bytes=size, tokens=length.unit, share=length.share)
+            )
     return found
 
 

@@ -89,9 +89,17 @@ class ZipCache(Store):
 
     def lengths(self) -> tuple[Length, ...]:
         """Rows in full precision, and those of both kinds."""
+        share = {SALIENT: 1 - self.config.ordinary, ORDINARY: self.config.ordinary}
         most = {SALIENT: self.layer.context, ORDINARY: max(int(self.config.ordinary * self.layer.context), 1)}
         packed = (
-            Length(name=kind, symbol=f"{kind}_slots", flush=self._most_of[kind], spare=self.at_once, most=most[kind])
+            Length(
+                name=kind,
+                symbol=f"{kind}_slots",
+                flush=self._most_of[kind],
+                spare=self.at_once,
+                most=most[kind],
+                share=share[kind],
+            )
             for kind in KINDS
         )
         return (Length(name=ROWS, symbol="tail", read="tokens", first=self.at_once), *packed)

@@ -7,16 +7,39 @@ Differs: see the method's entry, `methods.cache_stores.KVQUANT`.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.models.cache.contract import CacheLayer, Memory, NewEntries
-from trt_compress.models.compressors.calibration import Batch, CalibrationHost
+from trt_compress.models.compressors.calibration import Alphabet, Batch, CalibrationData, CalibrationHost
 
 _MOST_ROWS = 4096  # of each layer that are looked at
 _FEWEST_ROWS = 32
 _LOOPS = 50
+_LONGEST, _BATCHES, _AT_ONCE, _SEED = 256, 4, 4, 18
+
+
+def samples(alphabet: Alphabet) -> CalibrationData:
+    """Texts of random tokens, for whoever has no others.
+
+    Raises:
+        ConfigError: The model reads too few tokens.
+    """
+    length = min(_LONGEST, alphabet.context)
+    if length < _FEWEST_ROWS:
+        raise ConfigError(
+            f"calibrate: {alphabet.context} tokens of context are too few; {_FEWEST_ROWS} are needed at least."
+        )
+    generator = np.random.default_rng(_SEED)
+    batches = []
+    for _ in range(_BATCHES + 1):
+        texts = generator.choice(alphabet.tokens, (_AT_ONCE, length)).astype(np.int64)
+        if alphabet.first is not None:
+            texts[:, 0] = alphabet.first
+        batches.append({"prompt": texts})
+    return CalibrationData(fit=batches[:-1], held_out=batches[-1:])
 
 
 @dataclass(frozen=True, slots=True)

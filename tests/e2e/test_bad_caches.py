@@ -61,6 +61,16 @@ EXPORTS: dict[str, tuple[str, str]] = {
     ),
     "a calibration that is missing": ("compresskv:budget=40", "compresskv: calibration=FILE is missing; make it with"),
     "a calibration that is no file": ("razorattention:search=none.safetensors", "razorattention: search none."),
+    "fewer bits than many": ("zipcache:fewer_bits=8", "zipcache: fewer_bits=8 is not allowed; give 8, 4 or 2, at most"),
+    "a selector before what chooses by itself": (
+        "snapkv:budget=40,window=8+zipcache",
+        "snapkv: cannot choose what is kept, as zipcache chooses by itself which entries get fewer bits, and packs all",
+    ),
+    "entries that are packed and would be merged": (
+        "ems:budget=40,window=8+int8",
+        "ems: merges entries into others, and int8 has packed them; take a store that keeps new keys as they are.",
+    ),
+    "tables that are missing": ("kvquant", "kvquant: tables=FILE is missing; make it with"),
     "a policy of no decoder": ("tome:num_merged=2", "tome"),
 }
 
@@ -97,6 +107,14 @@ def test_a_context_beyond_what_the_model_was_made_for(folder: Path, commands: Ty
 
 ARTIFACTS: dict[str, tuple[str, Mapping[str, Tensor]]] = {
     "compresskv:budget=40,calibration": ("compresskv:budget=40", {"scores": torch.rand(2, 4), "errors": torch.ones(2)}),
+    "kvquant:tables": (
+        "kvquant",
+        {
+            **{"upper": torch.ones(2, 32), "lower": -torch.ones(2, 32)},
+            **{f"{which}_signposts": torch.linspace(-1, 1, 16).repeat(2, 1) for which in "kv"},
+            **{f"{which}_moments": torch.ones(2, 2) for which in "kv"},
+        },
+    ),
     "razorattention:search": ("razorattention", {"echo": torch.rand(2, 2), "induction": torch.rand(2, 2)}),
 }
 

@@ -128,10 +128,12 @@ def _formula(layer: Any) -> tuple[str, float]:
         return "0", 0.0
     states, value = growing(layer.policies), growth_of(layer.policies)
     texts = [
-        f"{state.name} {state.numbers}·{state.bytes}" + (f"/{state.tokens}" if state.tokens > 1 else "")
+        f"{state.name} {state.numbers}·{state.bytes}"
+        + (f"/{state.tokens}" if state.tokens > 1 else "")
+        + (f"·{state.share:g}" if state.share < 1 else "")
         for state in states
     ]
-    said = sum(state.numbers * state.bytes / state.tokens for state in states)
+    said = sum(state.numbers * state.bytes / state.tokens * state.share for state in states)
     return " + ".join(texts) if abs(said - value) < 1e-6 else f"{value:g}", value
 
 

@@ -210,12 +210,13 @@ KVQUANT = Method(
     summary="keeps keys before they are turned, with ranges of channels and uneven levels, found by calibration, and "
     "outliers apart (KVQuant)",
     source="KVQuant, arXiv:2401.18079; code SqueezeAILab/KVQuant 57a2383, quant/kvquant/simquant_module_quantizer.py",
-    differs="levels have the least squared error on the data (there weighted by squared gradients) and ranges "
-    "are wider than the percentiles by a thousandth a side; a token has as "
-    "many outliers of keys at most, on each side, as the share of its channels, rounded up (there 21), the farthest "
-    "outside (there by value: apart=value), and as many of values always; the tokens of one run see each other as they "
-    "are; Q-Norm's moments are those of the calibration's entries, as the authors' code for it fails; a step makes "
-    "numbers of all rows and turns the keys.",
+    differs="without data tables are of random tokens of the model; levels have the least squared error (there "
+    "weighted by squared gradients), and ranges are wider than the percentiles by a thousandth on each "
+    "side; a token has as many outliers of keys at most, on each side, as the share of its channels, "
+    "rounded up (there 21), the farthest outside (there by value: apart=value), and as many of values "
+    "always; the tokens of one run see each other as they are; Q-Norm's moments are those of the "
+    "calibration's entries, as the authors' code for it fails; a step makes numbers of all rows and turns "
+    "the keys.",
     config=KvQuantConfig,
     implementation="models.cache.kvquant:KvQuant",
     kind="store",
@@ -225,6 +226,7 @@ KVQUANT = Method(
             "[layers, levels]; k_moments and v_moments [layers, 2], factor and offset that give levels the entries' "
             "moments",
             settings=("bits", "outliers"),
+            needs_data=False,
         )
     },
 )
