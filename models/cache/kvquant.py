@@ -83,7 +83,7 @@ class KvQuant(Store):
         tensors = {name: torch.stack(parts) for name, parts in made.items()}
         errors: dict[str, list[float]] = {"keys_error": [], "values_error": []}
         for number, layer in enumerate(signposts.entries(host, data.held_out)):
-            tables = Tables(config, {name: tensor[number] for name, tensor in tensors.items()})
+            tables = KvTables(config, {name: tensor[number] for name, tensor in tensors.items()})
             for name, which, lines in (("keys_error", "k", layer.keys), ("values_error", "v", layer.values)):
                 found = tables.restored(which, tables.kept(which, lines[None]))[0]
                 errors[name].append(float((found - lines).norm() / lines.norm().clamp(min=1e-12)))
@@ -122,7 +122,7 @@ class KvQuant(Store):
                 f"kvquant: {config.tables} is for {count} layers of {channels} channels of keys, and {layer.host} has "
                 f"{layer.count} of {width}; make one for it with `trt-compress calibrate`."
             )
-        self.tables = Tables(config, {name: tensor[layer.place] for name, tensor in found.items()})
+        self.tables = KvTables(config, {name: tensor[layer.place] for name, tensor in found.items()})
         self._rope = None if layer.rope is None else Rope(layer.rope, layer.context)
 
     @property
@@ -220,7 +220,7 @@ PLANES: Mapping[int, tuple[int, ...]] = {4: (4,), 3: (2, 1), 2: (2,)}
 """Bits of the parts that a code of so many bits is kept in."""
 
 
-class Tables(torch.nn.Module):
+class KvTables(torch.nn.Module):
     """Ranges and levels of one layer, and what they make of lines of tokens.
 
     Attributes:

@@ -18,7 +18,7 @@ from tests.models.cache.runs import CacheRun, golden_decoder
 from trt_compress.errors import ConfigError
 from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec
 from trt_compress.methods.cache_stores import KvQuantConfig
-from trt_compress.models.cache.kvquant import KvQuant, Tables, apart_of, is_apart, put
+from trt_compress.models.cache.kvquant import KvQuant, KvTables, apart_of, is_apart, put
 from trt_compress.models.cache.packing import code_planes, codes_of_planes
 from trt_compress.models.calibrate import signposts
 from trt_compress.models.hosts.decoder import Decoder
@@ -27,15 +27,15 @@ from trt_compress.models.layers.rope import Rope, turned
 NUQ = ("nuq_2bit", "nuq_3bit", "nuq_4bit")
 
 
-def golden_tables(arrays: dict[str, Tensor], config: KvQuantConfig, norm: tuple[float, float] = (1.0, 0.0)) -> Tables:
+def golden_tables(arrays: dict[str, Tensor], config: KvQuantConfig, norm: tuple[float, float] = (1.0, 0.0)) -> KvTables:
     levels = arrays["signposts"].flatten().sort().values
     found = {"upper": arrays["k_upper"].flatten(), "lower": arrays["k_lower"].flatten()}
     found |= {f"{which}_signposts": levels for which in "kv"}
     found |= {f"{which}_moments": torch.tensor(norm) for which in "kv"}
-    return Tables(config, found)
+    return KvTables(config, found)
 
 
-def through(tables: Tables, which: str, lines: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def through(tables: KvTables, which: str, lines: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Lines as they are restored, and what was kept."""
     kept = tables.kept(which, lines[None])
     return tables.restored(which, kept)[0], kept
