@@ -35,7 +35,7 @@ class H2o(RowSelector):
     @property
     def width(self) -> int:
         """Sums, and the number of tokens."""
-        return self._sums + (self.config.score == "mean")
+        return self._sums + int(self.config.score == "mean")
 
     def observe(self, reading: NewEntries, store: Store, memory: Memory) -> None:
         """Add the attention of new tokens; entries that came with them begin at zero."""

@@ -147,12 +147,12 @@ class KvQuant(Store):
                     CacheState(name=f"{which}_code{plane}", shape=shape, dtype="uint8", compare="codes", bits=bits)
                 )
             if apart:
-                shape = (1, ROWS, 2 * apart)
-                made.append(CacheState(name=f"{which}_outlier", shape=shape, dtype=layer.dtype))
-                made.append(CacheState(name=f"{which}_number", shape=shape, dtype="float16", kind="scale"))
+                far = (1, ROWS, 2 * apart)
+                made.append(CacheState(name=f"{which}_outlier", shape=far, dtype=layer.dtype))
+                made.append(CacheState(name=f"{which}_number", shape=far, dtype="float16", kind="scale"))
             if self.config.first:
-                shape = (layer.groups, self.config.first, layer.head_dim)
-                made.append(CacheState(name=f"{which}_first", shape=shape, dtype=layer.dtype))
+                first = (layer.groups, self.config.first, layer.head_dim)
+                made.append(CacheState(name=f"{which}_first", shape=first, dtype=layer.dtype))
         made += [
             CacheState(name=f"v_{what}", shape=(1, ROWS, 1), dtype=self.config.scales, kind="scale")
             for what in ("offset", "reach")
@@ -248,6 +248,7 @@ class KvTables(torch.nn.Module):
     def kept(self, which: str, lines: Tensor) -> dict[str, Tensor]:
         """What is kept of keys or values [B, T, C] in float32: `code`; `outlier` and `number`; `offset` and `reach`."""
         made, apart = dict[str, Tensor](), self.apart["kv".index(which)]
+        numbers: Tensor | None = None
         if which == "k":
             offset, reach = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
             if apart:
@@ -257,7 +258,8 @@ class KvTables(torch.nn.Module):
                 made["outlier"] = lines.gather(2, numbers)
                 made["number"] = torch.where(far.gather(2, numbers) > 0, numbers, -1)
         else:
-            numbers = outliers_of(lines, apart) if apart else None
+            if apart:
+                numbers = outliers_of(lines, apart)
             offset, reach = (cast(each, self._scales) for each in range_of(lines, numbers))
             made |= {"offset": offset, "reach": reach}
             offset, reach = cast(offset, torch.float32), cast(reach, torch.float32)

@@ -279,7 +279,7 @@ class ZipCache(Store):
 
     def pack_keys(self, joined: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Keys of both kinds [B, G, L, D], and where they are rows [B, L], by a scale for each channel of a kind."""
-        made = {}
+        made: dict[str, Tensor] = {}
         for kind, (rows, there) in joined.items():
             first = torch.where(there[:, None, :, None], rows, rows[:, :, :1])  # widens no channel's range
             scales = getattr(torch, self.config.scales)
