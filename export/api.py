@@ -25,7 +25,7 @@ from trt_compress.model_name import FILE_SOURCE, parse_model, with_absolute_path
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_archive, check_kept
 from trt_compress.plugins.library import choose, library_or_none
-from trt_compress.runtime.tokens import token_flows
+from trt_compress.runtime.tokens import caches_text, token_flows
 
 if TYPE_CHECKING:
     from trt_compress.export.verify_report import VerifyReport
@@ -284,12 +284,15 @@ def _moved(before: str, now: str) -> str:
 
 
 def _tokens(manifest: Manifest) -> list[Any] | dict[str, Any] | str:
-    """Tokens before the first site and after each; of several graphs by their names.
+    """Tokens before the first site and after each; of several graphs by their names, and of caches as `cache`.
 
-    Where the sites are no chain, as each chooses from all tokens, in words how many it computes.
+    Where the sites are no chain, as each chooses from all tokens, in words how many it computes; of caches in words
+    what is kept of them.
     """
     flows = token_flows(manifest.compression)
-    said = {flow.graph: list(flow.chain) or f"{flow.text} ({flow.note})" for flow in flows}
-    if len(manifest.graphs) == 1 and len(said) < 2:
+    said: dict[str, Any] = {flow.graph: list(flow.chain) or f"{flow.text} ({flow.note})" for flow in flows}
+    if (caches := caches_text(manifest.compression)) is not None:
+        said["cache"] = caches
+    elif len(manifest.graphs) == 1 and len(said) < 2:
         return said.popitem()[1] if said else []
     return said

@@ -93,7 +93,7 @@ def describe(recipe: Recipe, host: LoadedHost, graphs: Sequence[GraphSpec], dens
                 tokens_out=site.tokens_out,
             )
             .with_groups(groups=site.groups, padding=site.padding, keeps_rest=site.keeps_rest)
-            .with_bytes(site.bytes_per_token, site.bytes)
+            .with_bytes(site.bytes_per_token, site.bytes, site.bits)
             for graph in graphs
             for site in graph.module.plan
         ),

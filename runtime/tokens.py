@@ -98,21 +98,29 @@ def tokens_text(sites: Sequence[Compression]) -> str | None:
     """All graphs in one line, and what is kept of caches; None without a site."""
     flows = token_flows(sites)
     said = [flow.text if len(flows) == 1 else f"{flow.graph}: {flow.text}" for flow in flows]
-    return "; ".join([*said, *_entries(sites)]) or None
+    caches = caches_text(sites)
+    return "; ".join([*said, *([] if caches is None else [f"cache: {caches}"])]) or None
 
 
-def _entries(sites: Sequence[Compression]) -> list[str]:
-    """What is kept of the caches: `cache: 1024 of 8192 entries in 30 layers`."""
-    kept: dict[str, Compression] = {}
+def caches_text(sites: Sequence[Compression]) -> str | None:
+    """What is kept of the caches, and how: `keeps 1024 of 8192 entries, packed to 4 bits, in 30 layers`; None: no site
+    is of a cache."""
+    layers: dict[str, list[Compression]] = {}
     for site in sites:
-        if site.of_cache and (site.tokens_out != site.tokens_in or site.site not in kept):
-            kept[site.site] = site
-    counts = Counter((site.tokens_out, site.tokens_in) for site in kept.values())
-    parts = [
-        f"{after} of {before} entries in {layers} layer{'s'[: layers > 1]}"
-        for (after, before), layers in counts.items()
-    ]
-    return [f"cache: {', '.join(parts)}"] if parts else []
+        if site.of_cache:
+            layers.setdefault(site.site, []).append(site)
+    counts = Counter(_kept_text(found) for found in layers.values())
+    parts = [f"{kept} in {count} layer{'s'[: count > 1]}" for kept, count in counts.items()]
+    return f"keeps {'; '.join(parts)}" if parts else None
+
+
+def _kept_text(sites: Sequence[Compression]) -> str:
+    """What the policies of one layer keep: `256 of 8192 entries, packed to 4 bits,`."""
+    first = sites[0]
+    kept = next((site.tokens_out for site in sites if site.tokens_out != site.tokens_in), None)
+    entries = f"all {first.tokens_in} entries" if kept is None else f"{kept} of {first.tokens_in} entries"
+    bits = sorted({each for site in sites for each in site.bits})
+    return entries + (f", packed to {' and '.join(map(str, bits))} bits," if bits else "")
 
 
 def _flow(graph: str, sites: Sequence[Compression]) -> TokenFlow:

@@ -72,7 +72,13 @@ def with_bytes(sites: Sequence[SitePlan], layers: Sequence[Sequence[CachePolicy]
         ]
         if own:
             kept = _kept(policies, int(site.tokens_in))
-            site = replace(site, bytes_per_token=_growth(own, store), bytes=_bytes(own, store, kept))
+            codes = {state.bits for state in store.cache_states() if state.bits is not None} if store in own else set()
+            site = replace(
+                site,
+                bytes_per_token=_growth(own, store),
+                bytes=_bytes(own, store, kept),
+                bits=tuple(sorted(codes)),
+            )
         found.append(site)
     return tuple(found)
 

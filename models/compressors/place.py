@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import METHODS, CompressorConfig, CompressorSpec
+from trt_compress.methods.config import CACHE_KINDS
 from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
@@ -35,6 +36,7 @@ class SitePlan:
         cached: The tokens are entries of a cache at most, and what leaves the site is attention to them.
         bytes_per_token: By which the cache of the layer grows with each token that it keeps; None: not told here.
         bytes: Of that cache with as many tokens as there can be; of a selector, behind a prompt.
+        bits: Of the codes that they are packed to, ascending; none: they are kept as numbers, or it is not told here.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SitePlan:
     cached: bool = False
     bytes_per_token: float | None = None
     bytes: int | None = None
+    bits: tuple[int, ...] = ()
 
 
 class GraphPlan(nn.Module):
@@ -328,13 +331,7 @@ def _placements(spec: CompressorSpec, method: type[Acting], host: HostInfo) -> t
     """Where a method wants to act; ConfigError if the host has no such site."""
     placements = method.placements(spec.config, host)
     if missing := [placement.kind for placement in placements if placement.kind not in host.kinds]:
-        offered = f"offers only {', '.join(sorted(host.kinds))}" if host.kinds else "has no sites of methods at all"
-        fitting = [name for name, other in METHODS.items() if other.kind != "token compressor"]
-        raise ConfigError(
-            f"{spec.name}: acts at {missing[0]}, but {host.name} {offered}; leave it out, or take "
-            + (f"one of {', '.join(fitting)}" if host.kinds == ("kv_cache",) else "a method of another kind")
-            + " (`trt-compress list compressors`)."
-        )
+        raise ConfigError(f"{spec.name}: acts at {missing[0]}, but {host.name} {_offered(host)}")
     graphs = {site.graph for site in host.sites}
     for placement in placements:
         if placement.graph is not None and placement.graph not in graphs:
@@ -343,6 +340,25 @@ def _placements(spec: CompressorSpec, method: type[Acting], host: HostInfo) -> t
                 f"{', '.join(sorted(graphs))}."
             )
     return placements
+
+
+def _offered(host: HostInfo) -> str:
+    """What a host takes instead, as the end of `METHOD acts at …, but HOST …`."""
+    listed = "(`trt-compress list compressors`)"
+    if not host.kinds:
+        why = "has no sites of methods at all"
+        if host.cache is not None:
+            why = "keeps a sliding window in every layer, where no cache policy acts"
+        return f"{why}; leave it out."
+    offered = f"offers only {', '.join(sorted(host.kinds))}"
+    if host.kinds != ("kv_cache",):
+        return f"{offered}; leave it out, or take a method of another kind {listed}."
+    policies = [
+        f"a {kind} ({', '.join(names)})"
+        for kind in CACHE_KINDS
+        if (names := [name for name, method in METHODS.items() if method.kind == kind])
+    ]
+    return f"{offered}, where cache policies act; leave it out, or take {', '.join(policies)} {listed}."
 
 
 def _check_together(wanted: Sequence[tuple[CompressorSpec, type[Acting]]], host: HostInfo) -> None:

@@ -1,5 +1,6 @@
 """Decoders with cache policies become bundles on the command line, which read and score as their procedure says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,25 @@ def bundle(commands: Typed, folder: Path) -> Path:
     options = ("--context", 192, "--chunk", 32, "--batch", "1:1:2", "--compress", SPEC)
     ended = commands("export", f"hf:{folder}", *options, "-o", output, within=300)
     assert ended.code == 0, ended.err
+    assert "keeps 40 of 192 entries, packed to 4 bits, in 2 layers" in ended.out
     return output
+
+
+def test_what_is_kept_is_said(commands: Typed, folder: Path, bundle: Path) -> None:
+    """An export in words and as data, and the bundle's description, say the same of caches; without them, all."""
+
+    def planned(spec: str, *options: str) -> str:
+        return commands(
+            "export", f"hf:{folder}", "--context", 192, "--compress", spec, "--dry-run", "-o", folder / "x", *options
+        ).out
+
+    said = "keeps 40 of 192 entries, packed to 4 bits, in 2 layers"
+    assert json.loads(planned(SPEC, "--json"))["tokens"] == {"cache": said}
+    assert f"cache: {said}" in commands("inspect", bundle).out
+    assert "keeps all 192 entries, packed to 2 bits, in 2 layers" in planned("kivi")
+    assert "keeps all 192 entries, packed to 8 bits, in 2 layers" in planned("int8")
+    assert "keeps 64 of 192 entries in 2 layers" in planned("knorm:budget=64")
+    assert "all kept" in planned("none")
 
 
 def test_the_manifest_says_what_is_done(bundle: Path) -> None:

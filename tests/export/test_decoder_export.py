@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -96,8 +97,18 @@ def test_mistakes_are_said_before_anything_is_loaded(commands: Typed, folder: Pa
     assert "cache_dtype 'int8' is not known" in refused("--cache-dtype", "int8")
     assert "holds its tensors itself; leave --weights out" in refused("--weights", str(folder / "model.safetensors"))
     said = refused("--compress", "tome:num_merged=4")
-    assert f"tome: acts at after_attention, but hf:{folder} offers only kv_cache; leave it out, or take one of" in said
-    assert all(name in said for name in ("plain", "kivi", "snapkv")) and "evit" not in said
+    assert f"tome: acts at after_attention, but hf:{folder} offers only kv_cache, where cache policies act;" in said
+    assert re.search(r"leave it out, or take a selector \(.*\bsnapkv\b.*\), a store \(.*\bplain\b.*\bkivi\b", said)
+    assert "evit" not in said
+
+
+@pytest.mark.parametrize(("spec", "kind"), [("tome:num_merged=4", "after_attention"), ("kivi", "kv_cache")])
+def test_where_every_layer_has_a_window_no_policy_is_recommended(
+    commands: Typed, tmp_path: Path, spec: str, kind: str
+) -> None:
+    model = f"hf:{saved('mistral', tmp_path)}"
+    ended = commands("export", model, "--compress", spec, "-o", tmp_path / "b")
+    assert ended.is_one_sentence and f"acts at {kind}, but {model} keeps a sliding window in every layer" in ended.err
 
 
 def test_a_model_that_no_memory_holds_is_refused_unread(commands: Typed, folder: Path, tmp_path: Path) -> None:

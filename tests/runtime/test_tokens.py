@@ -3,7 +3,7 @@
 import pytest
 
 from trt_compress.format.manifest import Compression, Dim
-from trt_compress.runtime.tokens import token_flows, tokens_of_sample, tokens_text, why_no_tokens
+from trt_compress.runtime.tokens import caches_text, token_flows, tokens_of_sample, tokens_text, why_no_tokens
 
 
 def site(
@@ -75,6 +75,25 @@ def test_entries_of_caches_are_no_tokens() -> None:
         for layer, selected in ((0, 40), (1, 40), (2, 80), (3, 256))
         for name, kept in (("snapkv", selected), ("kivi", 256))
     ]
-    said = "40 of 256 entries in 2 layers, 80 of 256 entries in 1 layer, 256 of 256 entries in 1 layer"
-    assert tokens_text(sites) == f"cache: {said}"
+    said = "40 of 256 entries in 2 layers; 80 of 256 entries in 1 layer; all 256 entries in 1 layer"
+    assert tokens_text(sites) == f"cache: keeps {said}"
     assert tokens_of_sample(sites) is None and why_no_tokens(sites) == "what is compressed is a cache"
+
+
+def test_what_caches_are_packed_to_is_said() -> None:
+    plain, packed = (
+        Compression(site="step/cache.0", compressor=name, config={}, tokens_in=256, tokens_out=kept)
+        for name, kept in (("snapkv", 40), ("kivi", 256))
+    )
+    both = packed.with_bytes(12.0, 480, (2, 4))
+    assert Compression.from_json(both.to_json(), "a site") == both and both.bits == (2, 4)
+    assert caches_text([plain, both]) == "keeps 40 of 256 entries, packed to 2 and 4 bits, in 1 layer"
+    assert caches_text([both]) == "keeps all 256 entries, packed to 2 and 4 bits, in 1 layer"
+    assert caches_text([plain.with_bytes(12.0, 480)]) == "keeps 40 of 256 entries in 1 layer"
+    assert caches_text([site(65, 60)]) is None
+
+
+@pytest.mark.parametrize("value", ["4", 4, True, [True], ["4"], [0], None])
+def test_bits_that_are_none_are_not_taken(value: object) -> None:
+    found = Compression(site="a", compressor="b", config={}, tokens_in=4, tokens_out=2, extra={"bits": value})
+    assert found.bits == ()

@@ -9,7 +9,7 @@ version that wants its own fields covered adds a digest of its own. Numbers are 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -123,11 +123,19 @@ class Compression(Record):
         """Of a cache, the bytes of one sequence in this layer with all tokens that it may keep; None: not said."""
         return self._count("bytes", -1) if "bytes" in self.extra else None
 
-    def with_bytes(self, per_token: float | None, whole: int | None) -> "Compression":
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """Of a cache that is packed, the bits of its codes, ascending; none: it is not, or that is not said."""
+        value = self.extra.get("bits", ())
+        is_list = isinstance(value, (list, tuple)) and all(type(each) is int and each > 0 for each in value)
+        return tuple(value) if is_list else ()
+
+    def with_bytes(self, per_token: float | None, whole: int | None, bits: Sequence[int] = ()) -> "Compression":
         """The same, and what a cache takes, if that is told."""
         if per_token is None or whole is None:
             return self
-        return replace(self, extra={**self.extra, "bytes_per_token": per_token, "bytes": whole})
+        packed = {"bits": list(bits)} if bits else {}
+        return replace(self, extra={**self.extra, "bytes_per_token": per_token, "bytes": whole, **packed})
 
     def _count(self, name: str, default: int) -> int:
         value = self.extra.get(name, default)
