@@ -24,6 +24,7 @@ _FRACTIONS = (2.0**-5, 2.0**-9, 2.0**-14, 2.0**-20)
 _LOGARITHMS = np.log(_FRACTIONS)
 _BLOCK = 256  # weights that are added up before it is looked which is drawn
 _BINS, _DEEPEST = 4096, 24.0  # of logarithms of weights; what is below is in the last
+_FEW = 4  # at most one in so many tokens is looked at apart from all others
 _COLDEST = 1e-6  # below it, what is drawn is the largest
 _LARGEST_SEED = 2**63
 _MOST_TOP_LOGPROBS = 1000
@@ -107,6 +108,20 @@ class Sampling:
         return replace(base, **given)
 
 
+class Room:
+    """Memory to work in, kept from token to token: new memory of a vocabulary's size costs more than what is done."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Array] = {}
+
+    def of(self, name: str, size: int, dtype: Any) -> Array:
+        """`size` numbers under a name, whatever they held."""
+        held = self._held.get(name)
+        if held is None or len(held) < size:
+            held = self._held[name] = np.empty(size, dtype)
+        return held[:size]
+
+
 class Chooser:
     """Chooses the tokens of B sequences, each with settings, random numbers and a memory of its own.
 
@@ -118,6 +133,7 @@ class Chooser:
         self._settings = list(settings)
         self.seeds = [one.seed if one.seed is not None else _any_seed() for one in settings]
         self._random = [np.random.default_rng(seed) for seed in self.seeds]
+        self._room = Room()
         self._read = [
             np.unique(np.asarray(prompt, np.int64)) if one.repetition_penalty != 1 else None
             for one, prompt in zip(settings, prompts, strict=True)
@@ -128,7 +144,7 @@ class Chooser:
 
         Args:
             rows: Which sequences.
-            logits: Of these, [B, V]; they may be changed.
+            logits: Of these, [B, V]; those that are penalised are changed.
 
         Raises:
             UnsupportedError: No token is left: all logits are -inf, or one is NaN.
@@ -142,12 +158,16 @@ class Chooser:
         for place, row in enumerate(rows):
             settings = self._settings[row]
             if settings.temperature > 0:
-                found[place] = _draw(logits[place], float(largest[place]), settings, self._random[row])
+                found[place] = _draw(logits[place], float(largest[place]), settings, self._random[row], self._room)
         for place, row in enumerate(rows):
             read = self._read[row]
             if read is not None and found[place] not in read:
                 self._read[row] = np.append(read, found[place])
         return found
+
+    def changes(self, rows: Iterable[int]) -> bool:
+        """Whether the logits of one of these sequences are changed where they are."""
+        return any(self._read[row] is not None for row in rows)
 
     def _penalise(self, rows: Sequence[int], logits: Array) -> None:
         for place, row in enumerate(rows):
@@ -170,7 +190,8 @@ def most_probable(values: Array, count: int) -> list[int]:
     count = min(count, len(values))
     if count == 0:
         return []
-    near = _near(values, float(values.max()) + _LOGARITHMS, lambda few: len(few) >= count)
+    found = _near(values, float(values.max()) + _LOGARITHMS, lambda few: len(few) >= count, Room())
+    near = np.arange(len(values)) if found is None else found
     few = values[near]
     least = np.partition(few, -count)[-count]
     above = near[few > least]
@@ -178,52 +199,67 @@ def most_probable(values: Array, count: int) -> list[int]:
     return [int(number) for number in among[np.argsort(-values[among], kind="stable")]]
 
 
-def left(logits: Array, largest: float, settings: Sampling) -> tuple[Array | None, Array]:
+def left(logits: Array, largest: float, settings: Sampling, room: Room | None = None) -> tuple[Array | None, Array]:
     """What the settings leave of logits [V]: the numbers of tokens (None: all), and their weights, of which the largest
-    token's is 1."""
-    weights = logits - np.float32(largest)
-    weights *= np.float32(1 / max(settings.temperature, _COLDEST))
-    np.exp(weights, out=weights)
+    token's is 1, in memory of the room."""
+    room = Room() if room is None else room
+    temperature = max(settings.temperature, _COLDEST)
     tokens: Array | None = None
+    if 0 < settings.top_k < len(logits):  # of their weights some that differ are equal
+        near = _near(logits, largest + temperature * _LOGARITHMS, lambda few: len(few) >= settings.top_k, room)
+        few = logits if near is None else logits[near]
+        tokens = np.flatnonzero(few >= np.partition(few, -settings.top_k)[-settings.top_k])
+        tokens = tokens if near is None else near[tokens]
+        logits = logits[tokens]
+    weights = room.of("weights", len(logits), np.float32)
+    np.subtract(logits, np.float32(largest), out=weights)
+    if temperature != 1:
+        weights *= np.float32(1 / temperature)
+    np.exp(weights, out=weights)
 
     def keep(chosen: Array) -> None:
         nonlocal tokens, weights
         tokens, weights = (chosen if tokens is None else tokens[chosen]), weights[chosen]
 
-    if 0 < settings.top_k < len(weights):
-        near = _near(weights, _FRACTIONS, lambda few: len(few) >= settings.top_k)
-        few = logits[near]  # in their weights some that differ are equal
-        keep(near[few >= np.partition(few, -settings.top_k)[-settings.top_k]])
     if settings.top_p < 1:
         wanted = settings.top_p * float(weights.sum())
-        near = _near(weights, _FRACTIONS, lambda few: float(few.sum()) >= wanted)
-        keep(near[_nucleus(logits[near if tokens is None else tokens[near]], weights[near], wanted)])
+        near = _near(weights, _FRACTIONS, lambda few: float(few.sum()) >= wanted, room)
+        if near is None:
+            keep(_nucleus(logits, weights, largest, temperature, wanted, room))
+        else:
+            keep(near[_nucleus(logits[near], weights[near], largest, temperature, wanted, room)])
     if settings.min_p > 0:
         keep(np.flatnonzero(weights >= np.float32(settings.min_p)))
     return tokens, weights
 
 
-def _nucleus(logits: Array, weights: Array, wanted: float) -> Array:
+def _nucleus(logits: Array, weights: Array, largest: float, temperature: float, wanted: float, room: Room) -> Array:
     """The numbers of the fewest of the largest logits whose weights come to what is wanted, ascending.
 
     They are counted into bins by their size; only what is in the bin where the end lies is sorted.
     """
-    with np.errstate(divide="ignore"):
-        bins = np.minimum(np.log(weights) * np.float32(-_BINS / _DEEPEST), np.float32(_BINS - 1)).astype(np.intp)
-    ends = np.cumsum(np.bincount(bins, weights, _BINS))
+    size = len(logits)
+    depths, bins = room.of("depths", size, np.float32), room.of("bins", size, np.intp)
+    counted, chosen = room.of("counted", size, np.float64), room.of("chosen", size, np.bool_)
+    np.subtract(np.float32(largest), logits, out=depths)
+    depths *= np.float32(_BINS / _DEEPEST / temperature)
+    np.minimum(depths, np.float32(_BINS - 1), out=depths)
+    np.copyto(bins, depths, casting="unsafe")
+    np.copyto(counted, weights)
+    ends = np.cumsum(np.bincount(bins, counted, _BINS))
     last = min(int(np.searchsorted(ends, wanted)), _BINS - 1)
-    inside = np.flatnonzero(bins == last)
+    inside = np.flatnonzero(np.equal(bins, last, out=chosen))
     order = inside[np.argsort(-logits[inside], kind="stable")]
     before = float(ends[last - 1]) if last else 0.0
     count = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), wanted - before)) + 1
-    chosen = bins < last
+    np.less(bins, last, out=chosen)
     chosen[order[:count]] = True
     return np.flatnonzero(chosen)
 
 
-def _draw(logits: Array, largest: float, settings: Sampling, random: np.random.Generator) -> int:
+def _draw(logits: Array, largest: float, settings: Sampling, random: np.random.Generator, room: Room) -> int:
     """Draw a token by its probability, from those that the settings leave."""
-    tokens, weights = left(logits, largest, settings)
+    tokens, weights = left(logits, largest, settings, room)
     ends = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)), dtype=np.float64)
     drawn = random.random() * ends[-1]
     block = _first_above(ends, drawn)
@@ -237,13 +273,18 @@ def _first_above(sums: Array, value: float) -> int:
     return int(min(np.searchsorted(sums, value, side="right"), np.searchsorted(sums, sums[-1])))
 
 
-def _near(values: Array, least: Iterable[float], enough: Callable[[Array], bool]) -> Array:
-    """The numbers of the largest values, as few as a coarse look tells, that are enough."""
+def _near(values: Array, least: Iterable[float], enough: Callable[[Array], bool], room: Room) -> Array | None:
+    """The numbers of the largest values, as few as a coarse look tells, that are enough; None: all are to be looked at,
+    as most would be."""
+    mask = room.of("near", len(values), np.bool_)
     for one in least:
-        near = np.flatnonzero(values >= np.float32(one))
+        np.greater_equal(values, np.float32(one), out=mask)
+        if _FEW * np.count_nonzero(mask) > len(values):
+            return None
+        near = np.flatnonzero(mask)
         if enough(values[near]):
             return near
-    return np.arange(len(values))
+    return None
 
 
 def _nothing_to_choose(largest: Array) -> UnsupportedError:

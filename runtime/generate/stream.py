@@ -375,13 +375,15 @@ class Stream:
     ) -> list[Piece]:
         """Choose a token for each row that goes on."""
         mine = [group[places[row]] for row in rows]
-        own = logits.astype(np.float32, copy=self._hook is None) if len(rows) == len(logits) else logits[rows]
-        own = own.astype(np.float32, copy=False)
+        own = (logits if len(rows) == len(logits) else logits[rows]).astype(np.float32, copy=False)
         asked = [one.sampling.logprobs is not None for one in mine]
         logarithms = log_probabilities(own) if any(asked) else None
         if self._hook is not None:
             own = self._hooked(group, [places[row] for row in rows], own)
-        tokens = chooser.choose([places[row] for row in rows], own)
+        chosen_of = [places[row] for row in rows]
+        if own is logits and chooser.changes(chosen_of):
+            own = own.copy()
+        tokens = chooser.choose(chosen_of, own)
         pieces = []
         for at, (one, token) in enumerate(zip(mine, tokens, strict=True)):
             chosen = Chosen(token=token)

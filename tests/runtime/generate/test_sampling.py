@@ -16,7 +16,7 @@ from transformers import (
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.runtime import Sampling
-from trt_compress.runtime.generate.sampling import Chooser, left, log_probabilities, most_probable
+from trt_compress.runtime.generate.sampling import Chooser, Room, left, log_probabilities, most_probable
 
 
 def reference(logits: np.ndarray, settings: Sampling) -> np.ndarray:
@@ -47,6 +47,20 @@ def test_what_is_left_is_what_transformers_leaves(spread: float) -> None:
         assert np.abs(found - wanted).max() < 1e-4 * wanted.max(), settings
         counts = [int((values > 1e-30).sum()) for values in (found, wanted)]  # float32 has no smaller ones
         assert abs(counts[0] - counts[1]) <= 1, settings  # one where the sum is just reached, by rounding
+
+
+def test_memory_is_worked_in_again_and_logits_stay_as_they_are() -> None:
+    """One room for settings and vocabularies in turn leaves what a new one each time leaves."""
+    random, room = np.random.default_rng(6), Room()
+    cases = product((0.3, 2.5), (0, 40), (0.6, 1.0), (0.0, 0.05), (3000, 700, 4000))
+    for temperature, top_k, top_p, min_p, size in cases:
+        logits = random.normal(0, 3, size).astype(np.float32)
+        before, settings = logits.copy(), Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        tokens, weights = left(logits, float(logits.max()), settings, room)
+        wanted, wanted_weights = left(logits, float(logits.max()), settings)
+        assert (tokens is None) == (wanted is None) and np.array_equal(weights, wanted_weights), settings
+        assert tokens is None or wanted is None or np.array_equal(tokens, wanted), settings
+        assert np.array_equal(logits, before), settings
 
 
 def test_draws_have_the_probabilities_of_the_model() -> None:
