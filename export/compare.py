@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from trt_compress.export.apart import apart
 from trt_compress.export.verify_report import OutputCheck, SiteCheck
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.models.compressors.place import SitePlan
@@ -107,7 +108,7 @@ def _compare_tokens(run: Compared, site: SitePlan, name: str, expected: Tensor, 
     counted = site.cached or isinstance(site.tokens_out, str) or got.shape[1] == site.tokens_out
     fits = got.shape == expected.shape and counted
     rows = run.rows(len(expected))
-    error = relative_error(expected[rows], got[rows])[1] if fits else float("inf")
+    error = apart(_chosen(expected, rows), _chosen(got, rows)).relative if fits else float("inf")
     return SiteCheck(
         graph=run.graph,
         site=site.name,
@@ -153,27 +154,29 @@ def _compare_codes(
     The relative error is the mean difference of the codes that are in use, relative to their range.
     """
     bits = (state.bits if state is not None else None) or 8
-    if got.shape != expected.shape or got.dtype != expected.dtype:
-        apart, tolerance = torch.full(expected.shape, 2**bits), 0.0
+    if got.dtype == expected.dtype and torch.equal(got, expected):
+        apart_by, used, tolerance = torch.zeros(1), torch.ones(1, dtype=torch.bool), allowed
+    elif got.shape != expected.shape or got.dtype != expected.dtype:
+        apart_by, tolerance = torch.full(expected.shape, 2**bits), 0.0
         used = torch.ones(expected.shape, dtype=torch.bool)
     else:
         ours, theirs = _unpacked(expected, bits), _unpacked(got, bits)
-        apart, used, tolerance = (ours - theirs).abs(), (ours != 0) | (theirs != 0), allowed
-    turned = int((apart > 0).sum())
-    mean = float(apart.double().sum() / used.sum().clamp_min(1)) / (2**bits - 1)
+        apart_by, used, tolerance = (ours - theirs).abs(), (ours != 0) | (theirs != 0), allowed
+    turned = int((apart_by > 0).sum())
+    mean = float(apart_by.double().sum() / used.sum().clamp_min(1)) / (2**bits - 1)
     return OutputCheck(
         graph=run.graph,
         name=spec.name,
         batch=run.batch,
         step=run.step,
         moment=run.moment,
-        max_abs_error=float(apart.max()) if apart.numel() else 0.0,
+        max_abs_error=float(apart_by.max()) if apart_by.numel() else 0.0,
         relative_error=mean,
-        cosine=1.0 if not turned else cosine(expected, got) if got.shape == expected.shape else 0.0,
+        cosine=1.0 if not turned else apart(expected, got).cosine if got.shape == expected.shape else 0.0,
         tolerance=tolerance,
         ties=int((~run.comparable).sum()),
         turned=turned,
-        passed=bool((apart <= 1).all()) and (mean <= tolerance or turned <= FEW_CODES),
+        passed=bool((apart_by <= 1).all()) and (mean <= tolerance or turned <= FEW_CODES),
     )
 
 
@@ -191,10 +194,10 @@ def _compare_output(
     if got.shape != expected.shape or got.dtype != expected.dtype:
         got, expected = torch.full(expected.shape, torch.nan), expected.float()
     if spec.shape[:1] == (BATCH_SYMBOL,):
-        expected, got = expected[run.comparable], got[run.comparable]
+        expected, got = _chosen(expected, run.comparable), _chosen(got, run.comparable)
     elif not run.comparable.all():  # it mixes the items, so that one tie may show anywhere in it
         expected, got = expected[:0], got[:0]
-    absolute, relative = relative_error(expected, got)
+    found = apart(expected, got)
     tolerance = 0.0 if exact else allowed
     return OutputCheck(
         graph=run.graph,
@@ -202,23 +205,15 @@ def _compare_output(
         batch=run.batch,
         step=run.step,
         moment=run.moment,
-        max_abs_error=absolute,
-        relative_error=relative,
-        cosine=cosine(expected, got),
+        max_abs_error=found.absolute,
+        relative_error=found.relative,
+        cosine=found.cosine,
         tolerance=tolerance,
         ties=int((~run.comparable).sum()),
-        passed=relative <= tolerance,
+        passed=found.relative <= tolerance,
     )
 
 
-def cosine(expected: Tensor, got: Tensor) -> float:
-    """Of two tensors of the same shape."""
-    return float(nn.functional.cosine_similarity(expected.double().flatten(), got.double().flatten(), dim=0))
-
-
-def relative_error(expected: Tensor, got: Tensor) -> tuple[float, float]:
-    """Largest absolute error, and the same divided by the largest expected value; NaN is infinite."""
-    if not expected.numel():
-        return 0.0, 0.0
-    difference = (expected.double() - got.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max()
-    return float(difference), float(difference / expected.double().abs().max().clamp_min(1e-6))
+def _chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a tensor: itself, where it is all of them."""
+    return values if bool(rows.all()) else values[rows]

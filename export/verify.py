@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import GateError
-from trt_compress.export.compare import Compared, compare_outputs, compare_sites, cosine, relative_error
+from trt_compress.export.apart import apart
+from trt_compress.export.compare import Compared, compare_outputs, compare_sites
 from trt_compress.export.course import Compute, Course, Event, ProcedureCourse, of_layers
 from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
@@ -203,16 +204,16 @@ def distances(
     for spec in graph.outputs:
         pairs = [(other[spec.name], one[spec.name]) for one, other in zip(ones, others, strict=True)]
         if all(one.is_floating_point() and one.shape == other.shape for other, one in pairs):
-            errors = [relative_error(other, one) for other, one in pairs]
+            errors = [apart(other, one) for other, one in pairs]
             found.append(
                 Distance(
                     graph=graph.name,
                     name=spec.name,
                     of=of,
                     to=to,
-                    max_abs_error=max(absolute for absolute, _ in errors),
-                    relative_error=max(relative for _, relative in errors),
-                    cosine=min(cosine(other, one) for other, one in pairs),
+                    max_abs_error=max(error.absolute for error in errors),
+                    relative_error=max(error.relative for error in errors),
+                    cosine=min(error.cosine for error in errors),
                 )
             )
     return tuple(found)
