@@ -35,6 +35,7 @@ from trt_compress.export.records import (
 )
 from trt_compress.export.room import check_room
 from trt_compress.export.sides import Part
+from trt_compress.export.subject import Subject
 from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify_report import VerifyReport, merge_reports
@@ -382,8 +383,9 @@ def _preflights(model: onnx.ModelProto, asked: Sequence[str]) -> dict[str, tuple
         GateError: something would stop a build for a target that was asked for.
     """
     found: dict[str, tuple[Finding, ...]] = {}
+    subject = Subject(model)
     for name in (*asked, *(name for name in TARGETS if name not in asked)):
-        found[name] = preflight_graph(model, TARGETS[name])
+        found[name] = preflight_graph(subject, TARGETS[name])
         if name in asked:
             require_passed(PreflightReport(target=name, findings=found[name], checked=()))
     return found

@@ -13,15 +13,14 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from trt_compress.export.findings import Finding as Finding
-from trt_compress.export.graph_view import GraphView, attribute, load_structure, without_weights
+from trt_compress.export.graph_view import GraphView, attribute
 from trt_compress.export.inferred import disagreements
-from trt_compress.export.lower import inline_bodies, lower_for_target
 from trt_compress.export.parser_rules import PARSER_RULES, does_nothing
-from trt_compress.export.soundness import KINDS, Flaw, all_graphs, flaws, is_taken
+from trt_compress.export.soundness import KINDS, Flaw, all_graphs, is_taken
+from trt_compress.export.subject import Subject
 from trt_compress.export.targets import Target
 from trt_compress.plugins.registry import specs
 from trt_compress.plugins.spec import DOMAIN
@@ -30,11 +29,12 @@ _STANDARD = ("", "ai.onnx")
 _ONNXRUNTIME_DOMAINS = ("com.microsoft", "ai.onnx.ml")
 
 
-def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False) -> tuple[Finding, ...]:
+def preflight(model: ModelProto | Path | Subject, target: Target, *, lowered: bool = False) -> tuple[Finding, ...]:
     """Hold a graph against the rules of a target.
 
     Args:
-        model: The model or its file; the data of external weights are not looked at.
+        model: The model or its file; the data of external weights are not looked at. Where several targets follow, its
+            `Subject`.
         target: Where it shall run.
         lowered: Whether the model already has the form in which the target reads it.
 
@@ -44,15 +44,13 @@ def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False
     Raises:
         ConfigError: The file cannot be read or is not ONNX.
     """
-    whole = load_structure(model) if isinstance(model, Path) else model
-    unsound = _flaw_findings(flaws(whole), target)
-    given = without_weights(whole)
+    subject = model if isinstance(model, Subject) else Subject(model)
+    unsound, given = _flaw_findings(subject.flaws, target), subject.given
     calls = tuple(_call_findings(given, lowered=lowered))
     if any(finding.severity == "error" for finding in (*unsound, *calls)):
         return (*unsound, *calls)
     try:
-        ready = given if lowered else lower_for_target(given, target)
-        view = GraphView(_inlined(ready) if target.backend == "onnxruntime" else ready)
+        view = subject.read_by(target, lowered=lowered)
     except Exception as error:  # a library's word on a foreign file, or ours on what cannot be lowered
         return (*unsound, _not_lowered(error, target))
     of_model = tuple(_model_findings(view, target))
@@ -70,7 +68,7 @@ def preflight(model: ModelProto | Path, target: Target, *, lowered: bool = False
         *_operator_findings(view, target),
         *_node_findings(view, target),
     )
-    return found if lowered else (*found, *_body_findings(given, target))
+    return found if lowered else (*found, *_body_findings(subject, target))
 
 
 def _flaw_findings(found: Iterable[Flaw], target: Target) -> tuple[Finding, ...]:
@@ -117,10 +115,6 @@ def _call_problem(node: NodeProto, *, may_be_unknown: bool) -> str | None:
     return None
 
 
-def _inlined(model: ModelProto) -> ModelProto:
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
 def _not_lowered(error: Exception, target: Target) -> Finding:
     said = " ".join(str(error).split())
     message = f"the graph cannot be put into the form that '{target.name}' reads: {said}"
@@ -128,8 +122,9 @@ def _not_lowered(error: Exception, target: Target) -> Finding:
     return Finding(severity="error", rule="not-lowered", node="", message=message, fix=fix)
 
 
-def _body_findings(given: ModelProto, target: Target) -> Iterator[Finding]:
+def _body_findings(subject: Subject, target: Target) -> Iterator[Finding]:
     """Rules inside the bodies of operators, which run on TensorRT wherever no plugin is registered."""
+    given = subject.given
     operators = [node.name for node in given.graph.node if node.domain == DOMAIN]
     if not operators or not target.is_tensorrt:
         return
@@ -140,8 +135,8 @@ def _body_findings(given: ModelProto, target: Target) -> Iterator[Finding]:
         yield Finding(severity="warning", rule="needs-plugin", node=operators[0], message=message, fix=fix)
     elif target.lowering == "function":
         bodies = tuple(f"{name}/" for name in operators)
-        inlined = GraphView(inline_bodies(given))
-        yield from (finding for finding in _node_findings(inlined, target) if finding.node.startswith(bodies))
+        inside = _node_findings(subject.bodies, target)
+        yield from (finding for finding in inside if finding.node.startswith(bodies))
 
 
 def _data_sizes(given: ModelProto, target: Target) -> Iterator[Finding]:

@@ -1,12 +1,13 @@
 """Preflight: its rules against the real TensorRT-RTX, and what the other targets are told."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx.defs
+import onnx.helper
 import onnx.parser
 import pytest
 
@@ -14,6 +15,7 @@ from tests.export import parser_cases  # noqa: F401  adds its cases
 from tests.export.rtx_cases import CASES, Case, Verdict, verdicts
 from trt_compress.errors import ConfigError
 from trt_compress.export.preflight import RULES, Finding, preflight
+from trt_compress.export.subject import Subject
 from trt_compress.export.targets import TARGETS, get_target
 
 RTX = get_target("rtx")
@@ -126,6 +128,21 @@ def test_weights_are_not_needed(tmp_path: Path) -> None:
     onnx.save_model(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
     assert preflight(path, RTX) == ()
+
+
+def test_targets_in_turn_find_what_each_finds_alone(exported: Callable[..., Path]) -> None:
+    """Forms that targets share are made once; operators whose bodies are looked into, and findings, are in it."""
+    path = exported("tome:num_merged=4") / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node("ScatterElements", ["a", "i", "u"], ["s"], "s", reduction="add"))
+    for tensor, kind in (("a", 1), ("i", 7), ("u", 1)):
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor, kind, [4, 4]))
+    for of in (onnx.load(path, load_external_data=False), model):
+        subject = Subject(of)
+        alone = {name: preflight(of, target) for name, target in TARGETS.items()}
+        assert {name: preflight(subject, target) for name, target in TARGETS.items()} == alone
+        assert {name: preflight(subject, TARGETS[name]) for name in reversed(TARGETS)} == alone
+        assert any(alone.values())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a model at all", b"\x08"], ids=["empty", "zip", "cut"])
