@@ -16,6 +16,7 @@ _FOLLOWS_FROM_UNKNOWN = re.compile(
     r"Element type of (tensor|input \d+|input .*) (is )?unknown|expected to have type but instead is null"
     r"|sparse_tensor|No [Ss]chema registered|No opset import for domain"
 )
+_WHOLE = frozenset((TensorProto.INT64, TensorProto.INT32))
 _SAID_OF_A_NODE = re.compile(r"\(op_type:(?P<op>[^,)]*)(?:, node name: (?P<name>[^)]*))?\): ")
 
 
@@ -56,6 +57,7 @@ def _undeclared(model: ModelProto) -> ModelProto:
             if node.domain not in imported:
                 imported.add(node.domain)
                 bare.opset_import.append(onnx.helper.make_opsetid(node.domain, 1))
+    _without_outside_numbers(bare)
     given = {value.name for value in bare.graph.input} | {tensor.name for tensor in bare.graph.initializer}
     for value in bare.graph.output:
         if value.name not in given:
@@ -66,6 +68,22 @@ def _undeclared(model: ModelProto) -> ModelProto:
             if dim.HasField("dim_value") and dim.dim_value < 0:
                 dim.Clear()
     return bare
+
+
+def _without_outside_numbers(bare: ModelProto) -> None:
+    """Whole numbers in another file become inputs: inference wants to read them, as they could be a shape."""
+    inputs = {value.name for value in bare.graph.input}
+    kept = []
+    for tensor in bare.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL or tensor.data_type not in _WHOLE:
+            kept.append(tensor)
+        elif tensor.name not in inputs:
+            made = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            bare.graph.input.append(made)
+    if len(kept) < len(bare.graph.initializer):
+        copied = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del bare.graph.initializer[:]
+        bare.graph.initializer.extend(copied)
 
 
 def _objections(text: str) -> Iterator[Flaw]:

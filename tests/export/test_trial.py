@@ -108,6 +108,19 @@ def test_weights_that_are_not_beside_the_file_are_a_finding(tmp_path: Path) -> N
     assert finding.message == "'w.bin', which holds weights of the model, is not there"
 
 
+def test_whole_numbers_in_another_file_are_no_flaw(tmp_path: Path) -> None:
+    """Inference would read them, as it reads shapes, and cannot."""
+    positions = numpy_helper.from_array(np.arange(600), "positions")
+    node = helper.make_node("Add", ["x", "positions"], ["y"], name="turned")
+    sides = [helper.make_tensor_value_info(name, TensorProto.INT64, [600]) for name in "xy"]
+    made = helper.make_model(helper.make_graph([node], "g", sides[:1], sides[1:], [positions]), ir_version=10)
+    made.opset_import[0].version = 20
+    path = tmp_path / "m.onnx"
+    onnx.save_model(made, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    found, sentence = preflight_file(path, get_target("cpu"))
+    assert found == () and sentence.startswith("loaded by ONNX Runtime")
+
+
 def test_the_command_says_what_was_asked(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["preflight", str(written(PLAIN, tmp_path / "m.onnx")), "--target", "cpu"])
     assert result.exit_code == 0
