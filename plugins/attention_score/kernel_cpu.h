@@ -351,7 +351,7 @@ void scoreKeys(Sizes const& sizes, Q const* q, K const* k, int64_t const* positi
                     sizes, layout, q, k, position, bias, sizes.own(length, item), item, i % sizes.heads, scratch);
             }
         });
-    int64_t const partValues = sizes.heads / sizes.parts * sizes.span();
+    int64_t const partValues = productUpTo(cpu::kTASK_VALUES, sizes.heads / sizes.parts, sizes.span());
     parallelFor(sizes.batch * sizes.parts, cpu::kTASK_VALUES / (partValues + 1) + 1,
         [&](int64_t begin, int64_t end)
         {

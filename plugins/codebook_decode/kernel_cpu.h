@@ -161,7 +161,7 @@ void decodeTokens(Sizes const& sizes, Digits const& digits, int64_t const* code,
     switch (sizes.kind)
     {
     case Kind::kVECTOR:
-        parallelFor(sizes.numTokens, cpu::kTASK_VALUES / (width * sizes.stages + 1) + 1,
+        parallelFor(sizes.numTokens, cpu::kTASK_VALUES / (productUpTo(cpu::kTASK_VALUES, width, sizes.stages) + 1) + 1,
             [&](int64_t begin, int64_t end)
             {
                 for (int64_t token = begin; token < end; ++token)

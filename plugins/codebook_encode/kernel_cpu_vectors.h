@@ -351,7 +351,7 @@ void encodeVectors(Sizes const& sizes, T const* x, void const* codebook, DType c
     Search const search(sizes, workspace);
     int64_t const width = sizes.width;
     int64_t const panels = numPanels(sizes);
-    int64_t const panelGrain = kTASK_VALUES / (kPANEL * (width + 1)) + 1;
+    int64_t const panelGrain = kTASK_VALUES / productUpTo(kTASK_VALUES, kPANEL, width + 1) + 1;
     parallelFor(panels, panelGrain,
         [&](int64_t begin, int64_t end)
         {

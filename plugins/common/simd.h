@@ -58,4 +58,10 @@ constexpr int64_t roundUp(int64_t value, int64_t multiple)
     return (value + multiple - 1) / multiple * multiple;
 }
 
+//! A product of two sizes, or `most` if it is larger: an empty tensor may have axes whose product is beyond any number.
+constexpr int64_t productUpTo(int64_t most, int64_t one, int64_t other)
+{
+    return one > 0 && other > most / one ? most : one * other;
+}
+
 } // namespace trtc

@@ -94,7 +94,11 @@ def taken_values_text(prefix: str) -> str:
   {parts_text(prefix, f"{code}_taken")}
   # channels that share a scale are on the last axis, whichever way groups run
   {prefix}v_groups = Shape <start = 3, end = 4> ({scale})
-  {prefix}group_shape = Concat <axis = 0> (v00, v_chosen, {prefix}v_groups, v_rest)
+  {prefix}v_w = Shape <start = 3, end = 4> ({code})
+  {prefix}v_d = Mul ({prefix}v_w, {prefix}num_parts)
+  {prefix}v_some = Max ({prefix}v_groups, v1)
+  {prefix}v_sharing = Div ({prefix}v_d, {prefix}v_some)
+  {prefix}group_shape = Concat <axis = 0> (v00, v_chosen, {prefix}v_groups, {prefix}v_sharing)
   {prefix}codes = Reshape ({prefix}parts32, {prefix}group_shape)
   {prefix}scale32 = Cast <to = 1> ({scale}_taken)
   {prefix}scale_column = Unsqueeze ({prefix}scale32, v_four)
@@ -102,7 +106,7 @@ def taken_values_text(prefix: str) -> str:
   {prefix}low = Unsqueeze ({prefix}minimum32, v_four)
   {prefix}product = Mul ({prefix}codes, {prefix}scale_column)
   {prefix}sum = Add ({prefix}product, {prefix}low)
-  {prefix}values_shape = Concat <axis = 0> (v00, v_chosen, v_rest)
+  {prefix}values_shape = Concat <axis = 0> (v00, v_chosen, {prefix}v_d)
   {prefix}values = Reshape ({prefix}sum, {prefix}values_shape)
 """
 

@@ -185,7 +185,8 @@ void quantize(Sizes const& sizes, T const* x, uint8_t* code, S* scale, S* minimu
     }
     int64_t const blocks = roundUp(rowBytes, kv::kBLOCK) / kv::kBLOCK;
     int64_t const groups = format.scaleRows();
-    int64_t const taskValues = format.group * std::min(kv::kBLOCK, rowBytes) * format.parts();
+    int64_t const taskValues =
+        productUpTo(kv::kTASK_VALUES, format.group, std::min(kv::kBLOCK, rowBytes) * format.parts());
     parallelFor(sizes.heads * groups * blocks, kv::kTASK_VALUES / (taskValues + 1) + 1,
         [&](int64_t begin, int64_t end)
         {

@@ -407,7 +407,8 @@ void prepareMatrix(Data<T> const& data, void const* weight, DType weightType, Pa
     }
     if (plan.isPacked)
     {
-        parallelFor(sizes.numMatrices * plan.blocks, kTASK_VALUES / (sizes.numTokens * kMOST_ROWS + 1) + 1,
+        parallelFor(sizes.numMatrices * plan.blocks,
+            kTASK_VALUES / (productUpTo(kTASK_VALUES, sizes.numTokens, kMOST_ROWS) + 1) + 1,
             [&](int64_t begin, int64_t end)
             {
                 for (int64_t i = begin; i < end; ++i)
@@ -477,7 +478,8 @@ void mixTokens(Sizes const& sizes, T const* x, void const* weight, DType weightT
         });
     if (plan.isTurned)
     {
-        parallelFor(sizes.batch, cpu::kTASK_VALUES / (sizes.numTokens * plan.rest + 1) + 1,
+        parallelFor(sizes.batch,
+            cpu::kTASK_VALUES / (productUpTo(cpu::kTASK_VALUES, sizes.numTokens, plan.rest) + 1) + 1,
             [&](int64_t begin, int64_t end)
             {
                 for (int64_t item = begin; item < end; ++item)

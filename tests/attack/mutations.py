@@ -106,13 +106,19 @@ def _change(holder: Any, key: Any, found: list[tuple[Any, Any]], rng: random.Ran
         for _ in range(rng.choice((1, 3, 62, 66, 300))):
             holder[key] = rng.choice(([holder[key]], {"x": holder[key]}))
     elif kind == 7 and isinstance(before, int | float) and not isinstance(before, bool):
-        holder[key] = rng.choice(
-            (before + 1, before - 1, -before, before * 1000, before / 3, float(before), str(before))
-        )
+        holder[key] = rng.choice((before + 1, before - 1, -before, before * 1000, *_fractions(before), str(before)))
     elif kind == 8 and isinstance(before, str):
         holder[key] = rng.choice((before[:-1], before.upper(), f"{before}\0", f"{before}.", f"{before}/x", before * 40))
     else:
         holder[key] = copy.deepcopy(rng.choice(_ODD))
+
+
+def _fractions(number: int | float) -> tuple[int | float, int | float]:
+    """A third of it, and the number with a point; one beyond any with a point stays an integer."""
+    try:
+        return number / 3, float(number)
+    except OverflowError:
+        return number // 3, number
 
 
 def _holds(holder: Any, key: Any) -> bool:

@@ -24,6 +24,8 @@ SPECS = (
     "toc3d:keep_ratio=0.5",
     "none",
     "frame_pool:stride=2",
+    "snapkv:budget=256,in_chunks=true+kivi:bits=4,group=32,residual=64",
+    "compresskv:budget=128,heads=heads.safetensors+int8",
 )
 NAMES = (
     "timm:deit_small_patch16_224?num_classes=10&img_size=224x192&mean=0.5,0.5,0.5&std=0.2",
@@ -32,6 +34,7 @@ NAMES = (
     "wavtokenizer:c.safetensors?seconds=0.1",
     "net.py:make?mean=0.5&weights_key=a.b",
 )
+DEEPEST = 150  # levels of a table; what is read may have far fewer
 RANGES = ("4", "1:4:8", "0:1:100", "1:100:400")
 RECIPE = {
     "model": "zoo:digits_vit",
@@ -92,12 +95,18 @@ def mutated_words(text: str, rng: random.Random) -> str:
     return text
 
 
-def spelled(value: Any) -> str:
-    """A value as TOML, as far as TOML has it; what it does not have is written all the same, as a stranger may."""
+def spelled(value: Any, left: int = DEEPEST) -> str:
+    """A value as TOML, as far as TOML has it; what it does not have is written all the same, as a stranger may.
+
+    Below `left` levels a list stands for what is in it, so that this test does not stop at its own limit.
+    """
+    if isinstance(value, dict | list) and not left:
+        return "[]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {spelled(item)}" for key, item in value.items()) + "}"
+        parts = (f"{json.dumps(str(key))} = {spelled(item, left - 1)}" for key, item in value.items())
+        return "{" + ", ".join(parts) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(spelled, value)) + "]"
+        return "[" + ", ".join(spelled(item, left - 1) for item in value) + "]"
     return json.dumps(value)
 
 
