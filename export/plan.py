@@ -13,7 +13,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target
 from trt_compress.methods.cache import KiviConfig
 from trt_compress.model_name import parse_model
-from trt_compress.models.hosts.decoder_config import DecoderConfig, caching_of
+from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import FAMILIES, read_config
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.language.open import open_language
@@ -245,9 +245,8 @@ def cache_bytes(config: DecoderConfig, *, context: int, chunk: int, batch: int, 
     rest = min(context, residual)
     total = 0
     for layer in config.layers:
-        ring = None if layer.window is None else layer.window + chunk - 1
-        linear = ring is None or ring >= context
-        total += (context - rest) * one + rest * row if linear else (ring or 0) * row
+        slots = Caching(context=context, chunk=chunk).ring(layer)
+        total += (context - rest) * one + rest * row if slots is None else slots * row
     return one * len(config.layers), total * batch
 
 

@@ -142,8 +142,8 @@ class Caching:
     dtype: str = "float32"
 
     def ring(self, layer: LayerConfig) -> int | None:
-        """Slots of the ring in which a layer keeps its window; None: its cache is linear, as that is no longer."""
-        if layer.window is None or layer.window + self.chunk - 1 >= self.context:
+        """Slots of the ring in which a layer keeps its window; None: it has none, or one that nothing ever leaves."""
+        if layer.window is None or layer.window >= self.context:
             return None
         return layer.window + self.chunk - 1
 

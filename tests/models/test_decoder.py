@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.cache.runs import CacheRun
 from tests.models.decoders import FAMILIES, config_json, expected, greedy, reference, saved, text
 from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import GraphSpec
@@ -135,11 +136,23 @@ def test_the_first_layers_are_the_same_tensors(decoder: Decoder) -> None:
     ))[0].shape == (1, 128)  # fmt: skip
 
 
-def test_a_window_is_a_ring_where_that_is_shorter() -> None:
+def test_a_window_is_a_ring_where_something_leaves_it() -> None:
     (layer, *_) = read_config(config_json("mistral"), name="it").layers
     assert layer.window == 24
     assert Caching(context=100, chunk=64).ring(layer) == 24 + 64 - 1
-    assert Caching(context=87, chunk=64).ring(layer) is None
+    assert Caching(context=25, chunk=64).ring(layer) == 24 + 64 - 1
+    assert Caching(context=24, chunk=24).ring(layer) is None
+
+
+@pytest.mark.parametrize("chunk", [32, 80])
+def test_a_window_with_a_long_chunk(chunk: int, tmp_path: Path) -> None:
+    """What stands in front of the window is not seen, also where window and chunk together are the whole context."""
+    source = Directory(saved("mistral", tmp_path))
+    decoder = read_decoder(read_config(source.config, name="mistral"), source)
+    run, tokens = CacheRun(decoder, "none", context=80, chunk=chunk), text(70)
+    found = [run.read([tokens[:66].tolist()]), *(run.step([int(token)]) for token in tokens[66:])]
+    wanted = expected("mistral", tokens[None])[0, 65:]
+    torch.testing.assert_close(torch.cat(found), wanted, atol=1e-4, rtol=0)
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
