@@ -20,7 +20,7 @@ from trt_compress.export.flops import count_flops
 from trt_compress.export.targets import TARGETS
 from trt_compress.files import write_whole
 from trt_compress.methods import METHODS, ArtifactFile, CompressorSpec, Method, parse_spec
-from trt_compress.methods.config import CACHE_KINDS
+from trt_compress.methods.config import CACHE_KINDS, Kind
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.hosts.decoder_host import plan_of
 from trt_compress.models.hosts.timm_vit import attach
@@ -58,7 +58,7 @@ _SMALL = DecoderConfig(
     kv_heads=2,
     head_dim=64,
     limit=4096,
-    layers=(LayerConfig(rope=RopeForm(theta=1e4, channels=64, limit=4096)),) * 2,
+    layers=(LayerConfig(rope=RopeForm(theta=1e4, channels=64, limit=4096)),) * 4,
     eps=1e-5,
     attention_scale=0.125,
 )
@@ -136,24 +136,31 @@ def _linked(file: str) -> str:
 
 
 def cache_pairs_table() -> str:
-    """Which selector goes with which store, and what is said where it does not, the selector's name in front."""
+    """Which selectors and readers go with which store, which reader with which selector, and what is said where one
+    does not."""
     of_kind = {kind: [name for name, method in METHODS.items() if method.kind == kind] for kind in CACHE_KINDS}
-    stores, notes, rows = of_kind["store"], dict[str, int](), []
-    for selector in of_kind["selector"]:
-        cells = []
-        for store in stores:
-            reason = why_not(selector, store)
-            if reason is not None:
-                reason = reason.replace(f"{selector}: ", "SELECTOR: ", 1)
-            cells.append("yes" if reason is None else f"no ({notes.setdefault(reason, len(notes) + 1)})")
-        rows.append((f"`{selector}`", *cells))
+    notes = dict[str, int]()
+
+    def cell(first: str, second: str) -> str:
+        reason = why_not(first, second)
+        if reason is None:
+            return "yes"
+        alike = re.sub(rf"\b{first}\b", "NAME", reason)  # of many rows
+        return f"no ({notes.setdefault(alike, len(notes) + 1)})"
+
+    parts: tuple[tuple[Kind, tuple[Kind, ...]], ...] = (("store", ("selector", "reader")), ("reader", ("selector",)))
+    made = ""
+    for kind, rest in parts:
+        columns, names = of_kind[kind], [(role, name) for role in rest for name in of_kind[role]]
+        rows = [(role, f"`{name}`", *(cell(name, column) for column in columns)) for role, name in names]
+        made += _markdown(("role", "policy", *(f"`{column}`" for column in columns)), rows)
     listed = "".join(f"{number}. {reason}\n" for reason, number in notes.items())
-    return _markdown(("selector", *(f"`{store}`" for store in stores)), rows) + (f"{listed}\n" if listed else "")
+    return made + (f"{listed}\n" if listed else "")
 
 
-def why_not(selector: str, store: str) -> str | None:
-    """What is said where a selector and a store of these names do not go together; None: they do."""
-    specs = [_with_stand_in(spec) for spec in parse_spec(f"{_spec(selector)}+{_spec(store)}")]
+def why_not(first: str, second: str) -> str | None:
+    """What is said where two cache policies of these names do not go together; None: they do."""
+    specs = [_with_stand_in(spec) for spec in parse_spec(f"{_spec(first)}+{_spec(second)}")]
     try:
         plan_of(_SMALL, Caching(context=4096, chunk=256), "a decoder", specs)
     except ConfigError as error:
@@ -181,9 +188,11 @@ def _with_stand_in(spec: CompressorSpec) -> CompressorSpec:
 
 
 def _spec(name: str) -> str:
-    """The shortest spec string of a method."""
-    needed = {field.name for field in dataclasses.fields(METHODS[name].config) if field.default is dataclasses.MISSING}
-    return f"{name}:budget=256" if "budget" in needed else name
+    """The shortest spec string of a method, without an artifact."""
+    fields = dataclasses.fields(METHODS[name].config)
+    options = ["budget=256" for field in fields if field.name == "budget" and field.default is dataclasses.MISSING]
+    options += ["reselect=3" for field in fields if field.name == "reselect"]
+    return f"{name}:{','.join(options)}" if options else name
 
 
 def _method_row(method: Method) -> tuple[str, str, str, str]:

@@ -449,7 +449,11 @@ def _arrival(host: HostInfo, number: int) -> Arrival:
 
 
 def _check_together(cache: LayerCache) -> None:
-    if cache.selector is None or isinstance(cache.store, Ring):
+    if isinstance(cache.store, Ring):
+        return
+    if cache.reader is not None:
+        _check_reads(cache.reader, cache.store, cache.selector)
+    if cache.selector is None:
         return
     if cache.store.not_selectable is not None:
         raise ConfigError(
@@ -471,6 +475,19 @@ def _check_together(cache: LayerCache) -> None:
             f"{cache.selector.method.name}: every={cache.selector.every} chooses among generated tokens, which "
             f"{cache.store.method.name} packs in groups that cannot be torn; leave every out, or take a store that "
             "packs nothing."
+        )
+
+
+def _check_reads(reader: Reader, store: Store, selector: Selector | None) -> None:
+    name = reader.method.name
+    if store.not_readable is not None:
+        raise ConfigError(
+            f"{name}: cannot read some entries without the others, as {store.method.name} {store.not_readable}."
+        )
+    if selector is not None and reader.carries and not selector.alike:
+        raise ConfigError(
+            f"{name}: what one layer chooses is read in others, and {selector.method.name} keeps other entries in each "
+            "layer or KV head; take a selector that keeps the same in all, as streamingllm, or leave one of both out."
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trt_compress.errors import UnsupportedError
+from trt_compress.errors import InternalError, UnsupportedError
 from trt_compress.models.compressors.base import Acting
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
 from trt_compress.models.layers.rope_form import RopeForm
@@ -163,6 +163,19 @@ class NewEntries:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlotKeys:
+    """Keys of a part of a cache, for a reader to choose from.
+
+    Attributes:
+        keys: As numbers, [B, G, S, D]; what stands behind the length does not matter.
+        length: Slots that hold entries, from the front, [B] int64.
+    """
+
+    keys: Tensor
+    length: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What a selector keeps.
 
@@ -257,6 +270,11 @@ class Store(CachePolicy):
         return None
 
     @property
+    def not_readable(self) -> str | None:
+        """Why a reader cannot attend to some of its entries, as the end of `STORE …`; None: it can."""
+        return "attends to all that it keeps at once"
+
+    @property
     def period(self) -> int | None:
         """Rows in full precision that are packed at once; None: none are."""
         return None
@@ -287,6 +305,21 @@ class Store(CachePolicy):
         """What a selector looks at: `keys` and `values` of all rows as numbers; what it puts in goes to the memory."""
         return memory
 
+    def slot_keys(self, reading: NewEntries, memory: Memory) -> tuple[SlotKeys, ...]:
+        """The keys of all slots behind `forward`, in parts, which are numbered one behind the other."""
+        raise InternalError(f"{self.method.name} tells no keys of slots.")
+
+    def forward_some(self, reading: NewEntries, memory: Memory, index: Tensor) -> Tensor:
+        """Keep the entry of one token, and attend to some of all: [B, H, 1, D].
+
+        Args:
+            reading: The token.
+            memory: What the layer keeps.
+            index: Slots that are read, as `slot_keys` numbers them, of each query head or of each KV head,
+                [B, H | G, K] int64, each once; one that holds no entry is none. One at least holds one.
+        """
+        raise InternalError(f"{self.method.name} attends to no chosen entries.")
+
     def flush(self, lengths: Mapping[str, Tensor], memory: Memory) -> None:
         """Pack the oldest rows of sequences that have `period` of them or more; leave the others as they are."""
 
@@ -312,6 +345,7 @@ class Selector(CachePolicy):
         observes: Graphs in which it looks at what is read.
         prompt_only: It looks at prompts only: they are read by a graph of their own.
         in_cache: Positions are those of the entries in the cache, not those of the tokens in their text.
+        alike: All layers and KV heads keep the entries of the same tokens.
         needs_seen: To choose it has to know how many tokens each sequence has read, `lengths[SEEN]`.
         merges: It puts other keys and values in the places of some.
     """
@@ -320,6 +354,7 @@ class Selector(CachePolicy):
     observes: tuple[Part, ...] = ()
     prompt_only: bool = True
     in_cache: bool = False
+    alike: ClassVar[bool] = False
     needs_seen: ClassVar[bool] = False
     merges: ClassVar[bool] = False
 
@@ -393,9 +428,14 @@ class Selector(CachePolicy):
 
 
 class Reader(CachePolicy):
-    """Which of the entries a generated token attends to. Prompts are read in a graph of their own, without it."""
+    """Which of the entries a generated token attends to. Prompts are read in a graph of their own, without it.
+
+    Attributes:
+        carries: What one layer chooses is read in others.
+    """
 
     keeps_rest = True
+    carries: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, reading: NewEntries, store: Store, memory: Memory) -> Tensor:

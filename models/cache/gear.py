@@ -48,6 +48,11 @@ class Gear(Kivi):
         start = np.random.default_rng(0).uniform(size=(layer.head_dim, config.rank))
         self.register_buffer("start", torch.from_numpy(start).float(), persistent=False)
 
+    @property
+    def not_readable(self) -> str:
+        """What is beside the codes belongs to whole blocks."""
+        return "keeps factors and outliers of whole blocks, which are no rows"
+
     def apart(self, which: str) -> int:
         """Outliers on each side: of a channel of a block of keys, or of a token's values in all heads."""
         share = self.gear.outliers / 2

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.cache_stores import INT4, INT8, IntConfig
-from trt_compress.models.cache.contract import ROWS, CacheState, Choice, Length, Memory, NewEntries, Store
+from trt_compress.models.cache.chosen import by_head
+from trt_compress.models.cache.contract import ROWS, CacheState, Choice, Length, Memory, NewEntries, SlotKeys, Store
 from trt_compress.models.cache.packing import merged
 from trt_compress.models.cache.plain import SLOTS, attend_new
 from trt_compress.models.compressors.sites import Arrival
@@ -22,6 +23,7 @@ from trt_compress.plugins.kv_quantize.op import kv_quantize
 
 _PARTS = ("code", "scale", "minimum")
 _NAMES = tuple(f"{which}_{what}" for which in "kv" for what in _PARTS)
+_NOTHING = -1e30  # the logarithm of the sum of no exponentials
 
 
 class Int8(Store):
@@ -41,6 +43,7 @@ class Int8(Store):
                 f"{layer.host}; give a divisor, or 0 for all of them."
             )
         self.config = config
+        self._how: dict[str, Any] = {"bits": self.bits, "axis": "token", "group": config.group}
 
     def lengths(self) -> tuple[Length, ...]:
         """One row a token."""
@@ -71,9 +74,38 @@ class Int8(Store):
 
     def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
         """Attend to what is packed and to the new rows as they are, and pack these behind the others."""
-        how: dict[str, Any] = {"bits": self.bits, "axis": "token", "group": self.config.group}
-        packed = kv_attention(
-            reading.query,
+        packed = self._attend(reading, reading.query, memory)
+        self._append(reading, memory)
+        return merged(packed, attend_new(reading, self.layer))
+
+    @property
+    def not_readable(self) -> None:
+        """Rows are read one by one."""
+        return None
+
+    def slot_keys(self, reading: NewEntries, memory: Memory) -> tuple[SlotKeys, ...]:
+        """The rows, the newest as it is packed."""
+        return (SlotKeys(keys=self._rows("k", memory), length=reading.rows),)
+
+    def forward_some(self, reading: NewEntries, memory: Memory, index: Tensor) -> Tensor:
+        """Attend to chosen rows, to the new one as it is if it is among them, and pack it behind the others."""
+
+        def attend(query: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self._attend(reading, query, memory, rows)
+
+        packed = by_head(reading.query, index, self.layer.groups, attend)
+        self._append(reading, memory)
+        y, lse = attend_new(reading, self.layer)
+        is_read = (index == reading.lengths[ROWS][:, None, None]).any(dim=2).to(lse.dtype)
+        is_read = is_read.repeat_interleave(self.layer.heads // index.shape[1], dim=1)
+        return merged(packed, (y, torch.where(is_read[..., None] > 0, lse, _NOTHING)))
+
+    def _attend(
+        self, reading: NewEntries, query: Tensor, memory: Memory, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend to what was packed before, or to the rows of an index [B, G, K] of it."""
+        return kv_attention(
+            query,
             memory["k_code"],
             memory["k_scale"],
             memory["k_minimum"],
@@ -81,24 +113,26 @@ class Int8(Store):
             memory["v_scale"],
             memory["v_minimum"],
             reading.lengths[ROWS],
-            **{f"{which}_{name}": value for which in "kv" for name, value in how.items()},
+            index=index,
+            **{f"{which}_{name}": value for which in "kv" for name, value in self._how.items()},
             scale=self.layer.scale,
             softcap=self.layer.softcap,
         )
+
+    def _append(self, reading: NewEntries, memory: Memory) -> None:
         for which, new in (("k", reading.key), ("v", reading.value)):
-            parts = kv_quantize(new, **how, scale_type=getattr(torch, self.config.scales))
+            parts = kv_quantize(new, **self._how, scale_type=getattr(torch, self.config.scales))
             for what, part in zip(_PARTS, parts, strict=True):
                 name = f"{which}_{what}"
                 memory[name] = kv_append(memory[name], part, reading.lengths[ROWS])
-        return merged(packed, attend_new(reading, self.layer))
 
     def readable(self, memory: Memory) -> Memory:
         """The rows as numbers beside what is kept."""
-        rows = {}
-        for which, name in (("k", "keys"), ("v", "values")):
-            parts = [memory[f"{which}_{what}"] for what in _PARTS]
-            rows[name] = kv_dequantize(*parts, bits=self.bits, axis="token", group=self.config.group, to=torch.float32)
-        return ChainMap(memory, rows)
+        return ChainMap(memory, {name: self._rows(which, memory) for which, name in (("k", "keys"), ("v", "values"))})
+
+    def _rows(self, which: str, memory: Memory) -> Tensor:
+        """All keys ("k") or values ("v") as numbers."""
+        return kv_dequantize(*(memory[f"{which}_{what}"] for what in _PARTS), **self._how, to=torch.float32)
 
     def keep(self, choice: Choice, memory: Memory) -> None:
         """Keep the chosen rows as they are packed."""

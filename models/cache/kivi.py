@@ -4,7 +4,7 @@ Source, Differs: see the method's entry, `methods.cache.KIVI`.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.methods.cache import KIVI, KiviConfig
 from trt_compress.methods.cache_stores import GearConfig
-from trt_compress.models.cache.contract import ROWS, CacheState, Length, Memory, NewEntries, Store
+from trt_compress.models.cache.chosen import by_head
+from trt_compress.models.cache.contract import ROWS, CacheState, Length, Memory, NewEntries, SlotKeys, Store
 from trt_compress.models.cache.packing import blocks_of, merged, moved_up, rows_from, rows_of
 from trt_compress.models.cache.plain import append_rows, attend_rows, row_states
 from trt_compress.models.compressors.sites import Arrival
 from trt_compress.plugins.kv_append.op import kv_append
 from trt_compress.plugins.kv_attention.op import kv_attention
+from trt_compress.plugins.kv_dequantize.op import kv_dequantize
 from trt_compress.plugins.kv_quantize.op import kv_quantize
 
 PACKED = "packed"
@@ -106,11 +108,17 @@ class Kivi(Store):
 
     def attend_packed(self, reading: NewEntries, memory: Memory) -> tuple[Tensor, Tensor]:
         """Attend to what is packed; and the logarithm of the sum of exponentials."""
+        return self._attend(reading, reading.query, memory)
+
+    def _attend(
+        self, reading: NewEntries, query: Tensor, memory: Memory, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return kv_attention(
-            reading.query,
+            query,
             *self.parts("k", memory),
             *self.parts("v", memory),
             reading.lengths[PACKED] * self.unit,
+            index=index,
             k_bits=self.config.bits,
             k_axis="channel",
             k_group=self.key_group,
@@ -120,6 +128,30 @@ class Kivi(Store):
             scale=self.layer.scale,
             softcap=self.layer.softcap,
         )
+
+    @property
+    def not_readable(self) -> str | None:
+        """Packed rows are read one by one too."""
+        return None
+
+    def slot_keys(self, reading: NewEntries, memory: Memory) -> tuple[SlotKeys, ...]:
+        """What is packed, and behind it the rows."""
+        how: dict[str, Any] = {"bits": self.config.bits, "axis": "channel", "group": self.key_group}
+        packed = kv_dequantize(*self.parts("k", memory), **how, to=torch.float32)
+        return (
+            SlotKeys(keys=packed, length=reading.lengths[PACKED] * self.unit),
+            SlotKeys(keys=memory["keys"], length=reading.rows),
+        )
+
+    def forward_some(self, reading: NewEntries, memory: Memory, index: Tensor) -> Tensor:
+        """Append to the rows, and attend to the chosen ones of both parts: a slot of one is none of the other."""
+
+        def attend(query: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self._attend(reading, query, memory, rows)
+
+        append_rows(reading, memory)
+        newest = attend_rows(reading, memory, self.layer, index - memory["k_code"].shape[2] * self.unit)
+        return merged(by_head(reading.query, index, self.layer.groups, attend), newest)
 
     def parts(self, which: str, memory: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, scales and minima of keys ("k") or values ("v"), as the operators take them."""

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.methods.cache import PLAIN
-from trt_compress.models.cache.contract import ROWS, CacheLayer, CacheState, Length, Memory, NewEntries, Store
+from trt_compress.models.cache.chosen import by_head
+from trt_compress.models.cache.contract import (
+    ROWS,
+    CacheLayer,
+    CacheState,
+    Length,
+    Memory,
+    NewEntries,
+    SlotKeys,
+    Store,
+)
 from trt_compress.plugins.kv_append.op import kv_append
 from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
 from trt_compress.plugins.operator import cast
@@ -38,17 +48,25 @@ def append_rows(reading: NewEntries, memory: Memory) -> None:
         memory[name] = kv_append(memory[name], cast(new, memory[name].dtype), reading.lengths[ROWS])
 
 
-def attend_rows(reading: NewEntries, memory: Memory, layer: CacheLayer) -> tuple[Tensor, Tensor]:
-    """Attend to the rows in full precision; and the logarithm of the sum of exponentials, to merge with others."""
-    return kv_attention_plain(
-        reading.query,
-        memory["keys"],
-        memory["values"],
-        reading.rows,
-        scale=layer.scale,
-        causal=True,
-        softcap=layer.softcap,
-    )
+def attend_rows(
+    reading: NewEntries, memory: Memory, layer: CacheLayer, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attend to the rows in full precision, or to those of an index [B, H | G, K]; and the logarithm of the sum of
+    exponentials, to merge with others."""
+
+    def attend(query: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        return kv_attention_plain(
+            query,
+            memory["keys"],
+            memory["values"],
+            reading.rows,
+            index=rows,
+            scale=layer.scale,
+            causal=True,
+            softcap=layer.softcap,
+        )
+
+    return attend(reading.query, None) if index is None else by_head(reading.query, index, layer.groups, attend)
 
 
 def attend_new(reading: NewEntries, layer: CacheLayer) -> tuple[Tensor, Tensor]:
@@ -81,6 +99,21 @@ class Plain(Store):
         """Append and attend."""
         append_rows(reading, memory)
         y, _ = attend_rows(reading, memory, self.layer)
+        return y
+
+    @property
+    def not_readable(self) -> None:
+        """Rows are read one by one."""
+        return None
+
+    def slot_keys(self, reading: NewEntries, memory: Memory) -> tuple[SlotKeys, ...]:
+        """The rows."""
+        return (SlotKeys(keys=memory["keys"], length=reading.rows),)
+
+    def forward_some(self, reading: NewEntries, memory: Memory, index: Tensor) -> Tensor:
+        """Append and attend to chosen rows."""
+        append_rows(reading, memory)
+        y, _ = attend_rows(reading, memory, self.layer, index)
         return y
 
 

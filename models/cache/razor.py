@@ -41,6 +41,11 @@ class Razor(Store):
         """Its heads differ in how much they keep."""
         return "keeps another number of entries for heads that retrieve than for others"
 
+    @property
+    def not_readable(self) -> str:
+        """Its heads differ in what they keep."""
+        return "keeps other entries for heads that retrieve than for others"
+
     @classmethod
     def samples(cls, alphabet: Alphabet, config: RazorConfig) -> CalibrationData:
         """Random tokens that are repeated."""

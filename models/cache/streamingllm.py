@@ -21,6 +21,7 @@ class StreamingLlm(BudgetSelector):
     """Sinks, and behind them the newest; keys that move are turned by as much, if positions are those in the cache."""
 
     method = STREAMINGLLM
+    alike = True
     config: StreamingLlmConfig
 
     def __init__(self, config: StreamingLlmConfig, arrival: Arrival) -> None:

@@ -6,6 +6,7 @@ Source: CompressKV, arXiv:2508.02401: the score of retrieval heads (Wu et al., a
 Differs: see the method's entry, `methods.cache_heads.COMPRESSKV`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.config import CompressorConfig
 from trt_compress.models.cache.contract import CacheLayer, Memory, NewEntries
 from trt_compress.models.compressors.calibration import Alphabet, Batch, CalibrationData, CalibrationHost
 
@@ -187,18 +189,65 @@ def _attention(layer: CacheLayer, query: Tensor, keys: Tensor, read: int, allowe
     return products.softmax(dim=3)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeedleAnswers:
+    """How well a model says what it is asked for.
+
+    Attributes:
+        right: Share of the tokens of the answers that are right, each behind the right ones.
+        probability: Of a right token, the geometric mean.
+    """
+
+    right: float
+    probability: float
+
+
+def answers(host: CalibrationHost, batches: Iterable[Batch], config: CompressorConfig | None) -> NeedleAnswers:
+    """What a model answers.
+
+    Args:
+        host: The model.
+        batches: Samples.
+        config: Options of the method that is in place; None: it is not.
+
+    Raises:
+        ConfigError: There are no answers.
+    """
+    right, logs = _Mean(), _Mean()
+    for batch in batches:
+        asked = _Asked(batch)
+        said = [_logits(outputs) for outputs in host.outputs([batch], config) if _says(outputs)]
+        logits = torch.stack(said[-asked.answer.shape[1] - 1 : -1], dim=1).float()  # behind the prompt and the steps
+        right.add((logits.argmax(dim=2) == asked.answer).float().flatten())
+        logs.add(logits.log_softmax(dim=2).gather(2, asked.answer[..., None]).flatten())
+    if not right.count:
+        raise ConfigError("calibrate: there are no samples; give data, or leave it out.")
+    return NeedleAnswers(right=float(right.value()), probability=math.exp(float(logs.value())))
+
+
+def _says(outputs: Mapping[str, Tensor]) -> bool:
+    """Whether a run says a token, and is none that only scores or packs."""
+    return any(name.endswith(".logits") for name in outputs)
+
+
+def _logits(outputs: Mapping[str, Tensor]) -> Tensor:
+    (logits,) = (value for name, value in outputs.items() if name.endswith(".logits"))
+    return logits
+
+
 class _Asked:
     """One batch while it is read: prompts of one length, and answers behind them.
 
     Attributes:
         total: Tokens of a prompt.
+        answer: Tokens of the answers, [B, S].
         read: Tokens of a sequence that have been read with the run that is going on.
     """
 
     def __init__(self, batch: Batch) -> None:
         if "steps" not in batch:
             raise ConfigError("calibrate: the data hold no `steps`, the answers; give them beside `prompt`.")
-        prompt, self._answer = batch["prompt"], torch.as_tensor(batch["steps"])
+        prompt, self.answer = batch["prompt"], torch.as_tensor(batch["steps"])
         self.total, self.read = prompt.shape[1], 0
         self._start = [_place_of(row, answer) for row, answer in zip(prompt, batch["steps"], strict=True)]
 
@@ -209,24 +258,22 @@ class _Asked:
 
     def asks(self, reading: NewEntries) -> bool:
         """Whether the run's last token stands in front of one of the answer's."""
-        return bool(self.total <= self.seen_behind(reading) < self.total + self._answer.shape[1])
+        return bool(self.total <= self.seen_behind(reading) < self.total + self.answer.shape[1])
 
     def span(self, read: int) -> Tensor:
         """1 where the answer stands in the prompt, [B, read]."""
         slot, start = torch.arange(read), torch.tensor(self._start)[:, None]
-        return ((slot >= start) & (slot < start + self._answer.shape[1])).float()
+        return ((slot >= start) & (slot < start + self.answer.shape[1])).float()
 
     def runs(self, runs: Iterator[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
         """Of all runs those behind which a token of the answer is said."""
         for outputs in runs:
-            says = any(name.endswith(".logits") for name in outputs)  # and is no run that only scores
-            if says and self.total <= self.read < self.total + self._answer.shape[1]:
+            if _says(outputs) and self.total <= self.read < self.total + self.answer.shape[1]:
                 yield outputs
 
     def right(self, outputs: Mapping[str, Tensor], step: int) -> Tensor:
         """Which sequences say the right token, [B]."""
-        (logits,) = (value for name, value in outputs.items() if name.endswith(".logits"))
-        return logits.argmax(dim=1) == self._answer[:, step]
+        return _logits(outputs).argmax(dim=1) == self.answer[:, step]
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from trt_compress.methods.audio import ATOME, FASTAST, FRAME_POOL, FRAME_STACK
 from trt_compress.methods.cache import KIVI, PLAIN, SNAPKV
 from trt_compress.methods.cache_heads import COMPRESSKV, EXPECTED, RAZORATTENTION
+from trt_compress.methods.cache_readers import SCOUT, TIDALDECODE
 from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
 from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
@@ -17,6 +18,7 @@ _ALL = (
     *(EXPECTED, COMPRESSKV),
     *(RAZORATTENTION,),
     *(PLAIN, INT8, INT4, KIVI, GEAR, ZIPCACHE, KVQUANT),
+    *(SCOUT, TIDALDECODE),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

@@ -13,7 +13,11 @@ CONTEXT, CHUNK = 192, 32
 SMALL = {"budget": 40, "window": 8, "smallest": 12, "heads": 2, "group": 8, "residual": 16, "rank": 2}
 """Options by these names have these values, where a method has them and does not take words."""
 
-OWN: dict[str, str] = {"h2o": "budget=40", "razorattention": "window=24"}
+OWN: dict[str, str] = {
+    "h2o": "budget=40",
+    "razorattention": "window=24",
+    "tidaldecode": "budget=10,start=0,reselect=0",  # of two layers one is left that reads what the other has chosen
+}
 """Methods for which that does not do, with all their options."""
 
 POLICIES = tuple(name for name, method in METHODS.items() if method.kind in CACHE_KINDS)
@@ -47,7 +51,7 @@ def spec_of(policy: str, folder: Path) -> str:
         f"{name}={value}" for name, value in SMALL.items() if name in fields and not isinstance(fields[name], str)
     )
     spec = f"{policy}:{options}" if options else policy
-    for name in method.artifacts:
+    for name in () if "reselect=" in spec else method.artifacts:
         made = folder / f"{policy}-{name}.safetensors"
         if not made.exists():
             calibrate(f"hf:{folder}", compress=spec, output=made)

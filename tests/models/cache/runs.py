@@ -217,7 +217,7 @@ def golden_decoder(archive: Path, folder: Path, model_type: str) -> Decoder:
         "rope_theta": said["rope_theta"],
         "max_position_embeddings": 512,
         "tie_word_embeddings": said["tied_embeddings"],
-        "hidden_act": said["activation"],
+        "hidden_act": said.get("activation", "silu"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -23,6 +23,7 @@ OPTIONS = {
     "pyramidkv": "pyramidkv:budget=16,window=4",
     "ems": "ems:budget=16,window=4",
     "zipcache": "zipcache:every=2,window=4",
+    "tidaldecode": "tidaldecode:budget=8,start=0,reselect=0",
 }
 NAMES = [name for name, method in METHODS.items() if method.kind in CACHE_KINDS and name not in ARTIFACTS]
 
