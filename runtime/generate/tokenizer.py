@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import BundleError, ConfigError, TrtCompressError
 from trt_compress.foreign import needs_extra, reading
+from trt_compress.format.text import LARGEST_VOCABULARY
 from trt_compress.runtime.generate.detokenize import Detokenizer
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ class Tokenizer:
         self._library = library
         vocabulary = library.get_vocab(with_added_tokens=True)
         self.size = max(vocabulary.values(), default=-1) + 1
+        if self.size > LARGEST_VOCABULARY:  # the library would write a line for every number in between
+            raise ConfigError(
+                f"A tokenizer has a token of number {self.size - 1}; numbers go to {LARGEST_VOCABULARY - 1}: give one "
+                "whose tokens are numbered one by one."
+            )
         self._added = {token.content: number for number, token in library.get_added_tokens_decoder().items()}
         self._silent = {number for number, token in library.get_added_tokens_decoder().items() if token.special}
         self._bytes = (

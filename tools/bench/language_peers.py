@@ -19,7 +19,6 @@ from typing import Any
 
 from trt_compress.children import PIPE, Process, find_program, python_command, run, started
 from trt_compress.errors import ConfigError, InternalError, UnsupportedError
-from trt_compress.files import write_whole
 from trt_compress.plugins.build import build as build_native
 from trt_compress.runtime.measure.latency import speedup
 from trt_compress.strays import temporary_folder
@@ -170,23 +169,19 @@ def _genai_model(gguf: Path, python: Path, folder: Path, step: Callable[[str], N
 
 def _write_checkpoint(gguf: Path, folder: Path) -> None:
     """The model as Hugging Face keeps one, its weights in float16."""
-    from safetensors.torch import save
-
     from trt_compress.models.language.gguf_model import GgufModel
+    from trt_compress.models.language.written import Planned, config_of, tensors_of, write_checkpoint
 
     source = GgufModel(gguf)
+    config = {**config_of(source), "torch_dtype": "float16"}
     folder.mkdir()
-    tensors = {name: source.tensor(name).half() for name in source.names()}
-    write_whole(folder / "model.safetensors", save(tensors, {"format": "pt"}))
-    family = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3", "gemma2": "Gemma2"}
-    kind = source.config["model_type"]
-    if kind not in family:
-        raise UnsupportedError(f"{gguf} is of the family {kind}; onnxruntime-genai is timed with {', '.join(family)}.")
-    config = {**source.config, "architectures": [f"{family[kind]}ForCausalLM"], "torch_dtype": "float16"}
-    write_whole(folder / "config.json", json.dumps(config))
-    for name, content in source.assets().files.items():
-        write_whole(folder / Path(name).name, content)
-    write_whole(folder / "tokenizer_config.json", json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    files = {Path(name).name: content for name, content in source.assets().files.items()}
+    files["tokenizer_config.json"] = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode()
+
+    def halved(tensor: Planned) -> Planned:
+        return tensor._replace(read=lambda: tensor.read().half())
+
+    write_checkpoint(folder, [halved(each) for each in tensors_of(source)], config, files)
 
 
 def _require(done: Any) -> None:

@@ -65,4 +65,18 @@ METHODS = (
         provenance="official code read",
         implementation="runtime/text/turkish/encode.py",
     ),
+    TokenizerMethod(
+        command="transplant",
+        summary="gives a model another tokenizer: rows of embeddings for new tokens, made of old ones",
+        source="TokenAdapt, arXiv:2505.09738; code Tinycompany-AI/tokenadapt 3f7ff1d",
+        provenance="official code read",
+        implementation="models/text/transplant.py",
+    ),
+    TokenizerMethod(
+        command="equal-info",
+        summary="encodes bytes in windows of equally many bits by a small model of bytes and a range coder, bit-exact",
+        source="Equal-Info Windows, arXiv:2404.03626; no code",
+        provenance="paper; the end of a window reconstructed",
+        implementation="runtime/text/equal_info/windows.py",
+    ),
 )

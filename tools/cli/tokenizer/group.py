@@ -7,10 +7,12 @@ import typer
 from trt_compress.tools.cli.habits import with_habits
 from trt_compress.tools.cli.tokenizer.count import count
 from trt_compress.tools.cli.tokenizer.encode import encode
+from trt_compress.tools.cli.tokenizer.equal_info import equal_info
 from trt_compress.tools.cli.tokenizer.morphology import morphology
 from trt_compress.tools.cli.tokenizer.report import report
 from trt_compress.tools.cli.tokenizer.split import split
 from trt_compress.tools.cli.tokenizer.train import train
+from trt_compress.tools.cli.tokenizer.transplant import transplant
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "count": count,
@@ -18,7 +20,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "split": split,
     "report": report,
     "train": train,
+    "equal-info": equal_info,
     "morphology": morphology,
+    "transplant": transplant,
 }
 
 group = typer.Typer(

