@@ -29,7 +29,7 @@ from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
 from trt_compress.suggest import not_known
-from trt_compress.tools.bench import cache_figures, costs, workloads
+from trt_compress.tools.bench import cache_figures, costs, tokenizers, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
 from trt_compress.tools.console import say_error
@@ -290,12 +290,25 @@ def workloads_table() -> str:
     return f"{'; '.join(workloads.captions())}. ONNX Runtime, one thread.\n\n" + _markdown(workloads.COLUMNS, rows)
 
 
+def tokenizer_speed_table() -> str:
+    """The last recorded run of encoders side by side."""
+    record = tokenizers.last_record()
+    return f"{tokenizers.caption(record)}\n\n" + _markdown(tokenizers.SPEED_COLUMNS, tokenizers.speed_rows(record))
+
+
+def tokenizer_savings_table() -> str:
+    """Tokens saved on parallel texts, as recorded last."""
+    return _markdown(tokenizers.SAVED_COLUMNS, tokenizers.saved_rows(tokenizers.last_record()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
     "caches": caches_table,
     "cache_pairs": cache_pairs_table,
     "tokenizers": tokenizers_table,
+    "tokenizer_speed": tokenizer_speed_table,
+    "tokenizer_savings": tokenizer_savings_table,
     "targets": targets_table,
     "digits": digits_table,
     "headline": headline_table,

@@ -27,7 +27,7 @@ _RULES = (
     r"[^\r\n\p{L}\p{N}]?+\p{L}+",
     r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
     r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+""",
     r" ?\p{L}+",
     r"\p{N}",
     r"\p{N}+",
@@ -156,7 +156,8 @@ def _parts(part: Any, inner: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_local(pattern: str) -> bool:
-    return all(part in _LOCAL for part in _alternatives(pattern)) or pattern in _LOCAL
+    written = pattern.replace("\r", r"\r").replace("\n", r"\n")  # some files hold the characters themselves
+    return all(part in _LOCAL for part in _alternatives(written)) or written in _LOCAL
 
 
 def _alternatives(pattern: str) -> Sequence[str]:

@@ -10,6 +10,7 @@ counted on the odd ones; intervals draw lines again. One JSON line is appended t
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,63 @@ def _measure(given: argparse.Namespace) -> None:
         protocol = {"order": "in turns, each round rotated", "rounds": rounds, "lines": lines, "bytes": num_bytes}
         named = {"vocabulary": given.vocabulary.name, "protocol": protocol, "mb_a_second": speeds, "speedups": ratios}
         append_record(RESULTS, "tokenizers side by side", {**named, "saved": saved, "superbpe": across})
+
+
+SPEED_COLUMNS = ("encoder", "MB/s", "times as fast as tokenizers")
+SAVED_COLUMNS = (
+    "language",
+    "tokens by BPE",
+    "greedy saves",
+    "exact saves",
+    "lines that exact changes",
+    "SuperBPE saves",
+)
+
+
+def last_record() -> dict[str, Any]:
+    """The last line of the record.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not RESULTS.is_file():
+        raise ConfigError(f"{RESULTS} does not exist; run python -m trt_compress.tools.bench.tokenizers first.")
+    record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8").splitlines()[-1])
+    return record
+
+
+def caption(record: dict[str, Any]) -> str:
+    """With what it was measured, in a line."""
+    device, protocol = record["device"], record["protocol"]
+    return (
+        f"`{record['vocabulary']}`, {protocol['bytes'] / 1e6:.2f} MB of lines in turns, {device['cpu']}, one thread, "
+        f"commit {record['commit']}, {record['date'][:10]}."
+    )
+
+
+def speed_rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Each encoder with its speed."""
+    ratios = record["speedups"]
+    return [
+        (name, f"{speed:.2f}", speedup_text(ratios[name]) if name in ratios else "1")
+        for name, speed in record["mb_a_second"].items()
+    ]
+
+
+def saved_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each language with what is saved over BPE; SuperBPE's is on other lines, which it has not seen."""
+    across = {row["language"]: row for row in record["superbpe"]}
+    return [
+        (
+            row["language"],
+            str(row["tokens_bpe"]),
+            _share(row, GREEDY),
+            _share(row, EXACT),
+            f"{row['lines_that_differ'][EXACT] / row['lines']:.1%}",
+            _share(across[row["language"]], "superbpe"),
+        )
+        for row in record["saved"]
+    ]
 
 
 def encoders_of(vocabulary: Path, pattern: str | None) -> dict[str, Encode]:

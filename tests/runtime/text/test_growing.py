@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tests.tools.tokenizers.made import CL100K, LINES, byte_level, random_text
 from trt_compress.errors import ConfigError
@@ -62,7 +62,24 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+DEEPSEEK = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^""" + "\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[" + "\r\n" + r"]*|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+"
+)
+
+
+def in_three_steps() -> Tokenizer:
+    """As DeepSeek's: digits, then kanji and kana, then the rest, each by a rule of its own."""
+    tokenizer = byte_level(pattern=DEEPSEEK)
+    rules = (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK)
+    splits = [pre_tokenizers.Split(Regex(rule), "isolated") for rule in rules]
+    last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, last])
+    return tokenizer
+
+
 LOCAL: dict[str, Callable[[], Tokenizer]] = {
+    "deepseek": in_three_steps,
     "gpt2": byte_level,
     "cl100k": lambda: byte_level(pattern=CL100K),
     "o200k": lambda: byte_level(pattern=O200K),
