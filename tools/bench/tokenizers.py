@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def encoders_of(vocabulary: Path, pattern: str | None) -> dict[str, Encode]:
         UnsupportedError: The package tiktoken is not installed.
     """
     try:
-        import tiktoken
+        tiktoken: Any = import_module("tiktoken")
     except ModuleNotFoundError:
         raise UnsupportedError(
             "This benchmark needs 'tiktoken', which is not installed.", hint="pip install tiktoken"

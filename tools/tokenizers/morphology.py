@@ -103,7 +103,7 @@ def measure(name: str, texts: Sequence[str], tables: Tables, *, mended: bool = F
         tables: What is known.
         mended: As `decode`.
     """
-    kinds = dict.fromkeys(("root", "suffix", "piece", "mark", "unknown"), 0)
+    kinds: dict[str, int] = dict.fromkeys(("root", "suffix", "piece", "mark", "unknown"), 0)
     lost_texts = num_texts = 0
     words: Counter[str] = Counter()
     for text in texts:

@@ -7,6 +7,7 @@ from trt_compress.tools.console import print_json, print_table, progress
 
 def count(files: TextFiles, tokenizer: OneTokenizer, pattern: Pattern = None, json: Json = False) -> None:
     """Count the tokens of texts."""
+    from trt_compress.runtime.text.growing import count_tokens
     from trt_compress.tools.tokenizers.sources import open_tokenizer
     from trt_compress.tools.tokenizers.texts import read_texts
 
@@ -16,7 +17,7 @@ def count(files: TextFiles, tokenizer: OneTokenizer, pattern: Pattern = None, js
     with progress("Counting") as step:
         for item in texts:
             step(item.name)
-            rows.append((item, len(source.encoder.encode(item.text, special=False))))
+            rows.append((item, count_tokens(source.encoder, item.text)))
     if json:
         print_json(
             {
