@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 namespace trtc::kv_attention
 {
@@ -14,6 +15,47 @@ Error checkLength(Shape const& length, int64_t batch, int64_t kvHeads)
 {
     bool const isOfHeads = length.size() == 2 && (length[1] == 1 || length[1] == kvHeads);
     return isOfHeads ? checkShape("length", length, {batch, -1}, "BG") : checkShape("length", length, {batch}, "B");
+}
+
+int64_t blocksOf(Attributes const& attributes, int64_t length)
+{
+    int64_t const block = attributes.integer("block");
+    return block == 0 ? 1 : length / block;
+}
+
+Error checkBlock(Attributes const& attributes, Shape const& cache)
+{
+    int64_t const block = attributes.integer("block");
+    return block == 0 || cache[2] % block == 0 ? Error{}
+                                               : "block=" + std::to_string(block)
+            + " does not divide L=" + std::to_string(cache[2]) + "; give 0 (all of it) or a divisor.";
+}
+
+//! What nobody looks at is one number, so that a mistake shows.
+Error checkFactors(Attributes const& attributes, std::string const& prefix, Shape const& factor, Shape const& basis,
+    Shape const& cache)
+{
+    int64_t const rank = attributes.integer((prefix + "rank").c_str());
+    Shape const one{1, 1, 1, 1};
+    Shape const factors{cache[0], cache[1], cache[2], rank};
+    Shape const bases{cache[0], cache[1], blocksOf(attributes, cache[2]), rank * cache[3]};
+    Error const error = checkShape((prefix + "factor").c_str(), factor, rank == 0 ? one : factors, "BGLR");
+    return error.empty() ? checkShape((prefix + "basis").c_str(), basis, rank == 0 ? one : bases, "BGPW") : error;
+}
+
+Error checkRope(Attributes const& attributes, Shape const& rope, Shape const& cache)
+{
+    int64_t const turned = attributes.integer("turned");
+    if (turned == 0)
+    {
+        return checkShape("rope", rope, {1, 1, 1, 1}, "BGLD");
+    }
+    if (turned % 2 != 0 || turned > cache[3])
+    {
+        return "rope turns " + std::to_string(turned)
+            + " channels; it must be an even number of them, at most D=" + std::to_string(cache[3]) + ".";
+    }
+    return checkBroadcast("rope", rope, {{1, cache[0]}, {1, cache[1]}, {cache[2]}, {turned}}, "BGLD");
 }
 
 Error check(Attributes const& attributes, Shapes const& inputs)
@@ -40,34 +82,52 @@ Error check(Attributes const& attributes, Shapes const& inputs)
     {
         return error;
     }
-    return checkAttending(attributes, q, code, {inputs[7], inputs[8], inputs[9]});
+    error = checkAttending(attributes, q, code, {inputs[7], inputs[8], inputs[9]});
+    Shape const cache{q[0], code[1], code[2], q[3]};
+    error = error.empty() ? checkBlock(attributes, cache) : error;
+    error = error.empty() ? checkFactors(attributes, "k_", inputs[10], inputs[11], cache) : error;
+    error = error.empty() ? checkFactors(attributes, "v_", inputs[12], inputs[13], cache) : error;
+    return error.empty() ? checkRope(attributes, inputs[14], cache) : error;
 }
 
 constexpr int64_t stepOf(int64_t size, int64_t step)
 {
     return size == 1 ? 0 : step;
 }
-} // namespace
 
-Contract const& contract()
+Contract made()
 {
     static DTypes const sCODES{DType::kUINT8};
     static DTypes const sSCALES{DType::kFLOAT32, DType::kFLOAT16};
-    static Contract const sContract{
+    std::vector<TensorContract> inputs = withAttending(std::vector<TensorContract>{{"q", 4, floats()},
+        {"k_code", 4, sCODES}, {"k_scale", 4, sSCALES}, {"k_minimum", 4, {}, "k_scale"}, {"v_code", 4, sCODES},
+        {"v_scale", 4, sSCALES}, {"v_minimum", 4, {}, "v_scale"}});
+    TensorContract const sides[] = {{"k_factor", 4, sSCALES}, {"k_basis", 4, {}, "k_factor"},
+        {"v_factor", 4, {}, "k_factor"}, {"v_basis", 4, {}, "k_factor"}, {"rope", 4, {DType::kFLOAT32}}};
+    inputs.insert(inputs.end(), std::begin(sides), std::end(sides));
+    std::vector<AttributeContract> attributes = withAttending(
+        std::vector<AttributeContract>{{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
+            {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
+            {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0}});
+    AttributeContract const ofSides[] = {{"k_rank", AttributeKind::kINT, 0}, {"v_rank", AttributeKind::kINT, 0},
+        {"block", AttributeKind::kINT, 0}, {"turned", AttributeKind::kINT, 0}};
+    attributes.insert(attributes.end(), std::begin(ofSides), std::end(ofSides));
+    return Contract{
         "KVAttention",
         1,
-        withAttending(std::vector<TensorContract>{{"q", 4, floats()}, {"k_code", 4, sCODES}, {"k_scale", 4, sSCALES},
-            {"k_minimum", 4, {}, "k_scale"}, {"v_code", 4, sCODES}, {"v_scale", 4, sSCALES},
-            {"v_minimum", 4, {}, "v_scale"}}),
+        std::move(inputs),
         {{"y", 4, {}, "q"}, {"lse", 3, {DType::kFLOAT32}}},
-        withAttending(
-            std::vector<AttributeContract>{{"k_bits", AttributeKind::kINT, 2, 8}, {"k_axis", AttributeKind::kINT, 0, 1},
-                {"k_group", AttributeKind::kINT, 0}, {"v_bits", AttributeKind::kINT, 2, 8},
-                {"v_axis", AttributeKind::kINT, 0, 1}, {"v_group", AttributeKind::kINT, 0}}),
+        std::move(attributes),
         &check,
         &outputShapes<int64_t>,
         &outputShapes<SymbolicSize>,
     };
+}
+} // namespace
+
+Contract const& contract()
+{
+    static Contract const sContract = made();
     return sContract;
 }
 
@@ -77,6 +137,12 @@ Sizes sizesOf(Attributes const& attributes, Shapes const& inputs)
     Sizes sizes = attendingSizes(attributes, q, inputs[1], {inputs[7], inputs[8], inputs[9]});
     sizes.keys = kv::formatOf(attributes, "k_", inputs[1], inputs[2]);
     sizes.values = kv::formatOf(attributes, "v_", inputs[4], inputs[5]);
+    int64_t const blocks = blocksOf(attributes, sizes.length);
+    int64_t const block = std::max<int64_t>(sizes.length / std::max<int64_t>(blocks, 1), 1);
+    sizes.ofKeys = {attributes.integer("k_rank"), block, blocks};
+    sizes.ofValues = {attributes.integer("v_rank"), block, blocks};
+    Shape const& rope = inputs[14];
+    sizes.turning = {attributes.integer("turned"), stepOf(rope[0], rope[1]), stepOf(rope[1], 1)};
     return sizes;
 }
 

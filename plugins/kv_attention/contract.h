@@ -104,6 +104,37 @@ struct IndexSteps
     }
 };
 
+//! What is added to the rows of a side: for each block of slots a basis, and for each slot factors of its rows.
+struct LowRank
+{
+    int64_t rank;   //!< rows of a basis; 0: nothing is added
+    int64_t block;  //!< slots that share one
+    int64_t blocks; //!< of a KV head
+
+    TRTC_HOST_DEVICE int64_t factorAt(int64_t head, int64_t length, int64_t slot) const noexcept
+    {
+        return (head * length + slot) * rank;
+    }
+
+    TRTC_HOST_DEVICE int64_t basisAt(int64_t head, int64_t slot, int64_t width) const noexcept
+    {
+        return (head * blocks + slot / block) * rank * width;
+    }
+};
+
+//! Cosines, then sines, of each slot, which turn the first channels of a key in pairs: i with i + channels / 2.
+struct Turning
+{
+    int64_t channels; //!< 0: none
+    int64_t item;     //!< steps of the table, in KV heads; 0 where they share it
+    int64_t head;
+
+    TRTC_HOST_DEVICE int64_t rowAt(int64_t item_, int64_t head_, int64_t length, int64_t slot) const noexcept
+    {
+        return ((item_ * item + head_ * head) * length + slot) * channels;
+    }
+};
+
 struct Sizes
 {
     int64_t batch;
@@ -123,6 +154,9 @@ struct Sizes
     float softcap; //!< 0: none
     DType rowType; //!< of the cache: uint8 for codes
     Sight sight;
+    LowRank ofKeys;
+    LowRank ofValues;
+    Turning turning;
 
     //! Query heads of one KV head.
     int64_t repeats() const noexcept

@@ -17,7 +17,9 @@ cudaError_t enqueue(GpuCall const& call)
     GpuCache const keys{call.input<uint8_t>(1), call.inputs[2], call.inputs[3], shapes.inputTypes[2]};
     GpuCache const values{call.input<uint8_t>(4), call.inputs[5], call.inputs[6], shapes.inputTypes[5]};
     GpuTensors const tensors{call.inputs[0], shapes.inputTypes[0], keys, values, call.input<int64_t>(7), call.inputs[8],
-        shapes.inputTypes[8], call.input<int64_t>(9), call.outputs[0], call.output<float>(1)};
+        shapes.inputTypes[8], call.input<int64_t>(9), call.outputs[0], call.output<float>(1),
+        {call.inputs[10], call.inputs[11], shapes.inputTypes[10]},
+        {call.inputs[12], call.inputs[13], shapes.inputTypes[10]}, call.input<float>(14)};
     return launchKvAttention(sizesOf(shapes.attributes, shapes.inputs), tensors, call.workspace, call.stream);
 }
 

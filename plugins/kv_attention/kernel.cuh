@@ -30,6 +30,14 @@ inline int64_t headBytes(kv::Format const& format, DType scaleType)
     return format.isFloat() ? rows : std::max(rows, format.numScales() * static_cast<int64_t>(sizeOf(scaleType)));
 }
 
+//! What is added to the rows of a side.
+struct GpuFactors
+{
+    void const* factor; //!< not read unless LowRank::rank is more than 0
+    void const* basis;
+    DType type; //!< float32 or float16
+};
+
 struct GpuTensors
 {
     void const* q;
@@ -42,6 +50,9 @@ struct GpuTensors
     int64_t const* index; //!< not read unless Sizes::isIndexed
     void* y;
     float* lse;
+    GpuFactors keyFactors{};
+    GpuFactors valueFactors{};
+    float const* rope{nullptr}; //!< not read unless Turning::channels is more than 0
 };
 
 //! What the kernels cannot do though the contracts allow it.

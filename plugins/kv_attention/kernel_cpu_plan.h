@@ -41,6 +41,14 @@ struct Cache
     DType scaleType;
 };
 
+//! What is added to the rows of a side; not read unless LowRank::rank is more than 0.
+struct Factors
+{
+    void const* factor;
+    void const* basis;
+    DType type; //!< float32 or float16
+};
+
 struct Tensors
 {
     void const* q;
@@ -53,6 +61,9 @@ struct Tensors
     int64_t const* index;
     void* y;
     float* lse;
+    Factors keyFactors{};
+    Factors valueFactors{};
+    float const* rope{nullptr}; //!< not read unless Turning::channels is more than 0
 };
 
 //! How the codes of one side lie in vectors: every part of a row is padded to whole vectors.
@@ -60,16 +71,16 @@ struct Side
 {
     kv::Format format;
     int32_t kind; //!< of rows
-    bool isCut;   //!< groups of channels cut vectors: rows become floats first, a tile at a time
+    bool isCut;   //!< groups of channels cut vectors, or rows are turned: they become floats first, a tile at a time
     int64_t parts;
     int64_t width;  //!< elements of a part of a row
     int64_t blocks; //!< vectors of a part
     int64_t padded; //!< floats of a row
 
-    Side(kv::Format const& given, DType rowType)
+    Side(kv::Format const& given, DType rowType, bool isTurned)
         : format(given)
         , kind(rowType == DType::kBFLOAT16 ? kBFLOAT : given.bits)
-        , isCut(false)
+        , isCut(isTurned)
         , parts(given.parts())
         , width(given.width / given.parts())
         , blocks(roundUp(width, kLANES) / kLANES)
@@ -137,8 +148,8 @@ struct Plan
 
     explicit Plan(Sizes const& given)
         : sizes(given)
-        , keys(given.keys, given.rowType)
-        , values(given.values, given.rowType)
+        , keys(given.keys, given.rowType, given.turning.channels > 0)
+        , values(given.values, given.rowType, false)
         , isWide(given.rows() >= (given.keys.isFloat() ? kMANY : kMANY_OF_CODES))
         , chunk(isWide ? kWIDE_CHUNK : kCHUNK)
         , unitQueries(0)
@@ -201,6 +212,9 @@ struct Plan
         float* rows;          //!< [kTILE, padded], of rows that are made floats first
         char* taken;          //!< [kTILE, bytes of a row], chosen rows as they lie in the cache
         float* turnedRows;    //!< [keys.padded, kTILE], isWide
+        float* factors;       //!< [rank, kTILE], of a run of slots
+        float* factorRows;    //!< [kTILE, rank], the same as they lie in memory
+        float* basis;         //!< [rank, padded], of their block
         int32_t* keyGroups;   //!< [parts, blocks]
         int32_t* valueGroups; //!< [parts, blocks]
         int64_t size;
@@ -213,7 +227,9 @@ struct Plan
             int64_t const scales = std::max({kTILE * k.groups(), kTILE * v.groups(), k.padded, v.padded});
             int64_t const keysMade = k.isCut || plan.isWide ? k.padded : 0;
             int64_t const valuesMade = v.isCut || (plan.isWide && !v.isReady()) ? v.padded : 0;
-            bool const isScaled = !plan.isWide && !k.format.byToken;
+            bool const isScaled = !plan.isWide && !k.format.byToken && !k.isCut;
+            int64_t const keyRank = plan.sizes.ofKeys.rank;
+            int64_t const valueRank = plan.sizes.ofValues.rank;
             take(at, q, plan.unitRows * k.padded);
             take(at, scaledQ, isScaled ? plan.unitRows * k.padded : 0);
             take(at, constants, plan.unitRows);
@@ -230,6 +246,9 @@ struct Plan
             take(at, takenFloats, plan.sizes.isIndexed ? (kTILE * rowBytes + 3) / 4 : 0);
             taken = reinterpret_cast<char*>(takenFloats);
             take(at, turnedRows, plan.isWide ? kTILE * k.padded : 0);
+            take(at, factors, std::max(keyRank, valueRank) * kTILE);
+            take(at, factorRows, std::max(keyRank, valueRank) * kTILE);
+            take(at, basis, std::max(keyRank * k.padded, valueRank * v.padded));
             take(at, keyGroups, k.parts * k.blocks);
             take(at, valueGroups, v.parts * v.blocks);
         }

@@ -9,6 +9,7 @@
 #include "kv_attention/kernel_cpu_blocks.h"
 #include "kv_attention/kernel_cpu_plan.h"
 #include "kv_attention/kernel_cpu_rows.h"
+#include "kv_attention/kernel_cpu_sides.h"
 #include "kv_attention/kernel_cpu_slots.h"
 
 namespace trtc::kv_attention
@@ -69,11 +70,19 @@ public:
                 continue;
             }
             mPlan.isWide ? multiplyKeysInBlocks(begin, count) : multiplyKeys(begin, count);
+            if (mSizes.ofKeys.rank > 0 && mSizes.turning.channels == 0)
+            {
+                ofKeys().addToProducts(mScratch.q, mNumRows, begin, count, mScratch.logits);
+            }
             for (int64_t row = 0; row < mNumRows; ++row)
             {
                 weigh(row, begin, count);
             }
             mPlan.isWide ? addValuesInBlocks(begin, count) : addValues(begin, count);
+            if (mSizes.ofValues.rank > 0)
+            {
+                ofValues().addToSums(mScratch.logits, mNumRows, begin, count, mSums);
+            }
         }
     }
 
@@ -177,33 +186,67 @@ private:
         loadRow(side, mScratch.minimum, cache.minimum, cache.scaleType, offset);
     }
 
-    //! A tile as floats, for groups that cut vectors.
-    void makePlain(Cache const& cache, Side const& side, int64_t slot, int64_t count)
+    //! The scales of a token, one for each channel.
+    void spreadTokenScales(Cache const& cache, kv::Format const& format, int64_t slot)
     {
-        kv::Format const& format = side.format;
+        int64_t const offset = format.scalesOf(mHead) + slot * format.scaleColumns();
         dispatchFloat(cache.scaleType,
             [&](auto tag)
             {
                 using T = typename decltype(tag)::Type;
-                int64_t const columns = format.scaleColumns();
-                for (int64_t token = 0; token < count; ++token)
+                auto const* const scale = static_cast<T const*>(cache.scale) + offset;
+                auto const* const minimum = static_cast<T const*>(cache.minimum) + offset;
+                for (int64_t i = 0; i < format.scaleColumns(); ++i)
                 {
-                    int64_t const offset = format.scalesOf(mHead) + mChosen.at(slot + token) * columns;
-                    auto const* const scale = static_cast<T const*>(cache.scale) + offset;
-                    auto const* const minimum = static_cast<T const*>(cache.minimum) + offset;
-                    uint8_t const* const row = tileRows<8>() + token * format.rowBytes();
-                    float* const to = mScratch.rows + token * side.padded;
-                    std::fill(to + format.width, to + side.padded, 0.0F);
-                    for (int64_t channel = 0; channel < format.width; ++channel)
-                    {
-                        int64_t const part = channel / format.rowBytes();
-                        uint32_t const code =
-                            codeOf(row[channel % format.rowBytes()], static_cast<int32_t>(part), format.bits);
-                        int64_t const group = channel / format.group;
-                        to[channel] = static_cast<float>(code) * toFloat(scale[group]) + toFloat(minimum[group]);
-                    }
+                    std::fill_n(mScratch.scale + i * format.group, format.group, toFloat(scale[i]));
+                    std::fill_n(mScratch.minimum + i * format.group, format.group, toFloat(minimum[i]));
                 }
             });
+    }
+
+    //! A tile as floats, where groups of channels cut vectors or keys are turned. `isNew`: so are scales of channels.
+    void makePlain(Cache const& cache, Side const& side, int64_t slot, int64_t count, bool isNew)
+    {
+        kv::Format const& format = side.format;
+        if (!format.byToken && isNew)
+        {
+            loadChannelScales(cache, side, slot);
+        }
+        for (int64_t token = 0; token < count; ++token)
+        {
+            if (format.byToken)
+            {
+                spreadTokenScales(cache, format, mChosen.at(slot + token));
+            }
+            float* const to = mScratch.rows + token * side.padded;
+            std::fill(to + format.width, to + side.padded, 0.0F);
+            unpackRow(format, tileRows<8>() + token * format.rowBytes(), mScratch.scale, mScratch.minimum, to);
+        }
+    }
+
+    //! Keys of a tile that were made floats, with what is added to them, turned.
+    void turnKeys(int64_t slot, int64_t count)
+    {
+        if (ofKeys().isThere())
+        {
+            ofKeys().addToRows(slot, count, mScratch.rows);
+        }
+        Turning const& turning = mSizes.turning;
+        for (int64_t token = 0; token < count; ++token)
+        {
+            int64_t const at = turning.rowAt(item(), mHead % mSizes.kvHeads, mSizes.length, mChosen.at(slot + token));
+            turnRow(mScratch.rows + token * mPlan.keys.padded, mTensors.rope + at, turning.channels);
+        }
+    }
+
+    LowRankPart ofKeys() const
+    {
+        return {mPlan, mPlan.keys, mSizes.ofKeys, mTensors.keyFactors, mScratch, mChosen, mHead};
+    }
+
+    LowRankPart ofValues() const
+    {
+        return {mPlan, mPlan.values, mSizes.ofValues, mTensors.valueFactors, mScratch, mChosen, mHead};
     }
 
     //! The query with the scales of the keys in it, and what their minima add.
@@ -237,15 +280,20 @@ private:
         {
             return;
         }
+        bool const isNew = isFirst || mChosen.areListed() || slot % side.format.group == 0;
         if (side.isCut)
         {
-            makePlain(cache, side, slot, count);
+            makePlain(cache, side, slot, count, isNew);
+            if (&side == &mPlan.keys && mSizes.turning.channels > 0)
+            {
+                turnKeys(slot, count);
+            }
         }
         else if (side.format.byToken)
         {
             loadTokenScales(cache, side, slot, count);
         }
-        else if (isFirst || mChosen.areListed() || slot % side.format.group == 0)
+        else if (isNew)
         {
             loadChannelScales(cache, side, slot);
         }
@@ -267,7 +315,7 @@ private:
     {
         Side const& side = mPlan.keys;
         Cache const& cache = mTensors.keys;
-        bool const isScaled = !side.format.isFloat() && !side.format.byToken;
+        bool const isScaled = !side.format.isFloat() && !side.format.byToken && !side.isCut;
         int64_t length = 0;
         for (int64_t at = 0; at < count; at += length)
         {

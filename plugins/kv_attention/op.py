@@ -14,6 +14,15 @@ from trt_compress.plugins.kv_attention.attending import (
     checked_index,
 )
 from trt_compress.plugins.kv_attention.choosing import Calls, choices, chosen_text, some_choose, taken_values_text
+from trt_compress.plugins.kv_attention.sides import (
+    checked_factors,
+    checked_rope,
+    corrected,
+    corrected_text,
+    side_inputs,
+    turned_text,
+)
+from trt_compress.plugins.kv_attention.sides import turned as turned_rows
 from trt_compress.plugins.kv_attention.spec import SPEC
 from trt_compress.plugins.kv_format import (
     AXIS_NAMES,
@@ -33,21 +42,21 @@ from trt_compress.plugins.spec import Sample
 def _body(calls: Calls) -> str:
     """Rows as numbers, then what all attention does with them."""
     if some_choose(calls):
-        rows = [chosen_text(calls, "k_code"), taken_values_text("k_"), taken_values_text("v_"), _TAKEN]
+        rows = [chosen_text(calls, "k_code"), taken_values_text("k_"), taken_values_text("v_")]
     else:
         rows = [product_text("k_"), product_text("v_"), _ALL]
-    return "\n".join([CONSTANTS, *rows, attending_body(calls)])
+    k_added, k_rows = corrected_text(calls, "k", "k_values")
+    v_added, v_rows = corrected_text(calls, "v", "v_values")
+    k_turned, k_rows = turned_text(calls, k_rows)
+    named = f"  k32 = Identity ({k_rows})\n  v32 = Identity ({v_rows})"
+    return "\n".join([CONSTANTS, *rows, k_added, v_added, k_turned, named, attending_body(calls)])
 
 
-_TAKEN = """
-  k32 = Identity (k_values)
-  v32 = Identity (v_values)
-"""
 _ALL = """
   k_sum = Add (k_product, k_low)
-  k32 = Reshape (k_sum, k_values_shape)
+  k_values = Reshape (k_sum, k_values_shape)
   v_sum = Add (v_product, v_low)
-  v32 = Reshape (v_sum, v_values_shape)
+  v_values = Reshape (v_sum, v_values_shape)
 """
 
 
@@ -63,6 +72,11 @@ def _kv_attention(
     length: Tensor,
     bias: Tensor,
     index: Tensor,
+    k_factor: Tensor,
+    k_basis: Tensor,
+    v_factor: Tensor,
+    v_basis: Tensor,
+    rope: Tensor,
     k_bits: int,
     k_axis: int,
     k_group: int,
@@ -76,9 +90,16 @@ def _kv_attention(
     layout: int,
     sinks: int,
     indexed: int,
+    k_rank: int,
+    v_rank: int,
+    block: int,
+    turned: int,
 ) -> tuple[Tensor, Tensor]:
     k = dequantized(k_code, k_scale, k_minimum, bits=k_bits, axis=k_axis, group=k_group)
     v = dequantized(v_code, v_scale, v_minimum, bits=v_bits, axis=v_axis, group=v_group)
+    k = corrected(k, k_factor, k_basis) if k_rank else k
+    v = corrected(v, v_factor, v_basis) if v_rank else v
+    k = turned_rows(k, rope) if turned else k
     seen = {"causal": causal, "window": window, "layout": layout, "sinks": sinks, "indexed": indexed}
     return attend(q, k, v, length, bias, index, scale=scale, softcap=softcap, **seen)
 
@@ -97,6 +118,11 @@ def kv_attention(
     length: Tensor,
     bias: Tensor | None = None,
     index: Tensor | None = None,
+    k_factor: Tensor | None = None,
+    k_basis: Tensor | None = None,
+    v_factor: Tensor | None = None,
+    v_basis: Tensor | None = None,
+    rope: Tensor | None = None,
     *,
     k_bits: int,
     k_axis: str = "channel",
@@ -110,6 +136,7 @@ def kv_attention(
     softcap: float = 0.0,
     layout: str = "linear",
     sinks: int = 0,
+    block: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attend over a packed key-value cache.
 
@@ -127,6 +154,13 @@ def kv_attention(
         bias: Added to the scaled products, finite or -inf, [1 | B, 1 | G | H, 1 | T, 1 | L]; None: nothing.
         index: Slots that the queries of a KV head attend to, in any order, each once, [1 | B, 1 | G, K] int64; only
             these are read. An entry that is not a slot in use, like -1, is none. None: all slots.
+        k_factor: For each key the factors of the rows of its block's basis, [B, G, L, R], fp16 | fp32: their weighted
+            sum is added to the key. None: nothing is.
+        k_basis: R rows of D channels for each block of `block` slots, [B, G, L / block, R * D], like k_factor.
+        v_factor: The same for the values, with an R of its own.
+        v_basis: The same for the values.
+        rope: Cosines, then sines, that turn the key of a slot and what was added to it: channel i with channel
+            i + turned / 2 of the first `turned`, [1 | B, 1 | G, L, turned] fp32. None: keys are read as they are.
         k_bits: 8, 4 or 2.
         k_axis: "channel" or "token", as for kv_quantize.
         k_group: Elements of a group; 0 is the whole axis.
@@ -140,6 +174,7 @@ def kv_attention(
         softcap: Scaled products p become tanh(p / softcap) * softcap, before bias and mask; 0: they stay.
         layout: "linear", where slot s holds token s, or "ring", where it holds the last one that kv_append put there.
         sinks: First tokens, which a window does not hide; in a ring as for kv_append.
+        block: Slots that share a basis; 0 is all of them.
 
     Returns:
         Weighted means of the values [B, H, T, D] in q's dtype; natural logs of the sums of exponentials [B, H, T]
@@ -190,7 +225,11 @@ def kv_attention(
         ),
     }
     index = checked_index(op, q, index, g)
-    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias, index], attributes)
+    shape = (b, g, slots, d)
+    factors, ranks = checked_factors(op, q, (k_factor, k_basis), (v_factor, v_basis), shape, block)
+    table, width = checked_rope(op, q, rope, shape)
+    attributes |= {**ranks, **width}
+    y, lse = run_operator(SPEC, [q, *keys, *values, length, bias, index, *factors, table], attributes)
     return y, lse
 
 
@@ -230,17 +269,19 @@ def _make_inputs(sample: Sample, generator: torch.Generator) -> tuple[Tensor, ..
         q = q * 30
     if sample.values == "of_heads":
         used = torch.tensor([[(i + 2 * j) % (length + 1) for j in range(g)] for i in range(b)])
-    return q, *parts, used, bias, choices(sample, generator)
+    return q, *parts, used, bias, choices(sample, generator), *side_inputs(sample, generator)
 
 
 def _sample(
     b: int, h: int, g: int, t: int, length: int, d: int, reason: str, *, k: tuple[int, int, int],
     v: tuple[int, int, int], scale: float = 0.0, causal: int = 0, window: int = 0, softcap: float = 0.0,
     layout: int = 0, sinks: int = 0, values: str = "normal", chosen: int = 0,
+    ranks: tuple[int, int] = (0, 0), block: int = 0, turned: int = 0,
 ) -> Sample:  # fmt: skip
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], "scale": scale, "causal": causal, "window": window}
     attributes |= {"softcap": softcap, "layout": layout, "sinks": sinks, "indexed": int(chosen > 0)}
+    attributes |= {"k_rank": ranks[0], "v_rank": ranks[1], "block": block, "turned": turned}
     axes = {"B": b, "H": h, "G": g, "T": t, "L": length, "D": d} | ({"K": chosen} if chosen else {})
     return Sample(axes=axes, attributes=attributes, reason=reason, values=values)
 
@@ -284,6 +325,20 @@ OPERATOR = Operator(
         _sample(2, 4, 2, 1, 12, 16, "chosen slots, shared scales", k=(4, 0, 3), v=(4, 1, 4), values="shared", chosen=5),
         _sample(1, 12, 1, 7, 300, 64, "chosen slots, many queries", k=(4, 0, 100), v=(4, 1, 32), causal=1, chosen=140),
         _sample(1, 4, 2, 1, 1500, 64, "more chosen slots than a chunk has", k=(4, 0, 60), v=(4, 1, 64), chosen=700),
+        _sample(2, 4, 2, 2, 12, 16, "products of low rank in blocks", k=(4, 0, 3), v=(4, 1, 4), causal=1, ranks=(2, 3),
+                block=4, values="lengths"),
+        _sample(2, 2, 2, 1, 10, 20, "products for keys alone, one block", k=(2, 1, 5), v=(4, 1, 0), ranks=(1, 0)),
+        _sample(1, 9, 1, 5, 70, 20, "products for values alone, many queries", k=(2, 1, 4), v=(4, 0, 7), ranks=(0, 2),
+                block=35),
+        _sample(2, 4, 2, 2, 12, 16, "keys turned on reading", k=(4, 0, 3), v=(4, 1, 4), causal=1, turned=16,
+                values="lengths"),
+        _sample(2, 4, 2, 3, 14, 20, "some channels turned, one table", k=(8, 1, 5), v=(2, 0, 7), turned=6, scale=0.5,
+                values="shared"),
+        _sample(1, 11, 1, 4, 40, 24, "products and turns, many queries, float32", k=(2, 1, 12), v=(8, 1, 6),
+                ranks=(2, 2), block=8, turned=24, values="fp32_scales"),
+        _sample(2, 4, 2, 2, 18, 16, "chosen slots, products and turns", k=(4, 0, 3), v=(4, 1, 4), ranks=(3, 1), block=6,
+                turned=10, chosen=9),
+        _sample(1, 4, 2, 1, 1280, 64, "GEAR: blocks of a residual", k=(4, 0, 64), v=(4, 1, 64), ranks=(4, 4), block=64),
         _sample(1, 2, 1, 1, 33, 8, "float32 scales", k=(2, 0, 11), v=(2, 1, 4), values="fp32_scales"),
         _sample(1, 2, 2, 1, 64, 32, "exponents that overflow without shifting", k=(4, 0, 32), v=(4, 1, 32),
                 values="large"),

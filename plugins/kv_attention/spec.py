@@ -18,7 +18,8 @@ def _bytes_moved(sizes: Mapping[str, Any], itemsize: int) -> int:
     """Queries in and out, what is read of the cache once with float16 scales of each KV head, 4 bytes a row."""
     b, h, t, d = (sizes[letter] for letter in "BHTD")
     cache = sum(_side_bytes(sizes, which) for which in ("k_", "v_"))
-    return int(b * h * t * (2 * d * itemsize + 4) + cache + index_bytes(sizes) + 8 * b)
+    sides = side_bytes(sizes)
+    return int(b * h * t * (2 * d * itemsize + 4) + cache + sides + index_bytes(sizes) + 8 * b)
 
 
 def _side_bytes(sizes: Mapping[str, Any], which: str) -> int:
@@ -27,6 +28,14 @@ def _side_bytes(sizes: Mapping[str, Any], which: str) -> int:
         return sum(sizes_of(sizes, which, 2))
     group = sizes[f"{which}group"] if sizes[f"{which}axis"] == 1 else 1
     return sum(sizes_of({**sizes, "L": sizes["K"], f"{which}axis": 1, f"{which}group": group}, which, 2))
+
+
+def side_bytes(sizes: Mapping[str, Any]) -> int:
+    """Factors in float16, and the table once for all heads and items, of the slots that are read."""
+    slots, per_head = read_slots(sizes), sizes["B"] * sizes["G"]
+    blocks = min(sizes["L"] // (sizes["block"] or max(sizes["L"], 1)), slots)
+    rank = sizes["k_rank"] + sizes["v_rank"]
+    return int(2 * per_head * rank * (slots + blocks * sizes["D"]) + 4 * slots * sizes["turned"])
 
 
 def read_slots(sizes: Mapping[str, Any]) -> int:
@@ -42,6 +51,15 @@ def index_bytes(sizes: Mapping[str, Any]) -> int:
 def flops(sizes: Mapping[str, Any]) -> int:
     b, h, t, d = (sizes[letter] for letter in "BHTD")
     return int(4 * b * h * t * d * read_slots(sizes))
+
+
+def _flops(sizes: Mapping[str, Any]) -> int:
+    """A product with each row of the basis of a block, and one with each factor; a key turned once for all queries."""
+    b, h, t = (sizes[letter] for letter in "BHT")
+    slots, rank = read_slots(sizes), sizes["k_rank"] + sizes["v_rank"]
+    blocks = min(sizes["L"] // (sizes["block"] or max(sizes["L"], 1)), slots)
+    turns = 3 * b * sizes["G"] * slots * sizes["turned"]
+    return int(flops(sizes) + 2 * b * h * t * rank * (slots + blocks * sizes["D"]) + turns)
 
 
 def _cache(which: str, name: str) -> tuple[OperandSpec, ...]:
@@ -72,6 +90,59 @@ def _format(which: str, name: str) -> tuple[AttributeSpec, ...]:
         AttributeSpec(name=f"{which}_group", kind="int", minimum=0, doc="elements of a group; 0: the whole axis"),
     )
 
+
+def _factors(which: str, name: str, leader: str | None) -> tuple[OperandSpec, ...]:
+    ranks = f"{which}_rank or 1"
+    return (
+        OperandSpec(
+            name=f"{which}_factor",
+            axes=("B or 1", "G or 1", "L or 1", ranks),
+            dtypes=SCALES,
+            same_dtype_as=leader,
+            doc=f"{which}_rank: factors of each of {name}, for the rows of its block's basis, whose weighted sum is "
+            "added to it; else it is not looked at",
+        ),
+        OperandSpec(
+            name=f"{which}_basis",
+            axes=("B or 1", "G or 1", "L/block or 1", f"{which}_rank*D or 1"),
+            dtypes=SCALES,
+            same_dtype_as="k_factor",
+            doc=f"{which}_rank: rows of D channels of each block of {name}, one behind another",
+        ),
+    )
+
+
+ROPE = OperandSpec(
+    name="rope",
+    axes=("1 or B", "1 or G", "L or 1", "turned or 1"),
+    dtypes=("float32",),
+    doc="turned: cosines, then as many sines, that turn channel i of a slot's key with channel i + turned / 2; else it "
+    "is not looked at",
+)
+SIDES = (
+    AttributeSpec(
+        name="k_rank",
+        kind="int",
+        minimum=0,
+        of_input="k_factor",
+        doc="rows of the basis of a block of keys; 0: nothing is added to keys",
+    ),
+    AttributeSpec(
+        name="v_rank",
+        kind="int",
+        minimum=0,
+        of_input="v_factor",
+        doc="rows of the basis of a block of values; 0: nothing is added to values",
+    ),
+    AttributeSpec(name="block", kind="int", minimum=0, doc="slots that share a basis; 0: all"),
+    AttributeSpec(
+        name="turned",
+        kind="int",
+        minimum=0,
+        of_input="rope",
+        doc="channels of a key, the first ones, that are turned as it is read, after what is added; 0: none",
+    ),
+)
 
 # What the attention operators share.
 Q = OperandSpec(name="q", axes=("B", "H", "T", "D"), doc="queries, finite")
@@ -163,8 +234,8 @@ SPEC = OpSpec(
     name="KVAttention",
     version=1,
     summary="Attend over a packed key-value cache: grouped heads, causal, sliding window behind sinks, rings, soft "
-    "cap, additive bias, chosen slots; with the log of the sum of exponentials, so that a full-precision tail can be "
-    "merged.",
+    "cap, additive bias, chosen slots, rows with a part of low rank, keys turned on reading; with the log of the sum "
+    "of exponentials, so that a full-precision tail can be merged.",
     inputs=(
         Q,
         *_cache("k", "keys"),
@@ -172,22 +243,27 @@ SPEC = OpSpec(
         LENGTH,
         BIAS,
         INDEX,
+        *_factors("k", "keys", None),
+        *_factors("v", "values", "k_factor"),
+        ROPE,
     ),
     outputs=OUTPUTS,
-    attributes=(*_format("k", "keys"), *_format("v", "values"), *ATTENDING),
+    attributes=(*_format("k", "keys"), *_format("v", "values"), *ATTENDING, *SIDES),
     order="as q",
     determinism="same input, same bits, on the same device and for the same sizes",
     arithmetic="keys and values are code * scale + minimum in float32; products, softmax and sums are in float32",
     limits=(
         *LIMITS,
+        "block divides L; turned is even, at most D",
         "on the GPU D <= 512, and the codes, or the scales, of one KV head take less than 2 GiB",
         AS_A_FUNCTION,
     ),
     tolerance=TOLERANCE,
     output_shapes=output_shapes,
     bytes_moved=_bytes_moved,
-    flops=flops,
-    source="KIVI, arXiv:2402.02750; FlashDecoding, https://pytorch.org/blog/flash-decoding; code jy-yuan/KIVI 876b4d2",
+    flops=_flops,
+    source="KIVI, arXiv:2402.02750; GEAR, arXiv:2403.05527; KVQuant, arXiv:2401.18079; FlashDecoding, "
+    "https://pytorch.org/blog/flash-decoding; code jy-yuan/KIVI 876b4d2",
     differs="the full-precision tail is not part of the operator: merge it by lse; grouped query heads, windows and "
-    "biases are taken.",
+    "biases are taken. GEAR's outliers are not part of it.",
 )

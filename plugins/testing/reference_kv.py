@@ -129,6 +129,26 @@ def _values(code: Array, scale: Array, minimum: Array, bits: int, axis: int, gro
     return values
 
 
+def _add_products(rows: Array, factor: Array, basis: Array, rank: int, block: int) -> None:
+    """Adds to each row the rows of its block's basis times its factors."""
+    d = rows.shape[3]
+    for b, g, slot in np.ndindex(rows.shape[:3]):
+        place = slot // block if block else 0
+        for r in range(rank):
+            rows[b, g, slot] += factor[b, g, slot, r] * basis[b, g, place, r * d : (r + 1) * d]
+
+
+def _turned(rows: Array, rope: Array, turned: int) -> Array:
+    """Pairs of channels as complex numbers, each times one on the unit circle."""
+    half = turned // 2
+    found = rows.copy()
+    for b, g, slot in np.ndindex(rows.shape[:3] if turned else (0,) * 3):
+        table = rope[b if rope.shape[0] > 1 else 0, g if rope.shape[1] > 1 else 0, slot]
+        pairs = (rows[b, g, slot, :half] + 1j * rows[b, g, slot, half:turned]) * (table[:half] + 1j * table[half:])
+        found[b, g, slot, :turned] = [*pairs.real, *pairs.imag]
+    return found
+
+
 def _numbers(length: int, slots: int, layout: int, sinks: int) -> list[int]:
     """The number of the token in each slot, -1 where there is none: they are written one after another."""
     found = [-1] * slots
@@ -180,11 +200,15 @@ def _attend(
 
 def kv_attention(
     q: Array, k_code: Array, k_scale: Array, k_minimum: Array, v_code: Array, v_scale: Array, v_minimum: Array,
-    length: Array, bias: Array, index: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int,
-    v_group: int, **attending: Any,
+    length: Array, bias: Array, index: Array, k_factor: Array, k_basis: Array, v_factor: Array, v_basis: Array,
+    rope: Array, *, k_bits: int, k_axis: int, k_group: int, v_bits: int, v_axis: int, v_group: int, k_rank: int,
+    v_rank: int, block: int, turned: int, **attending: Any,
 ) -> Expected:  # fmt: skip
     k = _values(k_code, k_scale, k_minimum, k_bits, k_axis, k_group)
     v = _values(v_code, v_scale, v_minimum, v_bits, v_axis, v_group)
+    for rows, factor, basis, rank in ((k, k_factor, k_basis, k_rank), (v, v_factor, v_basis, v_rank)):
+        _add_products(rows, factor, basis, rank, block)
+    k = _turned(k, rope, turned)
     return _attend(q, k, v, length, bias, index, **attending)
 
 
@@ -231,18 +255,22 @@ COUNTED: Mapping[str, Counted] = {
         flops=0,
     ),
     # keys as above; values of 4 bits with one scale and one minimum for each slot; H=6 heads of T=2 queries in and out,
-    # and 4 bytes for each of them; a length for each item
+    # and 4 bytes for each of them; a length for each item; for each slot 1 factor of its key and 2 of its value, and as
+    # many rows of each of 2 blocks; 4 numbers that turn keys, once for all. Products: of each query with each row of each
+    # basis, and with each factor; 4 channels of each key times 2 numbers, in pairs added
     "TrtcKVAttention": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "k_bits": 2, "k_axis": 0, "k_group": 5}
         | {"v_bits": 4, "v_axis": 1, "v_group": 0, "scale": 0.0, "causal": 0, "window": 0}
-        | {"softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},
+        | {"softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0, "k_rank": 1, "v_rank": 2, "block": 5, "turned": 4},
         bytes_moved=2 * 3 * (10 * 2 + 2 * 8 * 2 * 2)
         + 2 * 3 * (10 * 4 + 10 * 2 * 2)
         + 2 * 6 * 2 * (8 * 2 * 2 + 4)
-        + 2 * 8,
-        flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2),
+        + 2 * 8
+        + 2 * 3 * (10 * 3 + 2 * 3 * 8) * 2
+        + 10 * 4 * 4,
+        flops=2 * 6 * 2 * 10 * (8 * 2 + 8 * 2) + 2 * 6 * 2 * 3 * (2 * 8 + 10) * 2 + 2 * 3 * 10 * 4 * 3,
     ),
-    # the same, with 2 bytes for each number of the keys and values
+    # keys and values as above, with 2 bytes for each number of the keys and values
     "TrtcKVAttentionPlain": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "scale": 0.0, "causal": 0, "window": 0}
         | {"softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},

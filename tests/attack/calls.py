@@ -161,6 +161,14 @@ def _attending(random: Random) -> Attributes:
     }
 
 
+def _sides(random: Random) -> Attributes:
+    """Products of low rank, and channels of keys that are turned."""
+    return {
+        **{f"{which}_rank": one(random, (0, 0, 1, 2, 5)) for which in "kv"},
+        **{"block": one(random, (0, 0, 1, 2, 4)), "turned": one(random, (0, 0, 2, 4))},
+    }
+
+
 ATTRIBUTES: Mapping[str, Callable[[Random], Attributes]] = {
     "TokenMerge": _merge,
     "TokenSelect": _select,
@@ -174,7 +182,12 @@ ATTRIBUTES: Mapping[str, Callable[[Random], Attributes]] = {
     "KVDequantize": lambda random: {**_format(random), "to": one(random, (1, 10, 16))},
     "KVAppend": _append,
     "KVCompact": lambda random: {},
-    "KVAttention": lambda random: {**_format(random, "k_"), **_format(random, "v_"), **_attending(random)},
+    "KVAttention": lambda random: {
+        **_format(random, "k_"),
+        **_format(random, "v_"),
+        **_attending(random),
+        **_sides(random),
+    },
     "KVAttentionPlain": lambda random: _attending(random),
 }
 NAMES = tuple(ATTRIBUTES)
@@ -201,7 +214,10 @@ def types_of(random: Random, name: str) -> tuple[str, ...]:
         "KVDequantize": ("uint8", scale, scale),
         "KVAppend": (cache, cache, "int64"),
         "KVCompact": (cache, "int64"),
-        "KVAttention": (first, "uint8", k_scale, k_scale, "uint8", v_scale, v_scale, "int64", second, "int64"),
+        "KVAttention": (
+            *(first, "uint8", k_scale, k_scale, "uint8", v_scale, v_scale, "int64", second, "int64"),
+            *(scale, scale, scale, scale, "float32"),
+        ),
         "KVAttentionPlain": (first, rows, rows, "int64", second, "int64"),
     }[name]
 
@@ -397,13 +413,30 @@ def _attend_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple
     parts = [8 // a[f"{which}_bits"] for which in "kv"]
     width = math.lcm(*parts, *(group for group, wide in zip(groups, by_token, strict=True) if wide))
     length = math.lcm(*(group for group, wide in zip(groups, by_token, strict=True) if not wide))
+    length = math.lcm(length, a["block"] or 1)
     width, length = width * whole(random, 1, 2), length * whole(random, 1, max(12 // length, 1))
+    width *= -(-a["turned"] // width) or 1
     length *= a["sinks"] // length + 1 if a["layout"] else 1
     b, g = batch_of(random), whole(random, 1, 2)
     k = _packed(random, a, "k_", (b, g, length, width), types[2])
     v = _packed(random, a, "v_", (b, g, length, width), types[5])
     q, *others = _attending_inputs(random, a, types[0], types[8], (b, g, length, width))
-    return q, *k, *v, *others
+    return q, *k, *v, *others, *_side_inputs(random, a, types[10], (b, g, length, width))
+
+
+def _side_inputs(random: Random, a: Attributes, dtype: str, sizes: tuple[int, int, int, int]) -> list[Array]:
+    """Factors, and a table that turns keys, or zeros that nobody looks at."""
+    b, g, length, width = sizes
+    blocks = length // a["block"] if a["block"] else 1
+    found = []
+    for which in "kv":
+        rank = a[f"{which}_rank"]
+        shapes = ((b, g, length, rank), (b, g, blocks, rank * width)) if rank else ((1, 1, 1, 1),) * 2
+        found += [floats(random, shape, dtype, "normal") for shape in shapes]
+    half = a["turned"] // 2
+    angle = random.random((one(random, (1, b)), one(random, (1, g)), length, half)) * 20
+    table = np.concatenate([np.cos(angle), np.sin(angle)], axis=3) if half else np.zeros((1, 1, 1, 1))
+    return [*found, table.astype(np.float32)]
 
 
 def _attend_plain_inputs(random: Random, a: Attributes, types: Sequence[str]) -> tuple[Array, ...]:

@@ -98,6 +98,9 @@ def scale_of(call: Call, wanted: Sequence[Array]) -> float:
         elif call.name in ("KVAttention", "KVAttentionPlain"):
             least = call.inputs[6 if call.name == "KVAttention" else 2]
             scale = max(scale, float(np.abs(least.astype(np.float64)).max(initial=0)))
+            if call.attributes.get("v_rank"):
+                factor, basis = (float(np.abs(call.inputs[at].astype(np.float64)).max(initial=0)) for at in (12, 13))
+                scale = max(scale, factor * basis)
         elif call.name != "TokenSelect":
             array = call.inputs[0 if call.name == "TokenMerge" else -1]
             scale = max(scale, float(np.abs(array.astype(np.float64)).max(initial=0)))

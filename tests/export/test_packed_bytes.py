@@ -23,15 +23,18 @@ _PLUGIN = 'plugin_version = "1", plugin_namespace = "trt_compress"'
 # Keys of new tokens are quantized, joined in pairs of heads, appended to a cache, compacted, and attended over.
 TEXT = f"""<ir_version: 10, opset_import: ["" : 20, "trt_compress" : 1]>
 g (float[B,2,3,8] x, uint8[B,2,9,4] cache, float16[B,2,9,1] scale, float16[B,2,9,1] minimum, int64[B] position,
-   int64[B,2,5] index, float[B,4,1,8] q, float[1,1,1,1] bias, int64[B] length, int64[1,1,1] chosen)
+   int64[B,2,5] index, float[B,4,1,8] q, float[1,1,1,1] bias, int64[B] length, int64[1,1,1] chosen,
+   float16[1,1,1,1] none, float[1,1,1,1] no_rope)
 => (uint8[B,2,9,4] cache_out, float[B,4,1,8] y, float16[B,2,3,1] new_scale) {{
   code, new_scale, new_minimum = trt_compress.TrtcKVQuantize<bits = 4, axis = 1, group = 0, scale_type = 10, {_PLUGIN}>
     (x)
   written = trt_compress.TrtcKVAppend<layout = 0, sinks = 0, {_PLUGIN}>(cache, code, position)
   cache_out = trt_compress.TrtcKVCompact<{_PLUGIN}>(written, index)
   y, lse = trt_compress.TrtcKVAttention<k_bits = 4, k_axis = 1, k_group = 0, v_bits = 4, v_axis = 1, v_group = 0,
-    scale = 0.0, causal = 0, window = 0, softcap = 0.0, layout = 0, sinks = 0, indexed = 0, {_PLUGIN}>
-    (q, cache_out, scale, minimum, written, scale, minimum, length, bias, chosen)
+    scale = 0.0, causal = 0, window = 0, softcap = 0.0, layout = 0, sinks = 0, indexed = 0,
+    k_rank = 0, v_rank = 0, block = 0, turned = 0, {_PLUGIN}>
+    (q, cache_out, scale, minimum, written, scale, minimum, length, bias, chosen, none, none, none, none,
+     no_rope)
 }}"""
 WITH_PLUGINS = [name for name, target in TARGETS.items() if target.backend == "tensorrt"]
 
@@ -58,6 +61,8 @@ def feeds() -> dict[str, np.ndarray[Any, Any]]:
         "bias": np.zeros((1, 1, 1, 1), np.float32),
         "length": np.array([9, 5]),
         "chosen": np.array([[[-1]]]),
+        "none": np.zeros((1, 1, 1, 1), np.float16),
+        "no_rope": np.zeros((1, 1, 1, 1), np.float32),
     }
 
 

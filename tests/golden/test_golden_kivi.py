@@ -115,6 +115,7 @@ def test_last_token_of_a_layer(case: str, form: str) -> None:
     attributes = {"k_bits": meta["k_bits"], "k_axis": CHANNEL, "k_group": meta["group_size"]}
     attributes |= {"v_bits": meta["v_bits"], "v_axis": TOKEN, "v_group": meta["group_size"]}
     attributes |= {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0}
+    attributes |= {"k_rank": 0, "v_rank": 0, "block": 0, "turned": 0}
     packed = [join(keys[0], meta["k_bits"]), *keys[1:], join(padded[0], meta["v_bits"]), *padded[1:]]
     length = torch.full((len(q),), num_packed)
     others = length, torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -1)

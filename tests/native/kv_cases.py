@@ -61,12 +61,18 @@ def attention(
     seed: int = 0,
     shared: tuple[str, str] = ("", ""),
     plain: str = "",
+    ranks: tuple[int, int] = (0, 0),
+    block: int = 0,
+    turned: int = 0,
+    table: tuple[int, int] = (1, 1),
+    factor_dtype: str = "float16",
 ) -> Call:
     """A call of KVAttention on random codes, or of KVAttentionPlain on random rows of type `plain`.
 
     `masked` sets some biases to -inf: "some", "rows" or "all"; `shared` names the axes, of BG, along which the scales
     of keys and of values are the same. `chosen` is the shape [1 | b, 1 | g, K] of an index of slots in any order, among
-    entries that are none.
+    entries that are none. `ranks` are those of the products that are added to keys and values, in blocks of `block`
+    slots; `turned` channels of the keys are turned by a table for `table` items and KV heads.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -103,15 +109,75 @@ def attention(
         return Call(name=f"{name}, {plain}", op_type="TrtcKVAttentionPlain", attributes=attending, inputs=given)
     attributes: dict[str, int | float] = {"k_bits": k[0], "k_axis": k[1], "k_group": k[2]}
     attributes |= {"v_bits": v[0], "v_axis": v[1], "v_group": v[2], **attending}
+    attributes |= {"k_rank": ranks[0], "v_rank": ranks[1], "block": block, "turned": turned}
     sides = (*side(k, scales[0], shared[0]), *side(v, scales[1], shared[1]))
-    inputs = (q.to(TYPES[dtype]), *sides, slots, added.to(TYPES[bias_dtype]), index)
+    others: list[Tensor] = []
+    for rank in ranks:
+        blocks = length // block if block else 1
+        shapes = ((b, g, length, rank), (b, g, blocks, rank * d)) if rank else ((1, 1, 1, 1),) * 2
+        others += [torch.randn(shape, generator=generator).to(TYPES[factor_dtype]) for shape in shapes]
+    angle = 20 * torch.rand(*table, length, turned // 2, generator=generator)
+    others.append(torch.cat([angle.cos(), angle.sin()], dim=3) if turned else torch.zeros(1, 1, 1, 1))
+    inputs = (q.to(TYPES[dtype]), *sides, slots, added.to(TYPES[bias_dtype]), index, *others)
     return Call(name=name, op_type="TrtcKVAttention", attributes=attributes, inputs=inputs)
+
+
+def side_calls(lengths: Sequence[int]) -> list[Call]:
+    """Of KVAttention with products of low rank, and with keys that are turned."""
+    formats = (((4, 0, 8), (4, 1, 8)), ((2, 1, 8), (2, 0, 10)), ((8, 0, 0), (8, 1, 0)), ((4, 1, 3), (2, 1, 1)))
+    calls = []
+    for (k, v), t in itertools.product(formats, (1, 3, 37)):
+        for ranks, block, turned in (((2, 3), 8, 0), ((1, 0), 0, 24), ((0, 4), 5, 10), ((3, 1), 1, 2), ((0, 0), 0, 22)):
+            calls.append(
+                attention(f"ranks {ranks}, blocks of {block}, {turned} turned, {t} queries, keys {k}, values {v}",
+                          b=2, h=6, g=2, t=t, d=24, k=k, v=v, used=(40, 23), causal=1, ranks=ranks, block=block,
+                          turned=turned, table=(1 + t % 2, 1 + len(calls) % 2))
+            )  # fmt: skip
+    for d in (2, 4, 12, 20, 36, 64, 68, 100, 128, 132, 256, 260, 508, 512):
+        bits = 4 if d % 4 else 2
+        calls.append(attention(f"D={d}, sides", d=d, length=35, h=5, k=(bits, 0, 5), v=(bits, 1, 0), ranks=(2, 2),
+                               block=7))  # fmt: skip
+        calls.append(attention(f"D={d}, all turned", d=d, length=35, h=3, k=(bits, 1, d // 2), v=(bits, 0, 7),
+                               turned=d, ranks=(0, 1)))  # fmt: skip
+    both = {"ranks": (2, 1), "block": 10, "turned": 12}
+    calls += [
+        attention("sides, no channel beside a pair", d=3, k=(8, 1, 3), v=(8, 1, 0), turned=2, ranks=(1, 1)),
+        attention("sides, lengths", b=8, t=3, h=6, g=2, used=lengths, causal=1, **both),  # type: ignore[arg-type]
+        attention("products alone, lengths", b=8, t=3, h=6, g=2, used=lengths, causal=1, ranks=(2, 1), block=10),
+        attention("sides, no slots", b=2, length=0, ranks=(2, 1), block=10, turned=12),
+        attention("sides, no slots, one block", b=2, length=0, ranks=(2, 1), turned=12),
+        attention("sides, no items", b=0, **both),  # type: ignore[arg-type]
+        attention("sides, no queries", t=0, **both),  # type: ignore[arg-type]
+        attention("sides, splits", length=600, h=6, g=2, k=(4, 0, 50), v=(2, 0, 25), ranks=(3, 2), block=30),
+        attention(
+            "sides turned, splits", length=600, h=6, g=2, k=(4, 0, 50), v=(2, 0, 25), ranks=(3, 2), block=30, turned=16
+        ),
+        attention("sides, many splits", length=2400, h=3, d=64, k=(4, 0, 60), v=(4, 1, 0), ranks=(4, 4), block=60),
+        attention("sides in float32", ranks=(2, 2), block=4, factor_dtype="float32", dtype="float16"),
+        attention("sides, a ring", b=4, t=3, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4, **both),  # type: ignore[arg-type]
+        attention(
+            "sides, a soft cap and biases", b=2, h=6, g=2, t=3, bias=(2, 6, 3, 40), masked="some", softcap=3.0, **both
+        ),  # type: ignore[arg-type]
+        attention("sides, shared scales", b=2, h=6, g=3, shared=("B", "G"), **both),  # type: ignore[arg-type]
+        attention("sides, no slot chosen", chosen=(1, 1, 0), **both),  # type: ignore[arg-type]
+    ]
+    for (k, v), t in itertools.product(formats, (1, 33)):
+        calls.append(
+            attention(f"sides, chosen slots, {t} queries, keys {k}, values {v}", d=24, h=4, g=2, t=t, k=k, v=v, b=2,
+                      used=(40, 23), causal=1, chosen=(2, 2, 21), table=(2, 2), **both)  # type: ignore[arg-type]
+        )  # fmt: skip
+        calls.append(
+            attention(f"products, chosen slots, {t} queries, keys {k}, values {v}", d=24, h=4, g=2, t=t, k=k, v=v, b=2,
+                      used=(40, 23), causal=1, chosen=(1, 2, 21), ranks=(2, 2), block=5)
+        )  # fmt: skip
+    return calls
 
 
 def attention_calls() -> list[Call]:
     """All of them."""
     lengths = (SMALLEST, -1, 0, 1, 39, 40, 41, LARGEST)
     calls = [
+        *side_calls(lengths),
         attention("lengths", b=8, used=lengths),
         attention("lengths, causal", b=8, t=3, used=lengths, causal=1),
         attention("lengths, a window", b=8, t=3, used=lengths, window=2),
@@ -238,11 +304,17 @@ def plain_calls() -> list[Call]:
     return calls
 
 
+def index_of(call: Call) -> Tensor:
+    """The slots that are chosen."""
+    return call.inputs[5 if call.op_type == "TrtcKVAttentionPlain" else 9]
+
+
 def poison_others(call: Call) -> None:
-    """NaN in every row and scale of a slot in use that the index does not name, or that is not in use."""
+    """NaN in every row, scale and factor of a slot that the index does not name, or that is not in use."""
     is_plain = call.op_type == "TrtcKVAttentionPlain"
-    length, index = call.inputs[3 if is_plain else 7], call.inputs[-1]
-    for at in (1, 2) if is_plain else (2, 3, 5, 6):
+    length, index = call.inputs[3 if is_plain else 7], index_of(call)
+    sides = [at for at in (10, 12, 14) if not is_plain and call.inputs[at].shape[2] > 1]
+    for at in (1, 2) if is_plain else (2, 3, 5, 6, *sides):
         for item, head, slot in np.ndindex(call.inputs[at].shape[:3]):
             if slot not in index[item, head] or slot >= int(length[item]):
                 call.inputs[at][item, head, slot] = torch.nan
@@ -266,10 +338,14 @@ def attention_problem(call: Call, y: Tensor, lse: Tensor) -> str:
         code, steps, minima = call.inputs[at], wide[at + 1], wide[at + 2]
         if code.numel() == 0:
             return 0.0
-        return float((2 ** int(attributes[f"{which}_bits"]) - 1) * steps.abs().max() + minima.abs().max())
+        size = float((2 ** int(attributes[f"{which}_bits"]) - 1) * steps.abs().max() + minima.abs().max())
+        left, right = wide[10 if which == "k" else 12], wide[11 if which == "k" else 13]
+        size += float(attributes[f"{which}_rank"] * left.abs().max() * right.abs().max())
+        return size * math.sqrt(2) if which == "k" and attributes["turned"] else size
 
     products = float(q.norm(dim=3).max()) * most("k") * factor if q.numel() else 0.0
-    added = wide[-2][wide[-2].isfinite()]
+    bias = wide[4 if is_plain else 8]
+    added = bias[bias.isfinite()]
     largest = products + (float(added.abs().max()) if added.numel() else 0.0)
     slack = 8 * 2.0**-24 * (1 + largest)
     for name, found, wanted, bound in (

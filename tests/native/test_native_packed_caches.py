@@ -16,6 +16,7 @@ from tests.native.kv_cases import (
     attention_problem,
     dequantize_call,
     exact_problem,
+    index_of,
     plain_calls,
     poison_others,
     quantize_calls,
@@ -123,12 +124,16 @@ def test_scales_that_heads_or_items_share(native_library: Library) -> None:
     assert {name: problem for name, problem in found.items() if problem} == {}
 
 
-def test_what_lies_behind_the_length_is_not_read(native_library: Library) -> None:
+@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12}])
+def test_what_lies_behind_the_length_is_not_read(sides: dict[str, object], native_library: Library) -> None:
     """Scales of slots that were never written may be anything, NaN included."""
     used = (40, 23, 0)
-    call = attention("unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1)
+    call = attention(
+        "unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1,
+        **sides,  # type: ignore[arg-type]
+    )  # fmt: skip
     wanted = run(call, native_library, (torch.float32, torch.float32))
-    for at in (2, 3, 5, 6):
+    for at in (2, 3, 5, 6, *([10, 12] if sides else [])):
         for item, first in enumerate(used):
             call.inputs[at][item, :, first:] = torch.nan
     found = run(call, native_library, (torch.float32, torch.float32))
@@ -137,10 +142,24 @@ def test_what_lies_behind_the_length_is_not_read(native_library: Library) -> Non
 
 
 @pytest.mark.parametrize("plain", ["", "float16"])
+@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12, "table": (2, 2)}])
 @pytest.mark.parametrize("t", [2, 40])
-def test_slots_that_are_not_chosen_are_not_read(plain: str, t: int, native_library: Library) -> None:
+def test_slots_that_are_not_chosen_are_not_read(
+    plain: str, sides: dict[str, object], t: int, native_library: Library
+) -> None:
     call = attention(
-        "chosen", b=2, h=6, g=2, t=t, k=(4, 1, 4), v=(4, 1, 0), used=(40, 23), chosen=(2, 2, 9), causal=1, plain=plain
+        "chosen",
+        b=2,
+        h=6,
+        g=2,
+        t=t,
+        k=(4, 1, 4),
+        v=(4, 1, 0),
+        used=(40, 23),
+        chosen=(2, 2, 9),
+        causal=1,
+        plain=plain,
+        **sides,  # type: ignore[arg-type]
     )
     wanted = run(call, native_library, (torch.float32, torch.float32))
     poison_others(call)
@@ -148,7 +167,7 @@ def test_slots_that_are_not_chosen_are_not_read(plain: str, t: int, native_libra
     found = run(call, native_library, (torch.float32, torch.float32))
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
     # an index in another order gives the very same
-    call.inputs[-1][:] = call.inputs[-1].flip(2)
+    index_of(call)[:] = index_of(call).flip(2)
     found = run(call, native_library, (torch.float32, torch.float32))
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from trt_compress.errors import InternalError
 from trt_compress.plugins.build import build as build_native
 from trt_compress.plugins.kv_attention.op import OPERATOR
+from trt_compress.plugins.kv_attention.sides import side_inputs
 from trt_compress.plugins.kv_format import dequantized
 from trt_compress.plugins.kv_quantize.op import kv_quantize
 from trt_compress.plugins.library import Library, require
@@ -244,10 +245,18 @@ def _native(problem: Problem, threads: int, library: Library) -> Call:
         attributes={
             **attributes,
             **{"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0},
+            **{"k_rank": 0, "v_rank": 0, "block": 0, "turned": 0},
         },
         reason="benchmark",
     )
-    inputs = (problem.q, *problem.packed, torch.full((b,), length), torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -1))
+    inputs = (
+        problem.q,
+        *problem.packed,
+        torch.full((b,), length),
+        torch.zeros(1, 1, 1, 1),
+        torch.full((1, 1, 1), -1),
+        *side_inputs(sample, torch.Generator()),
+    )
     model = onnx_model(OPERATOR, sample, inputs, (problem.q, torch.empty(b, h, t)), body=False)
     session = session_of(model, threads, library)
     feed = {spec.name: tensor.numpy() for spec, tensor in zip(OPERATOR.spec.inputs, inputs, strict=True)}

@@ -269,6 +269,7 @@ def cache_axes(case: CacheCase, dry_run: bool) -> dict[str, int]:
 def cache_attributes(case: CacheCase) -> dict[str, Any]:
     """As KIVI packs: keys by channel in groups of 32 tokens, values by token in groups of 32 channels."""
     own = {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0}
+    own |= {"k_rank": 0, "v_rank": 0, "block": 0, "turned": 0}
     for which, axis in (("k", 0), ("v", 1)):
         own |= {f"{which}_bits": case.bits, f"{which}_axis": axis, f"{which}_group": 32}
     return {attribute.name: own[attribute.name] for attribute in KV_ATTENTION.spec.attributes}

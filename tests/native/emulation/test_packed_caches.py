@@ -96,12 +96,16 @@ def test_scales_that_heads_or_items_share(emulated: Path) -> None:
     assert {name: problem for name, problem in wrong.items() if problem} == {}
 
 
-def test_what_lies_behind_the_length_is_not_used(emulated: Path) -> None:
+@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12}])
+def test_what_lies_behind_the_length_is_not_used(sides: dict[str, object], emulated: Path) -> None:
     """Scales of slots that were never written may be anything, NaN included."""
     used = (40, 23, 0)
-    call = attention("unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1)
+    call = attention(
+        "unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1,
+        **sides,  # type: ignore[arg-type]
+    )  # fmt: skip
     wanted, _ = run(call, emulated)
-    for at in (2, 3, 5, 6):
+    for at in (2, 3, 5, 6, *([10, 12] if sides else [])):
         for item, first in enumerate(used):
             call.inputs[at][item, :, first:] = torch.nan
     found, problem = run(call, emulated)
@@ -110,9 +114,21 @@ def test_what_lies_behind_the_length_is_not_used(emulated: Path) -> None:
 
 
 @pytest.mark.parametrize("plain", ["", "float16"])
-def test_slots_that_are_not_chosen_are_not_used(plain: str, emulated: Path) -> None:
+@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12, "table": (2, 2)}])
+def test_slots_that_are_not_chosen_are_not_used(plain: str, sides: dict[str, object], emulated: Path) -> None:
     call = attention(
-        "chosen", b=2, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=(40, 23), chosen=(2, 2, 9), causal=1, plain=plain
+        "chosen",
+        b=2,
+        h=6,
+        g=2,
+        t=2,
+        k=(4, 1, 4),
+        v=(4, 1, 0),
+        used=(40, 23),
+        chosen=(2, 2, 9),
+        causal=1,
+        plain=plain,
+        **sides,  # type: ignore[arg-type]
     )
     wanted, _ = run(call, emulated)
     poison_others(call)
@@ -144,10 +160,13 @@ def attention_of(length: int, d: int, *, k_group: int = 0, v_group: int = 0) -> 
         described("length", "int64", 1),
         described("bias", "float32", 1, 1, 1, 1),
         described("index", "int64", 1, 1, 1),
+        *(described(f"{which}_{name}", "float16", 1, 1, 1, 1) for which in "kv" for name in ("factor", "basis")),
+        described("rope", "float32", 1, 1, 1, 1),
     ]
     outputs = [described("y", "float32", 1, 1, 1, d), described("lse", "float32", 1, 1, 1)]
     formats = {"k_bits": 8, "k_axis": 0, "k_group": k_group, "v_bits": 8, "v_axis": 1, "v_group": v_group}
     attending = {"scale": 0.0, "causal": 0, "window": 0, "softcap": 0.0, "layout": 0, "sinks": 0, "indexed": 0}
+    attending |= {"k_rank": 0, "v_rank": 0, "block": 0, "turned": 0}
     return huge("TrtcKVAttention", inputs, outputs, **formats, **attending)
 
 
