@@ -12,7 +12,7 @@ from torch import Tensor
 from trt_compress.errors import ConfigError
 from trt_compress.methods.cache_stores import GEAR, GearConfig
 from trt_compress.models.cache.contract import CacheState, Memory, NewEntries
-from trt_compress.models.cache.kivi import PACKED, Kivi
+from trt_compress.models.cache.kivi import PACKED, Kivi, Sides
 from trt_compress.models.cache.packing import rows_of
 from trt_compress.models.compressors.sites import Arrival
 from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
@@ -112,7 +112,10 @@ class Gear(Kivi):
         return rows + self._rows(which, lines, rows)
 
     def attend_packed(self, reading: NewEntries, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Attend to all parts together."""
+        """Attend to all parts together: to the codes, or with outliers, which no operator takes, to what they stand
+        for."""
+        if not self.gear.outliers:
+            return super().attend_packed(reading, memory)
         return kv_attention_plain(
             reading.query,
             cast(self.unpacked("k", memory), reading.query.dtype),
@@ -121,6 +124,16 @@ class Gear(Kivi):
             scale=self.layer.scale,
             softcap=self.layer.softcap,
         )
+
+    def sides(self, memory: Memory) -> Sides:
+        """The low-rank part."""
+        return {
+            "k_factor": rows_of(memory["k_factor"], self.unit),
+            "k_basis": memory["k_basis"],
+            "v_factor": rows_of(memory["v_factor"], self.unit),
+            "v_basis": memory["v_basis"],
+            "block": self.unit,
+        }
 
     def _dequantized(self, which: str, memory: Mapping[str, Tensor]) -> Tensor:
         return kv_dequantize(

@@ -4,7 +4,7 @@ Source, Differs: see the method's entry, `methods.cache.KIVI`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ from trt_compress.plugins.kv_quantize.op import kv_quantize
 
 PACKED = "packed"
 _AT_ONCE = 1024  # tokens of a long prompt that one run packs
+
+
+class Sides(TypedDict, total=False):
+    """What KVAttention reads beside codes; see `kv_attention`."""
+
+    k_factor: Tensor
+    k_basis: Tensor
+    v_factor: Tensor
+    v_basis: Tensor
+    block: int
 
 
 class Kivi(Store):
@@ -127,7 +137,12 @@ class Kivi(Store):
             v_group=self.value_group,
             scale=self.layer.scale,
             softcap=self.layer.softcap,
+            **self.sides(memory),
         )
+
+    def sides(self, memory: Memory) -> Sides:
+        """What else the operator reads of what is packed."""
+        return {}
 
     @property
     def not_readable(self) -> str | None:

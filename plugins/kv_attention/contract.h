@@ -158,6 +158,12 @@ struct Sizes
     LowRank ofValues;
     Turning turning;
 
+    //! Whether something is done to rows beside their codes.
+    bool hasSides() const noexcept
+    {
+        return ofKeys.rank > 0 || ofValues.rank > 0 || turning.channels > 0;
+    }
+
     //! Query heads of one KV head.
     int64_t repeats() const noexcept
     {

@@ -43,12 +43,28 @@ __device__ inline void storeFloat(void* data, DType type, int64_t index, float v
     }
 }
 
+//! The code of the channel that the channel of a code is turned with; itself where it is not turned.
+__device__ inline int16_t partnerOf(Side const& keys, int32_t turned, int32_t code)
+{
+    int32_t const half = turned / 2;
+    int32_t const channel = keys.has(code / kRUN, code % kRUN) ? keys.channel(code / kRUN, code % kRUN) : turned;
+    if (channel >= turned)
+    {
+        return static_cast<int16_t>(code);
+    }
+    int32_t const other = channel < half ? channel + half : channel - half;
+    int32_t const part = other / keys.partWidth;
+    int32_t const ofPart = other % keys.partWidth;
+    int32_t const ofRun = (part << keys.shift) | (ofPart & (keys.bits - 1));
+    return static_cast<int16_t>((ofPart >> keys.shift) * kRUN + ofRun);
+}
+
 //! Block (KV head and block of queries, split).
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kFLOATS, bool kINDEXED>
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kFLOATS, bool kINDEXED, bool kSIDES>
 __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Problem problem)
 {
     using S = Shape<kROWS, kLANES, kRUNS>;
-    __shared__ Shared<S, kROWS, kRUNS> shared;
+    __shared__ Shared<S, kROWS, kRUNS, kSIDES> shared;
     int64_t const head = blockIdx.x / problem.rowBlocks;
     int64_t const firstRow = blockIdx.x % problem.rowBlocks * kROWS;
     int64_t const item = head / problem.kvHeads;
@@ -80,6 +96,18 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
             shared.index = problem.index + problem.indexSteps.list(item, head % problem.kvHeads) * problem.columns;
             int64_t const written = given < problem.length ? given : problem.length;
             shared.written = static_cast<int32_t>(written > 0 ? written : 0);
+        }
+        if constexpr (kSIDES)
+        {
+            shared.sides.head = head;
+            shared.sides.table = problem.turning.rowAt(item, head % problem.kvHeads, problem.length, 0);
+        }
+    }
+    if constexpr (kSIDES)
+    {
+        for (int32_t i = static_cast<int32_t>(threadIdx.x); i < S::kWIDTH; i += kTHREADS)
+        {
+            shared.sides.partners[i] = partnerOf(keys, static_cast<int32_t>(problem.turning.channels), i);
         }
     }
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < kROWS * S::kWIDTH; i += kTHREADS)
@@ -122,7 +150,7 @@ __global__ void __launch_bounds__(kTHREADS, kBLOCKS_OF_SM) kvAttentionKernel(Pro
     int32_t const ofWarp = share(ofSplit, kWARPS);
     int64_t const begin = splitBegin + static_cast<int64_t>(threadIdx.x / kWARP_SIZE) * ofWarp;
     int32_t const end = static_cast<int32_t>(min(begin + ofWarp, static_cast<int64_t>(splitEnd)));
-    Walk<kROWS, kLANES, kRUNS, kFLOATS, kINDEXED> walk(problem, shared, end);
+    Walk<kROWS, kLANES, kRUNS, kFLOATS, kINDEXED, kSIDES> walk(problem, shared, end);
     for (int64_t start = begin; start < end; start += S::kTILE)
     {
         walk.tile(static_cast<int32_t>(start));
@@ -243,6 +271,11 @@ Side sideOf(GpuCache const& cache, kv::Format const& format, DType rowType)
         format.headStep, format.byToken, isWide, rowType, isUniform};
 }
 
+Factors factorsOf(GpuFactors const& given, LowRank const& lowRank)
+{
+    return {given.factor, given.basis, given.type, static_cast<int32_t>(lowRank.rank)};
+}
+
 struct Choice
 {
     int32_t rows; //!< queries of a block
@@ -254,7 +287,7 @@ struct Choice
 Choice choose(Sizes const& sizes)
 {
     int64_t const rows = sizes.rows();
-    bool const areFour = sizes.width > 32 * kRUN || sizes.isIndexed;
+    bool const areFour = sizes.width > 32 * kRUN || sizes.isIndexed || sizes.hasSides();
     int32_t const ofBlock = areFour ? kINDEXED_ROWS : rows <= 1 ? 1 : rows <= 4 ? 4 : 8;
     int64_t const rowBlocks = (rows + ofBlock - 1) / ofBlock;
     int64_t const units = sizes.batch * sizes.kvHeads * rowBlocks;
@@ -263,28 +296,48 @@ Choice choose(Sizes const& sizes)
     return {ofBlock, rowBlocks, units, std::max<int64_t>(std::min(useful, wanted), 1)};
 }
 
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kINDEXED>
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, int32_t kBLOCKS_OF_SM, bool kINDEXED, bool kSIDES>
 cudaError_t launch(Problem const& problem, int64_t units, cudaStream_t stream)
 {
     dim3 const grid(static_cast<unsigned>(units), static_cast<unsigned>(problem.splits));
-    auto const kernel = problem.keys.rowType == DType::kUINT8
-        ? kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, false, kINDEXED>
-        : kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, true, kINDEXED>;
+    auto kernel = kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, false, kINDEXED, kSIDES>;
+    if constexpr (!kSIDES) // nothing is done to rows of floats
+    {
+        kernel = problem.keys.rowType == DType::kUINT8
+            ? kernel
+            : kvAttentionKernel<kROWS, kLANES, kRUNS, kBLOCKS_OF_SM, true, kINDEXED, false>;
+    }
     return launchKernel(kernel, grid, dim3(kTHREADS), 0, stream, problem);
 }
 
-template <int32_t kROWS, int32_t kBLOCKS_OF_SM, bool kINDEXED = false>
+template <int32_t kROWS, int32_t kBLOCKS_OF_SM, bool kINDEXED, bool kSIDES>
 cudaError_t launchWidth(Problem const& problem, int64_t units, cudaStream_t stream)
 {
     if (problem.width <= 8 * kRUN)
     {
-        return launch<kROWS, 8, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
+        return launch<kROWS, 8, 1, kBLOCKS_OF_SM, kINDEXED, kSIDES>(problem, units, stream);
     }
     if (problem.width <= 16 * kRUN)
     {
-        return launch<kROWS, 16, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
+        return launch<kROWS, 16, 1, kBLOCKS_OF_SM, kINDEXED, kSIDES>(problem, units, stream);
     }
-    return launch<kROWS, 32, 1, kBLOCKS_OF_SM, kINDEXED>(problem, units, stream);
+    if (problem.width <= 32 * kRUN)
+    {
+        return launch<kROWS, 32, 1, kBLOCKS_OF_SM, kINDEXED, kSIDES>(problem, units, stream);
+    }
+    return launch<kINDEXED_ROWS, 32, 2, 2, kINDEXED, kSIDES>(problem, units, stream);
+}
+
+//! Where blocks have kINDEXED_ROWS queries for any reason but their number.
+cudaError_t launchFour(Problem const& problem, bool isIndexed, bool hasSides, int64_t units, cudaStream_t stream)
+{
+    if (hasSides)
+    {
+        return isIndexed ? launchWidth<kINDEXED_ROWS, 3, true, true>(problem, units, stream)
+                         : launchWidth<kINDEXED_ROWS, 3, false, true>(problem, units, stream);
+    }
+    return isIndexed ? launchWidth<kINDEXED_ROWS, 3, true, false>(problem, units, stream)
+                     : launchWidth<kINDEXED_ROWS, 3, false, false>(problem, units, stream);
 }
 } // namespace
 
@@ -313,25 +366,18 @@ cudaError_t launchKvAttention(Sizes const& sizes, GpuTensors const& tensors, voi
         sideOf(tensors.keys, sizes.keys, sizes.rowType), sideOf(tensors.values, sizes.values, sizes.rowType), tensors.q,
         tensors.type, tensors.bias, tensors.biasType, sizes.bias, sizes.softcap, sizes.sight, tensors.length,
         sizes.lengthHeads > 1, tensors.index, sizes.index, tensors.y, tensors.lse, sums,
-        sums == nullptr ? nullptr : sums + numParts * sizes.width};
+        sums == nullptr ? nullptr : sums + numParts * sizes.width, factorsOf(tensors.keyFactors, sizes.ofKeys),
+        factorsOf(tensors.valueFactors, sizes.ofValues), static_cast<int32_t>(std::max<int64_t>(sizes.ofKeys.block, 1)),
+        static_cast<int32_t>(sizes.ofKeys.blocks), tensors.rope, sizes.turning};
     cudaError_t status = cudaSuccess;
-    if (sizes.width > 32 * kRUN)
+    if (choice.rows == kINDEXED_ROWS)
     {
-        status = sizes.isIndexed ? launch<4, 32, 2, 2, true>(problem, choice.units, stream)
-                                 : launch<4, 32, 2, 2, false>(problem, choice.units, stream);
-    }
-    else if (sizes.isIndexed)
-    {
-        status = launchWidth<kINDEXED_ROWS, 3, true>(problem, choice.units, stream);
-    }
-    else if (choice.rows == 1)
-    {
-        status = launchWidth<1, 4>(problem, choice.units, stream);
+        status = launchFour(problem, sizes.isIndexed, sizes.hasSides(), choice.units, stream);
     }
     else
     {
-        status = choice.rows == 4 ? launchWidth<4, 3>(problem, choice.units, stream)
-                                  : launchWidth<8, 2>(problem, choice.units, stream);
+        status = choice.rows == 1 ? launchWidth<1, 4, false, false>(problem, choice.units, stream)
+                                  : launchWidth<8, 2, false, false>(problem, choice.units, stream);
     }
     if (status != cudaSuccess || sums == nullptr)
     {

@@ -9,6 +9,15 @@ namespace trtc::kv_attention::gpu
 constexpr int32_t kWARPS = 4;
 constexpr float kLOWEST = -3.0e38F; // stands for the maximum of nothing
 
+//! What is added to the rows of a side.
+struct Factors
+{
+    void const* factor; //!< [heads, slots, rank]
+    void const* basis;  //!< [heads, blocks, rank, channels]
+    DType type;
+    int32_t rank; //!< 0: nothing is
+};
+
 struct Problem
 {
     int64_t rows; //!< queries of one KV head
@@ -38,6 +47,12 @@ struct Problem
     float* lse;
     float* sums;  //!< of the splits: [units, splits, kROWS, width]; null: one split, which writes y
     float* stats; //!< [units, splits, kROWS, 2], maximum and sum of the weights
+    Factors keyFactors;
+    Factors valueFactors;
+    int32_t block; //!< slots that share a basis
+    int32_t blocks;
+    float const* rope;
+    Turning turning;
 };
 
 //! `value`, of which the compiler may not know that it is the same in every turn of a loop: what follows from it then
@@ -50,7 +65,8 @@ __device__ inline int32_t opaque(int32_t value)
     return value;
 }
 
-constexpr int32_t kINDEXED_ROWS = 4; // queries of a block where slots are chosen: as many slots of a tile as lanes
+//! Queries of a block where slots are chosen, or something is done to rows: as many slots of a tile as lanes.
+constexpr int32_t kINDEXED_ROWS = 4;
 
 //! What the lanes of one warp have in hand. kLANES lanes share a slot; each has kRUNS runs of its codes.
 template <int32_t kROWS, int32_t kLANES, int32_t kRUNS>
@@ -65,7 +81,21 @@ struct Shape
     static constexpr int32_t kWIDTH = kLANES * kRUNS * kRUN; // codes of a slot, with room for more than D
 };
 
-template <typename S, int32_t kROWS, int32_t kRUNS>
+//! What a block knows where something is done to rows.
+template <bool kSIDES, int32_t kWIDTH>
+struct SharedSides
+{
+};
+
+template <int32_t kWIDTH>
+struct SharedSides<true, kWIDTH>
+{
+    int64_t head;             //!< over all items
+    int64_t table;            //!< where the table that turns its keys starts
+    int16_t partners[kWIDTH]; //!< of codes: those of the channels that theirs are turned with
+};
+
+template <typename S, int32_t kROWS, int32_t kRUNS, bool kSIDES>
 struct Shared
 {
     float q[kROWS][S::kWIDTH];
@@ -89,6 +119,7 @@ struct Shared
     int64_t const* index;                                          //!< of the KV head
     int32_t written;                                               //!< slots in use
     int32_t chosen[kWARPS][kROWS == kINDEXED_ROWS ? S::kTILE : 1]; //!< slots of a tile; ~slot: of another, for none
+    SharedSides<kSIDES, S::kWIDTH> sides;
 };
 
 //! Where the codes of a slot start.
@@ -105,8 +136,9 @@ __device__ inline int32_t thereOf(Side const& side, int32_t run)
 
 //! Leaves the slots of a warp's tile in shared memory, one for each lane; false if none of them is in use. For an entry
 //! that is none, a slot is read that another names.
-template <typename S, int32_t kROWS, int32_t kRUNS>
-__device__ bool chooseSlots(Shared<S, kROWS, kRUNS>& shared, int32_t warp, int32_t lane, int32_t start, int32_t end)
+template <typename S, int32_t kROWS, int32_t kRUNS, bool kSIDES>
+__device__ bool chooseSlots(
+    Shared<S, kROWS, kRUNS, kSIDES>& shared, int32_t warp, int32_t lane, int32_t start, int32_t end)
 {
     static_assert(S::kTILE <= static_cast<int32_t>(kWARP_SIZE), "a lane for each slot");
     bool const isPlace = lane < S::kTILE && start + lane < end;

@@ -3,19 +3,21 @@
 
 #include "kv_attention/float_side.cuh"
 #include "kv_attention/problem.cuh"
+#include "kv_attention/sides.cuh"
 
 namespace trtc::kv_attention::gpu
 {
 
-//! One warp's part of a split; kFLOATS: of a cache of floats; kINDEXED: of chosen slots, by their places in the index.
-template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, bool kFLOATS, bool kINDEXED>
+//! One warp's part of a split; kFLOATS: of a cache of floats; kINDEXED: of chosen slots, by their places in the index;
+//! kSIDES: something is added to rows, or keys are turned.
+template <int32_t kROWS, int32_t kLANES, int32_t kRUNS, bool kFLOATS, bool kINDEXED, bool kSIDES>
 class Walk
 {
 public:
     using S = Shape<kROWS, kLANES, kRUNS>;
     static constexpr int32_t kSTEP = S::kSTEP;
 
-    __device__ Walk(Problem const& problem, Shared<S, kROWS, kRUNS>& shared, int32_t end)
+    __device__ Walk(Problem const& problem, Shared<S, kROWS, kRUNS, kSIDES>& shared, int32_t end)
         : mProblem(problem)
         , mShared(shared)
         , mWarp(static_cast<int32_t>(threadIdx.x / kWARP_SIZE))
@@ -63,9 +65,24 @@ public:
         }
         multiplyKeys(start);
         __syncwarp();
+        if constexpr (kSIDES)
+        {
+            if (mProblem.keyFactors.rank > 0 && mProblem.turning.channels == 0)
+            {
+                sideWork().addToProducts(tileSlot(start));
+                __syncwarp();
+            }
+        }
         weigh(start);
         __syncwarp();
         addValues(start);
+        if constexpr (kSIDES)
+        {
+            if (mProblem.valueFactors.rank > 0)
+            {
+                sideWork().addToSums(tileSlot(start), mSums);
+            }
+        }
         __syncwarp();
     }
 
@@ -112,6 +129,22 @@ public:
     }
 
 private:
+    __device__ SideWork<S, kROWS, kRUNS, kSIDES> sideWork() const
+    {
+        return {mProblem, mShared, mWarp, mLane};
+    }
+
+    //! This lane's slot of the tile.
+    __device__ TileSlot tileSlot(int32_t start) const
+    {
+        if constexpr (kINDEXED)
+        {
+            int32_t const slot = mShared.chosen[mWarp][min(mLane, S::kTILE - 1)];
+            return sideWork().tileSlot(slot, mLane < S::kTILE && slot >= 0);
+        }
+        return sideWork().tileSlot(start + mLane, mLane < S::kTILE && start + mLane < mEnd);
+    }
+
     //! Whether some query sees a slot of the tile.
     __device__ bool isSeen(int32_t start) const
     {
@@ -219,6 +252,14 @@ private:
             multiplyFloats(start);
             return;
         }
+        if constexpr (kSIDES)
+        {
+            if (mProblem.turning.channels > 0)
+            {
+                multiplySlowly<true>(start);
+                return;
+            }
+        }
         int32_t const group = mProblem.keys.byToken ? 0 : start / mProblem.keys.group;
         bool const isFolded = !kINDEXED && !mProblem.keys.byToken && mProblem.keys.isWide
             && (min(start + S::kTILE, mEnd) - 1) / mProblem.keys.group == group;
@@ -236,7 +277,7 @@ private:
         }
         else
         {
-            multiplySlowly(start);
+            multiplySlowly<false>(start);
         }
     }
 
@@ -344,7 +385,8 @@ private:
         }
     }
 
-    //! For groups that cut tiles or runs: slot after slot.
+    //! For groups that cut tiles or runs, and kTURNED, for keys that are turned: slot after slot.
+    template <bool kTURNED>
     __device__ void multiplySlowly(int32_t start)
     {
         float* const whole = mShared.weights[mWarp];
@@ -365,10 +407,22 @@ private:
                 for (int32_t i = 0; i < kRUN; ++i)
                 {
                     float const value = scales.value(codes, i);
-#pragma unroll
-                    for (int32_t row = 0; row < kROWS; ++row)
+                    if constexpr (kTURNED)
                     {
-                        sums[row] = fmaf(value, query.at[j][row][i], sums[row]);
+                        if (mProblem.keys.has(run, i))
+                        {
+                            int32_t const channel = mProblem.keys.channel(run, i);
+                            float const key = value + sideWork().ofKey(slot, channel);
+                            sideWork().addTurned(slot, channel, run * kRUN + i, key, sums);
+                        }
+                    }
+                    else
+                    {
+#pragma unroll
+                        for (int32_t row = 0; row < kROWS; ++row)
+                        {
+                            sums[row] = fmaf(value, query.at[j][row][i], sums[row]);
+                        }
                     }
                 }
             }
@@ -582,7 +636,7 @@ private:
     }
 
     Problem const& mProblem;
-    Shared<S, kROWS, kRUNS>& mShared;
+    Shared<S, kROWS, kRUNS, kSIDES>& mShared;
     int32_t mWarp;
     int32_t mLane;
     int32_t mRun;

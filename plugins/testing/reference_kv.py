@@ -256,7 +256,7 @@ COUNTED: Mapping[str, Counted] = {
     ),
     # keys as above; values of 4 bits with one scale and one minimum for each slot; H=6 heads of T=2 queries in and out,
     # and 4 bytes for each of them; a length for each item; for each slot 1 factor of its key and 2 of its value, and as
-    # many rows of each of 2 blocks; 4 numbers that turn keys, once for all. Products: of each query with each row of each
+    # many rows of each of 2 blocks; 4 numbers that turn keys, once for all. Products: of each query with each row of a
     # basis, and with each factor; 4 channels of each key times 2 numbers, in pairs added
     "TrtcKVAttention": Counted(
         sizes={"B": 2, "H": 6, "G": 3, "T": 2, "L": 10, "D": 8, "k_bits": 2, "k_axis": 0, "k_group": 5}

@@ -184,8 +184,8 @@ GEAR = Method(
     differs="values are packed with the keys, a block at once; the rank of a prompt's blocks is that of all; the power "
     "iteration begins with the same matrix always and each item has its own factors (there those of the first); the "
     "outliers of a channel of keys are a share of its own entries (there of a token's); levels are 2^bits - 1 (there "
-    "bits^2 - 1); without groups a token's scale is that of a KV head (there of all); a step makes numbers of all "
-    "parts and attends to these.",
+    "bits^2 - 1); without groups a token's scale is that of a KV head (there of all); with outliers a step "
+    "makes numbers of all parts and attends to these.",
     config=GearConfig,
     implementation="models.cache.gear:Gear",
     kind="store",

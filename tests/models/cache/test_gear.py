@@ -20,6 +20,7 @@ from trt_compress.models.hosts.decoder_config import Caching
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.decoder_host import plan_of
 from trt_compress.plugins.kv_dequantize.op import kv_dequantize
+from trt_compress.plugins.operator import recording
 
 
 def store_of(spec: str, *, groups: int, head_dim: int) -> Gear:
@@ -98,5 +99,8 @@ def test_steps_attend_to_what_the_blocks_stand_for(options: str, tmp_path: Path)
             tail = gear.states[f"{name}_{number}"][:, :, :5]
             torch.testing.assert_close(plain.states[f"{name}_{number}"][:, :, 32:37], tail, rtol=0, atol=1e-5)
     for token in text[:6]:
-        found, expected = gear.step([token]), plain.step([token])
+        with recording() as record:
+            found, expected = gear.step([token]), plain.step([token])
+        ranks = {int(value) for name, value in record.items() if name.endswith("KVAttention/k_rank")}
+        assert ranks == ({3} if "outliers=0" in options else set())  # factors are read as they are, or nothing packed is
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
