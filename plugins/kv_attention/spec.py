@@ -100,7 +100,7 @@ def _factors(which: str, name: str, leader: str | None) -> tuple[OperandSpec, ..
             dtypes=SCALES,
             same_dtype_as=leader,
             doc=f"{which}_rank: factors of each of {name}, for the rows of its block's basis, whose weighted sum is "
-            "added to it; else it is not looked at",
+            "added to it; else one number, not looked at",
         ),
         OperandSpec(
             name=f"{which}_basis",
@@ -116,8 +116,8 @@ ROPE = OperandSpec(
     name="rope",
     axes=("1 or B", "1 or G", "L or 1", "turned or 1"),
     dtypes=("float32",),
-    doc="turned: cosines, then as many sines, that turn channel i of a slot's key with channel i + turned / 2; else it "
-    "is not looked at",
+    doc="turned: cosines, then as many sines, that turn channel i of a slot's key with channel i + turned / 2; else one "
+    "number, not looked at",
 )
 SIDES = (
     AttributeSpec(

@@ -195,6 +195,13 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, native_library:
         ({"g": 2, "b": 2, "used": ((1, 2, 3), (4, 5, 6))}, {}, "length has shape [2, 3]; it must be [2] with axes B."),
         ({"b": 2, "chosen": (3, 1, 4)}, {}, "index has shape [3, 1, 4]; it must be [1 | 2, 1, 4] with axes B, G, K."),
         ({}, {"k_group": 7}, "k_group=7 does not divide L=40; give 0 (all of it) or a divisor."),
+        ({}, {"block": 7}, "block=7 does not divide L=40; give 0 (all of it) or a divisor."),
+        ({}, {"k_rank": 2}, "k_factor has shape [1, 1, 1, 1]; it must be [1, 1, 40, 2] with axes BGLR."),
+        ({"ranks": (0, 2)}, {"v_rank": 0}, "v_factor has shape [1, 1, 40, 2]; it must be [1, 1, 1, 1] with axes BGLR."),
+        ({"ranks": (0, 2)}, {"block": 8}, "v_basis has shape [1, 1, 1, 32]; it must be [1, 1, 5, 32] with axes BGPW."),
+        ({"turned": 8}, {"turned": 7}, "rope turns 7 channels; it must be an even number of them, at most D=16."),
+        ({"turned": 8}, {"turned": 18}, "rope turns 18 channels; it must be an even number of them, at most D=16."),
+        ({"turned": 8}, {"turned": 6}, "rope has shape [1, 1, 40, 8]; it must be [1, 1, 40, 6] with axes BGLD."),
     ],
 )
 def test_refusals(sizes: dict[str, Any], attributes: dict[str, int], message: str, native_library: Library) -> None:
