@@ -139,32 +139,32 @@ def side_calls(lengths: Sequence[int]) -> list[Call]:
                                block=7))  # fmt: skip
         calls.append(attention(f"D={d}, all turned", d=d, length=35, h=3, k=(bits, 1, d // 2), v=(bits, 0, 7),
                                turned=d, ranks=(0, 1)))  # fmt: skip
-    both = {"ranks": (2, 1), "block": 10, "turned": 12}
+    both: dict[str, Any] = {"ranks": (2, 1), "block": 10, "turned": 12}
     calls += [
         attention("sides, no channel beside a pair", d=3, k=(8, 1, 3), v=(8, 1, 0), turned=2, ranks=(1, 1)),
-        attention("sides, lengths", b=8, t=3, h=6, g=2, used=lengths, causal=1, **both),  # type: ignore[arg-type]
+        attention("sides, lengths", b=8, t=3, h=6, g=2, used=lengths, causal=1, **both),
         attention("products alone, lengths", b=8, t=3, h=6, g=2, used=lengths, causal=1, ranks=(2, 1), block=10),
         attention("sides, no slots", b=2, length=0, ranks=(2, 1), block=10, turned=12),
         attention("sides, no slots, one block", b=2, length=0, ranks=(2, 1), turned=12),
-        attention("sides, no items", b=0, **both),  # type: ignore[arg-type]
-        attention("sides, no queries", t=0, **both),  # type: ignore[arg-type]
+        attention("sides, no items", b=0, **both),
+        attention("sides, no queries", t=0, **both),
         attention("sides, splits", length=600, h=6, g=2, k=(4, 0, 50), v=(2, 0, 25), ranks=(3, 2), block=30),
         attention(
             "sides turned, splits", length=600, h=6, g=2, k=(4, 0, 50), v=(2, 0, 25), ranks=(3, 2), block=30, turned=16
         ),
         attention("sides, many splits", length=2400, h=3, d=64, k=(4, 0, 60), v=(4, 1, 0), ranks=(4, 4), block=60),
         attention("sides in float32", ranks=(2, 2), block=4, factor_dtype="float32", dtype="float16"),
-        attention("sides, a ring", b=4, t=3, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4, **both),  # type: ignore[arg-type]
+        attention("sides, a ring", b=4, t=3, used=(2, 40, 55, 2**40), causal=1, window=20, layout=1, sinks=4, **both),
         attention(
             "sides, a soft cap and biases", b=2, h=6, g=2, t=3, bias=(2, 6, 3, 40), masked="some", softcap=3.0, **both
-        ),  # type: ignore[arg-type]
-        attention("sides, shared scales", b=2, h=6, g=3, shared=("B", "G"), **both),  # type: ignore[arg-type]
-        attention("sides, no slot chosen", chosen=(1, 1, 0), **both),  # type: ignore[arg-type]
+        ),
+        attention("sides, shared scales", b=2, h=6, g=3, shared=("B", "G"), **both),
+        attention("sides, no slot chosen", chosen=(1, 1, 0), **both),
     ]
     for (k, v), t in itertools.product(formats, (1, 17)):
         calls.append(
             attention(f"sides, chosen slots, {t} queries, keys {k}, values {v}", d=24, h=4, g=2, t=t, k=k, v=v, b=2,
-                      used=(40, 23), causal=1, chosen=(2, 2, 21), table=(2, 2), **both)  # type: ignore[arg-type]
+                      used=(40, 23), causal=1, chosen=(2, 2, 21), table=(2, 2), **both)
         )  # fmt: skip
         calls.append(
             attention(f"products, chosen slots, {t} queries, keys {k}, values {v}", d=24, h=4, g=2, t=t, k=k, v=v, b=2,

@@ -125,12 +125,12 @@ def test_scales_that_heads_or_items_share(native_library: Library) -> None:
 
 
 @pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12}])
-def test_what_lies_behind_the_length_is_not_read(sides: dict[str, object], native_library: Library) -> None:
+def test_what_lies_behind_the_length_is_not_read(sides: dict[str, Any], native_library: Library) -> None:
     """Scales of slots that were never written may be anything, NaN included."""
     used = (40, 23, 0)
     call = attention(
         "unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1,
-        **sides,  # type: ignore[arg-type]
+        **sides,
     )  # fmt: skip
     wanted = run(call, native_library, (torch.float32, torch.float32))
     for at in (2, 3, 5, 6, *([10, 12] if sides else [])):
@@ -141,11 +141,18 @@ def test_what_lies_behind_the_length_is_not_read(sides: dict[str, object], nativ
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("plain", ["", "float16"])
-@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12, "table": (2, 2)}])
+@pytest.mark.parametrize(
+    ("plain", "sides"),
+    [
+        ("", {}),
+        ("float16", {}),
+        ("", {"ranks": (2, 1), "block": 8}),
+        ("", {"ranks": (1, 1), "turned": 12, "table": (2, 2)}),
+    ],
+)
 @pytest.mark.parametrize("t", [2, 40])
 def test_slots_that_are_not_chosen_are_not_read(
-    plain: str, sides: dict[str, object], t: int, native_library: Library
+    plain: str, sides: dict[str, Any], t: int, native_library: Library
 ) -> None:
     call = attention(
         "chosen",
@@ -159,7 +166,7 @@ def test_slots_that_are_not_chosen_are_not_read(
         chosen=(2, 2, 9),
         causal=1,
         plain=plain,
-        **sides,  # type: ignore[arg-type]
+        **sides,
     )
     wanted = run(call, native_library, (torch.float32, torch.float32))
     poison_others(call)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,12 +98,12 @@ def test_scales_that_heads_or_items_share(emulated: Path) -> None:
 
 
 @pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12}])
-def test_what_lies_behind_the_length_is_not_used(sides: dict[str, object], emulated: Path) -> None:
+def test_what_lies_behind_the_length_is_not_used(sides: dict[str, Any], emulated: Path) -> None:
     """Scales of slots that were never written may be anything, NaN included."""
     used = (40, 23, 0)
     call = attention(
         "unused slots", b=3, h=6, g=2, t=2, k=(4, 1, 4), v=(4, 1, 0), used=used, causal=1,
-        **sides,  # type: ignore[arg-type]
+        **sides,
     )  # fmt: skip
     wanted, _ = run(call, emulated)
     for at in (2, 3, 5, 6, *([10, 12] if sides else [])):
@@ -113,9 +114,16 @@ def test_what_lies_behind_the_length_is_not_used(sides: dict[str, object], emula
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("plain", ["", "float16"])
-@pytest.mark.parametrize("sides", [{}, {"ranks": (2, 1), "block": 8}, {"ranks": (1, 1), "turned": 12, "table": (2, 2)}])
-def test_slots_that_are_not_chosen_are_not_used(plain: str, sides: dict[str, object], emulated: Path) -> None:
+@pytest.mark.parametrize(
+    ("plain", "sides"),
+    [
+        ("", {}),
+        ("float16", {}),
+        ("", {"ranks": (2, 1), "block": 8}),
+        ("", {"ranks": (1, 1), "turned": 12, "table": (2, 2)}),
+    ],
+)
+def test_slots_that_are_not_chosen_are_not_used(plain: str, sides: dict[str, Any], emulated: Path) -> None:
     call = attention(
         "chosen",
         b=2,
@@ -128,7 +136,7 @@ def test_slots_that_are_not_chosen_are_not_used(plain: str, sides: dict[str, obj
         chosen=(2, 2, 9),
         causal=1,
         plain=plain,
-        **sides,  # type: ignore[arg-type]
+        **sides,
     )
     wanted, _ = run(call, emulated)
     poison_others(call)
