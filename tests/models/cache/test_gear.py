@@ -102,7 +102,6 @@ def test_steps_attend_to_what_the_blocks_stand_for(options: str, tmp_path: Path)
         with recording() as record:
             found, expected = gear.step([token]), plain.step([token])
         ranks = {int(value) for name, value in record.items() if name.endswith("KVAttention/k_rank")}
-        assert ranks == (
-            {3} if "outliers=0" in options else set()
-        )  # factors are read as they are, or nothing packed is
+        # factors are read as they are, or nothing that is packed is
+        assert ranks == ({3} if "outliers=0" in options else set())
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
