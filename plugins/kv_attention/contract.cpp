@@ -31,16 +31,24 @@ Error checkBlock(Attributes const& attributes, Shape const& cache)
             + " does not divide L=" + std::to_string(cache[2]) + "; give 0 (all of it) or a divisor.";
 }
 
-//! What nobody looks at is one number, so that a mistake shows.
+//! What nobody looks at has one number for each item and KV head, or for all.
+Error checkUnused(std::string const& name, Shape const& shape, Shape const& cache, char const* letters)
+{
+    return checkBroadcast(name.c_str(), shape, {{1, cache[0]}, {1, cache[1]}, {1}, {1}}, letters);
+}
+
 Error checkFactors(Attributes const& attributes, std::string const& prefix, Shape const& factor, Shape const& basis,
     Shape const& cache)
 {
     int64_t const rank = attributes.integer((prefix + "rank").c_str());
-    Shape const one{1, 1, 1, 1};
-    Shape const factors{cache[0], cache[1], cache[2], rank};
+    if (rank == 0)
+    {
+        Error const error = checkUnused(prefix + "factor", factor, cache, "BGLR");
+        return error.empty() ? checkUnused(prefix + "basis", basis, cache, "BGPW") : error;
+    }
     Shape const bases{cache[0], cache[1], blocksOf(attributes, cache[2]), rank * cache[3]};
-    Error const error = checkShape((prefix + "factor").c_str(), factor, rank == 0 ? one : factors, "BGLR");
-    return error.empty() ? checkShape((prefix + "basis").c_str(), basis, rank == 0 ? one : bases, "BGPW") : error;
+    Error const error = checkShape((prefix + "factor").c_str(), factor, {cache[0], cache[1], cache[2], rank}, "BGLR");
+    return error.empty() ? checkShape((prefix + "basis").c_str(), basis, bases, "BGPW") : error;
 }
 
 Error checkRope(Attributes const& attributes, Shape const& rope, Shape const& cache)
@@ -48,7 +56,7 @@ Error checkRope(Attributes const& attributes, Shape const& rope, Shape const& ca
     int64_t const turned = attributes.integer("turned");
     if (turned == 0)
     {
-        return checkShape("rope", rope, {1, 1, 1, 1}, "BGLD");
+        return checkUnused("rope", rope, cache, "BGLD");
     }
     if (turned % 2 != 0 || turned > cache[3])
     {
