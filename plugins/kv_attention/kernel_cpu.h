@@ -15,6 +15,7 @@
 #include "common/parallel.h"
 #include "kv_attention/kernel_cpu_slots.h"
 #include "kv_attention/kernel_cpu_task.h"
+#include "kv_attention/kernel_cpu_weigh.h"
 
 namespace trtc::kv_attention
 {

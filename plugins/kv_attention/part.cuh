@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "kv_attention/walk.cuh"
+#include "kv_attention/weigh.cuh"
 
 namespace trtc::kv_attention::gpu
 {
