@@ -116,8 +116,8 @@ ROPE = OperandSpec(
     name="rope",
     axes=("1 or B", "1 or G", "L or 1", "turned or 1"),
     dtypes=("float32",),
-    doc="turned: cosines, then as many sines, that turn channel i of a slot's key with channel i + turned / 2; else one "
-    "number, not looked at",
+    doc="turned: cosines, then as many sines, that turn channel i of a slot's key with channel i + turned / 2; else "
+    "one number, not looked at",
 )
 SIDES = (
     AttributeSpec(
