@@ -141,7 +141,7 @@ def test_targets_in_turn_find_what_each_finds_alone(exported: Callable[..., Path
         subject = Subject(of)
         alone = {name: preflight(of, target) for name, target in TARGETS.items()}
         assert {name: preflight(subject, target) for name, target in TARGETS.items()} == alone
-        assert {name: preflight(subject, TARGETS[name]) for name in reversed(TARGETS)} == alone
+        assert {name: preflight(subject, TARGETS[name]) for name in [*TARGETS][::-1]} == alone
         assert any(alone.values())
 
 
