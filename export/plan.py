@@ -245,7 +245,10 @@ def cache_bytes(config: DecoderConfig, *, context: int, chunk: int, batch: int, 
     rest = min(context, residual)
     total = 0
     for layer in config.layers:
-        slots = Caching(context=context, chunk=chunk).ring(layer)
+        if layer.period is not None:
+            slots: int | None = (context + chunk) // layer.period + 1
+        else:
+            slots = Caching(context=context, chunk=chunk).ring(layer)
         total += (context - rest) * one + rest * row if slots is None else slots * row
     return one * len(config.layers), total * batch
 

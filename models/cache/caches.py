@@ -27,7 +27,7 @@ from trt_compress.models.cache.contract import (
     Store,
     Use,
 )
-from trt_compress.models.cache.plain import Plain, Ring
+from trt_compress.models.cache.plain import Fixed, Plain
 from trt_compress.models.cache.sizes import bytes_of, with_bytes
 from trt_compress.models.compressors.place import GraphPlan, SitePlan
 from trt_compress.models.compressors.sites import Arrival, HostInfo
@@ -39,17 +39,17 @@ _FIRST_SLOTS = 256  # of a cache that has just begun
 
 
 class LayerCache(nn.Module):
-    """What keeps one layer's entries: its store, or its ring; and what chooses and reads them."""
+    """What keeps one layer's entries: its store, or what the model says; and what chooses and reads them."""
 
     def __init__(
-        self, number: int, store: Store | Ring, selector: Selector | None = None, reader: Reader | None = None
+        self, number: int, store: Store | Fixed, selector: Selector | None = None, reader: Reader | None = None
     ) -> None:
         super().__init__()
         self.number, self.store, self.selector, self.reader = number, store, selector, reader
 
     def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
         """Keep the entries of T tokens and attend: [B, H, T, D]."""
-        if isinstance(self.store, Ring):
+        if isinstance(self.store, Fixed):
             return typed(Tensor, self.store(reading, memory))
         if self.reader is not None and reading.part == "step":
             y = self.reader(reading, self.store, memory)
@@ -61,11 +61,11 @@ class LayerCache(nn.Module):
 
     def bytes_of(self, tokens: int) -> int:
         """Bytes of one sequence of so many tokens: all that is stored, of as many entries as are then kept."""
-        return self.store.bytes if isinstance(self.store, Ring) else bytes_of(self.policies, tokens)
+        return self.store.bytes if isinstance(self.store, Fixed) else bytes_of(self.policies, tokens)
 
     @property
     def policies(self) -> list[CachePolicy]:
-        """Its store, unless that is a ring, and what chooses and reads."""
+        """Its store, unless the model says what it keeps, and what chooses and reads."""
         return [each for each in (self.store, self.selector, self.reader) if isinstance(each, CachePolicy)]
 
     def states(self) -> Iterator[CacheState]:
@@ -111,7 +111,7 @@ class Caches(nn.Module):
 
     Attributes:
         caches: One for each layer.
-        groups: Layers that are counted together; rings are in none.
+        groups: Layers that are counted together; those whose model says what they keep are in none.
         sites: What happens at the layers, for the manifest.
     """
 
@@ -275,7 +275,7 @@ class Caches(nn.Module):
 
     def _use(self, cache: LayerCache, state: CacheState, part: str) -> Use:
         if part == "flush":
-            packs = not isinstance(cache.store, Ring) and cache.store.period is not None
+            packs = not isinstance(cache.store, Fixed) and cache.store.period is not None
             return state.flush if packs else ""
         if part == "compact":
             return state.compact if cache.selector is not None else ""
@@ -311,13 +311,13 @@ class Caches(nn.Module):
         )
 
 
-def caches_of(plan: GraphPlan, host: HostInfo, rings: Mapping[int, Ring]) -> Caches:
+def caches_of(plan: GraphPlan, host: HostInfo, fixed: Mapping[int, Fixed]) -> Caches:
     """What keeps the caches of a decoder, from what the placer placed.
 
     Args:
         plan: Of the graph with the layers' caches.
         host: The decoder; its layers with a `kv_cache` site are those that policies act at.
-        rings: The layers that keep a window, by number.
+        fixed: The layers whose model says what they keep, by number.
 
     Raises:
         ConfigError: Two policies of a layer do not go together.
@@ -326,8 +326,8 @@ def caches_of(plan: GraphPlan, host: HostInfo, rings: Mapping[int, Ring]) -> Cac
     sites = {site.layer: site for site in host.sites if site.kind == "kv_cache"}
     caches = []
     for number in range(host.depth):
-        if number in rings:
-            caches.append(LayerCache(number, rings[number]))
+        if number in fixed:
+            caches.append(LayerCache(number, fixed[number]))
             continue
         site = sites[number]
         found: dict[str, nn.Module] = {}
@@ -449,7 +449,7 @@ def _arrival(host: HostInfo, number: int) -> Arrival:
 
 
 def _check_together(cache: LayerCache) -> None:
-    if isinstance(cache.store, Ring):
+    if isinstance(cache.store, Fixed):
         return
     if cache.reader is not None:
         _check_reads(cache.reader, cache.store, cache.selector)
@@ -505,7 +505,7 @@ def _check_removes(caches: Sequence[LayerCache], context: int) -> None:
 def _groups(caches: Sequence[LayerCache]) -> tuple[Group, ...]:
     found: dict[object, list[LayerCache]] = {}
     for cache in caches:
-        if isinstance(cache.store, Ring):
+        if isinstance(cache.store, Fixed):
             continue
         selector = cache.selector
         key = (

@@ -3,6 +3,9 @@
 Source: the caches of transformers (DynamicCache, StaticCache), as tensors that are updated in place.
 """
 
+import math
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -117,7 +120,26 @@ class Plain(Store):
         return y
 
 
-class Ring(nn.Module):
+class Fixed(nn.Module, ABC):
+    """What a layer keeps because its model was made so, whatever policies there are."""
+
+    @abstractmethod
+    def cache_states(self) -> tuple[CacheState, ...]:
+        """What it keeps."""
+
+    @property
+    def bytes(self) -> int:
+        """Of one sequence."""
+        return sum(
+            math.prod(int(dim) for dim in state.shape) * np.dtype(state.dtype).itemsize for state in self.cache_states()
+        )
+
+    @abstractmethod
+    def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
+        """Keep the entries of T tokens and attend: [B, H, T, D]."""
+
+
+class Ring(Fixed):
     """The last rows of a layer with a sliding window: as many as the tokens of a chunk can see.
 
     Rows of filling tokens are written too, to slots that no token sees before a later one has overwritten them.
@@ -131,12 +153,6 @@ class Ring(nn.Module):
         """Keys and values."""
         shape = (self.layer.groups, self._slots, self.layer.head_dim)
         return tuple(CacheState(name=name, shape=shape, dtype=self.layer.dtype) for name in ("keys", "values"))
-
-    @property
-    def bytes(self) -> int:
-        """Of one sequence."""
-        width = np.dtype(self.layer.dtype).itemsize * self.layer.head_dim
-        return 2 * self.layer.groups * self._slots * width
 
     def forward(self, reading: NewEntries, memory: Memory) -> Tensor:
         """Write over the oldest and attend."""

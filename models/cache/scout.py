@@ -6,19 +6,20 @@ Source, Differs: see the method's entry, `methods.cache_readers.SCOUT`.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.methods.cache_readers import SCOUT, ScoutConfig
 from trt_compress.models.cache.contract import CacheLayer, CacheState, Length, Memory, NewEntries, Store
 from trt_compress.models.cache.packing import merged
+from trt_compress.models.cache.plain import Fixed
 from trt_compress.models.compressors.sites import Arrival
 from trt_compress.plugins.kv_append.op import kv_append
 from trt_compress.plugins.kv_attention_plain.op import kv_attention_plain
 from trt_compress.plugins.operator import cast
 
 
-class Checkpoints(nn.Module):
+class Checkpoints(Fixed):
     """The entries of the tokens period - 1, 2 * period - 1, …, in slots that are there from the beginning.
 
     Behind those in use stands what the next of them will overwrite.

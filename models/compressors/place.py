@@ -348,7 +348,7 @@ def _offered(host: HostInfo) -> str:
     if not host.kinds:
         why = "has no sites of methods at all"
         if host.cache is not None:
-            why = "keeps a sliding window in every layer, where no cache policy acts"
+            why = "keeps a sliding window or checkpoints in every layer, where no cache policy acts"
         return f"{why}; leave it out."
     offered = f"offers only {', '.join(sorted(host.kinds))}"
     if host.kinds != ("kv_cache",):

@@ -3,8 +3,8 @@ are. Both carry what is kept of every layer as states; `models/cache` says what 
 
 A layer that sees all before it keeps its keys and values as the cache policies say, by default as they are in a linear
 cache, whose length is the capacity `slots`. One with a sliding window keeps them in a ring of `window + chunk - 1`
-slots: as many as the tokens of a chunk can see. Where a policy looks at prompts only, or at single tokens only, prompts
-are read by a graph of their own, `prefill`.
+slots, as many as the tokens of a chunk can see; one of SCOUT keeps checkpoints. Where a policy looks at prompts only or
+at single tokens only, prompts are read by a graph of their own, `prefill`.
 
 Source: transformers' modeling files of the families, the reference that tests compare with.
 """
@@ -20,7 +20,8 @@ from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import Pass, Procedure
 from trt_compress.models.cache.caches import Caches, mark_sites, upkeep_graphs
 from trt_compress.models.cache.contract import CacheLayer, NewEntries, Part
-from trt_compress.models.cache.plain import Ring
+from trt_compress.models.cache.plain import Fixed, Ring
+from trt_compress.models.cache.scout import Checkpoints
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, TensorSpec
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, LayerConfig
 from trt_compress.models.layers.first import first_layers
@@ -272,12 +273,12 @@ def decoder_procedure(plan: Caches, graphs: Sequence[GraphSpec]) -> Procedure:
     return Procedure(prompt=prompt, step=step, feeds=feeds, score=score, upkeep=plan.upkeep())
 
 
-def rings_of(config: DecoderConfig, caching: Caching, name: str) -> dict[int, Ring]:
-    """The layers that keep a window in a ring."""
-    found = {}
+def fixed_of(config: DecoderConfig, caching: Caching, name: str) -> dict[int, Fixed]:
+    """The layers that keep a window in a ring, or checkpoints."""
+    found: dict[int, Fixed] = {}
     for number, layer in enumerate(config.layers):
         slots = caching.ring(layer)
-        if slots is not None and layer.window is not None:
+        if slots is not None or layer.period is not None:
             of = CacheLayer(
                 host=name,
                 number=number,
@@ -293,7 +294,10 @@ def rings_of(config: DecoderConfig, caching: Caching, name: str) -> dict[int, Ri
                 dtype=caching.dtype,
                 rope=layer.rope,
             )
-            found[number] = Ring(of, window=layer.window, slots=slots)
+            if layer.period is not None:
+                found[number] = Checkpoints(of, layer.period)
+            elif slots is not None and layer.window is not None:
+                found[number] = Ring(of, window=layer.window, slots=slots)
     return found
 
 

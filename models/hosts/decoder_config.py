@@ -18,10 +18,12 @@ class LayerConfig:
 
     Attributes:
         window: Tokens that one sees, its own counted; None: all before it.
+        period: Every so many-th token is a checkpoint, and one sees these and itself; None: it sees all, or a window.
         rope: How queries and keys are turned by their positions; None: they are not.
     """
 
     window: int | None = None
+    period: int | None = None
     rope: RopeForm | None = None
 
 

@@ -128,7 +128,11 @@ def read_config(config: Mapping[str, Any], *, name: str) -> DecoderConfig:
         head_dim=head_dim,
         limit=max(rope.limit for rope in ropes.values()),
         layers=tuple(
-            LayerConfig(window=window, rope=ropes[_SLIDING if window else _FULL] if turn else None)
+            LayerConfig(
+                window=window,
+                period=None if window else reader.period(),
+                rope=ropes[_SLIDING if window else _FULL] if turn else None,
+            )
             for window, turn in zip(windows, turns, strict=True)
         ),
         eps=reader.number("rms_norm_eps"),
@@ -238,6 +242,10 @@ class _Reader:
         window = self.whole("sliding_window") if _SLIDING in types else None
         return [window if kind == _SLIDING else None for kind in types]
 
+    def period(self) -> int | None:
+        """Every so many-th token that layers keep which do not slide; None: these keep all."""
+        return self.whole("selection_window_size") if "selection_window_size" in self._defaults else None
+
     def turns(self, count: int) -> list[bool]:
         """Which layers turn queries and keys by their positions."""
         given = self.value("no_rope_layers")
@@ -301,6 +309,10 @@ def _unturned_slide(reader: _Reader) -> Sequence[int | None]:
         return reader.everything()
     turns = reader.turns(reader.whole("num_hidden_layers"))
     return reader.windows(lambda layer: not turns[layer])
+
+
+def _even_slide(reader: _Reader) -> Sequence[int | None]:
+    return reader.windows(lambda layer: layer % 2 == 0)
 
 
 def _gemma_slides(reader: _Reader) -> Sequence[int | None]:
@@ -390,6 +402,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             },
             windows=_unturned_slide,
             bias=None,
+        ),
+        "scout": Family(
+            title="SCOUT with sliding windows",
+            keys={"sliding_window": 1024, "selection_window_size": 10, "layer_types": None},
+            windows=_even_slide,
         ),
     }
 )

@@ -21,7 +21,7 @@ from trt_compress.models.compressors.place import GraphPlan, place
 from trt_compress.models.compressors.sites import AttentionFacts, CacheFacts, HostInfo, Site
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
 from trt_compress.models.hosts.checkpoint import some
-from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure, rings_of
+from trt_compress.models.hosts.decoder import Decoder, decoder_graphs, decoder_procedure, fixed_of
 from trt_compress.models.hosts.decoder_config import Caching, DecoderConfig, caching_of
 from trt_compress.models.hosts.decoder_families import read_config
 from trt_compress.models.hosts.reading import ReadingOptions
@@ -171,8 +171,11 @@ def _finite(tensor: Tensor, name: str, source: LanguageSource) -> Tensor:
 
 
 def decoder_info(config: DecoderConfig, caching: Caching, name: str) -> HostInfo:
-    """What cache policies may know of a decoder. Layers that keep a window are no sites: their caches are small."""
-    kept = [number for number, layer in enumerate(config.layers) if caching.ring(layer) is None]
+    """What cache policies may know of a decoder. Layers that keep a window or checkpoints are no sites: the model says
+    what they keep."""
+    kept = [
+        number for number, layer in enumerate(config.layers) if caching.ring(layer) is None and layer.period is None
+    ]
     return HostInfo(
         name=name,
         sites=tuple(
@@ -207,7 +210,7 @@ def plan_of(config: DecoderConfig, caching: Caching, name: str, specs: Sequence[
     """
     info = decoder_info(config, caching, name)
     plans = place(specs, info)
-    return caches_of(plans.get("step") or GraphPlan(info), info, rings_of(config, caching, name))
+    return caches_of(plans.get("step") or GraphPlan(info), info, fixed_of(config, caching, name))
 
 
 def _attach(decoder: Decoder, caching: Caching, name: str, specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:

@@ -16,7 +16,7 @@ from trt_compress.models.hosts.reading import ReadingOptions
 
 
 def test_every_family_has_a_tiny_decoder() -> None:
-    assert FAMILIES.keys() == TINY.keys()
+    assert FAMILIES.keys() == {*TINY, "scout"}  # which transformers does not have; see tests/models/cache/test_scout.py
 
 
 @pytest.mark.parametrize(
