@@ -60,7 +60,8 @@ def measure(
     """
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    loader: Any = AutoModelForCausalLM
+    model = loader.from_pretrained(
         checkpoint, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
     ).eval()
     rows = int(model.config.vocab_size)
