@@ -14,7 +14,7 @@ from trt_compress.export.soundness import STANDARD_DOMAINS, Flaw, all_graphs, in
 # Not an objection: a tensor of an operator that ONNX does not know has no type to go on from.
 _FOLLOWS_FROM_UNKNOWN = re.compile(
     r"Element type of (tensor|input \d+|input .*) (is )?unknown|expected to have type but instead is null"
-    r"|sparse_tensor|No [Ss]chema registered|No opset import for domain"
+    r"|Invalid tensor data type 0\b|sparse_tensor|No [Ss]chema registered|No opset import for domain"
 )
 _WHOLE = frozenset((TensorProto.INT64, TensorProto.INT32))
 _SAID_OF_A_NODE = re.compile(r"\(op_type:(?P<op>[^,)]*)(?:, node name: (?P<name>[^)]*))?\): ")
