@@ -86,7 +86,7 @@ def test_the_checkpoint_that_the_command_writes(case: str, commands: Typed, tmp_
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     assert tokenizer.encode(" lighthouse keepers") == new.encode(" lighthouse keepers").ids
     known = tensor(arrays["kind"]) != RowOrigin.RANDOM
-    tables = {"E_new": model.get_input_embeddings().weight, "U_new": model.get_output_embeddings().weight}
+    tables = {"E_new": model.get_parameter("model.embed_tokens.weight"), "U_new": model.get_parameter("lm_head.weight")}
     for name, table in tables.items():
         wanted = arrays["E_new"] if head is None else arrays[name]
         assert table.shape == wanted.shape

@@ -59,6 +59,14 @@ def turned_by_matrix(rows: Tensor, position: Tensor) -> Tensor:
     return found
 
 
+def attended(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return kv_attention(*tensors, **options)
+
+
+def attended_plain(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    return kv_attention_plain(*tensors, **options)
+
+
 def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], error: float = 2e-6) -> None:
     for one, two in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, two, rtol=error, atol=error)
@@ -75,17 +83,17 @@ def test_products_are_added_to_the_rows_of_their_block() -> None:
             matrix = basis[:, :, slot // BLOCK].reshape(B, G, RANK, D)
             whole[:, :, slot] += torch.einsum("bgr,bgrd->bgd", factor[:, :, slot], matrix)
         wanted.append(whole)
-    found = kv_attention(q, *packed, LENGTH, None, None, *sides, block=BLOCK, causal=True, **FORMAT)
-    assert_same(found, kv_attention_plain(q, *wanted, LENGTH, causal=True))
-    without = kv_attention(q, *packed, LENGTH, causal=True, **FORMAT)
+    found = attended(q, *packed, LENGTH, None, None, *sides, block=BLOCK, causal=True, **FORMAT)
+    assert_same(found, attended_plain(q, *wanted, LENGTH, causal=True))
+    without = attended(q, *packed, LENGTH, causal=True, **FORMAT)
     assert (found[0] - without[0]).abs().max() > 0.1
 
 
 def test_keys_are_turned_as_if_they_had_been_before() -> None:
     q, packed, (k, v) = cache()
     position = torch.tensor([3, 0, 7, 2, 30, 31, 32, 1, 50, 51, 90, 4]).float() + torch.arange(B * G).reshape(B, G, 1)
-    wanted = kv_attention_plain(q, turned_by_matrix(k, position), v, LENGTH)
-    assert_same(kv_attention(q, *packed, LENGTH, rope=table(position), **FORMAT), wanted)
+    wanted = attended_plain(q, turned_by_matrix(k, position), v, LENGTH)
+    assert_same(attended(q, *packed, LENGTH, rope=table(position), **FORMAT), wanted)
 
 
 def test_only_distances_count() -> None:
@@ -94,11 +102,11 @@ def test_only_distances_count() -> None:
     position = torch.arange(float(L)).expand(1, 1, L)
     own = torch.full((B, H, T), 12.0)
     found = [
-        kv_attention(turned_by_matrix(q, own + moved), *packed, LENGTH, rope=table(position + moved), **FORMAT)
+        attended(turned_by_matrix(q, own + moved), *packed, LENGTH, rope=table(position + moved), **FORMAT)
         for moved in (0, 5)
     ]
     assert_same(found[1], found[0], 1e-5)
-    other = kv_attention(turned_by_matrix(q, own + 5), *packed, LENGTH, rope=table(position), **FORMAT)
+    other = attended(turned_by_matrix(q, own + 5), *packed, LENGTH, rope=table(position), **FORMAT)
     assert (other[0] - found[0][0]).abs().max() > 1e-3
 
 
@@ -107,9 +115,9 @@ def test_products_are_added_before_keys_are_turned() -> None:
     factor, basis = factors()[:2]
     sums = (factor.reshape(B, G, L // BLOCK, BLOCK, RANK) @ basis.reshape(B, G, L // BLOCK, RANK, D)).reshape(k.shape)
     position = torch.arange(float(L)).expand(B, G, L)
-    wanted = kv_attention_plain(q, turned_by_matrix(k + sums, position), v, LENGTH)
+    wanted = attended_plain(q, turned_by_matrix(k + sums, position), v, LENGTH)
     rope = table(position[:1, :1])
-    assert_same(kv_attention(q, *packed, LENGTH, None, None, factor, basis, rope=rope, block=BLOCK, **FORMAT), wanted)
+    assert_same(attended(q, *packed, LENGTH, None, None, factor, basis, rope=rope, block=BLOCK, **FORMAT), wanted)
 
 
 def test_one_body_serves_calls_with_sides_and_calls_without() -> None:
@@ -146,7 +154,7 @@ def attend(**changes: Any) -> Callable[[], object]:
     given: dict[str, Any] = dict(zip(("k_factor", "k_basis", "v_factor", "v_basis"), factors(), strict=True))
     given |= {"block": BLOCK, "rope": table(torch.zeros(1, 1, L)), **FORMAT, **changes}
     q, packed, _ = cache()
-    return lambda: kv_attention(q, *packed, LENGTH, **given)
+    return lambda: attended(q, *packed, LENGTH, **given)
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def checkpoint(folder: Path, tokenizer: Tokenizer, table: Tensor, head: Tensor |
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(table)
+        model.get_parameter("model.embed_tokens.weight").copy_(table)
         if head is not None:
-            model.get_output_embeddings().weight.copy_(head)
+            model.get_parameter("lm_head.weight").copy_(head)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
