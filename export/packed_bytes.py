@@ -77,21 +77,24 @@ def without_inner_bytes(
             node.attribute.append(helper.make_attribute("to", TensorProto.UINT8))
         if node.name in inner and node.op_type == "Cast" and node.output[0] in packed:
             source[node.output[0]] = node.input[0]
+    whole: set[str] = set()  # those that are int32 in `source`; a body's own numbers are of any type
     found: list[onnx.NodeProto] = []
     for node in nodes:
         moved = node.name not in inner and any(name in packed for name in _carried(node, packed)[1])
         if node.name in inner and node.op_type in {"Cast", *_LOOK_AT_SHAPE, *_MOVE_FIRST} or moved:
             for place in range(len(node.input) if node.op_type == "Concat" else 1):
                 name = node.input[place]
-                if (moved or node.op_type in _MOVE_FIRST) and name in packed and name not in source:
-                    source[name] = f"{name}/whole"
+                if (moved or node.op_type in _MOVE_FIRST and name not in source) and name in packed - whole:
+                    number, source[name] = source.get(name, name), f"{name}/whole"
                     found.append(
-                        helper.make_node("Cast", [name], [source[name]], name=source[name], to=TensorProto.INT32)
+                        helper.make_node("Cast", [number], [source[name]], name=source[name], to=TensorProto.INT32)
                     )
+                    whole.add(name)
                 node.input[place] = source.get(name, name)
         found.append(node)
         for place, name in enumerate(node.output if moved else ()):
             source[name] = node.output[place] = f"{name}/whole"
+            whole.add(name)
             found.append(helper.make_node("Cast", [source[name]], [name], name=f"{name}/bytes", to=TensorProto.UINT8))
     read = {name for node in found for name in node.input} | kept
     return [node for node in found if node.output[0] not in source or node.output[0] in read]

@@ -215,9 +215,10 @@ class ZipCache(Store):
                 for kind in KINDS
             }
             made |= self.pack_keys(joined) if which == "k" else self.pack_values(joined)
-        for name, value in made.items():
-            was = memory[name]
-            memory[name] = torch.where((rows > 0).reshape(-1, *(1,) * (was.ndim - 1)), value, was)
+        item = torch.arange(rows.shape[0], device=rows.device)
+        taken = torch.where(rows > 0, item + rows.shape[0], item)
+        for name, value in made.items():  # codes may be moved only, and not be compared or chosen as numbers are
+            memory[name] = torch.cat([memory[name], value]).index_select(0, taken)
         for name in ("keys", "values"):
             memory[name] = moved_up(memory[name], went)
         there = torch.arange(memory["saliency"].shape[2], device=rows.device) < (rows - went)[:, None]
