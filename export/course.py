@@ -146,13 +146,13 @@ class ProcedureCourse(Course):
         texts = [np.concatenate([ids, steps]) for ids, steps in zip(scenario.prompt, scenario.steps, strict=True)]
         yield from self._text(self._procedure.prompt, "prompt", texts)
         due = {entry.graph for entry in self._procedure.upkeep if entry.after in ("step", "run")}
-        self._came.clear()
+        in_prompt = Counter(self._came)
         ends = False
         for number in range(len(scenario.steps[0]) if batch else 0):
             if ends:  # what came last has been read by a step
                 break
             ends = scenario.enough is not None and number + 1 >= scenario.enough
-            ends = ends and all(self._came[graph] > 1 for graph in due)
+            ends = ends and all(self._came[graph] > max(in_prompt[graph], 1) for graph in due)
             run = Run(start=-1, tokens=1, counts=(1,) * batch, moments=("run", "step"))
             yield from self._read(self._procedure.step, run, f"step {number + 1}", texts)
         if self._procedure.score is not None:

@@ -110,7 +110,7 @@ def token_values(procedure: Procedure, graphs: Sequence[GraphSpec]) -> tuple[int
 
 
 def _scenario(procedure: Procedure, graphs: Sequence[GraphSpec], batch: int) -> Scenario:
-    """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came twice.
+    """Prompts of a chunk and a half and shorter ones, then steps until what is due now and then came, and came twice.
 
     Where something is due behind the prompt or a chunk of it, the prompt is long enough for that and for what is due in
     it to have come before. Both are shorter where there is less room.

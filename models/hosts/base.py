@@ -155,8 +155,8 @@ class Scenario:
         prompt: For each sequence its tokens, int64; they need not be equally many.
         steps: For each sequence the tokens that follow, equally many.
         media: Inputs of the graphs that read what stands beside the tokens, as `graph.tensor`.
-        enough: After so many steps it ends, one step behind that at which all that is due behind steps has come twice;
-            None: with its text.
+        enough: After so many steps it ends, one step behind that at which all that is due behind steps has come there,
+            and twice in all; None: with its text.
     """
 
     prompt: Sequence[Array]
