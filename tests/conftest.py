@@ -60,22 +60,36 @@ def native_library() -> Library:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Export zoo:digits_vit, once for each set of options and all workers; copy a bundle before you change it."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """What takes long to make, once for all workers: its name, and what puts it in a place; nobody changes it."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
     folder.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        output = folder / hashlib.sha256(name.encode()).hexdigest()[:16]
+        lock, whole = output.with_suffix(".lock"), output.with_suffix(".whole")
+        lock.touch()
+        with locked(lock, patience=900):
+            if not whole.exists():
+                make(output)
+                whole.touch()
+        return output
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[..., Path]:
+    """Export zoo:digits_vit, once for each set of options and all workers; copy a bundle before you change it."""
 
     @cache
     def export(compress: str = "tome:num_merged=4", **options: Any) -> Path:
         from trt_compress.export import api
 
-        output = folder / hashlib.sha256(repr((compress, sorted(options.items()))).encode()).hexdigest()[:16]
-        lock = output.with_suffix(".lock")
-        lock.touch()
-        with locked(lock, patience=900):
-            if not output.exists():
-                api.export_model("zoo:digits_vit", output=output, compress=compress, **options)
-        return output
+        def make(output: Path) -> None:
+            api.export_model("zoo:digits_vit", output=output, compress=compress, **options)
+
+        return made_once(repr((compress, sorted(options.items()))), make)
 
     return export

@@ -40,17 +40,19 @@ ROOMY = ("zipcache",)  # begins with slots for what one run packs at most, which
 
 
 @pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def bundle_of(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
     """The bundle of a policy, exported once, for the targets with function bodies and with plugins."""
-    folder = model(tmp_path_factory.mktemp("llama"))
+    folder = made_once("a tiny Llama", model)
 
     @cache
     def export(policy: str) -> Path:
-        output = folder / f"bundle-{EVERY.index(policy)}"
         targets = ("cpu", "rtx", "jetson-orin-jp6")
         how: dict[str, Any] = {"context": CONTEXT, "chunk": CHUNK, "batch": "1:1:4"}
-        export_model(f"hf:{folder}", output=output, compress=spec_of(policy, folder), targets=targets, **how)
-        return output
+
+        def make(output: Path) -> None:
+            export_model(f"hf:{folder}", output=output, compress=spec_of(policy, folder), targets=targets, **how)
+
+        return made_once(f"a tiny Llama with {policy}", make)
 
     return export
 
