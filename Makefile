@@ -33,7 +33,7 @@ test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 attack: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/attack --attack --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/attack tests/export/test_cache_proofs.py --attack --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP)
 	@echo "ruff format" && $(BIN)/ruff format --quiet --check .

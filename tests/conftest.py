@@ -22,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attack", action="store_true", help="run the long form of the attacks, and record what they saw")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the short form has no cases of."""
+    if not config.getoption("--attack"):
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if torch := sys.modules.get("torch"):  # what a test draws depends on no test before it
         torch.manual_seed(0)

@@ -170,6 +170,8 @@ class Gear(Kivi):
 def outliers_of(lines: Tensor, count: int) -> Tensor:
     """Numbers of the largest and of the smallest entries along the last axis, `count` of each, [..., 2 * count] int64;
     of equal ones the first, and each once."""
+    if not count:
+        return torch.zeros(*lines.shape[:-1], 0, dtype=torch.int64, device=lines.device)
     flat = lines.flatten(0, -2)
     _, most, _ = token_select(flat[..., None], flat, num_kept=count)
     others = torch.where(marked(most, flat.shape[1]) > 0, -_HIDDEN, -flat)

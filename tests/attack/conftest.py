@@ -17,14 +17,6 @@ from trt_compress.tools.bench.records import append_record
 RECORD = Path(__file__).resolve().parents[2] / "tools" / "bench" / "results" / "attack.jsonl"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what the short form has no cases of."""
-    if not config.getoption("--attack"):
-        left_out = [item for item in items if item.get_closest_marker("long")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
 class Attack:
     """How much to do, and what was seen.
 

@@ -29,12 +29,29 @@ QUICK = "snapkv:budget=40,window=8+int4:group=8"
 CLOSE = 1e-4
 
 
-def marked(names: tuple[str, ...]) -> list[Any]:
-    """All of them, but only the representative in the quick run."""
-    return [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+ALIKE = {
+    **dict.fromkeys(("random_kv", "knorm", "keydiff", "tova", "streamingllm"), "expected"),
+    **dict.fromkeys(("snapkv", "pyramidkv", "compresskv", "int4"), QUICK),
+    **dict.fromkeys(("h2o", "int8"), "h2o:budget=40,every=4,in_chunks=true+int8"),
+    **dict.fromkeys(("plain", "kivi"), "pyramidkv:budget=40,window=8+kivi:bits=4,group=8,residual=16"),
+}
+"""Policies whose states are kept and moved as those of another; they are run with the long form of the attacks."""
+CPU_ONLY = {"kvquant": "is uint8 inside the graph"}
+"""Policies that preflight refuses for TensorRT, and what it says."""
 
 
-every_policy = pytest.mark.parametrize("policy", marked(EVERY))
+def marked(names: tuple[str, ...], *, alike: bool = True) -> list[Any]:
+    """All of them, but only the representative in the quick run; those alike in the long one alone."""
+    found = []
+    for name in names:
+        marks = [] if name == QUICK else [pytest.mark.slow]
+        marks += [pytest.mark.long] if name in ALIKE and not alike else []
+        found.append(pytest.param(name, marks=marks))
+    return found
+
+
+each_policy = pytest.mark.parametrize("policy", marked(EVERY))
+every_policy = pytest.mark.parametrize("policy", marked(EVERY, alike=False))
 TOGETHER = ("zipcache",)  # packs all sequences of a batch anew when one has to be: the same where all have to be
 ROOMY = ("zipcache",)  # begins with slots for what one run packs at most, which here is the whole context
 
@@ -46,7 +63,7 @@ def bundle_of(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Cal
 
     @cache
     def export(policy: str) -> Path:
-        targets = ("cpu", "rtx", "jetson-orin-jp6")
+        targets = ("cpu",) if policy in CPU_ONLY else ("cpu", "rtx", "jetson-orin-jp6")
         how: dict[str, Any] = {"context": CONTEXT, "chunk": CHUNK, "batch": "1:1:4"}
 
         def make(output: Path) -> None:
@@ -81,12 +98,16 @@ def value(sequences: Sequences, key: str) -> Array:
 # ---- targets --------------------------------------------------------------------------------------------------------
 
 
-@every_policy
+@each_policy
 def test_tensorrt_rtx_builds_every_graph_and_jetpack_6_takes_its_plugins(
     policy: str, bundle_of: Callable[[str], Path]
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the real builder: pip install 'trt-compress[rtx]'")
     bundle = bundle_of(policy)
+    if policy in CPU_ONLY:
+        report = preflight_report(bundle, target="rtx")
+        assert any(CPU_ONLY[policy] in finding.message for finding in report.errors)
+        return
     report = preflight_report(bundle, target="rtx")
     said = [sentence for sentence in report.checked if sentence.startswith("the file itself was ")]
     assert report.findings == ()
@@ -101,7 +122,7 @@ def test_tensorrt_rtx_builds_every_graph_and_jetpack_6_takes_its_plugins(
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-@every_policy
+@each_policy
 def test_bytes_in_the_manifest_are_those_of_the_arrays(policy: str, bundle_of: Callable[[str], Path]) -> None:
     """Behind a prompt that fills the context: of each layer all its states, of their slots those in use."""
     bundle = bundle_of(policy)
