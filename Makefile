@@ -1,6 +1,6 @@
 # make demo    install, then export, verify, build and time a compressed model
 # make test    install, then run the tests (PYTEST_ARGS="-k name" narrows them, JOBS=1 runs one at a time)
-# make attack  the long form of the attacks on the product (about 30 minutes), with its figures in the records
+# make attack  the long form of the attacks on the product (about 40 minutes), with its figures in the records
 # make check   formatting, lint and types
 # make gpu-check  check every kernel on the GPU of this machine (GPU_ARGS="--tensorrt DIR", GPU_PYTHON=python3)
 # make gpu-kernels, make gpu-end-to-end  time kernels and models there
