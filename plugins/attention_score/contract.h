@@ -47,9 +47,13 @@ Size partsOf(int64_t reduction, Size heads, Size groups)
 }
 
 //! Keys that get a score. A stop that is not positive counts from the end of the keys.
+//! Attributes that nobody has checked yet may be any numbers; beyond any number of keys they are all alike.
 template <typename Size>
 Size spanOf(int64_t start, int64_t stop, Size numKeys)
 {
+    constexpr int64_t kMOST = int64_t{1} << 60;
+    start = std::clamp(start, -kMOST, kMOST);
+    stop = std::clamp(stop, -kMOST, kMOST);
     return stop > 0 ? Size{stop - start} : numKeys - (start - stop);
 }
 
