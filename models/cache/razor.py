@@ -19,6 +19,7 @@ from trt_compress.models.compressors.calibration import (
     Calibrated,
     CalibrationData,
     CalibrationHost,
+    alike_tensors,
     artifact_tensors,
 )
 from trt_compress.models.compressors.sites import Arrival
@@ -197,22 +198,8 @@ def retrieval_heads(echo: Tensor, induction: Tensor, config: RazorConfig) -> Ten
 
 
 def search_of(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of a head search, in float32.
-
-    Raises:
-        ConfigError: Some are missing, too many, misshaped or not finite.
-    """
-    fits = sorted(tensors) == ["echo", "induction"] and all(
-        tensor.ndim == 2 and tensor.is_floating_point() and tensor.shape == tensors["echo"].shape
-        for tensor in tensors.values()
-    )
-    if not fits or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        has = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())) or "no tensors"
-        raise ConfigError(
-            f"razorattention: {where} has {has}; a search is `echo` and `induction`, [layers, KV heads] of finite "
-            "numbers in floating point."
-        )
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    """The tensors of what `calibrate` made; as `alike_tensors`."""
+    return alike_tensors(tensors, f"razorattention: {where}", "a search", ("echo", "induction"), ("layers", "KV heads"))
 
 
 def _taken(x: Tensor, heads: Sequence[int]) -> Tensor:

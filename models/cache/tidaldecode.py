@@ -20,6 +20,7 @@ from trt_compress.models.compressors.calibration import (
     Calibrated,
     CalibrationData,
     CalibrationHost,
+    alike_tensors,
     artifact_tensors,
 )
 from trt_compress.models.compressors.sites import Arrival
@@ -157,22 +158,8 @@ def best_layer(tensors: Mapping[str, Tensor], start: int) -> int:
 
 
 def calibration_of(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of a calibration, in float32.
-
-    Raises:
-        ConfigError: Some are missing, too many, misshaped or not finite.
-    """
-    fits = sorted(tensors) == ["answered", "probability"] and all(
-        tensor.ndim == 1 and tensor.is_floating_point() and tensor.shape == tensors["answered"].shape
-        for tensor in tensors.values()
-    )
-    if not fits or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        has = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())) or "no tensors"
-        raise ConfigError(
-            f"tidaldecode: {where} has {has}; a calibration is `answered` and `probability`, [layers] of finite "
-            "numbers in floating point."
-        )
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    """The tensors of what `calibrate` made; as `alike_tensors`."""
+    return alike_tensors(tensors, f"tidaldecode: {where}", "a calibration", ("answered", "probability"), ("layers",))
 
 
 def _check_layers(start: int, count: int, host: str) -> None:

@@ -122,3 +122,30 @@ def artifact_tensors(file: ArtifactFile, where: str) -> dict[str, Tensor]:
         )
     with reading(f"{where} {shown(file.path)}", "make it again with `trt-compress calibrate`"):
         return {name: torch.as_tensor(tensor) for name, tensor in load(file.content).items()}
+
+
+def alike_tensors(
+    tensors: Mapping[str, Tensor], where: str, what: str, names: Sequence[str], axes: Sequence[str]
+) -> dict[str, Tensor]:
+    """Tensors of one shape that calibration made, in float32.
+
+    Args:
+        tensors: By name.
+        where, what: What they are in, and what they should be, for messages: `razorattention: the file`, `a search`.
+        names: Those that there are to be.
+        axes: Of each.
+
+    Raises:
+        ConfigError: Some are missing, too many, misshaped or not finite.
+    """
+    fits = sorted(tensors) == sorted(names) and all(
+        tensor.ndim == len(axes) and tensor.is_floating_point() and tensor.shape == tensors[names[0]].shape
+        for tensor in tensors.values()
+    )
+    if not fits or not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        has = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())) or "no tensors"
+        wanted = " and ".join(f"`{name}`" for name in names)
+        raise ConfigError(
+            f"{where} has {has}; {what} is {wanted}, [{', '.join(axes)}] of finite numbers in floating point."
+        )
+    return {name: tensor.float() for name, tensor in tensors.items()}
