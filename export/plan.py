@@ -306,8 +306,9 @@ def _fit(
     usable = int(memory * _GIB * USABLE)
 
     def needed(length: int) -> int:
-        _, caches = cache_bytes(config, context=length, chunk=chunk, batch=batch, store=cache.name)
-        return weights.bytes + caches + _work(config, length, min(chunk, length), batch)
+        run = min(chunk, length)
+        _, caches = cache_bytes(config, context=length, chunk=run, batch=batch, store=cache.name)
+        return weights.bytes + caches + _work(config, length, run, batch)
 
     low, high = 0, config.limit
     while low < high:  # the longest that fits

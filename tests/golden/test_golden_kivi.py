@@ -118,7 +118,8 @@ def test_last_token_of_a_layer(case: str, form: str) -> None:
     attributes |= {"k_rank": 0, "v_rank": 0, "block": 0, "turned": 0}
     packed = [join(keys[0], meta["k_bits"]), *keys[1:], join(padded[0], meta["v_bits"]), *padded[1:]]
     length = torch.full((len(q),), num_packed)
-    others = length, torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1), -1)
+    none = torch.zeros(1, 1, 1, 1)
+    others = length, none, torch.full((1, 1, 1), -1), *(none.to(keys[1].dtype),) * 4, none
     mean, lse = call(form, "TrtcKVAttention", attributes, q.contiguous(), *packed, *others)
 
     logits = q @ k[:, :, num_packed:].transpose(2, 3) / q.shape[-1] ** 0.5

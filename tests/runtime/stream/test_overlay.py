@@ -345,7 +345,8 @@ def test_a_closed_loop_has_no_clock_and_waits_between_frames() -> None:
     counts = branch.counts
     assert (counts.drawn, counts.behind) == (20, 0)
     # 20 frames of 10 ms: what was not waited for was drawn after the end.
-    assert 100_000_000 < counts.waited_ns < finished.wall_ns and counts.after_ns > 10_000_000
+    assert 100_000_000 < counts.waited_ns < finished.wall_ns and counts.after_ns > 0
+    assert counts.waited_ns + counts.after_ns > 180_000_000
     times_ns = finished.ledger.frames()
     late = [end - arrival for end, arrival in zip(times_ns.end_ns, times_ns.arrival_ns, strict=True)]
     assert np.median(late) < 8_000_000  # no frame's time
