@@ -36,6 +36,17 @@ CONTEXT = 8192
 _FILLS = (128, 2048, 8000)
 _FORMS = ("4:128", "4")  # of the second one many GGUF files are, which then stay the same numbers
 _TURN = 8  # tokens that are read one by one before it is the next one's turn
+_INSTRUCTIONS = {
+    "avx": "AVX",
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "bmi2": "BMI2",
+    "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+}
 _REST_S = 0.02  # until no thread waits in a busy loop any more, which would take a core from the next one
 
 
@@ -139,11 +150,24 @@ def _environment(runtime: str, folder: Path, step: Callable[[str], None]) -> Pat
         step(f"making an environment with {runtime}, which may have to be compiled")
         place.parent.mkdir(parents=True, exist_ok=True)
         _require(run(["python3", "-m", "venv", place]))
-        packages = PACKAGES[runtime]
-        _require(
-            run([python, "-m", "pip", "install", "--quiet", *packages], variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
-        )
+        install = [python, "-m", "pip", "install", "--quiet", *PACKAGES[runtime]]
+        _require(run(install, variables={"CMAKE_ARGS": _instructions()}))
     return python
+
+
+def _instructions() -> str:
+    """How llama.cpp is compiled: for all that this processor can do but AMX.
+
+    With AMX a prompt of a model in Q4_1 ends its process with a general protection fault (llama-cpp-python 0.3.36 on a
+    virtual Xeon of the fourth generation).
+    """
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text(errors="replace").split()) if cpu.is_file() else set[str]()
+    if "amx_tile" not in flags:
+        return "-DGGML_NATIVE=ON"
+    return " ".join(
+        ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for flag, name in _INSTRUCTIONS.items() if flag in flags)]
+    )
 
 
 def _genai_model(gguf: Path, python: Path, folder: Path, step: Callable[[str], None]) -> Path:
