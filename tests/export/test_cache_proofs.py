@@ -1,9 +1,10 @@
 """What holds of every cache policy, on its bundle: targets, bytes, rows that are never read, batches, growth, files.
 
 That its graphs compute what torch computes, one by one and by their procedure, is what the export itself has verified.
+Bytes and positions are asked of every policy in torch: `tests/models/cache/test_every_policy.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,29 +30,36 @@ QUICK = "snapkv:budget=40,window=8+int4:group=8"
 CLOSE = 1e-4
 
 
-ALIKE = {
-    **dict.fromkeys(("random_kv", "knorm", "keydiff", "tova", "streamingllm"), "expected"),
-    **dict.fromkeys(("snapkv", "pyramidkv", "compresskv", "int4"), QUICK),
+PARTS = {
+    **dict.fromkeys(("snapkv", "int4"), QUICK),
     **dict.fromkeys(("h2o", "int8"), "h2o:budget=40,every=4,in_chunks=true+int8"),
-    **dict.fromkeys(("plain", "kivi"), "pyramidkv:budget=40,window=8+kivi:bits=4,group=8,residual=16"),
+    **dict.fromkeys(("pyramidkv", "kivi", "plain"), "pyramidkv:budget=40,window=8+kivi:bits=4,group=8,residual=16"),
+    "streamingllm": "streamingllm:budget=40,positions=cache,every=8,in_chunks=true",
 }
-"""Policies whose states are kept and moved as those of another; they are run with the long form of the attacks."""
+"""Policies that compute nothing which a setting beside them does not; the long form of the attacks has them."""
+ALIKE = {
+    **PARTS,
+    **dict.fromkeys(("random_kv", "knorm", "keydiff", "tova"), "expected"),
+    "compresskv": QUICK,
+}
+"""Policies whose states are kept and moved as those of another. They are built for TensorRT, where they are no part,
+and the rest of what holds of their bundles is in the long form; `test_every_policy` asks their graphs in torch."""
 CPU_ONLY = {"kvquant": "is uint8 inside the graph"}
 """Policies that preflight refuses for TensorRT, and what it says."""
 
 
-def marked(names: tuple[str, ...], *, alike: bool = True) -> list[Any]:
-    """All of them, but only the representative in the quick run; those alike in the long one alone."""
+def marked(names: tuple[str, ...], long: Iterable[str]) -> list[Any]:
+    """All of them, but only the representative in the quick run; those in `long` in the long form alone."""
     found = []
     for name in names:
         marks = [] if name == QUICK else [pytest.mark.slow]
-        marks += [pytest.mark.long] if name in ALIKE and not alike else []
+        marks += [pytest.mark.long] if name in long else []
         found.append(pytest.param(name, marks=marks))
     return found
 
 
-each_policy = pytest.mark.parametrize("policy", marked(EVERY))
-every_policy = pytest.mark.parametrize("policy", marked(EVERY, alike=False))
+every_part = pytest.mark.parametrize("policy", marked(EVERY, PARTS))
+every_policy = pytest.mark.parametrize("policy", marked(EVERY, ALIKE))
 TOGETHER = ("zipcache",)  # packs all sequences of a batch anew when one has to be: the same where all have to be
 ROOMY = ("zipcache",)  # begins with slots for what one run packs at most, which here is the whole context
 
@@ -98,7 +106,7 @@ def value(sequences: Sequences, key: str) -> Array:
 # ---- targets --------------------------------------------------------------------------------------------------------
 
 
-@each_policy
+@every_part
 def test_tensorrt_rtx_builds_every_graph_and_jetpack_6_takes_its_plugins(
     policy: str, bundle_of: Callable[[str], Path]
 ) -> None:
@@ -122,7 +130,7 @@ def test_tensorrt_rtx_builds_every_graph_and_jetpack_6_takes_its_plugins(
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-@each_policy
+@every_policy
 def test_bytes_in_the_manifest_are_those_of_the_arrays(policy: str, bundle_of: Callable[[str], Path]) -> None:
     """Behind a prompt that fills the context: of each layer all its states, of their slots those in use."""
     bundle = bundle_of(policy)
@@ -293,8 +301,7 @@ def first_keys(tokens: list[int]) -> Array:
     return np.asarray(cached.layers[0].keys[0].numpy())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", (*SELECTORS, *(each for each in EVERY if "positions=cache" in each)))
+@pytest.mark.parametrize("policy", marked((*SELECTORS, *(each for each in EVERY if "positions=cache" in each)), ALIKE))
 def test_positions_go_on_behind_all_that_was_read(policy: str, bundle_of: Callable[[str], Path]) -> None:
     """Behind a prompt of 100 tokens of which fewer are kept the next one has the place 100; with positions of the
     cache the place of its slot."""

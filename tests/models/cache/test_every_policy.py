@@ -1,13 +1,17 @@
-"""What holds of every policy by its definition: who keeps all changes nothing, and packed codes are what they were."""
+"""What holds of every policy by its definition: who keeps all changes nothing, and packed codes are what they were.
+
+Here in torch; `tests/export/test_cache_proofs.py` asks the bundles of policies that differ in what keeps states.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.models.cache.policies import SELECTORS, model, spec_of
+from tests.models.cache.policies import CHUNK, CONTEXT, EVERY, SELECTORS, model, spec_of
 from tests.models.cache.runs import CacheRun
-from tests.models.decoders import text
+from tests.models.decoders import reference, text
 from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts.decoder import Decoder
@@ -43,6 +47,63 @@ def test_a_selector_that_keeps_all_changes_nothing(policy: str, folder: Path, de
         torch.testing.assert_close(kept.read([prompt]), plain.read([prompt]), rtol=0, atol=1e-4)
         for token in steps:
             torch.testing.assert_close(kept.step([token]), plain.step([token]), rtol=0, atol=1e-4)
+
+
+def run_of(policy: str, folder: Path, decoder: Decoder, *, chunk: int = CHUNK) -> CacheRun:
+    """One sequence with a policy of `EVERY`."""
+    read = for_weights(parse_spec(spec_of(policy, folder)), source="tiny", sha256=Directory(folder).sha256())
+    return CacheRun(decoder, read, context=CONTEXT, chunk=chunk)
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_bytes_that_are_planned_are_those_of_the_states(policy: str, folder: Path, decoder: Decoder) -> None:
+    """Behind a prompt that fills the context: of each layer all its states, of their slots those in use."""
+    run = run_of(policy, folder, decoder)
+    run.read([text(CONTEXT).tolist()])
+    capacities = {each.symbol: each for graph in run.graphs.values() for each in graph.capacities}
+    states = {str(state.name): state for graph in run.graphs.values() for state in graph.states}
+    stored: dict[int, int] = {}
+    for name, state in states.items():
+        if state.layer is None:
+            continue
+        array = run.states[name]
+        axis = next((axis for axis, dim in enumerate(state.shape) if dim in capacities), None)
+        slots = used = 1
+        if axis is not None:
+            counted = capacities[str(state.shape[axis])].used
+            slots, used = array.shape[axis], int((run.seen if counted is None else run.states[counted])[0])
+        stored[state.layer] = stored.get(state.layer, 0) + array.nbytes // slots * used
+    planned: dict[int, int] = {}
+    for site in run.plan.sites:
+        planned[site.layer] = planned.get(site.layer, 0) + (site.bytes or 0)
+    assert planned == stored and min(planned.values()) > 0
+
+
+@torch.no_grad()
+def first_keys(tokens: list[int]) -> Tensor:
+    """The turned keys of the first layer, [G, N, D], as transformers keeps them: of token and place alone."""
+    keys: Tensor = reference("llama")(torch.tensor([tokens]), use_cache=True).past_key_values.layers[0].keys[0]
+    return keys
+
+
+@pytest.mark.parametrize("policy", (*SELECTORS, *(each for each in EVERY if "positions=cache" in each)))
+def test_positions_go_on_behind_all_that_was_read(policy: str, folder: Path, decoder: Decoder) -> None:
+    """Behind a prompt of 100 tokens of which fewer are kept the next one has the place 100; with positions of the
+    cache the place of its slot."""
+    run = run_of(policy, folder, decoder)
+    prompt, next_ = text(100).tolist(), text(3, seed=8).tolist()
+    run.read([prompt])
+    for number, token in enumerate(next_):
+        rows = int(run.states["rows"][0])
+        assert rows < 100 + number
+        run.step([token])
+        if int(run.states["rows"][0]) != rows + 1:
+            continue  # it has chosen anew behind the step, or packed
+        place = rows if "positions=cache" in policy else 100 + number
+        wanted = first_keys([*prompt, *next_, *prompt][:place] + [token])[:, -1]
+        torch.testing.assert_close(run.states["keys_0"][0, :, rows], wanted, rtol=0, atol=1e-4)
+        return
+    pytest.fail("every step was followed by upkeep")
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
