@@ -152,13 +152,16 @@ class Sequences:
             self._turn(media.graphs, {name: value for name, value in inputs.items() if _graph(name) in media.graphs})
         self._attended = True
 
-    def read(self, prompts: Sequence[Array], *, between: Callable[[int], None] | None = None) -> Array:
+    def read(
+        self, prompts: Sequence[Array], *, between: Callable[[int], None] | None = None, goes_on: bool = False
+    ) -> Array:
         """Read tokens that are known.
 
         Args:
             prompts: For each sequence its tokens, integers [N]; N may differ where the bundle can tell filling apart.
             between: Is called before each run with the number of tokens that were read; what it raises ends the
                 reading there.
+            goes_on: They are parts of prompts, and not the last ones: what is due behind a prompt is not yet.
 
         Returns:
             The logits behind the last token of each sequence, [B, V].
@@ -173,7 +176,7 @@ class Sequences:
         self._require("read")
         texts = self._checked(prompts)
         found: Array | None = None
-        for run, logits in self._runs(self._procedure.prompt, texts, between):
+        for run, logits in self._runs(self._procedure.prompt, texts, between, goes_on=goes_on):
             rows = logits if logits.ndim == 2 else logits[np.arange(len(texts)), np.maximum(run.counts, 1) - 1]
             found = np.zeros_like(rows) if found is None else found
             for row, text in enumerate(texts):
@@ -313,11 +316,13 @@ class Sequences:
         between: Callable[[int], None] | None = None,
         *,
         scoring: bool = False,
+        goes_on: bool = False,
     ) -> Iterator[tuple[Run, Array]]:
         """The runs that read whole texts, each with what it gave."""
         rows = self._rows(texts)
         try:
-            runs = list(runs_of(part, self._manifest.lengths, [len(text) for text in texts], scoring=scoring))
+            lengths = [len(text) for text in texts]
+            runs = list(runs_of(part, self._manifest.lengths, lengths, scoring=scoring, goes_on=goes_on))
         except ValueError as error:
             raise ConfigError(f"{_sentence(error)}.") from None
         for run in runs:

@@ -232,6 +232,7 @@ class Generator:
         *,
         behind: Prefix | None = None,
         between: Callable[[int], None] | None = None,
+        goes_on: bool = False,
     ) -> Prefix:
         """Read the beginning of prompts once, for `prefix` of `generate`.
 
@@ -239,6 +240,9 @@ class Generator:
             prompt: All of it.
             behind: What was read of it already; it stays as it is.
             between: As for `Sequences.read`.
+            goes_on: More of the prompt follows in any case. What is due behind a prompt then waits for that, so that
+                caches are compressed as if all of it had been read at once; runs are divided alike if this is a
+                multiple of the tokens of a run.
 
         Raises:
             ConfigError: It does not begin with what was read, or says nothing more.
@@ -250,7 +254,7 @@ class Generator:
             raise ConfigError(f"The prefix does not go on behind the {known} tokens that were read; give all of it.")
         check_memory(self.session.bundle.manifest, batch=1, slots=len(tokens))
         sequences = self._begin(1) if behind is None else behind.fork()
-        logits = sequences.read([np.asarray(tokens[known:], np.int64)], between=between)
+        logits = sequences.read([np.asarray(tokens[known:], np.int64)], between=between, goes_on=goes_on)
         return Prefix(tokens=tuple(tokens), sequences=sequences, logits=np.asarray(logits[0], np.float32))
 
     def load_prefix(self, path: str | Path) -> Prefix:

@@ -46,10 +46,10 @@ class Prefixes:
         """
         if not self._most:
             return None
-        common = tuple(prompts[0][: min(_alike(prompts[0], other) for other in prompts)])
+        common = tuple(prompts[0][: min(alike(prompts[0], other) for other in prompts)])
         with self._lock:
             shared = len(common) if len(prompts) > 1 else 0
-            shared = max([shared, *(_alike(common, other) for other in self._recent)])
+            shared = max([shared, *(alike(common, other) for other in self._recent)])
             self._recent.append(common)
             fitting = [tokens for tokens in self._kept if common[: len(tokens)] == tokens]
             known = self._kept[max(fitting, key=len)] if fitting else None
@@ -66,7 +66,7 @@ class Prefixes:
         return found
 
 
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+def alike(one: Sequence[int], other: Sequence[int]) -> int:
     """With how many equal tokens both begin."""
     count = 0
     for mine, theirs in zip(one, other, strict=False):

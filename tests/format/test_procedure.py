@@ -217,6 +217,15 @@ def test_a_prompt_is_read_in_runs(part: Pass, prompts: list[int], expected: list
     assert [("prompt" in run.moments) for run in runs] == [False] * (len(runs) - 1) + [True] * bool(runs)
 
 
+def test_a_part_of_a_prompt_has_no_last_run() -> None:
+    part = Pass(graphs=("s",), tokens="time")
+    whole, parts = (list(runs_of(part, LENGTHS, [6], goes_on=goes_on)) for goes_on in (False, True))
+    assert [(run.start, run.counts) for run in parts] == [(run.start, run.counts) for run in whole]
+    assert [run.moments for run in parts] == [("run", "chunk")] * 2 and "prompt" in whole[1].moments
+    with pytest.raises(ValueError, match="the prompt is read at once, and a part of it was given"):
+        list(runs_of(Pass(graphs=("s",), tokens="all", whole=True), LENGTHS, [5], goes_on=True))
+
+
 def test_a_prompt_that_is_read_at_once_has_to_fit() -> None:
     with pytest.raises(ValueError, match="the prompt has 10 tokens, and from 2 to 9 are read at once"):
         list(runs_of(Pass(graphs=("s",), tokens="all", whole=True), LENGTHS, [10]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trt_compress.runtime.proportion import difference, share
+from trt_compress.runtime.proportion import difference, effect_of_groups, share
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,28 @@ def test_the_interval_of_a_change_holds_it_in_about_95_of_100_samples() -> None:
         found = difference(won=int(won), lost=int(lost), n=200)
         held += found.low <= -0.04 <= found.high
     assert 0.93 <= held / 2000 <= 0.98
+
+
+def test_things_that_were_drawn_alone_are_one_each() -> None:
+    assert effect_of_groups([[1], [0], [0], [1], [1]]) == pytest.approx(1)
+    assert effect_of_groups([[1, 1], [1, 1]]) == effect_of_groups([[1, 0, 1]]) == 1
+    assert effect_of_groups([[1, 0]] * 9) == 1, "never less"
+    copies = effect_of_groups([[value] * 4 for value in (1, 0, 0, 1, 1, 0, 0, 0)])
+    assert copies == pytest.approx(4 * (31 / 32) / (7 / 8))
+
+
+def test_the_interval_of_groups_holds_the_truth_where_that_of_single_ones_does_not() -> None:
+    generator, held = np.random.default_rng(1), np.zeros(2)
+    for _ in range(500):
+        levels = generator.beta(2, 2, size=40)  # of each group its own, half on average
+        groups = [(generator.random(10) < level).tolist() for level in levels]
+        count, effect = sum(map(sum, groups)), effect_of_groups(groups)
+        intervals = [share(count, 400), share(count, 400, effect=effect)]
+        held += [each.low <= 0.5 <= each.high for each in intervals]
+    assert held[0] / 500 < 0.85 and 0.92 <= held[1] / 500 <= 0.98
+
+
+def test_a_change_of_groups_is_known_less_well() -> None:
+    alone, grouped = (difference(won=3, lost=20, n=200, effect=effect) for effect in (1.0, 4.0))
+    assert grouped.value == alone.value
+    assert grouped.high - grouped.low == pytest.approx(2 * (alone.high - alone.low))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.runtime.counter_bundles import FLUSH, PERIOD, write, write_viewer
 from trt_compress.errors import BundleError, ConfigError, ShapeError
-from trt_compress.format.procedure import Pass
+from trt_compress.format.procedure import Pass, Upkeep
 from trt_compress.runtime import Session
 from trt_compress.runtime.sequences import Sequences, graphs_for
 
@@ -147,6 +147,24 @@ def test_upkeep_that_makes_no_room_is_the_bundle_s_fault(tmp_path: Path) -> None
         sequence = Sequences(session)
         with pytest.raises(BundleError, match="procedure is at fault: 'flush' was run because 'slots' has 6 slots"):
             sequence.read([np.arange(9)])
+
+
+def test_a_prompt_in_parts_is_kept_up_at_its_end(tmp_path: Path) -> None:
+    due = Upkeep(graph="flush", after="prompt", capacity="slots", at_least=PERIOD)
+    with Session.open(write(tmp_path / "b", upkeep=(due,))) as session:
+        text, found = np.arange(1, 10), []
+        for parts in ([9], [6, 3], [3, 3, 3]):
+            sequence = Sequences(session)
+            *first, last = np.split(text, np.cumsum(parts)[:-1])
+            for part in first:
+                sequence.read([part], goes_on=True)
+                assert sequence.upkeeps == 0
+            found.append(sequence.read([last]))
+            assert sequence.upkeeps == 1 and sequence.seen == (9,)
+        np.testing.assert_array_equal(found, [[[45, 8, 9, 0]]] * 3)
+        early = Sequences(session)
+        early.read([text[:6]])
+        np.testing.assert_array_equal(early.read([text[6:]]), [[45, 8, 3, 0]])
 
 
 def test_a_prompt_at_once(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ later text. Whatever else is refused, and nothing has changed. A token of a step
 an N outside its range is refused. Otherwise runs of the largest T read them from the front, and a last one what is
 left, at least the smallest T. In the run that begins at the token s, `count[b]` is N[b] - s, but at least 0 and at most
 T. The logits of sequence b are those of the run that read its last token. Text that comes later, behind steps, is read
-in the same way: `seen` goes on.
+in the same way: `seen` goes on. A prompt may be given in parts: the runs of all parts but the last are no last run, so
+that what is due behind a prompt waits for its end.
 
 **A step** reads the next token of each sequence: one run of `step` with T = 1. A sequence that has ended has the count
 0, or is taken out of the states.
@@ -213,20 +214,31 @@ def range_of(part: Pass, lengths: Mapping[str, Range]) -> tuple[int, int]:
     return found.min, found.max
 
 
-def runs_of(part: Pass, lengths: Mapping[str, Range], counts: Sequence[int], *, scoring: bool = False) -> Iterator[Run]:
+def runs_of(
+    part: Pass, lengths: Mapping[str, Range], counts: Sequence[int], *, scoring: bool = False, goes_on: bool = False
+) -> Iterator[Run]:
     """The runs by which a pass reads prompts of these lengths, one for each sequence; or texts that it scores.
 
+    Args:
+        part: The pass.
+        lengths: Of the manifest.
+        counts: Tokens of each.
+        scoring: They are scored.
+        goes_on: They are parts of prompts, and not the last ones.
+
     Raises:
-        ValueError: The pass reads a prompt at once, and it does not fit its range.
+        ValueError: The pass reads a prompt at once, and it does not fit its range, or is only a part.
     """
     total = max(counts, default=0)
     low, high = range_of(part, lengths)
     if part.whole and not low <= total <= high:
         raise ValueError(f"the prompt has {total} tokens, and from {low} to {high} are read at once")
+    if part.whole and goes_on:
+        raise ValueError("the prompt is read at once, and a part of it was given")
     step = total if part.whole else high
     for start in range(0, total, max(step, 1)):
         tokens = max(low, min(step, total - start))
-        last = start + tokens >= total
+        last = start + tokens >= total and not goes_on
         yield Run(
             start=start,
             tokens=tokens,

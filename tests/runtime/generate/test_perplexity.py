@@ -66,6 +66,24 @@ def test_needles() -> None:
         needles(words, 10, 1, 0)
 
 
+def test_questions_to_one_text() -> None:
+    for made in (needles(words, 400, 5, 7, together=2), recalls(words, 400, 5, 7, together=2)):
+        assert [each.document for each in made] == [0] * 10 + [1] * 10 + [2] * 5
+        assert [made[at].depth for at in (0, 1, 2, 9, 10, 20, 21)] == [0, 0, 0.25, 1, 0, 0, 0.25]
+        for document in range(3):
+            asked = [each for each in made if each.document == document]
+            (text,) = {each.text.rpartition("\n\n")[0] for each in asked}
+            assert len({each.key for each in asked}) == len({each.number for each in asked}) == len(asked)
+            assert max(words(each) for each in asked) in range(400 - 25, 401)
+            for each in asked:
+                assert text.count(f"{each.opening} {each.number}.") == 1
+                assert text.index(f" {each.number}.") / len(text) == pytest.approx(each.depth, abs=0.12)
+    few = recalls(words, 400, 1, 0, pairs=3, together=1)
+    assert [each.text.splitlines().index(f"{each.opening} {each.number}.") for each in few] == [0, 0, 0, 1, 2]
+    with pytest.raises(ValueError, match="10 needles and a question have"):
+        needles(words, 60, 2, 0, together=2)
+
+
 @pytest.mark.parametrize("pairs", [None, 5])
 def test_recall(pairs: int | None) -> None:
     made = recalls(words, 200, 3, 7, pairs)
@@ -93,5 +111,8 @@ def test_recall(pairs: int | None) -> None:
     ],
 )
 def test_answers(answer: str, is_right: bool) -> None:
-    question = TextQuestion(kind="needle", depth=0, key="Oslo", number="48213", text="", opening="")
+    question = TextQuestion(document=0, kind="needle", depth=0, key="Oslo", number="48213", text="", opening="")
     assert question.is_right(answer) == is_right
+    said = [question.settled(answer[:count]) for count in range(len(answer) + 1)]
+    assert set(said) <= {None, is_right}, "an answer is settled only if nothing that follows changes it"
+    assert question.settled(f"{answer} x") is (is_right if any(each.isdigit() for each in answer) else None)
