@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.files import read_regular
 from trt_compress.foreign import refusals_said
+from trt_compress.format.procedure import range_of
 from trt_compress.runtime.generate.generator import Generator
 from trt_compress.runtime.generate.perplexity import Perplexity, PerplexityChange, change_of, perplexity_of, windows_of
+from trt_compress.runtime.generate.prefixes import alike
 from trt_compress.runtime.generate.questions import MAX_NEW, MOST_PAIRS, NEEDLE, RECALL, TextQuestion, needles, recalls
+from trt_compress.runtime.generate.stream import Prefix
 from trt_compress.runtime.generate.text import BundleText, open_bundle
-from trt_compress.runtime.proportion import Difference, Share, difference, share
+from trt_compress.runtime.proportion import Difference, Share, difference, effect_of_groups, share
 from trt_compress.runtime.sequences import graphs_for
 from trt_compress.runtime.session import Session
 from trt_compress.tools.evaluate import DOCUMENT, RESULT_VERSION, TEXT_METRICS, Progress, check_numbers, described
@@ -227,7 +231,7 @@ def evaluate_text(
             right = [answers_to(generator, mine, batch, say) for generator in generators if mine]
             shares = [found_of(mine, each) for each in right]
             asked[kind], asked[f"baseline_{kind}"] = (*shares, None, None)[:2]
-            asked[f"{kind}_change"] = change_of_answers(*right) if len(right) > 1 else None
+            asked[f"{kind}_change"] = change_of_answers(mine, *right) if len(right) > 1 else None
         return TextEvaluation(
             started_at=started_at,
             bundle=described(generators[0].session),
@@ -341,9 +345,17 @@ def _check_scores(text: BundleText) -> None:
 
 
 def questions_to_ask(
-    text: BundleText, size: int, trials: int, seed: int, *, needle: bool, recall: bool, pairs: int | None
+    text: BundleText,
+    size: int,
+    trials: int,
+    seed: int,
+    *,
+    needle: bool,
+    recall: bool,
+    pairs: int | None,
+    together: int = 0,
 ) -> dict[str, list[TextQuestion]]:
-    """The questions of each kind that is asked for."""
+    """The questions of each kind that is asked for; `together` as `needles` takes it."""
     room = size - MAX_NEW
 
     def count(question: TextQuestion) -> int:
@@ -354,7 +366,10 @@ def questions_to_ask(
     if pairs is not None and not 2 <= pairs <= MOST_PAIRS:
         raise ConfigError(f"--pairs {pairs} is out of range; give 2 to {MOST_PAIRS}.")
     found: dict[str, list[TextQuestion]] = {}
-    makers: dict[str, Callable[..., list[TextQuestion]]] = {NEEDLE: needles, RECALL: partial(recalls, pairs=pairs)}
+    makers: dict[str, Callable[..., list[TextQuestion]]] = {
+        NEEDLE: partial(needles, together=together),
+        RECALL: partial(recalls, pairs=pairs, together=together),
+    }
     for kind in [name for name, is_asked in ((NEEDLE, needle), (RECALL, recall)) if is_asked]:
         try:
             found[kind] = makers[kind](count, room, trials, seed)
@@ -388,25 +403,80 @@ def scores_behind(
 
 
 def answers_to(generator: Generator, asked: Sequence[TextQuestion], batch: int | None, say: Progress) -> list[bool]:
+    """Which questions are answered rightly. What questions to one text have in common is read once, as far as it fills
+    runs of the prompt, so that it is read as it would be for each of them."""
     size = batch or generator.session.bundle.manifest.batch.max
-    right = []
-    for start in range(0, len(asked), size):
-        some = asked[start : start + size]
-        say(f"{some[0].kind} {start + 1} of {len(asked)}")
-        prompts = [_prompt(generator.text, one) for one in some]
-        answers = generator.generate(prompts, max_new=MAX_NEW, temperature=0.0, repetition_penalty=1.0, batch=size)
-        right += [one.is_right(answer.text) for one, answer in zip(some, answers, strict=True)]
+    prompts = [_prompt(generator.text, one) for one in asked]
+    right: list[bool] = []
+    shares = _can_share(generator) and len({one.document for one in asked}) < len(asked)
+    for _, group in groupby(range(len(asked)), lambda at: asked[at].document if shares else 0):
+        places = list(group)
+        prefix = _shared(generator, [prompts[at] for at in places]) if shares else None
+        for start in range(0, len(places), size):
+            some = places[start : start + size]
+            say(f"{asked[some[0]].kind} {some[0] + 1} of {len(asked)}")
+            right += _answered(generator, [asked[at] for at in some], [prompts[at] for at in some], prefix, size)
     return right
 
 
+def _can_share(generator: Generator) -> bool:
+    """Whether the beginning of prompts can be read apart from them, of one sequence for many."""
+    manifest = generator.session.bundle.manifest
+    procedure = manifest.procedure
+    return procedure is not None and not procedure.prompt.whole and manifest.fixed_batch is None
+
+
+def _shared(generator: Generator, prompts: Sequence[list[int]]) -> Prefix | None:
+    """What prompts begin with, as far as it fills whole runs; None: that is nothing."""
+    manifest = generator.session.bundle.manifest
+    procedure = manifest.procedure
+    assert procedure is not None
+    run = range_of(procedure.prompt, manifest.lengths)[1]
+    common = min(alike(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+    whole = common // run * run
+    return generator.prefix(prompts[0][:whole], goes_on=True) if whole else None
+
+
+def _answered(
+    generator: Generator,
+    asked: Sequence[TextQuestion],
+    prompts: Sequence[list[int]],
+    prefix: Prefix | None,
+    batch: int,
+) -> list[bool]:
+    """Which questions are answered rightly; an answer is written as far as that depends on it."""
+    texts = [""] * len(asked)
+    how: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.0}
+    with generator.stream(prompts, max_new=MAX_NEW, prefix=prefix, batch=batch, **how) as stream:
+        for piece in stream:
+            texts[piece.sequence] += piece.text
+            if piece.reason is None and asked[piece.sequence].settled(texts[piece.sequence]) is not None:
+                stream.cancel(piece.sequence)
+        answers = stream.results()
+    return [one.is_right(answer.text) for one, answer in zip(asked, answers, strict=True)]
+
+
 def found_of(asked: Sequence[TextQuestion], right: Sequence[bool]) -> Found:
+    """The shares of right answers, with intervals that know which questions are of one text."""
+
     def of(depth: float | None) -> Share:
-        mine = [is_right for one, is_right in zip(asked, right, strict=True) if depth in (None, one.depth)]
-        return share(sum(mine), len(mine))
+        mine = [at for at, one in enumerate(asked) if depth in (None, one.depth)]
+        effect = effect_of_groups(_by_document([asked[at] for at in mine], [right[at] for at in mine]))
+        return share(sum(right[at] for at in mine), len(mine), effect=effect)
 
     return Found(all=of(None), by_depth={depth: of(depth) for depth in dict.fromkeys(one.depth for one in asked)})
 
 
-def change_of_answers(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
+def change_of_answers(asked: Sequence[TextQuestion], ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
+    """The difference of two lists of answers to the same questions."""
     pairs = list(zip(ours, theirs, strict=True))
-    return difference(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs), len(pairs))
+    effect = effect_of_groups(_by_document(asked, [int(a) - int(b) for a, b in pairs]))
+    won, lost = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return difference(won, lost, len(pairs), effect=effect)
+
+
+def _by_document(asked: Sequence[TextQuestion], values: Sequence[float]) -> list[list[float]]:
+    groups: dict[int, list[float]] = {}
+    for one, value in zip(asked, values, strict=True):
+        groups.setdefault(one.document, []).append(value)
+    return list(groups.values())

