@@ -1,7 +1,8 @@
-"""Where the C headers of ONNX Runtime come from: a folder that is given, the system, or a Debian package.
+"""Where headers of C++ come from: a folder that is given, the system, or a Debian package.
 
-No wheel of ONNX Runtime holds them. The Debian package libonnxruntime-dev does; it is downloaded and unpacked into the
-user's cache by a private apt configuration, made from the machine's own sources: nothing is installed.
+No wheel of ONNX Runtime holds its own. The Debian package libonnxruntime-dev does; it is downloaded and unpacked into
+the user's cache by a private apt configuration, made from the machine's own sources: nothing is installed. So it is
+with the JSON library of the C++ runtime. `python -m trt_compress.plugins.headers` finds both and prints them for CMake.
 """
 
 import os
@@ -9,7 +10,9 @@ import platform
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from trt_compress.cache import cache_folder, make_own_folder, own_path
@@ -20,11 +23,56 @@ from trt_compress.strays import temporary_folder
 HEADER = "onnxruntime_c_api.h"
 OLDEST_API = 20  # what ort/adapter.h asks ONNX Runtime for; older headers do not know it
 
-_PACKAGE, _SUITE = "libonnxruntime-dev", "trixie"
-_SYSTEM = (Path("/usr/include/onnxruntime"), Path("/usr/local/include/onnxruntime"))
-_BELOW = ("", "include", "include/onnxruntime", "include/onnxruntime/core/session", "usr/include/onnxruntime")
+_SUITE = "trixie"
+_SYSTEM = (Path("/usr/include"), Path("/usr/local/include"))
 _GIVE_ONE = "give the unpacked release archive of ONNX Runtime with --onnxruntime DIR"
 _APT_SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Headers:
+    """Headers that a Debian package has.
+
+    Attributes:
+        what: Whose they are.
+        package: The package.
+        name: The header that is looked for, from the folder that a compiler is told.
+        below: Where this folder may be below one that is given; the last is where the package has it.
+        advice: What to do where they cannot be had.
+    """
+
+    what: str
+    package: str
+    name: str
+    below: tuple[str, ...]
+    advice: str
+
+    def find(self, given: Path) -> Path | None:
+        """The folder in `given`."""
+        return next((given / below for below in self.below if (given / below / self.name).is_file()), None)
+
+
+_ORT = _Headers(
+    "ONNX Runtime",
+    "libonnxruntime-dev",
+    HEADER,
+    (
+        "",
+        "onnxruntime",
+        "include",
+        "include/onnxruntime",
+        "include/onnxruntime/core/session",
+        "usr/include/onnxruntime",
+    ),
+    _GIVE_ONE,
+)
+_JSON = _Headers(
+    "the JSON library of the C++ runtime",
+    "nlohmann-json3-dev",
+    "nlohmann/json.hpp",
+    ("", "include", "usr/include"),
+    "install nlohmann-json3-dev, or give CMake its folder as TRTC_JSON",
+)
 
 
 def onnxruntime_headers(given: Path | None = None, step: Callable[[str], None] = lambda _: None) -> Path:
@@ -39,18 +87,33 @@ def onnxruntime_headers(given: Path | None = None, step: Callable[[str], None] =
         PluginError: They are not in `given`, too old, or cannot be downloaded.
     """
     if given is not None:
-        folder = _find(given)
+        folder = _ORT.find(given)
         if folder is None:
             raise PluginError(f"'{given}' has no {HEADER}; {_GIVE_ONE}.")
         return _check(folder)
-    kept = cache_folder() / "headers" / _PACKAGE
+    return _check(_anywhere(_ORT, step))
+
+
+def json_headers(step: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder that has `nlohmann/json.hpp`: of the system, of the cache, or downloaded.
+
+    Raises:
+        PluginError: They cannot be downloaded.
+    """
+    return _anywhere(_JSON, step)
+
+
+def _anywhere(wanted: _Headers, step: Callable[[str], None]) -> Path:
+    kept = cache_folder() / "headers" / wanted.package
     for folder in _SYSTEM:
-        if (folder / HEADER).is_file():
-            return _check(folder)
-    if os.path.isfile(kept / _BELOW[-1] / HEADER):
-        return _check(own_path(kept / _BELOW[-1] / HEADER).parent)  # what is compiled with them is loaded
-    step(f"fetching {_PACKAGE}")
-    return _check(_fetch(kept))
+        if (found := wanted.find(folder)) is not None:
+            return found
+    place = kept / wanted.below[-1]
+    if os.path.isfile(place / wanted.name):
+        own_path(place / wanted.name)  # what is compiled with them is loaded
+        return place
+    step(f"fetching {wanted.package}")
+    return _fetch(kept, wanted)
 
 
 def header_api_version(folder: Path) -> int:
@@ -76,48 +139,44 @@ def _check(folder: Path) -> Path:
     return folder
 
 
-def _find(given: Path) -> Path | None:
-    return next((given / below for below in _BELOW if (given / below / HEADER).is_file()), None)
-
-
-def _fetch(kept: Path) -> Path:
+def _fetch(kept: Path, wanted: _Headers) -> Path:
     missing = [tool for tool in ("apt-get", "dpkg-deb") if find_program(tool) is None]
     if missing:
         raise PluginError(
-            f"The headers of ONNX Runtime are not here, and without {' and '.join(missing)} they cannot be fetched; "
-            f"{_GIVE_ONE}."
+            f"The headers of {wanted.what} are not here, and without {' and '.join(missing)} they cannot be fetched; "
+            f"{wanted.advice}."
         )
     make_own_folder(kept.parent)
     with temporary_folder("fetch", within=kept.parent) as folder:
-        configuration = _private_apt(folder)
-        _run(folder, configuration, "apt-get", "update", "-qq")
-        _run(folder, configuration, "apt-get", "download", "-qq", _PACKAGE)
-        package = next(folder.glob(f"{_PACKAGE}_*.deb"), None)
+        configuration = _private_apt(folder, wanted)
+        _run(folder, configuration, wanted, "apt-get", "update", "-qq")
+        _run(folder, configuration, wanted, "apt-get", "download", "-qq", wanted.package)
+        package = next(folder.glob(f"{wanted.package}_*.deb"), None)
         if package is None:
-            raise PluginError(f"apt-get downloaded no {_PACKAGE}; {_GIVE_ONE}.")
+            raise PluginError(f"apt-get downloaded no {wanted.package}; {wanted.advice}.")
         unpacked = folder / "unpacked"
-        _run(folder, configuration, "dpkg-deb", "-x", package.name, unpacked.name)
-        if _find(unpacked) is None:
-            raise PluginError(f"{package.name} has no {HEADER}; {_GIVE_ONE}.")
+        _run(folder, configuration, wanted, "dpkg-deb", "-x", package.name, unpacked.name)
+        if wanted.find(unpacked) is None:
+            raise PluginError(f"{package.name} has no {wanted.name}; {wanted.advice}.")
         shutil.rmtree(kept, ignore_errors=True)
         try:
             unpacked.rename(kept)
         except OSError:  # another process was faster
-            if _find(kept) is None:
+            if wanted.find(kept) is None:
                 raise
-    found = _find(kept)
+    found = wanted.find(kept)
     if found is None:
-        raise PluginError(f"{_PACKAGE} was unpacked in '{kept}' and has no {HEADER}; {_GIVE_ONE}.")
+        raise PluginError(f"{wanted.package} was unpacked in '{kept}' and has no {wanted.name}; {wanted.advice}.")
     return found
 
 
-def _private_apt(folder: Path) -> Path:
+def _private_apt(folder: Path, wanted: _Headers) -> Path:
     """Write an apt configuration whose lists, cache and sources are all below `folder`."""
     sources = sorted(set(_debian_sources()))
     if not sources:
         raise PluginError(
-            "The headers of ONNX Runtime are not here, and apt on this machine has no Debian source to fetch "
-            f"{_PACKAGE} from; {_GIVE_ONE}."
+            f"The headers of {wanted.what} are not here, and apt on this machine has no Debian source to fetch "
+            f"{wanted.package} from; {wanted.advice}."
         )
     for name in ("state/lists/partial", "cache/archives/partial", "parts"):
         (folder / name).mkdir(parents=True)
@@ -168,12 +227,26 @@ def _codename() -> str:
         return ""
 
 
-def _run(folder: Path, configuration: Path, *command: str) -> None:
+def _run(folder: Path, configuration: Path, wanted: _Headers, *command: str) -> None:
     variables = {"APT_CONFIG": str(configuration), "LC_ALL": "C"}
     try:
         done = run(command, folder=folder, variables=variables, timeout=_APT_SECONDS)
     except TimeoutExpired:
-        raise PluginError(f"'{shlex.join(command)}' took longer than {_APT_SECONDS} s; {_GIVE_ONE}.") from None
+        raise PluginError(f"'{shlex.join(command)}' took longer than {_APT_SECONDS} s; {wanted.advice}.") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or b"it said nothing").decode(errors="replace").splitlines()
-        raise PluginError(f"'{shlex.join(command)}' failed ({said[-1]}); {_GIVE_ONE}.")
+        raise PluginError(f"'{shlex.join(command)}' failed ({said[-1]}); {wanted.advice}.")
+
+
+def main() -> int:
+    """Print the options that CMake takes for the C++ runtime."""
+    try:
+        print(f"-DTRTC_ONNXRUNTIME={onnxruntime_headers()} -DTRTC_JSON={json_headers()}")
+    except PluginError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

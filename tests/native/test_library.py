@@ -197,6 +197,19 @@ def test_without_apt_the_headers_must_be_given(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(headers, "_SYSTEM", ())
     with pytest.raises(PluginError, match="without apt-get and dpkg-deb they cannot be fetched; give the unpacked rel"):
         headers.onnxruntime_headers()
+    with pytest.raises(
+        PluginError, match="JSON library of the C\\+\\+ runtime are not here, .*; install nlohmann-json3-"
+    ):
+        headers.json_headers()
+
+
+def test_headers_of_the_system_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(headers, "_SYSTEM", (tmp_path / "none", tmp_path))
+    for name in ("onnxruntime/onnxruntime_c_api.h", "nlohmann/json.hpp"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("#define ORT_API_VERSION 21\n")
+    assert headers.onnxruntime_headers() == tmp_path / "onnxruntime"
+    assert headers.json_headers() == tmp_path
 
 
 @pytest.mark.parametrize(
