@@ -1,0 +1,178 @@
+"""What the C++ runtime computes: bit for bit what Python does, states included; and the cases of conformance."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.export.conformance import CASES, write_case
+from tests.runtime.cpp.conftest import Built
+from tests.runtime.cpp.driving import Job
+from trt_compress.export import api
+from trt_compress.format.manifest import TensorInfo
+from trt_compress.plugins.library import Library
+from trt_compress.runtime import Session
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+def drawn(infos: dict[str, TensorInfo], batch: int, random: np.random.Generator) -> dict[str, Array]:
+    """Inputs for a run: whole numbers from 0 to 3, or normal ones."""
+    made = {}
+    for name, info in infos.items():
+        shape = [dim if isinstance(dim, int) else batch for dim in info.shape]
+        whole = np.dtype(info.dtype).kind in "iub"
+        made[name] = (random.integers(0, 2, shape) if whole else random.normal(size=shape)).astype(info.dtype)
+    return made
+
+
+def compared(
+    cpp: Built, bundle: Path, folder: Path, *, steps: int, batch: int = 1, native: Library | None = None
+) -> str:
+    """Run a bundle by both, and require the same bits; returns the version of ONNX Runtime."""
+    random = np.random.default_rng(0)
+    wanted: dict[str, Array] = {}
+    given: dict[str, Array] = {}
+    with Session.open(bundle, threads=1, native=False if native is None else native.path) as session:
+        states = session.new_states()
+        for step in range(steps):
+            inputs = drawn(session.inputs, batch, random)
+            given |= {f"{step}.{name}": value for name, value in inputs.items()}
+            wanted |= {f"{step}.{name}": value for name, value in session.run(inputs, states).items()}
+            for name in session.loaded.states if step in (0, 1, steps - 1) else ():
+                value = states.value(name)
+                assert value is not None
+                wanted[f"{step}.state.{name}"] = value
+        names, digest = (list(session.inputs), list(session.outputs)), session.bundle.manifest.digest
+    said = {"bundle": bundle, "steps": steps, "native": None if native is None else native.path}
+    (done,) = cpp.drive([Job("run", said, given)], folder)
+    assert done.refused is None
+    assert (done.said["inputs"], done.said["outputs"]) == names and done.said["digest"] == digest
+    assert done.arrays.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert done.arrays[name].dtype == value.dtype and done.arrays[name].shape == value.shape, name
+        assert done.arrays[name].tobytes() == value.tobytes(), name
+    return str(done.said["version"])
+
+
+def test_a_compressed_model_gives_the_same_bits(
+    cpp: Built, exported: Callable[..., Path], native_library: Library, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    assert compared(cpp, exported(), tmp_path / "one", steps=3, batch=1) == onnxruntime.__version__
+    compared(cpp, exported(), tmp_path / "native", steps=3, batch=1, native=native_library)
+
+
+def test_states_are_the_same_over_a_hundred_steps(cpp: Built, made_once: MakeOnce, tmp_path: Path) -> None:
+    stream = made_once("cpp stream", lambda output: api.export_model("zoo:keyword_stream", output=output))
+    compared(cpp, stream, tmp_path / "stream", steps=100)
+
+
+OTHERS = {
+    "zoo:keyword_spotter": {},
+    "zoo:keyword_mome": {},
+    "zoo:speech_codec": {},
+    "zoo:surround_detector": {},
+    "zoo:video_pvc": {},
+    "zoo:video_vit": {"compress": "tome:num_merged=4"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", OTHERS)
+def test_every_bundle_of_the_zoo_gives_the_same_bits(
+    cpp: Built, made_once: MakeOnce, tmp_path: Path, model: str
+) -> None:
+    bundle = made_once(f"cpp {model}", lambda output: api.export_model(model, output=output, **OTHERS[model]))
+    with Session.open(bundle) as session:
+        is_one = session._alternative is None
+    if not is_one:
+        pytest.skip("its graphs are keep levels, of which a run takes one")
+    compared(cpp, bundle, tmp_path / "run", steps=5)
+
+
+@pytest.fixture
+def cases(made_once: MakeOnce) -> Callable[[str], Path]:
+    """A case of conformance by its name, written once."""
+    return lambda name: made_once(f"cpp case {name}", lambda output: write_case(name, output))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases_of_conformance(cpp: Built, cases: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    folder = cases(name)
+    (done,) = cpp.drive([Job("replay", {"case": folder})], tmp_path / "work")
+    assert done.refused is None
+    assert done.said["differs"] == []
+    case, expected = json.loads((folder / "case.json").read_text()), np.load(folder / "expected.npz")
+    tolerance = {"rtol": case["tolerance"], "atol": case["tolerance"]}
+    looked_at = 0
+    for number, action in enumerate(case["actions"]):
+        if action["do"] == "refuse":
+            assert done.arrays[f"{number}.refused"] in (1, 2)
+            continue
+        if "logits" in action:
+            goes_on = ~np.array(action.get("ended") or [False] * len(expected[action["logits"]]))
+            found = done.arrays[f"{number}.logits"]
+            assert np.allclose(found[goes_on], expected[action["logits"]][goes_on], **tolerance), number
+            looked_at += 1
+        for state, key in action.get("states", {}).items():
+            found, wanted = done.arrays[f"{number}.state.{state}"], expected[key]
+            assert found.shape == wanted.shape and found.dtype == wanted.dtype
+            if found.ndim == 1:
+                assert np.allclose(found, wanted, atol=case["tolerance"]), (number, state)
+                looked_at += 1
+    assert looked_at
+
+
+def test_python_and_cpp_hold_the_same_states_of_a_decoder(
+    cpp: Built, cases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All slots, used or not, of the toy decoder with its flushes: the same bits in both."""
+    folder = cases("decoder")
+    (done,) = cpp.drive([Job("replay", {"case": folder})], tmp_path / "work")
+    from trt_compress.runtime.sequences import Sequences
+
+    case = json.loads((folder / "case.json").read_text())
+    with Session.open(folder / "bundle", native=False) as session:
+        sequences = Sequences(session, batch=case["batch"])
+        for number, action in enumerate(case["actions"]):
+            if action["do"] == "step":
+                logits = sequences.step(action["tokens"])
+            else:
+                logits = sequences.read([np.array(text, np.int64) for text in action["tokens"]])
+            assert done.arrays[f"{number}.logits"].tobytes() == logits.tobytes(), number
+            for name in action["states"]:
+                held = sequences.states.value(name)
+                assert held is not None
+                assert done.arrays[f"{number}.state.{name}"].tobytes() == held.tobytes(), (number, name)
+
+
+def test_the_examples_run(cpp: Built, exported: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exported(), bundle)
+    said = cpp.program("run_bundle", bundle, cpp.onnxruntime).stdout
+    assert "image float32 [batch, 1, 8, 8]" in said or "float32 [batch" in said
+    with Session.open(bundle) as session:
+        (info,) = session.inputs.values()
+        _, channels, height, width = info.shape
+        pixels = np.random.default_rng(0).integers(0, 17, (int(height), int(width)), np.uint8)
+        from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
+
+        inputs = preprocess_from_manifest(session.bundle, session.inputs)(pixels)
+        (logits,) = session.run({name: value for name, value in inputs.items()}).values()
+    assert channels == 1
+    picture = tmp_path / "digit.pgm"
+    picture.write_bytes(b"P5\n%d %d\n255\n" % (int(width), int(height)) + pixels.tobytes())
+    lines = cpp.program("classify_image", bundle, picture, cpp.onnxruntime).stdout.splitlines()
+    shares = np.exp(logits[0] - logits[0].max())
+    shares /= shares.sum()
+    order = np.argsort(-logits[0], kind="stable")[:5]
+    assert lines == [f"class {each}: {100 * shares[each]:.1f} %" for each in order]
+    refused = cpp.program("classify_image", bundle, tmp_path / "none.pgm", cpp.onnxruntime, code=2)
+    assert "is no PGM or PPM file" in refused.stderr
