@@ -9,6 +9,8 @@ from itertools import accumulate
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.processes import environment
 from trt_compress.errors import ConfigError
@@ -55,6 +57,45 @@ def test_any_bytes_come_back(bits: int) -> None:
         assert decode(found.words, model, bits) == data
         assert all(0 <= word < 1 << bits for word in found.words)
         assert found.num_bytes == len(data)
+
+
+_ANY = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.text(max_size=8).map(lambda text: text.encode(errors="surrogatepass")),
+        st.integers(0, len(ENGLISH) - 30).map(lambda at: ENGLISH[at : at + 30]),
+    ),
+    max_size=5,
+).map(b"".join)
+
+
+@settings(max_examples=250, deadline=None)
+@given(data=_ANY, bits=st.integers(10, 256), chunk=st.sampled_from((8, 16)))
+def test_whatever_is_encoded_comes_back(data: bytes, bits: int, chunk: int) -> None:
+    """Any bytes in windows of any size; every window stands by itself, so that a text may be cut between two."""
+    model = read_model()
+    found = encode(data, model, bits)
+    parts = [decode_word(word, model, bits) for word in found.words]
+    assert b"".join(parts) == data == decode(found.words, model, bits)
+    assert all(parts) and all(0 <= word < 1 << bits for word in found.words)
+    assert found.literals == sum(word >= (1 << bits) - 256 for word in found.words)
+    cut = len(parts) // 2
+    again = encode(b"".join(parts[cut:]), model, bits)
+    assert again.words == found.words[cut:]
+    if bits % chunk == 0:
+        tokens = tokens_of(found.words, bits, chunk)
+        assert all(0 <= token < 1 << chunk for token in tokens)
+        assert len(tokens) == len(found.words) * bits // chunk
+        assert words_of(tokens, bits, chunk) == list(found.words)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(10, 128).flatmap(lambda bits: st.tuples(st.just(bits), st.integers(0, (1 << bits) - 1))))
+def test_any_word_is_read(given_word: tuple[int, int]) -> None:
+    """Also those that no encoder writes: they give bytes, and these come back."""
+    (bits, word), model = given_word, read_model()
+    data = decode([word], model, bits)
+    assert decode(encode(data, model, bits).words, model, bits) == data
 
 
 def test_every_byte_alone_and_every_word() -> None:

@@ -3,12 +3,53 @@
 import random
 import time
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from trt_compress.runtime.text.turkish.decode import NO_CHARACTER, NO_TOKEN, decode
 from trt_compress.runtime.text.turkish.encode import encode, lower
-from trt_compress.runtime.text.turkish.tables import UNKNOWN, read_tables
+from trt_compress.runtime.text.turkish.tables import SPACE, UNKNOWN, UPPERCASE, read_tables
+from trt_compress.tools.tokenizers.morphology import details, measure
 
 TABLES = read_tables()
 FORMS = [form for kind in ("root", "suffix") for form in TABLES.kinds[kind] if not form.startswith("<")]
+
+
+_TEXTS = st.lists(
+    st.lists(
+        st.one_of(st.sampled_from(FORMS), st.text(max_size=6), st.sampled_from(("I", "İ", " ", "\n", "\t", "Ğ", "'"))),
+        max_size=6,
+    ).map("".join),
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=_TEXTS, mended=st.booleans())
+def test_what_is_lost_is_counted(texts: list[str], mended: bool) -> None:
+    """The share that is reported is that of texts, and of words, which another round trip finds lost."""
+
+    def back(text: str) -> str:
+        return decode([token.number for token in encode(text, TABLES, mended=mended)], TABLES, mended=mended)
+
+    found = measure("x", texts, TABLES, mended=mended)
+    lost = [text for text in texts if back(text) != text]
+    words = [word for text in texts for word in text.split()]
+    gone = [word for word in words if back(word) != word]
+    filled = sum(map(bool, texts))
+    assert (found.texts_lost is None) == (filled == 0)
+    assert found.texts_lost is None or (found.texts_lost.count, found.texts_lost.n) == (len(lost), filled)
+    assert (found.words_lost is None) == (not words)
+    assert found.words_lost is None or (found.words_lost.count, found.words_lost.n) == (len(gone), len(words))
+    assert {each.word: (each.decoded, each.count) for each in found.lost} == {
+        word: (back(word), gone.count(word)) for word in gone
+    }
+    rows = list(details(texts, TABLES, mended=mended))
+    assert [row["comes_back"] for row in rows] == [text not in lost for text in texts]
+    numbers = [number for row in rows for number in row["ids"]]
+    assert found.tokens == len(numbers) == sum(found.kinds.values())
+    assert found.kinds["unknown"] == numbers.count(UNKNOWN)
+    assert found.kinds["mark"] == numbers.count(UPPERCASE) + numbers.count(SPACE)
 
 
 def any_text(chance: random.Random) -> str:
