@@ -38,12 +38,14 @@ class Encoded:
         mode: How they were encoded; None: as the tokenizer does.
         pieces: What the model was given in all; None: not known, as the tokenizer does not say where they end.
         pieces_that_differ: Those whose tokens are others than the tokenizer's.
+        missing_bytes: Bytes, of the 256, that are no entry of the vocabulary; with none every text has an encoding.
     """
 
     texts: tuple[EncodedText, ...]
     mode: Mode | None
     pieces: int | None = None
     pieces_that_differ: int | None = None
+    missing_bytes: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -70,6 +72,7 @@ class Encoded:
             "texts_that_differ": self.texts_that_differ,
             "pieces": self.pieces,
             "pieces_that_differ": self.pieces_that_differ,
+            "missing_bytes": self.missing_bytes,
             "texts": [
                 {"name": text.name, **({"tokens": list(text.tokens)} if ids else {}), "tokens_bpe": text.num_bpe}
                 for text in self.texts
@@ -121,7 +124,13 @@ def encode_texts(source: TokenizerSource, texts: Sequence[tuple[str, str]], mode
         pieces += len(parts)
         differing += sum(a != b for a, b in zip(parts, theirs, strict=True)) if len(parts) == len(theirs) else 0
         found.append(EncodedText(name=name, tokens=tuple(ids), num_bpe=len(own), differs=ids != own))
-    return Encoded(texts=tuple(found), mode=mode, pieces=pieces, pieces_that_differ=differing)
+    return Encoded(
+        texts=tuple(found),
+        mode=mode,
+        pieces=pieces,
+        pieces_that_differ=differing,
+        missing_bytes=len(alone.merge_free.missing),
+    )
 
 
 def _by_piece(source: TokenizerSource, text: str) -> list[list[int]]:

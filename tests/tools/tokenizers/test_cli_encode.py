@@ -38,6 +38,7 @@ def test_lines_by_the_vocabulary_alone(cli: Cli, tmp_path: Path) -> None:
     assert [(row["text"], row["tokens"]) for row in saved] == [(row["name"], row["tokens"]) for row in found["texts"]]
     shown = cli("tokenizer", "encode", "a.txt", "-t", "mine", "--vocabulary-only", "exact").stdout
     assert "texts that differ" in shown and "Ties: fewest pieces" in shown
+    assert found["missing_bytes"] == 0 and "The vocabulary has all bytes: every text has an encoding." in shown
 
 
 def test_parts_of_a_file(cli: Cli, tmp_path: Path) -> None:
@@ -121,6 +122,14 @@ def test_bad_input(cli: Cli, tmp_path: Path, name: str, content: bytes, options:
     done = cli("tokenizer", "encode", "text.txt", "-t", name, *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == "", done.stderr
     assert said in done.stderr and (tmp_path / "text.txt").read_text() == "text"
+
+
+def test_a_vocabulary_that_lacks_bytes(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "gpt2.tiktoken").write_bytes(GPT2)
+    (tmp_path / "text.txt").write_text('!!""')
+    given = ("tokenizer", "encode", "text.txt", "-t", "gpt2.tiktoken", "--vocabulary-only", "greedy")
+    assert json.loads(cli(*given, "--json").stdout)["missing_bytes"] == 254
+    assert "The vocabulary lacks 254 of the 256 bytes: a text may have no encoding." in cli(*given).stdout
 
 
 def test_kinds_without_byte_strings(cli: Cli, tmp_path: Path) -> None:

@@ -69,3 +69,6 @@ def encode(
     print_table(f"Tokens by {source.name} ({source.kind})", columns, rows)
     if mode == "exact":
         print_text(f"Ties: {TIE_RULE}.")
+    if found.missing_bytes is not None:
+        lacks = f"lacks {found.missing_bytes} of the 256 bytes: a text may have no encoding"
+        print_text(f"The vocabulary {lacks if found.missing_bytes else 'has all bytes: every text has an encoding'}.")
