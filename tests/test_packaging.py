@@ -58,7 +58,10 @@ def test_the_wheel_is_whole_and_holds_no_tests(wheel: zipfile.ZipFile, tree: Pat
     folders = [tree / folder for folder in FOLDERS] + [tree / "src" / "trt_compress"]
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     wanted = {
-        str(Path("trt_compress") / path.relative_to(tree / "src" / "trt_compress" if "src" in path.parts else tree))
+        str(
+            Path("trt_compress")
+            / path.relative_to(tree / "src" / "trt_compress" if tree / "src" in path.parents else tree)
+        )
         for path in files
         if not any((tree / "src" / "trt_compress" / folder) in path.parents for folder in FOLDERS)
     }
