@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import translations
 from tests.typed_commands import Typed
 from trt_compress.locks import locked
 from trt_compress.plugins.library import Library
@@ -33,6 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if torch := sys.modules.get("torch"):  # what a test draws depends on no test before it
         torch.manual_seed(0)
+    if translations.MODULE in sys.modules:
+        translations.build_once()
     if item.get_closest_marker("gpu") and not _has_gpu():
         pytest.skip("nvidia-smi reports no GPU")
     if item.get_closest_marker("trt") and find_spec("tensorrt") is None:
