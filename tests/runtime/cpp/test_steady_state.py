@@ -16,15 +16,18 @@ from trt_compress.tools import gen_cpp
 
 
 def test_a_run_allocates_and_locks_nothing_of_its_own(cpp: Built, exported: Callable[..., Path]) -> None:
-    """As many allocations and locks as ONNX Runtime alone has on the same buffers, with every one of both counted."""
+    """No more allocations and locks than ONNX Runtime alone has on the same buffers, with every one of both counted.
+
+    Its own number differs by a few in a hundred runs, from session to session; one of ours would be there in every run.
+    """
     bundle = exported()
     runs = 200
     said = cpp.program("steady_state", bundle, cpp.onnxruntime, bundle / "model.onnx", runs).stdout
     found = json.loads(said)
     assert found["same"] is True
     assert found["direct"]["allocations"] > 0  # the counter works
-    assert found["ours"]["allocations"] == found["direct"]["allocations"]
-    assert found["ours"]["locks"] == found["direct"]["locks"]
+    for what in ("allocations", "locks"):
+        assert abs(found["ours"][what] - found["direct"][what]) < runs / 2, found
 
 
 def test_nothing_but_the_c_interface_leaves(cpp: Built) -> None:
