@@ -97,7 +97,17 @@ class GraphPlan(nn.Module):
                 tokens = tokens.with_x(mark_tensor("tokens", tokens.x))
         return tokens
 
-    def layer(self, number: int, tokens: Tokens, taps: Taps, attend: Attend, feed: Feed) -> Tokens:
+    def layer(
+        self,
+        number: int,
+        tokens: Tokens,
+        taps: Taps,
+        attend: Attend,
+        feed: Feed,
+        *,
+        between: Feed | None = None,
+        behind: Feed | None = None,
+    ) -> Tokens:
         """One layer with the methods between its attention and its feed-forward part.
 
         Args:
@@ -106,14 +116,18 @@ class GraphPlan(nn.Module):
             taps: Of the layers before; this one's are added.
             attend: The attention's update of the tokens, and what of its taps is wanted.
             feed: The feed-forward part's update of tokens [B, N, C].
+            between: Of a layer that normalises behind its sums, the one behind the attention; methods come after it.
+            behind: And the one behind the feed-forward part.
         """
         wanted = self.wanted(number)
         if "hidden" in wanted:
             taps.put(number, {"hidden": tokens.x})
         update, found = attend(tokens, wanted - {"hidden"})
         taps.put(number, found)
-        tokens = self(f"blocks.{number}", tokens.with_x(tokens.x + update), taps)
-        return tokens.with_x(tokens.x + feed(tokens.x))
+        x = tokens.x + update
+        tokens = self(f"blocks.{number}", tokens.with_x(x if between is None else between(x)), taps)
+        x = tokens.x + feed(tokens.x)
+        return tokens.with_x(x if behind is None else behind(x))
 
     def acting(self, site: str) -> list[Acting]:
         """The methods at a site, in their order."""

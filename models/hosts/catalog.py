@@ -35,6 +35,7 @@ ZOO: Mapping[str, str] = {  # name → the module under trt_compress.models
 HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_compress.models
     "whisper": "hosts.hf_audio",
     "audio-spectrogram-transformer": "hosts.hf_audio",
+    "bert": "hosts.text_encoder",
     **dict.fromkeys(FAMILIES, "hosts.decoder_host"),
 }
 
@@ -65,8 +66,7 @@ def check_model(model: str, weights: str | None = None, reading: ReadingOptions 
         _check_language(name, weights, reading or ReadingOptions())
     elif name.source == "hf":
         (reading or ReadingOptions()).refuse(model)
-        if "lora" in name.options:
-            raise UnsupportedError(f"{model}: LoRA is for language models, and this is none; leave ?lora= out.")
+        check_hf_options(name)
     elif name.source == FILE_SOURCE:
         check_model_file(name)
     elif weights is not None:
@@ -98,6 +98,24 @@ def check_weights(file: str) -> None:
         raise ConfigError(f"weights: {path} {no_weights(path.suffix, other)}")
 
 
+def check_hf_options(model: ModelName) -> None:
+    """Refuse an option of `hf:` that is for models of another kind.
+
+    Raises:
+        ConfigError, UnsupportedError: it is; or see `hf_config`.
+    """
+    name = f"{model.source}:{model.name}"
+    kind = hf_config(Path(model.name))["model_type"] if model.source == "hf" else ""
+    if "lora" in model.options and kind in HF and kind not in FAMILIES:
+        raise UnsupportedError(f"{name}: LoRA is for language models, and this is none; leave ?lora= out.")
+    for option, of, fits in (
+        ("seconds", "audio models", HF.get(kind) == "hosts.hf_audio"),
+        ("tokens", "text encoders", HF.get(kind) == "hosts.text_encoder"),
+    ):
+        if option in model.options and not fits:
+            raise ConfigError(f"{name}: {option} is an option of {of}; leave it out.")
+
+
 def zoo_module(name: str) -> str:
     """The module of a model of the zoo.
 
@@ -122,8 +140,7 @@ def _check_language(model: ModelName, weights: str | None, reading: ReadingOptio
     """Refuse a language model that cannot be read, and what its configuration does not allow."""
     if weights is not None:
         raise ConfigError(f"weights: {model.source}:{model.name} holds its tensors itself; leave --weights out.")
-    if "seconds" in model.options:
-        raise ConfigError(f"{model.source}:{model.name}: seconds is an option of audio models; leave it out.")
+    check_hf_options(model)
     source = open_language(model)
     caching_of(read_config(source.config, name=source.name), reading, name=source.name)
 
@@ -157,7 +174,7 @@ def hf_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(model_type, str) or model_type not in HF:
         others = ", ".join(known for known in HF if known not in FAMILIES)
-        raise UnsupportedError(f"hf:{folder}: {refusal(str(model_type))} Audio models are {others}.")
+        raise UnsupportedError(f"hf:{folder}: {refusal(str(model_type))} Encoders of audio and text are {others}.")
     return config
 
 

@@ -18,7 +18,7 @@ from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_re
 from trt_compress.models.compressors.artifacts import for_weights
 from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
-from trt_compress.models.hosts.catalog import ZOO, hf_module, is_language, zoo_module
+from trt_compress.models.hosts.catalog import ZOO, check_hf_options, hf_module, is_language, zoo_module
 from trt_compress.models.hosts.own_module import load_own
 from trt_compress.models.hosts.reading import ReadingOptions
 from trt_compress.models.hosts.timm_build import PRETRAINED, load_timm
@@ -110,6 +110,7 @@ def _load_hf(model: ModelName, weights: str | None) -> LoadedHost:
     if is_language(model):
         return _load_language(model, weights)
     folder = Path(model.name)
+    check_hf_options(model)
     module = importlib.import_module(hf_module(folder))
     host: LoadedHost = module.load(folder, weights=weights, **model.options)
     return host

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trt_compress.errors import UnsupportedError
 from trt_compress.foreign import reading, shown
-from trt_compress.models.hosts.hf_directory import read_json, weight_files
+from trt_compress.models.hosts.hf_directory import pooling_of, weight_files
 
 _AT_ONCE = 256  # texts
 _LONGEST = 64  # tokens: these texts are tokens themselves
@@ -32,7 +32,7 @@ class SentenceEncoder:
         from transformers import AutoModel
 
         weight_files(path)
-        self._first = _takes_first(path)
+        self._first = pooling_of(path).first
         advice = "give a directory that sentence-transformers wrote"
         with reading(f"'{shown(str(path))}'", advice):
             self._tokenizer: Any = Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -66,17 +66,3 @@ class SentenceEncoder:
         if self._first:
             return F.normalize(states[:, 0], dim=1)
         return F.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True), dim=1)
-
-
-def _takes_first(path: Path) -> bool:
-    file = path / "1_Pooling" / "config.json"
-    pooling = read_json(file) if file.is_file() else {"pooling_mode_mean_tokens": True}
-    wanted = {name for name, value in pooling.items() if name.startswith("pooling_mode_") and value is True}
-    if wanted == {"pooling_mode_cls_token"}:
-        return True
-    if wanted != {"pooling_mode_mean_tokens"}:
-        raise UnsupportedError(
-            f"'{path}' pools by {', '.join(sorted(wanted)) or 'nothing'}; there are pooling_mode_mean_tokens and "
-            "pooling_mode_cls_token."
-        )
-    return False

@@ -159,6 +159,7 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
         ),
         "weights_key": _Option(form="a place in the file of weights", example="state_dict_ema", read=_key),
         "seconds": _Option(form="number", example="5", read=_number),
+        "tokens": _Option(form="whole number from 2 on", example="64", read=lambda text: _whole(text, 2)),
         "lora": _Option(form="directory of a LoRA adapter", example="ADAPTER", read=_path, is_path=True),
     }
 )
@@ -178,7 +179,7 @@ SOURCES: Mapping[str, _Source] = MappingProxyType(
     {
         "timm": _Source(form="timm:NAME", options=(*_TIMM_SHAPE, "resample_pos", "mean", "std", "weights_key")),
         "zoo": _Source(form="zoo:NAME"),
-        "hf": _Source(form="hf:PATH", options=("seconds", "lora"), is_path=True),
+        "hf": _Source(form="hf:PATH", options=("seconds", "tokens", "lora"), is_path=True),
         "gguf": _Source(form="gguf:FILE", options=("lora",), is_path=True),
         "wavtokenizer": _Source(form="wavtokenizer:FILE", options=("seconds",), is_path=True),
         "xytokenizer": _Source(form="xytokenizer:FILE", options=("seconds",), is_path=True),

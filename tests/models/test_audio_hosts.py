@@ -192,7 +192,9 @@ def edit(path: Path, target: Path, **changes: Any) -> Path:
 
 def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
-    with pytest.raises(UnsupportedError, match="model_type 'wav2vec2' is not supported; .*Audio models are whisper"):
+    with pytest.raises(
+        UnsupportedError, match="model_type 'wav2vec2' is not supported; .*Encoders of audio and text are whisper"
+    ):
         load_host(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json holds no model_type; give a directory written by save_pretra"):
