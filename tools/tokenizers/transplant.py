@@ -1,6 +1,7 @@
 """A checkpoint that reads by another tokenizer: TokenAdapt over its tables of embeddings."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ _INPUTS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddi
 _OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight", "lm_head.bias", "embed_out.bias")
 _SEVERAL = ("text_config", "vision_config", "audio_config", "encoder")
 _SIMILARITIES = 1 << 27  # bytes of those that are looked at together
+WINDOW = 512
+"""Tokens of a text that are scored together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,8 @@ def transplant(
     new = Vocabulary(target.encoder)
     rows = -(-new.size // pad_to) * pad_to
     _check_memory(opened, new.size, rows, found, to)
+    if given is not None:
+        _check_text(given, opened, new, rows, text)
     aside = beside(target.path, new)
     with needs_extra("export"):
         import safetensors  # noqa: F401
@@ -158,7 +163,9 @@ def transplant(
     with needs_extra("export"):
         from trt_compress.tools.tokenizers.transplant_quality import measure
     tables = {name: opened.source.tensor(name) for name in (opened.inputs, *opened.outputs)}
-    quality = measure(output, given, old=opened.old, new=new, tables=tables, made=made, seed=seed, progress=progress)
+    quality = measure(
+        output, given, window=WINDOW, old=opened.old, new=new, tables=tables, made=made, seed=seed, progress=progress
+    )
     return Transplanted(**{**{name: getattr(result, name) for name in result.__slots__}, "quality": quality})
 
 
@@ -219,6 +226,24 @@ def _check_memory(opened: _Opened, tokens: int, rows: int, found: External, to: 
         raise ConfigError(
             f"'{to}' has numbers of tokens up to {tokens - 1}: tables of {rows} rows by {opened.width} take "
             f"{format_bytes(needed)} to make, and {format_bytes(free)} are free; give a smaller tokenizer."
+        )
+
+
+def _check_text(given: str, opened: _Opened, new: Vocabulary, rows: int, text: Path | None) -> None:
+    """Refuse a text that gives nothing to score, and a model that is too large to score it with, in float32."""
+    for which, vocabulary in (("old", opened.old), ("new", new)):
+        if (count := len(vocabulary.tokenizer.encode(given, special=False))) < 2:
+            raise ConfigError(
+                f"--text: '{text}' has {count} tokens by the {which} tokenizer, of the bytes that --limit takes; give a "
+                "text of two at least."
+            )
+    source, free = opened.source, available_bytes()
+    numbers = sum(math.prod(source.header(name).shape) for name in source.names())
+    needed = 4 * (numbers + 2 * opened.width * (rows + opened.rows) + 3 * WINDOW * max(rows, opened.rows))
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"--text: the model takes {format_bytes(needed)} to score a text with, and {format_bytes(free)} are free; "
+            "leave --text out, or free some."
         )
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trt_compress.errors import UnsupportedError
 from trt_compress.models.text.heuristics import RowOrigin
 from trt_compress.models.text.transplant import Mixture, transplanted
 from trt_compress.runtime.generate.perplexity import Perplexity, perplexity_of, windows_of
 from trt_compress.tools.tokenizers.vocabulary import Vocabulary
-
-_WINDOW = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +38,7 @@ def measure(
     checkpoint: Path,
     text: str,
     *,
+    window: int,
     old: Vocabulary,
     new: Vocabulary,
     tables: Mapping[str, Tensor],
@@ -50,13 +50,17 @@ def measure(
 
     Args:
         checkpoint: The new checkpoint, which transformers loads.
-        text: The text.
+        text: The text, of two tokens at least by both tokenizers.
+        window: Tokens that are scored together.
         old: The old tokenizer.
         new: The new one.
         tables: The old tables by name: the embeddings first, then the head and its bias where there are some.
         made: What the new rows were made of.
         seed: Of random rows.
         progress: Is told what is being done.
+
+    Raises:
+        UnsupportedError: The model gives what is no number.
     """
     from transformers import AutoModelForCausalLM
 
@@ -74,7 +78,7 @@ def measure(
     ):
         progress(f"the text, {name}")
         _put(model, [table if how is None else transplanted(table, how, rows, seed=seed) for table in tables.values()])
-        found.append(_quality(name, model, vocabulary, text))
+        found.append(_quality(name, model, vocabulary, text, window))
     return tuple(found)
 
 
@@ -99,12 +103,17 @@ def _put(model: Any, tables: Sequence[Tensor]) -> None:
 
 
 @torch.inference_mode()
-def _quality(name: str, model: Any, vocabulary: Vocabulary, text: str) -> TextCost:
+def _quality(name: str, model: Any, vocabulary: Vocabulary, text: str, size: int) -> TextCost:
     tokens = vocabulary.tokenizer.encode(text, special=False)
     scores, scored = [], 0
-    for window in windows_of(tokens, _WINDOW):
+    for window in windows_of(tokens, size):
         logits = model(input_ids=torch.tensor([window])).logits[0, :-1].float()
         found = logits.log_softmax(-1).gather(1, torch.tensor(window[1:])[:, None])[:, 0]
+        if not bool(found.isfinite().all()):
+            raise UnsupportedError(
+                f"--text: the model with the rows '{name}' gives probabilities that are no numbers; its weights are "
+                "damaged, or too large for float32. The new checkpoint was written all the same."
+            )
         scores.append(found.double().numpy())
         scored += len(vocabulary.tokenizer.library.decode(window[1:], skip_special_tokens=False).encode())
     return TextCost(rows=name, tokens=len(tokens), perplexity=perplexity_of(scores, scored))

@@ -147,6 +147,13 @@ def _large(places: Path) -> None:
         (lambda p: None, {"options": ("--neighbours", "0")}, "neighbours 0; give 1 or more"),
         (lambda p: None, {"options": ("--pad-to", "0")}, "--pad-to 0; give 1 or more"),
         (lambda p: None, {"options": ("--text", "none.txt")}, "'none.txt' cannot be read"),
+        (lambda p: (p / "a.txt").write_text(""), {"options": ("--text", "a.txt")}, "'a.txt' has 0 tokens by the old"),
+        (
+            lambda p: (p / "a.txt").write_text("abcdef"),
+            {"options": ("--text", "a.txt", "--limit", "1")},
+            "--text: 'a.txt' has 1 tokens by the old tokenizer, of the bytes that --limit takes",
+        ),
+        (lambda p: (p / "a.txt").write_bytes(b"a\xff"), {"options": ("--text", "a.txt")}, "'a.txt' is no UTF-8: byte 1"),
         (lambda p: None, {"model": "hf:old?lora=x"}, "has options behind '?'"),
     ],
 )
@@ -162,12 +169,30 @@ def test_bad_input(
 
 
 def test_more_than_the_memory_that_is_free(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trt_compress.tools.tokenizers.transplant.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("trt_compress.tools.tokenizers.transplant.available_bytes", lambda: 1 << 18)
     with pytest.raises(
         ConfigError, match=r"numbers of tokens up to 15: tables of 128 rows by 8 take 128.0 MiB to make"
     ):
         transplant(str(places / "old"), places / "new", places / "made", external=places / "ext.npz")
     assert not (places / "made").exists()
+    monkeypatch.setattr("trt_compress.tools.tokenizers.transplant._SIMILARITIES", 0)
+    (places / "a.txt").write_text("abcd efgh")
+    with pytest.raises(ConfigError, match=r"--text: the model takes .* to score a text with, and 256.0 KiB are free"):
+        transplant(str(places / "old"), places / "new", places / "made", external=places / "ext.npz",
+                   text=places / "a.txt")  # fmt: skip
+    assert not (places / "made").exists()
+
+
+def test_a_model_that_gives_no_numbers(typed: Callable[..., Ended], places: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = places / "old/model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model.norm.weight": torch.full((8,), torch.nan)}, file)
+    (places / "a.txt").write_text("abcd efgh")
+    ended = typed("--text", "a.txt", "--json")
+    assert ended.code == 2 and "the model with the rows 'before' gives probabilities that are no numbers" in ended.err
+    assert (places / "made/config.json").is_file()
 
 
 def test_a_head_that_is_no_table(typed: Callable[..., Ended], places: Path) -> None:

