@@ -4,6 +4,7 @@ import contextlib
 import gc
 import inspect
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from trt_compress.plugins.spec import DOMAIN
 
 _TRACED_BATCH = 2  # 0 and 1 would be taken for constants
 _UNBOUNDED = 2**31 - 1
+_OUTPUT = "outputs/"  # before the names of outputs until those of other values are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ def _traced(
                 dynamo=True,
                 dynamic_shapes=_as_signature(module, shapes),
                 input_names=[spec.name for spec in inputs],
-                output_names=list(outputs),
+                output_names=[f"{_OUTPUT}{name}" for name in outputs],
                 opset_version=opset,
                 verbose=False,
             )
@@ -143,6 +145,7 @@ def _traced(
         raise ExportError(f"torch cannot export {type(module).__name__}: {reason}") from error
     _resize(model)
     dequantize_blocks(model)
+    _name_outputs(model)
     _name_sites(model)
     _clean(model)
     return model
@@ -224,6 +227,26 @@ def _resize(model: onnx.ModelProto) -> None:
     known = [info for info in model.graph.value_info if info.name not in untrue]
     del model.graph.value_info[:]
     model.graph.value_info.extend(known)
+
+
+def _name_outputs(model: onnx.ModelProto) -> None:
+    """Give the outputs their names, and other ones to values within the graph that torch gave one of these.
+
+    torch calls a value after what made it, `embedding` after an Embedding, whatever the outputs are to be called.
+    """
+    wanted = {info.name: info.name.removeprefix(_OUTPUT) for info in model.graph.output}
+    taken = {value for node in model.graph.node for value in (*node.input, *node.output)} | set(wanted.values())
+    inner = {value for node in model.graph.node for value in node.output} & set(wanted.values())
+    renamed = dict(wanted)
+    for name in sorted(inner):
+        number = next(number for number in itertools.count(1) if f"{name}_{number}" not in taken)
+        renamed[name] = f"{name}_{number}"
+        taken.add(renamed[name])
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(value, value) for value in node.input]
+        node.output[:] = [renamed.get(value, value) for value in node.output]
+    for info in (*model.graph.value_info, *model.graph.output):
+        info.name = renamed.get(info.name, info.name)
 
 
 def _name_sites(model: onnx.ModelProto) -> None:

@@ -232,3 +232,16 @@ def test_a_module_torch_cannot_export_is_one_sentence() -> None:
     with pytest.raises(ExportError, match=r"torch cannot export _Branches: .+") as error:
         onnx_from_module(_Branches(), SHAPE, OPTIONS)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_output_may_be_called_as_torch_calls_a_value_within() -> None:
+    """What torch makes of a Linear is called `linear`, too."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), nn.Tanh()).eval()
+    model = onnx_from_module(module, (4,), TraceOptions(input_name="x", output_name="linear", max_batch=4, opset=20))
+    made = [name for node in model.graph.node for name in node.output]
+    assert [info.name for info in model.graph.output] == ["linear"] and len(set(made)) == len(made)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 4)
+    found = session.run(None, {"x": x.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(found), module(x), atol=1e-6)
