@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.models.decoders import saved
 from trt_compress.export.calibration import calibrate
+from trt_compress.locks import locked
 from trt_compress.methods import METHODS
 from trt_compress.methods.config import CACHE_KINDS
 
@@ -54,8 +55,11 @@ def spec_of(policy: str, folder: Path) -> str:
     spec = f"{policy}:{options}" if options else policy
     for name in () if "reselect=" in spec else method.artifacts:
         made = folder / f"{policy}-{name}.safetensors"
-        if not made.exists():
-            calibrate(f"hf:{folder}", compress=spec, output=made)
+        lock = made.with_suffix(".lock")
+        lock.touch()
+        with locked(lock, patience=900):  # all workers have this folder
+            if not made.exists():
+                calibrate(f"hf:{folder}", compress=spec, output=made)
         spec += f"{',' if ':' in spec else ':'}{name}={made}"
     return spec
 

@@ -3,6 +3,7 @@
 Here in torch; `tests/export/test_cache_proofs.py` asks the bundles of policies that differ in what keeps states.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ from trt_compress.plugins.kv_quantize.op import kv_quantize
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model(tmp_path_factory.mktemp("llama"))
+def folder(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """That of `tests/export/test_cache_proofs.py`, with the artifacts that were calibrated for it."""
+    return made_once("a tiny Llama", model)
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from trt_compress.cache import cache_folder
+from trt_compress.locks import locked
 from trt_compress.plugins.testing.plugin_harness import NO_HEADERS, SOURCE, all_headers
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[2] / "plugins"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 MOST_OBJECTS = 500
 FLAGS = (
-    *("-std=c++17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DTRTC_EMULATED_CUDA"),
+    *("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DTRTC_EMULATED_CUDA"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
     *(f"-I{PLUGINS}", f"-I{HERE}", "-isystem", str(HERE / "include")),
 )
@@ -62,17 +63,20 @@ def objects(sources: Iterable[Path], flags: Sequence[str] = ()) -> list[Path]:
             same = options.copy()
             same.update(text)
             wanted = folder / f"{source.parent.name}-{source.stem}-{same.hexdigest()[:24]}.o"
-        if not wanted.exists():
-            made = wanted.with_suffix(f".{os.getpid()}.tmp")
-            run([*command, "-c", str(source), "-o", str(made)])
-            made.replace(wanted)
+        lock = wanted.with_suffix(".lock")
+        lock.touch()
+        with locked(lock, patience=900):  # another worker may be at it
+            if not wanted.exists():
+                made = wanted.with_suffix(f".{os.getpid()}.tmp")
+                run([*command, "-c", str(source), "-o", str(made)])
+                made.replace(wanted)
         known.write_text(wanted.name)
         os.utime(wanted)
         return wanted
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         made = list(pool.map(compile_one, sources))
-    for pattern in ("*.o", "*.known"):  # the oldest go, by when they were last asked for
+    for pattern in ("*.o", "*.known", "*.lock"):  # the oldest go, by when they were last asked for
         kept = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         for old in kept[: max(len(kept) - MOST_OBJECTS, 0)]:
             old.unlink(missing_ok=True)
