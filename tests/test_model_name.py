@@ -61,7 +61,7 @@ BAD: dict[str, str] = {
     "timm:v?seconds=2": "option 'seconds' is not known",
     "timm:v?&": "option '' is not known",
     "zoo:digits_vit?num_classes=3": "zoo:NAME takes no options",
-    "hf:x?secs=5": "option 'secs' is not known; there are seconds, lora. Did you mean 'seconds'",
+    "hf:x?secs=5": "option 'secs' is not known; there are seconds, tokens, lora. Did you mean 'seconds'",
     "gguf:x?lora=": r"'lora=' is not key=directory of a LoRA adapter; write gguf:FILE\?lora=ADAPTER",
     "hf:x?seconds=five": r"'seconds=five' is not key=number; write hf:PATH\?seconds=5",
     "mine.py:make?num_classes=3": "option 'num_classes' is not known; there are mean, std, weights_key",

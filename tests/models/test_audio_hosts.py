@@ -201,7 +201,7 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
         load_host(f"hf:{tmp_path}")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read \(No such file"):
         load_host(f"hf:{tmp_path}/absent")
-    with pytest.raises(ConfigError, match=r"'secs' is not known; there are seconds, lora"):
+    with pytest.raises(ConfigError, match=r"'secs' is not known; there are seconds, tokens, lora"):
         load_host(f"hf:{tmp_path}?secs=5")
     with pytest.raises(ConfigError, match=r"'seconds=x' is not key=number; write hf:PATH\?seconds=5"):
         load_host(f"hf:{tmp_path}?seconds=x")

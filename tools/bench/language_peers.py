@@ -150,7 +150,7 @@ def _environment(runtime: str, folder: Path, step: Callable[[str], None]) -> Pat
         step(f"making an environment with {runtime}, which may have to be compiled")
         place.parent.mkdir(parents=True, exist_ok=True)
         _require(run(["python3", "-m", "venv", place]))
-        install = [python, "-m", "pip", "install", "--quiet", *PACKAGES[runtime]]
+        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", *PACKAGES[runtime]]
         _require(run(install, variables={"CMAKE_ARGS": _instructions()}))
     return python
 
