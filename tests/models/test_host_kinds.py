@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.models.decoders import FAMILIES, saved
+from tests.models.tiny_bert import tiny_bert
 from trt_compress.export.api import export_model
 from trt_compress.format.kinds import input_kind, output_kind
 from trt_compress.format.manifest import TensorInfo
@@ -87,7 +88,7 @@ MODELS: dict[str, Callable[[Path], str]] = {
 def test_every_host_is_here() -> None:
     """A new model of the zoo comes by itself; a new model type of transformers must be added above."""
     assert {f"zoo:{name}" for name in ZOO} <= set(MODELS)
-    assert set(HF) == {"whisper", _AST_TYPE, *FAMILIES, "scout"}  # the last is a decoder as the others
+    assert set(HF) == {"whisper", _AST_TYPE, "bert", *FAMILIES, "scout"}  # the last is a decoder as the others
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -124,6 +125,15 @@ def test_what_a_decoder_writes_is_known(tmp_path: Path) -> None:
     host = load_host(f"hf:{saved('llama', tmp_path)}")
     before, after = input_kind(host.preprocess), output_kind(host.postprocess)
     assert (before.kind, after.kind) == ("text", "tokens")
+    assert not before.extra and not after.extra
+
+
+def test_what_an_encoder_of_texts_writes_is_known(tmp_path: Path) -> None:
+    """Who has the texts tokenizes them, as `transplant` does."""
+    tiny_bert(tmp_path)
+    host = load_host(f"hf:{tmp_path}")
+    before, after = input_kind(host.preprocess), output_kind(host.postprocess)
+    assert (before.kind, after.kind) == ("text", "raw")
     assert not before.extra and not after.extra
 
 
