@@ -119,8 +119,9 @@ class _Exported:
                 part = each[start : start + at_once]
                 rows.update(zip(part, self._embedded(session, tokenizer, part), strict=False))
         nothing = np.zeros(self.width, np.float32)
-        first, second = (np.stack([rows[text] if text else nothing for text in texts]) for texts in (old, new))
-        return torch.from_numpy(first), torch.from_numpy(second)
+        return tuple(
+            torch.from_numpy(np.stack([rows[text] if text else nothing for text in texts])) for texts in (old, new)
+        )  # type: ignore[return-value]
 
     def _tokenizer(self) -> Tokenizer:
         text = self._bundle.manifest.text
