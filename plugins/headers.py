@@ -2,7 +2,7 @@
 
 No wheel of ONNX Runtime holds its own. The Debian package libonnxruntime-dev does; it is downloaded and unpacked into
 the user's cache by a private apt configuration, made from the machine's own sources: nothing is installed. So it is
-with the JSON library of the C++ runtime. `python -m trt_compress.plugins.headers` finds both and prints them for CMake.
+with the JSON library of the C++ runtime. `python -m trt_compress.tools.cmake_options` finds both for CMake.
 """
 
 import os
@@ -10,7 +10,6 @@ import platform
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,17 +235,3 @@ def _run(folder: Path, configuration: Path, wanted: _Headers, *command: str) -> 
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or b"it said nothing").decode(errors="replace").splitlines()
         raise PluginError(f"'{shlex.join(command)}' failed ({said[-1]}); {wanted.advice}.")
-
-
-def main() -> int:
-    """Print the options that CMake takes for the C++ runtime."""
-    try:
-        print(f"-DTRTC_ONNXRUNTIME={onnxruntime_headers()} -DTRTC_JSON={json_headers()}")
-    except PluginError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,6 +19,7 @@ from trt_compress.format.graphs import COMPARISONS, DTYPES, ROLES, STATE_KINDS
 from trt_compress.format.manifest import Manifest
 from trt_compress.format.procedure import FEEDS, MOMENTS, ROWS
 from trt_compress.format.record import Record
+from trt_compress.tools.console import say_error
 
 TARGET = Path("runtime/cpp/src/manifest_fields.inc")
 _PLAIN = {str: "s", int: "i", float: "f", bool: "b"}
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.check:
         if TARGET.read_text(encoding="utf-8") != text():
-            print(f"{TARGET} is not up to date; run python -m trt_compress.tools.gen_cpp", file=sys.stderr)
+            say_error(f"{TARGET} is not up to date; run python -m trt_compress.tools.gen_cpp.")
             return 3
         return 0
     write_whole(TARGET, text())

@@ -234,8 +234,8 @@ def _check_text(given: str, opened: _Opened, new: Vocabulary, rows: int, text: P
     for which, vocabulary in (("old", opened.old), ("new", new)):
         if (count := len(vocabulary.tokenizer.encode(given, special=False))) < 2:
             raise ConfigError(
-                f"--text: '{text}' has {count} tokens by the {which} tokenizer, of the bytes that --limit takes; give a "
-                "text of two at least."
+                f"--text: '{text}' has {count} tokens by the {which} tokenizer, of the bytes that --limit takes; give "
+                "a text of two at least."
             )
     source, free = opened.source, available_bytes()
     numbers = sum(math.prod(source.header(name).shape) for name in source.names())

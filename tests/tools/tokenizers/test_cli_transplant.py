@@ -153,7 +153,11 @@ def _large(places: Path) -> None:
             {"options": ("--text", "a.txt", "--limit", "1")},
             "--text: 'a.txt' has 1 tokens by the old tokenizer, of the bytes that --limit takes",
         ),
-        (lambda p: (p / "a.txt").write_bytes(b"a\xff"), {"options": ("--text", "a.txt")}, "'a.txt' is no UTF-8: byte 1"),
+        (
+            lambda p: (p / "a.txt").write_bytes(b"a\xff"),
+            {"options": ("--text", "a.txt")},
+            "'a.txt' is no UTF-8: byte 1",
+        ),
         (lambda p: None, {"model": "hf:old?lora=x"}, "has options behind '?'"),
     ],
 )
