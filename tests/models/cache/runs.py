@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.models.cache.doubles import Doubles
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import keep_up
 from trt_compress.methods import CompressorSpec, parse_spec
@@ -89,7 +90,8 @@ class CacheRun:
 
     def _computed(self, graph: GraphSpec, *given: Tensor) -> Sequence[Tensor]:
         """What a graph makes of its inputs and states."""
-        found: Sequence[Tensor] = graph.module(*given)
+        with Doubles():
+            found: Sequence[Tensor] = graph.module(*given)
         return found
 
     def _keep_up(self, moments: tuple[str, ...]) -> None:
