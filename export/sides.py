@@ -1,5 +1,6 @@
 """The two sides of a verification: graphs in torch, and the same graphs as ONNX files in ONNX Runtime on the CPU."""
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import GateError, UnsupportedError
+from trt_compress.export.doubles import Doubles
 from trt_compress.export.lower import operator_nodes
 from trt_compress.export.rounded import ROUNDED, has_bfloat16, rounded_to_bfloat16
 from trt_compress.export.runners import EXACT, OrtError, Runner
@@ -48,16 +50,21 @@ class Part:
 
 
 class TorchSide:
-    """Runs graphs in torch."""
+    """Runs graphs in torch.
 
-    def __init__(self, parts: Mapping[str, tuple[GraphSpec, nn.Module]]) -> None:
-        self._parts = parts
+    Args:
+        parts: The graphs, by name.
+        doubles: Sum matrix products in float64.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[GraphSpec, nn.Module]], *, doubles: bool = False) -> None:
+        self._parts, self._doubles = parts, doubles
 
     def __call__(self, name: str, feed: Mapping[str, Array]) -> tuple[Values, Values]:
         """The outputs and new states of a graph, and what was recorded at its sites."""
         graph, module = self._parts[name]
         given = [torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in graph.all_inputs]
-        with torch.no_grad(), recording() as sites:
+        with torch.no_grad(), recording() as sites, Doubles() if self._doubles else contextlib.nullcontext():
             results = module(*given)
         found = (results,) if isinstance(results, Tensor) else tuple(results)
         return {spec.name: tensor for spec, tensor in zip(graph.all_outputs, found, strict=True)}, sites

@@ -4,16 +4,17 @@ There is one way: both sides go the same course (`trt_compress.export.course`), 
 graph without a procedure the course is its consecutive runs; of a bundle with one, what the procedure says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import GateError
 from trt_compress.export.apart import apart
-from trt_compress.export.compare import Compared, compare_outputs, compare_sites
+from trt_compress.export.compare import Compared, compare_outputs, compare_sites, may_be_rounding
 from trt_compress.export.course import Compute, Course, Event, ProcedureCourse, of_layers
 from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
@@ -56,14 +57,18 @@ def verify_onnx(
     Raises:
         GateError: ONNX Runtime cannot load the file, and there is no site that could show from where on.
     """
-    part = Part(graph=graph, module=module, file=path)
-    theirs = OnnxSide(parts={graph.name: part}, native=native)
+    parts = {graph.name: Part(graph=graph, module=module, file=path)}
+    theirs = OnnxSide(parts=parts, native=native)
     checks: Checks = []
     for steps in inputs:
-        ours, onnx_course = Course(TorchSide({graph.name: (graph, module)})), Course(theirs)
+
+        def way(compute: Compute, _: bool, steps: Steps = steps) -> _Way:
+            course = Course(compute)
+            return _Way(course, _runs(course, graph, steps))
+
         batch = lengths_of(graph, steps)[BATCH_SYMBOL]
-        first, second = _runs(ours, graph, steps), _runs(onnx_course, graph, steps)
-        _follow(checks, {graph.name: part}, first, second, onnx_course, theirs, batch, precision)
+        found, _ = _compared(parts, way, theirs, batch, precision)
+        checks += found
     return _report(checks, theirs, precision, inputs_label, _first_divergence(checks))
 
 
@@ -95,17 +100,20 @@ def verify_procedure(
         GateError: A procedure cannot go on, or no scenario runs a graph.
     """
     named = {part.graph.name: part for part in parts}
-    torch_side = TorchSide({name: (part.graph, part.module) for name, part in named.items()})
     side = OnnxSide(parts=named, native=native)
     short = [part.graph for part in parts if part.layers is not None]
     ours, theirs = of_layers(ours, short), of_layers(theirs, short)
     checks: Checks = []
     other: str | None = None
     for scenario in scenarios:
-        course, onnx_course = ProcedureCourse(torch_side, ours, scenario), ProcedureCourse(side, theirs, scenario)
-        batch = len(scenario.prompt)
-        other = _follow(checks, named, course.events(), onnx_course.events(), onnx_course, side, batch, precision)
-        if other or not all(check.passed for check in checks):
+
+        def way(compute: Compute, in_torch: bool, scenario: Scenario = scenario) -> _Way:
+            course = ProcedureCourse(compute, ours if in_torch else theirs, scenario)
+            return _Way(course, course.events())
+
+        found, other = _compared(named, way, side, len(scenario.prompt), precision)
+        checks += found
+        if other or not all(check.passed for check in found):
             break
     first = _first_divergence(checks) or other
     if first is None and (idle := named.keys() - side.models.keys()):
@@ -121,23 +129,52 @@ def _runs(course: Course, graph: GraphSpec, steps: Steps) -> Iterator[Event]:
     return course.runs(graph.name, [state.of(graph.name) for state in graph.states], steps, lengths_of(graph, steps))
 
 
+class _Way(NamedTuple):
+    """One side on its way through a course."""
+
+    course: Course
+    events: Iterator[Event]
+
+
+def _compared(
+    parts: Mapping[str, Part], way: Callable[[Compute, bool], _Way], side: OnnxSide, batch: int, precision: str
+) -> tuple[Checks, str | None]:
+    """Both sides on one course, and what is said if they run different graphs.
+
+    What fails by little is judged once more, by the rounding that is torch's own: in a deep model with large values
+    that cancel, two right computations in float32 may be further apart than is usual.
+    """
+    modules = {name: (part.graph, part.module) for name, part in parts.items()}
+    ours = TorchSide(modules)
+    checks, other = _follow(parts, way(ours, True), way(side, False), side, batch, precision)
+    failed = [check for check in checks if not check.passed]
+    if other or side.failure or not failed or not all(may_be_rounding(check) for check in failed):
+        return checks, other
+    doubles = way(TorchSide(modules, doubles=True), True)
+    return _follow(parts, way(ours, True), way(side, False), side, batch, precision, doubles)
+
+
 def _follow(
-    checks: Checks,
     parts: Mapping[str, Part],
-    ours: Iterator[Event],
-    theirs: Iterator[Event],
-    onnx_course: Course,
+    ours: _Way,
+    theirs: _Way,
     side: OnnxSide,
     batch: int,
     precision: str,
-) -> str | None:
-    """Compare run by run, until a side ends or fails; what is said if the two run different graphs."""
+    doubles: _Way | None = None,
+) -> tuple[Checks, str | None]:
+    """Compare run by run, until a side ends or fails."""
     comparable = torch.ones(batch, dtype=torch.bool)
-    for expected, actual in zip_longest(ours, theirs):
+    checks: Checks = []
+    for expected, actual in zip_longest(ours.events, theirs.events):
         if expected is None or actual is None or expected.graph != actual.graph:
             step = next(event.step for event in (expected, actual) if event is not None)
             said = [f"'{event.graph}' ({event.moment})" if event else "nothing more" for event in (expected, actual)]
-            return f"run {step} (batch {batch}), where the model's procedure runs {said[0]} and the bundle's {said[1]}"
+            where = f"run {step} (batch {batch}), where the model's procedure runs {said[0]}"
+            return checks, f"{where} and the bundle's {said[1]}"
+        precise = next(doubles.events, None) if doubles is not None else None
+        if precise is None or precise.graph != expected.graph:
+            doubles = None  # other codes or other entries fill a cache otherwise
         graph = parts[expected.graph].graph
         run = Compared(
             graph=graph.name,
@@ -149,23 +186,30 @@ def _follow(
             comparable=comparable,
         )
         checks += compare_sites(run, graph, side.models[graph.name], precision)
-        found = compare_outputs(run, graph, expected.outputs, actual.outputs, precision)
+        exact = precise.outputs if doubles is not None and precise is not None else None
+        found = compare_outputs(run, graph, expected.outputs, actual.outputs, precision, exact)
         checks += found
         if not actual.outputs:
             break
         comparable = run.comparable
-        _go_on_with_ours(found, graph, expected, onnx_course)
-    return None
+        close = {check.name for check in found if check.passed}
+        turned = {check.name for check in found if check.turned and check.passed}
+        _go_on_with_ours(turned, close, graph, expected, theirs.course)
+        if doubles is not None:
+            every = {state.output for state in graph.states}
+            codes = {state.output for state in graph.states if state.comparison == "codes"}
+            _go_on_with_ours(codes, every, graph, expected, doubles.course)
+    return checks, None
 
 
-def _go_on_with_ours(found: Sequence[OutputCheck], graph: GraphSpec, expected: Event, course: Course) -> None:
+def _go_on_with_ours(
+    turned: Set[str | None], close: Set[str | None], graph: GraphSpec, expected: Event, course: Course
+) -> None:
     """After codes that rounding turned, both sides go on with the same ones: a turned code is no error that grows.
 
     So they do with rows that are packed later, with scales and with scores: last bits of these decide how codes and
     scales are rounded and which rows are chosen, and all that is made of it.
     """
-    turned = {check.name for check in found if check.turned and check.passed}
-    close = {check.name for check in found if check.passed}
     for state in graph.states:
         if state.output in turned or (state.kind in ("tail", "scale", "score") and state.output in close):
             course.states[state.of(graph.name).key] = expected.outputs[str(state.output)].numpy()

@@ -237,6 +237,13 @@ def _show_verification(report: "VerifyReport") -> None:
         print_table("What rounding weights costs", ("of", "output", "relative", "cosine", "from"), away)
     if report.method:
         print_text(f"Run as {report.method}.")
+    rounded = [output for output in report.outputs if output.rounding]
+    if rounded:
+        own, off = max(output.rounding for output in rounded), max(output.relative_error for output in rounded)
+        print_text(
+            f"{len(rounded)} outputs are further apart than is usual, by {off:.1e} at most, and were judged by torch's "
+            f"own rounding: with its products in float64 it moves by {own:.1e}."
+        )
     if report.paths:
         words = {"native": "native operators", "function": "ONNX bodies"}
         ran = (f"{n} {name} as {words[form]}" for name, forms in report.paths.items() for form, n in forms.items() if n)

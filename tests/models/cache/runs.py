@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.models.cache.doubles import Doubles
+from trt_compress.export.doubles import Doubles
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.procedure import keep_up
 from trt_compress.methods import CompressorSpec, parse_spec

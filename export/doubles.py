@@ -25,7 +25,8 @@ class Doubles(TorchFunctionMode):
     """Matrix products of float32 are summed in float64 and rounded once.
 
     A library sums a product of one row in another order than one of three rows, and another on the next processor. A
-    choice among entries, or a code, that is nearly a tie then turns out another way for no fault of who chooses.
+    choice among entries, or a code, that is nearly a tie then turns out another way for no fault of who chooses. How
+    far a model is from itself in this mode is what its own rounding costs.
     """
 
     def __torch_function__(
