@@ -22,7 +22,7 @@ _PRODUCTS = {
 
 
 class Doubles(TorchFunctionMode):
-    """Matrix products of float32 are summed in float64 and rounded once.
+    """Matrix products of floating-point numbers are summed in float64 and rounded once, to the dtype they had.
 
     A library sums a product of one row in another order than one of three rows, and another on the next processor. A
     choice among entries, or a code, that is nearly a tie then turns out another way for no fault of who chooses. How
@@ -37,14 +37,15 @@ class Doubles(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """See `TorchFunctionMode`."""
-        if func not in _PRODUCTS or not any(_single(each) for each in args):
+        short = next((each.dtype for each in args if _shorter(each)), None)
+        if func not in _PRODUCTS or short is None:
             return func(*args, **(kwargs or {}))
-        return func(*map(_doubled, args), **{name: _doubled(each) for name, each in (kwargs or {}).items()}).float()
+        return func(*map(_doubled, args), **{name: _doubled(each) for name, each in (kwargs or {}).items()}).to(short)
 
 
 def _doubled(value: Any) -> Any:
-    return value.double() if _single(value) else value
+    return value.double() if _shorter(value) else value
 
 
-def _single(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float32
+def _shorter(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
