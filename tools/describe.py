@@ -86,7 +86,7 @@ def engine_pairs(engine: Engine) -> list[tuple[str, object]]:
         ("precision", _precision(engine)),
         ("operators", _paths(engine.paths) or "none"),
         *([("needs to run", plugins)] if plugins else []),
-        ("inputs", "\n".join(_profile(name, shapes) for name, shapes in engine.profile.items()) or "fixed shapes"),
+        ("inputs", "\n".join(_profiles(engine.profile)) or "fixed shapes"),
         ("hash", f"{engine.sha256} (SHA-256)"),
     ]
 
@@ -165,9 +165,15 @@ def _paths(paths: Mapping[str, Mapping[str, int]]) -> str:
     )
 
 
-def _profile(name: str, shapes: Mapping[str, Sequence[int]]) -> str:
-    low, usual, high = (f"[{', '.join(map(str, shapes[end]))}]" for end in ("min", "opt", "max"))
-    return f"{name} {low}" if low == high else f"{name} {low} to {high}, best at {usual}"
+def _profiles(profile: Mapping[str, Mapping[str, Sequence[int]]]) -> Iterator[str]:
+    """The shapes of every input; those of inputs that are alike but for a number, once for all of them."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, shapes in profile.items():
+        low, usual, high = (f"[{', '.join(map(str, shapes[end]))}]" for end in ("min", "opt", "max"))
+        said = low if low == high else f"{low} to {high}, best at {usual}"
+        alike.setdefault((re.sub(r"\d+", "#", name), said), []).append(name)
+    for (_, said), names in alike.items():
+        yield f"{names[0]} {said}" if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)}) {said}"
 
 
 def _spec_settings(config: Mapping[str, object]) -> str:

@@ -481,6 +481,8 @@ def test_what_is_built_and_exported_is_said_in_words_and_units() -> None:
         profile={
             "image": {"min": (1, 3), "opt": (4, 3), "max": (8, 3)},
             "size": {"min": (2,), "opt": (2,), "max": (2,)},
+            **{f"keys_{layer}_in": {"min": (1, 3), "opt": (4, 3), "max": (8, 3)} for layer in range(12)},
+            "keys_12_in": {"min": (1, 9), "opt": (4, 9), "max": (8, 9)},
         },
         seconds=2.719,
     )
@@ -490,7 +492,12 @@ def test_what_is_built_and_exported_is_said_in_words_and_units() -> None:
         "fp16 asked; the model's layers: 74 in fp16; inside operators: 24 in fp32 and 1 in fp16"
     )
     assert said["operators"] == "TokenMerge: 2 as plugins, 6 as ONNX bodies"
-    assert said["inputs"] == "image [1, 3] to [8, 3], best at [4, 3]\nsize [2]"
+    assert said["inputs"].splitlines() == [
+        "image [1, 3] to [8, 3], best at [4, 3]",
+        "size [2]",
+        "keys_0_in … keys_11_in (12) [1, 3] to [8, 3], best at [4, 3]",
+        "keys_12_in [1, 9] to [8, 9], best at [4, 9]",
+    ]
     assert not any(INSIDES.search(value) for value in said.values())
 
 
