@@ -42,6 +42,8 @@ from trt_compress.runtime.sequences import Sequences
 
 Array = np.ndarray[Any, np.dtype[Any]]
 CASES = ("counter", "viewer", "full", "decoder")
+COMPACTING = "a toy decoder that compacts"
+"""What `made_once` calls the toy decoder's bundle that a case takes."""
 
 
 def export(folder: Path, *, precision: str = "fp32", weights_bits: str | None = None, **how: Any) -> Path:

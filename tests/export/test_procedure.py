@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests.export.conformance import CASES, export, replay, write_case
+from tests.export.conformance import CASES, COMPACTING, export, replay, write_case
 from tests.export.toy_decoder import PERIOD, VOCABULARY, decoder
 from trt_compress.errors import ExportError, GateError, ShapeError
 from trt_compress.export import api, pipeline
@@ -27,8 +27,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compacting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(tmp_path_factory.mktemp("procedure") / "compacting", compact=True)
+def compacting(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    return made_once(COMPACTING, lambda output: export(output, compact=True))
 
 
 @pytest.fixture(autouse=True)

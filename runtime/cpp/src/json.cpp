@@ -305,20 +305,8 @@ void writeCanonical(Json const& value, std::string& out)
         out += ']';
         break;
     case Json::Kind::kOBJECT:
-    {
-        out += '{';
-        bool first = true;
-        for (auto const& [name, member] : value.members)
-        {
-            out += first ? "" : ",";
-            first = false;
-            writeCanonical(name, out);
-            out += ':';
-            writeCanonical(member, out);
-        }
-        out += '}';
+        writeObject(value.members, out, [&](Json const& member) { writeCanonical(member, out); });
         break;
-    }
     }
 }
 

@@ -56,4 +56,21 @@ void writeCanonical(Json const& value, std::string& out);
 //! Write a string as it stands in canonical JSON.
 void writeCanonical(std::string const& text, std::string& out);
 
+//! Write an object as it stands in canonical JSON: `members` are pairs of a name and what `write` writes, sorted by name.
+template <typename Members, typename Write>
+void writeObject(Members const& members, std::string& out, Write const& write)
+{
+    out += '{';
+    char const* between = "";
+    for (auto const& [name, member] : members)
+    {
+        out += between;
+        between = ",";
+        writeCanonical(name, out);
+        out += ':';
+        write(member);
+    }
+    out += '}';
+}
+
 } // namespace trtc::runtime

@@ -202,17 +202,7 @@ void writeKind(char const* kind, Json const& value, std::string& out)
     }
     else if (*kind == '{' && value.is(Json::Kind::kOBJECT))
     {
-        out += '{';
-        bool first = true;
-        for (auto const& [name, member] : value.members)
-        {
-            out += first ? "" : ",";
-            first = false;
-            writeCanonical(name, out);
-            out += ':';
-            writeKind(kind + 1, member, out);
-        }
-        out += '}';
+        writeObject(value.members, out, [&](Json const& member) { writeKind(kind + 1, member, out); });
     }
     else if (*kind == '@')
     {
@@ -253,16 +243,7 @@ void writeRecord(Json const& value, Type const& type, std::string& out, bool isR
         }
         written[field.name] = std::move(text);
     }
-    out += '{';
-    bool first = true;
-    for (auto const& [name, text] : written)
-    {
-        out += first ? "" : ",";
-        first = false;
-        writeCanonical(name, out);
-        out += ':' + text;
-    }
-    out += '}';
+    writeObject(written, out, [&](std::string const& text) { out += text; });
 }
 
 template <size_t N>

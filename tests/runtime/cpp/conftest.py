@@ -1,7 +1,10 @@
-"""The C++ runtime as the tests take it: built once for all workers, beside the ONNX Runtime of the Python package."""
+"""The C++ runtime as the tests take it: built once for the same sources, beside the ONNX Runtime of Python's package."""
 
+import hashlib
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.real_models import CACHE
 from tests.runtime.cpp.driving import Job, Outcome, drive
 from trt_compress.errors import PluginError
+from trt_compress.export import api
+from trt_compress.locks import locked
 from trt_compress.plugins.headers import json_headers, onnxruntime_headers
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = ROOT / "runtime" / "cpp"
+COMPRESSED = {"zoo:video_vit": "tome:num_merged=4"}
+UNUSED_S = 7 * 24 * 3600
+"""After so long a build in the cache goes."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,32 @@ def header_options() -> list[str]:
         pytest.skip(f"the C++ runtime cannot be built: {error.message}")
 
 
+def built(name: str, options: list[str], *, target: str = "all") -> Path:
+    """A build in the cache of the tests, by what it is made of: sources, options and compiler."""
+    key = hashlib.sha256(repr((sorted(options), target)).encode())
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
+    key.update(subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout)
+    for file in sorted(each for each in SOURCES.rglob("*") if each.is_file()):
+        key.update(f"{file.relative_to(SOURCES)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    kept = CACHE / "cpp"
+    kept.mkdir(parents=True, exist_ok=True)
+    folder = kept / f"{name}-{key.hexdigest()[:24]}"
+    lock = folder.with_suffix(".lock")
+    lock.touch()
+    with locked(lock, patience=900):
+        if not (folder / "whole").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            configured(SOURCES, folder, *options, target=target)
+            (folder / "whole").touch()
+        os.utime(folder / "whole")
+    for other in kept.glob("*/whole"):
+        if time.time() - other.stat().st_mtime > UNUSED_S:
+            shutil.rmtree(other.parent, ignore_errors=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def cpp(made_once: Callable[[str, Callable[[Path], object]], Path], header_options: list[str]) -> Built:
+def cpp(header_options: list[str]) -> Built:
     """The library, its examples, and the programs of `checks/`."""
     found = find_spec("onnxruntime")
     assert found is not None and found.origin is not None
@@ -70,16 +103,21 @@ def cpp(made_once: Callable[[str, Callable[[Path], object]], Path], header_optio
     if not libraries:
         pytest.skip("the installed onnxruntime has no libonnxruntime.so")
     quick = ["-DTRTC_CHECKS=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *header_options]  # half of the compiler's time
-    build = made_once("cpp", lambda output: configured(SOURCES, output, *quick))
-    return Built(build, libraries[-1])
+    return Built(built("plain", quick), libraries[-1])
 
 
 @pytest.fixture(scope="session")
-def sanitized(made_once: Callable[[str, Callable[[Path], object]], Path], header_options: list[str]) -> Path:
+def sanitized(header_options: list[str]) -> Path:
     """The program that reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer."""
     options = ["-DTRTC_SANITIZE=address,undefined", "-DTRTC_CHECKS=ON", "-DTRTC_EXAMPLES=OFF", *header_options]
+    return built("sanitized", ["-DCMAKE_BUILD_TYPE=None", *options], target="check_manifests") / "check_manifests"
 
-    def make(output: Path) -> None:
-        configured(SOURCES, output, "-DCMAKE_BUILD_TYPE=None", *options, target="check_manifests")
 
-    return made_once("cpp sanitized", make) / "check_manifests"
+@pytest.fixture(scope="session")
+def zoo(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
+    """A model of the zoo with its compressors as a bundle, exported once for all tests of this folder."""
+
+    def make(model: str, output: Path) -> None:
+        api.export_model(model, output=output, batch="1:1:2", compress=COMPRESSED.get(model))
+
+    return lambda model: made_once(f"cpp {model}", lambda output: make(model, output))
