@@ -99,18 +99,6 @@ void fillIn(
     }
 }
 
-char* copied(char const* data, size_t bytes)
-{
-    auto* const made = static_cast<char*>(std::malloc(bytes + 1));
-    if (made == nullptr)
-    {
-        throw std::bad_alloc();
-    }
-    std::memcpy(made, data, bytes);
-    made[bytes] = '\0';
-    return made;
-}
-
 } // namespace
 
 extern "C" {

@@ -5,6 +5,7 @@
 #include "sequences.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -85,18 +86,23 @@ inline void needs(void const* pointer, char const* name)
     }
 }
 
-//! Has states for itself, or refuses.
+//! Has states, or what else is for one thread at a time, for itself, or refuses.
 class Claim
 {
 public:
     explicit Claim(States& states)
-        : mStates(states)
+        : Claim(states.isUsed, "states")
     {
-        if (mStates.isUsed.exchange(true, std::memory_order_acquire))
+    }
+
+    Claim(std::atomic<bool>& isUsed, char const* what)
+        : mIsUsed(isUsed)
+    {
+        if (mIsUsed.exchange(true, std::memory_order_acquire))
         {
             throw Error(TRTC_ERROR_BUSY,
-                "Another thread is using these states, which hold the history of one caller; "
-                "give each thread states of its own.");
+                std::string("Another thread is using this handle of ") + what
+                    + ", which holds the history of one caller; give each thread one of its own.");
         }
     }
 
@@ -105,12 +111,25 @@ public:
 
     ~Claim()
     {
-        mStates.isUsed.store(false, std::memory_order_release);
+        mIsUsed.store(false, std::memory_order_release);
     }
 
 private:
-    States& mStates;
+    std::atomic<bool>& mIsUsed;
 };
+
+//! Memory of the caller's that holds these bytes, and a 0 behind them. Throws std::bad_alloc.
+inline char* copied(char const* data, size_t bytes)
+{
+    auto* const made = static_cast<char*>(std::malloc(bytes + 1));
+    if (made == nullptr)
+    {
+        throw std::bad_alloc();
+    }
+    std::memcpy(made, data, bytes);
+    made[bytes] = '\0';
+    return made;
+}
 
 //! Options of the caller, in the form that this version knows.
 template <typename Options>

@@ -12,8 +12,6 @@ namespace
 {
 
 constexpr size_t kDEEPEST = 64;
-constexpr size_t kLONGEST_TEXT = size_t{1} << 16; // characters
-constexpr size_t kMOST_VALUES = size_t{1} << 19;  // a value takes some hundred bytes here, and two in the file
 constexpr size_t kMOST_DIGITS = 25;
 
 //! Builds the tree while nlohmann's parser, which does not recurse, goes through the text; a bound stops it at once.
@@ -22,6 +20,12 @@ class Builder final : public nlohmann::json::json_sax_t
 public:
     Json root;
     std::string problem;
+
+    Builder(JsonLimits const& limits, JsonSink* sink)
+        : mLimits(limits)
+        , mSink(sink)
+    {
+    }
 
     bool null() override
     {
@@ -86,6 +90,11 @@ public:
 
     bool key(string_t& value) override
     {
+        if (mTaken > 0)
+        {
+            mSink->name(value);
+            return fits(value);
+        }
         mKeys.back() = std::move(value);
         return fits(mKeys.back());
     }
@@ -114,6 +123,9 @@ private:
     std::vector<Json*> mOpen; // their place in the tree stays: an open value is the last of its parent
     std::vector<std::string> mKeys;
     size_t mValues = 0;
+    JsonLimits const& mLimits;
+    JsonSink* const mSink;
+    size_t mTaken = 0; // open objects and lists that are the sink's
 
     bool fail(std::string const& what)
     {
@@ -128,9 +140,9 @@ private:
         {
             count += (static_cast<unsigned char>(each) & 0xC0) != 0x80;
         }
-        return count <= kLONGEST_TEXT
+        return count <= mLimits.text
             || fail("a text of " + std::to_string(count) + " characters stands there, and it may have "
-                + std::to_string(kLONGEST_TEXT));
+                + std::to_string(mLimits.text));
     }
 
     static Json ofInteger(int64_t value, double number, std::string text)
@@ -161,25 +173,51 @@ private:
         return &at;
     }
 
+    bool isOneMore()
+    {
+        return ++mValues <= mLimits.values || fail("it has more than " + std::to_string(mLimits.values) + " values");
+    }
+
     bool put(Json&& value)
     {
-        if (++mValues > kMOST_VALUES)
+        if (mTaken == 0)
         {
-            return fail("it has more than " + std::to_string(kMOST_VALUES) + " values");
+            if (!isOneMore())
+            {
+                return false;
+            }
+            place(std::move(value));
         }
-        place(std::move(value));
+        else if (value.is(Json::Kind::kSTRING))
+        {
+            mSink->text(value.text);
+        }
+        else if (value.is(Json::Kind::kINT))
+        {
+            mSink->integer(value.integer);
+        }
+        else
+        {
+            mSink->other();
+        }
         return true;
     }
 
     bool open(Json::Kind kind)
     {
-        if (mOpen.size() >= kDEEPEST)
+        if (mOpen.size() + mTaken >= kDEEPEST)
         {
             return fail("it is nested deeper than " + std::to_string(kDEEPEST) + " levels");
         }
-        if (++mValues > kMOST_VALUES)
+        if (mTaken > 0 || (mSink != nullptr && mSink->takes(mKeys)))
         {
-            return fail("it has more than " + std::to_string(kMOST_VALUES) + " values");
+            ++mTaken;
+            mSink->begins();
+            return true;
+        }
+        if (!isOneMore())
+        {
+            return false;
         }
         Json made;
         made.kind = kind;
@@ -191,6 +229,12 @@ private:
 
     bool close()
     {
+        if (mTaken > 0)
+        {
+            --mTaken;
+            mSink->ends();
+            return true;
+        }
         mOpen.pop_back();
         mKeys.pop_back();
         return true;
@@ -239,14 +283,14 @@ void writeFloat(double value, std::string& out)
 
 } // namespace
 
-Json parseJson(char const* data, size_t bytes, size_t limit)
+Json parseJson(char const* data, size_t bytes, JsonLimits const& limits, JsonSink* sink)
 {
-    if (bytes > limit)
+    if (bytes > limits.bytes)
     {
         throw std::invalid_argument(
-            "it has " + std::to_string(bytes) + " bytes, and may have " + std::to_string(limit));
+            "it has " + std::to_string(bytes) + " bytes, and may have " + std::to_string(limits.bytes));
     }
-    Builder builder;
+    Builder builder(limits, sink);
     if (!nlohmann::json::sax_parse(data, data + bytes, &builder))
     {
         throw std::invalid_argument(builder.problem.empty() ? "it is no JSON" : builder.problem);

@@ -47,8 +47,35 @@ struct Json
     }
 };
 
-//! Read a document. Throws std::invalid_argument, which says what is wrong without a file's name.
-Json parseJson(char const* data, size_t bytes, size_t limit = kLARGEST_MANIFEST);
+//! Takes what large members hold, so that no tree is built of it.
+class JsonSink
+{
+public:
+    virtual ~JsonSink() = default;
+
+    //! Whether it takes the object or list at this place, by the names on the way.
+    virtual bool takes(std::vector<std::string> const& names) = 0;
+
+    //! What stands there: an object or a list begins or ends, the name of a member, and values.
+    virtual void begins() = 0;
+    virtual void ends() = 0;
+    virtual void name(std::string const& text) = 0;
+    virtual void text(std::string const& value) = 0;
+    virtual void integer(int64_t value) = 0;
+    virtual void other() = 0;
+};
+
+//! Bounds of a document; what a sink takes does not count as values.
+struct JsonLimits
+{
+    size_t bytes = kLARGEST_MANIFEST;
+    size_t values = size_t{1} << 19; //!< one takes some hundred bytes here, and two in the file
+    size_t text = size_t{1} << 16;   //!< characters
+};
+
+//! Read a document. Throws std::invalid_argument, which says what is wrong without a file's name, and what a sink
+//! throws.
+Json parseJson(char const* data, size_t bytes, JsonLimits const& limits = {}, JsonSink* sink = nullptr);
 
 //! Write a value as Python's json.dumps(sort_keys=True, separators=(",", ":"), ensure_ascii=False) does.
 void writeCanonical(Json const& value, std::string& out);
@@ -56,7 +83,8 @@ void writeCanonical(Json const& value, std::string& out);
 //! Write a string as it stands in canonical JSON.
 void writeCanonical(std::string const& text, std::string& out);
 
-//! Write an object as it stands in canonical JSON: `members` are pairs of a name and what `write` writes, sorted by name.
+//! Write an object as it stands in canonical JSON: `members` are pairs of a name and what `write` writes, sorted by
+//! name.
 template <typename Members, typename Write>
 void writeObject(Members const& members, std::string& out, Write const& write)
 {

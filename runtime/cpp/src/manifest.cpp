@@ -441,6 +441,21 @@ Manifest readManifest(char const* bytes, size_t count, std::string const& where,
     {
         made.procedure = procedureFrom(*procedure);
     }
+    Json const* const text = data.find("text");
+    if (text != nullptr && text->is(Json::Kind::kOBJECT))
+    {
+        TextInfo& into = made.text.emplace();
+        into.tokenizer = textOf(*text, "tokenizer");
+        into.context = optionalInteger(*text, "context");
+        for (Json const& token : itemsOf(*text, "stop"))
+        {
+            into.stop.push_back(token.integer);
+        }
+        if (Json const* const generation = text->find("generation"))
+        {
+            into.generation = *generation;
+        }
+    }
     if (Json const* const preprocess = data.find("preprocess"))
     {
         made.preprocess = *preprocess;

@@ -123,6 +123,15 @@ struct Procedure
     std::optional<Pass> score;
 };
 
+//! What makes tokens of a text; `trt_compress.format.text` says what every field means.
+struct TextInfo
+{
+    std::string tokenizer; //!< a file
+    std::vector<int64_t> stop;
+    std::optional<int64_t> context;
+    Json generation;
+};
+
 struct FileInfo
 {
     std::string sha256;
@@ -138,6 +147,7 @@ struct Manifest
     std::map<std::string, Range> lengths;
     std::vector<Capacity> capacities;
     std::optional<Procedure> procedure;
+    std::optional<TextInfo> text;
     std::map<std::string, FileInfo> files;
     std::set<std::string> quantizedGraphs; //!< those with weights that share scales
     std::vector<std::pair<std::string, std::string>>

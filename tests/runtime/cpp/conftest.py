@@ -15,7 +15,6 @@ import pytest
 from tests.real_models import CACHE
 from tests.runtime.cpp.driving import Job, Outcome, drive
 from trt_compress.errors import PluginError
-from trt_compress.export import api
 from trt_compress.locks import locked
 from trt_compress.plugins.headers import json_headers, onnxruntime_headers
 
@@ -50,11 +49,11 @@ class Built:
         return drive(self.library, self.onnxruntime, jobs, folder)
 
 
-def configured(source: Path, build: Path, *options: str, target: str = "all") -> None:
-    """Run CMake, and build a target."""
+def configured(source: Path, build: Path, *options: str, targets: Sequence[str] = ("all",)) -> None:
+    """Run CMake, and build targets."""
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     first = ["cmake", *generator, "-S", str(source), "-B", str(build), *options]
-    for command in (first, ["cmake", "--build", str(build), "--target", target, "-j2"]):
+    for command in (first, ["cmake", "--build", str(build), "--target", *targets, "-j2"]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
@@ -70,9 +69,9 @@ def header_options() -> list[str]:
         pytest.skip(f"the C++ runtime cannot be built: {error.message}")
 
 
-def built(name: str, options: list[str], *, target: str = "all") -> Path:
+def built(name: str, options: list[str], *, targets: Sequence[str] = ("all",)) -> Path:
     """A build in the cache of the tests, by what it is made of: sources, options and compiler."""
-    key = hashlib.sha256(repr((sorted(options), target)).encode())
+    key = hashlib.sha256(repr((sorted(options), targets)).encode())
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))))
     key.update(subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout)
     for file in sorted(each for each in SOURCES.rglob("*") if each.is_file()):
@@ -85,7 +84,7 @@ def built(name: str, options: list[str], *, target: str = "all") -> Path:
     with locked(lock, patience=900):
         if not (folder / "whole").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            configured(SOURCES, folder, *options, target=target)
+            configured(SOURCES, folder, *options, targets=targets)
             (folder / "whole").touch()
         os.utime(folder / "whole")
     for other in kept.glob("*/whole"):
@@ -108,9 +107,10 @@ def cpp(header_options: list[str]) -> Built:
 
 @pytest.fixture(scope="session")
 def sanitized(header_options: list[str]) -> Path:
-    """The program that reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """The program that reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer; beside it `check_tokens`."""
     options = ["-DTRTC_SANITIZE=address,undefined", "-DTRTC_CHECKS=ON", "-DTRTC_EXAMPLES=OFF", *header_options]
-    return built("sanitized", ["-DCMAKE_BUILD_TYPE=None", *options], target="check_manifests") / "check_manifests"
+    programs = ("check_manifests", "check_tokens")
+    return built("sanitized", ["-DCMAKE_BUILD_TYPE=None", *options], targets=programs) / "check_manifests"
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +118,8 @@ def zoo(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[
     """A model of the zoo with its compressors as a bundle, exported once for all tests of this folder."""
 
     def make(model: str, output: Path) -> None:
+        from trt_compress.export import api
+
         api.export_model(model, output=output, batch="1:1:2", compress=COMPRESSED.get(model))
 
     return lambda model: made_once(f"cpp {model}", lambda output: make(model, output))

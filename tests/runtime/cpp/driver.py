@@ -143,6 +143,28 @@ def misuse(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, 
     return said, {}
 
 
+def tokenize(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """Tokens of texts, texts of tokens, and what is given out as these come."""
+    content = Path(job["tokenizer"]).read_bytes()
+    said: dict[str, Any] = {}
+    with c.handle("tokenizer", content, ctypes.c_size_t(len(content)), made="read") as tokenizer:
+        said["size"] = c.c.trtc_tokenizer_size(tokenizer)
+        said["tokens"] = [c.encode(tokenizer, text) for text in job.get("texts", ())]
+        said["plain"] = [c.encode(tokenizer, text, special=False) for text in job.get("plain", ())]
+        said["texts"] = [c.decode(tokenizer, tokens) for tokens in job.get("tokens", ())]
+        said["pieces"] = [c.pieces(tokenizer, tokens, before) for before, tokens in job.get("pieces", ())]
+    return said, {}
+
+
+def generate(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """Answers to prompts, each with settings of its own."""
+    with c.session(job["bundle"], threads=1) as session:
+        if job.get("text", True):
+            with c.handle("tokenizer", session, made="open") as tokenizer:
+                return {"answers": [c.generate(session, tokenizer, **each) for each in job["answers"]]}, {}
+        return {"answers": [c.generate(session, None, **each) for each in job["answers"]]}, {}
+
+
 def _two_threads(c: Interface, states: Any, given: Arrays) -> list[int]:
     """Statuses of many runs by two threads on the same states."""
     statuses: list[int] = []
@@ -186,7 +208,10 @@ def _read(c: Interface, sequences: Any, action: dict[str, Any]) -> Array:
     return found
 
 
-JOBS = {"run": run, "replay": replay, "refuse": refuse, "misuse": misuse}
+JOBS = {
+    **{"run": run, "replay": replay, "refuse": refuse, "misuse": misuse},
+    **{"tokenize": tokenize, "generate": generate},
+}
 
 
 def main(folder: Path) -> None:

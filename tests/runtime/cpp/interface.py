@@ -65,6 +65,43 @@ class StatesOptions(ctypes.Structure):
     _fields_ = (("size", ctypes.c_size_t), ("batch", ctypes.c_int64), ("capacity", ctypes.c_int64))
 
 
+class GenerateOptions(ctypes.Structure):
+    """`trtc_generate_options`."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("max_new", ctypes.c_int64),
+        ("capacity", ctypes.c_int64),
+        ("chooses", ctypes.c_int32),
+        ("detached", ctypes.c_int32),
+        ("temperature", ctypes.c_double),
+        ("top_k", ctypes.c_int64),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("repetition_penalty", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("stops", ctypes.POINTER(ctypes.c_char_p)),
+        ("num_stops", ctypes.c_size_t),
+        ("stop_tokens", ctypes.POINTER(ctypes.c_int64)),
+        ("num_stop_tokens", ctypes.c_size_t),
+        ("ignore_stop_tokens", ctypes.c_int32),
+    )
+
+
+class Piece(ctypes.Structure):
+    """`trtc_piece`."""
+
+    _fields_ = (
+        ("token", ctypes.c_int64),
+        ("text", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("reason", ctypes.c_int),
+    )
+
+
+REASONS = ("", "stop", "length", "context")
+
+
 class Refused(Exception):
     """A call that failed: its status, and its sentence."""
 
@@ -87,6 +124,7 @@ class Interface:
         for name in ("count", "vocabulary"):
             getattr(self.c, f"trtc_sequences_{name}").restype = ctypes.c_size_t
         self.c.trtc_sequences_states.restype = ctypes.c_void_p
+        self.c.trtc_tokenizer_size.restype = ctypes.c_size_t
 
     def check(self, status: int) -> None:
         """Raise unless a call succeeded."""
@@ -154,6 +192,76 @@ class Interface:
         asked.data = buffer.ctypes.data
         self.check(self.c.trtc_states_value(states, ctypes.byref(asked)))
         return _array(asked, buffer)
+
+    @contextmanager
+    def handle(self, what: str, *arguments: Any, made: str = "new") -> Iterator[ctypes.c_void_p]:
+        """What `trtc_WHAT_MADE` makes of these."""
+        handle = ctypes.c_void_p()
+        self.check(getattr(self.c, f"trtc_{what}_{made}")(*arguments, ctypes.byref(handle)))
+        try:
+            yield handle
+        finally:
+            getattr(self.c, f"trtc_{what}_free")(ctypes.byref(handle))
+
+    def encode(self, tokenizer: ctypes.c_void_p, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of a text."""
+        given, tokens, count = text.encode(), ctypes.POINTER(ctypes.c_int64)(), ctypes.c_size_t()
+        size, around = ctypes.c_size_t(len(given)), ctypes.c_int32(special)
+        where = ctypes.byref(tokens), ctypes.byref(count)
+        self.check(self.c.trtc_tokenizer_encode(tokenizer, given, size, around, *where))
+        found = tokens[: count.value]
+        self.c.trtc_tokens_free(ctypes.byref(tokens))
+        assert not tokens
+        return found
+
+    def decode(self, tokenizer: ctypes.c_void_p, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        text, size = ctypes.c_void_p(), ctypes.c_size_t()
+        where = ctypes.byref(text), ctypes.byref(size)
+        self.check(self.c.trtc_tokenizer_decode(tokenizer, *numbers(tokens), *where))
+        found = ctypes.string_at(text, size.value).decode()
+        self.c.trtc_bytes_free(ctypes.byref(text))
+        return found
+
+    def pieces(self, tokenizer: ctypes.c_void_p, tokens: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+        """What is given out for each token, and at last."""
+        text, size = ctypes.c_void_p(), ctypes.c_size_t()
+        where, found = (ctypes.byref(text), ctypes.byref(size)), []
+        with self.handle("detokenizer", tokenizer, *numbers(before)) as detokenizer:
+            for token in tokens:
+                self.check(self.c.trtc_detokenizer_add(detokenizer, ctypes.c_int64(token), *where))
+                found.append(ctypes.string_at(text, size.value).decode())
+            self.check(self.c.trtc_detokenizer_rest(detokenizer, *where))
+            found.append(ctypes.string_at(text, size.value).decode())
+        return found
+
+    def generate(
+        self, session: ctypes.c_void_p, tokenizer: ctypes.c_void_p | None, prompt: Sequence[int], **settings: Any
+    ) -> dict[str, Any]:
+        """An answer: its tokens, its pieces, and why it ended."""
+        given = GenerateOptions(size=ctypes.sizeof(GenerateOptions))
+        stops = [text.encode() for text in settings.pop("stops", ())]
+        ends = settings.pop("stop_tokens", ())
+        given.stops, given.num_stops = (ctypes.c_char_p * len(stops))(*stops), len(stops)
+        given.stop_tokens, given.num_stop_tokens = (ctypes.c_int64 * len(ends))(*ends), len(ends)
+        for name, value in settings.items():
+            setattr(given, name, value)
+        found: dict[str, Any] = {"ids": [], "pieces": [], "reason": ""}
+        options = ctypes.byref(given)
+        with self.handle("generate", session, tokenizer, *numbers(prompt), options) as generation:
+            while not found["reason"]:
+                piece = Piece()
+                self.check(self.c.trtc_generate_next(generation, ctypes.byref(piece)))
+                found["ids"].append(piece.token)
+                found["pieces"].append(ctypes.string_at(piece.text, piece.bytes).decode())
+                found["reason"] = REASONS[piece.reason]
+            found["after"] = self.c.trtc_generate_next(generation, ctypes.byref(Piece()))
+        return found
+
+
+def numbers(tokens: Sequence[int]) -> tuple[Any, ctypes.c_size_t]:
+    """Tokens as `int64_t const*` and how many; at least one, as a pointer to nothing may be NULL."""
+    return (ctypes.c_int64 * max(len(tokens), 1))(*tokens), ctypes.c_size_t(len(tokens))
 
 
 def tensors(arrays: Mapping[str, Array]) -> Any:

@@ -73,9 +73,12 @@ typedef enum trtc_dtype
 
 #define TRTC_MOST_AXES 8
 
-typedef struct trtc_session trtc_session;     /* a loaded bundle: weights, and what runs them */
-typedef struct trtc_states trtc_states;       /* what one run leaves for the next */
-typedef struct trtc_sequences trtc_sequences; /* sequences of tokens, read by the bundle's procedure */
+typedef struct trtc_session trtc_session;         /* a loaded bundle: weights, and what runs them */
+typedef struct trtc_states trtc_states;           /* what one run leaves for the next */
+typedef struct trtc_sequences trtc_sequences;     /* sequences of tokens, read by the bundle's procedure */
+typedef struct trtc_tokenizer trtc_tokenizer;     /* tokens of a text, text of tokens */
+typedef struct trtc_detokenizer trtc_detokenizer; /* the text of tokens that come one by one */
+typedef struct trtc_generation trtc_generation;   /* an answer that is being written */
 
 /* A tensor in memory of the caller, its elements in order of the last axis, without gaps. */
 typedef struct trtc_tensor
@@ -129,6 +132,45 @@ typedef struct trtc_states_options
     int64_t batch;    /* sequences; 0: as many as the first run brings */
     int64_t capacity; /* the most slots that they may get; 0: as many as the bundle allows */
 } trtc_states_options;
+
+/* How an answer is written. */
+typedef struct trtc_generate_options
+{
+    size_t size;                /* sizeof(trtc_generate_options) */
+    int64_t max_new;            /* the most new tokens; 0: as the bundle says, else 256 */
+    int64_t capacity;           /* the most tokens of prompt and answer; 0: as many as the bundle allows */
+    int32_t chooses;            /* 0: tokens are chosen as the bundle says; not 0: as the next five fields do */
+    int32_t detached;           /* not 0: a text of its own, without a space that only divides it from the prompt */
+    double temperature;         /* 0: the most probable token */
+    int64_t top_k;              /* 0: all */
+    double top_p;               /* 0 or 1: all */
+    double min_p;               /* 0: all */
+    double repetition_penalty;  /* 0 or 1: none */
+    uint64_t seed;              /* where its random numbers begin, which are those of numpy's default_rng */
+    char const* const* stops;   /* texts that end the answer, which they are no part of */
+    size_t num_stops;           /* how many */
+    int64_t const* stop_tokens; /* tokens that end it, beside those of the bundle */
+    size_t num_stop_tokens;     /* how many */
+    int32_t ignore_stop_tokens; /* not 0: neither these nor those of the bundle do */
+} trtc_generate_options;
+
+/* Why an answer ended. */
+typedef enum trtc_reason
+{
+    TRTC_GOES_ON = 0,
+    TRTC_STOP = 1,   /* a token or a text that ends it */
+    TRTC_LENGTH = 2, /* as many tokens as were asked for */
+    TRTC_CONTEXT = 3 /* no room */
+} trtc_reason;
+
+/* What one step gave. */
+typedef struct trtc_piece
+{
+    int64_t token;      /* what was chosen */
+    char const* text;   /* what is now certain, UTF-8, often nothing; lives until the next call with the handle */
+    size_t bytes;       /* of the text */
+    trtc_reason reason; /* why the answer has ended */
+} trtc_piece;
 
 /* ---- what every function leaves ---- */
 
@@ -265,6 +307,51 @@ TRTC_API trtc_status trtc_sequences_keep(trtc_sequences* sequences, size_t const
 
 /* Their states, to look at with trtc_states_value; lives as long as the sequences, and is not freed. */
 TRTC_API trtc_states* trtc_sequences_states(trtc_sequences* sequences);
+
+/* ---- text ---- */
+
+/* The tokenizer of a bundle. Several threads may use one at once; what was made with it outlives it. */
+TRTC_API trtc_status trtc_tokenizer_open(trtc_session const* session, trtc_tokenizer** tokenizer);
+
+/* A tokenizer of its own, from the bytes of a tokenizer.json. */
+TRTC_API trtc_status trtc_tokenizer_read(char const* json, size_t bytes, trtc_tokenizer** tokenizer);
+TRTC_API void trtc_tokenizer_free(trtc_tokenizer** tokenizer);
+
+/* All numbers of tokens are below it; 0 if it is NULL. */
+TRTC_API size_t trtc_tokenizer_size(trtc_tokenizer const* tokenizer);
+
+/* The tokens of a text, UTF-8.
+ *   special  not 0: with what the model wants around a text
+ *   tokens   takes memory that the caller gives back with trtc_tokens_free */
+TRTC_API trtc_status trtc_tokenizer_encode(
+    trtc_tokenizer const* tokenizer, char const* text, size_t bytes, int32_t special, int64_t** tokens, size_t* count);
+TRTC_API void trtc_tokens_free(int64_t** tokens);
+
+/* The text of tokens, without special ones; given back with trtc_bytes_free, and it ends with a 0 that is not counted.
+ */
+TRTC_API trtc_status trtc_tokenizer_decode(
+    trtc_tokenizer const* tokenizer, int64_t const* tokens, size_t count, char** text, size_t* bytes);
+
+/* For tokens that come one by one, behind others; for one thread at a time, as what follows. */
+TRTC_API trtc_status trtc_detokenizer_new(
+    trtc_tokenizer const* tokenizer, int64_t const* before, size_t count, trtc_detokenizer** detokenizer);
+TRTC_API void trtc_detokenizer_free(trtc_detokenizer** detokenizer);
+
+/* The text that is now certain, often none, and what is left when no token follows; it lives until the next call. */
+TRTC_API trtc_status trtc_detokenizer_add(
+    trtc_detokenizer* detokenizer, int64_t token, char const** text, size_t* bytes);
+TRTC_API trtc_status trtc_detokenizer_rest(trtc_detokenizer* detokenizer, char const** text, size_t* bytes);
+
+/* Begin the answer to a prompt.
+ *   tokenizer  NULL: there is no text, and no text stops it
+ *   prompt     numbers of its tokens
+ *   options    NULL: all zeros */
+TRTC_API trtc_status trtc_generate_new(trtc_session const* session, trtc_tokenizer const* tokenizer,
+    int64_t const* prompt, size_t count, trtc_generate_options const* options, trtc_generation** generation);
+TRTC_API void trtc_generate_free(trtc_generation** generation);
+
+/* Go on by one token, until the piece says why it has ended. */
+TRTC_API trtc_status trtc_generate_next(trtc_generation* generation, trtc_piece* piece);
 
 #ifdef __cplusplus
 }

@@ -135,4 +135,64 @@ private:
     std::unique_ptr<trtc_sequences, Frees<trtc_sequences, trtc_sequences_free>> mHandle;
 };
 
+class Tokenizer
+{
+public:
+    explicit Tokenizer(Session const& session)
+    {
+        trtc_tokenizer* made = nullptr;
+        check(trtc_tokenizer_open(session.get(), &made));
+        mHandle.reset(made);
+    }
+
+    trtc_tokenizer* get() const noexcept
+    {
+        return mHandle.get();
+    }
+
+    std::vector<int64_t> encode(std::string const& text, bool special = true) const
+    {
+        int64_t* tokens = nullptr;
+        size_t count = 0;
+        check(trtc_tokenizer_encode(get(), text.data(), text.size(), special, &tokens, &count));
+        std::unique_ptr<int64_t, Frees<int64_t, trtc_tokens_free>> const held(tokens);
+        return {tokens, tokens + count};
+    }
+
+    std::string decode(std::vector<int64_t> const& tokens) const
+    {
+        char* text = nullptr;
+        size_t bytes = 0;
+        check(trtc_tokenizer_decode(get(), tokens.data(), tokens.size(), &text, &bytes));
+        std::unique_ptr<char, Frees<char, trtc_bytes_free>> const held(text);
+        return {text, bytes};
+    }
+
+private:
+    std::unique_ptr<trtc_tokenizer, Frees<trtc_tokenizer, trtc_tokenizer_free>> mHandle;
+};
+
+class Generation
+{
+public:
+    Generation(Session const& session, Tokenizer const& tokenizer, std::vector<int64_t> const& prompt,
+        trtc_generate_options const& options = make<trtc_generate_options>())
+    {
+        trtc_generation* made = nullptr;
+        check(trtc_generate_new(session.get(), tokenizer.get(), prompt.data(), prompt.size(), &options, &made));
+        mHandle.reset(made);
+    }
+
+    //! Go on by one token; its text lives until the next call.
+    trtc_piece next() const
+    {
+        trtc_piece piece;
+        check(trtc_generate_next(mHandle.get(), &piece));
+        return piece;
+    }
+
+private:
+    std::unique_ptr<trtc_generation, Frees<trtc_generation, trtc_generate_free>> mHandle;
+};
+
 } // namespace trt_compress
