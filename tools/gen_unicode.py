@@ -40,7 +40,7 @@ def text() -> str:
         ("where spaces of regular expressions begin and end, in turn", "uint32_t", "kSPACES", _toggles(_spaces())),
         ("where numbers begin and end, in turn, as `Digits` has them", "uint32_t", "kNUMBERS", _toggles(_numbers())),
         ("combining classes: first, last, class", "uint32_t", "kCLASSES", _classes(categories, decomposed)),
-        ("character behind the last one, negative where the two parts compose it; first part; second part or 0; all but "
+        ("behind the last character, negative where the parts compose it; first part; second part or 0; without "
          "Hangul", "int32_t", "kDECOMPOSED", _pairs(decomposed)),
     ):  # fmt: skip
         lines += [f"// {comment}", f"constexpr {kind} {name}[] = {{", *_wrapped(numbers), "};"]

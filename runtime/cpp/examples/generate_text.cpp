@@ -30,7 +30,8 @@ int generate(char const* bundle, std::string const& prompt, char const* library,
         piece = generation.next();
         std::fwrite(piece.text, 1, piece.bytes, stdout);
         std::fflush(stdout);
-    } while (piece.reason == TRTC_GOES_ON);
+    }
+    while (piece.reason == TRTC_GOES_ON);
     std::printf("\n");
     return 0;
 }

@@ -1,8 +1,7 @@
 // Pictures as an input takes them: `(pixel * scale - mean) / std`.
 
 #include "api_call.h"
-
-#include <cmath>
+#include "prepared.h"
 
 using namespace trtc::runtime;
 
@@ -17,25 +16,6 @@ struct Image
     float factor[3] = {}, offset[3] = {};
 };
 
-double numberAt(Json const& settings, char const* name, size_t channel, double usual)
-{
-    Json const* const found = settings.find(name);
-    Json const* each = found;
-    if (found != nullptr && found->is(Json::Kind::kLIST))
-    {
-        each = found->items.empty()
-            ? nullptr
-            : &found->items[found->items.size() == 1 ? 0 : std::min(channel, found->items.size() - 1)];
-    }
-    double const value = each == nullptr ? usual : each->number;
-    bool const isNumber = each == nullptr || each->is(Json::Kind::kINT) || each->is(Json::Kind::kFLOAT);
-    if (!isNumber || !std::isfinite(value) || std::fabs(value) > 1e9)
-    {
-        throw bundleError(std::string("'preprocess.") + name + "' is no number of a picture; export the bundle again.");
-    }
-    return value;
-}
-
 Image imageOf(trtc_session const* session)
 {
     needs(session, "session");
@@ -46,17 +26,9 @@ Image imageOf(trtc_session const* session)
     {
         throw unsupportedError("The bundle takes no pictures; give its inputs by trtc_run.");
     }
-    Json const* const name = settings.find("input");
     Json const* const layout = settings.find("layout");
     Image made;
-    made.port = loaded.inputs.front();
-    for (Port const* port : loaded.inputs)
-    {
-        if (name != nullptr && (port->name == name->text || port->whole == name->text))
-        {
-            made.port = port;
-        }
-    }
+    made.port = &preparedInput(loaded);
     made.isLast = layout != nullptr && layout->text == "NHWC";
     std::vector<Axis> const& axes = made.port->axes;
     if (axes.size() != 4 || made.port->dtype != TRTC_FLOAT32)

@@ -460,6 +460,10 @@ Manifest readManifest(char const* bytes, size_t count, std::string const& where,
     {
         made.preprocess = *preprocess;
     }
+    if (Json const* const postprocess = data.find("postprocess"))
+    {
+        made.postprocess = *postprocess;
+    }
     made.hasOperators = !itemsOf(data, "operators").empty();
     for (auto const& [name, info] : membersOf(data, "files"))
     {

@@ -154,7 +154,7 @@ struct Manifest
         recorded;                    //!< files of lowered graphs and engines, and their hashes
     std::vector<std::string> needed; //!< files that other parts name
     bool hasOperators = false;       //!< some of the domain `trt_compress`
-    Json preprocess;
+    Json preprocess, postprocess;
 
     Graph const* graph(std::string const& wanted) const;
     //! The state that a key means, as the first graph has it.

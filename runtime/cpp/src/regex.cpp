@@ -402,7 +402,7 @@ private:
             made.categories = categoriesNamed(name);
             if (made.categories == 0 || mAnyCase)
             {
-                refuse("'\\p{" + shown(name, 40) + "}', of which categories are known, where cases are told apart");
+                refuse("'\\p{" + shown(name, 40) + "}'" + (mAnyCase ? " where cases are the same" : ""));
             }
             mAt = close + 1;
             break;

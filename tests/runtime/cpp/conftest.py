@@ -1,4 +1,4 @@
-"""The C++ runtime as the tests take it: built once for the same sources, beside the ONNX Runtime of Python's package."""
+"""The C++ runtime as the tests take it: built once for the same sources, beside ONNX Runtime's own library."""
 
 import hashlib
 import os
@@ -107,7 +107,7 @@ def cpp(header_options: list[str]) -> Built:
 
 @pytest.fixture(scope="session")
 def sanitized(header_options: list[str]) -> Path:
-    """The program that reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer; beside it `check_tokens`."""
+    """What reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer; beside it lies `check_tokens`."""
     options = ["-DTRTC_SANITIZE=address,undefined", "-DTRTC_CHECKS=ON", "-DTRTC_EXAMPLES=OFF", *header_options]
     programs = ("check_manifests", "check_tokens")
     return built("sanitized", ["-DCMAKE_BUILD_TYPE=None", *options], targets=programs) / "check_manifests"

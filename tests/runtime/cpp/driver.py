@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.runtime.cpp.interface import NAMES, Interface, Refused, Tensor, tensors
+from tests.runtime.cpp.interface import NAMES, Interface, Refused, Tensor, numbers, tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -165,6 +165,18 @@ def generate(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str
         return {"answers": [c.generate(session, None, **each) for each in job["answers"]]}, {}
 
 
+def summarize(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """Latencies, summed up."""
+    text, size = ctypes.c_void_p(), ctypes.c_size_t()
+    where, found = (ctypes.byref(text), ctypes.byref(size)), []
+    for samples in job["samples"]:
+        c.check(c.c.trtc_latency_summary(*numbers(samples), *where))
+        found.append(json.loads(ctypes.string_at(text, size.value)))
+        c.c.trtc_bytes_free(ctypes.byref(text))
+    none = c.c.trtc_latency_summary(None, ctypes.c_size_t(0), *where)
+    return {"summaries": found, "none": [none, c.c.trtc_last_error().decode()]}, {}
+
+
 def _two_threads(c: Interface, states: Any, given: Arrays) -> list[int]:
     """Statuses of many runs by two threads on the same states."""
     statuses: list[int] = []
@@ -210,7 +222,7 @@ def _read(c: Interface, sequences: Any, action: dict[str, Any]) -> Array:
 
 JOBS = {
     **{"run": run, "replay": replay, "refuse": refuse, "misuse": misuse},
-    **{"tokenize": tokenize, "generate": generate},
+    **{"tokenize": tokenize, "generate": generate, "summarize": summarize},
 }
 
 

@@ -92,7 +92,6 @@ def test_every_bundle_of_the_zoo_gives_the_same_bits(
 def cases(made_once: MakeOnce) -> Callable[[str], Path]:
     """A case of conformance by its name, written once."""
 
-
     def write(name: str, output: Path) -> None:
         toy = made_once(COMPACTING, lambda place: export(place, compact=True)) if name == "decoder" else None
         write_case(name, output, toy)

@@ -43,7 +43,7 @@ SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<0x41>", "▁", "ſ", "
 
 
 def texts(seed: int, count: int = TEXTS) -> list[str]:
-    """Texts of many scripts: letters, marks, digits, spaces, ends of lines, what looks special, and lines of languages."""
+    """Texts of many scripts: letters, marks, digits, spaces, ends of lines, what looks special, parts of sentences."""
     dice = random.Random(seed)
     found = ["", " ", "\n", "a", "  a", "a  "]
     while len(found) < count:
@@ -61,7 +61,9 @@ def texts(seed: int, count: int = TEXTS) -> list[str]:
                     start = dice.randrange(len(line))
                     parts.append(line[start : start + dice.randrange(1, 20)])
                 case 4:
-                    parts.append(dice.choice(["'s", "'LL", "don't", "x'Ve", "...", "!?", "—", "/*", "\r\n\r\n", "  \n"]))
+                    parts.append(
+                        dice.choice(["'s", "'LL", "don't", "x'Ve", "...", "!?", "—", "/*", "\r\n\r\n", "  \n"])
+                    )
                 case _:
                     low, high = dice.choice(SCRIPTS)
                     parts.append("".join(chr(dice.randrange(low, high)) for _ in range(dice.randrange(1, 6))))
@@ -254,8 +256,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], int, str]] = {
             r"[a-z&&[^b]]": "an intersection of classes",
             r"[[:alpha:]]": "a class in a class",
             r"\p{Han}": r"'\p{Han}'",
-            r"(?i:ß)": "a letter beyond ASCII",
-            r"(?i:ss)": "'ss', which one letter folds to",
+            r"(?i:ß)": "a letter beyond ASCII where cases are the same",
+            r"(?i:ss)": "'ss', which one letter folds to, where cases are the same",
             r"(a)\1": "a reference to a group",
             r"a{9999}": "no repetition of at most 1000",
             r"^a": "'^' there",
@@ -287,7 +289,8 @@ def test_no_text_and_no_tokenizer_crashes_it(sanitized: Path, tmp_path: Path) ->
     files = []
     for number in range(12):
         (tmp_path / f"{number}.txt").write_bytes(
-            dice.choice(texts(number, 20)).encode() + (dice.randbytes(9) if number % 2 else b"\xed\xa0\x80"[: number % 3])
+            dice.choice(texts(number, 20)).encode()
+            + (dice.randbytes(9) if number % 2 else b"\xed\xa0\x80"[: number % 3])
         )
         files.append(tmp_path / f"{number}.txt")
     seen = set()
@@ -306,7 +309,9 @@ def test_no_text_and_no_tokenizer_crashes_it(sanitized: Path, tmp_path: Path) ->
         seen.add(lines[0].split()[0])
         assert "the pieces are not the whole" not in done.stdout.decode(errors="replace")
         if number < 3:
-            assert lines[0].startswith("size ") and any(line.startswith("refused The text is no UTF-8") for line in lines)
+            assert lines[0].startswith("size ") and any(
+                line.startswith("refused The text is no UTF-8") for line in lines
+            )
     assert seen == {"size", "refused"}
 
 
@@ -325,7 +330,9 @@ def test_answers_are_those_of_python(cpp: Built, tmp_path: Path) -> None:
     wanted: list[Any] = []
     with Generator.open(tmp_path / "b", threads=1) as generator:
 
-        def ask(text: str, *, sampling: Sampling, most: int | None = 30, detached: bool = False, **settings: Any) -> None:
+        def ask(
+            text: str, *, sampling: Sampling, most: int | None = 30, detached: bool = False, **settings: Any
+        ) -> None:
             prompt = generator.encode(text)
             answers.append({"prompt": prompt, "max_new": most or 0, "detached": int(detached), **settings})
             with generator.stream([prompt], max_new=most, sampling=sampling, detached=detached) as stream:
@@ -347,7 +354,14 @@ def test_answers_are_those_of_python(cpp: Built, tmp_path: Path) -> None:
             drawn = Sampling(**{key: DRAWN[key] for key in DRAWN if key != "chooses"}, seed=seed)
             ask("the fox", sampling=drawn, seed=seed, **DRAWN)
             ask("a", sampling=Sampling(temperature=1.0, seed=seed), seed=seed, chooses=1, temperature=1.0)
-            ask("a", sampling=Sampling(temperature=2.0, top_p=0.5, seed=seed), seed=seed, chooses=1, temperature=2.0, top_p=0.5)
+            ask(
+                "a",
+                sampling=Sampling(temperature=2.0, top_p=0.5, seed=seed),
+                seed=seed,
+                chooses=1,
+                temperature=2.0,
+                top_p=0.5,
+            )
             ask("a", sampling=Sampling.of({"seed": seed}, generator.text.sampling), most=None, seed=seed)
     (done,) = cpp.drive([Job("generate", {"bundle": tmp_path / "b", "answers": answers})], tmp_path / "work")
     assert done.refused is None, done.refused
@@ -373,11 +387,12 @@ def test_answers_that_are_refused(cpp: Built, tmp_path: Path) -> None:
         ("b", {"prompt": [5], "chooses": 1, "min_p": float("nan")}, CONFIG, "min_p=nan"),
         ("b", {"prompt": [5], "stops": [""]}, CONFIG, "of 1 to 4096 bytes"),
         ("bare", {"prompt": [5], "stops": ["a"]}, CONFIG, "Without a tokenizer no text ends an answer"),
-        ("larger", {"prompt": [5]}, BUNDLE, "The tokenizer has tokens up to 300, and the model knows 300"),
+        ("larger", {"prompt": [5]}, BUNDLE, "and the model knows 300 (0 to 299); export"),
         ("fixed", {"prompt": [5]}, UNSUPPORTED, "reads 2 sequences at once"),
     ]
     jobs = [
-        Job("generate", {"bundle": tmp_path / name, "text": name != "bare", "answers": [said]}) for name, said, _, _ in cases
+        Job("generate", {"bundle": tmp_path / name, "text": name != "bare", "answers": [said]})
+        for name, said, _, _ in cases
     ]
     jobs.append(Job("generate", {"bundle": tmp_path / "bare", "answers": []}))
     cases.append(("bare", {}, CONFIG, "The bundle has no tokenizer"))
@@ -386,9 +401,9 @@ def test_answers_that_are_refused(cpp: Built, tmp_path: Path) -> None:
 
 
 def larger() -> bytes:
-    """The toy's tokenizer with a token more than the model has."""
+    """The toy's tokenizer with more tokens than the model has."""
     made = Tokenizer.from_buffer(toy.tokenizer_json())
-    made.add_tokens(["one more"])
+    made.add_tokens([f"more {number}" for number in range(64)])
     return bytes(made.to_str().encode())
 
 

@@ -110,6 +110,16 @@ typedef struct trtc_image_info
     int64_t width;
 } trtc_image_info;
 
+/* What sound an input takes: chunks of samples, each begun some samples behind the one before. */
+typedef struct trtc_sound_info
+{
+    char const* input; /* as the session lists it, and as long as it lives */
+    int64_t sample_rate;
+    int32_t channels; /* with more than one they are an axis in front of the samples */
+    int64_t chunk_samples;
+    int64_t hop_samples;
+} trtc_sound_info;
+
 /* How a bundle is opened. */
 typedef struct trtc_session_options
 {
@@ -238,6 +248,19 @@ TRTC_API trtc_status trtc_session_image(trtc_session const* session, trtc_image_
  *   tensor  data and bytes: where it goes, float32; the rest is filled in, with a batch of 1 */
 TRTC_API trtc_status trtc_image_convert(trtc_session const* session, uint8_t const* pixels, int64_t height,
     int64_t width, int32_t channels, trtc_tensor* tensor);
+
+/* The sound that the first input takes; TRTC_ERROR_UNSUPPORTED where it takes none. */
+TRTC_API trtc_status trtc_session_sound(trtc_session const* session, trtc_sound_info* info);
+
+/* Make a chunk the input, as trtc_image_convert does: `(sample / 32768 * scale - mean) / std`.
+ *   samples  chunk_samples * channels of 16 bits, those of one moment side by side */
+TRTC_API trtc_status trtc_sound_convert(trtc_session const* session, int16_t const* samples, trtc_tensor* tensor);
+
+/* The name of a class of the answers; NULL: it has none. Lives as long as the session. */
+TRTC_API char const* trtc_session_label(trtc_session const* session, size_t index);
+
+/* Latencies summed up, as JSON with the fields of Python's LatencySummary; given back as a file is. */
+TRTC_API trtc_status trtc_latency_summary(int64_t const* nanoseconds, size_t count, char** json, size_t* bytes);
 
 /* ---- states, and runs ---- */
 
