@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from trt_compress.errors import StreamError
+from trt_compress.errors import InternalError, StreamError, TrtCompressError
 
 _LOGGER = logging.getLogger("trt_compress")
 _STOPPED_NS = 1_000_000_000  # looking twice took so long: the process was stopped, or the machine asleep
@@ -117,6 +117,25 @@ def stalled(call: Call, source: Any, stall_s: float) -> Stalled:
         f"{frame} of '{source.name}' stayed in '{call.stage}' for {stall_s:g} s; give a smaller model or a faster "
         f"backend, {longer}"
     )
+
+
+def stream_error(what: str, cause: BaseException) -> StreamError:
+    """One sentence for an error of a part: ours keeps its exit code, any other is a fault inside (exit 1)."""
+    ours = isinstance(cause, TrtCompressError)
+    text = cause.message if isinstance(cause, TrtCompressError) else f"{type(cause).__name__}: {cause}"
+    error = StreamError(
+        f"{what}: {text}",
+        hint=cause.hint if isinstance(cause, TrtCompressError) else None,
+        exit_code=cause.exit_code if isinstance(cause, TrtCompressError) else InternalError.exit_code,
+    )
+    error.__cause__ = cause if not ours else None
+    return error
+
+
+def no_frame(source: Any, reason: str | None = None) -> StreamError:
+    """The error of a source that gives nothing."""
+    why = f"none of its frames is good ({reason})" if reason else "it ended at once"
+    return StreamError(f"The source '{source.name}' gave no frame: {why}. Check that it plays elsewhere.")
 
 
 def say(message: str) -> None:

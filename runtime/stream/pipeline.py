@@ -2,12 +2,15 @@
 
     source and decode → [queue] → preprocess and session → [queue] → postprocess and sinks
 
+There are three roles, and a thread for each. Where the next role's thread only waits, a frame stays on its thread and
+the two threads trade their roles: to wake a thread takes some 80 µs, and then no frame waits for it. Where it is busy,
+the frame goes through the queue, and a thread keeps its role.
+
 The drop policy holds for the first queue, so a state never sees a frame that is later dropped, no work is done on a
 frame that will be, and a result is never dropped: the second queue always blocks. A dropped frame leaves the states as
-they were: the next frame meets the history of the last one that ran. Preprocessing shares the session's thread, as each
-change of thread costs some 80 µs and lets a frame grow old.
+they were: the next frame meets the history of the last one that ran. Preprocessing is part of the session's role.
 
-The last thread is the sinks' writer: while the stream runs it alone calls them, and what was dropped or failed comes to
+The last role is the sinks' writer: while the stream runs it alone calls them, and what was dropped or failed comes to
 it through the same bounded queue. A sink that is slow holds up the stream from there: a closed loop and the policy
 "block" slow down, the other policies drop frames. No call is waited for without limit: one that takes longer than the
 stall time ends the stream, and its thread is left behind.
@@ -18,16 +21,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from trt_compress.errors import ConfigError, InternalError, StreamError, TrtCompressError
+from trt_compress.errors import ConfigError, StreamError, TrtCompressError
 from trt_compress.runtime.stream.branch import Branch
-from trt_compress.runtime.stream.calls import THREADS, Call, say
+from trt_compress.runtime.stream.calls import THREADS, Call, no_frame, say, stream_error
 from trt_compress.runtime.stream.frame import ROWS_KEPT, Array, Frame, Ledger
 from trt_compress.runtime.stream.guard import POLL_S, Guard, Job, NotBegun
 from trt_compress.runtime.stream.pace import Clock, MonotonicClock, Pace
 from trt_compress.runtime.stream.parts import BadFrame, Item, Sink, Source
-from trt_compress.runtime.stream.queues import DROPPED_FOR, FrameQueue
+from trt_compress.runtime.stream.queues import DROPPED_FOR, FrameQueue, Traded
 from trt_compress.runtime.stream.result import Ended, Outcome, Policy
 from trt_compress.suggest import not_known
 
@@ -36,6 +40,8 @@ _READ_GRACE_S = 1.0  # for a source that is being read, and for all threads afte
 _HURRIED_S = 0.5  # for all threads, once the end is hurried
 _DELIVERED = ("watcher", "progress")  # stages behind the sinks
 _TOLD_S = 1.0  # of waiting after an interruption, until it is said for what
+
+_Turn = tuple[str, Frame | None]  # a role, and the frame that comes along
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +53,14 @@ class Stages:
         run: Runs the session on `frame.inputs` and sets `frame.outputs`, `level` and `tokens`.
         postprocess: Sets `frame.summary` from `frame.outputs`.
         delivered: Is told of every delivered frame, before its arrays are let go.
+        anywhere: `run` may be called on another thread for each frame; False: its thread keeps its role.
     """
 
     preprocess: Callable[[Any], dict[str, Array]]
     run: Callable[[Frame], None]
     postprocess: Callable[[Frame], None]
     delivered: Callable[[Frame], None] = lambda frame: None
+    anywhere: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +86,9 @@ class Settings:
     rows_kept: int = ROWS_KEPT
 
     def __post_init__(self) -> None:
-        for name, least in (("deadline_ns", 1), ("frames", 1), ("queue_depth", 1), ("rows_kept", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name}={value}; give at least {least}.")
+        for name in ("deadline_ns", "frames", "queue_depth", "rows_kept"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name}={value}; give at least 1.")
         if not self.stall_s > 0:
             raise ConfigError(f"stall_s={self.stall_s}; give a time above 0.")
         if self.policy not in ("block", *DROPPED_FOR):
@@ -135,15 +142,20 @@ class Pipeline:
         self._settings = settings or Settings()
         self._clock = clock or MonotonicClock()
         self._progress = progress
-        self._origin_ns = 0
+        self._origin_ns = self._index = 0  # and the number of the frame that is read next
         self._guard = Guard(source, (*sinks, *watchers), self._settings.stall_s, self._interrupt, self._hurry)
         self._calls = self._guard.calls
         self._over = False  # no thread of the stream may call a sink any more
-        self._left: set[str] = set()  # threads that are waited for no more
-        self._gone: dict[str, threading.Event] = {}  # threads that have ended: as `Job.over`
+        self._roles: dict[str, Callable[[Frame | None], _Turn | None]] = {
+            "deliver": self._deliver,
+            "session": self._run_session,
+            "source": self._read_source,
+        }
+        self._left: set[str] = set()  # roles whose thread is waited for no more
+        self._gone: dict[str, threading.Event] = {}  # roles that have ended: as `Job.over`
         # frames in a call that does not come back → their outcome
         self._kept: dict[int, tuple[Outcome, str | None]] = {}
-        self._giving: tuple[Frame, int] | None = None  # the sinks' thread: a frame, and how many have taken it
+        self._giving: tuple[Frame, int] | None = None  # the sinks' writer: a frame, and how many have taken it
         self._queues = {
             "preprocess": FrameQueue(self._settings.queue_depth, self._settings.policy),
             "postprocess": FrameQueue(self._settings.queue_depth, "block"),
@@ -211,8 +223,7 @@ class Pipeline:
             What became of it. An error is in it, not raised: the frames before it count.
         """
         settings = self._settings
-        length = self._source.length
-        known = [number for number in (settings.frames, length) if number is not None]
+        known = [number for number in (settings.frames, self._source.length) if number is not None]
         self._origin_ns = self._clock.now_ns()
         for sink in self._opened:
             sink.start(self._origin_ns)
@@ -222,14 +233,10 @@ class Pipeline:
             expected=min(known, default=None),
             rows_kept=settings.rows_kept,
         )
-        self._gone = {name: threading.Event() for name in ("deliver", "session", "source")}
+        self._gone = {role: threading.Event() for role in self._roles}
         threads = {
-            name: threading.Thread(target=self._shielded, args=(name, target), name=f"{THREADS}{name}", daemon=True)
-            for name, target in (
-                ("deliver", self._deliver),
-                ("session", self._run_session),
-                ("source", self._read_source),
-            )
+            role: threading.Thread(target=self._work, args=(role,), name=f"{THREADS}{number}", daemon=True)
+            for number, role in enumerate(self._roles)
         }
         interrupted = False
         try:
@@ -247,8 +254,7 @@ class Pipeline:
         left = self._queues["postprocess"].left()
         if self._giving is not None and self._giving[0].outcome is not None:
             left.insert(0, self._giving[0])
-        reason = "the stream was interrupted" if interrupted else "the stream stopped"
-        left += self._ledger.close(now, reason, self._kept)
+        left += self._ledger.close(now, f"the stream {'was interrupted' if interrupted else 'stopped'}", self._kept)
         for frame in left:
             frame.release()
         self._close_parts([frame for frame in left if frame.outcome != "delivered"])
@@ -256,13 +262,13 @@ class Pipeline:
         ended: Ended = "error" if self._failure else "interrupted" if interrupted else self._ended
         return Finished(ledger=self._ledger, ended=ended, error=self._failure, wall_ns=now - self._origin_ns)
 
-    # The threads.
+    # The roles. Each goes on with a frame that has come along, and gives the role that its thread trades it for.
 
-    def _read_source(self) -> None:
-        settings, clock = self._settings, self._clock
-        index = 0
+    def _read_source(self, _: Frame | None) -> _Turn | None:
+        clock, most = self._clock, self._settings.frames
         while not self._stop.is_set():
-            if settings.frames is not None and index >= settings.frames:
+            index = self._index
+            if most is not None and index >= most:
                 self._ended = "frame limit"
                 break
             due = self._wait_until_due(index)
@@ -274,52 +280,70 @@ class Pipeline:
                 item = self._source.read()
             except Exception as error:
                 self._fail_with(f"The source '{self._source.name}' failed at frame {index}", error)
-                return
+                return None
             finally:
                 self._calls.end("source")
             done = clock.now_ns()
             if item is None:
                 if index == 0:
-                    self._fail(_no_frame(self._source))
+                    self._fail(no_frame(self._source))
                 break
             frame = self._take_up(index, item, due, asked, done)
             if not self._ledger.enter(frame):
-                return
+                return None
+            self._index += 1
             if item.error is not None:
                 self._leave(frame, "failed", item.error)
+            elif self._stages.anywhere and self._queues["preprocess"].relieve():
+                return "session", frame
             else:
                 self._hand_over("preprocess", frame)
-            index += 1
         self._queues["preprocess"].end()
+        return None
 
-    def _run_session(self) -> None:
-        def preprocess(frame: Frame) -> None:
-            frame.inputs = self._stages.preprocess(frame.data)
+    def _run_session(self, frame: Frame | None) -> _Turn | None:
+        before, behind = self._queues["preprocess"], self._queues["postprocess"]
+        try:
+            while (frame := frame or before.get()) is not None:
+                self._end_wait("preprocess", frame)
+                if self._do("preprocess", frame, self._preprocess) and self._do("session", frame, self._stages.run):
+                    if self._stages.anywhere and not before.has_frames and behind.relieve():
+                        return "deliver", frame
+                    self._hand_over("postprocess", frame)
+                frame = None
+        except Traded:
+            return "source", None
+        behind.end()
+        return None
 
-        while (frame := self._queues["preprocess"].get()) is not None:
-            self._end_wait("preprocess", frame)
-            if self._do("preprocess", frame, preprocess) and self._do("session", frame, self._stages.run):
-                self._hand_over("postprocess", frame)
-        self._queues["postprocess"].end()
-
-    def _deliver(self) -> None:
-        def to_sinks(frame: Frame) -> None:
-            self._give_to(self._sinks, frame)
-
-        while (frame := self._queues["postprocess"].get()) is not None:
-            if frame.outcome is not None:
-                self._note(frame)
-                continue
-            self._end_wait("postprocess", frame)
-            if self._do("postprocess", frame, self._stages.postprocess) and self._do("sink", frame, to_sinks):
-                self._give_to(self._watchers, frame, "watcher", len(self._sinks))
-                self._calls.begin("deliver", "progress", None, frame.id)
-                self._stages.delivered(frame)
-                self._ledger.settle(frame, "delivered", frame.mark_ns)
-                frame.release()
-                self._progress(frame.id + 1)
-                self._calls.end("deliver")
+    def _deliver(self, frame: Frame | None) -> _Turn | None:
+        try:
+            while (frame := frame or self._queues["postprocess"].get()) is not None:
+                if frame.outcome is not None:
+                    self._note(frame)
+                else:
+                    self._end_wait("postprocess", frame)
+                    done = self._do("postprocess", frame, self._stages.postprocess)
+                    if done and self._do("sink", frame, partial(self._give_to, self._sinks)):
+                        self._settle_delivered(frame)
+                frame = None
+        except Traded:
+            return "session", None
         self._finished.set()
+        return None
+
+    def _preprocess(self, frame: Frame) -> None:
+        frame.inputs = self._stages.preprocess(frame.data)
+
+    def _settle_delivered(self, frame: Frame) -> None:
+        """A frame is with its sinks: tell who is no part of its time, and let it go."""
+        self._give_to(self._watchers, frame, "watcher", len(self._sinks))
+        self._calls.begin("deliver", "progress", None, frame.id)
+        self._stages.delivered(frame)
+        self._ledger.settle(frame, "delivered", frame.mark_ns)
+        frame.release()
+        self._progress(frame.id + 1)
+        self._calls.end("deliver")
 
     def _end_wait(self, stage: str, frame: Frame) -> None:
         """A stage takes a frame: its wait ends here."""
@@ -364,21 +388,20 @@ class Pipeline:
     def _do(self, stage: str, frame: Frame, work: Callable[[Frame], None]) -> bool:
         """Do one stage's work on a frame and time it; False if the frame goes no further."""
         begin = frame.mark_ns
-        thread = "session" if stage in ("preprocess", "session") else "deliver"
-        self._calls.begin(thread, stage, None, frame.id)
+        role = "session" if stage in ("preprocess", "session") else "deliver"
+        self._calls.begin(role, stage, None, frame.id)
         try:
             work(frame)
         except BadFrame as bad:
-            self._leave(frame, "failed", str(bad))
+            self._leave(frame, "failed", str(bad), role)
             return False
         except Exception as error:
             self._giving = None
-            what = f"Frame {frame.id} of '{frame.source}' failed in '{stage}'"
-            self._fail_with(what, error)
-            self._leave(frame, "failed", f"'{stage}' raised {type(error).__name__}")
+            self._fail_with(f"Frame {frame.id} of '{frame.source}' failed in '{stage}'", error)
+            self._leave(frame, "failed", f"'{stage}' raised {type(error).__name__}", role)
             return False
         finally:
-            self._calls.end(thread)
+            self._calls.end(role)
         frame.mark_ns = self._clock.now_ns()
         frame.stage_ns[stage] = frame.mark_ns - begin
         return True
@@ -399,11 +422,11 @@ class Pipeline:
             self._leave(dropped, "dropped", DROPPED_FOR[self._settings.policy])
         queue.put(frame)
 
-    def _leave(self, frame: Frame, outcome: Outcome, reason: str) -> None:
-        """A frame goes no further; the thread of the sinks tells them."""
+    def _leave(self, frame: Frame, outcome: Outcome, reason: str, role: str = "source") -> None:
+        """A frame goes no further; the sinks' writer tells them."""
         self._ledger.settle(frame, outcome, self._clock.now_ns(), reason)
         frame.release()
-        if threading.current_thread().name == f"{THREADS}deliver":
+        if role == "deliver":
             self._note(frame)
         else:
             self._queues["postprocess"].note(frame)
@@ -488,14 +511,17 @@ class Pipeline:
                     self._over = True
                 self._leave_behind(self._calls.of(name))
 
-    def _shielded(self, name: str, target: Callable[[], None]) -> None:
-        """A fault of ours in a thread must not let the others wait for ever."""
+    def _work(self, role: str) -> None:
+        """One thread: its roles, until one ends. A fault of ours in it must not let the others wait for ever."""
+        turn: _Turn | None = (role, None)
         try:
-            target()
+            while turn is not None:
+                role, frame = turn
+                turn = self._roles[role](frame)
         except BaseException as error:
             self._fail_with("The stream", error)
         finally:
-            self._gone[name].set()
+            self._gone[role].set()
 
     def _fail(self, error: StreamError) -> None:
         """The stream ends with the first error."""
@@ -506,7 +532,7 @@ class Pipeline:
         self._finished.set()
 
     def _fail_with(self, what: str, cause: BaseException) -> None:
-        self._fail(_stream_error(what, cause))
+        self._fail(stream_error(what, cause))
 
     def _open(self, sinks: Sequence[Sink]) -> None:
         for sink in sinks:
@@ -516,7 +542,10 @@ class Pipeline:
     def _first_inputs(self) -> dict[str, Array]:
         """The inputs of the first frame that is good."""
         reason = None
-        while (item := self._first_item()) is not None:
+        while True:
+            self._calls.begin("prepare", "decode", self._source)
+            if (item := self._source.read()) is None:
+                raise no_frame(self._source, reason)
             self._calls.begin("prepare", "preprocess")
             try:
                 if item.error is not None:
@@ -525,14 +554,7 @@ class Pipeline:
             except BadFrame as bad:
                 reason = str(bad)
             except Exception as error:
-                raise _stream_error(
-                    f"The first frame of '{self._source.name}' failed in 'preprocess'", error
-                ) from error
-        raise _no_frame(self._source, reason)
-
-    def _first_item(self) -> Item | None:
-        self._calls.begin("prepare", "decode", self._source)
-        return self._source.read()
+                raise stream_error(f"The first frame of '{self._source.name}' failed in 'preprocess'", error) from error
 
     def _leave_behind(self, call: Call | None) -> None:
         """A thread is waited for no more, and what it is in is called no more."""
@@ -575,21 +597,3 @@ class Pipeline:
             self._fail_with(source if part is self._source else "A sink could not be finished", error)
         finally:
             self._calls.end(thread)
-
-
-def _stream_error(what: str, cause: BaseException) -> StreamError:
-    """One sentence for an error of a part: ours keeps its exit code, any other is a fault inside (exit 1)."""
-    ours = isinstance(cause, TrtCompressError)
-    text = cause.message if isinstance(cause, TrtCompressError) else f"{type(cause).__name__}: {cause}"
-    error = StreamError(
-        f"{what}: {text}",
-        hint=cause.hint if isinstance(cause, TrtCompressError) else None,
-        exit_code=cause.exit_code if isinstance(cause, TrtCompressError) else InternalError.exit_code,
-    )
-    error.__cause__ = cause if not ours else None
-    return error
-
-
-def _no_frame(source: Source, reason: str | None = None) -> StreamError:
-    why = f"none of its frames is good ({reason})" if reason else "it ended at once"
-    return StreamError(f"The source '{source.name}' gave no frame: {why}. Check that it plays elsewhere.")

@@ -17,8 +17,14 @@ MOST_NOTES = 1024
 _POLL_S = 0.1  # nobody waits longer without looking whether the stream is over
 
 
+class Traded(Exception):
+    """Another thread has taken the reader's place."""
+
+
 class FrameQueue:
     """A queue of frames for one reader, and one writer of frames that go on; any thread may add a note.
+
+    A reader that waits may be relieved: whoever has a frame for it takes its place, and goes on with the frame.
 
     Args:
         depth: Frames that may wait.
@@ -38,6 +44,26 @@ class FrameQueue:
         self._drained = threading.Condition(lock)
         self._ended = False
         self._aborted = False
+        self._reading = False  # the reader waits
+        self._relieved = 0  # readers so far
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether a frame waits at this moment."""
+        return bool(self._frames)
+
+    def relieve(self) -> bool:
+        """Take the place of a reader that waits for its next frame; False if none does, and nothing has changed.
+
+        The caller has that frame, and is the reader from then on; the other one leaves `get` with `Traded`.
+        """
+        with self._filled:
+            idle = self._reading and not (self._frames or self._notes or self._ended or self._aborted)
+            if idle:
+                self._reading = False
+                self._relieved += 1
+                self._filled.notify()
+            return idle
 
     def make_room(self) -> list[Frame]:
         """Take out what is dropped for the next frame, and give it back; after that its writer need not wait.
@@ -79,10 +105,18 @@ class FrameQueue:
 
         Returns:
             None when the writer has ended and nothing is left, or after `abort`.
+
+        Raises:
+            Traded: Another thread is the reader now.
         """
         with self._filled:
+            mine = self._relieved
             while not (self._frames or self._notes or self._ended or self._aborted):
+                self._reading = True
                 self._filled.wait(_POLL_S)
+                if self._relieved != mine:
+                    raise Traded
+            self._reading = False
             if self._aborted or not (self._frames or self._notes):
                 return None
             note_is_next = self._notes and not (self._frames and self._frames[0].id < self._notes[0][0])

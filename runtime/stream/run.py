@@ -185,6 +185,7 @@ class _Run:
             run=self._run_level,
             postprocess=self._postprocess,
             delivered=self._delivered,
+            anywhere=all(session.backend == "ort-cpu" for session in levels.sessions),  # a GPU's keep things a thread
         )
 
     def result(

@@ -20,6 +20,7 @@ from tests.attack.small_bundles import Around, counter_bundle, ones
 from trt_compress.errors import StreamError
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.branch import Branch
+from trt_compress.runtime.stream.calls import THREADS
 from trt_compress.runtime.stream.frame import Frame
 from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.pace import Pace
@@ -216,8 +217,8 @@ def test_what_comes_back_late_changes_nothing(open_session: Callable[[], Session
     result, _, _, (sink, overlay, _, other) = stream(open_session(), hang, bad=5, fps=2000.0, interrupt=False)
     before = result.to_text(), list(sink.told), list(overlay.told), list(other.told)
     hang.over.set()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and any(one.name == "stream deliver" for one in threading.enumerate()):
+    deadline, names = time.monotonic() + 60, [f"{THREADS}{number}" for number in range(3)]
+    while time.monotonic() < deadline and any(one.name in names for one in threading.enumerate()):
         time.sleep(0.01)
     assert (result.to_text(), overlay.told, other.told) == (before[0], before[2], before[3])
     assert set(sink.told) - set(before[1]) <= {20}  # the call that it was in

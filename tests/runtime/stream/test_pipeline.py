@@ -160,6 +160,63 @@ def test_a_slow_session_drops_what_the_policy_says(policy: Policy, depth: int, d
     assert sorted(sink.skipped) == [(number, "dropped", reason) for number in dropped]
 
 
+@pytest.mark.parametrize("anywhere", [True, False])
+def test_a_frame_stays_on_its_thread_where_nobody_is_busy(anywhere: bool) -> None:
+    """Then it waits for no thread to wake up. What may not move keeps its own."""
+    count = 24
+    on: dict[str, list[int]] = {"preprocess": [], "session": [], "sink": []}
+
+    def both_wait(index: int) -> None:
+        end_s = time.monotonic() + WAIT_S
+        while not all(queue._reading for queue in pipeline._queues.values()) and time.monotonic() < end_s:
+            time.sleep(0.001)
+
+    def preprocess(data: Any) -> dict[str, Any]:
+        on["preprocess"].append(threading.get_ident())
+        return {"x": np.float32(data)}
+
+    def run(frame: Frame) -> None:
+        on["session"].append(threading.get_ident())
+        frame.outputs = {"y": frame.inputs["x"]}
+
+    class Noting(KeepingSink):
+        def deliver(self, frame: Frame, now_ns: int) -> None:
+            on["sink"].append(threading.get_ident())
+            super().deliver(frame, now_ns)
+
+    sink = Noting()
+    stages = identity_stages(run, preprocess=preprocess, anywhere=anywhere)
+    pipeline = Pipeline(ListSource([0.0] * count, both_wait), stages, [sink])
+    pipeline.prepare()
+    finished = pipeline.run()
+    assert sink.delivered == list(range(count)) and finished.ended == "end of source"
+    assert on["preprocess"] == on["session"]
+    if anywhere:
+        assert on["session"] == on["sink"] and len(set(on["session"])) == 3
+    else:
+        assert len(set(on["session"])) == len(set(on["sink"])) == 1 and on["session"] != on["sink"]
+
+
+@pytest.mark.parametrize("anywhere", [True, False])
+def test_a_slow_sink_does_not_hold_up_the_session(anywhere: bool) -> None:
+    ran = [threading.Event() for _ in range(3)]
+
+    def run(frame: Frame) -> None:
+        frame.outputs = {"y": frame.inputs["x"]}
+        ran[frame.id].set()
+
+    class Waiting(KeepingSink):
+        def deliver(self, frame: Frame, now_ns: int) -> None:
+            assert ran[min(frame.id + 1, 2)].wait(WAIT_S)  # the next frame runs while this one is written
+            super().deliver(frame, now_ns)
+
+    sink = Waiting()
+    finished, _ = run_pipeline(
+        ListSource([0.0] * 3), identity_stages(run, anywhere=anywhere), sink=sink, pace=Pace(kind="fixed rate", fps=100)
+    )
+    assert (sink.delivered, finished.ended) == ([0, 1, 2], "end of source")
+
+
 def test_queueing_counts_from_the_schedule_not_from_when_the_source_got_round_to_it() -> None:
     def slow(frame: Frame) -> None:
         time.sleep(0.02)

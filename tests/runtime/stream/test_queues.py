@@ -1,6 +1,7 @@
 """What a full queue does, for each policy, without and with threads."""
 
 import threading
+import time
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tests.runtime.stream.stream_parts import WAIT_S
 from trt_compress.errors import ConfigError
 from trt_compress.runtime.stream.frame import Frame
-from trt_compress.runtime.stream.queues import FrameQueue
+from trt_compress.runtime.stream.queues import FrameQueue, Traded
 
 
 def frame(number: int) -> Frame:
@@ -86,6 +87,53 @@ def test_abort_lets_both_sides_go(side: Literal["reader", "writer"]) -> None:
     queue.abort()
     assert done.wait(WAIT_S)
     assert queue.get() is None
+
+
+def waiting_reader(queue: FrameQueue) -> tuple[threading.Event, threading.Event]:
+    """A thread that reads: whether it has been relieved, and whether `get` gave something."""
+    traded, given = threading.Event(), threading.Event()
+
+    def read() -> None:
+        try:
+            queue.get()
+            given.set()
+        except Traded:
+            traded.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    return traded, given
+
+
+def relieved(queue: FrameQueue) -> bool:
+    """Whether its reader, which is about to wait, could be relieved."""
+    end_s = time.monotonic() + WAIT_S
+    while not (done := queue.relieve()) and time.monotonic() < end_s:
+        time.sleep(0.001)
+    return done
+
+
+def test_whoever_has_a_frame_takes_the_place_of_a_reader_that_waits() -> None:
+    queue = FrameQueue(2, "block")
+    assert not queue.relieve()  # there is none
+    first = waiting_reader(queue)
+    assert relieved(queue)
+    queue.put(frame(0))  # is for the new reader, whether or not the other one has woken up
+    assert first[0].wait(WAIT_S) and not first[1].is_set()
+    assert queue.has_frames and not queue.relieve()
+    taken = queue.get()
+    assert taken is not None and taken.id == 0 and not queue.has_frames
+    second = waiting_reader(queue)
+    assert relieved(queue) and second[0].wait(WAIT_S)
+
+
+@pytest.mark.parametrize("what", ["frame", "note", "end", "abort"])
+def test_a_reader_that_has_something_to_take_is_not_relieved(what: str) -> None:
+    queue = FrameQueue(2, "block")
+    traded, given = waiting_reader(queue)
+    {"frame": lambda: queue.put(frame(0)), "note": lambda: queue.note(frame(0)), "end": queue.end,
+     "abort": queue.abort}[what]()  # fmt: skip
+    assert not queue.relieve()
+    assert given.wait(WAIT_S) and not traded.is_set() and not queue.relieve()
 
 
 def test_a_queue_holds_at_least_one_frame() -> None:
