@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
     Asked,
@@ -26,10 +25,10 @@ from trt_compress.models.compressors.sites import (
     leading_spans,
 )
 from trt_compress.models.hosts.audio_encoder import AstConfig, AstEncoder, EncoderLayer, WhisperConfig, WhisperEncoder
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, Steps, TensorSpec
+from trt_compress.models.hosts.base import GraphSpec, Layers, Steps, TensorSpec
+from trt_compress.models.hosts.row import CompressedRow
 from trt_compress.models.hosts.spectral import KaldiFbank, LogMel
 from trt_compress.models.layers.attention import ATTENTION_TAPS
-from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast
 
 FAMILY = "audio"
@@ -184,7 +183,7 @@ def host_info(model: AudioModel, name: str) -> HostInfo:
     )
 
 
-class CompressedAudio(CompressedModule):
+class CompressedAudio(CompressedRow):
     """An audio model with compressors after the attention of its layers, and behind its encoder.
 
     Args:
@@ -199,8 +198,7 @@ class CompressedAudio(CompressedModule):
     def __init__(self, model: AudioModel, specs: Sequence[CompressorSpec], *, name: str = "the model") -> None:
         super().__init__()
         self.model = model
-        self.info, self.specs = host_info(model, name), tuple(specs)
-        self._take(place_one(specs, self.info))
+        self.place(specs, host_info(model, name), row=f"model.{model.row}")
         self.training = model.training
         behind = self.placed.steps(ENCODER_OUTPUT)
         if model.num_labels and model.num_prefix and not all(step.keeps_prefix for step in behind):
@@ -213,16 +211,6 @@ class CompressedAudio(CompressedModule):
                 f"{specs[-1].name}: {name} has a classifier for frames of {model.width} channels, and "
                 f"{self.width_out} would come; give a projector that ends in {model.width}, or pool instead."
             )
-
-    def _take(self, placed: GraphPlan) -> None:
-        self.placed, self.plan = placed, placed.sites
-        self.tokens_out, self.width_out = placed.tokens_out, placed.width_out or self.model.width
-
-    def first_layers(self, count: int) -> "CompressedAudio":
-        """The same without its last layers, and with what acts at those that are left and behind the encoder."""
-        short = first_layers(self, [f"model.{self.model.row}"], count)
-        short._take(place_first(self.specs, self.info, self.placed, count))
-        return short
 
     def detach(self) -> AudioModel:
         """The model itself, as it was before."""

@@ -21,7 +21,7 @@ from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.format.graphs import StateSpec
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
+from trt_compress.models.compressors.place import GraphPlan
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
     Asked,
@@ -34,9 +34,9 @@ from trt_compress.models.compressors.sites import (
 )
 from trt_compress.models.hosts.audio import WhisperModel
 from trt_compress.models.hosts.audio_encoder import EncoderLayer
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, Steps, TensorSpec
+from trt_compress.models.hosts.base import GraphSpec, Layers, Steps, TensorSpec
+from trt_compress.models.hosts.row import CompressedRow
 from trt_compress.models.layers.attention import HIDDEN
-from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast
 
 SAMPLES_OF_FRAME = 320
@@ -45,7 +45,7 @@ TAIL = 840
 _TAPS: frozenset[TapKind] = frozenset({"keys", "queries", "values", "hidden"})
 
 
-class StreamingWhisper(CompressedModule):
+class StreamingWhisper(CompressedRow):
     """One chunk of a stream.
 
     Args:
@@ -87,31 +87,24 @@ class StreamingWhisper(CompressedModule):
         self.model, self.chunk_frames, self.left_chunks = model, chunk_frames, left_chunks
         self.window_chunks, self.width = window_chunks, model.width
         depth = len(model.encoder.stack)
-        self.info = HostInfo(
+        info = HostInfo(
             name=name,
             sites=(*layer_sites("after_attention", depth, taps=_TAPS), Site(kind=ENCODER_OUTPUT)),
             depth=depth,
             num_tokens=chunk_frames,
             width=model.width,
         )
-        self.specs = tuple(specs)
-        self._take(place_one(specs, self.info))
+        self.place(specs, info, row=f"model.{model.row}")
         if model.num_labels and self.width_out != model.width:
             raise ConfigError(
                 f"{name}: its classifier takes {model.width} channels, not {self.width_out}; pool instead."
             )
         self.training = False
 
-    def _take(self, placed: GraphPlan) -> None:
-        self.placed, self.plan = placed, placed.sites
+    def take(self, placed: GraphPlan) -> None:
+        """Have compressors where this plan says, and the states of the layers that are there."""
+        super().take(placed)
         self.tokens_in, self.weighs = self._count()
-        self.tokens_out, self.width_out = placed.tokens_out, placed.width_out or self.width
-
-    def first_layers(self, count: int) -> "StreamingWhisper":
-        """The same without its last layers and their states, and with what acts at those that are left and behind."""
-        short = first_layers(self, [f"model.{self.model.row}"], count)
-        short._take(place_first(self.specs, self.info, self.placed, count))
-        return short
 
     def states(self) -> tuple[StateSpec, ...]:
         """What is handed from chunk to chunk."""

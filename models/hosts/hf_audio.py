@@ -13,16 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import open_regular
 from trt_compress.foreign import reading
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.hosts.audio import FAMILY, SAMPLE_RATE, AstModel, AudioModel, WhisperModel, audio_graph
 from trt_compress.models.hosts.audio_encoder import AstConfig, WhisperConfig, known_fields
-from trt_compress.models.hosts.base import GraphSpec, LoadedHost, WeightsInfo
+from trt_compress.models.hosts.base import GraphSpec, LoadedHost
 from trt_compress.models.hosts.hf_directory import read_json, weight_files
-from trt_compress.models.hosts.weights import load_tensors, read_tensors
+from trt_compress.models.hosts.weights import load_tensors, read_files
 
 MODEL_TYPES = ("whisper", "audio-spectrogram-transformer")
 _AST_PREFIX = "audio_spectrogram_transformer."
@@ -52,8 +50,7 @@ def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
         raise UnsupportedError(
             f"hf:{path}: model_type '{model_type}' is not supported here; audio models are {', '.join(MODEL_TYPES)}."
         )
-    files = [Path(weights)] if weights else weight_files(path)
-    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    tensors, info = read_files(weight_files(path, weights))
     model: AudioModel
     if model_type == "whisper":
         model, tensors = _whisper(config, tensors, seconds)
@@ -61,12 +58,8 @@ def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
         if seconds is not None:
             raise ConfigError(f"hf:{path}: seconds={seconds:g} is for Whisper; AST's length is in its config.json.")
         model, tensors = _ast(config, tensors, path)
-    load_tensors(model, tensors, files[0].name)
+    load_tensors(model, tensors, info.source)
     model.eval()
-    digest = Sha256()
-    for file in files:
-        with open_regular(file) as opened:
-            digest.add_file(opened)
     source = f"hf:{path}" + ("" if seconds is None else f"?seconds={seconds:g}")
 
     def attach(specs: Sequence[CompressorSpec]) -> tuple[GraphSpec, ...]:
@@ -76,7 +69,7 @@ def _load(path: Path, weights: str | None, seconds: float | None) -> LoadedHost:
         source=source,
         family=FAMILY,
         module=model,
-        weights=WeightsInfo(source=files[0].name, sha256=digest.hex()),
+        weights=info,
         attach=attach,
         preprocess=preprocess_of(model),
         postprocess=postprocess_of(model, config.get("id2label")),

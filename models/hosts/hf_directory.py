@@ -45,12 +45,14 @@ def _content(path: Path) -> Any:
         raise ConfigError(f"{path} is not JSON ({reason_of(error)}); copy or download it again.") from error
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a directory, in the order of their names.
+def weight_files(path: Path, given: str | None = None) -> list[Path]:
+    """The safetensors files of a directory, in the order of their names; the file `given` instead, if there is one.
 
     Raises:
         ConfigError: there are none.
     """
+    if given:
+        return [Path(given)]
     index = path / INDEX
     if index.is_file():
         places = read_json(index).get("weight_map", {})

@@ -10,7 +10,7 @@ mean as often as tokens are in it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trt_compress.digest import Sha256
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.files import open_regular
 from trt_compress.foreign import reading
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
-from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
     Asked,
@@ -36,19 +33,18 @@ from trt_compress.models.compressors.sites import (
     leading_spans,
 )
 from trt_compress.models.hosts.audio_encoder import ACTIVATIONS, Activation, check_sizes, known_fields
-from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, LoadedHost, TensorSpec, WeightsInfo
+from trt_compress.models.hosts.base import GraphSpec, Layers, LoadedHost, TensorSpec
 from trt_compress.models.hosts.hf_directory import Pooling, longest_text, pooling_of, read_json, weight_files
-from trt_compress.models.hosts.weights import load_tensors, read_tensors
+from trt_compress.models.hosts.row import CompressedRow
+from trt_compress.models.hosts.weights import load_tensors, read_files
 from trt_compress.models.language.assets import directory_assets
 from trt_compress.models.layers.attention import ATTENTION_TAPS, attention, merge_heads, split_heads
-from trt_compress.models.layers.first import first_layers
 from trt_compress.plugins.operator import cast as to_dtype
 
 FAMILY = "text_encoder"
 MODEL_TYPES = ("bert",)
 _HEADS = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 _LEFT_OUT = ("pooler.", "cls.", "embeddings.position_ids")
-_ROW = "model.encoder.layer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +199,7 @@ def host_info(model: BertEncoder, name: str) -> HostInfo:
     )
 
 
-class CompressedText(CompressedModule):
+class CompressedText(CompressedRow):
     """An encoder with compressors between the attention and the feed-forward part of its layers, and behind it.
 
     Args:
@@ -218,23 +214,12 @@ class CompressedText(CompressedModule):
     def __init__(self, model: BertEncoder, specs: Sequence[CompressorSpec], *, name: str) -> None:
         super().__init__()
         self.model = model
-        self.info, self.specs = host_info(model, name), tuple(specs)
-        self._take(place_one(specs, self.info))
+        self.place(specs, host_info(model, name), row="model.encoder.layer")
         self.training = model.training
         if model.pooling.first and not all(step.keeps_prefix for step in self.placed.steps(ENCODER_OUTPUT)):
             raise ConfigError(
                 f"{specs[-1].name}: the embeddings of {name} are its first token, which it drops; put it at a layer."
             )
-
-    def _take(self, placed: GraphPlan) -> None:
-        self.placed, self.plan = placed, placed.sites
-        self.tokens_out, self.width_out = placed.tokens_out, placed.width_out or self.model.config.hidden_size
-
-    def first_layers(self, count: int) -> "CompressedText":
-        """The same without its last layers, and with what acts at those that are left and behind the encoder."""
-        short = first_layers(self, [_ROW], count)
-        short._take(place_first(self.specs, self.info, self.placed, count))
-        return short
 
     def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, M, C], what each stands for [B, M] and embeddings [B, C] of tokens [B, N] and counts [B]."""
@@ -302,28 +287,16 @@ def _load(path: Path, weights: str | None, tokens: int | None) -> LoadedHost:
     _check_variant(config, path)
     sizes = BertConfig(**known_fields(BertConfig, config))
     model = BertEncoder(sizes, tokens or longest_text(path) or sizes.max_position_embeddings, pooling_of(path))
-    files = [Path(weights)] if weights else weight_files(path)
-    load_tensors(
-        model, _named({name: each for file in files for name, each in read_tensors(file).items()}), files[0].name
-    )
+    tensors, info = read_files(weight_files(path, weights))
+    load_tensors(model, _named(tensors), info.source)
     model.eval()
-    digest = Sha256()
-    for file in files:
-        with open_regular(file) as opened:
-            digest.add_file(opened)
     source = f"hf:{path}" + ("" if tokens is None else f"?tokens={tokens}")
     assets = directory_assets(path, config)
     return LoadedHost(
         source=source,
         family=FAMILY,
         module=model,
-        weights=WeightsInfo(
-            source=files[0].name,
-            sha256=digest.hex(),
-            license=assets.license,
-            license_files=assets.license_files,
-            provenance=assets.provenance,
-        ),
+        weights=replace(info, license=assets.license, license_files=assets.license_files, provenance=assets.provenance),
         attach=partial(_attach, model, source),
         preprocess={"kind": "text", "input": "tokens"},
         postprocess={"kind": "raw"},

@@ -1,6 +1,6 @@
 """Loading weights: what a file holds goes into a model strictly, with every misfit named."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.base import WeightsInfo
 from trt_compress.models.hosts.checkpoint import CheckpointWeights, read_checkpoint, some
 from trt_compress.models.hosts.file_tensors import likes
+from trt_compress.models.language.source import sha256_of_files
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
@@ -99,6 +100,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = dict(found.tensors)
     found.origin.require_unchanged()
     return tensors
+
+
+def read_files(files: Sequence[Path]) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """The tensors of one or several files, as `read_tensors`, and where they come from.
+
+    Raises:
+        ConfigError: see `read_checkpoint`; or a file was changed while it was read.
+    """
+    found = [read_checkpoint(file).largest() for file in files]
+    tensors = {name: tensor for one in found for name, tensor in one.tensors.items()}
+    return tensors, WeightsInfo(source=files[0].name, sha256=sha256_of_files(one.origin for one in found))
 
 
 def require_floating(tensors: Mapping[str, Tensor], file: str) -> None:
