@@ -301,6 +301,11 @@ def tokenizer_savings_table() -> str:
     return _markdown(tokenizers.SAVED_COLUMNS, tokenizers.saved_rows(tokenizers.last_record()))
 
 
+def tokenizer_trained_table() -> str:
+    """Tokens saved by what is trained, as recorded last."""
+    return _markdown(tokenizers.TRAINED_COLUMNS, tokenizers.trained_rows(tokenizers.last_record()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
@@ -309,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tokenizers": tokenizers_table,
     "tokenizer_speed": tokenizer_speed_table,
     "tokenizer_savings": tokenizer_savings_table,
+    "tokenizer_trained": tokenizer_trained_table,
     "targets": targets_table,
     "digits": digits_table,
     "headline": headline_table,

@@ -19,6 +19,12 @@ def test_the_record_as_tables() -> None:
         exact = row["modes"][tokenizers.EXACT]
         assert exact["tokens"] <= min(row["tokens_bpe"], row["modes"][tokenizers.GREEDY]["tokens"])
         assert exact["low"] <= exact["ratio"] <= exact["high"] <= 1
+    trained = tokenizers.trained_rows(record)
+    assert len(trained) == 10 and all(len(row) == len(tokenizers.TRAINED_COLUMNS) for row in trained)
+    for row in record["trained"]:
+        for found in row["modes"].values():
+            assert found["low"] <= found["ratio"] <= found["high"]
+            assert abs(found["tokens"] / row["tokens_bpe"] - found["ratio"]) < 1e-9
 
 
 def test_what_it_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,9 +4,9 @@ The vocabulary is one in the form of tiktoken; the texts are parallel, a file fo
 `trt_compress.tools.tokenizers.debian_reference` writes them. First the encoders are compared: those that merge give the
 same tokens, those by the vocabulary alone the same text, exact never more. Then each encodes the same lines in turns,
 the order rotated each round; ratios are medians over rounds, with their 95 % interval. Tokens saved are over true BPE
-of the same vocabulary, and for SuperBPE over BPE of the same size, both trained on the even lines of all languages and
-counted on the odd ones; intervals draw lines again. One JSON line is appended to
-`tools/bench/results/tokenizers.jsonl`. Needs the package tiktoken.
+of the same vocabulary, and for SuperBPE and KL3M over BPE of the same size, all trained on the even lines of all
+languages and counted on the odd ones, as are windows of 16 bits (Equal-Info, a token each); intervals draw lines again.
+One JSON line is appended to `tools/bench/results/tokenizers.jsonl`. Needs the package tiktoken.
 """
 
 import argparse
@@ -26,17 +26,22 @@ from trt_compress.files import read_regular
 from trt_compress.foreign import reading
 from trt_compress.runtime.generate.tokenizer import Tokenizer
 from trt_compress.runtime.measure.latency import speedup
+from trt_compress.runtime.text.equal_info.model import read_model
+from trt_compress.runtime.text.equal_info.windows import encode as in_windows
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress, say_error
 from trt_compress.tools.tokenizers.measure import ratio_interval
 from trt_compress.tools.tokenizers.sources import open_tokenizer, vocabulary_only
 from trt_compress.tools.tokenizers.texts import TextFile, read_texts, unpacked
 from trt_compress.tools.tokenizers.tiktoken_format import pattern_for, read_ranks
-from trt_compress.tools.tokenizers.training import TrainingPlan, train
+from trt_compress.tools.tokenizers.training import Kind, TrainingPlan, train
 
 RESULTS = Path(__file__).parent / "results" / "tokenizers.jsonl"
 LIBRARY, TIKTOKEN, GREEDY, EXACT = "tokenizers", "tiktoken", "vocabulary only, greedy", "vocabulary only, exact"
-_SUPER_SIZE = 8192
+SUPERBPE, KL3M, WINDOWS = "SuperBPE", "KL3M", "Equal-Info, 16 bits"
+_TRAINED: dict[str, Kind] = {SUPERBPE: "superbpe", KL3M: "kl3m"}
+_TRAINED_SIZE = 8192
+_WINDOW_BITS = 16
 
 Encode = Callable[[str], list[int]]
 
@@ -80,8 +85,8 @@ def _measure(given: argparse.Namespace) -> None:
         times = _in_turns(encoders, timed, rounds)
         step("counting")
         saved = [_saved(encoders, file) for file in files]
-        step("training SuperBPE")
-        across = _across(files, 1024 if given.quick else _SUPER_SIZE)
+        step("training")
+        trained = _trained(files, 2048 if given.quick else _TRAINED_SIZE, step)
     num_bytes = sum(len(line.encode()) for line in timed)
     speeds = {name: num_bytes / 1e6 / (float(np.median(ns)) / 1e9) for name, ns in times.items()}
     ratios = {name: speedup(ns, times[LIBRARY]).to_json() for name, ns in times.items() if name != LIBRARY}
@@ -91,14 +96,14 @@ def _measure(given: argparse.Namespace) -> None:
     print_table("Encoding in turns", ("encoder", "MB/s", f"times as fast as {LIBRARY}"), rows)
     for title, figures in (
         ("Tokens saved over BPE by the vocabulary alone", saved),
-        ("Tokens of SuperBPE over BPE", across),
+        ("Tokens saved over BPE of one size", trained),
     ):
         cells = [(row["language"], row["tokens_bpe"], *(_share(row, mode) for mode in row["modes"])) for row in figures]
         print_table(title, ("language", "BPE", *figures[0]["modes"]), cells)
     if not given.quick:
         protocol = {"order": "in turns, each round rotated", "rounds": rounds, "lines": lines, "bytes": num_bytes}
         named = {"vocabulary": given.vocabulary.name, "protocol": protocol, "mb_a_second": speeds, "speedups": ratios}
-        append_record(RESULTS, "tokenizers side by side", {**named, "saved": saved, "superbpe": across})
+        append_record(RESULTS, "tokenizers side by side", {**named, "saved": saved, "trained": trained})
 
 
 SPEED_COLUMNS = ("encoder", "MB/s", "times as fast as tokenizers")
@@ -108,8 +113,8 @@ SAVED_COLUMNS = (
     "greedy saves",
     "exact saves",
     "lines that exact changes",
-    "SuperBPE saves",
 )
+TRAINED_COLUMNS = ("language", "tokens by BPE", *(f"{name} saves" for name in (SUPERBPE, KL3M, WINDOWS)))
 
 
 def last_record() -> dict[str, Any]:
@@ -143,8 +148,7 @@ def speed_rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def saved_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Each language with what is saved over BPE; SuperBPE's is on other lines, which it has not seen."""
-    across = {row["language"]: row for row in record["superbpe"]}
+    """Each language with what is saved over BPE by the vocabulary alone."""
     return [
         (
             row["language"],
@@ -152,9 +156,16 @@ def saved_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
             _share(row, GREEDY),
             _share(row, EXACT),
             f"{row['lines_that_differ'][EXACT] / row['lines']:.1%}",
-            _share(across[row["language"]], "superbpe"),
         )
         for row in record["saved"]
+    ]
+
+
+def trained_rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each language with what is saved over BPE of the same size, on lines that none has seen."""
+    return [
+        (row["language"], str(row["tokens_bpe"]), *(_share(row, name) for name in (SUPERBPE, KL3M, WINDOWS)))
+        for row in record["trained"]
     ]
 
 
@@ -225,18 +236,29 @@ def _saved(encoders: dict[str, Encode], file: TextFile) -> dict[str, Any]:
     }
 
 
-def _across(files: Sequence[TextFile], size: int) -> list[dict[str, Any]]:
-    """SuperBPE against BPE of the same size, on lines that neither has seen."""
+def _trained(files: Sequence[TextFile], size: int, step: Callable[[str], object]) -> list[dict[str, Any]]:
+    """What is trained against BPE of the same size, and windows, on lines that none of them has seen."""
     seen = ["\n".join(file.text.splitlines()[::2]) for file in files]
-    plain = train(seen, TrainingPlan(kind="bpe", size=size)).library
-    across = train(seen, TrainingPlan(kind="superbpe", size=size)).library
+    plain = _counter("bpe", seen, size)
+    counters = {name: _counter(kind, seen, size) for name, kind in _TRAINED.items()}
+    model = read_model()
+    counters[WINDOWS] = lambda line: len(in_windows(line.encode(), model, _WINDOW_BITS).words)
     found = []
     for file in files:
+        step(f"counting {file.name}")
         lines = file.text.splitlines()[1::2]
-        ours, theirs = (np.array([len(one.encode(line).ids) for line in lines], np.float64) for one in (across, plain))
-        found.append({"language": file.path.stem, "lines": len(lines), "tokens_bpe": int(theirs.sum()),
-                      "modes": {"superbpe": _change(ours, theirs)}})  # fmt: skip
+        theirs = np.array([plain(line) for line in lines], np.float64)
+        modes = {
+            name: _change(np.array([count(line) for line in lines], np.float64), theirs)
+            for name, count in counters.items()
+        }
+        found.append({"language": file.path.stem, "lines": len(lines), "tokens_bpe": int(theirs.sum()), "modes": modes})
     return found
+
+
+def _counter(kind: Kind, texts: Sequence[str], size: int) -> Callable[[str], int]:
+    library = train(texts, TrainingPlan(kind=kind, size=size)).library
+    return lambda line: len(library.encode(line, add_special_tokens=False).ids)
 
 
 def _change(ours: "np.ndarray[Any, Any]", theirs: "np.ndarray[Any, Any]") -> dict[str, Any]:

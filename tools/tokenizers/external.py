@@ -119,9 +119,8 @@ class _Exported:
                 part = each[start : start + at_once]
                 rows.update(zip(part, self._embedded(session, tokenizer, part), strict=False))
         nothing = np.zeros(self.width, np.float32)
-        return tuple(
-            torch.from_numpy(np.stack([rows[text] if text else nothing for text in texts])) for texts in (old, new)
-        )  # type: ignore[return-value]
+        first, second = (np.stack([rows[text] if text else nothing for text in texts]) for texts in (old, new))
+        return torch.from_numpy(first), torch.from_numpy(second)
 
     def _tokenizer(self) -> Tokenizer:
         text = self._bundle.manifest.text
