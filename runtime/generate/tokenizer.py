@@ -69,7 +69,7 @@ class Tokenizer:
         """
         with needs_extra("text"):
             from tokenizers import Tokenizer as Library
-        with reading(where, advice, error=error), _panics():
+        with reading(where, advice, error=error), panics_said():
             return cls(Library.from_buffer(content))
 
     @property
@@ -87,7 +87,7 @@ class Tokenizer:
         Raises:
             ConfigError: It holds half of a character, or the library fails on it.
         """
-        with reading("The text", "give another"), _panics():
+        with reading("The text", "give another"), panics_said():
             text.encode()
             return list(self._library.encode(text, add_special_tokens=special).ids)
 
@@ -106,13 +106,18 @@ class Tokenizer:
         Raises:
             ConfigError: As `encode`.
         """
-        with reading("The text", "give another"), _panics():
+        with reading("The text", "give another"), panics_said():
             text.encode()
             return self._library.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
-        return str(self._library.decode(list(tokens), skip_special_tokens=True))
+        """The text of tokens, without special ones.
+
+        Raises:
+            ConfigError: The library fails on them.
+        """
+        with reading("The text of these tokens", "give another tokenizer"), panics_said():
+            return str(self._library.decode(list(tokens), skip_special_tokens=True))
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """For tokens that come one by one, behind others."""
@@ -152,11 +157,15 @@ def _falls_back_to_bytes(decoder: Any) -> bool:
 
 
 @contextmanager
-def _panics() -> Iterator[None]:
-    """What the library raises where it is at fault itself is no Exception; it becomes one."""
+def panics_said() -> Iterator[None]:
+    """What the library raises where it is at fault itself is no Exception; it becomes one.
+
+    Raises:
+        ValueError: The library failed, as on a regular expression that takes too many steps.
+    """
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ConfigError(f"the library tokenizers failed ({str(error)[:100]})") from error
+        raise ValueError(f"the library tokenizers failed: {str(error)[:100]}") from error

@@ -7,7 +7,8 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_compress.errors import ConfigError, UnsupportedError
-from trt_compress.foreign import needs_extra
+from trt_compress.foreign import needs_extra, reading
+from trt_compress.runtime.generate.tokenizer import panics_said
 from trt_compress.runtime.text.merge_free import MergeFree, Mode
 
 if TYPE_CHECKING:
@@ -89,15 +90,13 @@ class TextPieces:
         """What the model is given of a text, in order.
 
         Raises:
-            ConfigError: The text holds half of a character.
+            ConfigError: The text holds half of a character, or the library fails on it.
         """
         import numpy as np
 
-        try:
+        with reading("The text", "give another"), panics_said():
             text.encode()
-        except UnicodeEncodeError:
-            raise ConfigError("The text holds half of a character; give another.") from None
-        found = self._front.encode(text, add_special_tokens=False)
+            found = self._front.encode(text, add_special_tokens=False)
         numbers = np.array(found.ids, dtype=np.int64)
         if not len(numbers):
             return []

@@ -138,7 +138,7 @@ def _by_piece(source: TokenizerSource, text: str) -> list[list[int]]:
     if not isinstance(source.encoder, Tokenizer):
         found = source.encoder.encode(text, special=False)
         return [found] if found else []
-    encoded = source.encoder.library.encode(text, add_special_tokens=False)
+    encoded = source.encoder.encoding(text)
     parts: list[list[int]] = []
     last: int | None = None
     for number, word in zip(encoded.ids, encoded.word_ids, strict=True):

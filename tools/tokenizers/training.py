@@ -6,8 +6,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from trt_compress.errors import ConfigError
-from trt_compress.foreign import needs_extra
+from trt_compress.foreign import needs_extra, reading
 from trt_compress.memory import available_bytes, format_bytes
+from trt_compress.runtime.generate.tokenizer import panics_said
 from trt_compress.runtime.text.pieces import byte_characters
 from trt_compress.tools.tokenizers import kl3m, superbpe
 from trt_compress.tools.tokenizers.tiktoken_format import PATTERNS
@@ -23,6 +24,8 @@ _END = "<|endoftext|>"
 _DNA_SPECIAL = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _BYTES_AN_ENTRY = 1 << 10  # of a trainer, about
 _STAGE = 0.9
+_MOST = 1 << 32
+_OTHERS = "give another, or another --pattern"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +75,9 @@ class TrainingPlan:
                 f"--first-stage {self.first_stage}: the first stage ends between {least} and {self.size} entries; give "
                 "a number within that."
             )
-        if self.longest < 1 or self.least < 1:
-            raise ConfigError(
-                f"--longest {self.longest}, --min-frequency {self.least}: both are at least 1; give larger numbers."
-            )
+        for name, number in (("--longest", self.longest), ("--min-frequency", self.least)):
+            if not 1 <= number <= _MOST:
+                raise ConfigError(f"{name} {number}: give a number from 1 to {_MOST}.")
 
     @property
     def smallest(self) -> int:
@@ -117,7 +119,7 @@ def train(texts: Sequence[str], plan: TrainingPlan, step: Callable[[str], None] 
         step: Takes the name of what is being done.
 
     Raises:
-        ConfigError: There is no text, or the pattern is no regular expression.
+        ConfigError: There is no text, the pattern is no regular expression, or the library fails on the texts with it.
         UnsupportedError: The library is not installed.
     """
     if not any(text.strip() for text in texts):
@@ -163,8 +165,14 @@ def _byte_level(texts: Sequence[str], plan: TrainingPlan, size: int) -> "Library
         initial_alphabet=byte_characters(),
         show_progress=False,
     )
-    library.train_from_iterator(texts, trainer)
+    _learn(library, texts, trainer)
     return library
+
+
+def _learn(library: "Library", texts: Sequence[str], trainer: Any) -> None:
+    """Train, and say it where the library fails, as a regular expression that takes too many steps makes it."""
+    with reading("The text", _OTHERS), panics_said():
+        library.train_from_iterator(texts, trainer)
 
 
 def _super(texts: Sequence[str], plan: TrainingPlan, step: Callable[[str], None]) -> Trained:
@@ -180,7 +188,8 @@ def _super(texts: Sequence[str], plan: TrainingPlan, step: Callable[[str], None]
     step("merging across white space")
     parts = []
     for text in texts:
-        encoded = library.encode(text, add_special_tokens=False)
+        with reading("The text", _OTHERS), panics_said():
+            encoded = library.encode(text, add_special_tokens=False)
         for _, pairs in groupby(zip(encoded.word_ids, encoded.ids, strict=True), key=lambda pair: pair[0]):
             parts.append([number for _, number in pairs])
     space = byte_characters()[ord(" ")]
@@ -218,7 +227,7 @@ def _kl3m(texts: Sequence[str], plan: TrainingPlan) -> Trained:
         show_progress=False,
         max_token_length=plan.longest + 1 if plan.kind == "kl3m-char" else None,  # the library takes one less
     )
-    library.train_from_iterator(texts, trainer)
+    _learn(library, texts, trainer)
     known = library.get_vocab(with_added_tokens=True)
     library.add_tokens([token for token in custom if token not in known])
     if plan.power_of_two:
@@ -246,7 +255,7 @@ def _dna(texts: Sequence[str], plan: TrainingPlan) -> Trained:
         limit_alphabet=4,
         show_progress=False,
     )
-    library.train_from_iterator(texts, trainer)
+    _learn(library, texts, trainer)
     library.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -122,6 +122,8 @@ def transplant(
     for name, value, least in (("--pad-to", pad_to, 1), ("--limit", limit, 1)):
         if value < least:
             raise ConfigError(f"{name} {value}; give {least} or more.")
+    if not 0 <= seed < 1 << 63:
+        raise ConfigError(f"--seed {seed}; give a whole number from 0, below 2^63.")
     heuristics = Heuristics(**(settings or {}))
     if os.path.lexists(output):
         raise ConfigError(f"'{output}' is there already; give a folder that is not.")

@@ -9,9 +9,9 @@ from typing import Any
 
 from trt_compress.errors import ConfigError
 from trt_compress.files import read_regular
-from trt_compress.foreign import shown
+from trt_compress.foreign import reading, shown
 from trt_compress.models.hosts.hf_directory import read_json
-from trt_compress.runtime.generate.tokenizer import Tokenizer
+from trt_compress.runtime.generate.tokenizer import Tokenizer, panics_said
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -52,7 +52,8 @@ class Vocabulary:
 
     def cut(self, texts: Sequence[str]) -> list[list[int]]:
         """Texts in this tokenizer's tokens, with nothing around them."""
-        found = self.tokenizer.library.encode_batch(list(texts), add_special_tokens=False)
+        with reading("A token's text", "give another tokenizer"), panics_said():
+            found = self.tokenizer.library.encode_batch(list(texts), add_special_tokens=False)
         return [list(item.ids) for item in found]
 
 
@@ -117,7 +118,8 @@ def special_numbers(
             continue
         own = new.numbers.get(special.get(key.removesuffix("_id"), ""))
         kept = [
-            new.numbers.get(by_number.get(number, "")) for number in (value if isinstance(value, list) else [value])
+            new.numbers.get(by_number.get(number, "") if type(number) is int else "")
+            for number in (value if isinstance(value, list) else [value])
         ]
         known = list(dict.fromkeys(number for number in (own, *kept) if number is not None))
         found[key] = (known or None) if isinstance(value, list) else (known[0] if known else None)

@@ -146,6 +146,8 @@ def _large(places: Path) -> None:
         (lambda p: None, {"options": ("--global-weight", "2")}, "global weight 2.0; give a number from 0 to 1"),
         (lambda p: None, {"options": ("--neighbours", "0")}, "neighbours 0; give 1 or more"),
         (lambda p: None, {"options": ("--pad-to", "0")}, "--pad-to 0; give 1 or more"),
+        (lambda p: None, {"options": ("--seed", "-1")}, "--seed -1; give a whole number from 0, below 2^63"),
+        (lambda p: None, {"options": ("--seed", str(1 << 64))}, f"--seed {1 << 64}; give a whole number from 0"),
         (lambda p: None, {"options": ("--text", "none.txt")}, "'none.txt' cannot be read"),
         (lambda p: (p / "a.txt").write_text(""), {"options": ("--text", "a.txt")}, "'a.txt' has 0 tokens by the old"),
         (

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models.tiny_bert import tiny_bert
+from tests.real_models import minilm
 from tests.tools.tokenizers.golden_vocabularies import byte_level, checkpoint
 from tests.typed_commands import Typed
 from trt_compress.errors import ConfigError
@@ -68,3 +69,32 @@ def test_the_command(encoder: tuple[Path, Path], tokenizer_commands: Typed, tmp_
 def test_bundles_that_are_none(exported: Callable[..., Path], encoder: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="is none of a text encoder; give a bundle that was exported from hf:DIR"):
         external_of(exported())
+
+
+ALIKE = ("A cat sits on the mat.", "A kitten lies on the rug.", "Share prices fell after the bank's report.")
+TOKENS = ("the", " parliament", "##ing", "naïve", "東京", "Ünïcödé 🦖", "a", ALIKE[0] * 3)
+
+
+@pytest.mark.slow
+def test_all_minilm_as_a_bundle(tmp_path: Path) -> None:
+    """The real encoder, exported: the vectors that transformers computes with its own tokenizer and pooling by hand."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from trt_compress.export.api import export_model
+
+    folder = minilm()
+    export_model(f"hf:{folder}?tokens=32", output=tmp_path / "encoder", targets=["cpu"], batch="1:4:8")
+    ours = external_of(tmp_path / "encoder")
+    assert ours.width == 384
+    found, others = ours.vectors(ALIKE, TOKENS)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    wanted = []
+    for text in (*ALIKE, *TOKENS):  # one at a time: nothing is padded
+        given = tokenizer(text, return_tensors="pt")
+        assert given["input_ids"].shape[1] <= 32
+        with torch.no_grad():
+            wanted.append(torch.nn.functional.normalize(model(**given).last_hidden_state.mean(1), dim=1)[0])
+    assert torch.allclose(torch.cat((found, others)), torch.stack(wanted), atol=2e-6)
+    assert torch.allclose(SentenceEncoder(folder).encode([*ALIKE, *TOKENS]), torch.stack(wanted), atol=2e-6)
+    alike, apart = float(found[0] @ found[1]), float(found[0] @ found[2])
+    assert alike > 0.5 > 0.2 > apart
