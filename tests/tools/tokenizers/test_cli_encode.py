@@ -140,3 +140,26 @@ def test_kinds_without_byte_strings(cli: Cli, tmp_path: Path) -> None:
     assert json.loads(cli("tokenizer", "encode", "text.txt", "-t", "words", "--json").stdout)["tokens"] == 2
     done = cli("tokenizer", "encode", "text.txt", "-t", "words", "--vocabulary-only", "greedy")
     assert done.returncode == 2 and "is of the kind WordLevel, whose pieces are no byte strings" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("count", "-t", "gpt2.tiktoken"),
+        ("encode", "-t", "gpt2.tiktoken", "--vocabulary-only", "greedy"),
+        ("train", "--kind", "bpe", "--size", 300, "-o", "out"),
+    ],
+)
+def test_a_rule_that_takes_too_many_steps(cli: Cli, tmp_path: Path, given: tuple[object, ...]) -> None:
+    """The library panics, which is no Exception; what it prints of that itself stands before the sentence."""
+    (tmp_path / "gpt2.tiktoken").write_bytes(b"YQ== 0\nYmI= 1\n")
+    (tmp_path / "text.txt").write_text("a" * 60)
+    command, *options = given
+    done = cli("tokenizer", command, "text.txt", *options, "--pattern", "(a|aa)+$b")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert (
+        said.startswith("error: The text cannot be read (the library tokenizers failed: Onig")
+        and "give another" in said
+    )
+    assert not (tmp_path / "out").exists()

@@ -141,7 +141,10 @@ def test_what_the_command_writes(cli: Cli, tmp_path: Path, kind: str) -> None:
         (("--kind", "superbpe", "--size", 400, "--first-stage", 500), "ends between 257 and 400 entries"),
         (("--kind", "bpe", "--pattern", "(a", "--size", 300), "--pattern '(a' is no regular expression"),
         (("--kind", "dna"), "'a.txt' is no FASTA: line 1 holds other characters than bases"),
-        (("--kind", "bpe", "--min-frequency", 10**20), f"--min-frequency {10**20}: give a number from 1 to 4294967296."),
+        (
+            ("--kind", "bpe", "--min-frequency", 10**20),
+            f"--min-frequency {10**20}: give a number from 1 to 4294967296.",
+        ),
         (("--kind", "kl3m-char", "--longest", 0), "--longest 0: give a number from 1 to 4294967296."),
     ],
 )
