@@ -30,7 +30,8 @@ int main(int count, char** arguments)
             if (name.size() > 5 && name.compare(name.size() - 5, 5, ".onnx") == 0)
             {
                 auto const stored = trtc::runtime::storedOutside(text.data(), text.size());
-                std::printf("ok %zu tensors outside\n", stored.size());
+                auto const nodes = trtc::runtime::nodesOf(text.data(), text.size());
+                std::printf("ok %zu tensors outside, %zu nodes\n", stored.size(), nodes.size());
                 continue;
             }
             auto const manifest = trtc::runtime::readManifest(text.data(), text.size(), "manifest.json", checkDigest);

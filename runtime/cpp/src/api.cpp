@@ -386,6 +386,12 @@ trtc_status trtc_states_value(trtc_states* states, trtc_tensor* value)
         });
 }
 
+void const* trtc_states_data(trtc_states const* states, char const* name)
+{
+    size_t const number = states == nullptr || name == nullptr ? kNONE : states->states->loaded().state(name);
+    return number == kNONE ? nullptr : states->states->current(number);
+}
+
 trtc_status trtc_run(
     trtc_states* states, trtc_tensor const* inputs, size_t num_inputs, trtc_tensor* outputs, size_t num_outputs)
 {

@@ -1,6 +1,7 @@
 #include "loaded.h"
 
 #include "error.h"
+#include "in_place.h"
 #include "initial.h"
 
 #include <algorithm>
@@ -175,12 +176,37 @@ void Loaded::load(LoadOptions const& options)
         how.nativeLibrary = manifest.hasOperators ? options.nativeLibrary : "";
         how.threads = options.threads;
         how.spin = options.spin;
+        auto const model = bundle.content(wanted[at]->file);
+        std::map<std::string, std::string> carried; // outputs of states and their inputs
+        for (State const& state : manifest.states)
+        {
+            if (state.graph == wanted[at]->name && state.input && state.output)
+            {
+                carried[*state.output] = *state.input;
+            }
+        }
+        std::vector<OnnxNode> nodes;
+        std::map<std::string, std::vector<OnnxNode const*>> writers;
+        if (!how.nativeLibrary.empty() && !carried.empty())
+        {
+            std::set<std::string> given;
+            for (TensorInfo const& info : wanted[at]->outputs)
+            {
+                given.insert(info.name);
+            }
+            nodes = nodesOf(model->data(), model->size());
+            writers = writersOf(nodes, carried, given, aliasesOf(how.nativeLibrary));
+            how.saysWhatIsNative = !writers.empty();
+        }
         how.pack =
             wanted.size() == 1 || shared <= kSHARED_AND_PACKED || manifest.quantizedGraphs.count(wanted[at]->name) != 0;
-        auto const model = bundle.content(wanted[at]->file);
         LoadedGraph made;
         made.spec = wanted[at];
         made.ort = std::make_unique<OrtGraph>(ort, *wanted[at], model->data(), model->size(), beside, how);
+        if (how.saysWhatIsNative)
+        {
+            made.mayBeInPlace = inPlace(writers, nodes, made.ort->nodesWithKernels(kDOMAIN));
+        }
         graphs.push_back(std::move(made));
     }
 }
@@ -320,6 +346,11 @@ void Loaded::wire()
                     }
                     made.slot = isInput && !made.isGiven ? slots.at(link->second) : numSlots++;
                     slots[made.whole] = made.slot;
+                }
+                else if (!isInput && !states[made.state].grows && each.mayBeInPlace.count(made.name) != 0)
+                {
+                    made.isInPlace = true;
+                    each.inPlace.push_back(made.state);
                 }
                 else if (!isInput && !states[made.state].grows)
                 {

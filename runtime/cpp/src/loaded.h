@@ -42,6 +42,7 @@ struct Port
     size_t slot = kNONE;       //!< where its value is in a run: an output's own, and what it is linked to
     bool isGiven = false;      //!< of an input: neither a state nor linked
     bool isDetermined = false; //!< of an output: its shape follows from those of inputs and states
+    bool isInPlace = false;    //!< of an output: it is written into the memory of the state
 };
 
 struct LoadedGraph
@@ -53,6 +54,8 @@ struct LoadedGraph
     std::vector<size_t> states;                       //!< all that it reads or writes
     std::vector<size_t> turns;                        //!< numbers of the turns of those that are swapped
     std::vector<size_t> swapped;                      //!< turns that go on when it has run
+    std::set<std::string> mayBeInPlace;               //!< outputs of states that have the memory of their inputs
+    std::vector<size_t> inPlace;                      //!< states that it writes in place
 };
 
 //! A state, as the first graph that has it declares it.

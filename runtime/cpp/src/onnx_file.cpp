@@ -219,7 +219,76 @@ void readMessage(Kind kind, char const* data, size_t bytes, int depth, bool isMa
     }
 }
 
+void readNodes(char const* graph, size_t bytes, int depth, bool isInner, std::vector<OnnxNode>& found);
+
+void readNode(char const* data, size_t bytes, int depth, bool isInner, std::vector<OnnxNode>& found)
+{
+    OnnxNode made;
+    made.isInner = isInner;
+    std::vector<std::pair<char const*, size_t>> graphs;
+    Reader reader(data, bytes);
+    while (reader.next())
+    {
+        switch (reader.part == nullptr ? 0 : reader.number)
+        {
+        case 1: made.inputs.push_back(reader.text()); break;
+        case 2: made.outputs.push_back(reader.text()); break;
+        case 3: made.name = reader.text(); break;
+        case 4: made.opType = reader.text(); break;
+        case 5:
+        {
+            Reader attribute(reader.part, reader.size);
+            while (attribute.next())
+            {
+                if ((attribute.number == 6 || attribute.number == 11) && attribute.part != nullptr)
+                {
+                    graphs.emplace_back(attribute.part, attribute.size);
+                }
+            }
+            break;
+        }
+        case 7: made.domain = reader.text(); break;
+        default: break;
+        }
+    }
+    found.push_back(std::move(made));
+    for (auto const& [graph, size] : graphs)
+    {
+        readNodes(graph, size, depth + 1, true, found);
+    }
+}
+
+void readNodes(char const* graph, size_t bytes, int depth, bool isInner, std::vector<OnnxNode>& found)
+{
+    if (depth > kDEEPEST)
+    {
+        throw std::invalid_argument("it is nested too deeply");
+    }
+    Reader reader(graph, bytes);
+    while (reader.next())
+    {
+        if (reader.number == 1 && reader.part != nullptr)
+        {
+            readNode(reader.part, reader.size, depth, isInner, found);
+        }
+    }
+}
+
 } // namespace
+
+std::vector<OnnxNode> nodesOf(char const* data, size_t bytes)
+{
+    std::vector<OnnxNode> found;
+    Reader reader(data, bytes);
+    while (reader.next())
+    {
+        if (reader.number == 7 && reader.part != nullptr)
+        {
+            readNodes(reader.part, reader.size, 0, false, found);
+        }
+    }
+    return found;
+}
 
 std::vector<Stored> storedOutside(char const* data, size_t bytes)
 {

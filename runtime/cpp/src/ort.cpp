@@ -3,12 +3,37 @@
 #include "error.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <dlfcn.h>
 
 namespace trtc::runtime
 {
+
+namespace
+{
+
+// What the interface has from version 24 on, and the headers at hand may lack: a function keeps its place for ever.
+constexpr int kASSIGNMENT_API = 24;
+constexpr size_t kGET_ASSIGNMENT = 407, kGET_NODES = 409, kGET_NODE_NAME = 410, kGET_NODE_DOMAIN = 411;
+#if ORT_API_VERSION >= 24
+static_assert(offsetof(OrtApi, Session_GetEpGraphAssignmentInfo) == kGET_ASSIGNMENT * sizeof(void*));
+static_assert(offsetof(OrtApi, EpAssignedSubgraph_GetNodes) == kGET_NODES * sizeof(void*));
+static_assert(offsetof(OrtApi, EpAssignedNode_GetName) == kGET_NODE_NAME * sizeof(void*));
+static_assert(offsetof(OrtApi, EpAssignedNode_GetDomain) == kGET_NODE_DOMAIN * sizeof(void*));
+#endif
+
+template <typename Function>
+Function functionAt(OrtApi const& api, size_t place)
+{
+    Function found = nullptr;
+    std::memcpy(&found, reinterpret_cast<char const*>(&api) + place * sizeof(void*), sizeof found);
+    return found;
+}
+
+} // namespace
 
 OrtLibrary::OrtLibrary(std::string const& path)
 {
@@ -39,6 +64,11 @@ OrtLibrary::OrtLibrary(std::string const& path)
     {
         throw unsupportedError(
             "ONNX Runtime " + mVersion + " is too old; 1." + std::to_string(kORT_API) + " or newer is needed.");
+    }
+    int major = 0, minor = 0;
+    if (std::sscanf(mVersion.c_str(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= kASSIGNMENT_API))
+    {
+        mApi24 = base->GetApi(kASSIGNMENT_API); // an older one would print that it is too old
     }
     std::string const what = "ONNX Runtime " + mVersion + " cannot be started";
     check(mApi->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "trt_compress", &mEnv), TRTC_ERROR_UNSUPPORTED, what);
@@ -145,6 +175,10 @@ OrtGraph::OrtGraph(std::shared_ptr<OrtLibrary> library, Graph const& graph, char
     {
         enter("session.disable_prepacking", "1");
     }
+    if (options.saysWhatIsNative && mLibrary->api24() != nullptr)
+    {
+        enter("session.record_ep_graph_assignment_info", "1");
+    }
     if (!options.nativeLibrary.empty())
     {
         check(api.RegisterCustomOpsLibrary_V2(made.made, options.nativeLibrary.c_str()),
@@ -187,6 +221,44 @@ OrtGraph::~OrtGraph()
     {
         mLibrary->api().ReleaseSession(mSession);
     }
+}
+
+std::set<std::string> OrtGraph::nodesWithKernels(std::string const& domain) const
+{
+    using List = void const* const*;
+    std::set<std::string> found;
+    if (mLibrary->api24() == nullptr)
+    {
+        return found;
+    }
+    OrtApi const& api = *mLibrary->api24();
+    auto const check = [this](OrtStatus* status)
+    { mLibrary->check(status, TRTC_ERROR_UNSUPPORTED, "The graph '" + mName + "' does not say how its nodes run"); };
+    auto const getParts = functionAt<OrtStatus* (*)(OrtSession const*, List*, size_t*)>(api, kGET_ASSIGNMENT);
+    auto const getNodes = functionAt<OrtStatus* (*)(void const*, List*, size_t*)>(api, kGET_NODES);
+    auto const getName = functionAt<OrtStatus* (*)(void const*, char const**)>(api, kGET_NODE_NAME);
+    auto const getDomain = functionAt<OrtStatus* (*)(void const*, char const**)>(api, kGET_NODE_DOMAIN);
+    List parts = nullptr;
+    size_t count = 0;
+    check(getParts(mSession, &parts, &count));
+    for (size_t part = 0; part < count; ++part)
+    {
+        List nodes = nullptr;
+        size_t many = 0;
+        check(getNodes(parts[part], &nodes, &many));
+        for (size_t at = 0; at < many; ++at)
+        {
+            char const* of = nullptr;
+            char const* name = nullptr;
+            check(getDomain(nodes[at], &of));
+            check(getName(nodes[at], &name));
+            if (of != nullptr && name != nullptr && domain == of)
+            {
+                found.insert(name);
+            }
+        }
+    }
+    return found;
 }
 
 void OrtGraph::compare(std::vector<TensorInfo> const& listed, bool isInput, std::string const& file) const

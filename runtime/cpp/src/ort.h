@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <onnxruntime_c_api.h>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -48,11 +49,18 @@ public:
         return mAllocator;
     }
 
+    //! The interface of version 24, or null.
+    OrtApi const* api24() const noexcept
+    {
+        return mApi24;
+    }
+
     //! Throw what a call said, if it failed: `what` begins the sentence.
     void check(OrtStatus* status, trtc_status code, std::string const& what) const;
 
 private:
     OrtApi const* mApi = nullptr;
+    OrtApi const* mApi24 = nullptr;
     OrtEnv* mEnv = nullptr;
     OrtMemoryInfo* mCpu = nullptr;
     OrtAllocator* mAllocator = nullptr;
@@ -73,6 +81,7 @@ struct Beside
 struct OrtOptions
 {
     std::string nativeLibrary; //!< "": the ONNX bodies of operators run
+    bool saysWhatIsNative = false;
     int threads = 0;
     bool spin = true;
     bool pack = true;
@@ -102,6 +111,10 @@ public:
     {
         return mName;
     }
+
+    //! Names of the nodes of a domain that ONNX Runtime has a kernel for, if it was asked to say so; before ONNX
+    //! Runtime 1.24 none.
+    std::set<std::string> nodesWithKernels(std::string const& domain) const;
 
 private:
     std::shared_ptr<OrtLibrary> mLibrary;

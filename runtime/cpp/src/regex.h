@@ -63,6 +63,7 @@ private:
     std::vector<Set> mSets;
     std::vector<Step> mSteps;
 
+    static void read(Regex& into, std::u32string pattern);
     bool match(std::u32string_view text, size_t step, size_t at, size_t& end, uint64_t& left) const;
 };
 

@@ -121,10 +121,11 @@ void Sequences::refuseNan(Port const& logits) const
     }
     if (first != nullptr)
     {
+        bool const isLost = mStates->hasWrittenInPlace();
         throw unsupportedError("A run behind " + std::to_string(*std::max_element(mSeen.begin(), mSeen.end()))
             + " tokens gives NaN, and so does first the cache of layer " + std::to_string(*first->spec->layer)
-            + "; the sequences are as they were before it. Verify the bundle, or export it in a precision of more "
-              "range.");
+            + (isLost ? "; the sequences have to be begun anew." : "; the sequences are as they were before it.")
+            + " Verify the bundle, or export it in a precision of more range.");
     }
 }
 

@@ -287,7 +287,8 @@ void States::bindOutput(Binding& binding, Port const& port, size_t index)
             return;
         }
         size_t const bytes = elementsOf(value.shape.data(), value.shape.size()) * spec.itemBytes;
-        binding.bind(false, index, other(port.state), bytes, value.shape.data(), value.shape.size());
+        char* const into = port.isInPlace ? current(port.state) : other(port.state);
+        binding.bind(false, index, into, bytes, value.shape.data(), value.shape.size());
         return;
     }
     Slot& slot = mSlots[port.slot];
@@ -423,6 +424,10 @@ void States::runOne(size_t number)
     {
         bindOutput(bound, graph.outputs[at], at);
     }
+    for (size_t const state : graph.inPlace)
+    {
+        mHasWritten = mHasWritten || std::find(mNew.begin(), mNew.end(), state) == mNew.end();
+    }
     bound.run();
     for (size_t at = 0; at < graph.outputs.size(); ++at)
     {
@@ -445,8 +450,10 @@ void States::run(size_t const* graphs, size_t count)
     {
         throw configError("The session of these states is closed; open the bundle again.");
     }
+    refuseBroken();
     checkInputs(graphs, count);
     uint64_t const turns = mTurns;
+    mHasWritten = false;
     mNew.clear();
     mBefore.clear();
     mLengthsBefore.assign(mLengths.begin(), mLengths.end());
@@ -473,11 +480,21 @@ void States::run(size_t const* graphs, size_t count)
             mValues[state] = Value();
         }
         mTurns = turns;
+        mIsBroken = mHasWritten;
         mLengths = mLengthsBefore;
         forgetBindings(); // what failed may be bound to memory that is gone
         throw;
     }
     mBefore.clear();
+}
+
+void States::refuseBroken() const
+{
+    if (mIsBroken)
+    {
+        throw configError("A run failed while it was writing these states in place, so that nothing is known of them; "
+                          "reset them, or begin new ones.");
+    }
 }
 
 void States::forgetBindings()

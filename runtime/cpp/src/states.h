@@ -90,6 +90,18 @@ public:
     //! Where a state is, or null: no run has needed it yet.
     char* current(size_t state) const;
 
+    //! Whether a run failed while it wrote in place, so that they have to be begun anew.
+    bool isBroken() const noexcept
+    {
+        return mIsBroken;
+    }
+
+    //! Whether this run has written in place what was there before it, so that it cannot be taken back.
+    bool hasWrittenInPlace() const noexcept
+    {
+        return mHasWritten;
+    }
+
     Value const& value(size_t state) const noexcept
     {
         return mValues[state];
@@ -122,6 +134,7 @@ private:
     std::vector<Slot> mSlots;
     std::vector<std::vector<Bound>> mBound; //!< by graph
     uint64_t mTurns = 0;
+    bool mIsBroken = false, mHasWritten = false; //!< in place: a state that was there before this run
 
     // What takes a run back.
     std::vector<size_t> mNew;
@@ -139,6 +152,7 @@ private:
     int64_t room(size_t symbol, int64_t count) const;
     size_t knownBatch() const;
     void forgetBindings();
+    void refuseBroken() const;
     void makeSmallest();
 };
 

@@ -78,11 +78,13 @@ void States::reset()
         value = Value();
     }
     mTurns = 0;
+    mIsBroken = false;
     makeSmallest();
 }
 
 std::unique_ptr<States> States::fork() const
 {
+    refuseBroken();
     auto made = std::make_unique<States>(mLoaded, mBatch, mCapacity);
     made->mLengths = mLengths;
     for (size_t at = 0; at < mValues.size(); ++at)
@@ -122,6 +124,7 @@ size_t States::knownBatch() const
 
 void States::keep(std::vector<size_t> const& rows)
 {
+    refuseBroken();
     size_t const batch = knownBatch();
     for (size_t const row : rows)
     {

@@ -22,11 +22,14 @@ def run(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any
     with c.session(job["bundle"], threads=1, **options) as session, c.made("states", session) as states:
         names = list(c.infos(session, "output"))
         held = list(c.infos(session, "state"))
+        addresses: dict[str, list[int]] = {name: [] for name in held}
         for step in range(job["steps"]):
             prefix = f"{step}."
             inputs = {key.removeprefix(prefix): value for key, value in given.items() if key.startswith(prefix)}
             for name, value in c.run(states, inputs, names).items():
                 found[f"{step}.{name}"] = value
+            for name in held:
+                addresses[name].append(c.c.trtc_states_data(states, name.encode()))
             for name in held if step in (0, 1, job["steps"] - 1) else ():
                 value = c.value(states, name)
                 assert value is not None
@@ -34,6 +37,7 @@ def run(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any
         said = {
             "inputs": list(c.infos(session, "input")),
             "outputs": names,
+            "addresses": addresses,
             "digest": c.c.trtc_session_digest(session).decode(),
             "version": c.c.trtc_session_backend_version(session).decode(),
         }
@@ -143,6 +147,40 @@ def misuse(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, 
     return said, {}
 
 
+def lose(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """A run that fails in the midst: what each call says behind it, and that a reset begins anew."""
+    good = {name.removeprefix("good."): value for name, value in given.items() if name.startswith("good.")}
+    bad = {**good, **{name.removeprefix("bad."): value for name, value in given.items() if name.startswith("bad.")}}
+    said: dict[str, Any] = {}
+    with c.session(job["bundle"], native_library=job["native"], threads=1) as session:
+        names = list(c.infos(session, "output"))
+        with c.made("states", session) as states:
+            first = c.run(states, good, names)
+            handle, rows = ctypes.c_void_p(), np.zeros(1, np.uintp)
+            for name, call in {
+                "bad": lambda: c.run(states, bad, names),
+                "next": lambda: c.run(states, good, names),
+                "fork": lambda: c.check(c.c.trtc_states_fork(states, ctypes.byref(handle))),
+                "keep": lambda: c.check(c.c.trtc_states_keep(states, ctypes.c_void_p(rows.ctypes.data), 1)),
+            }.items():
+                try:
+                    call()
+                    said[name] = [0, ""]
+                except Refused as error:
+                    said[name] = [error.status, error.message]
+            c.check(c.c.trtc_states_reset(states))
+            again = c.run(states, good, names)
+            said["again"] = all(first[name].tobytes() == again[name].tobytes() for name in names)
+        with c.made("states", session) as states:  # what was not there before is not lost
+            try:
+                c.run(states, bad, names)
+                said["fresh"] = "it ran"
+            except Refused:
+                again = c.run(states, good, names)
+                said["fresh"] = all(first[name].tobytes() == again[name].tobytes() for name in names)
+    return said, {}
+
+
 def tokenize(c: Interface, job: dict[str, Any], given: Arrays) -> tuple[dict[str, Any], Arrays]:
     """Tokens of texts, texts of tokens, and what is given out as these come."""
     content = Path(job["tokenizer"]).read_bytes()
@@ -222,7 +260,7 @@ def _read(c: Interface, sequences: Any, action: dict[str, Any]) -> Array:
 
 JOBS = {
     **{"run": run, "replay": replay, "refuse": refuse, "misuse": misuse},
-    **{"tokenize": tokenize, "generate": generate, "summarize": summarize},
+    **{"tokenize": tokenize, "generate": generate, "summarize": summarize, "lose": lose},
 }
 
 

@@ -124,6 +124,7 @@ class Interface:
         for name in ("count", "vocabulary"):
             getattr(self.c, f"trtc_sequences_{name}").restype = ctypes.c_size_t
         self.c.trtc_sequences_states.restype = ctypes.c_void_p
+        self.c.trtc_states_data.restype = ctypes.c_void_p
         self.c.trtc_tokenizer_size.restype = ctypes.c_size_t
 
     def check(self, status: int) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from tests.export.conformance import CASES, COMPACTING, export, write_case
 from tests.runtime.cpp.conftest import Built
 from tests.runtime.cpp.driving import Job
-from trt_compress.format.manifest import TensorInfo
+from tests.runtime.test_states import bundle_of, graph_of
+from trt_compress.format.graphs import Range, State
+from trt_compress.format.manifest import OperatorUse, TensorInfo
 from trt_compress.plugins.library import Library
 from trt_compress.runtime import Session
 
@@ -86,6 +89,83 @@ def test_every_bundle_of_the_zoo_gives_the_same_bits(
     if not is_one:
         pytest.skip("its graphs are keep levels, of which a run takes one")
     compared(cpp, bundle, tmp_path / "run", steps=5)
+
+
+def ring(folder: Path) -> Path:
+    """Rows written into a ring, which an operator of ours does, and a sum, which none does."""
+    cache, row, total = (("float32", ("batch", 1, *rest)) for rest in ((8, 2), ("tokens", 2), (1, 2)))
+    node = helper.make_node
+    nodes = [
+        node(
+            "TrtcKVAppend", ["cache", "rows", "position"], ["kept"], name="a", domain="trt_compress", layout=1, sinks=1
+        ),
+        node("ReduceSum", ["rows", "axis"], ["sum"]),
+        node("Add", ["total", "sum"], ["after"]),
+        node("Constant", [], ["axis"], value_ints=[2]),
+        node("Neg", ["kept"], ["held"]),
+    ]
+    nodes = [nodes[3], *nodes[:3], nodes[4]]
+    inputs = {"rows": row, "position": ("int64", ("batch",)), "cache": cache, "total": total}
+    graph = graph_of("model", nodes, inputs, {"held": cache, "kept": cache, "after": total})
+    shared = {"graph": "model", "dtype": "float32"}
+    states = [
+        State(input="cache", output="kept", shape=cache[1], alias=True, **shared),
+        State(input="total", output="after", shape=total[1], **shared),
+    ]
+    used = OperatorUse(
+        name="KVAppend", op_type="TrtcKVAppend", domain="trt_compress", version=1, nodes=1, lowering="function"
+    )
+    bundle_of(folder, [graph], *states, operators=(used,), lengths={"tokens": Range(min=1, opt=1, max=4)})
+    return folder
+
+
+def test_states_are_updated_in_place_where_their_writer_is_native(
+    cpp: Built, native_library: Library, tmp_path: Path
+) -> None:
+    """A hundred steps; by their addresses the ring stays where it is, and the sum changes places."""
+    bundle, random = ring(tmp_path / "b"), np.random.default_rng(0)
+    given: dict[str, Array] = {}
+    wanted: dict[str, Array] = {}
+    with Session.open(bundle, threads=1, native=native_library.path) as session:
+        states = session.new_states()
+        for step in range(100):
+            rows = random.normal(size=(2, 1, 1 + step % 3, 2)).astype(np.float32)
+            inputs = {"rows": rows, "position": np.array([2 * step, 3 * step])}
+            given |= {f"{step}.{name}": value for name, value in inputs.items()}
+            wanted |= {f"{step}.{name}": value for name, value in session.run(inputs, states).items()}
+            for name in session.loaded.states if step in (0, 1, 99) else ():
+                wanted[f"{step}.state.{name}"] = np.asarray(states.value(name))
+        assert {info.name: info.update for info in states.infos()} == {
+            "model.cache": "in place", "model.total": "swapped"
+        }  # fmt: skip
+    said = {"bundle": bundle, "steps": 100}
+    both = cpp.drive(
+        [Job("run", {**said, "native": native_library.path}, given), Job("run", said, given)], tmp_path / "work"
+    )
+    for done, places in zip(both, (1, 2), strict=True):
+        assert done.refused is None, done.refused
+        assert done.arrays.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert done.arrays[name].tobytes() == value.tobytes(), name
+        ring_at, sum_at = done.said["addresses"]["model.cache"], done.said["addresses"]["model.total"]
+        assert len(set(ring_at)) == places and ring_at[::2] == ring_at[:1] * 50
+        assert len(set(sum_at)) == 2 and sum_at[::2] == sum_at[:1] * 50
+
+
+def test_a_run_that_fails_while_it_writes_in_place_loses_the_states(
+    cpp: Built, native_library: Library, tmp_path: Path
+) -> None:
+    bundle = ring(tmp_path / "b")
+    row, at, before = np.ones((1, 1, 1, 2), np.float32), np.array([3]), np.array([-1])
+    given = {"good.rows": row, "good.position": at, "bad.position": before}
+    (done,) = cpp.drive(
+        [Job("lose", {"bundle": bundle, "native": native_library.path}, given)], tmp_path / "work"
+    )  # fmt: skip
+    assert done.refused is None, done.refused
+    assert done.said["bad"][0] == 4 and "TrtcKVAppend" in done.said["bad"][1]
+    for name in ("next", "fork", "keep"):
+        assert done.said[name][0] == 1 and "nothing is known of them; reset them" in done.said[name][1], name
+    assert done.said["again"] is True and done.said["fresh"] is True
 
 
 @pytest.fixture

@@ -284,10 +284,15 @@ TRTC_API trtc_status trtc_states_keep(trtc_states* states, size_t const* rows, s
  *          needed yet has the rank -1. */
 TRTC_API trtc_status trtc_states_value(trtc_states* states, trtc_tensor* value);
 
+/* Where a state is, to be looked at until the next call with the states; NULL: no run has needed it yet, or there is
+ * none. It stays in its place where every graph that writes it can do so there. */
+TRTC_API void const* trtc_states_data(trtc_states const* states, char const* name);
+
 /* Run all loaded graphs once, in order.
  *   inputs   all that the session lists, in any order
  *   outputs  those that are wanted, each with a buffer; others are computed and let go
- * After a failure the states are as they were before. */
+ * After a failure the states are as they were before; only where they were being written in place they are lost, and
+ * each call but trtc_states_reset says so. */
 TRTC_API trtc_status trtc_run(
     trtc_states* states, trtc_tensor const* inputs, size_t num_inputs, trtc_tensor* outputs, size_t num_outputs);
 
