@@ -33,6 +33,12 @@ GOOD: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "zoo:digits_vit": ("zoo", "digits_vit", "", {}),
     "gguf:a.gguf?lora=b/c": ("gguf", "a.gguf", "", {"lora": Path("b/c")}),
     "hf:some/folder?seconds=5": ("hf", "some/folder", "", {"seconds": 5.0}),
+    "hf:some/folder?img_size=24x16&feature_layer=-2": (
+        "hf",
+        "some/folder",
+        "",
+        {"img_size": (24, 16), "feature_layer": -2},
+    ),
     "wavtokenizer:a.ckpt": ("wavtokenizer", "a.ckpt", "", {}),
     "nets/mine.py:make": ("file", "nets/mine.py", "make", {}),
     "./mine.py:make?mean=0.5": ("file", "./mine.py", "make", {"mean": (0.5,)}),
@@ -61,9 +67,10 @@ BAD: dict[str, str] = {
     "timm:v?seconds=2": "option 'seconds' is not known",
     "timm:v?&": "option '' is not known",
     "zoo:digits_vit?num_classes=3": "zoo:NAME takes no options",
-    "hf:x?secs=5": "option 'secs' is not known; there are seconds, tokens, lora. Did you mean 'seconds'",
+    "hf:x?secs=5": "option 'secs' is not known; there are seconds, tokens, img_size, .*, lora. Did you mean 'seconds'",
     "gguf:x?lora=": r"'lora=' is not key=directory of a LoRA adapter; write gguf:FILE\?lora=ADAPTER",
     "hf:x?seconds=five": r"'seconds=five' is not key=number; write hf:PATH\?seconds=5",
+    "hf:x?feature_layer=1.5": "'feature_layer=1.5' is not key=whole number, where a negative one counts from the end",
     "mine.py:make?num_classes=3": "option 'num_classes' is not known; there are mean, std, weights_key",
 }
 

@@ -29,6 +29,7 @@ from trt_compress.models.zoo.data.digits import digits_split
 from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_correct
 from trt_compress.plugins.registry import specs
 from trt_compress.suggest import not_known
+from trt_compress.tools import tower_pairs
 from trt_compress.tools.bench import cache_figures, costs, tokenizers, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
@@ -38,6 +39,7 @@ from trt_compress.tools.tokenizers.methods import METHODS as TOKENIZER_METHODS
 
 _MARKED = re.compile(r"(<!-- table: (?P<name>[a-z_]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _IMAGE = (1, 8, 8)
+_MADE_FROM = {"code": "official code", "paper": "paper", "reconstruction": "reconstruction"}
 FILES = (Path("README.md"), Path("docs/figures.md"), Path("plugins/README.md"))
 
 # Three levels of roughly a half, three eighths and a quarter of the patches at the end, for every compressor.
@@ -111,8 +113,13 @@ def operators_table() -> str:
 
 def compressors_table() -> str:
     """Token compressors with their source."""
-    rows = [_method_row(method) for method in METHODS.values() if method.kind not in CACHE_KINDS]
-    return _markdown(("compressor", "does", "paper", "file"), rows)
+    rows = [
+        (name, does, paper, "a baseline" if method.source.startswith("none") else _MADE_FROM[method.provenance], file)
+        for method in METHODS.values()
+        if method.kind not in CACHE_KINDS
+        for name, does, paper, file in [_method_row(method)]
+    ]
+    return _markdown(("compressor", "does", "paper", "made from", "file"), rows)
 
 
 def caches_table() -> str:
@@ -120,6 +127,24 @@ def caches_table() -> str:
     methods = sorted((m for m in METHODS.values() if m.kind in CACHE_KINDS), key=lambda m: CACHE_KINDS.index(m.kind))
     rows = [(method.kind, *_method_row(method)) for method in methods]
     return _markdown(("role", "policy", "does", "paper", "file"), rows)
+
+
+def towers_table() -> str:
+    """Which methods for images go with which towers, and what is said where one does not."""
+    notes = dict[str, int]()
+    rows = []
+    for spec in tower_pairs.SPECS:
+        name, cells = spec.partition(":")[0], []
+        for tower in tower_pairs.TOWERS:
+            found = tower_pairs.placed(spec, tower)
+            if isinstance(found, str):
+                alike = re.sub(rf"\b{name}\b", "NAME", found)
+                cells.append(f"no ({notes.setdefault(alike, len(notes) + 1)})")
+            else:
+                cells.append(f"yes: {found.tokens_out}" if not cells else "yes")
+        rows.append((f"`{spec}`", *cells))
+    listed = "".join(f"{number}. {reason}\n" for reason, number in notes.items())
+    return _markdown(("method", *tower_pairs.TOWERS), rows) + f"{listed}\n"
 
 
 def tokenizers_table() -> str:
@@ -309,6 +334,7 @@ def tokenizer_trained_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "compressors": compressors_table,
+    "towers": towers_table,
     "caches": caches_table,
     "cache_pairs": cache_pairs_table,
     "tokenizers": tokenizers_table,

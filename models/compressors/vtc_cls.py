@@ -9,6 +9,7 @@ from trt_compress.models.compressors.base import Compressor, after_attention, ch
 from trt_compress.models.compressors.padding import PaddedSelection, Selected
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
+from trt_compress.models.compressors.vision.behind import behind_tower
 from trt_compress.plugins.token_select.op import token_select
 
 
@@ -22,13 +23,14 @@ class VtcCls(Compressor):
 
     @classmethod
     def placements(cls, config: VtcClsConfig, host: HostInfo) -> tuple[Placement, ...]:
-        """After the attention of the last layer that counts."""
+        """After the attention of the last layer that counts, or behind the tower."""
         if not host.has_class_token:
             raise UnsupportedError(
                 f"vtc_cls: {host.name} has no class token, whose attention ranks the patches; use tome, avg_pool or "
                 "random."
             )
-        return after_attention([cls._layers(config, host)[-1]])
+        layers = cls._layers(config, host)
+        return behind_tower() if config.behind else after_attention(layers[-1:])
 
     @classmethod
     def taps(cls, config: VtcClsConfig, host: HostInfo, site: Site) -> tuple[Tap, ...]:
@@ -38,7 +40,8 @@ class VtcCls(Compressor):
     @classmethod
     def _layers(cls, config: VtcClsConfig, host: HostInfo) -> tuple[int, ...]:
         """The layers whose attention is summed."""
-        last = max(0, host.depth - 2) if config.last_layer is None else config.last_layer
+        usual = host.depth - (1 if config.behind else 2)
+        last = max(0, usual) if config.last_layer is None else config.last_layer
         (last,) = check_layer("vtc_cls", last, host)
         first = min(host.depth // 2, last) if config.first_layer is None else config.first_layer
         if first > last:

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,13 @@ from trt_compress.models.hosts.mome import MicroExperts
 from trt_compress.models.layers.attention import attention, merge_heads, split_heads
 from trt_compress.suggest import not_known
 
-Activation = Literal["gelu", "relu", "silu"]
+Activation = Literal["gelu", "relu", "silu", "quick_gelu", "gelu_pytorch_tanh"]
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "relu": functional.relu,
     "silu": functional.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
 }
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -156,11 +158,11 @@ class EncoderLayer(nn.Module, ABC):
 
 
 class WhisperAttention(nn.Module):
-    """Projections of a Whisper layer; keys have no bias."""
+    """Projections of a Whisper layer, where keys have no bias, and of towers of images, where they have one."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, key_bias: bool = False) -> None:
         super().__init__()
-        self.k_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=key_bias)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
@@ -281,10 +283,44 @@ class AstEmbeddings(nn.Module):
         return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1) + self.position_embeddings
 
 
-class AstLayer(EncoderLayer):
-    """A layer of AST; its tensors have the names of checkpoints."""
+class LayerSizes(Protocol):
+    """What `AstLayer` is built by."""
 
-    def __init__(self, config: AstConfig) -> None:
+    @property
+    def hidden_size(self) -> int:
+        """Width."""
+        ...
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Heads."""
+        ...
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward part."""
+        ...
+
+    @property
+    def hidden_act(self) -> Activation:
+        """Of the feed-forward part."""
+        ...
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of the norms."""
+        ...
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have one."""
+        ...
+
+
+class AstLayer(EncoderLayer):
+    """A layer of AST and of ViT; its tensors have the names of checkpoints."""
+
+    def __init__(self, config: LayerSizes) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads, self.activation = config.num_attention_heads, ACTIVATIONS[config.hidden_act]

@@ -36,10 +36,20 @@ HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_
     "whisper": "hosts.hf_audio",
     "audio-spectrogram-transformer": "hosts.hf_audio",
     "bert": "hosts.text_encoder",
+    "clip": "hosts.clip_tower",
+    "clip_vision_model": "hosts.clip_tower",
+    "siglip": "hosts.siglip_tower",
+    "siglip_vision_model": "hosts.siglip_tower",
+    "siglip2": "hosts.siglip_tower",
+    "siglip2_vision_model": "hosts.siglip_tower",
+    "dinov2": "hosts.dinov2_tower",
+    "dinov2_with_registers": "hosts.dinov2_tower",
+    "vit": "hosts.vit_tower",
     **dict.fromkeys(FAMILIES, "hosts.decoder_host"),
 }
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", re.MULTILINE)
+_OF_TOWERS = ("img_size", "patch_size", "resample_pos", "feature_layer")
 _DRIVEN = "VisionTransformer"  # what a file of timm must speak of for a model in it to be one
 
 
@@ -111,6 +121,7 @@ def check_hf_options(model: ModelName) -> None:
     for option, of, fits in (
         ("seconds", "audio models", HF.get(kind) == "hosts.hf_audio"),
         ("tokens", "text encoders", HF.get(kind) == "hosts.text_encoder"),
+        *((name, "towers of images", HF.get(kind, "").endswith("_tower")) for name in _OF_TOWERS),
     ):
         if option in model.options and not fits:
             raise ConfigError(f"{name}: {option} is an option of {of}; leave it out.")
@@ -174,7 +185,9 @@ def hf_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(model_type, str) or model_type not in HF:
         others = ", ".join(known for known in HF if known not in FAMILIES)
-        raise UnsupportedError(f"hf:{folder}: {refusal(str(model_type))} Encoders of audio and text are {others}.")
+        raise UnsupportedError(
+            f"hf:{folder}: {refusal(str(model_type))} Encoders of audio, text and images are {others}."
+        )
     return config
 
 

@@ -88,6 +88,12 @@ def _whole(text: str, least: int) -> int:
     return int(text)
 
 
+def _signed(text: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,4}", text):
+        raise ValueError
+    return int(text)
+
+
 def _size(text: str) -> tuple[int, int]:
     parts = [_whole(part, 1) for part in text.split("x")]
     if len(parts) > 2:
@@ -160,6 +166,9 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
         "weights_key": _Option(form="a place in the file of weights", example="state_dict_ema", read=_key),
         "seconds": _Option(form="number", example="5", read=_number),
         "tokens": _Option(form="whole number from 2 on", example="64", read=lambda text: _whole(text, 2)),
+        "feature_layer": _Option(
+            form="whole number, where a negative one counts from the end", example="-2", read=_signed
+        ),
         "lora": _Option(form="directory of a LoRA adapter", example="ADAPTER", read=_path, is_path=True),
     }
 )
@@ -175,11 +184,12 @@ _TIMM_SHAPE = (
     "global_pool",
     "no_embed_class",
 )
+_TOWER = ("img_size", "patch_size", "resample_pos", "feature_layer")
 SOURCES: Mapping[str, _Source] = MappingProxyType(
     {
         "timm": _Source(form="timm:NAME", options=(*_TIMM_SHAPE, "resample_pos", "mean", "std", "weights_key")),
         "zoo": _Source(form="zoo:NAME"),
-        "hf": _Source(form="hf:PATH", options=("seconds", "tokens", "lora"), is_path=True),
+        "hf": _Source(form="hf:PATH", options=("seconds", "tokens", *_TOWER, "lora"), is_path=True),
         "gguf": _Source(form="gguf:FILE", options=("lora",), is_path=True),
         "wavtokenizer": _Source(form="wavtokenizer:FILE", options=("seconds",), is_path=True),
         "xytokenizer": _Source(form="xytokenizer:FILE", options=("seconds",), is_path=True),

@@ -193,7 +193,8 @@ def edit(path: Path, target: Path, **changes: Any) -> Path:
 def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
     with pytest.raises(
-        UnsupportedError, match="model_type 'wav2vec2' is not supported; .*Encoders of audio and text are whisper"
+        UnsupportedError,
+        match="model_type 'wav2vec2' is not supported; .*Encoders of audio, text and images are whisper",
     ):
         load_host(f"hf:{tmp_path}")
     (tmp_path / "config.json").write_text("[]")
@@ -201,7 +202,10 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
         load_host(f"hf:{tmp_path}")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read \(No such file"):
         load_host(f"hf:{tmp_path}/absent")
-    with pytest.raises(ConfigError, match=r"'secs' is not known; there are seconds, tokens, lora"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'secs' is not known; there are seconds, tokens, img_size, .*, lora",
+    ):
         load_host(f"hf:{tmp_path}?secs=5")
     with pytest.raises(ConfigError, match=r"'seconds=x' is not key=number; write hf:PATH\?seconds=5"):
         load_host(f"hf:{tmp_path}?seconds=x")

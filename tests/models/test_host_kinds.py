@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.models.decoders import FAMILIES, saved
 from tests.models.tiny_bert import tiny_bert
+from tests.models.tiny_towers import tiny_tower
 from trt_compress.export.api import export_model
 from trt_compress.format.kinds import input_kind, output_kind
 from trt_compress.format.manifest import TensorInfo
@@ -71,6 +72,19 @@ def _codec(folder: Path, family: str) -> str:
     return f"{family}:{folder}/c.safetensors?seconds=0.1"
 
 
+def _tower(folder: Path, cls: str) -> str:
+    tiny_tower(folder, cls)
+    return f"hf:{folder}"
+
+
+_TOWERS = {
+    "CLIPVisionModel": {"clip", "clip_vision_model"},
+    "SiglipVisionModel": {"siglip", "siglip_vision_model"},
+    "Siglip2VisionModel": {"siglip2", "siglip2_vision_model"},
+    "Dinov2Model": {"dinov2"},
+    "Dinov2WithRegistersModel": {"dinov2_with_registers"},
+    "ViTForImageClassification": {"vit"},
+}
 _AST_TYPE = "audio-spectrogram-transformer"
 MODELS: dict[str, Callable[[Path], str]] = {
     **{f"zoo:{name}": lambda folder, name=name: f"zoo:{name}" for name in ZOO},  # type: ignore[misc]
@@ -80,6 +94,7 @@ MODELS: dict[str, Callable[[Path], str]] = {
     "whisper with classifier": lambda folder: _whisper(folder, 3),
     "ast": _ast,
     "ast with classifier": lambda folder: _ast(folder, 3),
+    **{cls: lambda folder, cls=cls: _tower(folder, cls) for cls in _TOWERS},  # type: ignore[misc]
     "wavtokenizer": lambda folder: _codec(folder, "wavtokenizer"),
     "xytokenizer": lambda folder: _codec(folder, "xytokenizer"),
 }
@@ -88,7 +103,8 @@ MODELS: dict[str, Callable[[Path], str]] = {
 def test_every_host_is_here() -> None:
     """A new model of the zoo comes by itself; a new model type of transformers must be added above."""
     assert {f"zoo:{name}" for name in ZOO} <= set(MODELS)
-    assert set(HF) == {"whisper", _AST_TYPE, "bert", *FAMILIES, "scout"}  # the last is a decoder as the others
+    towers = set().union(*_TOWERS.values())
+    assert set(HF) == {"whisper", _AST_TYPE, "bert", *towers, *FAMILIES, "scout"}  # the last is a decoder as the others
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -109,6 +109,7 @@ ATOME = Method(
     "tokens merge with nothing; patches of a spectrogram are neighbours in the order of the tokens.",
     config=AtomeConfig,
     implementation="models.compressors.atome:Atome",
+    provenance="paper",
 )
 FRAME_POOL = Method(
     name="frame_pool",

@@ -9,11 +9,24 @@ from trt_compress.methods.cache_readers import SCOUT, TIDALDECODE
 from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
 from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
+from trt_compress.methods.towers import (
+    DART,
+    DIVPRUNE,
+    FOURIER,
+    H_REDUCER,
+    HIPRUNE,
+    PIXEL_SHUFFLE,
+    PRUMERGE,
+    PRUMERGE_PLUS,
+    VISIONZIP,
+)
 from trt_compress.methods.video import STATIC_REUSE, TOC3D
-from trt_compress.methods.vision import AVG_POOL, EVIT, RANDOM, TOME, VTC_CLS
+from trt_compress.methods.vision import AVG_POOL, DIFFRATE, EVIT, RANDOM, TOME, VTC_CLS
 
 _ALL = (
-    *(TOME, EVIT, VTC_CLS, AVG_POOL, RANDOM, STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
+    *(TOME, EVIT, VTC_CLS, DIFFRATE, AVG_POOL, RANDOM),
+    *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, HIPRUNE, DIVPRUNE, DART, FOURIER, PIXEL_SHUFFLE, H_REDUCER),
+    *(STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
     *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV, EMS),
     *(EXPECTED, COMPRESSKV),
     *(RAZORATTENTION,),

@@ -73,6 +73,7 @@ STATIC_REUSE = Method(
     "products); stored keys and values are attended to as they are; the age of a patch raises its score.",
     config=StaticReuseConfig,
     implementation="models.compressors.static_reuse:StaticReuse",
+    provenance="paper",
 )
 TOC3D = Method(
     name="toc3d",

@@ -89,13 +89,16 @@ class VtcClsConfig(CompressorConfig):
         keep_ratio: Share of the patches kept, rounded up.
         num_kept: Patches kept; default: what keep_ratio says.
         first_layer: First layer whose class attention counts; default: at half the depth (12 of 24).
-        last_layer: Last layer that counts; patches are dropped after its attention. Default: the last but one.
+        last_layer: Last layer that counts; patches are dropped after its attention. Default: the last but one, or
+            behind a tower the last that is run.
+        behind: Patches are dropped behind a tower of images instead, as in the paper.
     """
 
     keep_ratio: float = 0.5
     num_kept: int | None = None
     first_layer: int | None = None
     last_layer: int | None = None
+    behind: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1:
@@ -113,6 +116,67 @@ class VtcClsConfig(CompressorConfig):
                 f"vtc_cls: first_layer={self.first_layer} is behind last_layer={self.last_layer}; give at most "
                 f"{self.last_layer}."
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffRateConfig(CompressorConfig):
+    """Options of DiffRate.
+
+    Attributes:
+        table: Tokens that are left in each layer as the authors published them, for DeiT-S at 2.9 or DeiT-B at 11.5
+            GFLOPs; both for 12 layers and 197 tokens.
+        prune_kept: Instead of a table: tokens that pruning leaves in each layer, the class token counted; a list with
+            one number a layer.
+        merge_kept: With it: of these, tokens that merging leaves.
+    """
+
+    table: Literal["deit_s", "deit_b"] | None = None
+    prune_kept: tuple[int, ...] | None = None
+    merge_kept: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        pruned, merged = self.prune_kept, self.merge_kept
+        if (self.table is None) == (pruned is None) or (pruned is None) != (merged is None):
+            raise ConfigError(
+                "diffrate: give table=deit_s or deit_b, or else both lists prune_kept=[…] and merge_kept=[…] with one "
+                "number a layer."
+            )
+        if pruned is None or merged is None:
+            return
+        if len(pruned) != len(merged):
+            raise ConfigError(
+                f"diffrate: prune_kept lists {len(pruned)} layers and merge_kept {len(merged)}; give as many in both."
+            )
+        before = None
+        for layer, (left, behind) in enumerate(zip(pruned, merged, strict=True)):
+            if not 2 <= behind <= left or (before is not None and left > before):
+                raise ConfigError(
+                    f"diffrate: at layer {layer} prune_kept={left} and merge_kept={behind}"
+                    f"{'' if before is None else f' behind {before}'}; the numbers never rise from one layer to the next, "
+                    "merging leaves at most what pruning leaves, and 2 or more tokens stay."
+                )
+            before = behind
+
+    @property
+    def kept(self) -> tuple[tuple[int, int], ...]:
+        """Tokens that pruning and then merging leave, for each layer."""
+        if self.table is not None:
+            return tuple(zip(*_DIFFRATE_TABLES[self.table], strict=True))
+        assert self.prune_kept is not None and self.merge_kept is not None
+        return tuple(zip(self.prune_kept, self.merge_kept, strict=True))
+
+
+_DIFFRATE_TABLES = {
+    "deit_s": (
+        (197, 196, 190, 168, 150, 139, 129, 117, 99, 78, 58, 3),
+        (197, 194, 176, 156, 141, 133, 121, 107, 88, 64, 56, 3),
+    ),
+    "deit_b": (
+        (197, 197, 197, 188, 170, 154, 139, 123, 107, 72, 43, 3),
+        (197, 197, 192, 178, 158, 145, 127, 111, 94, 50, 35, 3),
+    ),
+}
+"""Tokens that pruning leaves in each layer, and merging, as the authors' compression_rate.json has them."""
 
 
 TOME = Method(
@@ -154,8 +218,18 @@ VTC_CLS = Method(
     name="vtc_cls",
     summary="keeps the patches the class token attends to in several layers together (VTC-CLS)",
     source="VTC-CLS, arXiv:2412.05819; code THU-MIG/VTC-CLS e41ac9b, clip_encoder.py",
-    differs="patches leave before the last layer, not behind the tower; the class token stays; any batch (one there); "
+    differs="patches leave before the last layer, unless behind=true puts it behind the tower as there; the class token stays; any batch (one there); "
     "of equal scores the smaller index is kept (left open there).",
     config=VtcClsConfig,
     implementation="models.compressors.vtc_cls:VtcCls",
+)
+DIFFRATE = Method(
+    name="diffrate",
+    summary="prunes and merges by published or given numbers for every layer (DiffRate)",
+    source="DiffRate, arXiv:2305.17997; code OpenGVLab/DiffRate 91ae3e3, DiffRate/patch/deit.py and merge.py",
+    differs="the search for the numbers is training and not part of it; a layer that removes nothing does not re-sort; "
+    "a size never falls to 0 (a negative cosine makes it negative there, and attention NaN); distillation and register "
+    "tokens are kept like the class token; of equal scores the smaller index is kept.",
+    config=DiffRateConfig,
+    implementation="models.compressors.diffrate:DiffRate",
 )

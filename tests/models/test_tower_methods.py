@@ -1,0 +1,358 @@
+"""Methods behind towers of images: through ONNX Runtime, against the maths in numpy, and what they refuse."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.golden.test_golden_towers import behind
+from tests.models.tiny_towers import tiny_tower
+from trt_compress.errors import TrtCompressError
+from trt_compress.export.api import export_model
+from trt_compress.export.build import BatchRange, build_engine
+from trt_compress.export.calibration import calibrate
+from trt_compress.export.lower import add_bodies, operator_nodes
+from trt_compress.export.preflight import preflight
+from trt_compress.export.targets import TARGETS
+from trt_compress.export.trace import onnx_from_graph
+from trt_compress.methods import METHODS, parse_spec
+from trt_compress.models.compressors.passing import Taps
+from trt_compress.models.compressors.sites import Probe, Tap
+from trt_compress.models.compressors.vision.divprune import spread
+from trt_compress.models.compressors.vision.fourier import low_pass
+from trt_compress.models.hosts.registry import load_host
+from trt_compress.plugins.testing.forms import session
+from trt_compress.runtime.session import Session
+
+SPECS = {
+    "visionzip": "visionzip:num_dominant=9,num_contextual=4",
+    "vtc_cls, behind": "vtc_cls:num_kept=9,first_layer=0,behind=true",
+    "prumerge": "prumerge:num_kept=6,neighbours=5",
+    "prumerge, adaptive": "prumerge:num_kept=12,neighbours=5,adaptive=true",
+    "prumerge_plus": "prumerge_plus:num_kept=3,neighbours=5",
+    "hiprune": "hiprune:num_kept=11,alpha=0.6,object_layer=0",
+    "divprune": "divprune:num_kept=7",
+    "dart": "dart:num_kept=8,order=position",
+    "fourier": "fourier:side=4",
+    "pixel_shuffle": "pixel_shuffle:scale=3",
+    "tome, then fourier's rival": "tome:num_merged=2+divprune:num_kept=7",
+}
+
+
+def test_every_method_is_here() -> None:
+    named = {spec.partition(":")[0] for specs in SPECS.values() for spec in specs.split("+")}
+    behind_towers = {name for name, method in METHODS.items() if ".compressors.vision." in method.implementation}
+    assert behind_towers <= {*named, "h_reducer"}  # the last has trained weights, in its golden cases
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, cls in (
+        ("clip", "CLIPVisionModel"),
+        ("siglip", "SiglipVisionModel"),
+        ("dinov2", "Dinov2WithRegistersModel"),
+    ):
+        found[name] = tmp_path_factory.mktemp(name)
+        tiny_tower(found[name], cls)
+    return found
+
+
+def images(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 24, 24, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_through_onnx_runtime(towers: dict[str, Path], name: str) -> None:
+    """The same tokens of the same patches in two batch sizes; each item as it is alone; no target refuses the graph."""
+    (graph,) = load_host(f"hf:{towers['clip']}?feature_layer=-2").attach(parse_spec(SPECS[name]))
+    model = onnx_from_graph(graph, graph.module, max_batch=4, opset=20)
+    assert operator_nodes(model)["TrtcTokenSelect"] >= (name not in ("fourier", "pixel_shuffle"))
+    for target in TARGETS.values():
+        assert [one.message for one in preflight(model, target) if one.severity == "error"] == []
+    runner = session(add_bodies(model).SerializeToString())
+    for batch in (1, 3):
+        image = images(batch)
+        with torch.no_grad():
+            wanted, alone = graph.module(image), graph.module(image[-1:])
+            with torch.device("meta"):  # nothing is made where the inputs are not
+                again = graph.module(image)
+        assert all(torch.equal(a, b) for a, b in zip(again, wanted, strict=True))
+        found = runner.run(None, {"image": image.numpy()})
+        for ours, theirs, single in zip(found, wanted, alone, strict=True):
+            assert ours.shape[1:] == theirs.shape[1:]
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(theirs[-1:], single, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tower", ["siglip", "dinov2"])
+@pytest.mark.parametrize("name", ["visionzip", "hiprune", "divprune", "dart", "fourier", "pixel_shuffle"])
+def test_without_a_class_token_and_with_registers(towers: dict[str, Path], tower: str, name: str) -> None:
+    (graph,) = load_host(f"hf:{towers[tower]}").attach(parse_spec(SPECS[name]))
+    with torch.no_grad():
+        features, size, _ = graph.module(images(2))
+    assert list(features.shape[1:]) == list(graph.outputs[0].shape[1:])
+    one_more = name == "visionzip" and tower == "dinov2"  # the class token is among what is handed on
+    if name in ("visionzip", "fourier", "pixel_shuffle"):
+        assert torch.allclose(size.sum(dim=1), torch.full((2,), 36.0 + one_more), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def bundle(towers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    name, folder = f"hf:{towers['clip']}?feature_layer=-2", tmp_path_factory.mktemp("bundle") / "b"
+    result = export_model(name, compress=SPECS["visionzip"], output=folder, targets=["cpu", "rtx"], batch="1:2:3")
+    assert result.manifest.verification is not None and result.manifest.verification.passed
+    yield name, folder
+
+
+def test_a_bundle_runs_without_torch(bundle: tuple[str, Path]) -> None:
+    name, folder = bundle
+    with torch.no_grad():
+        wanted = load_host(name).attach(parse_spec(SPECS["visionzip"]))[0].module(images(2))
+    with Session.open(folder) as opened:
+        found = opened.run({"image": images(2).numpy()})
+    np.testing.assert_allclose(found["features"], wanted[0].numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(found["feature_size"], wanted[1].numpy())
+    assert found["feature_size"].sum(axis=1).tolist() == [37.0, 37.0]
+
+
+def test_a_connector_with_weights(towers: dict[str, Path], tmp_path: Path) -> None:
+    """Its artifact is made of trained tensors for this tower, travels with the graph and is refused for another."""
+    from safetensors.torch import save_file
+
+    chance = torch.Generator().manual_seed(0)
+    shapes = {
+        "reducer_before.0.weight": (32, 16, 1, 2),
+        "reducer_before.0.bias": (32,),
+        "reducer.weight": (16, 16, 1, 2),
+        "reducer.bias": (16,),
+        "visual_fc.weight": (10, 16),
+        "visual_fc.bias": (10,),
+        "vit_eos": (1, 1, 10),
+    }
+    tensors = {f"model.vision2text.{name}": torch.randn(shape, generator=chance) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "trained.safetensors")
+    file = tmp_path / "h.safetensors"
+    calibrate(f"hf:{towers['clip']}", compress="h_reducer", tensors=tmp_path / "trained.safetensors", output=file)
+    (graph,) = load_host(f"hf:{towers['clip']}").attach(parse_spec(f"h_reducer:weights={file}"))
+    assert [output.shape for output in graph.outputs[:2]] == [("batch", 19, 10), ("batch", 19)]
+    model = onnx_from_graph(graph, graph.module, max_batch=4, opset=20)
+    with torch.no_grad():
+        wanted = graph.module(images(2))
+    found = session(add_bodies(model).SerializeToString()).run(None, {"image": images(2).numpy()})
+    np.testing.assert_allclose(found[0], wanted[0].numpy(), rtol=0, atol=1e-4 * float(wanted[0].abs().max()))
+    with pytest.raises(TrtCompressError, match="h_reducer: weights .* was made for"):
+        load_host(f"hf:{towers['dinov2']}").attach(parse_spec(f"h_reducer:weights={file}"))
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_an_engine_is_built(towers: dict[str, Path]) -> None:
+    (graph,) = load_host(f"hf:{towers['clip']}?feature_layer=-2").attach(parse_spec(SPECS["prumerge_plus"]))
+    model = add_bodies(onnx_from_graph(graph, graph.module, max_batch=3, opset=20))
+    built = build_engine(model, TARGETS["rtx"], batch=BatchRange(min=1, opt=2, max=3), precision="fp32")
+    assert built.data and built.record.paths["TrtcTokenMix"]["function"] == 1
+
+
+# ---- against the maths -----------------------------------------------------------------------------------------------
+
+
+def given(patches: int = 36, batch: int = 2, heads: int = 2) -> tuple[Taps, Tensor, dict[str, np.ndarray[Any, Any]]]:
+    """Tokens of a tower and what its layers would give of them, at random."""
+    chance = np.random.default_rng(5)
+    count = patches + 1
+    hidden = chance.normal(size=(batch, count, 12))
+    query, key = (chance.normal(size=(batch, heads, count, 6)) for _ in range(2))
+    logits = np.einsum("bhqd,bhkd->bhqk", query, key) / 6**0.5
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    other = np.exp(chance.normal(size=weights.shape))
+    arrays = {"hidden": hidden, "query": query, "key": key, "weights": weights}
+    arrays["early"] = other / other.sum(axis=-1, keepdims=True)
+    tensors = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
+    taps = Taps()
+    probe = Tap(kind="probe_scores", layer=0, probe=Probe()).asked
+    taps.put(
+        1,
+        {
+            "class_attention": tensors["weights"][:, :, 0].mean(dim=1),
+            "keys": tensors["key"].mean(dim=1),
+            Tap(kind="keys", layer=0, heads="each").asked: tensors["key"],
+            Tap(kind="queries", layer=0, heads="each").asked: tensors["query"],
+            probe: tensors["weights"].mean(dim=(1, 2)),
+        },
+    )
+    taps.put(0, {probe: tensors["early"].mean(dim=(1, 2))})
+    return taps, tensors["hidden"], arrays
+
+
+def cosines(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    x, y = (each / np.linalg.norm(each, axis=-1, keepdims=True) for each in (x, y))
+    return np.asarray(x @ np.swapaxes(y, -1, -2))
+
+
+def near(found: Tensor, wanted: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_visionzip_by_hand() -> None:
+    taps, hidden, a = given()
+    _, found = behind("visionzip", taps, hidden, depth=2, num_dominant=9, num_contextual=5)
+    for row in range(2):
+        x, score = a["hidden"][row], a["weights"][row, :, 0].sum(axis=0)[1:]
+        dominant = np.sort(np.argsort(-score, kind="stable")[:8])
+        rest = np.setdiff1d(np.arange(36), dominant)
+        metric = a["key"][row].mean(axis=0)[1:][rest]
+        targets = list(range(0, len(rest), len(rest) // 5))[:5]
+        groups: list[list[int]] = [[] for _ in targets]
+        for place in range(len(rest)):
+            if place not in targets:
+                groups[int(cosines(metric[place], metric[targets]).argmax())].append(place)
+        contextual = [
+            x[1 + rest[target]] + (x[1 + rest[group]].mean(axis=0) if group else 0)
+            for target, group in zip(targets, groups, strict=True)
+        ]
+        near(found.x[row], np.concatenate([x[:1], x[1 + dominant], contextual]))
+        assert found.sizes[row, 9:, 0].tolist() == [1.0 + len(group) for group in groups]
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_prumerge_by_hand(plus: bool) -> None:
+    taps, hidden, a = given()
+    method = "prumerge_plus" if plus else "prumerge"
+    _, found = behind(method, taps, hidden, depth=2, num_kept=4, neighbours=7)
+    for row in range(2):
+        q, k = (np.concatenate(list(a[name][row]), axis=-1) for name in ("query", "key"))
+        logits = k @ q[0] / 12**0.5
+        attention = (np.exp(logits) / np.exp(logits).sum())[1:]
+        kept = list(np.argsort(-attention, kind="stable")[:4])
+        if plus:
+            kept += [place for place in range(0, 35, int(int(1 / (4 / 36)) / 3)) if place not in kept]
+        x, likeness = a["hidden"][row, 1:], cosines(k[1:], k[1:])
+        wanted = []
+        for place in kept:
+            others = [other for other in np.argsort(-likeness[place], kind="stable") if other != place][:7]
+            wanted.append(x[place] + attention[others] @ x[others])
+        gone = [place for place in range(36) if place not in kept]
+        wanted.append(attention[gone] @ x[gone])
+        near(found.x[row, 1 : 1 + len(wanted)], np.stack(wanted))
+        valid = np.ones(found.x.shape[1], bool) if found.valid is None else found.valid[row].numpy()
+        assert valid.sum() == 1 + len(wanted) and bool(valid[: 1 + len(wanted)].all())
+
+
+def test_prumerge_takes_as_many_as_there_are_outliers() -> None:
+    taps, hidden, a = given(patches=100)
+    _, found = behind("prumerge", taps, hidden, depth=2, num_kept=30, neighbours=3, adaptive=True)
+    assert found.valid is not None
+    for row in range(2):
+        q, k = (np.concatenate(list(a[name][row]), axis=-1) for name in ("query", "key"))
+        attention = np.exp(k @ q[0] / 12**0.5)[1:] / np.exp(k @ q[0] / 12**0.5).sum()
+        low, high = np.percentile(attention, [25, 75])
+        count = int((attention > high + 1.5 * (high - low)).sum())
+        assert int(found.valid[row].sum()) == 2 + count and 0 < count < 30
+
+
+def test_hiprune_by_hand() -> None:
+    taps, hidden, a = given()
+    _, found = behind("hiprune", taps, hidden, depth=2, num_kept=14, alpha=0.7, object_layer=0)
+    for row in range(2):
+        early = a["early"][row].mean(axis=(0, 1))[1:]
+        late = a["weights"][row].mean(axis=(0, 1))[1:].copy()
+        anchors = np.argsort(-early, kind="stable")[: round(14 * 0.7 / 5)]
+        chosen = np.unique(np.clip(np.concatenate([anchors + step for step in (0, -1, 1, -6, 6)]), 0, 35))
+        late[chosen] = -1
+        more = np.argsort(-late, kind="stable")[: 14 - len(chosen)]
+        kept = np.sort(np.concatenate([chosen, more]))
+        assert len(kept) == 14
+        near(found.x[row, 1:], a["hidden"][row, 1 + kept])
+
+
+def test_divprune_by_hand() -> None:
+    _, hidden, a = given()
+    for row in range(2):
+        far = 1 - cosines(a["hidden"][row], a["hidden"][row])
+        np.fill_diagonal(far, 9)
+        chosen = [int(far.min(axis=1).argmax())]
+        for _ in range(10):
+            chosen.append(int(np.where(np.isin(np.arange(37), chosen), -1, far[chosen].min(axis=0)).argmax()))
+        assert spread(hidden, 11)[row].nonzero()[:, 0].tolist() == sorted(chosen)
+    same = torch.ones(1, 5, 3)
+    assert spread(same, 3).tolist() == [[1, 1, 1, 0, 0]]  # of equally far ones the first, and none twice
+    assert spread(same, 5).sum() == 5
+
+
+@pytest.mark.parametrize("order", ["norm", "position"])
+def test_dart_by_hand(order: str) -> None:
+    taps, hidden, a = given()
+    _, found = behind("dart", taps, hidden, depth=2, num_kept=10, pivots=3, order=order)
+    for row in range(2):
+        norm = np.abs(a["key"][row]).sum(axis=(0, 2))[1:]
+        pivots = list(np.argsort(-norm, kind="stable")[:3])
+        kept = list(pivots)
+        likeness = cosines(a["hidden"][row, 1:], a["hidden"][row, 1:])
+        for pivot in pivots if order == "norm" else sorted(pivots):
+            left = [place for place in np.argsort(likeness[pivot], kind="stable") if place not in kept]
+            kept += left[:3]
+        near(found.x[row, 1:], a["hidden"][row, 1 + np.sort(kept)])
+
+
+def test_low_frequencies() -> None:
+    """Against scipy's transforms, and what becomes of a constant map."""
+    from scipy.fft import dctn, idctn
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 9, 3))
+    wanted = idctn(dctn(x, axes=(1, 2), norm="ortho")[:, :3, :4], axes=(1, 2), norm="ortho").reshape(2, 12, 3)
+    rows = torch.from_numpy(x).float().reshape(2, 45, 3)
+    near(low_pass((5, 9), (3, 4)) @ rows, wanted)
+    near(low_pass((5, 9), (3, 4), "constant") @ torch.ones(45, 1), np.ones((12, 1)))
+    near(low_pass((5, 9), (3, 4), "none") @ torch.ones(45, 1), np.full((12, 1), 45 / 12))
+    near(low_pass((5, 9), (5, 9)), np.eye(45))
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tower", "spec", "said"),
+    [
+        ("siglip", "prumerge", "prumerge: hf:.* has no class token, whose attention ranks the patches"),
+        ("siglip", "prumerge_plus", "prumerge_plus: hf:.* has no class token"),
+        (
+            "clip",
+            "prumerge:num_kept=37",
+            "num_kept=37 is too large for the 36 patches that hf:.* gives; give at most 36",
+        ),
+        ("clip", "prumerge:layer=4", r"layer=4 is out of range; hf:.* has layers 0\.\.2"),
+        ("clip", "visionzip", "num_dominant=54 and num_contextual=10 are too many for the 36 patches"),
+        ("clip", "visionzip:layer=3,num_dominant=4", r"visionzip: layer=3 is out of range; hf:.* has layers 0\.\.2"),
+        ("clip", "visionzip:num_contextual=0", "num_contextual=0 is out of range; give 1 or more"),
+        ("clip", "hiprune:alpha=1.5", "alpha=1.5 is out of range; it is a share, 0 to 1"),
+        ("clip", "hiprune:object_layer=3", r"object_layer=3 is out of range; hf:.* has layers 0\.\.2"),
+        ("clip", "hiprune:num_kept=3,alpha=1.0", "asks for 1 anchors with their neighbours, more than the 3 patches"),
+        (
+            "clip",
+            "tome:num_merged=3+fourier",
+            r"it needs the whole grid of 6 x 6 patches, and 27 come to it; leave out",
+        ),
+        ("clip", "fourier:side=7", "side=7 is larger than the grid of 6 x 6 patches; give at most 6"),
+        ("clip", "fourier:ratio=0", "ratio=0.0 is out of range"),
+        ("clip", "pixel_shuffle:scale=4", "scale=4 does not divide the grid of 6 x 6 patches"),
+        ("clip", "pixel_shuffle+divprune:num_kept=3+hiprune", "divprune has already changed|needs the whole grid"),
+        ("clip", "divprune:num_kept=3+visionzip:num_dominant=2,num_contextual=1", "divprune has already changed"),
+        ("clip", "dart:num_kept=40", "num_kept=40 beside 4 pivots is too large for the 36 patches"),
+        ("clip", "h_reducer", "h_reducer: weights=FILE is missing; make it with `trt-compress calibrate"),
+        ("clip", "dart:pivots=0", "pivots=0 is out of range"),
+        ("clip", "divprune:keep_ratio=1.5", "divprune: keep_ratio=1.5 is out of range; it is the share of patches"),
+    ],
+)
+def test_what_is_refused(towers: dict[str, Path], tower: str, spec: str, said: str) -> None:
+    with pytest.raises(TrtCompressError, match=said):
+        load_host(f"hf:{towers[tower]}").attach(parse_spec(spec))
+
+
+def test_an_image_classifier_has_no_place_for_them() -> None:
+    with pytest.raises(TrtCompressError, match="divprune: acts at encoder_output, but .* offers only after_attention"):
+        load_host("zoo:digits_vit").attach(parse_spec("divprune:num_kept=3"))
