@@ -60,8 +60,8 @@ class DiffRate(Compressor):
         self.pruned, self.merged = min(pruned, arrival.tokens), min(merged, arrival.tokens)
         if self.merged <= self.prefix:
             raise ConfigError(
-                f"diffrate: merge_kept={merged} at layer {arrival.layer} leaves no patch beside the {self.prefix} tokens "
-                f"in front of those of {arrival.host.name}; give {self.prefix + 1} or more."
+                f"diffrate: merge_kept={merged} at layer {arrival.layer} leaves no patch beside the {self.prefix} "
+                f"tokens in front of those of {arrival.host.name}; give {self.prefix + 1} or more."
             )
         self.tokens_out = self.merged
 
@@ -73,9 +73,7 @@ class DiffRate(Compressor):
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """Tokens by falling class attention, each with the mean of those that merged into it."""
         front = range(self.prefix)
-        x, index, _ = token_select(
-            tokens.x, taps["class_attention"], num_kept=self.pruned, forced=front, order="score"
-        )
+        x, index, _ = token_select(tokens.x, taps["class_attention"], num_kept=self.pruned, forced=front, order="score")
         kept, count = tokens.at(x, index), self.merged
         size = kept.sizes
         if self.merged == self.pruned:

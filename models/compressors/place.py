@@ -108,7 +108,7 @@ class GraphPlan(nn.Module):
         between: Feed | None = None,
         behind: Feed | None = None,
     ) -> Tokens:
-        """One layer with the methods between its attention and its feed-forward part.
+        """One layer with the methods in front of it, and between its attention and its feed-forward part.
 
         Args:
             number: The layer.
@@ -119,6 +119,7 @@ class GraphPlan(nn.Module):
             between: Of a layer that normalises behind its sums, the one behind the attention; methods come after it.
             behind: And the one behind the feed-forward part.
         """
+        tokens = self(f"before.{number}", tokens, taps)
         wanted = self.wanted(number)
         if "hidden" in wanted:
             taps.put(number, {"hidden": tokens.x})

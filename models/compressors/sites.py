@@ -320,6 +320,12 @@ def layer_sites(kind: SiteKind, depth: int, *, taps: Iterable[TapKind] = (), gra
     return tuple(Site(kind=kind, layer=layer, graph=graph, taps=frozenset(taps)) for layer in range(depth))
 
 
+def sites_of_layers(depth: int, *, taps: Iterable[TapKind] = ()) -> tuple[Site, ...]:
+    """For each layer the site in front of it, and the one after its attention, which gives these taps."""
+    before, after = layer_sites("before_layer", depth), layer_sites("after_attention", depth, taps=taps)
+    return tuple(site for both in zip(before, after, strict=True) for site in both)
+
+
 def leading_spans(kinds: Sequence[tuple[SpanKind, int]]) -> tuple[Span, ...]:
     """Spans that stand one behind the other at the beginning, by kind and length; empty ones are left out."""
     spans, start = [], 0

@@ -25,7 +25,7 @@ from trt_compress.models.hosts.audio_encoder import (
     known_fields,
 )
 from trt_compress.models.hosts.base import LoadedHost
-from trt_compress.models.hosts.vision_directory import Family, load_tower, pair
+from trt_compress.models.hosts.vision_directory import TowerFamily, load_tower, pair
 from trt_compress.models.hosts.vision_tower import VisionTower
 
 MODEL_TYPES = ("clip", "clip_vision_model")
@@ -166,7 +166,7 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ClipTower
     return ClipTower(ClipConfig(**known_fields(ClipConfig, config)), 0 if projection is None else projection.shape[0])
 
 
-_CLIP = Family(
+_CLIP = TowerFamily(
     name="clip",
     heads=("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"),
     named=lambda tensors, config: named(tensors),

@@ -21,7 +21,7 @@ from trt_compress.models.hosts.audio_encoder import Activation, EncoderLayer, ch
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.clip_tower import ClipMlp
 from trt_compress.models.hosts.hf_directory import read_json
-from trt_compress.models.hosts.vision_directory import Family, load_tower, pair
+from trt_compress.models.hosts.vision_directory import TowerFamily, load_tower, pair
 from trt_compress.models.hosts.vision_tower import Resampling, VisionTower
 from trt_compress.models.hosts.vit_tower import VitEmbeddings, older
 from trt_compress.plugins.operator import cast as to_dtype
@@ -204,9 +204,9 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Dinov2To
     )
 
 
-def _family(name: str, stem: str) -> Family:
+def _family(name: str, stem: str) -> TowerFamily:
     heads = (f"{stem}Model", f"{stem}ForImageClassification")
-    return Family(name=name, heads=heads, named=_named, build=_build, free_size=True)
+    return TowerFamily(name=name, heads=heads, named=_named, build=_build, free_size=True)
 
 
 _FAMILIES = {

@@ -25,7 +25,7 @@ from trt_compress.models.hosts.audio_encoder import Activation, check_sizes, kno
 from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.clip_tower import ClipEmbeddings, ClipLayer, ClipMlp, named
 from trt_compress.models.hosts.hf_directory import read_json
-from trt_compress.models.hosts.vision_directory import Family, load_tower, pair
+from trt_compress.models.hosts.vision_directory import TowerFamily, load_tower, pair
 from trt_compress.models.hosts.vision_tower import Resampling, VisionTower
 from trt_compress.models.layers.attention import attention, merge_heads, split_heads
 
@@ -168,8 +168,8 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, rows: bo
     return tower(_config(config, rows=rows), head="head.probe" in tensors)
 
 
-def _family(name: str, heads: tuple[str, ...], *, rows: bool) -> Family:
-    return Family(name=name, heads=heads, named=partial(_named, rows=rows), build=partial(_build, rows=rows))
+def _family(name: str, heads: tuple[str, ...], *, rows: bool) -> TowerFamily:
+    return TowerFamily(name=name, heads=heads, named=partial(_named, rows=rows), build=partial(_build, rows=rows))
 
 
 _FAMILIES = {

@@ -30,8 +30,8 @@ from trt_compress.models.compressors.sites import (
     HostInfo,
     SpanKind,
     TapKind,
-    layer_sites,
     leading_spans,
+    sites_of_layers,
 )
 from trt_compress.models.hosts.base import (
     CompressedModule,
@@ -127,7 +127,7 @@ def host_info(module: VisionTransformer, name: str) -> HostInfo:
     vit = typing.cast(Any, module)
     return HostInfo(
         name=name,
-        sites=layer_sites("after_attention", len(module.blocks), taps=_taps(module)),
+        sites=sites_of_layers(len(module.blocks), taps=_taps(module)),
         depth=len(module.blocks),
         num_tokens=module.patch_embed.num_patches + module.num_prefix_tokens,
         protected=leading_spans(_prefix(module)),

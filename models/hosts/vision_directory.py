@@ -25,7 +25,7 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class TowerFamily:
     """What a family's directories are like.
 
     Attributes:
@@ -52,7 +52,7 @@ def pair(value: Any) -> Size:
 
 
 def load_tower(
-    family: Family,
+    family: TowerFamily,
     path: Path,
     *,
     weights: str | None = None,
@@ -87,7 +87,8 @@ def load_tower(
             )
         files = [Path(weights)] if weights else weight_files(path)
         found = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-        own = config.get("vision_config") if isinstance(config.get("vision_config"), Mapping) else config
+        part = config.get("vision_config")
+        own: Mapping[str, Any] = part if isinstance(part, Mapping) else config
         tensors = family.named(found, own)
         model = family.build(own, tensors)
         load_tensors(model, tensors, files[0].name)
@@ -135,8 +136,8 @@ def pictures(front: Mapping[str, Any] | None, model: VisionTower) -> tuple[dict[
         if reason is None:
             count = model.channels
             normal = front.get("do_normalize", True)
-            mean = _numbers(front.get("image_mean", 0.5), count) if normal else [0.0] * count
-            std = _numbers(front.get("image_std", 0.5), count) if normal else [1.0] * count
+            mean = _numbers(front["image_mean"], count) if normal else [0.0] * count
+            std = _numbers(front["image_std"], count) if normal else [1.0] * count
             resizes = front.get("do_resize", True)
             number = front.get("resample", 3)
             return {
@@ -175,6 +176,8 @@ def _cut_out(front: Mapping[str, Any]) -> Size | None:
 
 def _crop(front: Mapping[str, Any]) -> tuple[float | None, str | None]:
     """The share of the shorter side that is cut out, None for the whole picture; and why neither can be carried."""
+    if front.get("do_normalize", True) and not ("image_mean" in front and "image_std" in front):
+        return None, "preprocessor_config.json has no image_mean and image_std"
     if front.get("do_pad"):
         return None, "its image processor pads pictures, which is not carried"
     size, cuts = front.get("size"), bool(front.get("do_center_crop"))

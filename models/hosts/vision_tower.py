@@ -29,8 +29,8 @@ from trt_compress.models.compressors.sites import (
     HostInfo,
     Site,
     SpanKind,
-    layer_sites,
     leading_spans,
+    sites_of_layers,
 )
 from trt_compress.models.hosts.audio_encoder import EncoderLayer
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, Layers, TensorSpec
@@ -239,7 +239,7 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
         behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=frozenset({"keys", "queries", "values"}))
     return HostInfo(
         name=name,
-        sites=(*layer_sites("after_attention", depth, taps=taps), *(() if model.num_labels else (behind,))),
+        sites=(*sites_of_layers(depth, taps=taps), *(() if model.num_labels else (behind,))),
         depth=depth,
         num_tokens=model.num_tokens,
         protected=leading_spans(model.prefix),

@@ -19,7 +19,7 @@ from trt_compress.errors import UnsupportedError
 from trt_compress.models.compressors.passing import Tokens
 from trt_compress.models.hosts.audio_encoder import Activation, AstLayer, check_sizes, known_fields
 from trt_compress.models.hosts.base import LoadedHost
-from trt_compress.models.hosts.vision_directory import Family, load_tower, pair
+from trt_compress.models.hosts.vision_directory import TowerFamily, load_tower, pair
 from trt_compress.models.hosts.vision_tower import VisionTower
 
 MODEL_TYPES = ("vit",)
@@ -151,7 +151,7 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VitTower
     )
 
 
-_VIT = Family(name="vit", heads=("ViTModel", "ViTForImageClassification"), named=_named, build=_build)
+_VIT = TowerFamily(name="vit", heads=("ViTModel", "ViTForImageClassification"), named=_named, build=_build)
 
 
 def load(path: Path, *, weights: str | None = None, **options: Any) -> LoadedHost:

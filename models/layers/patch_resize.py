@@ -1,7 +1,7 @@
 """Patches of another size: the kernel that sees resized patches as the old one saw them, as far as there is one.
 
-Source: FlexiViT, arXiv:2212.08013; code google-research/big_vision 0127fb6, models/proj/flexi/vit.py, which Scaling Laws
-in Patchification, arXiv:2502.03738, makes use of.
+Source: FlexiViT, arXiv:2212.08013; code google-research/big_vision 0127fb6, models/proj/flexi/vit.py. It brings trained
+models to the patch sizes of Scaling Laws in Patchification, arXiv:2502.03738.
 Differs: the inverse is of float64, and singular values below a millionth of the largest are left out, so that nothing
 breaks where one side grows and the other shrinks.
 """
@@ -31,7 +31,8 @@ def resized_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     larger = functional.interpolate(each, size=size, mode="bilinear", align_corners=False).flatten(1)
     back = torch.linalg.pinv(larger, rtol=_LEAST)
     flat = kernel.detach().double().flatten(2)
-    return (flat @ back.T).reshape(*kernel.shape[:2], *size).to(kernel.dtype)
+    found: Tensor = flat @ back.T
+    return found.reshape(*kernel.shape[:2], *size).to(kernel.dtype)
 
 
 def resize_patches(embedding: nn.Conv2d, size: tuple[int, int]) -> None:

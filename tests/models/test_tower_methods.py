@@ -69,12 +69,12 @@ def images(batch: int) -> Tensor:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_through_onnx_runtime(towers: dict[str, Path], name: str) -> None:
-    """The same tokens of the same patches in two batch sizes; each item as it is alone; no target refuses the graph."""
+    """The same tokens of the same patches in two batch sizes; each item as it is alone; TensorRT takes the graph."""
     (graph,) = load_host(f"hf:{towers['clip']}?feature_layer=-2").attach(parse_spec(SPECS[name]))
     model = onnx_from_graph(graph, graph.module, max_batch=4, opset=20)
     assert operator_nodes(model)["TrtcTokenSelect"] >= (name not in ("fourier", "pixel_shuffle"))
-    for target in TARGETS.values():
-        assert [one.message for one in preflight(model, target) if one.severity == "error"] == []
+    for target in ("rtx", "jetson-orin-jp6"):
+        assert [one.message for one in preflight(model, TARGETS[target]) if one.severity == "error"] == []
     runner = session(add_bodies(model).SerializeToString())
     for batch in (1, 3):
         image = images(batch)

@@ -133,9 +133,7 @@ def test_positions_are_resampled_when_asked(tmp_path: Path, cls: str) -> None:
     host = load_host(f"hf:{tmp_path}?img_size=32x16&resample_pos=true")
     features = of(host.module, image)[0]
     close(features, wanted.last_hidden_state[:, -features.shape[1] :], 2e-5)
-    with pytest.raises(
-        TrtCompressError, match="is for 6 x 6 patches, and images of 32x16 pixels have 8 x 4; add"
-    ):
+    with pytest.raises(TrtCompressError, match="is for 6 x 6 patches, and images of 32x16 pixels have 8 x 4; add"):
         load_host(f"hf:{tmp_path}?img_size=32x16")
 
 

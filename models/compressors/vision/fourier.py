@@ -71,7 +71,8 @@ def low_pass(grid: tuple[int, int], left: tuple[int, int], scale: str = "code") 
     """
     whole = torch.kron(*(_of_side(before, after) for before, after in zip(grid, left, strict=True)))
     factor = math.prod(grid) / math.prod(left)
-    return (whole * {"code": 1.0, "constant": factor**-0.5, "none": factor**0.5}[scale]).float()
+    scaled: Tensor = whole * {"code": 1.0, "constant": factor**-0.5, "none": factor**0.5}[scale]
+    return scaled.float()
 
 
 def _of_side(before: int, after: int) -> Tensor:
@@ -82,7 +83,7 @@ def _of_side(before: int, after: int) -> Tensor:
 def _cosines(count: int) -> Tensor:
     """The orthonormal cosine transform (DCT-II), a frequency a row, [count, count]."""
     at = torch.arange(count, dtype=torch.float64)
-    rows = torch.cos(math.pi * at[:, None] * (2 * at + 1) / (2 * count)) * (2 / count) ** 0.5
+    rows: Tensor = torch.cos(math.pi * at[:, None] * (2 * at + 1) / (2 * count)) * (2 / count) ** 0.5
     rows[0] /= 2**0.5
     return rows
 

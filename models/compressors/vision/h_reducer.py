@@ -57,7 +57,9 @@ def reducer_of(tensors: Mapping[str, Tensor], where: str, width: int | None = No
         and out.ndim == 2
         and out.shape[1] == channels
         and tuple(found["vit_eos"].shape) == (1, 1, out.shape[0])
-        and all(found[name].shape == found[name.replace("bias", "weight")].shape[:1] for name in _NAMES if "bias" in name)
+        and all(
+            found[name].shape == found[name.replace("bias", "weight")].shape[:1] for name in _NAMES if "bias" in name
+        )
     )
     if not fits:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(found.items()))

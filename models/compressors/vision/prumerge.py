@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.methods.config import Method
 from trt_compress.methods.towers import PRUMERGE, PruMergeConfig
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.padding import packed
@@ -30,7 +29,7 @@ from trt_compress.plugins.token_mix.op import token_mix
 class PruMerge(Compressor):
     """Keep the patches of the largest class attention, merge the others into them."""
 
-    method: Method = PRUMERGE
+    method = PRUMERGE
     layer_option = "layer=…"
 
     counts: Tensor

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trt_compress.errors import ConfigError
+from trt_compress.methods.artifact import ArtifactFile, ArtifactForm
 from trt_compress.methods.config import CompressorConfig, KeepRatioConfig, Method, check_layer
 
 
@@ -152,8 +153,8 @@ class DiffRateConfig(CompressorConfig):
             if not 2 <= behind <= left or (before is not None and left > before):
                 raise ConfigError(
                     f"diffrate: at layer {layer} prune_kept={left} and merge_kept={behind}"
-                    f"{'' if before is None else f' behind {before}'}; the numbers never rise from one layer to the next, "
-                    "merging leaves at most what pruning leaves, and 2 or more tokens stay."
+                    f"{'' if before is None else f' behind {before}'}; the numbers never rise from one layer to the "
+                    "next, merging leaves at most what pruning leaves, and 2 or more tokens stay."
                 )
             before = behind
 
@@ -177,6 +178,22 @@ _DIFFRATE_TABLES = {
     ),
 }
 """Tokens that pruning leaves in each layer, and merging, as the authors' compression_rate.json has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicVitConfig(KeepRatioConfig):
+    """Options of DynamicViT.
+
+    Attributes:
+        keep_ratio: Share of the patches kept at the first of the layers, to the power of 2 at the second and so on; or
+            for each layer the share of all patches; rounded down.
+        layers: Layers in front of which patches are dropped, ascending; default: at 1/4, 2/4 and 3/4 of the depth (3,
+            6, 9 of 12).
+        predictor: An artifact with the trained heads that say which patches are kept, one for each of the layers.
+    """
+
+    method = "dynamicvit"
+    predictor: ArtifactFile | None = None
 
 
 TOME = Method(
@@ -218,8 +235,8 @@ VTC_CLS = Method(
     name="vtc_cls",
     summary="keeps the patches the class token attends to in several layers together (VTC-CLS)",
     source="VTC-CLS, arXiv:2412.05819; code THU-MIG/VTC-CLS e41ac9b, clip_encoder.py",
-    differs="patches leave before the last layer, unless behind=true puts it behind the tower as there; the class token stays; any batch (one there); "
-    "of equal scores the smaller index is kept (left open there).",
+    differs="patches leave before the last layer, unless behind=true puts it behind the tower as there; the class "
+    "token stays; any batch (one there); of equal scores the smaller index is kept (left open there).",
     config=VtcClsConfig,
     implementation="models.compressors.vtc_cls:VtcCls",
 )
@@ -232,4 +249,18 @@ DIFFRATE = Method(
     "tokens are kept like the class token; of equal scores the smaller index is kept.",
     config=DiffRateConfig,
     implementation="models.compressors.diffrate:DiffRate",
+)
+DYNAMICVIT = Method(
+    name="dynamicvit",
+    summary="keeps the patches that trained heads choose, in front of a few layers (DynamicViT)",
+    source="DynamicViT, arXiv:2106.02034; code raoyongming/DynamicViT 1322e62, models/dyvit.py",
+    differs="for inference: training draws its choice at random; any number of patches (196 there); distillation and "
+    "register tokens are kept like the class token; of equal scores the smaller index is kept.",
+    config=DynamicVitConfig,
+    implementation="models.compressors.dynamicvit:DynamicVit",
+    artifacts={
+        "predictor": ArtifactForm(
+            summary="in_conv and out_conv of each head, as the authors' score_predictor has them",
+        )
+    },
 )
