@@ -13,6 +13,7 @@ from trt_compress.export.artifacts import with_artifacts_of
 from trt_compress.export.bundle import check_output
 from trt_compress.export.check import preflight
 from trt_compress.export.engines import BuildPlan, Progress, build, build_engines
+from trt_compress.export.int8_form import STATIC, check_samples
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.ranges import BatchRange
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
@@ -71,6 +72,7 @@ class ExportResult:
             "operators": {operator.name: operator.nodes for operator in manifest.operators},
             "verified": None if verification is None else verification.text,
             "weight_forms": [form.to_json() for form in manifest.weights],
+            "int8": [record.to_json() for record in manifest.int8],
             "quantization_error": verification and verification.quantization_error,
             "deployment_error": verification and verification.deployment_error,
             "method": verification.method if verification else None,
@@ -89,6 +91,9 @@ def export_model(
     batch: str | None = None,
     precision: str | None = None,
     weights_bits: str | None = None,
+    int8: str | None = None,
+    calibrate: str | Path | None = None,
+    int8_share: str | float | None = None,
     context: int | None = None,
     chunk: int | None = None,
     cache_dtype: str | None = None,
@@ -109,10 +114,14 @@ def export_model(
         weights: .safetensors file or checkpoint; default: the zoo's own, or random for timm.
         targets: Names of targets; default `cpu`.
         batch: `MIN:OPT:MAX`; default `1:4:8`.
-        precision: `fp32` (default), `fp16` or `bf16`; it is in the graph, whose inputs, outputs and states keep their
-            dtypes.
+        precision: `fp32` (default), `fp16`, `bf16`, or `int8` for layers with weights and `fp32` for the rest; it is in
+            the graph, whose inputs, outputs and states keep their dtypes.
         weights_bits: Quantize the weights of linear layers to `8` or `4` bits, `4:128` with one scale for 128 of them
             (default 32); default: they are as `precision` says.
+        int8: Of that precision, when ranges are found: `static` (default), `static:entropy` or `static:percentile` from
+            samples, or `dynamic` from each input as it runs, on the CPU.
+        calibrate: The samples: a folder of pictures or sounds, or an .npz file of arrays by the names of the inputs.
+        int8_share: Of the layers with weights, the share that must run in INT8; default 0.9, and 0 allows any.
         context: Of a language model, tokens of the longest sequence; default: what it was made for, up to 4096.
         chunk: Of a language model, tokens of a prompt that one run reads at most; default: 256.
         cache_dtype: Of a language model, what keys and values are kept in, `fp32` or `fp16`; default: `fp16` where the
@@ -142,14 +151,18 @@ def export_model(
         batch=batch,
         precision=precision,
         weights_bits=weights_bits,
+        int8=int8,
+        calibrate=calibrate,
+        int8_share=int8_share,
         context=context,
         chunk=chunk,
         cache_dtype=cache_dtype,
         opset=opset,
     )
     if not trust_paths:
-        given = {"weights": weights, "compressors": compress}
+        given = {"weights": weights, "compressors": compress, "calibrate": calibrate}
         recipe = trusted(model, recipe, named=[name for name, value in given.items() if value is not None])
+    check_int8(recipe)
     check_output(Path(output), force)
     check_kept(Path(output), "-o", files_of(recipe))
     recipe = check_files(recipe)
@@ -204,6 +217,7 @@ def verify(
     recipe = replace(
         recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),
         weights_sha256=opened.manifest.model.weights.sha256,
+        calibrate=None,  # ranges are in the graph
     )
     if weights is not None:
         recipe = replace(recipe, weights=str(weights))
@@ -238,13 +252,39 @@ def verify(
 def files_of(recipe: Recipe) -> dict[str, Path | None]:
     """What an export reads besides its recipe, which is written into the bundle again."""
     weights = None if recipe.weights in (None, "pretrained") else Path(str(recipe.weights))
-    files = {"the weights": weights, "the model": parse_model(recipe.model).path}
+    samples = None if recipe.calibrate is None else Path(recipe.calibrate)
+    files = {"the weights": weights, "the model": parse_model(recipe.model).path, "the samples": samples}
     return files | {
         f"{spec.name}'s {option}": Path(file.path)
         for spec in recipe.compressors
         for option, file in spec.config.artifacts.items()
         if file.content is None
     }
+
+
+def check_int8(recipe: Recipe) -> None:
+    """Refuse static INT8 without samples, dynamic INT8 with some, and samples that cannot be any.
+
+    Raises:
+        ConfigError: They do not go together, or are not there.
+    """
+    form = recipe.int8_form
+    if form is None:
+        return
+    if form.way != STATIC:
+        if recipe.calibrate is not None:
+            raise ConfigError(
+                f"--calibrate {shown(recipe.calibrate)} is for static INT8, and {form} finds ranges as it runs; leave "
+                "it out, or give --int8 static."
+            )
+    elif recipe.calibrate is None:
+        raise ConfigError(
+            "precision int8 finds ranges from samples, and none are given; give --calibrate DIR (pictures or sounds) "
+            "or FILE.npz (arrays by the names of the inputs), some hundred of them, or --int8 dynamic, which needs "
+            "none and is for the CPU."
+        )
+    else:
+        check_samples(Path(recipe.calibrate))
 
 
 def check_files(recipe: Recipe) -> Recipe:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from trt_compress.children import run_python
 from trt_compress.digest import sha256
 from trt_compress.errors import BuildError, ConfigError, GateError, UnsupportedError
+from trt_compress.export.int8_form import INT8, LEAST_SHARE, STATIC
 from trt_compress.export.ranges import BatchRange as BatchRange
 from trt_compress.export.ranges import LengthRange
 from trt_compress.export.targets import TARGETS, Target
@@ -43,6 +44,8 @@ class _Layer(TypedDict):
     type: str
     metadata: str
     output_dtypes: list[str]
+    dequantized: bool
+    weights: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,7 @@ def build_engine_file(
     precision: str,
     lengths: Mapping[str, LengthRange] | None = None,
     plugins: Library | None = None,
+    int8_share: float = LEAST_SHARE,
 ) -> BuiltEngine:
     """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
 
@@ -150,9 +154,11 @@ def build_engine_file(
         inputs: Shape of every input by name; a symbol is a dynamic axis.
         operators: Op type of every operator node by its name.
         batch: Range of the batch, the dynamic axis 0 of the inputs.
-        precision: What the compute layers must be in: fp32, fp16 or bf16. It is in the graph already; this checks it.
+        precision: What the compute layers must be in: fp32, fp16, bf16, or int8 for those with weights. It is in the
+            graph already; this checks it.
         lengths: Range of every other dynamic axis, by its symbol.
         plugins: The native operators for plain TensorRT, as `choose_plugins` gives them.
+        int8_share: Of int8, the share of layers with weights that must be in it.
 
     Raises:
         ConfigError: The target has no engine, or the batch or the precision does not fit the graph or the target.
@@ -176,7 +182,7 @@ def build_engine_file(
 
     own, inside = _split(reply["layers"], operators)
     as_plugin = {_operator_of(layer, operators) for layer in inside if layer["type"] in _PLUGIN_LAYERS}
-    _check_precision(own, precision)
+    _check_precision(own, precision, int8_share)
     _check_plugins(operators.keys() - as_plugin, plugins)
     record = BuildRecord(
         target=target.name,
@@ -252,6 +258,7 @@ def check_request(target: Target, precision: str) -> None:
         engines = ", ".join(name for name, other in TARGETS.items() if other.is_tensorrt)
         raise ConfigError(f"target '{target.name}' runs the ONNX file itself and has no engine; built are {engines}.")
     allowed = [known for known in _PRECISION_OF_DTYPE.values() if known in target.precisions]
+    allowed += [INT8] if STATIC in target.int8 else []
     if precision not in allowed:
         raise ConfigError(f"precision={precision!r} cannot be built for '{target.name}'; use {', '.join(allowed)}.")
     require_library(target)
@@ -389,11 +396,26 @@ def _paths(operators: Mapping[str, str], as_plugin: Container[str | None]) -> di
 
 
 def _precisions(layers: Iterable[_Layer]) -> dict[str, int]:
-    dtypes = (layer["output_dtypes"][0] for layer in layers if layer["type"] in _COMPUTE_LAYERS)
-    return dict(Counter(_PRECISION_OF_DTYPE.get(dtype, dtype.lower()) for dtype in dtypes))
+    """Compute layers by precision; those between dequantizers multiply 8 bits by 8 bits."""
+    return dict(Counter(_precision_of(layer) for layer in layers if layer["type"] in _COMPUTE_LAYERS))
 
 
-def _check_precision(layers: Iterable[_Layer], precision: str) -> None:
+def _precision_of(layer: _Layer) -> str:
+    dtype = layer["output_dtypes"][0]
+    return INT8 if layer["dequantized"] else _PRECISION_OF_DTYPE.get(dtype, dtype.lower())
+
+
+def _check_precision(layers: Sequence[_Layer], precision: str, int8_share: float) -> None:
+    if precision == INT8:
+        weighted = [layer for layer in layers if layer["type"] in _COMPUTE_LAYERS and layer["weights"]]
+        in_int8 = sum(layer["dequantized"] for layer in weighted)
+        if in_int8 < int8_share * len(weighted):
+            raise GateError(
+                f"precision=int8 was asked for, and of {len(weighted)} layers with weights {in_int8} are in INT8 in "
+                f"the network (asked for were {int8_share:.0%}); precision is in the graph, so export with that "
+                "precision."
+            )
+        layers, precision = [layer for layer in layers if not layer["dequantized"]], "fp32"
     wrong = [layer for layer in layers if _precisions([layer]).keys() - {precision}]
     if wrong:
         found = " and ".join(f"{count} in {name}" for name, count in _precisions(wrong).items())

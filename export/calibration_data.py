@@ -29,6 +29,7 @@ class ArchiveData:
         graphs: Whose inputs they are.
         fed: Inputs that other graphs feed, as `graph.input`.
         text: Of a model that reads tokens, the arrays in place of them, of which the first is needed.
+        option: What the file was given as.
 
     Attributes:
         count: Samples in it.
@@ -44,8 +45,9 @@ class ArchiveData:
         graphs: Sequence[GraphSpec],
         fed: Sequence[str] = (),
         text: Sequence[TensorSpec] | None = None,
+        option: str = "--data",
     ) -> None:
-        self._where = f"--data {shown(str(path))}"
+        self._where = f"{option} {shown(str(path))}"
         self._file = open_regular(path)
         with contextlib.ExitStack() as unless_whole:
             unless_whole.callback(self._file.close)
@@ -67,14 +69,19 @@ class ArchiveData:
         """The samples to fit, and those that are held out."""
         return CalibrationData(fit=_Part(self, held_out=False), held_out=_Part(self, held_out=True))
 
-    def batches(self, *, held_out: bool) -> Iterator[Batch]:
-        """One part of the samples, from its first one on."""
+    def all_batches(self) -> Iterator[Batch]:
+        """All samples, from the first one on."""
+        return self.batches(held_out=None)
+
+    def batches(self, *, held_out: bool | None) -> Iterator[Batch]:
+        """One part of the samples, from its first one on; None: all of them."""
         first = 0
         with reading(self._where, "write it with numpy.savez"):
             for block in self._rows.blocks(_BLOCK):
                 length = len(next(iter(block.values())))
                 number = np.arange(first, first + length)
-                chosen = (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+                held = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+                chosen = held == held_out if held_out is not None else np.ones_like(held)
                 first += length
                 if not chosen.any():
                     continue

@@ -48,7 +48,9 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     if request["plugin_library"]:  # operators that write into their input need it; TensorRT names it by its version
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     _add_profile(builder, config, request["profile"])
-    layers = [_layer(network.get_layer(index)) for index in range(network.num_layers)]
+    all_layers = [network.get_layer(index) for index in range(network.num_layers)]
+    producer = {layer.get_output(n).name: layer for layer in all_layers for n in range(layer.num_outputs)}
+    layers = [_layer(layer, producer) for layer in all_layers]
     engine = builder.build_serialized_network(network, config)
     if engine is None or engine.nbytes == 0:
         return {"stage": "build", "version": version, "message": "the builder returned nothing"}
@@ -75,9 +77,30 @@ def _add_profile(builder: Any, config: Any, shapes: dict[str, dict[str, list[int
         config.add_optimization_profile(profile)
 
 
-def _layer(layer: Any) -> dict[str, Any]:
+def _layer(layer: Any, producer: dict[str, Any]) -> dict[str, Any]:
+    """A layer in words; also whether all that it multiplies is dequantized, and whether some of that is weights."""
     dtypes = [layer.get_output_type(index).name for index in range(layer.num_outputs)]
-    return {"name": layer.name, "type": layer.type.name, "metadata": layer.metadata, "output_dtypes": dtypes}
+    chains = [_chain(layer.get_input(index), producer) for index in range(min(layer.num_inputs, 2))]
+    return {
+        "name": layer.name,
+        "type": layer.type.name,
+        "metadata": layer.metadata,
+        "output_dtypes": dtypes,
+        "dequantized": len(chains) == 2 and all("DEQUANTIZE" in chain for chain in chains),
+        "weights": layer.type.name.endswith("CONVOLUTION") or any(chain[-1:] == ["CONSTANT"] for chain in chains),
+    }
+
+
+def _chain(tensor: Any, producer: dict[str, Any]) -> list[str]:
+    """Types of the layers that a tensor comes through, from the last on, as long as they only move or dequantize it."""
+    types: list[str] = []
+    while tensor is not None and tensor.name in producer:
+        layer = producer[tensor.name]
+        types.append(layer.type.name)
+        if types[-1] not in ("DEQUANTIZE", "SHUFFLE", "CAST", "IDENTITY"):
+            break
+        tensor = layer.get_input(0)
+    return types
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from trt_compress.export.build import (
 from trt_compress.export.bundle import check_update, update_bundle
 from trt_compress.export.check import engine_findings, require_passed
 from trt_compress.export.forms import operator_nodes_of, source_file, target_file
+from trt_compress.export.int8_form import least_share
 from trt_compress.export.ranges import BatchRange, lengths_of
 from trt_compress.export.targets import get_target
 from trt_compress.foreign import refusals_said
@@ -152,6 +153,7 @@ def build_engines(
                 precision=manifest.precision,
                 lengths=lengths,
                 plugins=library,
+                int8_share=least_share(manifest.recipe),
             )
         file = _engine_file(target, graph.name, built.record.sha256[:8] if existing else "")
         records.append(engine_record(built, file, manifest.files[source_file(opened, graph)].sha256, graph.name))

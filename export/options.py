@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.export.int8_form import Int8Form, parse_share
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec, spec_from_table
 from trt_compress.model_name import with_absolute_path
@@ -72,6 +73,12 @@ def _weights(text: str, base: Path | None) -> str:
         return text
     if "\0" in text:
         raise ConfigError(f"weights = {text[:60]!r} holds a null character, which no path has; correct it.")
+    return text if base is None else str((base / text).resolve())
+
+
+def _data(text: str, base: Path | None) -> str:
+    if "\0" in text:
+        raise ConfigError(f"calibrate = {text[:60]!r} holds a null character, which no path has; correct it.")
     return text if base is None else str((base / text).resolve())
 
 
@@ -153,8 +160,8 @@ OPTIONS: tuple[Option, ...] = (
         kind=str,
         read=lambda text, base: text.lower(),
         keyword="precision",
-        metavar="fp32|fp16|bf16",
-        help="What the graph computes in (default: fp32).",
+        metavar="fp32|fp16|bf16|int8",
+        help="What the graph computes in (default: fp32); int8: layers with weights, the rest in fp32.",
         swept=True,
     ),
     Option(
@@ -166,6 +173,38 @@ OPTIONS: tuple[Option, ...] = (
         keyword="weights_bits",
         metavar="8|4[:GROUP]",
         help="Quantize the weights of linear layers; GROUP of them share a scale (default: as they are; GROUP 32).",
+        swept=True,
+    ),
+    Option(
+        key="int8",
+        kind=str,
+        words="a text like static:entropy",
+        read=lambda text, base: Int8Form.parse(text),
+        write=str,
+        keyword="int8",
+        metavar="static[:METHOD]|dynamic",
+        help="With --precision int8, when ranges are found: static (the default) from samples, by minmax (the "
+        "default), entropy or percentile; dynamic from each input as it runs, on the CPU.",
+        swept=True,
+    ),
+    Option(
+        key="calibrate",
+        kind=str,
+        read=_data,
+        keyword="calibrate",
+        metavar="DIR|FILE.npz",
+        help="Samples for static INT8: a folder of pictures or sounds, or arrays by the names of the inputs.",
+        swept=True,
+    ),
+    Option(
+        key="int8_share",
+        kind=str,
+        words="a text like 0.9",
+        read=lambda text, base: parse_share(text),
+        write=str,
+        keyword="int8_share",
+        metavar="SHARE",
+        help="Of the layers with weights, the share that must run in INT8 (default: 0.9; 0 allows any).",
         swept=True,
     ),
     Option(

@@ -17,6 +17,9 @@ from trt_compress.export.bundle import Moved, write_bundle
 from trt_compress.export.check import PreflightReport, require_passed
 from trt_compress.export.few_layers import check_layers, first_of, left_out
 from trt_compress.export.findings import PREFLIGHT_FILE, Finding, record_text
+from trt_compress.export.int8 import require_made_of
+from trt_compress.export.int8_achieved import keep_tensors
+from trt_compress.export.int8_export import Int8Export, agreements, check_host
 from trt_compress.export.lower import add_bodies
 from trt_compress.export.precision import as_loaded, quantize, with_precision
 from trt_compress.export.preflight import preflight as preflight_graph
@@ -41,6 +44,7 @@ from trt_compress.export.trace import onnx_from_graph
 from trt_compress.export.verify_report import VerifyReport, merge_reports
 from trt_compress.export.weight_forms import weight_forms
 from trt_compress.export.weights import (
+    INLINE,
     WEIGHTS_FILE,
     StoredWeights,
     TakesTensors,
@@ -99,19 +103,25 @@ def run_export(
     step("loading the model")
     prepared = _prepare(recipe, load)
     recipe, graphs, files_beside = prepared.recipe, prepared.graphs, {**prepared.host.files, **prepared.artifacts}
+    check_host(recipe, prepared.host, verify_layers)
     check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
     if not dry_run:
         check_room(graphs, recipe, verify_layers)
     questions = default_questions(prepared.host, graphs, recipe)
     step("counting operations")
     manifest = describe(recipe, prepared.host, graphs, _with_lengths(prepared.host.attach(()), recipe))
+    int8 = Int8Export.of(recipe, prepared.host, graphs, manifest, step)
     loaded = {} if dry_run else _as_loaded(recipe, graphs, manifest, questions, verify_layers, step)
     warnings = (*_removes_nothing(prepared), *_quantize(recipe, graphs, step))
     del prepared
     if dry_run:
         return None, manifest, warnings
 
-    with _working_folder(output) as folder, WeightsFile(folder / WEIGHTS_FILE) as weights:
+    with (
+        _working_folder(output) as folder,
+        WeightsFile(folder / WEIGHTS_FILE) as weights,
+        _weights_of_floats(folder, weights, int8) as floats,
+    ):
         parts: list[Part] = []
         models: list[onnx.ModelProto] = []
         files: list[Path] = []
@@ -122,26 +132,37 @@ def run_export(
             graph, graphs = graphs[0], graphs[1:]
             of = f" {graph.name}" if several else ""
             step("tracing" + of)
-            module = with_precision(graph.module, recipe.precision, graph)
-            models.append(_traced(graph, module, recipe, weights))
+            module = with_precision(graph.module, recipe.floats, graph)
+            part = _part(graph, module, floats.path.with_name(graph_file(graph)), verify_layers, recipe)
+            parts.append(part)
+            models.append(_traced(graph, module, recipe, floats))
+            if int8 is not None:
+                step("quantizing" + of)
+                onnx.save_model(models[-1], part.file)
+                models[-1] = int8.quantized(part)
+                keep_tensors(models[-1], weights, INLINE)
             step("checking the targets" + of)
             for name, findings in _preflights(models[-1], recipe.targets).items():
                 found[name] = (*found.get(name, ()), *findings)
             file = folder / graph_file(graph)
             onnx.save_model(models[-1], file)
+            if int8 is not None:
+                int8.read_back(graph.name, file)
             records, more = lowered_files(models[-1], graph, recipe, folder)
             lowered += records
             files += [file, *more]
-            parts.append(_part(graph, module, file, verify_layers, recipe))
-        del graph, module  # pyright: ignore[reportPossiblyUnboundVariable] - a host has graphs
+        del graph, module, part  # pyright: ignore[reportPossiblyUnboundVariable] - a host has graphs
         with weights.passing():
             for part in parts:
                 if part.layers is not None:
                     onnx.save_model(_traced(part.graph, part.module, recipe, weights), part.file)
-            proof = Proof(
-                questions=questions, ours=manifest, theirs=manifest, precision=recipe.precision, loaded=loaded
-            )
+            proof = Proof(questions=questions, ours=manifest, theirs=manifest, precision=recipe.floats, loaded=loaded)
             report = proof.of(parts, step)
+            _require_passed(report)
+        if int8 is not None:
+            step("comparing with INT8")
+            quantized = [replace(part, file=folder / part.file.name) for part in parts]
+            report = report.with_agreements(int8.agreements(quantized, questions, manifest))
             _require_passed(report)
         warnings += tuple(
             f"{name}: {finding.message} ({finding.rule}); {finding.fix}"
@@ -159,6 +180,7 @@ def run_export(
             operators=operator_records(models),
             lowered=tuple(lowered),
             weights=tuple(form for graph in manifest.graphs for form in weight_forms(folder / graph.file)),
+            int8=() if int8 is None else tuple(int8.records),
             verification=verification_record(report),
         )
         content: dict[str, bytes | Moved] = {
@@ -195,6 +217,7 @@ def run_verification(
     """
     step("loading the model")
     prepared = _prepare(recipe)
+    check_host(recipe, prepared.host, verify_layers)
     check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
     check_room(prepared.graphs, recipe, verify_layers)
     host, graphs = prepared.host, prepared.graphs
@@ -207,7 +230,7 @@ def run_verification(
         questions=questions,
         ours=replace(opened.manifest, procedure=procedure),
         theirs=opened.manifest,
-        precision=recipe.precision,
+        precision=recipe.floats,
         loaded=_as_loaded(recipe, graphs, opened.manifest, questions, verify_layers, step),
         native=library,
     )
@@ -218,8 +241,11 @@ def run_verification(
         with temporary_folder("verify") as folder:
             parts = []
             for graph in together:
-                module = with_precision(graph.module, recipe.precision, graph)
+                module = with_precision(graph.module, recipe.floats, graph)
                 file = copy_graph(opened, opened.manifest.graph(graph.name).file, folder / graph.name)
+                if recipe.int8_form is not None:
+                    reports.append(_verified_int8(proof, graph, module, file, recipe, opened))
+                    continue
                 part = _part(graph, module, file, verify_layers, recipe)
                 if part.layers is not None:
                     stored = onnx.load(file, load_external_data=False)
@@ -227,10 +253,40 @@ def run_verification(
                     require_same(stored, _traced(graph, module, prepared.recipe, weights), opened)
                     onnx.save_model(_traced(part.graph, part.module, prepared.recipe, weights), part.file)
                 parts.append(part)
-            reports.append(proof.of(parts))
+            if parts:
+                reports.append(proof.of(parts))
     report = merge_reports(reports)
     _require_passed(report)
     return report
+
+
+def _verified_int8(
+    proof: Proof, graph: GraphSpec, module: nn.Module, file: Path, recipe: Recipe, opened: Bundle
+) -> VerifyReport:
+    """Prove the graph in floating point again, that the file is that graph quantized, and see how it answers."""
+    with temporary_folder("float") as folder, WeightsFile(folder / WEIGHTS_FILE) as weights:
+        part = Part(graph=graph, module=module, file=folder / graph_file(graph))
+        onnx.save_model(_traced(graph, module, recipe, weights), part.file)
+        require_made_of(onnx.load(file), onnx.load(part.file), str(opened.path))
+        report = proof.of([part])
+    if not report.passed:
+        return report
+    part = replace(part, file=file)
+    return report.with_agreements(
+        agreements([part], proof.questions, opened.manifest, held_out={}, label="", native=proof.native)
+    )
+
+
+@contextlib.contextmanager
+def _weights_of_floats(folder: Path, weights: WeightsFile, int8: Int8Export | None) -> Iterator[WeightsFile]:
+    """Where the weights of graphs in floating point go: those that are quantized later into a file of their own."""
+    if int8 is None:
+        yield weights
+        return
+    own = folder / "float"
+    own.mkdir()
+    with WeightsFile(own / WEIGHTS_FILE) as floats:
+        yield floats
 
 
 def _traced(graph: GraphSpec, module: nn.Module, recipe: Recipe, weights: TakesTensors) -> onnx.ModelProto:
@@ -244,7 +300,7 @@ def _part(graph: GraphSpec, module: nn.Module, file: Path, layers: int | None, r
         return Part(graph=graph, module=module, file=file)
     return Part(
         graph=short,
-        module=with_precision(short.module, recipe.precision, short),
+        module=with_precision(short.module, recipe.floats, short),
         file=file.with_name(f"{graph.name}.first-{layers}.onnx"),
         layers=layers,
         layers_of=graph.layers.count,
@@ -274,7 +330,7 @@ def _quantize(recipe: Recipe, graphs: Sequence[GraphSpec], step: Progress) -> tu
     if form is None:
         return ()
     step("quantizing weights")
-    return quantize([graph.module for graph in graphs], form, recipe.precision).sentences(form)
+    return quantize([graph.module for graph in graphs], form, recipe.floats).sentences(form)
 
 
 @contextlib.contextmanager
@@ -349,7 +405,7 @@ def _as_read(host: LoadedHost, recipe: Recipe) -> LoadedHost:
         ConfigError: It was not made for so many tokens.
     """
     if host.read_as is not None:
-        return host.read_as(recipe.reading, recipe.precision)
+        return host.read_as(recipe.reading, recipe.floats)
     recipe.reading.refuse(recipe.model)
     return host
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
+from trt_compress.export.int8_form import INT8, LEAST_SHARE, Int8Form
 from trt_compress.export.options import OPTIONS
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target, newest_common_opset
@@ -38,8 +39,11 @@ class Recipe:
         targets: Names of targets.
         batch: Smallest, usual and largest batch.
         lengths: The same for other symbols of the model's shapes; those that are not named are the model's own.
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16, bf16 or int8.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
+        int8: Of that precision, how ranges are found; None: the default. `int8_form` says what holds.
+        calibrate: The samples that static ranges are found with, a folder or an .npz file.
+        int8_share: Of the layers with weights, the share that must run in INT8; None: the default.
         context, chunk, cache_dtype: How a model that reads tokens is cut into runs; see `ReadingOptions`.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
@@ -54,6 +58,9 @@ class Recipe:
     lengths: Mapping[str, LengthRange] = field(default_factory=dict)
     precision: str = "fp32"
     weights_bits: BlockForm | None = None
+    int8: Int8Form | None = None
+    calibrate: str | None = None
+    int8_share: float | None = None
     context: int | None = None
     chunk: int | None = None
     cache_dtype: str | None = None
@@ -61,8 +68,9 @@ class Recipe:
     compressors: tuple[CompressorSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(not_known("precision", self.precision, PRECISIONS))
+        if self.precision not in (*PRECISIONS, INT8):
+            raise ConfigError(not_known("precision", self.precision, (*PRECISIONS, INT8)))
+        self._check_int8()
         _ = self.reading  # which checks its values
         targets = [get_target(name) for name in self.targets]
         for target in targets:
@@ -93,8 +101,25 @@ class Recipe:
         return ReadingOptions(context=self.context, chunk=self.chunk, cache_dtype=self.cache_dtype)
 
     @property
+    def int8_form(self) -> Int8Form | None:
+        """How INT8 is made; None: the graph is in floating point."""
+        return (self.int8 or Int8Form()) if self.precision == INT8 else None
+
+    @property
+    def least_share(self) -> float:
+        """Of the layers with weights, the share that must run in INT8."""
+        return LEAST_SHARE if self.int8_share is None else self.int8_share
+
+    @property
+    def floats(self) -> str:
+        """The floating point that the graph computes in, where it does: fp32, fp16 or bf16."""
+        return "fp32" if self.precision == INT8 else self.precision
+
+    @property
     def numbers(self) -> str:
         """Precision, and the form of the weights where that is another: `fp16, weights in 4 bits by 32`."""
+        if self.int8_form is not None:
+            return f"{INT8} ({self.int8_form})"
         form = self.weights_bits
         return self.precision + (f", weights in {form.bits} bits by {form.group}" if form else "")
 
@@ -102,7 +127,32 @@ class Recipe:
     def _oldest_opset(self) -> int:
         return BLOCKED_OPSET if self.weights_bits else OLDEST_OPSET
 
+    def _check_int8(self) -> None:
+        if self.precision != INT8:
+            for name in ("int8", "calibrate", "int8_share"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"{name} '{getattr(self, name)}' is for precision int8, and the precision is {self.precision}; "
+                        f"give --precision int8, or leave --{name.replace('_', '-')} out."
+                    )
+        elif self.weights_bits is not None:
+            raise ConfigError(
+                f"weights_bits {self.weights_bits} and precision int8 both quantize the weights of linear layers; give "
+                "one of them."
+            )
+
     def _check_numbers(self, target: Target) -> None:
+        if (form := self.int8_form) is not None:
+            if form.way not in target.int8:
+                others = [name for name, other in TARGETS.items() if form.way in other.int8]
+                ways = " and ".join(target.int8)
+                raise ConfigError(
+                    f"precision int8: {target.name} computes {f'{ways} INT8 only' if ways else 'nothing in INT8'}, and "
+                    f"{form.way} was asked for; give "
+                    + (f"--int8 {target.int8[0]}, or " if ways else f"one of {', '.join(target.precisions[:3])}, or ")
+                    + f"a target that has it: {', '.join(others)}."
+                )
+            return
         if self.precision not in target.precisions:
             offered = [name for name in PRECISIONS if name in target.precisions]
             others = [name for name, other in TARGETS.items() if self.precision in other.precisions]
@@ -151,6 +201,10 @@ def recipe_from_options(model: str, **given: Any) -> Recipe:
         given["targets"] = [given["targets"]] if isinstance(given["targets"], str) else list(given["targets"])
     if isinstance(given.get("weights"), str | Path) and given["weights"] != "pretrained":
         given["weights"] = str(Path(given["weights"]).absolute())
+    if isinstance(given.get("calibrate"), str | Path):
+        given["calibrate"] = str(Path(given["calibrate"]).absolute())
+    if isinstance(given.get("int8_share"), int | float):
+        given["int8_share"] = str(given["int8_share"])
     options = {option.keyword: option for option in OPTIONS if option.keyword}
     found = {}
     for keyword, value in given.items():

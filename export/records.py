@@ -1,7 +1,7 @@
 """What the manifest says of an export: model, sites, operators, lowered files, verification, engines."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from trt_compress.export.packed_bytes import packed_tensors
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
-from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, VerifyReport
+from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, Agreement, VerifyReport
 from trt_compress.format import manifest as fields
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
@@ -185,9 +185,29 @@ def verification_record(report: VerifyReport) -> fields.Verification:
         max_abs_error=report.max_abs_error,
         file=VERIFY_FILE,
         method=report.method,
+        agreement=_agreement(report.agreements),
         quantization_error=report.distance(QUANTIZED),
         deployment_error=report.distance(DEPLOYED),
         layers=report.layers,
         layers_of=report.layers_of,
         left_out=report.left_out,
+    )
+
+
+def _agreement(rows: Sequence[Agreement]) -> fields.Agreement | None:
+    """The summary of rows, the worst of each; None: there are none."""
+    if not rows:
+        return None
+    outputs, sites = ([row for row in rows if row.kind == kind] for kind in ("output", "site"))
+
+    def least(values: Iterable[float | None]) -> float | None:
+        return min((value for value in values if value is not None), default=None)
+
+    return fields.Agreement(
+        inputs=", ".join(dict.fromkeys(row.inputs for row in outputs)),
+        samples=max(row.samples for row in outputs),
+        cosine=least(row.cosine for row in outputs),
+        top1=least(row.same for row in outputs if row.cosine is not None),
+        tokens=least(row.cosine for row in sites),
+        indices=least(row.same for row in sites),
     )

@@ -33,7 +33,7 @@ def check_room(graphs: Sequence[GraphSpec], recipe: Recipe, layers: int | None) 
         return
     tensors = _tensors([graph.module for graph in graphs])
     held = sum(tensor.numel() * tensor.element_size() for tensor, _ in tensors)
-    item = TORCH_DTYPES[recipe.precision].itemsize
+    item = TORCH_DTYPES[recipe.floats].itemsize
     widened = sum(_bytes(tensor, item) for tensor, _ in tensors) if recipe.weights_bits is None else 0
     more = max(widened - held, 0)
 

@@ -31,7 +31,8 @@ class Target:
         tensorrt_version: Oldest version taken and first version not taken, or None where TensorRT is not involved.
         cuda: CUDA major.minor of the device software, "" where it does not matter.
         sms: Compute capabilities times ten; empty: whatever the installed library was compiled for.
-        precisions: Number formats that every one of `sms` computes in.
+        precisions: Number formats that every one of `sms` computes in, or keeps weights in.
+        int8: Ways in which layers multiply 8 bits by 8 bits: "static", with ranges in the graph, and "dynamic".
         max_opset: Newest ONNX opset the target reads by its documentation.
         first_refused_opset, first_refused_ir: Versions from which on the newest library seen refuses a file, None if
             it reads every stamp.
@@ -51,6 +52,7 @@ class Target:
     cuda: str = ""
     sms: tuple[int, ...] = ()
     precisions: tuple[str, ...]
+    int8: tuple[str, ...] = ()
     max_opset: int
     first_refused_opset: int | None = None
     first_refused_ir: int | None = None
@@ -119,6 +121,7 @@ _RTX_LIMITS = dict.fromkeys(
 _COMMON_SOURCES = {
     "topk_max_k": "run: K = 3840 builds, K = 3841 does not; doc: ITopKLayer",
     "refused_ops": "doc: onnx-tensorrt docs/operators.md, 10.0 and 10.15; run for rtx",
+    "int8": "doc: onnx-tensorrt docs/operators.md, Q/DQ with constant scales; run for rtx",
 }
 
 _ONNXRUNTIME_SOURCES = {
@@ -126,6 +129,7 @@ _ONNXRUNTIME_SOURCES = {
     "first_refused_opset": "run: 1.32",
     "first_refused_ir": "run: 1.32 loads IR version 14 and refuses 15",
     "plugin_wins": "run: body, library and plugin attributes in all combinations",
+    "int8": "run: 1.32 on the CPU; doc: its CUDA provider has no kernels of quantized products",
     "precisions": "run: 1.32 on the CPU fuses a blocked DequantizeLinear and MatMul, and casts bfloat16 but computes "
     "nothing in it",
 }
@@ -136,6 +140,7 @@ _TARGETS = (
         description="ONNX Runtime on any CPU",
         backend="onnxruntime",
         precisions=("fp32", "fp16", "int8", "int4"),
+        int8=("static", "dynamic"),
         max_opset=21,
         first_refused_opset=29,
         first_refused_ir=15,
@@ -165,6 +170,7 @@ _TARGETS = (
         cuda="13.0",
         sms=(86, 89, 120),
         precisions=("fp32", "fp16", "bf16", "int8", "int4"),
+        int8=("static",),
         max_opset=24,
         topk_max_k=_TOPK_LIMIT,
         lowering="inline",
@@ -189,6 +195,7 @@ _TARGETS = (
         cuda="12.6",
         sms=(87,),
         precisions=("fp32", "fp16", "int8", "int4"),
+        int8=("static",),
         max_opset=20,
         topk_max_k=_TOPK_LIMIT,
         lowering="plugin",
@@ -212,6 +219,7 @@ _TARGETS = (
         cuda="13.2",
         sms=(87,),
         precisions=("fp32", "fp16", "int8", "int4"),
+        int8=("static",),
         max_opset=24,
         topk_max_k=_TOPK_LIMIT,
         lowering="function",
@@ -235,6 +243,7 @@ _TARGETS = (
         cuda="13.0",
         sms=(110,),
         precisions=("fp32", "fp16", "bf16", "int8", "int4", "fp8", "fp4"),
+        int8=("static",),
         max_opset=22,
         topk_max_k=_TOPK_LIMIT,
         lowering="function",
@@ -257,6 +266,7 @@ _TARGETS = (
         tensorrt_version=("10.8", "11"),
         sms=(80, 86, 89, 90, 100, 120),
         precisions=("fp32", "fp16", "bf16", "int8", "int4"),
+        int8=("static",),
         max_opset=22,
         topk_max_k=_TOPK_LIMIT,
         lowering="function",
@@ -279,6 +289,7 @@ _TARGETS = (
         tensorrt_version=("11", "12"),
         sms=(80, 86, 89, 90, 100, 120),
         precisions=("fp32", "fp16", "bf16", "int8", "int4"),
+        int8=("static",),
         max_opset=24,
         topk_max_k=_TOPK_LIMIT,
         lowering="function",

@@ -55,7 +55,7 @@ def refuse_paths(recipe: Recipe, *, where: str, named: Collection[str]) -> None:
     Args:
         recipe: What it says, and in place of it what the user gave.
         where: Whose recipe it is, for the message.
-        named: What the user named himself, of "model", "weights" and "compressors".
+        named: What the user named himself, of "model", "weights", "compressors" and "calibrate".
 
     Raises:
         ConfigError: It does; the message has the path.
@@ -71,6 +71,8 @@ def refuse_paths(recipe: Recipe, *, where: str, named: Collection[str]) -> None:
         )
     if weights is not None:
         raise _untrusted(where, f"the weights {weights}", "--weights FILE or --trust-paths")
+    if recipe.calibrate is not None and "calibrate" not in named:
+        raise _untrusted(where, f"the samples {recipe.calibrate}", "--calibrate or --trust-paths")
     for spec in () if "compressors" in named else recipe.compressors:
         for file in spec.config.artifacts.values():
             if file.content is None:

@@ -1,7 +1,7 @@
 """What a verification found: every comparison, and how far rounded weights are from the model as it was."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,33 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far a graph in INT8 answers as the model in floating point does, at one output or one site.
+
+    Attributes:
+        kind: "output" or "site". Outputs are judged; what is kept at a site may change as long as they stay.
+        samples: How many were compared.
+        cosine: Mean over the samples; None: nothing there is in floating point.
+        least_cosine: Of the sample that is furthest.
+        same: Of classes the share of samples whose first is the same; of whole numbers, such as the indices that were
+            kept, the share that is equal; None: there are neither.
+        inputs: Where the samples come from.
+        failure: What ONNX Runtime said if it could not run the graph.
+    """
+
+    graph: str
+    name: str
+    kind: str
+    samples: int
+    cosine: float | None
+    least_cosine: float | None
+    same: float | None
+    inputs: str
+    passed: bool
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
     """All checks.
 
@@ -86,6 +113,8 @@ class VerifyReport:
         failure: What ONNX Runtime said if it could not run the graph to its end.
         method: How a graph was run that ONNX Runtime cannot run on the CPU as it is; "" as it is.
         distances: What the numbers of the graph cost, which is no error of the graph and not judged.
+        agreements: Of a graph in INT8, how it answers beside the same graph in floating point, which is what `outputs`
+            and `sites` are of.
         layers: How many layers were run, the first ones; None: all of the model was.
         layers_of: How many the model has.
         left_out: Methods of the model that do not act in these layers, and where they would.
@@ -100,6 +129,7 @@ class VerifyReport:
     failure: str | None = None
     method: str = ""
     distances: tuple[Distance, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
     layers: int | None = None
     layers_of: int | None = None
     left_out: tuple[str, ...] = ()
@@ -117,6 +147,14 @@ class VerifyReport:
     def distance(self, of: str) -> float | None:
         """The largest relative distance of an output of this model from that which it is compared with."""
         return max((found.relative_error for found in self.distances if found.of == of), default=None)
+
+    def with_agreements(self, agreements: Sequence[Agreement]) -> "VerifyReport":
+        """The report of a graph in floating point, and how the graph in INT8 that was made of it answers."""
+        missed = next((row for row in agreements if not row.passed), None)
+        first, failure = self.first_divergence, self.failure
+        if missed is not None and first is None:
+            first, failure = f"output {missed.name} of graph {missed.graph} in INT8", missed.failure or None
+        return replace(self, agreements=tuple(agreements), first_divergence=first, failure=failure)
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values; a number that is not finite becomes null."""
@@ -145,6 +183,7 @@ def merge_reports(reports: Sequence[VerifyReport]) -> VerifyReport:
         failure=failing.failure if failing else None,
         method=next((report.method for report in reports if report.method), ""),
         distances=tuple(distance for report in reports for distance in report.distances),
+        agreements=tuple(row for report in reports for row in report.agreements),
         layers=next((report.layers for report in reports if report.layers), None),
         layers_of=next((report.layers_of for report in reports if report.layers), None),
         left_out=tuple(dict.fromkeys(said for report in reports for said in report.left_out)),

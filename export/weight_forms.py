@@ -61,6 +61,12 @@ def weight_forms(file: Path) -> tuple[WeightForm, ...]:
             beside = {name: tensors[name] for name in names if name in tensors}
             _count(found, file.stem, tensors[node.input[0]], group, *beside.values())
             scales.update((node.input[0], *beside))
+    for node in graph.node:
+        if node.op_type == "MatMulInteger" and node.input[1] in tensors and node.input[1] not in scales:
+            name = node.input[1].removesuffix("_quantized")
+            beside = {own: tensors[own] for own in (f"{name}_scale", f"{name}_zero_point") if own in tensors}
+            _count(found, file.stem, tensors[node.input[1]], None, *beside.values())
+            scales.update((node.input[1], *beside))
     for name, tensor in tensors.items():
         if name not in scales and tensor.data_type not in (TensorProto.INT4, TensorProto.INT8):
             _count(found, file.stem, tensor, None)

@@ -10,6 +10,7 @@ from trt_compress.format.manifest import (
     Compression,
     Engine,
     Graph,
+    Int8,
     Manifest,
     Procedure,
     State,
@@ -123,6 +124,7 @@ def export_pairs(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("batch", batch_words(*map(int, summary["batch"].split(":")))),
         ("targets", ", ".join(summary["targets"])),
         ("weights as", weights_text([WeightForm.from_json(form, "") for form in summary["weight_forms"]])),
+        *_int8([Int8.from_json(record, "") for record in summary["int8"]]),
         ("verified", _verified(summary) or "not yet: nothing was traced"),
         *(("warning", warning) for warning in summary["warnings"]),
     ]
@@ -201,6 +203,7 @@ def _overview(manifest: Manifest) -> list[tuple[str, object]]:
         ("tokens", _sample_tokens(manifest)),
         ("precision", f"{manifest.precision}, opset {manifest.opset}"),
         ("weights as", weights_text(manifest.weights)),
+        *_int8(manifest.int8),
         ("batch", batch_words(batch.min, batch.opt, batch.max)),
         ("FLOPs an input", _flops(manifest)),
         ("targets", ", ".join(manifest.targets) or "none named"),
@@ -237,6 +240,20 @@ def weights_text(forms: Sequence[WeightForm]) -> str | None:
             found[name] = before[0] + tensors, before[1] + size
     said = "; ".join(f"{count} in {name} ({format_bytes(size)})" for name, (count, size) in found.items())
     return f"{said}, in each of {len(counted)} graphs" if are_alike else said or None
+
+
+def _int8(records: Sequence[Int8]) -> list[tuple[str, object]]:
+    """What runs in INT8: `48 of 49 layers with weights (static:minmax, by 256 samples of images); in fp32 stay …`."""
+    said = []
+    for record in records:
+        by = f"{record.way}:{record.method}" if record.method else record.way
+        by += "" if record.samples is None else f", by {record.samples} samples of {record.data}"
+        text = f"{record.in_int8} of {record.layers} layers with weights ({by})"
+        stay = [f"{record.products} products of activations"] if record.products else []
+        stay += [f"{name} ({why})" for name, why in record.kept.items()][:3]
+        of = f"{record.graph}: " if len(records) > 1 else ""
+        said.append(of + text + (f"; in floating point stay {', '.join(stay)}" if stay else ""))
+    return [("in INT8", "\n".join(said))] if said else []
 
 
 def _verification(manifest: Manifest) -> str:

@@ -141,6 +141,7 @@ def list_models(*words: str) -> tuple[ListedModel, ...]:
 
 def list_targets(*words: str) -> tuple[ListedTarget, ...]:
     """The targets there are, and what this version does with each; `words` as in `list_operators`."""
+    from trt_compress.export.int8_form import INT8
     from trt_compress.export.targets import PRECISIONS, TARGETS
 
     return _with_words(
@@ -148,7 +149,7 @@ def list_targets(*words: str) -> tuple[ListedTarget, ...]:
         (
             ListedTarget(
                 name=target.name,
-                exports=tuple(precision for precision in PRECISIONS if precision in target.precisions),
+                exports=(*(name for name in PRECISIONS if name in target.precisions), *([INT8] if target.int8 else [])),
                 opset=target.max_opset,
                 engine=_engine(target),
                 run_by=_RUNS.get(target.name, _NOT_RUN),

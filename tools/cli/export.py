@@ -229,6 +229,20 @@ def _show_verification(report: "VerifyReport") -> None:
     ]
     if sites:
         print_table("Compressor sites", ("site", "batch", "tokens", "same indices", "ties", ""), sites)
+    if report.agreements:
+        alike = [
+            (
+                _place(row.name, row.graph if several else "", 0),
+                row.samples,
+                "" if row.cosine is None else f"{row.cosine:.6f}",
+                "" if row.least_cosine is None else f"{row.least_cosine:.6f}",
+                "" if row.same is None else f"{row.same:.1%}",
+                _verdict(row.passed) if row.kind == "output" else "",
+            )
+            for row in report.agreements
+        ]
+        columns = ("output or site", "samples", "mean cosine", "least", "same class or indices", "")
+        print_table(f"INT8 beside floating point, {report.agreements[0].inputs}", columns, alike)
     if report.distances:
         away = [
             (found.of, found.name, f"{found.relative_error:.2e}", f"{found.cosine:.6f}", found.to)

@@ -17,7 +17,7 @@ import numpy as np
 
 from trt_compress.digest import sha256
 from trt_compress.errors import BundleError, ConfigError, TrtCompressError
-from trt_compress.export.api import export_model
+from trt_compress.export.api import check_int8, export_model
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
 from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import trusted
@@ -144,7 +144,8 @@ def sweep(
         native: As `Session.open` takes it.
         trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
-        **options: `weights`, `precision` and `weights_bits`, as `export_model` takes them.
+        **options: `weights`, `precision`, `weights_bits`, `int8`, `calibrate` and `int8_share`, as `export_model` takes
+            them.
 
     Returns:
         The result; after an interruption (Ctrl-C) what was done until then, if dense was judged, with `interrupted`.
@@ -165,8 +166,13 @@ def sweep(
     if not texts and recipe.compressors:
         specs = (recipe.spec,)
     if not trust_paths:
-        given = {"weights": options.get("weights"), "compressors": texts or None}
+        given = {
+            "weights": options.get("weights"),
+            "compressors": texts or None,
+            "calibrate": options.get("calibrate"),
+        }
         recipe = trusted(model, recipe, named=[name for name, value in given.items() if value is not None])
+    check_int8(recipe)
     check_model(recipe.model, recipe.weights)
     for spec in specs:
         for part in parse_spec(spec):
@@ -393,8 +399,8 @@ def _is_same(manifest: Manifest, setting: Setting, source: _Source) -> bool:
         kept.spec == setting.spec
         and manifest.model.source == host.source
         and manifest.model.weights.sha256 == host.weights.sha256
-        and (kept.precision, kept.weights_bits, kept.opset, kept.batch)
-        == (recipe.precision, recipe.weights_bits, recipe.opset, recipe.batch)
+        and (kept.numbers, kept.calibrate, kept.int8_share, kept.opset, kept.batch)
+        == (recipe.numbers, recipe.calibrate, recipe.int8_share, recipe.opset, recipe.batch)
         and manifest.created_with.get("trt-compress") == __version__
     )
 

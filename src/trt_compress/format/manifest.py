@@ -195,11 +195,44 @@ class Engine(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement(Record):
+    """How far graphs in INT8 answer as the model in floating point does.
+
+    Attributes:
+        inputs: Which samples were asked.
+        samples: How many.
+        cosine: Of the outputs of both, the mean over the samples; of several outputs the least.
+        top1: Of classes, the share of samples whose first is the same.
+        tokens: The least mean cosine of the tokens that leave a site.
+        indices: The least share of equal indices that a site kept.
+    """
+
+    inputs: str
+    samples: int
+    cosine: float | None = None
+    top1: float | None = field(default=None, metadata={"sparse": True})
+    tokens: float | None = field(default=None, metadata={"sparse": True})
+    indices: float | None = field(default=None, metadata={"sparse": True})
+
+    @property
+    def text(self) -> str:
+        """What was found, in words: `98.4% of 64 samples (held-out examples of the model) have the same class, …`."""
+        of = f"{self.samples} samples ({self.inputs})"
+        parts = [f"{self.top1:.1%} of {of} have the same class" if self.top1 is not None else ""]
+        if self.cosine is not None:
+            parts.append(f"cosine {self.cosine:.4f}" + (f" over {of}" if self.top1 is None else ""))
+        parts.append("" if self.indices is None else f"{self.indices:.1%} of what sites keep is the same")
+        return ", ".join(filter(None, parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verification(Record):
     """The summary of `file`, which holds what was compared.
 
     Attributes:
         method: How a graph was run that ONNX Runtime cannot run on the CPU as it is; "" as it is.
+        agreement: Of graphs in INT8, how they answer; `max_abs_error` is then that of the graphs in floating point that
+            they were made of.
         quantization_error: Of quantized weights: the largest distance of an output from the model as it was loaded,
             relative to its largest value.
         deployment_error: The same, of ONNX Runtime's own way with quantized weights from the way that was verified.
@@ -212,6 +245,7 @@ class Verification(Record):
     max_abs_error: float | None
     file: str = "verify.json"
     method: str = field(default="", metadata={"sparse": True})
+    agreement: Agreement | None = field(default=None, metadata={"sparse": True})
     quantization_error: float | None = field(default=None, metadata={"sparse": True})
     deployment_error: float | None = field(default=None, metadata={"sparse": True})
     layers: int | None = field(default=None, metadata={"sparse": True})
@@ -222,6 +256,8 @@ class Verification(Record):
     def text(self) -> str:
         """What was found and on how much of the model, in words, without saying whether it passed."""
         error = "" if self.max_abs_error is None else f"largest error {self.max_abs_error:.1e}"
+        if self.agreement is not None:
+            error = ", ".join(filter(None, (self.agreement.text, f"{error} before it was quantized" if error else "")))
         part = "" if self.layers is None else f"the first {self.layers} of {self.layers_of} layers only"
         without = f"without {' and '.join(self.left_out)}" if self.left_out else ""
         return ", ".join(filter(None, (error, part, without)))
@@ -244,6 +280,39 @@ class WeightForm(Record):
     tensors: int = 0
     parameters: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8(Record):
+    """What of a graph runs in INT8, as it was read back from the graph that ONNX Runtime made of the file for the CPU.
+
+    Attributes:
+        way: "static" or "dynamic".
+        method: How static ranges were found; "" of dynamic ones.
+        layers: Layers with weights.
+        in_int8: Products of 8 bits that ran.
+        products: Products of two activations, which stay in floating point.
+        kept: Layers that were left in floating point, with the reason.
+        data: The samples that ranges were found with, by the name of their file or folder.
+        data_sha256: Hash of these samples.
+        samples: How many of them.
+    """
+
+    graph: str
+    way: str
+    layers: int
+    in_int8: int
+    products: int
+    method: str = field(default="", metadata={"sparse": True})
+    kept: dict[str, str] = field(default_factory=dict)
+    data: str | None = field(default=None, metadata={"sparse": True})
+    data_sha256: str | None = field(default=None, metadata={"sparse": True})
+    samples: int | None = field(default=None, metadata={"sparse": True})
+
+    @property
+    def share(self) -> float:
+        """Of the layers with weights, those that ran in INT8."""
+        return self.in_int8 / self.layers if self.layers else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +361,7 @@ class Manifest(Record):
     lowered: tuple[Lowered, ...] = ()
     engines: tuple[Engine, ...] = ()
     weights: tuple[WeightForm, ...] = ()
+    int8: tuple[Int8, ...] = field(default=(), metadata={"sparse": True})
     verification: Verification | None = None
     targets: tuple[str, ...] = ()
     files: dict[str, FileInfo] = field(default_factory=dict)
