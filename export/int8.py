@@ -137,7 +137,7 @@ def _static(
         _Feeds(feeds),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(LAYERS),
-        nodes_to_quantize=list(chosen),
+        nodes_to_quantize=_names(chosen),
         per_channel=True,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -161,7 +161,7 @@ def _dynamic(file: Path, made: Path, chosen: Sequence[str]) -> None:
         _prepared(file, made.with_name("prepared.onnx")),
         made,
         op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_quantize=[*chosen, *(f"{name}_MatMul" for name in chosen)],  # what it calls a Gemm, taken apart
+        nodes_to_quantize=_names(chosen),
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
@@ -188,9 +188,20 @@ class _Feeds:
         return dict(self._feeds[self._next - 1])
 
 
+def _names(chosen: Sequence[str]) -> list[str]:
+    """What the quantizer calls layers: a Gemm is taken apart before."""
+    return [*chosen, *(f"{name}_MatMul" for name in chosen)]
+
+
 def _prepared(file: Path, copy: Path) -> Path:
-    """The model in one file, with its weights, marked as one that needs no preparation."""
+    """The model in one file, with its weights, marked as one that needs no preparation.
+
+    A Gemm becomes a MatMul and an Add, as ONNX Runtime multiplies it in 8 bits only where its result has 8 bits too.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
     model = onnx.load(file)
+    ONNXModel(model).replace_gemm_with_matmul()
     model.metadata_props.add(key=_PREPARED, value="onnxruntime.quant")
     onnx.save_model(model, copy)
     return copy
@@ -276,8 +287,8 @@ def _quantized_names(weight: str) -> tuple[str, ...]:
 
 
 def _integer_names(node: str) -> tuple[str, ...]:
-    """What ONNX Runtime calls the product of whole numbers that a node became."""
-    return f"{node}_quant", f"{node}_MatMul_quant"
+    """What ONNX Runtime calls the product that a node became."""
+    return f"{node}_quant", f"{node}_MatMul_quant", f"{node}_MatMul"
 
 
 def _is_near(weight: Array, tensors: Mapping[str, onnx.TensorProto], codes: str) -> bool:
