@@ -27,6 +27,7 @@ ELSEWHERE = {
     "plugins/ptxas.py": "runs inside CMake without this package, and renames what it wrote aside",
     "src/trt_compress/format/bundle.py": _OWN_FOLDER,
     "runtime/stream/overlay.py": "a video that PyAV writes as it goes, where a GrowingFile was opened",
+    "tools/bench/deit_int8.py": _OWN_FOLDER,
     "tools/bench/deit_small.py": _OWN_FOLDER,
     "tools/gpu/end_to_end.py": _OWN_FOLDER,
     "tools/bench/language_peers.py": _OWN_FOLDER,

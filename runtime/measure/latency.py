@@ -69,6 +69,11 @@ class Speedup:
     n: int
     reason: str | None = None
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether a is slower than b: all of the interval is below 1, or the median where there is none."""
+        return (self.median if self.high is None else self.high) < 1
+
     def to_json(self) -> dict[str, Any]:
         """Write as plain JSON data."""
         return asdict(self)

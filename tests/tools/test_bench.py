@@ -6,14 +6,16 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from trt_compress.export.bundle import update_bundle
 from trt_compress.runtime import Bundle
-from trt_compress.runtime.measure.latency import summarize
+from trt_compress.runtime.measure.latency import Speedup, summarize
 from trt_compress.tools.bench.result import compare_outputs
+from trt_compress.tools.cli.bench import _slower
 from trt_compress.tools.machine import cpu_cores
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -51,6 +53,21 @@ def test_a_bundle_beside_its_baseline(cli: Cli, make_bundle: Maker, tmp_path: Pa
     assert measured["latency"]["min_ns"] <= measured["latency"]["median_ns"] <= measured["latency"]["p90_ns"]
     assert result["speedup"]["low"] <= result["speedup"]["median"] <= result["speedup"]["high"]
     assert result["device"]["cores"] == cpu_cores() and result["versions"]["onnxruntime"]
+
+
+def test_a_bundle_that_is_slower_than_its_baseline_is_said_out_loud() -> None:
+    gain = Speedup(median=0.8, low=0.7, high=0.9, n=64)
+    assert (
+        gain.is_slower and not replace(gain, high=1.1).is_slower and not replace(gain, median=1.2, high=1.3).is_slower
+    )
+    assert replace(gain, low=None, high=None).is_slower
+    point = SimpleNamespace(workload="decode", fill=128, speedup=gain)
+    for result, where in ((SimpleNamespace(points=(), speedup=gain), ""),
+                          (SimpleNamespace(points=(point,), speedup=gain), ", decode at 128")):  # fmt: skip
+        (said,) = _slower(result)  # type: ignore[arg-type]
+        assert f"slower than its baseline on this machine{where}: 0.80× (0.70 to 0.90)." in said
+    assert _slower(SimpleNamespace(points=(), speedup=replace(gain, high=1.1))) == []  # type: ignore[arg-type]
+    assert _slower(SimpleNamespace(points=(), speedup=None)) == []  # type: ignore[arg-type]
 
 
 def test_outputs_are_compared_item_by_item() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from trt_compress.digest import as_digests
 from trt_compress.errors import ConfigError, GateError
+from trt_compress.export.int8_form import INT8
 from trt_compress.files import open_regular
 from trt_compress.foreign import reading, refusals_said
 from trt_compress.format.bundle import Bundle
@@ -227,13 +228,16 @@ def _result_of_points(
 
 
 def _check_comparable(ours: Manifest, baseline: Manifest, *, precision: bool) -> None:
-    """Refuse a baseline that differs in more than its compression, and in precision if this is asked for."""
+    """Refuse a baseline that differs in more than its compression, and in precision if this is asked for.
+
+    INT8 stands beside any floating point: which of them pays is what is asked.
+    """
     for what in ("source", "weights"):
         mine, theirs = getattr(ours.model, what), getattr(baseline.model, what)
         if mine != theirs:
             shown = [value if isinstance(value, str) else f"weights {value.source}" for value in (mine, theirs)]
             raise ConfigError(f"The bundle has {shown[0]} and the baseline {shown[1]}; compare bundles of one model.")
-    if precision and ours.precision != baseline.precision:
+    if precision and ours.precision != baseline.precision and INT8 not in (ours.precision, baseline.precision):
         raise ConfigError(
             f"The bundle is {ours.precision} and the baseline {baseline.precision}; export both in one precision."
         )

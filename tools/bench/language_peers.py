@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.children import PIPE, Process, find_program, python_command, run, started
-from trt_compress.errors import ConfigError, InternalError, UnsupportedError
+from trt_compress.errors import ConfigError, InternalError
 from trt_compress.plugins.build import build as build_native
 from trt_compress.runtime.measure.latency import speedup
 from trt_compress.strays import temporary_folder
+from trt_compress.tools.bench.environments import FOLDER, environment, require_done
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.console import print_table, progress
 
@@ -78,9 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--genai-model", type=Path, metavar="DIR", help="instead of running the model builder")
     parser.add_argument("--llama-python", type=Path, metavar="FILE", help="the Python that has llama-cpp-python")
     parser.add_argument("--genai-python", type=Path, metavar="FILE", help="the Python that has onnxruntime-genai")
-    parser.add_argument(
-        "--environments", type=Path, metavar="DIR", default=Path.home() / ".cache" / "trt-compress-peers"
-    )
+    parser.add_argument("--environments", type=Path, metavar="DIR", default=FOLDER)
     parser.add_argument("--without", action="append", default=[], choices=(LLAMA, GENAI), help="leave one out")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--fill", type=int, nargs="+", default=list(_FILLS), metavar="N", help="tokens of the prompt")
@@ -118,7 +117,7 @@ def _sides(options: argparse.Namespace, folder: Path, step: Callable[[str], None
         bundles.append(folder / f"bundle-{form.replace(':', '-')}")
         sizes = ("--context", str(CONTEXT), "--batch", "1")
         store = ("--weights-bits", form, "--cache-dtype", "fp16")  # as llama.cpp keeps its own
-        _require(run(python_command("trt_compress", "export", f"gguf:{gguf}", *sizes, *store, "-o", bundles[-1])))
+        require_done(run(python_command("trt_compress", "export", f"gguf:{gguf}", *sizes, *store, "-o", bundles[-1])))
     names = [f"{OURS}, {_form(bundle)}" for bundle in bundles]
     sides = [
         PeerSide(name=name if names.count(name) == 1 else f"{name}, {bundle.name}", runtime=OURS, model=bundle)
@@ -144,15 +143,7 @@ def _form(bundle: Path) -> str:
 
 def _environment(runtime: str, folder: Path, step: Callable[[str], None]) -> Path:
     """The Python of a runtime's environment, which is made where it is not there."""
-    place = (folder / runtime).absolute()
-    python = place / "bin" / "python"
-    if not python.is_file():
-        step(f"making an environment with {runtime}, which may have to be compiled")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _require(run(["python3", "-m", "venv", place]))
-        install: list[str | Path] = [python, "-m", "pip", "install", "--quiet", *PACKAGES[runtime]]
-        _require(run(install, variables={"CMAKE_ARGS": _instructions()}))
-    return python
+    return environment(runtime, PACKAGES[runtime], folder, step, {"CMAKE_ARGS": _instructions()})
 
 
 def _instructions() -> str:
@@ -187,7 +178,7 @@ def _genai_model(gguf: Path, python: Path, folder: Path, step: Callable[[str], N
     ]
     form = ["-p", "int4", "-e", "cpu", "--extra_options", "int4_block_size=32", "int4_accuracy_level=4"]
     command: list[str | Path] = [python, *builder, *form]
-    _require(run(command, folder=folder))
+    require_done(run(command, folder=folder))
     return made
 
 
@@ -206,12 +197,6 @@ def _write_checkpoint(gguf: Path, folder: Path) -> None:
         return tensor._replace(read=lambda: tensor.read().half())
 
     write_checkpoint(folder, [halved(each) for each in tensors_of(source)], config, files)
-
-
-def _require(done: Any) -> None:
-    if done.returncode:
-        said = (done.stderr or done.stdout or b"").decode(errors="replace").strip()
-        raise UnsupportedError(f"'{' '.join(map(str, done.args))[:200]}' ended with {done.returncode}: {said[-600:]}")
 
 
 def _tokens(bundle: Path) -> list[int]:

@@ -137,6 +137,20 @@ def _show(result: "BenchResult") -> None:
         print_text(f"{note}.")
     if result.speedup is not None and not result.points:
         print_text(f"Speed-up over the baseline: {_speedup(result.speedup)}.")
+    for warning in _slower(result):
+        print_text(warning)
+
+
+def _slower(result: "BenchResult") -> list[str]:
+    """A sentence for what is slower than the baseline, so that nobody deploys it for its speed."""
+    gains = [(f"{point.workload} at {point.fill}", point.speedup) for point in result.points]
+    found = [(where, gain) for where, gain in gains or [("", result.speedup)] if gain is not None and gain.is_slower]
+    return [
+        f"WARNING: the bundle is slower than its baseline on this machine{f', {where}' if where else ''}: "
+        f"{_speedup(gain, short=True)}. Another setting, batch or number of threads may pay; `trt-compress sweep` "
+        "measures several."
+        for where, gain in found
+    ]
 
 
 def _notes(result: "BenchResult") -> list[str]:
@@ -204,7 +218,7 @@ def _show_runs(result: "BenchResult") -> None:
         )
         for side in result.sides
     ]
-    precision = result.sides[0].identity["precision"]
+    precision = " and ".join(dict.fromkeys(side.identity["precision"] for side in result.sides))
     title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
     print_text(f"Started at {result.started_at}.")
