@@ -7,6 +7,7 @@ that is made holds as many nodes of operators as before, with the same names.
 """
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def _static(
         _Feeds(feeds),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(LAYERS),
-        nodes_to_quantize=_names(chosen),
+        nodes_to_quantize=list(chosen),
         per_channel=True,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -146,7 +147,7 @@ def _static(
             "ActivationSymmetric": symmetric,
             "WeightSymmetric": True,
             "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-            "QuantizeBias": False,
+            "QuantizeBias": not symmetric,  # to 32 bits, without which Gemm stays as it is; TensorRT reads none
             "CalibStridedMinMax": 1,  # run by run: what came before is merged, and leaves memory
             "CalibPercentile": _PERCENTILE,
         },
@@ -161,7 +162,7 @@ def _dynamic(file: Path, made: Path, chosen: Sequence[str]) -> None:
         _prepared(file, made.with_name("prepared.onnx")),
         made,
         op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_quantize=_names(chosen),
+        nodes_to_quantize=[*chosen, *(f"{name}_MatMul" for name in chosen)],  # what it calls a Gemm, taken apart
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
@@ -188,20 +189,9 @@ class _Feeds:
         return dict(self._feeds[self._next - 1])
 
 
-def _names(chosen: Sequence[str]) -> list[str]:
-    """What the quantizer calls layers: a Gemm is taken apart before."""
-    return [*chosen, *(f"{name}_MatMul" for name in chosen)]
-
-
 def _prepared(file: Path, copy: Path) -> Path:
-    """The model in one file, with its weights, marked as one that needs no preparation.
-
-    A Gemm becomes a MatMul and an Add, as ONNX Runtime multiplies it in 8 bits only where its result has 8 bits too.
-    """
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
+    """The model in one file, with its weights, marked as one that needs no preparation."""
     model = onnx.load(file)
-    ONNXModel(model).replace_gemm_with_matmul()
     model.metadata_props.add(key=_PREPARED, value="onnxruntime.quant")
     onnx.save_model(model, copy)
     return copy
@@ -219,11 +209,12 @@ def _restore(model: onnx.ModelProto, before: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice off the terminal; its errors come as exceptions."""
+    """Keep the quantizer's advice and progress off the terminal; its errors come as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(level)
 
@@ -287,17 +278,18 @@ def _quantized_names(weight: str) -> tuple[str, ...]:
 
 
 def _integer_names(node: str) -> tuple[str, ...]:
-    """What ONNX Runtime calls the product that a node became."""
-    return f"{node}_quant", f"{node}_MatMul_quant", f"{node}_MatMul"
+    """What ONNX Runtime calls the product of whole numbers that a node became."""
+    return f"{node}_quant", f"{node}_MatMul_quant"
 
 
 def _is_near(weight: Array, tensors: Mapping[str, onnx.TensorProto], codes: str) -> bool:
     """Whether codes stand for a weight, each number at most half a step away."""
     whole = to_array(tensors[codes]).astype(np.float64)
     name = codes.removesuffix("_quantized")
-    if f"{name}_scale" not in tensors or f"{name}_zero_point" not in tensors:
+    beside = next((own for own in (name, codes) if f"{own}_scale" in tensors), None)  # of a bias it is the second
+    if beside is None or f"{beside}_zero_point" not in tensors:
         return False
-    scale, zero = (to_array(tensors[f"{name}_{part}"]).astype(np.float64) for part in ("scale", "zero_point"))
+    scale, zero = (to_array(tensors[f"{beside}_{part}"]).astype(np.float64) for part in ("scale", "zero_point"))
     wanted = weight.astype(np.float64)
     wanted = wanted.T if name.endswith("_Transposed") else wanted
     if whole.shape != wanted.shape:
