@@ -14,7 +14,7 @@ from torch import Tensor
 from trt_compress.export.course import Course, Event
 from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
-from trt_compress.export.verify_report import Agreement
+from trt_compress.export.verify_report import AgreementCheck
 from trt_compress.models.hosts.base import GraphSpec, Steps
 from trt_compress.plugins.library import Library
 
@@ -42,7 +42,7 @@ def agreement(
     real: bool,
     classes: str | None,
     native: Library | None = None,
-) -> tuple[Agreement, ...]:
+) -> tuple[AgreementCheck, ...]:
     """Compare a graph in INT8 with the torch model in floating point, each with states of its own.
 
     Args:
@@ -118,8 +118,10 @@ def _compare_sites(sites: dict[str, _Found], expected: Mapping[str, Tensor], got
             _compare(sites.setdefault(site.rpartition("/")[0] or site, _Found()), tensor, got[name], first=False)
 
 
-def _said(graph: str, name: str, kind: str, found: _Found, label: str, *, passed: bool, failure: str = "") -> Agreement:
-    return Agreement(
+def _said(
+    graph: str, name: str, kind: str, found: _Found, label: str, *, passed: bool, failure: str = ""
+) -> AgreementCheck:
+    return AgreementCheck(
         graph=graph,
         name=name,
         kind=kind,

@@ -36,7 +36,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layers:
+class Products:
     """The nodes of a graph that multiply.
 
     Attributes:
@@ -49,26 +49,26 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quantized:
+class QuantizedGraph:
     """A graph in INT8.
 
     Attributes:
         model: With its tensors in it.
         layers: The nodes of the graph in floating point that multiply.
-        kept: Layers with weights that stay in floating point, by name, with the reason.
+        kept: Products with weights that stay in floating point, by name, with the reason.
     """
 
     model: onnx.ModelProto
-    layers: Layers
+    layers: Products
     kept: Mapping[str, str] = field(default_factory=dict)
 
 
-def layers_of(model: onnx.ModelProto) -> Layers:
+def layers_of(model: onnx.ModelProto) -> Products:
     """Which nodes of the graph itself multiply, with weights and without."""
     weights = {tensor.name for tensor in model.graph.initializer if tensor.data_type in _FLOATS}
     nodes = [node for node in model.graph.node if node.domain == "" and node.op_type in LAYERS]
     weighted = tuple(node.name for node in nodes if weights.intersection(node.input[:2]))
-    return Layers(weighted=weighted, products=tuple(node.name for node in nodes if node.name not in weighted))
+    return Products(weighted=weighted, products=tuple(node.name for node in nodes if node.name not in weighted))
 
 
 def quantize_graph(
@@ -78,7 +78,7 @@ def quantize_graph(
     *,
     symmetric: bool = False,
     keep: Mapping[str, str] | None = None,
-) -> Quantized:
+) -> QuantizedGraph:
     """Quantize the layers with weights of a graph.
 
     Args:
@@ -87,7 +87,7 @@ def quantize_graph(
         feeds: Of static ranges, the inputs and states of the runs that they are found in.
         symmetric: Whether activations are quantized around zero, as TensorRT needs it; otherwise their codes are from
             0 to 255, and the zero point is where zero is.
-        keep: Layers that stay in floating point, with the reason.
+        keep: Products that stay in floating point, with the reason.
 
     Raises:
         ConfigError: The graph has no layer with weights.
@@ -118,7 +118,7 @@ def quantize_graph(
                 f"precision int8: ONNX Runtime cannot quantize the graph '{file.stem}': {said}"
             ) from error
     _restore(model, before)
-    return Quantized(model=model, layers=layers, kept=kept)
+    return QuantizedGraph(model=model, layers=layers, kept=kept)
 
 
 def _static(

@@ -32,7 +32,7 @@ _SLACK = 0.01  # of the range of pixels: resizing with a sharp filter goes beyon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Samples:
+class Int8Samples:
     """What ranges are found with, and what is held out to see how INT8 answers.
 
     Attributes:
@@ -52,7 +52,7 @@ class Samples:
     held_out: Mapping[str, Sequence[Steps]]
 
 
-def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], manifest: Manifest) -> Samples:
+def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], manifest: Manifest) -> Int8Samples:
     """Read samples, at most `MOST` of them.
 
     Args:
@@ -86,7 +86,7 @@ def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], mani
                 for arrays in steps
             ]
             (held_out if held else fit)[graph.name] += [own] if graph.states else [[run] for run in own]
-    return Samples(source=path.name, sha256=digest.hex(), found=found, used=used, fit=fit, held_out=held_out)
+    return Int8Samples(source=path.name, sha256=digest.hex(), found=found, used=used, fit=fit, held_out=held_out)
 
 
 def feeds_of(graph: GraphSpec, sequences: Sequence[Steps]) -> list[Mapping[str, Array]]:

@@ -8,17 +8,17 @@ import onnx
 
 from trt_compress.errors import ConfigError, GateError, UnsupportedError
 from trt_compress.export.agreement import agreement
-from trt_compress.export.int8 import Quantized, quantize_graph
+from trt_compress.export.int8 import QuantizedGraph, quantize_graph
 from trt_compress.export.int8_achieved import layers_in_int8
-from trt_compress.export.int8_data import Samples, feeds_of, read_samples
+from trt_compress.export.int8_data import Int8Samples, feeds_of, read_samples
 from trt_compress.export.int8_form import STATIC, Int8Form
 from trt_compress.export.questions import REAL, SEEDED, Questions
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.sides import Part
 from trt_compress.export.targets import get_target
-from trt_compress.export.verify_report import Agreement
+from trt_compress.export.verify_report import AgreementCheck
 from trt_compress.format.kinds import ClassOutput, output_kind
-from trt_compress.format.manifest import Int8, Manifest
+from trt_compress.format.manifest import Int8Use, Manifest
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, Steps
 from trt_compress.plugins.library import Library
 
@@ -65,8 +65,8 @@ class Int8Export:
 
     recipe: Recipe
     form: Int8Form
-    samples: Samples | None = None
-    records: list[Int8] = field(default_factory=list)
+    samples: Int8Samples | None = None
+    records: list[Int8Use] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -126,15 +126,15 @@ class Int8Export:
                 hint=f"--int8-share {max(record.share - 0.005, 0):.2f} allows it; nothing was written or changed.",
             )
 
-    def agreements(self, parts: Sequence[Part], questions: Questions, manifest: Manifest) -> tuple[Agreement, ...]:
+    def agreements(self, parts: Sequence[Part], questions: Questions, manifest: Manifest) -> tuple[AgreementCheck, ...]:
         """How the graphs in INT8 answer: on held-out samples, on the model's own examples, or on seeded numbers."""
         held_out = {} if self.samples is None else self.samples.held_out
         label = "" if self.samples is None else f"held-out samples of {self.samples.source}"
         return agreements(parts, questions, manifest, held_out=held_out, label=label)
 
-    def _record(self, graph: GraphSpec, made: Quantized) -> Int8:
+    def _record(self, graph: GraphSpec, made: QuantizedGraph) -> Int8Use:
         samples = self.samples
-        return Int8(
+        return Int8Use(
             graph=graph.name,
             way=self.form.way,
             method=self.form.method,
@@ -156,7 +156,7 @@ def agreements(
     held_out: Mapping[str, Sequence[Steps]],
     label: str,
     native: Library | None = None,
-) -> tuple[Agreement, ...]:
+) -> tuple[AgreementCheck, ...]:
     """How graphs in INT8 answer beside the torch model.
 
     Args:
@@ -171,7 +171,7 @@ def agreements(
     classes = None
     if isinstance(meaning, ClassOutput):
         classes = (meaning.output or parts[-1].graph.outputs[0].name).rpartition(".")[2]
-    rows: list[Agreement] = []
+    rows: list[AgreementCheck] = []
     for part in parts:
         graph = part.graph
         inputs, said = held_out.get(graph.name, ()), label

@@ -15,7 +15,7 @@ from trt_compress.export.packed_bytes import packed_tensors
 from trt_compress.export.recipe import Recipe
 from trt_compress.export.targets import get_target
 from trt_compress.export.trace import example_tensors
-from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, Agreement, VerifyReport
+from trt_compress.export.verify_report import DEPLOYED, QUANTIZED, AgreementCheck, VerifyReport
 from trt_compress.format import manifest as fields
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.format.manifest import Manifest
@@ -194,7 +194,7 @@ def verification_record(report: VerifyReport) -> fields.Verification:
     )
 
 
-def _agreement(rows: Sequence[Agreement]) -> fields.Agreement | None:
+def _agreement(rows: Sequence[AgreementCheck]) -> fields.Agreement | None:
     """The summary of rows, the worst of each; None: there are none."""
     if not rows:
         return None

@@ -77,7 +77,7 @@ class Distance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class AgreementCheck:
     """How far a graph in INT8 answers as the model in floating point does, at one output or one site.
 
     Attributes:
@@ -129,7 +129,7 @@ class VerifyReport:
     failure: str | None = None
     method: str = ""
     distances: tuple[Distance, ...] = ()
-    agreements: tuple[Agreement, ...] = ()
+    agreements: tuple[AgreementCheck, ...] = ()
     layers: int | None = None
     layers_of: int | None = None
     left_out: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class VerifyReport:
         """The largest relative distance of an output of this model from that which it is compared with."""
         return max((found.relative_error for found in self.distances if found.of == of), default=None)
 
-    def with_agreements(self, agreements: Sequence[Agreement]) -> "VerifyReport":
+    def with_agreements(self, agreements: Sequence[AgreementCheck]) -> "VerifyReport":
         """The report of a graph in floating point, and how the graph in INT8 that was made of it answers."""
         missed = next((row for row in agreements if not row.passed), None)
         first, failure = self.first_divergence, self.failure

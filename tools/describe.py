@@ -10,7 +10,7 @@ from trt_compress.format.manifest import (
     Compression,
     Engine,
     Graph,
-    Int8,
+    Int8Use,
     Manifest,
     Procedure,
     State,
@@ -124,7 +124,7 @@ def export_pairs(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("batch", batch_words(*map(int, summary["batch"].split(":")))),
         ("targets", ", ".join(summary["targets"])),
         ("weights as", weights_text([WeightForm.from_json(form, "") for form in summary["weight_forms"]])),
-        *_int8([Int8.from_json(record, "") for record in summary["int8"]]),
+        *_int8([Int8Use.from_json(record, "") for record in summary["int8"]]),
         ("verified", _verified(summary) or "not yet: nothing was traced"),
         *(("warning", warning) for warning in summary["warnings"]),
     ]
@@ -242,7 +242,7 @@ def weights_text(forms: Sequence[WeightForm]) -> str | None:
     return f"{said}, in each of {len(counted)} graphs" if are_alike else said or None
 
 
-def _int8(records: Sequence[Int8]) -> list[tuple[str, object]]:
+def _int8(records: Sequence[Int8Use]) -> list[tuple[str, object]]:
     """What runs in INT8: `48 of 49 layers with weights (static:minmax, by 256 samples of images); in fp32 stay …`."""
     said = []
     for record in records:

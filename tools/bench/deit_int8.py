@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_compress.children import PIPE, Process, started
+from trt_compress.children import PIPE, Process, python_command, started
 from trt_compress.errors import InternalError
 from trt_compress.export.api import export_model
 from trt_compress.format.manifest import Manifest
@@ -56,11 +56,11 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A runtime that is timed, with its files by name, and the Python of its environment."""
+    """A runtime that is timed, with its files by name, and the Python of its environment; None: this one."""
 
     runtime: str
     files: Mapping[str, Path]
-    python: Path
+    python: Path | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build_native(only=("onnxruntime",))
         manifests = exported(options.model, folder, step)
         files = {name: folder / _slug(name) / "model.onnx" for name in FORMS}
-        peers = [Peer(runtime="onnxruntime", files=files, python=Path(sys.executable))]
+        peers = [Peer(runtime="onnxruntime", files=files)]
         if not options.without_openvino:
             python = environment("openvino", PACKAGES, options.environments, step)
             theirs = {name: files[source] for name, source in OPENVINO.items()}
@@ -189,7 +189,9 @@ class _Child:
         folder = stack.enter_context(temporary_folder("peer"))
         self._name = peer.runtime
         self._errors = stack.enter_context((folder / "errors").open("w+b"))
-        command: list[str | Path] = [peer.python, PEER, json.dumps(request)]
+        command: list[str | Path] = [*python_command("trt_compress.tools.bench.turn_peer", json.dumps(request))]
+        if peer.python is not None:
+            command = [peer.python, PEER, json.dumps(request)]
         self._process: Process[bytes] = stack.enter_context(
             started(command, given=PIPE, output=PIPE, errors=self._errors)
         )

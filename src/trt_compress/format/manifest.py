@@ -283,7 +283,7 @@ class WeightForm(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int8(Record):
+class Int8Use(Record):
     """What of a graph runs in INT8, as it was read back from the graph that ONNX Runtime made of the file for the CPU.
 
     Attributes:
@@ -361,7 +361,7 @@ class Manifest(Record):
     lowered: tuple[Lowered, ...] = ()
     engines: tuple[Engine, ...] = ()
     weights: tuple[WeightForm, ...] = ()
-    int8: tuple[Int8, ...] = field(default=(), metadata={"sparse": True})
+    int8: tuple[Int8Use, ...] = field(default=(), metadata={"sparse": True})
     verification: Verification | None = None
     targets: tuple[str, ...] = ()
     files: dict[str, FileInfo] = field(default_factory=dict)
