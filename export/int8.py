@@ -55,7 +55,7 @@ class QuantizedGraph:
     Attributes:
         model: With its tensors in it.
         layers: The nodes of the graph in floating point that multiply.
-        kept: Products with weights that stay in floating point, by name, with the reason.
+        kept: Layers with weights that stay in floating point, by name, with the reason.
     """
 
     model: onnx.ModelProto
@@ -87,7 +87,7 @@ def quantize_graph(
         feeds: Of static ranges, the inputs and states of the runs that they are found in.
         symmetric: Whether activations are quantized around zero, as TensorRT needs it; otherwise their codes are from
             0 to 255, and the zero point is where zero is.
-        keep: Products that stay in floating point, with the reason.
+        keep: Layers that stay in floating point, with the reason.
 
     Raises:
         ConfigError: The graph has no layer with weights.
