@@ -160,11 +160,11 @@ class Recipe:
                 f"precision {self.precision} is not offered by {target.name}; it has {', '.join(offered)}. Give one of "
                 f"these, or a target that has {self.precision}: {', '.join(others)}."
             )
-        if self.weights_bits and (form := f"int{self.weights_bits.bits}") not in target.precisions:
-            others = [name for name, other in TARGETS.items() if form in other.precisions]
+        if self.weights_bits and (stored := f"int{self.weights_bits.bits}") not in target.precisions:
+            others = [name for name, other in TARGETS.items() if stored in other.precisions]
             raise ConfigError(
                 f"weights_bits {self.weights_bits} is not offered by {target.name}; leave it out, or give a target "
-                f"that has {form}: {', '.join(others)}."
+                f"that has {stored}: {', '.join(others)}."
             )
 
     def to_json(self) -> dict[str, Any]:

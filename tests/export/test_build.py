@@ -102,6 +102,12 @@ def test_fp16_asked_and_fp32_built_is_a_failed_gate() -> None:
         build_engine(merge_model(), RTX, batch=BATCH, precision="fp16")
 
 
+@needs_rtx
+def test_int8_asked_and_fp32_built_is_a_failed_gate() -> None:
+    with pytest.raises(GateError, match=r"precision=int8 was asked for, and of 1 layers with weights 0 are in INT8 "):
+        build_engine(merge_model(), RTX, batch=BATCH, precision="int8")
+
+
 # ---- requests that cannot be met ------------------------------------------------------------------------------------
 
 
@@ -123,7 +129,7 @@ def test_a_target_without_engines_is_refused() -> None:
         build_engine(merge_model(), get_target("cpu"), batch=BATCH, precision="fp32")
 
 
-@pytest.mark.parametrize(("target", "precision"), [("rtx", "int8"), ("jetson-orin-jp6", "bf16"), ("rtx", "half")])
+@pytest.mark.parametrize(("target", "precision"), [("rtx", "int4"), ("jetson-orin-jp6", "bf16"), ("rtx", "half")])
 def test_a_precision_that_cannot_be_checked_is_refused(target: str, precision: str) -> None:
     with pytest.raises(ConfigError, match=f"precision='{precision}' cannot be built for '{target}'; use fp32, fp16"):
         build_engine(merge_model(), get_target(target), batch=BATCH, precision=precision)
