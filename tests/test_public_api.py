@@ -172,7 +172,7 @@ def test_a_target_is_listed_with_what_is_done_with_it() -> None:
     rows = {row.name: row for row in trt_compress.list_targets()}
     assert "ort-cpu" in rows["cpu"].run_by and rows["cpu"].engine.startswith("none")
     assert (
-        rows["jetson-thor"].exports == ("fp32", "fp16", "bf16")
+        rows["jetson-thor"].exports == ("fp32", "fp16", "bf16", "int8")
         and rows["jetson-thor"].engine == "builds on the device only"
     )
     assert all(row.run_by == "nothing here yet" for name, row in rows.items() if name not in ("cpu", "cuda"))
