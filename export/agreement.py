@@ -78,8 +78,9 @@ def agreement(
     states = {state.output for state in graph.states}
     rows = []
     for name, found in outputs.items():
-        close = not found.cosines or _mean(found.cosines) >= LEAST_COSINE
-        same = name != classes or not real or len(found.same) < FEWEST or _mean(found.same) >= LEAST_TOP1
+        close = (_mean(found.cosines) or 0.0) >= LEAST_COSINE if found.cosines else True
+        is_judged = name == classes and real and len(found.same) >= FEWEST
+        same = (_mean(found.same) or 0.0) >= LEAST_TOP1 if is_judged else True
         judged = name not in states
         rows.append(_said(graph.name, name, "output", found, label, passed=not judged or (close and same)))
     return (*rows, *(_said(graph.name, name, "site", found, label, passed=True) for name, found in sites.items()))

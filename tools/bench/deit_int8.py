@@ -117,7 +117,8 @@ def exported(model: str, folder: Path, step: Step) -> dict[str, Manifest]:
             if not given["calibrate"].exists():
                 shape = _shape(manifests[DENSE])
                 samples = np.random.default_rng(1).random((_SAMPLES, *next(iter(shape.values()))), dtype=np.float32)
-                np.savez(given["calibrate"], **dict.fromkeys(shape, samples))
+                arrays: dict[str, Any] = dict.fromkeys(shape, samples)
+                np.savez(given["calibrate"], **arrays)
         manifests[name] = export_model(model, batch="1:4:8", output=folder / _slug(name), **given).manifest
     return manifests
 
