@@ -134,12 +134,12 @@ def train(texts: Sequence[str], plan: TrainingPlan, step: Callable[[str], None] 
             found = _kl3m(texts, plan)
         case "dna":
             found = _dna(texts, plan)
-    wanted = (
-        plan.size if not (plan.kind.startswith("kl3m") and not plan.power_of_two) else plan.size - len(kl3m.SPECIAL)
-    )
-    if found.size < wanted:
+    learned, wanted = found.size, plan.size
+    if plan.kind.startswith("kl3m"):  # some of the custom tokens may be learned, and are not there twice
+        learned, wanted = int(found.library.get_vocab_size(with_added_tokens=False)), _learned(plan)
+    if learned < wanted:
         short = (
-            f"The texts have pairs for {found.size} entries and no more that occur {plan.least} times; --size was "
+            f"The texts have pairs for {learned} entries and no more that occur {plan.least} times; --size was "
             f"{plan.size}."
         )
         found = Trained(library=found.library, config=found.config, notes=(*found.notes, short))
@@ -209,6 +209,12 @@ def _super(texts: Sequence[str], plan: TrainingPlan, step: Callable[[str], None]
     return Trained(library=library, config=_config(_END, _END), notes=(note,))
 
 
+def _learned(plan: TrainingPlan) -> int:
+    """Entries of KL3M's that are learned: all but the custom tokens; their code counts the special ones twice."""
+    custom = kl3m.custom_tokens(lowercase=plan.lowercase) if plan.kind == "kl3m" else []
+    return plan.size - len(kl3m.SPECIAL) - len(custom)
+
+
 def _kl3m(texts: Sequence[str], plan: TrainingPlan) -> Trained:
     with needs_extra("text"):
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -220,7 +226,7 @@ def _kl3m(texts: Sequence[str], plan: TrainingPlan) -> Trained:
     library.decoder = decoders.ByteLevel()
     library.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=plan.size - len(kl3m.SPECIAL) - len(custom),  # their code counts the special ones twice
+        vocab_size=_learned(plan),
         min_frequency=plan.least,
         special_tokens=list(kl3m.SPECIAL),
         initial_alphabet=byte_characters(),

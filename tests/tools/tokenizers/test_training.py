@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from tests.tools.tokenizers.made import LINES
 from trt_compress.errors import ConfigError
+from trt_compress.tools.tokenizers import kl3m
 from trt_compress.tools.tokenizers.superbpe import WORDS, further_merges, sequences_of
 from trt_compress.tools.tokenizers.training import TrainingPlan, train
 
@@ -163,3 +164,12 @@ def test_nothing_to_learn_from(cli: Cli, tmp_path: Path) -> None:
         train([], TrainingPlan(kind="dna", size=100))
     short = train(["some text"], TrainingPlan(kind="bpe", size=5000))
     assert "no more that occur 2 times; --size was 5000" in short.notes[-1]
+
+
+def test_custom_tokens_that_are_learned_leave_no_gap_to_be_explained() -> None:
+    text = "12,12,12 " * 40 + "several words that are long enough to be merged from letters " * 40
+    trained = train([text], TrainingPlan(kind="kl3m", size=1960))
+    assert trained.size == 1960 - len(kl3m.SPECIAL) - 1  # 12 is learned, and custom
+    assert trained.notes == (kl3m.MISSING_LISTS,)
+    short = train(["12,12 " * 40], TrainingPlan(kind="kl3m", size=1960))
+    assert "and no more that occur 2 times; --size was 1960" in short.notes[-1]
