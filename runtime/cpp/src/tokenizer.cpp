@@ -220,6 +220,7 @@ void Tokenizer::readAdded(Json const& data)
 {
     Json const* const list = given(data, "added_tokens");
     std::vector<Added> plain, special;
+    int64_t most = -1; // of their numbers
     for (size_t at = 0; list != nullptr && at < list->items.size(); ++at)
     {
         Json const& from = list->items[at];
@@ -238,8 +239,8 @@ void Tokenizer::readAdded(Json const& data)
             refuse(
                 "the added token '" + shown(made.content, 60) + "', which is one as a whole word only (single_word)");
         }
-        bool const isKnown =
-            std::any_of(mAdded.begin(), mAdded.end(), [&](auto const& each) { return each.second == made; });
+        auto const before = mAddedNumbers.find(made.content);
+        bool const isKnown = before != mAddedNumbers.end() && mAdded.at(before->second) == made;
         if (made.isSpecial && mSpecial.insert(made.content).second)
         {
             special.push_back(made);
@@ -252,13 +253,9 @@ void Tokenizer::readAdded(Json const& data)
         if (number < 0)
         {
             auto const words = static_cast<int64_t>(mModel->vocabulary().size());
-            int64_t most = -1;
-            for (auto const& [content, known] : mAddedNumbers)
-            {
-                most = std::max(most, known);
-            }
             number = std::max(most + 1, words);
         }
+        most = std::max(most, number);
         mAddedNumbers[made.content] = number;
         mAdded[number] = made;
         if (mSpecial.count(made.content) == 0)
