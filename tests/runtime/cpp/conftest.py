@@ -107,7 +107,7 @@ def cpp(header_options: list[str]) -> Built:
 
 @pytest.fixture(scope="session")
 def sanitized(header_options: list[str]) -> Path:
-    """What reads manifests, under AddressSanitizer and UndefinedBehaviorSanitizer; `check_tokens` and `check_corpus` lie beside it."""
+    """`check_manifests`, `check_tokens` and `check_corpus` under AddressSanitizer and UndefinedBehaviorSanitizer."""
     options = ["-DTRTC_SANITIZE=address,undefined", "-DTRTC_CHECKS=ON", "-DTRTC_EXAMPLES=OFF", *header_options]
     programs = ("check_manifests", "check_tokens", "check_corpus")
     return built("sanitized", ["-DCMAKE_BUILD_TYPE=None", *options], targets=programs) / "check_manifests"

@@ -1,4 +1,4 @@
-"""The readers of files of strangers in C++ on what a fuzzer made of them: a corpus on every machine, and a minute more."""
+"""The readers of files of strangers in C++ on what a fuzzer made of them: its corpus everywhere, and a minute more."""
 
 import shutil
 import subprocess
