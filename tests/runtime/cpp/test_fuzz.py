@@ -49,7 +49,7 @@ def test_a_minute_of_fuzzing(header_options: list[str], tmp_path: Path) -> None:
     (tmp_path / "found").mkdir()
     limits = [
         f"-max_total_time={MINUTE_S}",
-        "-timeout=20",
+        "-timeout=120",
         "-rss_limit_mb=2048",
         "-max_len=12000",
         "-print_final_stats=1",

@@ -107,7 +107,7 @@ def ring(folder: Path) -> Path:
     nodes = [nodes[3], *nodes[:3], nodes[4]]
     inputs = {"rows": row, "position": ("int64", ("batch",)), "cache": cache, "total": total}
     graph = graph_of("model", nodes, inputs, {"held": cache, "kept": cache, "after": total})
-    shared = {"graph": "model", "dtype": "float32"}
+    shared: dict[str, Any] = {"graph": "model", "dtype": "float32"}
     states = [
         State(input="cache", output="kept", shape=cache[1], alias=True, **shared),
         State(input="total", output="after", shape=total[1], **shared),

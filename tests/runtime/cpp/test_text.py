@@ -85,7 +85,7 @@ def byte_level(
     made.train_from_iterator([*LINES * 3, *texts(99, 400)], trainer)
     made.add_special_tokens(["<s>", AddedToken("</s>", lstrip=True, rstrip=True)])
     made.add_tokens([AddedToken("<|im_start|>", normalized=False), AddedToken("<|im_end|>", rstrip=True), "im_"])
-    start = made.token_to_id("<s>")
+    start: Any = made.token_to_id("<s>")
     around = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", start), ("</s>", start + 1)])
     made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), around])
     return made
@@ -320,7 +320,14 @@ def test_unicode_tables_are_those_of_the_library() -> None:
     assert (ROOT / gen_unicode.TARGET).read_text(encoding="utf-8") == made, "python -m trt_compress.tools.gen_unicode"
 
 
-DRAWN = {"chooses": 1, "temperature": 1.3, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
+DRAWN: dict[str, Any] = {
+    "chooses": 1,
+    "temperature": 1.3,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.01,
+    "repetition_penalty": 1.2,
+}
 
 
 def test_answers_are_those_of_python(cpp: Built, tmp_path: Path) -> None:
@@ -339,7 +346,7 @@ def test_answers_are_those_of_python(cpp: Built, tmp_path: Path) -> None:
                 pieces = [piece.text for piece in stream]
                 wanted.append((stream.results()[0].ids, pieces, stream.results()[0].reason))
 
-        greedy = {"chooses": 1}
+        greedy: dict[str, Any] = {"chooses": 1}
         for text in ("the fox", "a", "jumps over the lazy dog, the quick brown fox jumps"):
             ask(text, sampling=Sampling(), **greedy)
         ask("the fox", sampling=Sampling(ignore_stop_ids=True), most=500, ignore_stop_tokens=1, **greedy)
