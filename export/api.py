@@ -214,24 +214,7 @@ def verify(
     required = as_digests(require_digest)
     library = library_or_none(choose("onnxruntime", native))
     opened = Bundle.open(bundle, require_digest=required)
-    recipe = replace(
-        recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),
-        weights_sha256=opened.manifest.model.weights.sha256,
-        calibrate=None,  # ranges are in the graph
-    )
-    if weights is not None:
-        recipe = replace(recipe, weights=str(weights))
-    if model is not None:
-        recipe = replace(recipe, model=_moved(recipe.model, model))
-    recipe = with_artifacts_of(opened, recipe)
-    if not trust_paths:
-        named = [name for name, value in {"model": model, "weights": weights}.items() if value is not None]
-        refuse_paths(recipe, where=f"the recipe of the bundle '{shown(str(bundle))}'", named=named)
-    name = parse_model(recipe.model)
-    if name.source == FILE_SOURCE and not Path(name.name).is_file():
-        raise ConfigError(
-            f"model: {name.name} is not there any more; say where it is now with --model FILE.py:{name.factory}."
-        )
+    recipe = recipe_of(opened, weights=weights, model=model, trust_paths=trust_paths)
     given = None if inputs is None else Path(inputs)
     if given is not None:
         check_archive(given)
@@ -247,6 +230,39 @@ def verify(
         verify_layers=verify_layers,
         step=progress or (lambda text: None),
     )
+
+
+def recipe_of(
+    opened: Bundle, *, weights: str | Path | None = None, model: str | None = None, trust_paths: bool = False
+) -> Recipe:
+    """What a bundle was made of, to build its model again.
+
+    Args:
+        opened: The bundle.
+        weights, model, trust_paths: As `verify` takes them.
+
+    Raises:
+        ConfigError: the recipe names a path that nobody trusts, or a model that is not there any more.
+    """
+    recipe = replace(
+        recipe_from_json(opened.manifest.recipe, where="the bundle's recipe"),
+        weights_sha256=opened.manifest.model.weights.sha256,
+        calibrate=None,  # ranges are in the graph
+    )
+    if weights is not None:
+        recipe = replace(recipe, weights=str(weights))
+    if model is not None:
+        recipe = replace(recipe, model=_moved(recipe.model, model))
+    recipe = with_artifacts_of(opened, recipe)
+    if not trust_paths:
+        named = [name for name, value in {"model": model, "weights": weights}.items() if value is not None]
+        refuse_paths(recipe, where=f"the recipe of the bundle '{shown(str(opened.path))}'", named=named)
+    name = parse_model(recipe.model)
+    if name.source == FILE_SOURCE and not Path(name.name).is_file():
+        raise ConfigError(
+            f"model: {name.name} is not there any more; say where it is now with --model FILE.py:{name.factory}."
+        )
+    return recipe
 
 
 def files_of(recipe: Recipe) -> dict[str, Path | None]:

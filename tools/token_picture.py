@@ -53,25 +53,37 @@ def token_of_patch(record: Mapping[str, Tensor], sites: Sequence[str], num_prefi
     return np.asarray(place[num_prefix:].numpy(), np.int64)
 
 
-def draw_groups(image: npt.NDArray[np.uint8], groups: Groups, *, zoom: int) -> "Picture":
+def draw_groups(
+    image: npt.NDArray[np.uint8], groups: Groups, *, zoom: int, shape: tuple[int, int] | None = None
+) -> "Picture":
     """Draw the patches of each group in the mean of their pixels, with a border where two groups meet.
 
     Args:
-        image: [H, W, 3].
-        groups: Of a square grid of patches, row by row.
+        image: [H, W, 3]; pixels that fill no patch at the right and below are left out.
+        groups: Of a grid of patches, row by row; -1: it was dropped, and is drawn pale.
         zoom: How much larger.
+        shape: Rows and columns of the grid; None: it is a square.
     """
     side = round(len(groups) ** 0.5)
-    grid = groups.reshape(side, side)
-    pixel = np.kron(grid, np.ones((image.shape[0] // side, image.shape[1] // side), np.int64))
+    rows, columns = (side, side) if shape is None else shape
+    grid = groups.reshape(rows, columns)
+    patch = image.shape[0] // rows, image.shape[1] // columns
+    image = image[: rows * patch[0], : columns * patch[1]]
+    pixel = np.kron(grid, np.ones(patch, np.int64))
     flat = np.zeros_like(image)
     for number in np.unique(grid):
-        flat[pixel == number] = image[pixel == number].mean(axis=0)
+        there = pixel == number
+        flat[there] = _pale(image[there]) if number < 0 else image[there].mean(axis=0)
     large = flat.repeat(zoom, axis=0).repeat(zoom, axis=1)
     owner = pixel.repeat(zoom, axis=0).repeat(zoom, axis=1)
     large[1:][owner[1:] != owner[:-1]] = _BORDER
     large[:, 1:][owner[:, 1:] != owner[:, :-1]] = _BORDER
     return Image.fromarray(large)
+
+
+def _pale(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pixels of what was dropped."""
+    return np.asarray(255 - (255 - pixels.astype(np.int64)) // 5, np.uint8)
 
 
 def token_picture() -> "Picture":

@@ -40,6 +40,7 @@ COMMANDS = (
     "report",
     "compare",
     "inspect",
+    "show",
     "doctor",
     "plugins",
     "prune",

@@ -33,6 +33,7 @@ from trt_compress.tools.cli.serve import serve
 from trt_compress.tools.cli.show import doctor, inspect, list_registered
 from trt_compress.tools.cli.sweep import sweep
 from trt_compress.tools.cli.tokenizer.group import group as tokenizer
+from trt_compress.tools.cli.tokens import show
 from trt_compress.tools.console import flush, guard_streams, print_text, say_error
 from trt_compress.version import __version__
 
@@ -68,6 +69,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "scene": scene,
     "sample": sample,
     "inspect": inspect,
+    "show": show,
     "doctor": doctor,
 }
 for _name, _command in _COMMANDS.items():
