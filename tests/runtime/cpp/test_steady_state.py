@@ -18,7 +18,7 @@ from trt_compress.tools import gen_cpp
 def test_a_run_allocates_and_locks_nothing_of_its_own(cpp: Built, exported: Callable[..., Path]) -> None:
     """Of all allocations and locks of the process those are the library's own whose nearest caller it is."""
     bundle = exported()
-    said = cpp.program("steady_state", bundle, cpp.onnxruntime, bundle / "model.onnx", 200).stdout
+    said = cpp.program("steady_state", bundle, cpp.onnxruntime, bundle / "model.onnx", 20).stdout
     found = json.loads(said)
     assert found["same"] is True
     assert (found["ours"]["own_allocations"], found["ours"]["own_locks"]) == (0, 0), found
