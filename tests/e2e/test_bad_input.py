@@ -119,11 +119,11 @@ EXPORTS: dict[str, tuple[tuple[object, ...], str]] = {
     "unknown target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; there are cpu"),
     "unknown precision": (
         (*EXPORT, "--precision", "fp12"),
-        "precision 'fp12' is not known; there are fp32, fp16, bf16.",
+        "precision 'fp12' is not known; there are fp32, fp16, bf16, int8.",
     ),
-    "a precision the graph cannot have": (
+    "int8 without samples": (
         (*EXPORT, "--precision", "int8"),
-        "precision 'int8' is not known; there are fp32, fp16, bf16.",
+        "precision int8 finds ranges from samples, and none are given; give --calibrate DIR",
     ),
     "old opset": ((*EXPORT, "--opset", "17"), "opset 17 is out of range; cpu takes 18 to 21."),
     "new opset": (

@@ -122,6 +122,7 @@ def test_the_recipe_of_a_bundle_makes_the_same_file_again(
         "verified": summary["verified"],
         "method": "",
         "weight_forms": [summary["weight_forms"][0] | {"dtype": "float32", "group": None}],
+        "int8": [],
         "quantization_error": None,
         "deployment_error": None,
         "warnings": [],

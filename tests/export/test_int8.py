@@ -129,6 +129,7 @@ def test_the_manifest_says_how_it_answers_and_inspect_shows_it(static: Path, dyn
     assert other.verification is not None and other.verification.agreement is not None
     assert other.verification.agreement.samples == 64 and other.int8[0].samples is None
     code, out, _ = typed("inspect", static)
+    out = " ".join(out.split())
     assert code == 0 and "layers with weights (static:minmax, by 48 samples of digits.npz)" in out
     assert "have the same class" in out and "before it was quantized" in out
 

@@ -33,7 +33,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "layers": ((*EXPORT, "--compress", "evit:layers=[6,3]"), "evit: layers=[6, 3] does not ascend"),
     "projector": ((*EXPORT, "--compress", "frame_stack:projector=no.pt"), "no.pt cannot be read (No such"),
     "target": ((*EXPORT, "--target", "jetson-orin"), "target 'jetson-orin' is not known; there are cpu"),
-    "precision": ((*EXPORT, "--precision", "FP12"), "precision 'fp12' is not known; there are fp32, fp16, bf16."),
+    "precision": ((*EXPORT, "--precision", "FP12"), "precision 'fp12' is not known; there are fp32, fp16, bf16, int8."),
     "opset": ((*EXPORT, "--opset", "99"), "opset 99 is out of range; cpu takes 18 to 21."),
     "weights": ((*EXPORT, "--weights", "no.pt"), "no.pt cannot be read (No such file"),
     "weights, a folder": ((*EXPORT, "--weights", "frames"), "frames cannot be read (Is a directory)"),
