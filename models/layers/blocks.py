@@ -17,7 +17,6 @@ BLOCKS = "Blocks"
 """Op type of a node that stands for a blocked DequantizeLinear while torch's exporter might fold it; tracing turns it
 into that."""
 
-_SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # of the scale that cuts nothing off
 _ROWS = 4096  # of a matrix that are quantized at once: what a large head needs besides stays small
 
 
@@ -258,32 +257,13 @@ def _transposed(stored: WholeNumbers, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 def _quantized(rows: Tensor, form: BlockForm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Codes int8 [K, rows] and scales [K / group, rows] of a weight [rows, K].
-
-    Of 4 bits a block gets the scale, of some that cut off its largest weights, with the least squared error.
-    """
+    """Codes int8 [K, rows] and scales [K / group, rows] of a weight [rows, K]."""
     largest = 2 ** (form.bits - 1) - 1
     blocks = rows.float().t().reshape(-1, form.group, len(rows))
-    widest = torch.maximum(blocks.amax(dim=1) / largest, -blocks.amin(dim=1) / (largest + 1))
-
-    def rounded(share: float) -> tuple[Tensor, Tensor]:
-        scale = (widest * share).to(dtype).clamp_min(torch.finfo(dtype).tiny)
-        return (blocks / scale[:, None].float()).round_().clamp_(-largest - 1, largest), scale
-
-    codes, scale = rounded(1.0)
-    if form.bits == 4:
-        least = _squared_error(blocks, codes, scale)
-        for share in _SHARES:
-            others, other = rounded(share)
-            error = _squared_error(blocks, others, other)
-            better = error < least
-            codes = torch.where(better[:, None], others, codes)
-            scale, least = torch.where(better, other, scale), torch.minimum(error, least)
+    wanted = torch.maximum(blocks.amax(dim=1) / largest, -blocks.amin(dim=1) / (largest + 1))
+    scale = wanted.to(dtype).clamp_min(torch.finfo(dtype).tiny)
+    codes = (blocks / scale[:, None].float()).round().clamp(-largest - 1, largest)
     return codes.to(torch.int8).flatten(0, 1).contiguous(), scale
-
-
-def _squared_error(blocks: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(-blocks, codes, scale[:, None].float()).square_().sum(dim=1)
 
 
 def _packed(codes: Tensor) -> Tensor:

@@ -95,34 +95,7 @@ def test_codes_in_the_file_are_those_of_the_module(bits: int) -> None:
     weight = module[0].weight
     assert isinstance(weight, torch.Tensor) and np.array_equal(by_hand, weight.numpy())
     half_a_step = np.repeat(numpy_helper.to_array(scale), 16, axis=0).T / 2
-    largest = 2 ** (bits - 1) - 1
-    cut_off = (whole.T == largest) | (whole.T == -largest - 1)
-    close = np.abs(by_hand - wanted.numpy()) <= half_a_step * 1.001
-    assert (close | cut_off).all() and np.abs(whole).max() == largest + 1
-    assert close.all() == (bits == 8)
-
-
-@pytest.mark.parametrize("group", [32, 64])
-def test_scales_of_4_bits_are_those_of_the_least_error(group: int) -> None:
-    generator = np.random.default_rng(3)
-    weight = generator.standard_normal((24, 128)).astype(np.float32)
-    linear = nn.Linear(128, 24, bias=False)
-    linear.weight.data = torch.from_numpy(weight)
-    module = nn.Sequential(linear)
-    quantize([module], BlockForm(bits=4, group=group), "fp32")
-    made = module[0].weight
-    assert isinstance(made, torch.Tensor)
-    blocks = weight.astype(np.float64).reshape(24, -1, group)
-    found = ((made.numpy().astype(np.float64).reshape(blocks.shape) - blocks) ** 2).sum(axis=2)
-    whole = np.maximum(blocks.max(axis=2) / 7, -blocks.min(axis=2) / 8)
-
-    def error(share: float) -> np.ndarray:
-        scale = whole[..., None] * share
-        return ((np.clip(np.round(blocks / scale), -8, 7) * scale - blocks) ** 2).sum(axis=2)
-
-    every = np.stack([error(share) for share in np.linspace(0.5, 1.2, 141)])
-    assert (found <= error(1.0) * (1 + 1e-5)).all() and found.sum() < 0.95 * error(1.0).sum()
-    assert found.sum() < 1.06 * every.min(axis=0).sum()
+    assert (np.abs(by_hand - wanted.numpy()) <= half_a_step * 1.001).all() and np.abs(whole).max() == 2 ** (bits - 1)
 
 
 def test_layers_that_take_no_blocks_stay_and_shared_ones_stay_shared() -> None:
