@@ -132,10 +132,11 @@ def _static(
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
+    reader: Any = _Feeds(feeds)  # not of ONNX Runtime's class, which is imported late
     quantize_static(
         _prepared(file, made.with_name("prepared.onnx")),
         made,
-        _Feeds(feeds),
+        reader,
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(LAYERS),
         nodes_to_quantize=list(chosen),

@@ -1,6 +1,7 @@
 """What is further apart than is usual is judged by the rounding of the torch model itself, and by nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ class Cancelling(nn.Module):
 
 def judged(folder: Path, *, wrong: float = 0.0) -> VerifyReport:
     """Verify a file that sums in another order, and is wrong by a share of its result."""
-    module = Cancelling().eval()
+    module: Any = Cancelling().eval()
     options = TraceOptions(input_name="x", output_name="y", max_batch=4, opset=20)
     order = torch.randperm(_WIDTH, generator=torch.Generator().manual_seed(1))
     other = Cancelling().eval()

@@ -60,7 +60,7 @@ def test_a_model() -> None:
     vit = load_vit({name: each for name, each in arrays.items() if "score_predictor" not in name}, sizes)
     lists = ",".join(map(str, layers)), ",".join(map(str, ratios))
     module = attach(vit, [with_heads(arrays, f"layers=[{lists[0]}],keep_ratio=[{lists[1]}]")])
-    counts = [site.tokens_out - 1 for site in module.plan]
+    counts = [int(site.tokens_out) - 1 for site in module.plan]
     assert counts == [arrays[f"keep_idx_stage{stage}"].shape[1] for stage in range(3)]
     assert [site.name for site in module.plan] == [f"before.{layer}" for layer in layers]
     with torch.no_grad():

@@ -79,8 +79,8 @@ def test_the_numbers_of_transformers(tmp_path: Path, cls: str) -> None:
     again = of(graph.module, images())
     pairs = [(found, again)] if isinstance(found, Tensor) else list(zip(found, again, strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
-    shapes = [a.shape[1:] for a, _ in pairs]
-    assert shapes == [torch.Size(output.shape[1:]) for output in graph.outputs]
+    shapes = [tuple(a.shape[1:]) for a, _ in pairs]
+    assert shapes == [tuple(output.shape[1:]) for output in graph.outputs]
 
 
 @pytest.mark.parametrize("cls", ["CLIPVisionModel", "SiglipVisionModel", "Dinov2WithRegistersModel", "ViTModel"])
@@ -147,7 +147,7 @@ def test_larger_patches_of_larger_images(tmp_path: Path, cls: str) -> None:
     for patch in (slice(0, 4), slice(8, 12)):  # what lies in one patch, resized by itself
         block = images()[:, :, patch, patch]
         big = torch.nn.functional.interpolate(block, scale_factor=2, mode="bilinear")
-        conv, small = (each.get_submodule(each.patches) for each in (larger, plain))
+        conv, small = (each.get_submodule(str(each.patches)) for each in (larger, plain))
         close(of(conv, big), of(small, block), 1e-5)
     finer = load_host(f"hf:{tmp_path}?patch_size=3&resample_pos=true")
     assert finer.attach(())[0].outputs[0].shape == ("batch", 64, 16)
@@ -191,7 +191,9 @@ def test_pictures_become_what_their_processor_makes(
     (graph,) = host.attach(())
     info = TensorInfo(name="image", dtype="float32", shape=graph.inputs[0].shape)
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    found = converter_of({"input": "image", **host.preprocess}, info)(picture)
+    convert = converter_of({"input": "image", **host.preprocess}, info)
+    assert convert is not None
+    found = convert(picture)
     theirs_ = getattr(transformers, processor)(**{**PICTURES, **NORMAL, **front})
     wanted = np.asarray(theirs_(picture, return_tensors="np")["pixel_values"][0])
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
@@ -285,11 +287,12 @@ def test_what_is_refused(tmp_path: Path, change: Callable[[Path], object], optio
 
 
 def test_variants_that_are_refused(tmp_path: Path) -> None:
-    for cls, more, options, said in (
+    cases: tuple[tuple[str, dict[str, Any], str, str], ...] = (
         ("ViTForImageClassification", {}, "?feature_layer=1", "this model is a classifier; leave it out"),
         ("ViTModel", {"pooler_act": "relu"}, "", "pooler_act relu is not supported"),
         ("Siglip2VisionModel", {"num_patches": 35}, "", "num_patches=35 form no square"),
-    ):
+    )
+    for cls, more, options, said in cases:
         folder = tmp_path / cls
         folder.mkdir()
         tiny_tower(folder, cls, **more)

@@ -39,10 +39,8 @@ def reducer_of(tensors: Mapping[str, Tensor], where: str, width: int | None = No
     Raises:
         ConfigError: some are missing or do not fit; they are named.
     """
-    for prefix in _PREFIXES:
-        found = {name: tensors[prefix + name] for name in _NAMES if prefix + name in tensors}
-        if found:
-            break
+    each = ({name: tensors[prefix + name] for name in _NAMES if prefix + name in tensors} for prefix in _PREFIXES)
+    found: dict[str, Tensor] = next(filter(None, each), {})
     if missing := [name for name in _NAMES if name not in found]:
         raise ConfigError(f"h_reducer: {where} misses {', '.join(missing)}; give the tensors of vision2text.")
     if wrong := [name for name, tensor in found.items() if not tensor.is_floating_point()]:
