@@ -84,7 +84,8 @@ def built(name: str, options: list[str], *, targets: Sequence[str] = ("all",)) -
     with locked(lock, patience=900):
         if not (folder / "whole").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            configured(SOURCES, folder, *options, targets=targets)
+            copy = shutil.copytree(SOURCES, folder / "sources")  # a kept build outlives the checkout it is of
+            configured(copy, folder, *options, targets=targets)
             (folder / "whole").touch()
         os.utime(folder / "whole")
     for other in kept.glob("*/whole"):
