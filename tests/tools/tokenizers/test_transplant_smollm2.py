@@ -1,9 +1,11 @@
 """SmolLM2 with another tokenizer, texts found alike by all-MiniLM-L6-v2: better than random rows, and it loads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -46,3 +48,37 @@ def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path:
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made")
     table, head = model.get_parameter("model.embed_tokens.weight"), model.get_parameter("lm_head.weight")
     assert table.shape == (4096, 576) and head.data_ptr() == table.data_ptr()
+
+    # Pieces alone, neighbours alone: each better than random rows too.
+    for weight, origin in ((0, "local"), (1, "global")):
+        alone = tokenizer_commands(
+            "tokenizer",
+            "transplant",
+            *places[:4],
+            f"made-{origin}",
+            *places[5:],
+            *("--global-weight", weight, "--text", "text.txt", "--limit", 6000, "--json"),
+            folder=tmp_path,
+            within=1800,
+        )
+        assert alone.code == 0, alone.err
+        rows = {row["rows"]: row["perplexity"]["bits_per_byte"] for row in json.loads(alone.out)["quality"]}
+        assert rows["before"] == bits["before"] and rows["after"] < rows["random"], origin
+
+    # A model with a head of its own gets two tables, each made of its own rows.
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head.detach() * 0.5)
+    model.save_pretrained(tmp_path / "untied")
+    shutil.copy(tmp_path / "made" / "tokenizer.json", tmp_path / "untied")
+    other = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    other.add_tokens(["transplanted"])
+    other.save(str(tmp_path / "other.json"))
+    given = ("untied", "--to", "other.json", "-o", "two", "--external", minilm(), "--json")
+    ended = tokenizer_commands("tokenizer", "transplant", *given, folder=tmp_path, within=1800)
+    assert ended.code == 0, ended.err
+    assert not json.loads(ended.out)["tied"]
+    two = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "two")
+    table, head = two.get_parameter("model.embed_tokens.weight"), two.get_parameter("lm_head.weight")
+    number = other.token_to_id("transplanted")
+    assert not torch.equal(table[number], torch.zeros(576))
+    assert torch.allclose(head[: number + 1], table[: number + 1] * 0.5, atol=1e-6)
