@@ -83,6 +83,14 @@ def test_good_json_is_read_as_it_is() -> None:
     assert strict_json("[" * 64 + "]" * 64)[0] is not None
 
 
+def test_a_length_without_end_is_read_where_it_may_stand() -> None:
+    text = json.dumps({"model_max_length": int(1e30)})
+    assert strict_json(text, wide=True) == {"model_max_length": 1000000000000000019884624838656}
+    for given, options in ((text, {}), ("[" + "9" * 65 + "]", {"wide": True})):
+        with pytest.raises(ValueError, match="is too large"):
+            strict_json(given, **options)
+
+
 def test_characters_that_would_reach_into_the_terminal_are_shown() -> None:
     assert shown("a\x1b[2Jb\u202ec\x9bd\nä") == "a\\x1b[2Jb\\u202ec\\x9bd\\nä"
 

@@ -11,7 +11,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file. In settings of tokenizers lengths may be as large as transformers writes them.
 
     Raises:
         ConfigError: it is not there, or no JSON object.
@@ -36,7 +36,7 @@ def read_list(path: Path) -> list[Any]:
 
 def _content(path: Path) -> Any:
     try:
-        return strict_json(read_regular(path, limit=16 << 20))
+        return strict_json(read_regular(path, limit=16 << 20), wide=path.name == "tokenizer_config.json")
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read ({error.strerror}); hf:PATH takes a directory written by save_pretrained."

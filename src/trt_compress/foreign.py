@@ -20,7 +20,8 @@ from trt_compress.errors import ConfigError, TrtCompressError, UnsupportedError
 _LONGEST_REASON = 160
 _DEEPEST = 64
 _LARGEST_INTEGER = 2**64
-_MOST_DIGITS = 25
+_MOST_DIGITS = 64
+_SAID_DIGITS = 25
 _LONGEST_TEXT = 1 << 16
 _LARGEST_FILE = 1 << 28
 _CONTROL = re.compile(
@@ -138,6 +139,7 @@ def strict_json(
     largest: float = math.inf,
     longest: int = _LONGEST_TEXT,
     once: bool = False,
+    wide: bool = False,
 ) -> Any:
     """Read JSON as the standard has it, within bounds.
 
@@ -150,6 +152,7 @@ def strict_json(
         largest: No number is as large.
         longest: The most characters of a text in it.
         once: Whether an object may have a name only once; else the last one counts.
+        wide: Integers may have up to 64 digits: transformers writes 10^30 for a length that has no end.
 
     Raises:
         ValueError: The text is something else; the message says what, without the file's name.
@@ -162,7 +165,7 @@ def strict_json(
         data = json.loads(
             text.removeprefix("\ufeff"),
             parse_constant=_refuse_constant,
-            parse_int=partial(_integer, min(largest, _LARGEST_INTEGER)),
+            parse_int=partial(_integer, min(largest, 10**_MOST_DIGITS if wide else _LARGEST_INTEGER)),
             parse_float=partial(_number, largest),
             object_pairs_hook=_each_once if once else None,
         )
@@ -225,7 +228,7 @@ def _number(largest: float, text: str) -> float:
 
 
 def _too_large(text: str) -> ValueError:
-    said = text if len(text) <= _MOST_DIGITS else f"{text[:12]}…, of {len(text)} characters,"
+    said = text if len(text) <= _SAID_DIGITS else f"{text[:12]}…, of {len(text)} characters,"
     return ValueError(f"the number {said} is too large")
 
 

@@ -52,7 +52,9 @@ def directory(path: Path, tokenizer: Tokenizer | None, config: dict[str, Any] | 
 
 def test_all_that_belongs_to_a_model_is_found(tmp_path: Path) -> None:
     special = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**special, "chat_template": "{{ bos_token }}"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**special, "chat_template": "{{ bos_token }}", "model_max_length": int(1e30)})
+    )
     (tmp_path / "generation_config.json").write_text(
         json.dumps(
             {"eos_token_id": [1, 0], "temperature": 0.6, "top_p": 0.9, "do_sample": True, "transformers_version": "5"}
