@@ -55,19 +55,28 @@ _EVERY = MappingProxyType(
 
 _WITHOUT_EFFECT = frozenset(
     """
-    add_cross_attention architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    add_cross_attention architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
+    begin_suppress_tokens
     bos_token_id cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range
     is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length
+    max_sequence_length
     min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
     output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type
     quantization_config remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
     sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
-    top_k top_p torch_dtype torchscript transformers_version transformers.js_config typical_p use_bfloat16 use_cache
+    top_k top_p torch_dtype torchscript transformers_version transformers.js_config typical_p unk_token_id
+    use_bfloat16 use_cache
     """.split()
 )
 """Keys that say nothing of what the graph computes: training, sampling, other programs' own."""
+
+_NEUTRAL: Values = MappingProxyType({"full_attn_mod": 1, "interpolate_factor": 1})
+"""Keys of forms of a family that were never published, and the value with which they change nothing (Phi-4-mini)."""
+
+_OF_WINDOWS = frozenset({"sliding_window", "max_window_layers"})
+"""Keys that other families' configs hold, too, where `use_sliding_window` says that there are no windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +180,8 @@ class _Reader:
         """Refuse what is not known and says something, and models with another head."""
         for key, value in self._config.items():
             known = key in self._defaults or key in _WITHOUT_EFFECT or key.startswith(("_", "unsloth"))
-            if not known and value not in (None, False, [], {}):
+            windowless = key in _OF_WINDOWS and self._config.get("use_sliding_window") is False
+            if not known and not windowless and value not in (None, False, [], {}, _NEUTRAL.get(key)):
                 raise UnsupportedError(
                     f"{self.name}: config.json has {key} = {str(value)[:60]}, which is not known of the family "
                     f"{self._model_type} and may change what it computes; it cannot be exported."

@@ -68,6 +68,33 @@ def test_keys_without_a_value_or_a_meaning_are_passed_over() -> None:
     assert read_config({**config, **more}, name="it") == read_config(config, name="it")
 
 
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False}),  # Phi-4-mini
+        ("smollm3", {"max_window_layers": 28, "use_sliding_window": False, "sliding_window": None}),  # SmolLM3-3B
+        ("llama", {"max_sequence_length": 2048, "unk_token_id": 0}),  # the first Llamas
+        ("llama", {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21}),  # made of a Qwen2
+    ],
+)
+def test_what_published_configurations_say_beside(family: str, more: dict[str, Any]) -> None:
+    config = config_json(family)
+    assert read_config({**config, **more}, name="it") == read_config(config, name="it")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("phi3", {"full_attn_mod": 2}),
+        ("llama", {"sliding_window": 4096}),
+        ("smollm3", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
+    ],
+)
+def test_the_same_keys_with_other_values_are_refused(family: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="which is not known of the family"):
+        read_config({**config_json(family), **changes}, name="it")
+
+
 def test_a_head_may_be_of_another_size_than_its_share() -> None:
     config = read_config(config_json("qwen3"), name="it")
     assert (config.width, config.heads, config.head_dim) == (64, 4, 32)
