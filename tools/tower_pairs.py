@@ -26,6 +26,7 @@ SPECS = (
     "visionzip",
     "prumerge",
     "prumerge_plus",
+    "token_corr",
     "hiprune",
     "divprune",
     "dart",

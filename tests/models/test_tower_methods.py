@@ -35,6 +35,7 @@ SPECS = {
     "prumerge": "prumerge:num_kept=6,neighbours=5",
     "prumerge, adaptive": "prumerge:num_kept=12,neighbours=5,adaptive=true",
     "prumerge_plus": "prumerge_plus:num_kept=3,neighbours=5",
+    "token_corr": "token_corr:num_kept=9,alpha=0.4,early_layer=0",
     "hiprune": "hiprune:num_kept=11,alpha=0.6,object_layer=0",
     "divprune": "divprune:num_kept=7",
     "dart": "dart:num_kept=8,order=position",
@@ -185,7 +186,14 @@ def given(patches: int = 36, batch: int = 2, heads: int = 2) -> tuple[Taps, Tens
             probe: tensors["weights"].mean(dim=(1, 2)),
         },
     )
-    taps.put(0, {probe: tensors["early"].mean(dim=(1, 2))})
+    taps.put(
+        0,
+        {
+            "class_attention": tensors["early"][:, :, 0].mean(dim=1),
+            Tap(kind="keys", layer=0, heads="each").asked: tensors["key"],
+            probe: tensors["early"].mean(dim=(1, 2)),
+        },
+    )
     return taps, tensors["hidden"], arrays
 
 
@@ -253,6 +261,43 @@ def test_prumerge_takes_as_many_as_there_are_outliers() -> None:
         low, high = np.percentile(attention, [25, 75])
         count = int((attention > high + 1.5 * (high - low)).sum())
         assert int(found.valid[row].sum()) == 2 + count and 0 < count < 30
+
+
+@pytest.mark.parametrize(("alpha", "beta", "limit"), [(0.2, 0.1, 30), (0.2, 0.1, 8), (0.0, 0.0, 12), (1.0, 0.0, 36)])
+def test_token_corr_by_hand(alpha: float, beta: float, limit: int) -> None:
+    """The early attention as many as do not repeat, outliers of the late one, and the rest in what is nearest."""
+    taps, hidden, a = given()
+    options = {"num_kept": limit, "alpha": alpha, "beta": beta, "early_layer": 0}
+    _, found = behind("token_corr", taps, hidden, depth=2, **options)
+    assert found.valid is not None
+    for row in range(2):
+        x, key = a["hidden"][row, 1:], np.concatenate(list(a["key"][row]), axis=-1)[1:]
+        likeness = cosines(key, key)
+        early, late = (a[name][row, :, 0].mean(axis=0)[1:] for name in ("early", "weights"))
+        distinct = int(((likeness > alpha).sum(axis=1) - 1 <= beta * 36).sum())
+        low, high = np.percentile(late, [25, 75])
+        wanted = [place for place in np.argsort(-late, kind="stable") if late[place] > high + 1.5 * (high - low)]
+        wanted += [place for place in np.argsort(-early, kind="stable")[:distinct] if place not in wanted]
+        kept = np.sort((wanted or [int(late.argmax())])[:limit])
+        out, size = x[kept].copy(), np.ones(len(kept))
+        for place in np.setdiff1d(np.arange(36), kept):
+            to = int(likeness[place, kept].argmax())
+            out[to] += late[place] * x[place]
+            size[to] += 1
+        assert found.valid[row].tolist() == [True] * (1 + len(kept)) + [False] * (limit - len(kept))
+        near(found.x[row, : 1 + len(kept)], np.concatenate([a["hidden"][row, :1], out]))
+        assert found.sizes[row, 1 : 1 + len(kept), 0].tolist() == size.tolist()
+
+
+def test_token_corr_keeps_one_of_an_image_that_is_the_same_everywhere() -> None:
+    """Nothing is distinct and nothing stands out: the first patch stands for all of them."""
+    taps, hidden, _ = given()
+    for layer in range(2):
+        taps.put(layer, {"class_attention": torch.full((2, 37), 1 / 37)})
+    taps.put(0, {Tap(kind="keys", layer=0, heads="each").asked: torch.ones(2, 2, 37, 6)})
+    _, found = behind("token_corr", taps, hidden, depth=2, num_kept=5, early_layer=0)
+    assert found.valid is not None and found.valid.sum(dim=1).tolist() == [2, 2]
+    assert found.sizes[:, 1, 0].tolist() == [36.0, 36.0]
 
 
 def test_hiprune_by_hand() -> None:
@@ -346,6 +391,11 @@ def test_low_frequencies() -> None:
         ("clip", "divprune:num_kept=3+visionzip:num_dominant=2,num_contextual=1", "divprune has already changed"),
         ("clip", "dart:num_kept=40", "num_kept=40 beside 4 pivots is too large for the 36 patches"),
         ("clip", "h_reducer", "h_reducer: weights=FILE is missing; make it with `trt-compress calibrate"),
+        ("siglip", "token_corr", "token_corr: hf:.* has no class token, whose attention ranks the patches"),
+        ("clip", "token_corr:early_layer=3", r"token_corr: early_layer=3 is out of range; hf:.* has layers 0\.\.2"),
+        ("clip", "token_corr:num_kept=40", "num_kept=40 is too large for the 36 patches that hf:.* gives"),
+        ("clip", "token_corr:alpha=2", "alpha=2.0 is out of range; it is a cosine, -1 to 1"),
+        ("clip", "token_corr:beta=1.5", "beta=1.5 is out of range; it is a share of the patches, 0 to 1"),
         ("clip", "dart:pivots=0", "pivots=0 is out of range"),
         ("clip", "divprune:keep_ratio=1.5", "divprune: keep_ratio=1.5 is out of range; it is the share of patches"),
     ],

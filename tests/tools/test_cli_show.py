@@ -59,6 +59,7 @@ def test_dropped_patches_stay_dropped(tower: Path) -> None:
     [
         ("visionzip:num_dominant=9,num_contextual=4", 12, 0),
         ("prumerge:num_kept=6,neighbours=5", 7, 0),
+        ("token_corr:num_kept=5,alpha=1.0,beta=0.0", 5, 0),
         ("divprune:num_kept=7", 7, 29),
         ("pixel_shuffle:scale=3", 4, 0),
         ("evit:layers=[1],keep_ratio=0.5", 19, 0),

@@ -12,6 +12,7 @@ from trt_compress.plugins.operator import cast
 from trt_compress.plugins.token_select.op import token_select
 
 WITHOUT_CLASS = "avg_pool, random or visionzip"
+_EARLY = 2  # layers behind the first
 
 
 def behind_tower() -> tuple[Placement, ...]:
@@ -42,6 +43,17 @@ def layer_ahead(name: str, layer: int | None, host: HostInfo, tap: TapKind) -> i
     return last_layer(name, layer, host)
 
 
+def early_layer(name: str, layer: int | None, host: HostInfo) -> int:
+    """The early layer that is looked at: the one that was asked for, or the third; of a shorter tower the last.
+
+    Raises:
+        ConfigError: The host lacks it.
+    """
+    if layer is not None and layer >= host.depth:
+        raise ConfigError(f"{name}: early_layer={layer} is out of range; {host.name} has layers 0..{host.depth - 1}.")
+    return min(_EARLY, host.depth - 1) if layer is None else layer
+
+
 def need_class_token(name: str, host: HostInfo) -> None:
     """Raise UnsupportedError if the host has no class token."""
     if not host.has_class_token:
@@ -68,6 +80,14 @@ def best_of(score: Tensor, count: int) -> Tensor:
     """Places [B, count] of the largest of scores [B, N], descending; of equal ones the smaller first."""
     _, index, _ = token_select(score[..., None], score, num_kept=count, order="score")
     return index
+
+
+def ranks(score: Tensor) -> Tensor:
+    """How many come before each of scores [B, N] by falling score, of equal ones the smaller place first; [B, N]."""
+    place = torch.arange(score.shape[1], device=score.device)
+    one, other = score[:, :, None], score[:, None]
+    before = (other > one) | ((other == one) & (place < place[:, None]))
+    return cast(before, torch.float32).sum(dim=2)
 
 
 def keep_patches(tokens: Tokens, score: Tensor, prefix: int, count: int) -> Tokens:

@@ -118,9 +118,14 @@ class PruMerge(Compressor):
 
 def outliers(values: Tensor) -> Tensor:
     """How many of each row [B, N] are above the third quartile by more than 1.5 times the middle half; [B] int64."""
+    return outliers_among(values).sum(dim=1)
+
+
+def outliers_among(values: Tensor) -> Tensor:
+    """Which of each row [B, N] are above the third quartile by more than 1.5 times the middle half."""
     ordered = values.sort(dim=1).values
     low, high = (_quantile(ordered, share) for share in (0.25, 0.75))
-    return (values > high + 1.5 * (high - low)).sum(dim=1)
+    return values > high + 1.5 * (high - low)
 
 
 def _quantile(ordered: Tensor, share: float) -> Tensor:

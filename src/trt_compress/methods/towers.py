@@ -151,6 +151,35 @@ class DartConfig(KeptBehindConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenCorrConfig(KeptBehindConfig):
+    """Options of TokenCorrCompressor.
+
+    Attributes:
+        keep_ratio: Share of the patches kept at most, rounded down; what an image does not need is padding, of size 0.
+        num_kept: Patches kept at most; default: what keep_ratio says.
+        alpha: Cosine of two keys above which one repeats the other.
+        beta: Share of the patches; one that is repeated by more than that is redundant.
+        early_layer: Layer whose keys and attention count; default: 2.
+        layer: Late layer whose attention counts; default: the last that is run.
+    """
+
+    method = "token_corr"
+    alpha: float = 0.75
+    beta: float = 0.05
+    early_layer: int | None = None
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        KeptBehindConfig.__post_init__(self)
+        if not -1 <= self.alpha <= 1:
+            raise ConfigError(f"token_corr: alpha={self.alpha} is out of range; it is a cosine, -1 to 1.")
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"token_corr: beta={self.beta} is out of range; it is a share of the patches, 0 to 1.")
+        for layer in (self.early_layer, self.layer):
+            check_layer("token_corr", layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FourierConfig(CompressorConfig):
     """Options of Fourier-VLM.
 
@@ -257,6 +286,17 @@ DART = Method(
     "own choice (the first of a batch there).",
     config=DartConfig,
     implementation="models.compressors.vision.dart:Dart",
+)
+TOKEN_CORR = Method(
+    name="token_corr",
+    summary="keeps more patches the less an image repeats itself, and adds the rest to them (TokenCorrCompressor)",
+    source="TokenCorrCompressor, arXiv:2407.14439; no code is published",
+    differs=f"a reconstruction from the paper: alpha, beta, the layers and what each patch is weighed by are not told; "
+    f"{BEHIND}; the patches of the largest early attention are kept (drawn at random by it there); where more are "
+    "wanted than the limit, outliers of the late attention come first.",
+    config=TokenCorrConfig,
+    implementation="models.compressors.vision.token_corr:TokenCorr",
+    provenance="reconstruction",
 )
 FOURIER = Method(
     name="fourier",
