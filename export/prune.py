@@ -110,6 +110,21 @@ def _for_target(bundle: Bundle, target: Target) -> Manifest:
     return pruned
 
 
+def runnable_part(bundle: Bundle, target: Target) -> tuple[Manifest, tuple[str, ...]]:
+    """What one target needs, and what a session of ONNX Runtime does: the graphs' own files, where they are there.
+
+    Returns:
+        The manifest, but for the list of its files, and the names of these.
+
+    Raises:
+        ConfigError: The bundle has nothing for the target.
+    """
+    manifest = _for_target(bundle, target)
+    own = {graph.file for graph in manifest.graphs}
+    needed = {*_needed(manifest, bundle.manifest), *own}
+    return manifest, tuple(name for name in bundle.manifest.files if name in needed)
+
+
 def _needed(manifest: Manifest, before: Manifest) -> Iterator[str]:
     """The files of a pruned bundle, out of all there were; the graphs and the lowered files share their weights."""
     own_form = {part.graph for part in manifest.lowered}

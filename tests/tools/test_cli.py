@@ -44,6 +44,7 @@ COMMANDS = (
     "doctor",
     "plugins",
     "prune",
+    "package",
     "tokenizer",
 )
 HEAVY = {"torch", "onnx", "onnxruntime", "timm", "transformers", "numpy", "tensorrt", "tensorrt_rtx"}

@@ -21,6 +21,7 @@ from trt_compress.tools.cli.evaluate import evaluate
 from trt_compress.tools.cli.export import build, export, preflight, verify
 from trt_compress.tools.cli.generate import generate
 from trt_compress.tools.cli.habits import LogJson, Verbose, with_habits
+from trt_compress.tools.cli.package import package
 from trt_compress.tools.cli.plan import plan
 from trt_compress.tools.cli.plugins import build as build_plugins
 from trt_compress.tools.cli.plugins import list_libraries
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "preflight": preflight,
     "build": build,
     "prune": prune,
+    "package": package,
     "bench": bench,
     "evaluate": evaluate,
     "sweep": sweep,
