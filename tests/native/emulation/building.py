@@ -146,8 +146,8 @@ def harness(folder: Path, headers: Path, flags: Sequence[str] = ()) -> Path:
 
 
 def interfaces() -> dict[str, Path]:
-    """Folders of TensorRT's headers by version; where none are here, the part of them that the emulation declares."""
-    return all_headers() or {"emulated": HERE / "tensorrt"}
+    """Folders of TensorRT's headers by version: those that are here, after the part that the emulation declares."""
+    return {"emulated": HERE / "tensorrt", **all_headers()}
 
 
 def interface_params() -> list[Any]:

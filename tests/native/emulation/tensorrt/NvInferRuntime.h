@@ -1,6 +1,6 @@
 // What the plugins and their harness use of TensorRT's plugin interface (version 10.3), for machines that do not have
-// its headers: names, numbers and signatures as TensorRT documents them. Both sides of a test are compiled against the
-// same file, so it need not be laid out in memory as TensorRT is, and no library that is built with it is ever kept.
+// its headers: names, numbers and signatures as TensorRT documents them, laid out in memory as there, which a test
+// compares where the real ones are (tests/native/test_plugin_layout.py). No library that is built with it is ever kept.
 #pragma once
 
 #include <cstddef>
@@ -140,8 +140,8 @@ public:
         kVERBOSE,
     };
 
-    virtual ~ILogger() = default;
     virtual void log(Severity severity, AsciiChar const* message) noexcept = 0;
+    virtual ~ILogger() = default;
 };
 
 class ILoggerFinder
@@ -250,19 +250,30 @@ struct InterfaceInfo
     int32_t minor;
 };
 
+enum class APILanguage : int32_t
+{
+    kCPP,
+    kPYTHON,
+};
+
 class IVersionedInterface
 {
 public:
-    virtual ~IVersionedInterface() noexcept = default;
+    virtual APILanguage getAPILanguage() const noexcept
+    {
+        return APILanguage::kCPP;
+    }
+
     virtual InterfaceInfo getInterfaceInfo() const noexcept = 0;
+    virtual ~IVersionedInterface() noexcept = default;
 };
 
 class IPluginResourceContext
 {
 public:
-    virtual ~IPluginResourceContext() noexcept = default;
     virtual IGpuAllocator* getGpuAllocator() const noexcept = 0;
     virtual IErrorRecorder* getErrorRecorder() const noexcept = 0;
+    virtual ~IPluginResourceContext() noexcept = default;
 };
 
 class IPluginCapability : public IVersionedInterface
