@@ -94,6 +94,7 @@ def export_model(
     int8: str | None = None,
     calibrate: str | Path | None = None,
     int8_share: str | float | None = None,
+    keep_precision: str | None = None,
     context: int | None = None,
     chunk: int | None = None,
     cache_dtype: str | None = None,
@@ -120,8 +121,11 @@ def export_model(
             (default 32); default: they are as `precision` says.
         int8: Of that precision, when ranges are found: `static` (default), `static:entropy` or `static:percentile` from
             samples, or `dynamic` from each input as it runs, on the CPU.
-        calibrate: The samples: a folder of pictures or sounds, or an .npz file of arrays by the names of the inputs.
+        calibrate: The samples for static ranges and `keep_precision`: a folder of pictures or sounds, or an .npz file
+            of arrays by the names of the inputs.
         int8_share: Of the layers with weights, the share that must run in INT8; default 0.9, and 0 allows any.
+        keep_precision: Of that precision, `auto` keeps the layers in floating point whose quantization was measured to
+            cost most, `auto:N` so many of them; the samples are those of `calibrate`.
         context: Of a language model, tokens of the longest sequence; default: what it was made for, up to 4096.
         chunk: Of a language model, tokens of a prompt that one run reads at most; default: 256.
         cache_dtype: Of a language model, what keys and values are kept in, `fp32` or `fp16`; default: `fp16` where the
@@ -154,6 +158,7 @@ def export_model(
         int8=int8,
         calibrate=calibrate,
         int8_share=int8_share,
+        keep_precision=keep_precision,
         context=context,
         chunk=chunk,
         cache_dtype=cache_dtype,
@@ -279,7 +284,7 @@ def files_of(recipe: Recipe) -> dict[str, Path | None]:
 
 
 def check_int8(recipe: Recipe) -> None:
-    """Refuse static INT8 without samples, dynamic INT8 with some, and samples that cannot be any.
+    """Refuse static INT8 or a search without samples, dynamic INT8 with some, and samples that cannot be any.
 
     Raises:
         ConfigError: They do not go together, or are not there.
@@ -287,11 +292,17 @@ def check_int8(recipe: Recipe) -> None:
     form = recipe.int8_form
     if form is None:
         return
-    if form.way != STATIC:
+    if recipe.keep_precision is not None and recipe.calibrate is None:
+        raise ConfigError(
+            f"keep_precision {recipe.keep_precision} measures with samples what each layer costs, and none are given; "
+            "give --calibrate DIR (pictures or sounds) or FILE.npz (arrays by the names of the inputs), some hundred "
+            "of them."
+        )
+    if form.way != STATIC and recipe.keep_precision is None:
         if recipe.calibrate is not None:
             raise ConfigError(
                 f"--calibrate {shown(recipe.calibrate)} is for static INT8, and {form} finds ranges as it runs; leave "
-                "it out, or give --int8 static."
+                "it out, or give --int8 static, or --keep-precision auto."
             )
     elif recipe.calibrate is None:
         raise ConfigError(

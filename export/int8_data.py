@@ -57,7 +57,7 @@ def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], mani
 
     Args:
         path: A folder, with files at any depth, or an .npz file as `trt-compress calibrate` takes it.
-        host: Whose links say which inputs other graphs feed.
+        host: Whose links say which inputs other graphs feed; these are computed, by the model in floating point.
         graphs: Whose inputs they become.
         manifest: How a picture or a sound becomes an input.
 
@@ -65,7 +65,7 @@ def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], mani
         ConfigError: They cannot be read, or are of another shape, dtype or range than the model's inputs.
     """
     rows = _from_folder(path, graphs, manifest) if path.is_dir() else _from_archive(path, host, graphs)
-    digest = Sha256()
+    digest, sources = Sha256(), {to: source for source, to in host.links}
     fit: dict[str, list[Steps]] = {graph.name: [] for graph in graphs}
     held_out: dict[str, list[Steps]] = {graph.name: [] for graph in graphs}
     found, chosen = rows
@@ -77,16 +77,27 @@ def read_samples(path: Path, host: LoadedHost, graphs: Sequence[GraphSpec], mani
                 digest.add(np.ascontiguousarray(arrays[name]).tobytes())
         held = number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         used += not held
+        values: dict[str, Array] = {}
         for graph in graphs:
             own: Steps = [
-                {
-                    spec.name: arrays[whole if (whole := f"{graph.name}.{spec.name}") in arrays else spec.name]
-                    for spec in graph.inputs
-                }
+                {spec.name: _array_for(graph, spec.name, arrays, values, sources) for spec in graph.inputs}
                 for arrays in steps
             ]
+            if any(source.startswith(f"{graph.name}.") for source in sources.values()):
+                outputs, _ = TorchSide({graph.name: (graph, graph.module)})(graph.name, own[0])
+                values |= {f"{graph.name}.{name}": tensor.numpy() for name, tensor in outputs.items()}
             (held_out if held else fit)[graph.name] += [own] if graph.states else [[run] for run in own]
     return Int8Samples(source=path.name, sha256=digest.hex(), found=found, used=used, fit=fit, held_out=held_out)
+
+
+def _array_for(
+    graph: GraphSpec, name: str, arrays: Mapping[str, Array], values: Mapping[str, Array], sources: Mapping[str, str]
+) -> Array:
+    """An input of a graph: what an earlier graph gave, or a sample."""
+    whole = f"{graph.name}.{name}"
+    if whole in sources:
+        return values[sources[whole]]
+    return arrays[whole if whole in arrays else name]
 
 
 def feeds_of(graph: GraphSpec, sequences: Sequence[Steps]) -> list[Mapping[str, Array]]:

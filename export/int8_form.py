@@ -51,6 +51,37 @@ class Int8Form:
         return f"{self.way}:{self.method}" if self.method else self.way
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepPrecision:
+    """Which layers with weights stay in floating point: those whose quantization was measured to cost most.
+
+    Attributes:
+        most: So many, the costliest; None: those that stand out, as far as the share that must run in INT8 lets them.
+    """
+
+    most: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "KeepPrecision":
+        """Read `auto` or `auto:N`.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        way, colon, most = text.strip().lower().partition(":")
+        if way == "auto" and not colon:
+            return cls()
+        if way == "auto" and most.isdecimal() and 0 < len(most) < 7 and int(most):
+            return cls(most=int(most))
+        raise ConfigError(
+            f"keep_precision '{shown(text)}' is no way to choose layers; give auto, which keeps those in floating "
+            "point whose quantization costs most, or auto:N, which keeps N of them."
+        )
+
+    def __str__(self) -> str:
+        return "auto" if self.most is None else f"auto:{self.most}"
+
+
 def parse_share(text: str) -> float:
     """Read a share, 0 to 1.
 

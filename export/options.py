@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.int8_form import Int8Form, parse_share
+from trt_compress.export.int8_form import Int8Form, KeepPrecision, parse_share
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec, spec_from_table
 from trt_compress.model_name import with_absolute_path
@@ -193,7 +193,8 @@ OPTIONS: tuple[Option, ...] = (
         read=_data,
         keyword="calibrate",
         metavar="DIR|FILE.npz",
-        help="Samples for static INT8: a folder of pictures or sounds, or arrays by the names of the inputs.",
+        help="Samples for static INT8 and --keep-precision: a folder of pictures or sounds, or arrays by the names of "
+        "the inputs.",
         swept=True,
     ),
     Option(
@@ -205,6 +206,18 @@ OPTIONS: tuple[Option, ...] = (
         keyword="int8_share",
         metavar="SHARE",
         help="Of the layers with weights, the share that must run in INT8 (default: 0.9; 0 allows any).",
+        swept=True,
+    ),
+    Option(
+        key="keep_precision",
+        kind=str,
+        words="a text like auto",
+        read=lambda text, base: KeepPrecision.parse(text),
+        write=str,
+        keyword="keep_precision",
+        metavar="auto[:N]",
+        help="With --precision int8, keep the layers in floating point whose quantization costs most, measured with "
+        "the samples of --calibrate: those that stand out, or N of them.",
         swept=True,
     ),
     Option(

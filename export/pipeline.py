@@ -103,7 +103,7 @@ def run_export(
     step("loading the model")
     prepared = _prepare(recipe, load)
     recipe, graphs, files_beside = prepared.recipe, prepared.graphs, {**prepared.host.files, **prepared.artifacts}
-    check_host(recipe, prepared.host, verify_layers)
+    check_host(recipe, prepared.host, prepared.graphs, verify_layers)
     check_layers(graphs, verify_layers, recipe.model, prepared.host.family)
     if not dry_run:
         check_room(graphs, recipe, verify_layers)
@@ -139,7 +139,7 @@ def run_export(
             if int8 is not None:
                 step("quantizing" + of)
                 onnx.save_model(models[-1], part.file)
-                models[-1] = int8.quantized(part)
+                models[-1] = int8.quantized(part, step)
                 keep_tensors(models[-1], weights, INLINE)
             step("checking the targets" + of)
             for name, findings in _preflights(models[-1], recipe.targets).items():
@@ -164,6 +164,7 @@ def run_export(
             quantized = [replace(part, file=folder / part.file.name) for part in parts]
             report = report.with_agreements(int8.agreements(quantized, questions, manifest))
             _require_passed(report)
+        warnings += () if int8 is None else tuple(int8.notes)
         warnings += tuple(
             f"{name}: {finding.message} ({finding.rule}); {finding.fix}"
             for name in recipe.targets
@@ -217,7 +218,7 @@ def run_verification(
     """
     step("loading the model")
     prepared = _prepare(recipe)
-    check_host(recipe, prepared.host, verify_layers)
+    check_host(recipe, prepared.host, prepared.graphs, verify_layers)
     check_layers(prepared.graphs, verify_layers, recipe.model, prepared.host.family)
     check_room(prepared.graphs, recipe, verify_layers)
     host, graphs = prepared.host, prepared.graphs

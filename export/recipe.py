@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.int8_form import INT8, LEAST_SHARE, Int8Form
+from trt_compress.export.int8_form import INT8, LEAST_SHARE, Int8Form, KeepPrecision
 from trt_compress.export.options import OPTIONS
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.export.targets import PRECISIONS, TARGETS, Target, get_target, newest_common_opset
@@ -42,8 +42,9 @@ class Recipe:
         precision: fp32, fp16, bf16 or int8.
         weights_bits: Form of the weights of linear layers; None: as the precision is.
         int8: Of that precision, how ranges are found; None: the default. `int8_form` says what holds.
-        calibrate: The samples that static ranges are found with, a folder or an .npz file.
+        calibrate: The samples that static ranges and `keep_precision` are found with, a folder or an .npz file.
         int8_share: Of the layers with weights, the share that must run in INT8; None: the default.
+        keep_precision: Of that precision, which layers stay in floating point; None: those that must.
         context, chunk, cache_dtype: How a model that reads tokens is cut into runs; see `ReadingOptions`.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
@@ -61,6 +62,7 @@ class Recipe:
     int8: Int8Form | None = None
     calibrate: str | None = None
     int8_share: float | None = None
+    keep_precision: KeepPrecision | None = None
     context: int | None = None
     chunk: int | None = None
     cache_dtype: str | None = None
@@ -129,7 +131,7 @@ class Recipe:
 
     def _check_int8(self) -> None:
         if self.precision != INT8:
-            for name in ("int8", "calibrate", "int8_share"):
+            for name in ("int8", "calibrate", "int8_share", "keep_precision"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
                         f"{name} '{getattr(self, name)}' is for precision int8, and the precision is {self.precision}; "

@@ -250,7 +250,9 @@ def _int8(records: Sequence[Int8Use]) -> list[tuple[str, object]]:
         by += "" if record.samples is None else f", by {record.samples} samples of {record.data}"
         text = f"{record.in_int8} of {record.layers} layers with weights ({by})"
         stay = [f"{record.products} products of activations"] if record.products else []
-        stay += [f"{name} ({why})" for name, why in record.kept.items()][:3]
+        reasons = dict.fromkeys(record.kept.values())
+        names = {why: [name for name, own in record.kept.items() if own == why] for why in reasons}
+        stay += [f"{', '.join(found)} ({why})" for why, found in names.items()]
         of = f"{record.graph}: " if len(records) > 1 else ""
         said.append(of + text + (f"; in floating point stay {', '.join(stay)}" if stay else ""))
     return [("in INT8", "\n".join(said))] if said else []

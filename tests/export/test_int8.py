@@ -1,6 +1,7 @@
 """INT8: what is quantized, what of it runs, how it answers beside floating point, and what is refused."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -235,10 +236,13 @@ def _toy(monkeypatch: pytest.MonkeyPatch, host: LoadedHost) -> None:
     monkeypatch.setattr(pipeline, "load_host", lambda model, **_: host)
 
 
-def test_graphs_that_feed_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_that_feed_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _toy(monkeypatch, codec())
-    with pytest.raises(UnsupportedError, match=r"graphs of zoo:toy feed each other \(encode.codes to decode.codes\)"):
-        api.export_model("zoo:toy", precision="int8", int8="dynamic", output=tmp_path / "b")
+    result = api.export_model("zoo:toy", precision="int8", int8="dynamic", int8_share=0, output=tmp_path / "b")
+    assert [record.graph for record in result.manifest.int8] == ["encode", "decode"]
+    _toy(monkeypatch, replace(level(), links=(("model.features", "model.frame"),)))
+    with pytest.raises(UnsupportedError, match=r"feed each other \(model.features to model.frame\) and keep states"):
+        api.export_model("zoo:toy", precision="int8", int8="dynamic", output=tmp_path / "c")
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

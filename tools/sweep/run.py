@@ -144,8 +144,8 @@ def sweep(
         native: As `Session.open` takes it.
         trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
-        **options: `weights`, `precision`, `weights_bits`, `int8`, `calibrate` and `int8_share`, as `export_model` takes
-            them.
+        **options: `weights`, `precision`, `weights_bits`, `int8`, `calibrate`, `int8_share` and `keep_precision`, as
+            `export_model` takes them.
 
     Returns:
         The result; after an interruption (Ctrl-C) what was done until then, if dense was judged, with `interrupted`.
@@ -399,8 +399,8 @@ def _is_same(manifest: Manifest, setting: Setting, source: _Source) -> bool:
         kept.spec == setting.spec
         and manifest.model.source == host.source
         and manifest.model.weights.sha256 == host.weights.sha256
-        and (kept.numbers, kept.calibrate, kept.int8_share, kept.opset, kept.batch)
-        == (recipe.numbers, recipe.calibrate, recipe.int8_share, recipe.opset, recipe.batch)
+        and (kept.numbers, kept.calibrate, kept.int8_share, kept.keep_precision, kept.opset, kept.batch)
+        == (recipe.numbers, recipe.calibrate, recipe.int8_share, recipe.keep_precision, recipe.opset, recipe.batch)
         and manifest.created_with.get("trt-compress") == __version__
     )
 
