@@ -98,7 +98,7 @@ def quantize_graph(
     kept = dict(keep or {})
     if form.way != STATIC:
         convolutions = {node.name for node in before.graph.node if node.op_type == "Conv"}
-        why = "ONNX Runtime finds ranges as it runs for matrix products only"
+        why = "ONNX Runtime finds ranges as it runs for matrix products only; --int8 static quantizes convolutions too"
         kept |= {name: why for name in layers.weighted if name in convolutions}
     chosen = [name for name in layers.weighted if name not in kept]
     if not chosen:

@@ -9,7 +9,7 @@ import onnx
 
 from trt_compress.errors import ConfigError, GateError, UnsupportedError
 from trt_compress.export.agreement import agreement
-from trt_compress.export.int8 import LAYERS, QuantizedGraph, quantize_graph
+from trt_compress.export.int8 import LAYERS, QuantizedGraph, layers_of, quantize_graph
 from trt_compress.export.int8_achieved import layers_in_int8
 from trt_compress.export.int8_data import Int8Samples, feeds_of, read_samples
 from trt_compress.export.int8_form import Int8Form
@@ -66,6 +66,7 @@ class Int8Export:
         samples: What static ranges are found with, and what layers cost is measured with.
         records: What was achieved, graph by graph.
         notes: What was measured of layers that stay in floating point.
+        several: Whether the model has more than one graph; one without weights is then left as it is.
     """
 
     recipe: Recipe
@@ -73,6 +74,7 @@ class Int8Export:
     samples: Int8Samples | None = None
     records: list[Int8Use] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    several: bool = False
 
     @classmethod
     def of(
@@ -91,10 +93,12 @@ class Int8Export:
         form = recipe.int8_form
         if form is None:
             return None
+        several = len(graphs) > 1
         if recipe.calibrate is None:
-            return cls(recipe=recipe, form=form)
+            return cls(recipe=recipe, form=form, several=several)
         step("reading samples")
-        return cls(recipe=recipe, form=form, samples=read_samples(Path(recipe.calibrate), host, graphs, manifest))
+        samples = read_samples(Path(recipe.calibrate), host, graphs, manifest)
+        return cls(recipe=recipe, form=form, samples=samples, several=several)
 
     def quantized(self, part: Part, step: Callable[[str], None]) -> onnx.ModelProto:
         """A graph in INT8, with its tensors in it.
@@ -110,6 +114,9 @@ class Int8Export:
         feeds = [] if samples is None else feeds_of(graph, samples.fit[graph.name])
         symmetric = any(get_target(name).is_tensorrt for name in self.recipe.targets)
         keep = fixed_layers(part)
+        if self.several and not layers_of(floats := onnx.load(part.file, load_external_data=False)).weighted:
+            self.records.append(self._record(graph, QuantizedGraph(model=floats, layers=layers_of(floats))))
+            return onnx.load(part.file)
         made = quantize_graph(part.file, self.form, feeds, symmetric=symmetric, keep=keep)
         if (asked := self.recipe.keep_precision) is not None and samples is not None:
             step(f"measuring what each layer of {graph.name} costs")

@@ -35,12 +35,15 @@ from trt_compress.runtime.stream.scheduling import scheduled
 from trt_compress.runtime.stream.sinks import JsonLines, SoundSink
 from trt_compress.runtime.stream.sources import check_source, file_of_url, is_live
 from trt_compress.runtime.stream.watcher import Watcher
+from trt_compress.tools.bench.bundle import bench
+from trt_compress.tools.bench.verdicts import slower_words
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.report.names import files_of_report
 
 T = TypeVar("T")
 
 _RESULT_FILE = "result.json"
+_PAIRS = 20  # of the bundle and its baseline, which the interval of a median needs
 _PROGRESS_S = 0.25
 _OPENING_S = 2.0  # of a bundle, once the stream is hurried
 
@@ -61,6 +64,7 @@ def run(
     warmup: int = 5,
     adapt: bool = False,
     level: str | Path | Sequence[str | Path] = (),
+    baseline: str | Path | None = None,
     labels: str | Path | None = None,
     resample: bool = False,
     out: str | Path | None = None,
@@ -77,6 +81,7 @@ def run(
     progress: Callable[[str], None] = lambda step: None,
     wrote: Callable[[Path], None] = lambda path: None,
     say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
     interrupt: threading.Event | None = None,
     hurry: threading.Event | None = None,
 ) -> StreamResult:
@@ -97,6 +102,8 @@ def run(
         warmup: Runs on the first frame, before the stream starts.
         adapt: Choose a keep level for every frame, so that `deadline_ms` holds.
         level: More keep levels for `adapt`: bundles of the same model, kept otherwise.
+        baseline: The same model without compression: both are timed before the stream, and `warn` is told if the bundle
+            is slower.
         labels: A file of true answers that scores the results.
         resample: Convert sound of another rate and mix its channels; otherwise it is refused.
         out: A file for one line of JSON a frame.
@@ -115,6 +122,7 @@ def run(
         progress: Is told what is being done.
         wrote: Is told each file of the report.
         say: Is told what is seen or heard, a line for every change, on a thread of its own.
+        warn: Is told what speaks against the bundle.
         interrupt: Ends the stream when it is set; what was on its way arrives.
         hurry: Set after `interrupt`, nothing but the writing of the result is waited for.
 
@@ -150,6 +158,8 @@ def run(
         refuse_procedure(found)
         _check_overlay(_path(overlay), found.manifest)
         manifests.append(found.manifest)
+    if baseline is not None:
+        Bundle.open(baseline, check_hashes=False, require_digest=required)
     _check_files([Path(bundle), *map(Path, more)], sources, _path(labels), files, _path(report))
     reader, power_reason = reader_or_reason(power)
     options = StreamOptions(
@@ -170,6 +180,20 @@ def run(
             held.callback(reader.close)
         for manifest in manifests:
             check_sources(manifest, sources)
+        if baseline is not None:
+            progress("timing the bundle beside its baseline")
+            timed = bench(
+                bundle,
+                baseline=baseline,
+                backend=backend,
+                batch=len(sources),
+                threads=threads,
+                pairs=_PAIRS,
+                native=native,
+                require_digest=require_digest,
+            )
+            for sentence in slower_words(timed):
+                warn(sentence)
         progress("opening")
 
         def opened_sessions() -> list[Session]:

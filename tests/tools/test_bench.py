@@ -15,7 +15,7 @@ from trt_compress.export.bundle import update_bundle
 from trt_compress.runtime import Bundle
 from trt_compress.runtime.measure.latency import Speedup, summarize
 from trt_compress.tools.bench.result import compare_outputs
-from trt_compress.tools.cli.bench import _slower
+from trt_compress.tools.bench.verdicts import slower_words
 from trt_compress.tools.machine import cpu_cores
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -64,10 +64,10 @@ def test_a_bundle_that_is_slower_than_its_baseline_is_said_out_loud() -> None:
     point = SimpleNamespace(workload="decode", fill=128, speedup=gain)
     for result, where in ((SimpleNamespace(points=(), speedup=gain), ""),
                           (SimpleNamespace(points=(point,), speedup=gain), ", decode at 128")):  # fmt: skip
-        (said,) = _slower(result)  # type: ignore[arg-type]
+        (said,) = slower_words(result)  # type: ignore[arg-type]
         assert f"slower than its baseline on this machine{where}: 0.80× (0.70 to 0.90)." in said
-    assert _slower(SimpleNamespace(points=(), speedup=replace(gain, high=1.1))) == []  # type: ignore[arg-type]
-    assert _slower(SimpleNamespace(points=(), speedup=None)) == []  # type: ignore[arg-type]
+    assert slower_words(SimpleNamespace(points=(), speedup=replace(gain, high=1.1))) == []  # type: ignore[arg-type]
+    assert slower_words(SimpleNamespace(points=(), speedup=None)) == []  # type: ignore[arg-type]
 
 
 def test_outputs_are_compared_item_by_item() -> None:

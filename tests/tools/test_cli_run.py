@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -18,7 +19,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from trt_compress.runtime.measure.latency import Speedup
 from trt_compress.runtime.stream.result import StreamResult
+from trt_compress.tools import streaming
 from trt_compress.tools.cli.main import app
 
 Exported = Callable[..., Path]
@@ -49,6 +52,27 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fini
         return Finished(result.exit_code, result.stdout, result.stderr)
 
     return run
+
+
+def test_a_bundle_that_is_slower_than_its_baseline_is_said(
+    typed: Callable[..., Finished], exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--source", "frames/*.png", "--frames", 2, "--threads", 1, "--no-native")
+    done = typed(exported(), *asked, "--baseline", "nowhere")
+    assert done.code == 2 and "nowhere" in done.err
+    done = typed(exported(), *asked, "--baseline", exported())
+    assert done.code == 0, done.err
+    gain = Speedup(median=0.8, low=0.7, high=0.9, n=20)
+    found: list[dict[str, Any]] = []
+
+    def timed(bundle: object, **options: Any) -> SimpleNamespace:
+        found.append(options)
+        return SimpleNamespace(points=(), speedup=gain)
+
+    monkeypatch.setattr(streaming, "bench", timed)
+    done = typed(exported(), *asked, "--baseline", exported())
+    assert done.code == 0 and "slower than its baseline on this machine: 0.80× (0.70 to 0.90)" in done.err
+    assert (found[0]["batch"], found[0]["threads"], found[0]["native"]) == (1, 1, False)
 
 
 def test_digits_are_classified_scored_and_written(typed: Callable[..., Finished], exported: Exported) -> None:

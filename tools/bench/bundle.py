@@ -51,7 +51,7 @@ def bench(
     warmup: int | None = None,
     inputs: str | Path | None = None,
     seed: int = 0,
-    native: bool | None = None,
+    native: bool | str | Path | None = None,
     workload: str | Sequence[str] | None = None,
     fill: int | Sequence[int] | None = None,
     context: int | None = None,

@@ -9,6 +9,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.foreign import needs_extra, shown
 from trt_compress.memory import format_bytes
 from trt_compress.paths import check_apart
+from trt_compress.tools.bench.verdicts import slower_words, speedup_words
 from trt_compress.tools.cli.habits import BundlePath, RequireDigest
 from trt_compress.tools.cli.options import (
     Backend,
@@ -23,7 +24,6 @@ from trt_compress.tools.cli.options import (
 from trt_compress.tools.console import print_json, print_table, print_text, progress
 
 if TYPE_CHECKING:
-    from trt_compress.runtime.measure.latency import Speedup
     from trt_compress.tools.bench.result import BenchResult
 
 _LONGEST_NUMBER = 10  # digits
@@ -136,21 +136,9 @@ def _show(result: "BenchResult") -> None:
     for note in _notes(result):
         print_text(f"{note}.")
     if result.speedup is not None and not result.points:
-        print_text(f"Speed-up over the baseline: {_speedup(result.speedup)}.")
-    for warning in _slower(result):
+        print_text(f"Speed-up over the baseline: {speedup_words(result.speedup)}.")
+    for warning in slower_words(result):
         print_text(warning)
-
-
-def _slower(result: "BenchResult") -> list[str]:
-    """A sentence for what is slower than the baseline, so that nobody deploys it for its speed."""
-    gains = [(f"{point.workload} at {point.fill}", point.speedup) for point in result.points]
-    found = [(where, gain) for where, gain in gains or [("", result.speedup)] if gain is not None and gain.is_slower]
-    return [
-        f"WARNING: the bundle is slower than its baseline on this machine{f', {where}' if where else ''}: "
-        f"{_speedup(gain, short=True)}. Another setting, batch or number of threads may pay; `trt-compress sweep` "
-        "measures several."
-        for where, gain in found
-    ]
 
 
 def _notes(result: "BenchResult") -> list[str]:
@@ -185,7 +173,7 @@ def _show_points(result: "BenchResult") -> None:
                     f"{side.tokens_per_s:.1f}",
                     format_bytes(side.state_bytes),
                     side.verdict.status,
-                    *([None if ratio is None else _speedup(ratio, short=True)] if several else []),
+                    *([None if ratio is None else speedup_words(ratio, short=True)] if several else []),
                 )
             )
     columns = ("", "fill", *(["side"] if several else []), "n", "p50 ms", "p90 ms", "tokens/s", "states", "verdict")
@@ -222,15 +210,6 @@ def _show_runs(result: "BenchResult") -> None:
     title = f"Latency in ms, {precision}, batch {result.protocol['batch']}, {result.protocol['backend']}"
     print_table(title, ("", "model", "n", "p50", "p90", "mean", "CV", "verdict"), rows)
     print_text(f"Started at {result.started_at}.")
-
-
-def _speedup(gain: "Speedup", *, short: bool = False) -> str:
-    """A speed-up with its interval, or why there is none."""
-    if gain.low is None or gain.high is None:
-        return f"{gain.median:.2f}× ({gain.reason})"
-    if short:
-        return f"{gain.median:.2f}× ({gain.low:.2f} to {gain.high:.2f})"
-    return f"{gain.median:.2f}× (95 % interval {gain.low:.2f} to {gain.high:.2f}, {gain.n} pairs)"
 
 
 def _milliseconds(ns: float | None) -> str | None:

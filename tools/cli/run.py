@@ -69,6 +69,10 @@ def run(
             metavar="BUNDLE", help="One more keep level for --adapt, repeatable: the same model, kept otherwise."
         ),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Uncompressed bundle, timed beside it first: says so if it is faster."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -145,6 +149,7 @@ def run(
                     warmup=warmup,
                     adapt=adapt,
                     level=level or (),
+                    baseline=baseline,
                     labels=labels,
                     resample=resample,
                     out=out,
@@ -161,6 +166,7 @@ def run(
                     progress=step,
                     wrote=lambda path: _say(f"Wrote {path}"),
                     say=_say if is_watched() else None,
+                    warn=_say,
                     interrupt=signals.asked,
                     hurry=signals.hurry,
                 )
