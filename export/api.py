@@ -95,6 +95,7 @@ def export_model(
     calibrate: str | Path | None = None,
     int8_share: str | float | None = None,
     keep_precision: str | None = None,
+    int8_rest: str | None = None,
     context: int | None = None,
     chunk: int | None = None,
     cache_dtype: str | None = None,
@@ -126,6 +127,8 @@ def export_model(
         int8_share: Of the layers with weights, the share that must run in INT8; default 0.9, and 0 allows any.
         keep_precision: Of that precision, `auto` keeps the layers in floating point whose quantization was measured to
             cost most, `auto:N` so many of them; the samples are those of `calibrate`.
+        int8_rest: Of that precision and for targets of TensorRT, what everything else computes in: `fp32` (default) or
+            `fp16`.
         context: Of a language model, tokens of the longest sequence; default: what it was made for, up to 4096.
         chunk: Of a language model, tokens of a prompt that one run reads at most; default: 256.
         cache_dtype: Of a language model, what keys and values are kept in, `fp32` or `fp16`; default: `fp16` where the
@@ -159,6 +162,7 @@ def export_model(
         calibrate=calibrate,
         int8_share=int8_share,
         keep_precision=keep_precision,
+        int8_rest=int8_rest,
         context=context,
         chunk=chunk,
         cache_dtype=cache_dtype,

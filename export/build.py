@@ -145,6 +145,7 @@ def build_engine_file(
     lengths: Mapping[str, LengthRange] | None = None,
     plugins: Library | None = None,
     int8_share: float = LEAST_SHARE,
+    int8_rest: str = "fp32",
 ) -> BuiltEngine:
     """Build an engine in a child process, so that a crash or a kill of the builder becomes an error here.
 
@@ -159,6 +160,7 @@ def build_engine_file(
         lengths: Range of every other dynamic axis, by its symbol.
         plugins: The native operators for plain TensorRT, as `choose_plugins` gives them.
         int8_share: Of int8, the share of layers with weights that must be in it.
+        int8_rest: Of int8, what all others must be in.
 
     Raises:
         ConfigError: The target has no engine, or the batch or the precision does not fit the graph or the target.
@@ -182,7 +184,7 @@ def build_engine_file(
 
     own, inside = _split(reply["layers"], operators)
     as_plugin = {_operator_of(layer, operators) for layer in inside if layer["type"] in _PLUGIN_LAYERS}
-    _check_precision(own, precision, int8_share)
+    _check_precision(own, precision, int8_share, int8_rest)
     _check_plugins(operators.keys() - as_plugin, plugins)
     record = BuildRecord(
         target=target.name,
@@ -405,7 +407,7 @@ def _precision_of(layer: _Layer) -> str:
     return INT8 if layer["dequantized"] else _PRECISION_OF_DTYPE.get(dtype, dtype.lower())
 
 
-def _check_precision(layers: Sequence[_Layer], precision: str, int8_share: float) -> None:
+def _check_precision(layers: Sequence[_Layer], precision: str, int8_share: float, int8_rest: str) -> None:
     if precision == INT8:
         weighted = [layer for layer in layers if layer["type"] in _COMPUTE_LAYERS and layer["weights"]]
         in_int8 = sum(layer["dequantized"] for layer in weighted)
@@ -415,7 +417,7 @@ def _check_precision(layers: Sequence[_Layer], precision: str, int8_share: float
                 f"the network (asked for were {int8_share:.0%}); precision is in the graph, so export with that "
                 "precision."
             )
-        layers, precision = [layer for layer in layers if not layer["dequantized"]], "fp32"
+        layers, precision = [layer for layer in layers if not layer["dequantized"]], int8_rest
     wrong = [layer for layer in layers if _precisions([layer]).keys() - {precision}]
     if wrong:
         found = " and ".join(f"{count} in {name}" for name, count in _precisions(wrong).items())

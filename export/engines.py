@@ -154,6 +154,7 @@ def build_engines(
                 lengths=lengths,
                 plugins=library,
                 int8_share=least_share(manifest.recipe),
+                int8_rest=manifest.recipe.get("int8_rest", "fp32"),
             )
         file = _engine_file(target, graph.name, built.record.sha256[:8] if existing else "")
         records.append(engine_record(built, file, manifest.files[source_file(opened, graph)].sha256, graph.name))

@@ -42,6 +42,15 @@ def layers_in_int8(file: Path) -> int:
     return sum(node.op_type in _IN_INT8 for node in graph.node)
 
 
+def layers_between_quantizers(file: Path) -> int:
+    """How many nodes of a graph multiply what was quantized with weights that are: what an engine is built from."""
+    graph = onnx.load(file, load_external_data=False).graph
+    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(
+        node.op_type in ("MatMul", "Gemm", "Conv") and dequantized.issuperset(node.input[:2]) for node in graph.node
+    )
+
+
 def keep_tensors(model: onnx.ModelProto, weights: TakesTensors, smallest: int) -> None:
     """Move the tensors of a model that are larger than `smallest` bytes to the weights file, in place."""
     for tensor in model.graph.initializer:

@@ -10,7 +10,7 @@ import onnx
 from trt_compress.errors import ConfigError, GateError, UnsupportedError
 from trt_compress.export.agreement import agreement
 from trt_compress.export.int8 import LAYERS, QuantizedGraph, layers_of, quantize_graph
-from trt_compress.export.int8_achieved import layers_in_int8
+from trt_compress.export.int8_achieved import layers_between_quantizers, layers_in_int8
 from trt_compress.export.int8_data import Int8Samples, feeds_of, read_samples
 from trt_compress.export.int8_form import Int8Form
 from trt_compress.export.int8_keep import Kept, costly, distance
@@ -163,7 +163,8 @@ class Int8Export:
             GateError: Less than was asked for.
         """
         place = next(number for number, record in enumerate(self.records) if record.graph == graph)
-        record = replace(self.records[place], in_int8=layers_in_int8(file))
+        count = layers_in_int8 if "cpu" in self.recipe.targets else layers_between_quantizers
+        record = replace(self.records[place], in_int8=count(file))
         self.records[place] = record
         if (
             "cpu" in self.recipe.targets and record.share < self.recipe.least_share

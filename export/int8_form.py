@@ -82,6 +82,19 @@ class KeepPrecision:
         return "auto" if self.most is None else f"auto:{self.most}"
 
 
+def parse_rest(text: str) -> str:
+    """Read the floating point of what is not in INT8.
+
+    Raises:
+        ConfigError: It is none that ranges can be found beside.
+    """
+    rest = text.strip().lower()
+    if rest in ("fp32", "fp16"):
+        return rest
+    why = "; ranges are found in ONNX Runtime on the CPU, which computes nothing in bf16" if rest == "bf16" else ""
+    raise ConfigError(f"int8_rest '{shown(text)}' cannot stand beside INT8{why}; give fp32 or fp16.")
+
+
 def parse_share(text: str) -> float:
     """Read a share, 0 to 1.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError
-from trt_compress.export.int8_form import Int8Form, KeepPrecision, parse_share
+from trt_compress.export.int8_form import Int8Form, KeepPrecision, parse_rest, parse_share
 from trt_compress.export.ranges import BatchRange, LengthRange
 from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec, spec_from_table
 from trt_compress.model_name import with_absolute_path
@@ -218,6 +218,15 @@ OPTIONS: tuple[Option, ...] = (
         metavar="auto[:N]",
         help="With --precision int8, keep the layers in floating point whose quantization costs most, measured with "
         "the samples of --calibrate: those that stand out, or N of them.",
+        swept=True,
+    ),
+    Option(
+        key="int8_rest",
+        kind=str,
+        read=lambda text, base: parse_rest(text),
+        keyword="int8_rest",
+        metavar="fp32|fp16",
+        help="With --precision int8 for targets of TensorRT, what everything else computes in (default: fp32).",
         swept=True,
     ),
     Option(

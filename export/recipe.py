@@ -45,6 +45,7 @@ class Recipe:
         calibrate: The samples that static ranges and `keep_precision` are found with, a folder or an .npz file.
         int8_share: Of the layers with weights, the share that must run in INT8; None: the default.
         keep_precision: Of that precision, which layers stay in floating point; None: those that must.
+        int8_rest: Of that precision, the floating point of all other nodes; None: fp32.
         context, chunk, cache_dtype: How a model that reads tokens is cut into runs; see `ReadingOptions`.
         opset: ONNX opset; 0 becomes the newest that all known targets take, or what `weights_bits` and bf16 need.
         compressors: In the order in which they share sites.
@@ -63,6 +64,7 @@ class Recipe:
     calibrate: str | None = None
     int8_share: float | None = None
     keep_precision: KeepPrecision | None = None
+    int8_rest: str | None = None
     context: int | None = None
     chunk: int | None = None
     cache_dtype: str | None = None
@@ -115,13 +117,13 @@ class Recipe:
     @property
     def floats(self) -> str:
         """The floating point that the graph computes in, where it does: fp32, fp16 or bf16."""
-        return "fp32" if self.precision == INT8 else self.precision
+        return (self.int8_rest or "fp32") if self.precision == INT8 else self.precision
 
     @property
     def numbers(self) -> str:
         """Precision, and the form of the weights where that is another: `fp16, weights in 4 bits by 32`."""
         if self.int8_form is not None:
-            return f"{INT8} ({self.int8_form})"
+            return f"{INT8} ({self.int8_form})" + ("" if self.floats == "fp32" else f" and {self.floats}")
         form = self.weights_bits
         return self.precision + (f", weights in {form.bits} bits by {form.group}" if form else "")
 
@@ -131,7 +133,7 @@ class Recipe:
 
     def _check_int8(self) -> None:
         if self.precision != INT8:
-            for name in ("int8", "calibrate", "int8_share", "keep_precision"):
+            for name in ("int8", "calibrate", "int8_share", "keep_precision", "int8_rest"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
                         f"{name} '{getattr(self, name)}' is for precision int8, and the precision is {self.precision}; "
@@ -154,6 +156,7 @@ class Recipe:
                     + (f"--int8 {target.int8[0]}, or " if ways else f"one of {', '.join(target.precisions[:3])}, or ")
                     + f"a target that has it: {', '.join(others)}."
                 )
+            self._check_rest(target)
             return
         if self.precision not in target.precisions:
             offered = [name for name in PRECISIONS if name in target.precisions]
@@ -168,6 +171,17 @@ class Recipe:
                 f"weights_bits {self.weights_bits} is not offered by {target.name}; leave it out, or give a target "
                 f"that has {stored}: {', '.join(others)}."
             )
+
+    def _check_rest(self, target: Target) -> None:
+        if self.floats == "fp32":
+            return
+        if not target.is_tensorrt:
+            raise ConfigError(
+                f"int8_rest {self.floats}: {target.name} computes {self.floats} beside INT8 through casts, which costs "
+                "more than it saves; leave it out, or export for targets of TensorRT alone."
+            )
+        if self.floats not in target.precisions:
+            raise ConfigError(f"int8_rest {self.floats} is not offered by {target.name}; leave it out, or give fp16.")
 
     def to_json(self) -> dict[str, Any]:
         """The content of the recipe file; what is not said is left out, but for the compressors."""

@@ -361,7 +361,8 @@ RECIPES = {
     "no model": ('precision = "fp32"', 'mine.toml: model is missing; write model = "timm:NAME" or "zoo:NAME".'),
     "unknown key": ('model = "zoo:digits_vit"\nprecison = "fp32"', "'precison' is not known; there are model, "
         "model_sha256, compressors, weights, weights_sha256, targets, batch, lengths, precision, weights_bits, "
-        "int8, calibrate, int8_share, keep_precision, context, chunk, cache_dtype, opset. Did you mean 'precision'?"),
+        "int8, calibrate, int8_share, keep_precision, int8_rest, context, chunk, "
+        "cache_dtype, opset. Did you mean 'precision'?"),
     "number for text": ("model = 3", "mine.toml: model = 3 is not a text."),
     "text for number": ('model = "zoo:digits_vit"\nopset = "20"', "mine.toml: opset = '20' is not a whole number."),
     "flag for number": ('model = "zoo:digits_vit"\nopset = true', "mine.toml: opset = True is not a whole number."),

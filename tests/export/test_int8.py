@@ -162,6 +162,21 @@ def test_an_engine_says_what_is_in_int8(static: Path) -> None:
     assert said["model"] == {"int8": 34, "fp32": 16} and said["evidence"] == "network"
 
 
+@needs_rtx
+def test_an_engine_has_the_rest_in_half_precision(samples: Path, tmp_path: Path) -> None:
+    code, _, err = typed("export", MODEL, "--compress", SPEC, "--precision", "int8", "--calibrate", samples, "--target",
+                         "rtx", "--int8-rest", "fp16", "--batch", "1", "-o", tmp_path / "b")  # fmt: skip
+    assert code == 0, err
+    (record,) = Bundle.open(tmp_path / "b").manifest.int8
+    assert (record.layers, record.in_int8) == (34, 34)
+    graph = onnx.load(tmp_path / "b" / "model.onnx", load_external_data=False).graph
+    assert {end.type.tensor_type.elem_type for end in (*graph.input, *graph.output)} == {TensorProto.FLOAT}
+    code, out, err = typed("build", tmp_path / "b", "--target", "rtx", "--json")
+    assert code == 0, err
+    said = json.loads(out)["precision_achieved"]
+    assert said["model"] == {"int8": 34, "fp16": 16} and said["evidence"] == "network"
+
+
 def test_pictures_go_through_the_models_own_preprocessing(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     for number in range(10):
@@ -254,6 +269,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a target without": ({"int8": "dynamic", "targets": ["cuda"]}, "precision int8: cuda computes nothing in INT8"),
     "static only": ({"int8": "dynamic", "targets": ["rtx"]}, "rtx computes static INT8 only, and dynamic was asked"),
     "two forms": ({"int8": "dynamic", "weights_bits": "8"}, "weights_bits 8:32 and precision int8 both quantize"),
+    "rest on the CPU": ({"int8_rest": "fp16", "calibrate": "x.npz"}, "int8_rest fp16: cpu computes fp16 beside INT8 "
+        "through casts, .* export for targets of TensorRT alone"),
+    "rest in bf16": ({"int8_rest": "bf16", "targets": ["rtx"]}, "int8_rest 'bf16' cannot stand beside INT8; ranges are "
+        "found in ONNX Runtime on the CPU, .* give fp32 or fp16"),
     "no share": ({"int8": "dynamic", "int8_share": "2"}, "int8_share '2' is no share; give a number from 0 to 1"),
     "not there": ({"calibrate": "nowhere"}, "nowhere' is not there; give a folder of pictures or sounds, or an .npz"),
     "other precision": ({"precision": "fp16", "int8": "dynamic"}, "int8 'dynamic' is for precision int8, and the"),

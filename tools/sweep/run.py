@@ -144,8 +144,8 @@ def sweep(
         native: As `Session.open` takes it.
         trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
-        **options: `weights`, `precision`, `weights_bits`, `int8`, `calibrate`, `int8_share` and `keep_precision`, as
-            `export_model` takes them.
+        **options: `weights`, `precision`, `weights_bits`, `int8`, `calibrate`, `int8_share`, `keep_precision` and
+            `int8_rest`, as `export_model` takes them.
 
     Returns:
         The result; after an interruption (Ctrl-C) what was done until then, if dense was judged, with `interrupted`.

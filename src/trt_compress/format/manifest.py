@@ -286,6 +286,8 @@ class WeightForm(Record):
 class Int8Use(Record):
     """What of a graph runs in INT8, as it was read back from the graph that ONNX Runtime made of the file for the CPU.
 
+    Of a bundle for engines alone it is what stands between quantizers in the file; an engine has a record of its own.
+
     Attributes:
         way: "static" or "dynamic".
         method: How static ranges were found; "" of dynamic ones.
