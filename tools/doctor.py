@@ -16,6 +16,7 @@ from trt_compress.errors import PluginError
 from trt_compress.memory import format_bytes
 from trt_compress.plugins import library
 from trt_compress.tools import machine
+from trt_compress.tools.jetson import power_checks
 from trt_compress.version import __version__
 
 POSSIBLE = "What can be done here"
@@ -40,8 +41,14 @@ class Check:
 
 def run_checks() -> tuple[Check, ...]:
     """Look at the machine, the packages, the libraries behind them, tools and GPU, and what can be done with them."""
-    found = (*_machine(), *_packages(), *_libraries(), *_tools(), *_gpu())
+    found = (*_machine(), *_packages(), *_libraries(), *_tools(), *_gpu(), *jetson_checks())
     return (*found, *_possible({check.name: check for check in found}))
+
+
+def jetson_checks() -> Iterator[Check]:
+    """Power mode and clocks, with the command that sets them; nothing on a machine that is no Jetson."""
+    for name, found, advice in power_checks():
+        yield Check(group="Jetson", name=name, found=found, advice=advice)
 
 
 def conclusion(checks: Sequence[Check]) -> str:

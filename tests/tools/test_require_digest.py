@@ -27,6 +27,7 @@ COMMANDS = {
     "preflight": ["--target", "cpu"],
     "evaluate": ["--data", "nothing.npz"],
     "prune": ["--target", "cpu", "--dry-run"],
+    "doctor": [],
     "package": ["--for", "linux-x86_64", "-o", "package"],
 }
 

@@ -1,12 +1,13 @@
 """The commands that look and tell: list, inspect, doctor."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, GateError
 from trt_compress.suggest import not_known
-from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest
+from trt_compress.tools.cli.habits import BundlePath, Json, RequireDigest, target_names
 from trt_compress.tools.console import print_json, print_pairs, print_table, print_text, progress
 
 
@@ -77,19 +78,58 @@ def inspect(bundle: BundlePath, require_digest: RequireDigest = None, json: Json
         print_pairs(f"Artifact {name}", card_pairs(card))
 
 
-def doctor(json: Json = False) -> None:
-    """Explain this machine: what is installed, what works, and what to do about the rest."""
-    from trt_compress.tools.doctor import conclusion, run_checks
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE]", help="Hold what this bundle needs against what is here.", show_default=False
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            autocompletion=target_names,
+            help="The target of BUNDLE that has to run here (default: one of them).",
+        ),
+    ] = None,
+    require_digest: RequireDigest = None,
+    json: Json = False,
+) -> None:
+    """Explain this machine: what is installed, what works, and what to do about the rest.
 
+    With BUNDLE: whether it can be run here, and what it lacks; then the command exits 3.
+    """
+    for option, given in (("--target", target), ("--require-digest", require_digest)):
+        if bundle is None and given:
+            raise ConfigError(f"{option} is of a bundle, and none is given; write `trt-compress doctor BUNDLE`.")
     with progress("Looking around"):
-        checks = run_checks()
-    if json:
-        print_json({"checks": [check.to_json() for check in checks]})
-        return
-    for group in dict.fromkeys(check.group for check in checks):
+        if bundle is None:
+            from trt_compress.tools.doctor import conclusion, run_checks
+
+            checks = run_checks()
+            last = conclusion(checks)
+        else:
+            from trt_compress.format.bundle import Bundle
+            from trt_compress.tools.doctor_bundle import bundle_checks
+
+            checks = bundle_checks(Bundle.open(bundle, require_digest=require_digest), target=target)
+            last = f"'{bundle}' can be run here."
+    report = {"checks": [check.to_json() for check in checks]}
+    for group in dict.fromkeys(check.group for check in checks) if not json else ():
         rows = [(check.name, check.found or "missing", check.advice or "") for check in checks if check.group == group]
         print_table(group.capitalize() if group.islower() else group, ("", "found", "what to do"), rows)
-    print_text(conclusion(checks))
+    problems = [check for check in checks if check.problem]
+    if bundle is not None and problems:
+        first, more = problems[0], len(problems) - 1
+        raise GateError(
+            f"'{bundle}' cannot be run here: {first.name}: {first.advice}{f' ({more} more)' if more else ''}",
+            report=report,
+        )
+    if json:
+        print_json(report)
+    else:
+        print_text(last)
 
 
 _LISTS = ("operators", "compressors", "models", "targets")
