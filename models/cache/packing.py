@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trt_compress.plugins.kv_dequantize.op import kv_dequantize
+from trt_compress.plugins.kv_quantize.op import kv_quantize
 from trt_compress.plugins.operator import cast
 
 _NOTHING = -1e30  # the logarithm of the sum of no exponentials
+_BYTE = 255.0
 
 
 def rows_of(blocks: Tensor, tokens: int) -> Tensor:
@@ -56,7 +59,8 @@ def both(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[T
 
 
 def code_planes(codes: Tensor, planes: Sequence[int]) -> list[Tensor]:
-    """Codes [..., D] int64 in parts of so many bits, the lowest first, each packed in bytes of equal parts of the axis.
+    """Codes [B, G, L, D] int64 in parts of so many bits, the lowest first, each packed in bytes of equal parts of the
+    axis.
 
     A part runs back where the one above it is odd: of codes that are one apart one part differs, by one.
     """
@@ -70,16 +74,16 @@ def code_planes(codes: Tensor, planes: Sequence[int]) -> list[Tensor]:
         packed = pieces[0]
         for number, piece in enumerate(pieces[1:], start=1):
             packed = packed + piece * 2 ** (bits * number)
-        made.append(cast(packed, torch.uint8))
+        made.append(_bytes_of(packed))
         rest = above
     return made
 
 
 def codes_of_planes(packed: Sequence[Tensor], planes: Sequence[int]) -> Tensor:
-    """The codes [..., D] int64 that lie in bytes [..., D * bits / 8] of their parts."""
+    """The codes [B, G, L, D] int64 that lie in bytes [B, G, L, D * bits / 8] of their parts."""
     total: Tensor | None = None
     for each, bits in zip(reversed(packed), reversed(planes), strict=True):
-        rest, pieces = each.float(), list[Tensor]()
+        rest, pieces = _numbers_of(each), list[Tensor]()
         for _ in range(8 // bits):
             above = (rest / 2**bits).floor()
             pieces.append(rest - above * 2**bits)
@@ -92,3 +96,20 @@ def codes_of_planes(packed: Sequence[Tensor], planes: Sequence[int]) -> Tensor:
             total = total * 2**bits + part + odd * (2**bits - 1 - 2 * part)
     assert total is not None
     return cast(total, torch.int64)
+
+
+def _bytes_of(numbers: Tensor) -> Tensor:
+    """Whole numbers 0..255 [B, G, L, W] as bytes.
+
+    By the operator that packs, as TensorRT has no bytes inside of a graph: 0 and 255 beside each row make its least
+    code 0 and the step 1.
+    """
+    ends = torch.tensor([0.0, _BYTE], device=numbers.device).expand(*numbers.shape[:3], 2)
+    code, _, _ = kv_quantize(torch.cat([numbers, ends], dim=3), bits=8, axis="token", scale_type=torch.float32)
+    return code[..., : numbers.shape[3]]
+
+
+def _numbers_of(packed: Tensor) -> Tensor:
+    """Bytes [B, G, L, W] as whole numbers 0..255 in float32."""
+    step = torch.ones(1, 1, packed.shape[2], 1, device=packed.device)
+    return kv_dequantize(packed, step, torch.zeros_like(step), bits=8, axis="token", to=torch.float32)

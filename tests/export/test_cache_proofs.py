@@ -44,8 +44,6 @@ ALIKE = {
 }
 """Policies whose states are kept and moved as those of another. They are built for TensorRT, where they are no part,
 and the rest of what holds of their bundles is in the long form; `test_every_policy` asks their graphs in torch."""
-CPU_ONLY = {"kvquant": "is uint8 inside the graph"}
-"""Policies that preflight refuses for TensorRT, and what it says."""
 
 
 def marked(names: tuple[str, ...], long: Iterable[str]) -> list[Any]:
@@ -71,7 +69,7 @@ def bundle_of(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Cal
 
     @cache
     def export(policy: str) -> Path:
-        targets = ("cpu",) if policy in CPU_ONLY else ("cpu", "rtx", "jetson-orin-jp6")
+        targets = ("cpu", "rtx", "jetson-orin-jp6")
         how: dict[str, Any] = {"context": CONTEXT, "chunk": CHUNK, "batch": "1:1:4"}
 
         def make(output: Path) -> None:
@@ -112,10 +110,6 @@ def test_tensorrt_rtx_builds_every_graph_and_jetpack_6_takes_its_plugins(
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the real builder: pip install 'trt-compress[rtx]'")
     bundle = bundle_of(policy)
-    if policy in CPU_ONLY:
-        report = preflight_report(bundle, target="rtx")
-        assert any(CPU_ONLY[policy] in finding.message for finding in report.errors)
-        return
     report = preflight_report(bundle, target="rtx")
     said = [sentence for sentence in report.checked if sentence.startswith("the file itself was ")]
     assert report.findings == ()

@@ -129,13 +129,17 @@ def test_calibration() -> None:
 def test_codes_in_parts(planes: tuple[int, ...]) -> None:
     """Packing and unpacking give the codes back, and codes that are one apart differ by one in one part."""
     bits = sum(planes)
-    codes = torch.arange(2**bits).repeat(8)
+    codes = torch.arange(2**bits).repeat(2, 3, 5, 8)
     packed = code_planes(codes, planes)
-    assert [len(each) for each in packed] == [len(codes) * width // 8 for width in planes]
+    assert [each.shape[3] for each in packed] == [codes.shape[3] * width // 8 for width in planes]
+    assert all(each.dtype == torch.uint8 for each in packed)
     assert torch.equal(codes_of_planes(packed, planes), codes)
-    parts = [code_planes(torch.full((8,), number), planes) for number in range(2**bits)]
+    parts = [code_planes(torch.full((1, 1, 1, 8), number), planes) for number in range(2**bits)]
     for one, other in zip(parts, parts[1:], strict=False):
-        steps = [int(a[0]) % 2**width - int(b[0]) % 2**width for a, b, width in zip(one, other, planes, strict=True)]
+        steps = [
+            int(a[0, 0, 0, 0]) % 2**width - int(b[0, 0, 0, 0]) % 2**width
+            for a, b, width in zip(one, other, planes, strict=True)
+        ]
         assert sorted(abs(step) for step in steps) == [0] * (len(planes) - 1) + [1]
 
 
