@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from trt_compress.export.targets import TARGETS
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import (
     Capacity,
@@ -123,6 +124,7 @@ def export_pairs(summary: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("precision", f"{summary['precision']}, opset {summary['opset']}"),
         ("batch", batch_words(*map(int, summary["batch"].split(":")))),
         ("targets", ", ".join(summary["targets"])),
+        *((f"on {name}", note) for name in summary["targets"] if (note := TARGETS[name].notes)),
         ("weights as", weights_text([WeightForm.from_json(form, "") for form in summary["weight_forms"]])),
         *_int8([Int8Use.from_json(record, "") for record in summary["int8"]]),
         ("verified", _verified(summary) or "not yet: nothing was traced"),

@@ -1,11 +1,14 @@
 """The table of targets."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.targets import TARGETS, get_target, newest_common_opset
+from trt_compress.tools.cli.main import app
 
 
 def test_names_are_the_documented_ones() -> None:
@@ -59,3 +62,12 @@ def test_every_figure_has_a_source(name: str) -> None:
 def test_only_jetpack_6_is_without_bodies_and_only_rtx_is_inlined() -> None:
     lowerings = {name: target.lowering for name, target in TARGETS.items() if target.lowering != "function"}
     assert lowerings == {"jetson-orin-jp6": "plugin", "rtx": "inline"}
+
+
+def test_an_export_says_what_is_known_of_its_targets(tmp_path: Path) -> None:
+    asked = ["export", "zoo:digits_vit", "--target", "cpu", "--target", "x86-trt11", "--target", "cuda", "--dry-run"]
+    ended = CliRunner().invoke(app, [*asked, "-o", str(tmp_path / "b")], env={"COLUMNS": "400"})
+    assert ended.exit_code == 0, ended.stderr
+    said = " ".join(ended.stdout.split())
+    assert f"on cpu {TARGETS['cpu'].notes}" in said and f"on x86-trt11 {TARGETS['x86-trt11'].notes}" in said
+    assert not TARGETS["cuda"].notes and "on cuda" not in said
