@@ -36,7 +36,7 @@ SPECS = (
 """Methods for patches of images, with what they cannot do without."""
 
 
-def _tower(prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True) -> HostInfo:
+def _tower(prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True, rotary: bool = False) -> HostInfo:
     """A tower of 24 layers and 24 x 24 patches with these tokens in front."""
     depth, side = 24, 24
     taps = ATTENTION_TAPS if prefix else ATTENTION_TAPS - {"class_attention"}
@@ -47,7 +47,7 @@ def _tower(prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True) -> 
         num_tokens=side**2 + sum(count for _, count in prefix),
         protected=leading_spans(prefix),
         width=1024,
-        attention=AttentionFacts(num_heads=16, head_size=64),
+        attention=AttentionFacts(num_heads=16, head_size=64, rotary=rotary),
         grid=(side, side),
     )
 
@@ -60,6 +60,7 @@ TOWERS: Mapping[str, tuple[HostInfo, str]] = MappingProxyType(
         "registers (DINOv2)": (_tower((*_CLASS, ("register", 4))), ""),
         "behind another method": (_tower(_CLASS), "random:layers=[1]+"),
         "a classifier": (_tower(_CLASS, output=False), ""),
+        "rotary positions (EVA-02, DINOv3)": (_tower((*_CLASS, ("register", 4)), output=False, rotary=True), ""),
     }
 )
 """Towers by what they have, each with what acts in it before."""

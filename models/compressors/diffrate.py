@@ -90,5 +90,8 @@ class DiffRate(Compressor):
         return replace(
             found,
             size=(size[:, :count] + joins @ (best[..., None] * size[:, count:])).clamp_min(_LEAST_SIZE),
-            position=averaged(kept.position, lambda places: weight @ places),
+            position=averaged(
+                kept.position,
+                lambda places: (places[:, :count] + joins @ places[:, count:]) / (1 + joins.sum(dim=2, keepdim=True)),
+            ),
         )

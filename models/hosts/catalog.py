@@ -50,7 +50,7 @@ HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", re.MULTILINE)
 _OF_TOWERS = ("img_size", "patch_size", "resample_pos", "feature_layer")
-_DRIVEN = "VisionTransformer"  # what a file of timm must speak of for a model in it to be one
+_DRIVEN = ("VisionTransformer", "class Eva(")  # of which a file of timm must speak for a model in it to be one
 
 
 def check_model(model: str, weights: str | None = None, reading: ReadingOptions | None = None) -> None:
@@ -211,7 +211,7 @@ def check_timm(model: ModelName) -> None:
         found = found or bool(architecture and mentioned.search(text))
         if architecture not in here:
             continue
-        if _DRIVEN not in text:
+        if not any(driven in text for driven in _DRIVEN):
             raise unsupported_vit(f"timm:{model.name}", f"a model of timm.models.{stem}")
         tags = tagged.findall(text)
         if tag and tags and tag not in tags:  # some files make theirs as they go, and name none

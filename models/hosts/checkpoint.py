@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -53,6 +54,9 @@ _SHOWN = 3
 _LONGEST = 100
 _DEEPEST = 12
 
+_OF_METHODS: Mapping[str, str] = MappingProxyType({"score_predictor.": "dynamicvit"})
+"""Methods with tensors in one file with the model's, by how their names begin; an artifact takes these."""
+
 _OPTIMIZER = "holds the state of an optimizer and no weights; save model.state_dict() and give that."
 
 
@@ -66,6 +70,7 @@ class CheckpointWeights:
         key: The place in the file, `state_dict_ema.module`; empty: the file holds nothing else.
         others: Places of other sets of the same weights, which were not taken.
         left_out: Names of tensors beside the model's, left out because the caller named the place.
+        methods: Methods whose tensors are in the file too; they are not the model's.
         origin: The file as it was read.
     """
 
@@ -75,6 +80,7 @@ class CheckpointWeights:
     key: str = ""
     others: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
     @property
     def note(self) -> str | None:
@@ -84,6 +90,7 @@ class CheckpointWeights:
             notes.append(f"taken from '{self.key or _TOP}' of the file, which also holds {_quoted(self.others)}")
         if self.left_out:
             notes.append(f"left out of '{self.key}': {some(self.left_out)}")
+        notes += [f"its tensors of {name} are for an artifact (calibrate --tensors)" for name in self.methods]
         return "; ".join(notes) or None
 
 
@@ -139,6 +146,9 @@ class Checkpoint:
         taken = next((place for place in chosen if _AVERAGED.search(place)), chosen[0])
         others = [place for place in places if place != taken]
         tensors, strays = self._split(taken, others, names)
+        of_methods = {name: method for name in (*tensors, *strays) if (method := _method_of(name, names)) is not None}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in of_methods}
+        strays = [name for name in strays if name not in of_methods]
         if strays and key != taken:
             raise ConfigError(
                 f"weights: {self.path.name} has the model's weights under '{taken}.' and beside them {some(strays)}, "
@@ -153,6 +163,7 @@ class Checkpoint:
             key=taken,
             others=tuple(place or _TOP for place in others),
             left_out=tuple(strays),
+            methods=tuple(dict.fromkeys(of_methods.values())),
         )
 
     def largest(self) -> CheckpointWeights:
@@ -259,6 +270,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = _read_pickled(file, path, start)
     origin.require_unchanged()
     return Checkpoint(path=path, entries=_entries(tensors), origin=origin)
+
+
+def _method_of(name: str, wanted: frozenset[str]) -> str | None:
+    """The method that a tensor beside the model's is of; None: of none that is known."""
+    if name in wanted:
+        return None
+    return next((method for start, method in _OF_METHODS.items() if name.startswith(start)), None)
 
 
 def _start(place: str) -> str:

@@ -24,8 +24,9 @@ from trt_compress.files import read_regular
 from trt_compress.foreign import reason_of
 from trt_compress.model_file import check_model_file
 from trt_compress.model_name import ModelName
-from trt_compress.models.hosts import timm_vit
+from trt_compress.models.hosts import timm_eva
 from trt_compress.models.hosts.base import LoadedHost, WeightsInfo
+from trt_compress.models.hosts.timm_families import check_supported, timm_host
 from trt_compress.models.hosts.weights import load_weights, tensors_sha256
 
 SEED = 0
@@ -50,7 +51,7 @@ def load_own(model: ModelName, weights: str | None, sha256: str | None = None) -
     with _as_if_alone(path):
         module = _made(_found(model, path, source, sha256), path, source)
     module.eval()
-    timm_vit.check_supported(module, source)
+    check_supported(module, source)
     _check_state(module, source)
     module = module.cpu().float()
     if weights is None:
@@ -60,7 +61,7 @@ def load_own(model: ModelName, weights: str | None, sha256: str | None = None) -
         info = WeightsInfo(source=f"made by {source} (seed {SEED})", sha256=tensors_sha256(module))
     else:
         info = load_weights(module, Path(weights), key=model.options.get("weights_key"))
-    host = timm_vit.vit_host(module, source=source, weights=info, options=model.options)
+    host = timm_host(module, source=source, weights=info, options=model.options)
     _check_same(host, source)
     return host
 
@@ -198,12 +199,13 @@ def _check_same(host: LoadedHost, source: str) -> None:
         shown = list(own.shape) if isinstance(own, torch.Tensor) else type(own).__name__
         raise UnsupportedError(
             f"{source} gives {shown} where its blocks and head give {list(ours.shape)}, so something in it is not "
-            "timm's; give a module whose forward pass is that of timm's VisionTransformer."
+            "timm's; give a module whose forward pass is that of timm's VisionTransformer or Eva."
         )
     error_size = float((own - ours).abs().max())
+    theirs = "Eva" if host.family == timm_eva.FAMILY else "VisionTransformer"
     if not error_size <= _TOLERANCE * max(1.0, float(own.abs().max())):
         raise UnsupportedError(
-            f"{source} computes something else than timm's VisionTransformer with its weights (largest difference "
+            f"{source} computes something else than timm's {theirs} with its weights (largest difference "
             f"{error_size:.1e}); give a module whose forward pass is unchanged."
         )
 

@@ -7,7 +7,7 @@ transformers is one line in `catalog.HF`: the module that has `load(path, weight
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.methods import CompressorSpec
 from trt_compress.model_name import FILE_SOURCE, ModelName, parse_model, timm_refusal
 from trt_compress.models.compressors.artifacts import for_weights
-from trt_compress.models.hosts import timm_vit
+from trt_compress.models.hosts import timm_eva, timm_families, timm_vit
 from trt_compress.models.hosts.base import GraphSpec, LoadedHost, ModelInfo
 from trt_compress.models.hosts.catalog import ZOO, check_hf_options, hf_module, is_language, zoo_module
 from trt_compress.models.hosts.own_module import load_own
@@ -27,7 +27,7 @@ from trt_compress.models.language.open import open_language
 
 def list_models() -> list[ModelInfo]:
     """Models that can be compressed, the zoo first."""
-    return [*(_zoo_module(name).INFO for name in ZOO), *(_timm_info(name) for name in _timm_names())]
+    return [*(_zoo_module(name).INFO for name in ZOO), *_timm_models()]
 
 
 def load_host(model: str, *, weights: str | None = None, model_sha256: str | None = None) -> LoadedHost:
@@ -80,15 +80,15 @@ def _named(loaded: LoadedHost, model: str) -> LoadedHost:
     return replace(loaded, source=model, attach=attach, read_as=read_as and named_read_as)
 
 
-def _timm_names() -> list[str]:
+def _timm_models() -> Iterator[ModelInfo]:
     import timm
 
-    names = timm.list_models(module=["vision_transformer", "deit"])
-    return [name for name in names if timm_refusal(name) is None]
-
-
-def _timm_info(name: str) -> ModelInfo:
-    return ModelInfo(name=f"timm:{name}", family=timm_vit.FAMILY, description="Vision Transformer of timm")
+    of_eva = set(timm.list_models(module="eva"))
+    for name in timm.list_models(module=list(timm_families.MODULES)):
+        if timm_refusal(name) is not None:
+            continue
+        family, what = (timm_eva.FAMILY, "Eva family") if name in of_eva else (timm_vit.FAMILY, "Vision Transformer")
+        yield ModelInfo(name=f"timm:{name}", family=family, description=f"{what} of timm")
 
 
 def _zoo_module(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""timm's ViTs by name: `timm:NAME`, in the shape that weights and options say, with a file's, timm's or random weights.
+"""timm's ViTs and models of its Eva family by name: `timm:NAME`, in the shape that weights and options say, with a
+file's, timm's or random weights.
 
 Source: timm's create_model.
 """
@@ -11,17 +12,23 @@ from typing import Any
 import timm
 import torch
 from timm.models import get_arch_pretrained_cfgs
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.model_name import ModelName, timm_refusal, unsupported_vit
-from trt_compress.models.hosts import timm_vit
 from trt_compress.models.hosts.base import LoadedHost, WeightsInfo
 from trt_compress.models.hosts.catalog import unknown_timm
 from trt_compress.models.hosts.checkpoint import read_checkpoint
 from trt_compress.models.hosts.timm_download import check_has_weights, download_errors, source_overlay
-from trt_compress.models.hosts.timm_shape import resampled, shape_of_options, shape_of_weights, written
+from trt_compress.models.hosts.timm_families import check_supported, timm_host
+from trt_compress.models.hosts.timm_shape import (
+    keywords_of,
+    own_shape,
+    resampled,
+    shape_of_options,
+    shape_of_weights,
+    written,
+)
 from trt_compress.models.hosts.weights import load_found, tensors_sha256
 from trt_compress.suggest import did_you_mean
 
@@ -45,7 +52,7 @@ def load_timm(model: ModelName, weights: str | None) -> LoadedHost:
     if weights == PRETRAINED:
         check_has_weights(name)
     checkpoint = read_checkpoint(Path(weights)) if weights and weights != PRETRAINED else None
-    plain = timm_vit.check_supported(_on_meta(source, name), source)
+    plain, fixed = _plain(source, name)
     note = None
     if checkpoint is None:
         if "weights_key" in model.options:
@@ -57,8 +64,9 @@ def load_timm(model: ModelName, weights: str | None) -> LoadedHost:
     else:
         found = checkpoint.weights(plain.state_dict(), model.options.get("weights_key"))
         keywords, note = shape_of_weights(source, plain, model.options, found)
+    keywords = {**keywords_of(plain, keywords), **fixed}
     if keywords:
-        timm_vit.check_supported(_on_meta(source, name, keywords), source)
+        check_supported(_on_meta(source, name, keywords), source)
     if weights == PRETRAINED:
         more = {"pretrained": True, "pretrained_cfg_overlay": source_overlay(name)}
         with download_errors(name):
@@ -79,7 +87,7 @@ def load_timm(model: ModelName, weights: str | None) -> LoadedHost:
             info = load_found(module, found, Path(str(weights)), note=note)
         else:
             info = WeightsInfo(source=f"random (seed {RANDOM_SEED})", sha256=tensors_sha256(module))
-    return timm_vit.vit_host(module.eval(), source=source, weights=info, options=model.options)
+    return timm_host(module.eval(), source=source, weights=info, options=model.options)
 
 
 def check_name(name: str) -> None:
@@ -111,20 +119,21 @@ def _seeded(make: Callable[[], Any]) -> Any:
         return make()
 
 
-def _check_pretrained(
-    source: str, plain: VisionTransformer, keywords: Mapping[str, Any], *, resample: bool
-) -> str | None:
+def _plain(source: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """The model as its name alone gives it, without storage, for images of one size; and keywords that make it so."""
+    module = _on_meta(source, name)
+    if not getattr(module, "dynamic_img_size", False):
+        return check_supported(module, source), {}
+    fixed = {"dynamic_img_size": False}
+    return check_supported(_on_meta(source, name, fixed), source), fixed
+
+
+def _check_pretrained(source: str, plain: Any, keywords: Mapping[str, Any], *, resample: bool) -> str | None:
     """Refuse what timm's own weights contradict; timm would make up a head, or drop what does not fit."""
-    own = {
-        "num_classes": plain.num_classes,
-        "in_chans": plain.in_chans,
-        "patch_size": plain.patch_embed.patch_size,
-        "class_token": plain.has_class_token,
-        "reg_tokens": plain.num_reg_tokens,
-        "global_pool": plain.global_pool,
-        "no_embed_class": plain.no_embed_class,
-    }
+    own = {**own_shape(plain), "no_embed_class": plain.no_embed_class}
     for name, value in own.items():
+        if name in ("img_size", "fc_norm"):
+            continue
         if keywords.get(name, value) != value:
             raise ConfigError(
                 f"{source}: {name}={written(keywords[name])} contradicts timm's pretrained weights, which have "
@@ -132,7 +141,7 @@ def _check_pretrained(
             )
     size = keywords.get("img_size", plain.patch_embed.img_size)
     patch = plain.patch_embed.patch_size
-    if (size[0] // patch[0], size[1] // patch[1]) == plain.patch_embed.grid_size:
+    if plain.pos_embed is None or (size[0] // patch[0], size[1] // patch[1]) == plain.patch_embed.grid_size:
         return None
     if not resample:
         raise ConfigError(

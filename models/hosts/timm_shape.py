@@ -4,7 +4,7 @@ What a checkpoint shows (classes, channels, patches, class and register tokens, 
 positions) is read off it, and an option that contradicts it is refused. The position table is resampled only with
 `resample_pos=true`.
 
-Source: timm's VisionTransformer and resample_abs_pos_embed.
+Source: timm's VisionTransformer, Eva and resample_abs_pos_embed.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -22,12 +23,13 @@ from trt_compress.errors import ConfigError
 from trt_compress.models.hosts.checkpoint import CheckpointWeights
 
 Size = tuple[int, int]
+Plain = VisionTransformer | Eva
 
 _NOT_OF_DISTILLED = ("class_token", "reg_tokens", "global_pool", "no_embed_class")
 SHAPE_OPTIONS = ("num_classes", "img_size", "in_chans", "patch_size", *_NOT_OF_DISTILLED)
 
 
-def shape_of_options(source: str, plain: VisionTransformer, options: Mapping[str, Any]) -> dict[str, Any]:
+def shape_of_options(source: str, plain: Plain, options: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of timm's create_model for a model without a file of weights: what the options say.
 
     Args:
@@ -40,14 +42,14 @@ def shape_of_options(source: str, plain: VisionTransformer, options: Mapping[str
     """
     _check_options(source, plain, options)
     keywords = {name: options[name] for name in SHAPE_OPTIONS if name in options}
-    pool, token = keywords.get("global_pool", plain.global_pool), keywords.get("class_token", plain.has_class_token)
+    pool, token = keywords.get("global_pool", plain.global_pool), keywords.get("class_token", _has_class_token(plain))
     if pool == "token" and not token:
         raise ConfigError(f"{source}: class_token=false leaves nothing for global_pool=token; add global_pool=avg.")
     return keywords
 
 
 def shape_of_weights(
-    source: str, plain: VisionTransformer, options: Mapping[str, Any], weights: CheckpointWeights
+    source: str, plain: Plain, options: Mapping[str, Any], weights: CheckpointWeights
 ) -> tuple[dict[str, Any], str | None]:
     """Keywords of timm's create_model for the weights of a file, and in words what of them was read off the file.
 
@@ -80,14 +82,14 @@ def shape_of_weights(
     if not isinstance(plain, VisionTransformerDistilled):
         keywords |= _pooling(source, plain, options, weights, keywords)
     keywords |= _positions(source, plain, options, weights, keywords)
-    own = _own_shape(plain)
+    own = own_shape(plain)
     read = {name: value for name, value in keywords.items() if name not in options and value != own.get(name, value)}
     square = {"img_size": " (taken to be square)"}
     text = ", ".join(f"{name}={written(value)}{square.get(name, '')}" for name, value in read.items())
     return keywords, f"read off the file: {text}" if text else None
 
 
-def resampled(weights: CheckpointWeights, module: VisionTransformer, plain: VisionTransformer) -> CheckpointWeights:
+def resampled(weights: CheckpointWeights, module: Plain, plain: Plain) -> CheckpointWeights:
     """The weights with their position table resampled to that of `module`, if it has another length.
 
     Args:
@@ -109,6 +111,12 @@ def resampled(weights: CheckpointWeights, module: VisionTransformer, plain: Visi
     return replace(weights, tensors=weights.tensors.replaced("pos_embed", table))
 
 
+def keywords_of(plain: Plain, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of `shape_of_options` and `shape_of_weights` as timm calls them for the class of a model."""
+    names = {"reg_tokens": "num_reg_tokens", "fc_norm": "use_fc_norm"} if isinstance(plain, Eva) else {}
+    return {names.get(name, name): value for name, value in keywords.items()}
+
+
 def written(value: Any) -> str:
     """A value as an option is written."""
     if isinstance(value, tuple):
@@ -116,7 +124,7 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_options(source: str, plain: VisionTransformer, options: Mapping[str, Any]) -> None:
+def _check_options(source: str, plain: Plain, options: Mapping[str, Any]) -> None:
     if isinstance(plain, VisionTransformerDistilled):
         for name in _NOT_OF_DISTILLED:
             if name in options:
@@ -130,7 +138,7 @@ def _check_options(source: str, plain: VisionTransformer, options: Mapping[str, 
         raise ConfigError(f"{source}: resample_pos=true needs the size to resample to; add img_size=HEIGHTxWIDTH.")
 
 
-def _check_distilled(source: str, plain: VisionTransformer, weights: CheckpointWeights) -> None:
+def _check_distilled(source: str, plain: Plain, weights: CheckpointWeights) -> None:
     """Refuse weights of the other kind of DeiT: its one token more or less would make the positions look wrong."""
     distilled, there = isinstance(plain, VisionTransformerDistilled), "dist_token" in weights.tensors
     if distilled == there or not weights.tensors.keys() & {"cls_token", "dist_token"}:
@@ -142,20 +150,31 @@ def _check_distilled(source: str, plain: VisionTransformer, weights: CheckpointW
     )
 
 
-def _own_shape(plain: VisionTransformer) -> dict[str, Any]:
+def own_shape(plain: Plain) -> dict[str, Any]:
+    """What the options say of the model as its name alone gives it."""
     return {
         "num_classes": plain.num_classes,
         "in_chans": plain.in_chans,
         "patch_size": plain.patch_embed.patch_size,
         "img_size": plain.patch_embed.img_size,
-        "class_token": plain.has_class_token,
-        "reg_tokens": plain.num_reg_tokens,
+        "class_token": _has_class_token(plain),
+        "reg_tokens": _num_registers(plain),
         "global_pool": plain.global_pool,
         "fc_norm": not isinstance(plain.fc_norm, nn.Identity),
     }
 
 
-def _facts(plain: VisionTransformer, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Any, str]]]:
+def _has_class_token(plain: Plain) -> bool:
+    return plain.cls_token is not None if isinstance(plain, Eva) else bool(plain.has_class_token)
+
+
+def _num_registers(plain: Plain) -> int:
+    if isinstance(plain, Eva):
+        return 0 if plain.reg_token is None else plain.reg_token.shape[1]
+    return int(plain.num_reg_tokens)
+
+
+def _facts(plain: Plain, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Any, str]]]:
     """What tensors show beyond doubt: the value of each option, and where it is seen."""
     kernel = tensors.get("patch_embed.proj.weight")
     if kernel is not None and kernel.ndim == 4:
@@ -178,14 +197,14 @@ def _facts(plain: VisionTransformer, tensors: Mapping[str, Tensor]) -> Iterator[
 
 def _pooling(
     source: str,
-    plain: VisionTransformer,
+    plain: Plain,
     options: Mapping[str, Any],
     weights: CheckpointWeights,
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """How tokens are pooled, and on which side of it the last norm stands: `norm` before, `fc_norm` behind."""
     behind, before = "fc_norm.weight" in weights.tensors, "norm.weight" in weights.tensors
-    token = known.get("class_token", plain.has_class_token)
+    token = known.get("class_token", _has_class_token(plain))
     pool = options.get("global_pool")
     if pool == "token" and not token:
         raise ConfigError(
@@ -206,7 +225,7 @@ def _pooling(
 
 def _positions(
     source: str,
-    plain: VisionTransformer,
+    plain: Plain,
     options: Mapping[str, Any],
     weights: CheckpointWeights,
     known: Mapping[str, Any],
@@ -248,7 +267,7 @@ def _positions(
     )
 
 
-def _grid(count: int, plain: VisionTransformer, patch: Size | None = None) -> Size | None:
+def _grid(count: int, plain: Plain, patch: Size | None = None) -> Size | None:
     """Rows and columns of `count` patches: the model's own, if it has as many, or a square; None if they form none."""
     rows, columns = plain.patch_embed.grid_size
     if count == rows * columns and patch in (None, plain.patch_embed.patch_size):

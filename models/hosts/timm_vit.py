@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
@@ -88,32 +88,62 @@ def check_supported(module: nn.Module, name: str) -> VisionTransformer:
         hint = f"it holds a {VisionTransformer.__name__} as '{inside}': give that one alone." if inside else None
         raise unsupported_vit(name, f"model class {type(module).__name__}", hint=hint)
     base = VisionTransformerDistilled if isinstance(module, VisionTransformerDistilled) else VisionTransformer
-    _check_kept(module, base, name)
+    check_parts(module, name, base=base, blocks=nn.Sequential, block=(Block,), attention=(Attention,), kept=_KEPT)
+    return module
+
+
+def check_parts(
+    module: nn.Module,
+    name: str,
+    *,
+    base: type[nn.Module],
+    blocks: type[nn.Module],
+    block: Sequence[type[nn.Module]],
+    attention: Sequence[type[nn.Module]],
+    kept: Mapping[type[nn.Module], tuple[str, ...]],
+) -> None:
+    """Refuse a model with a part that is driven in another form than it has.
+
+    Args:
+        module: A `base`.
+        name: Its name, for messages.
+        base, blocks: What the model, and its row of blocks, must be.
+        block, attention: Of which one each block, and its attention, must be.
+        kept: What a subclass of each must not override.
+    """
+    _check_kept(module, (base,), kept, name, "model class")
     vit = typing.cast(Any, module)
-    _check_kept(vit.patch_embed, PatchEmbed, name, "patch embedding")
-    if type(vit.blocks) is not nn.Sequential:
+    _check_kept(vit.patch_embed, (PatchEmbed,), kept, name, "patch embedding")
+    if type(vit.blocks) is not blocks:
         raise unsupported_vit(name, f"a {type(vit.blocks).__name__} of blocks")
     bypassed: dict[str, nn.Module] = {"the model": vit, "blocks": vit.blocks}
     for layer, part in enumerate(typing.cast(Iterable[Any], vit.blocks)):
-        _check_kept(part, Block, name, "block type")
-        _check_kept(part.attn, Attention, name, "attention type")
+        _check_kept(part, block, kept, name, "block type")
+        _check_kept(part.attn, attention, kept, name, "attention type")
         bypassed |= {f"blocks.{layer}": part, f"blocks.{layer}.attn": part.attn}
     for place, part in bypassed.items():
         if part._forward_hooks or part._forward_pre_hooks:
             raise unsupported_vit(name, f"a forward hook on {place}")
     if vit.dynamic_img_size or vit.patch_embed.img_size is None:
-        raise unsupported_vit(name, "dynamic_img_size")
-    if module.global_pool not in POOLINGS:
-        raise unsupported_vit(name, f"global_pool={module.global_pool!r}")
-    return module
+        hint = "make it with dynamic_img_size=False and an img_size: its weights are the same."
+        raise unsupported_vit(name, "dynamic_img_size", hint=hint)
+    if vit.global_pool not in POOLINGS:
+        raise unsupported_vit(name, f"global_pool={vit.global_pool!r}")
 
 
-def _check_kept(part: nn.Module, base: type[nn.Module], name: str, what: str = "model class") -> None:
-    """Refuse a part that is no `base`, or overrides a method of it that this host does itself."""
+def _check_kept(
+    part: nn.Module,
+    bases: Sequence[type[nn.Module]],
+    kept: Mapping[type[nn.Module], tuple[str, ...]],
+    name: str,
+    what: str,
+) -> None:
+    """Refuse a part that is none of `bases`, or overrides a method of it that this host does itself."""
     kind = type(part)
-    if not isinstance(part, base):
+    base = next((base for base in bases if isinstance(part, base)), None)
+    if base is None:
         raise unsupported_vit(name, f"{what} {kind.__name__}")
-    for method in _KEPT[base]:
+    for method in kept[base]:
         if method in vars(part):
             raise unsupported_vit(name, f"a method {method} that is set on one {kind.__name__}")
         if getattr(kind, method) is not getattr(base, method):
@@ -154,7 +184,12 @@ def _taps(module: VisionTransformer) -> frozenset[TapKind]:
 
 
 def vit_host(
-    module: nn.Module, *, source: str, weights: WeightsInfo, options: Mapping[str, Any] = MappingProxyType({})
+    module: nn.Module,
+    *,
+    source: str,
+    weights: WeightsInfo,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    form: type["CompressedViT"] | None = None,
 ) -> LoadedHost:
     """A ViT with its weights as a host.
 
@@ -163,29 +198,31 @@ def vit_host(
         source: Its name, for messages.
         weights: Where its weights come from.
         options: `mean` and `std` of pixels from 0 to 1, where they are not those of timm's configuration of the model.
+        form: How models of its class are driven; None: `CompressedViT`.
 
     Raises:
         ConfigError: mean or std has another number of values than the input has channels.
         UnsupportedError: see `check_supported`.
     """
-    vit = check_supported(module, source)
+    form = CompressedViT if form is None else form
+    vit = form.checked(module, source)
     shape = (vit.patch_embed.proj.in_channels, *vit.patch_embed.img_size)
     preprocess, note = _preprocess(vit, source, options, shape[0])
     if note:
         weights = replace(weights, provenance="; ".join(filter(None, (weights.provenance, note))))
     return LoadedHost(
         source=source,
-        family=FAMILY,
+        family=form.family,
         module=vit,
         weights=weights,
-        attach=lambda specs: (classifier_graph(vit, specs, name=source, input_shape=shape),),
+        attach=lambda specs: (_graph_of(form(vit, specs, name=source).eval(), shape, None),),
         preprocess=preprocess,
         postprocess={"kind": "classification", "classes": vit.num_classes} if vit.num_classes else {"kind": "raw"},
     )
 
 
 def _preprocess(
-    vit: VisionTransformer, source: str, options: Mapping[str, Any], channels: int
+    vit: nn.Module, source: str, options: Mapping[str, Any], channels: int
 ) -> tuple[dict[str, Any], str | None]:
     """How pictures become the input, for the manifest, and a remark where that is not simply the model's own."""
     config: Mapping[str, Any] = getattr(vit, "pretrained_cfg", None) or {}
@@ -264,17 +301,30 @@ class CompressedViT(CompressedModule):
         name: The model's name, for messages.
     """
 
+    family: ClassVar[str] = FAMILY
+
+    @classmethod
+    def checked(cls, module: nn.Module, name: str) -> Any:
+        """The model, if it is of a form that is driven; UnsupportedError names the part that is not."""
+        return check_supported(module, name)
+
+    @classmethod
+    def info_of(cls, module: Any, name: str) -> HostInfo:
+        """What compressors may know of it."""
+        return host_info(module, name)
+
     def __init__(self, module: nn.Module, specs: Sequence[CompressorSpec], *, name: str = "the model") -> None:
         super().__init__()
-        self.vit = check_supported(module, name)
-        self.info = host_info(self.vit, name)
+        self.vit = self.checked(module, name)
+        self.info = self.info_of(self.vit, name)
         self.placed = place_one(specs, self.info)
         self.plan = self.placed.sites
         self.training = module.training
 
     def detach(self) -> nn.Module:
         """The model itself, as it was before."""
-        return self.vit
+        module: nn.Module = self.vit
+        return module
 
     def first_blocks(self, count: int) -> "CompressedViT":
         """The same without its last blocks, and with what acts at those that are left; its tensors are these."""
@@ -284,18 +334,22 @@ class CompressedViT(CompressedModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, channels, height, width]."""
-        vit: Any = self.vit
-        tokens, taps = Tokens(x=vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(image))))), Taps()
-        for number, block in enumerate(vit.blocks):
+        tokens, taps = self.entering(image), Taps()
+        for number, block in enumerate(self.vit.blocks):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, block), partial(_feed, block))
-        return self._head(vit.norm(tokens.x), tokens.size)
+        return self._head(self.vit.norm(tokens.x), tokens.size)
+
+    def entering(self, image: Tensor) -> Tokens:
+        """The tokens that enter the first block."""
+        vit = self.vit
+        return Tokens(x=vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(image)))))
 
     def _head(self, x: Tensor, size: Tensor | None) -> Tensor:
         vit: Any = self.vit
         if size is None or vit.global_pool == "token":
             logits: Tensor = vit.forward_head(x)
             return logits
-        start = 0 if vit.pool_include_prefix else vit.num_prefix_tokens
+        start = 0 if getattr(vit, "pool_include_prefix", False) else vit.num_prefix_tokens
         x, size = x[:, start:], cast(size[:, start:], x.dtype)
         pooled = (x * size).sum(dim=1) / size.sum(dim=1)
         if vit.global_pool == "avgmax":
@@ -341,7 +395,13 @@ def attend(
         dropout=module.attn_drop.p if module.training else 0.0,
         wanted=wanted,
     )
+    return projected(module, mixed, gate), found
+
+
+def projected(module: Any, mixed: Tensor, gate: Tensor | None) -> Tensor:
+    """What attention gives, of what its heads received [B, H, N, D]; `gate` [B, N, C] weighs its channels."""
     out = module.norm(merge_heads(mixed))
     if gate is not None:
         out = out * gate
-    return module.proj_drop(module.proj(out)), found
+    update: Tensor = module.proj_drop(module.proj(out))
+    return update

@@ -23,11 +23,9 @@ FILE_SOURCE = "file"
 
 TIMM_REFUSED: Mapping[str, str] = MappingProxyType(
     {
-        "test_vit": "dynamic_img_size",
-        "test_vit[24]": "dynamic_img_size",
-        "vit_intern300m_*": "dynamic_img_size",
         "test_vit3": "global_pool='map'",
         "vit_*_map_*": "global_pool='map'",
+        "vit_pe_core_*": "global_pool='map'",
         "vit_*_siglip_[0-9]*": "global_pool='map'",
         "vit_*_18x2_*": "block type ParallelThingsBlock",
         "vit_*_rpn_*": "block type ResPostBlock",
@@ -38,7 +36,8 @@ TIMM_REFUSED: Mapping[str, str] = MappingProxyType(
         "vit_dlittle_*": "attention type DiffAttention",
     }
 )
-"""Which of timm's ViT and DeiT models are refused, and for what, by patterns of their names; a test builds them all."""
+"""Which of timm's models of its files vision_transformer, deit and eva are refused, and for what, by patterns of their
+names; a test builds them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +248,7 @@ def with_absolute_path(text: str, base: Path | None = None) -> str:
 
 
 def timm_refusal(name: str) -> str | None:
-    """Why timm's model `name`, a ViT or DeiT, is refused: the words of `TIMM_REFUSED`. None if it is driven.
+    """Why timm's model `name`, of one of these files, is refused: the words of `TIMM_REFUSED`. None if it is driven.
 
     Args:
         name: With or without the tag of its weights.
@@ -261,8 +260,8 @@ def timm_refusal(name: str) -> str | None:
 def unsupported_vit(name: str, what: str, *, hint: str | None = None) -> UnsupportedError:
     """The error that says why a model is refused: `what` it has that is not driven."""
     return UnsupportedError(
-        f"{name}: {what} is not supported; this host drives timm's VisionTransformer and VisionTransformerDistilled "
-        f"with plain blocks, fixed input size and {', '.join(POOLINGS)} pooling.",
+        f"{name}: {what} is not supported; this host drives timm's VisionTransformer, "
+        f"VisionTransformerDistilled and Eva with plain blocks, fixed input size and {', '.join(POOLINGS)} pooling.",
         hint=hint,
     )
 

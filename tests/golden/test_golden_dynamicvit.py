@@ -1,11 +1,13 @@
 """DynamicViT against vectors of the authors' code: its heads, and a model from image to logits."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save
+from typer.testing import CliRunner
 
 from tests.golden.golden_data import (
     MODEL_TOLERANCE,
@@ -22,7 +24,9 @@ from trt_compress.methods import ArtifactFile, CompressorSpec, parse_spec
 from trt_compress.methods.vision import DynamicVitConfig
 from trt_compress.models.compressors.dynamicvit import DynamicVit, Predictor, predictors_of
 from trt_compress.models.compressors.place import place_one
+from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
+from trt_compress.tools.cli.main import app
 
 HEADS = ("predictor_odd_c", "predictor_ones", "predictor_policy")
 
@@ -66,6 +70,45 @@ def test_a_model() -> None:
     with torch.no_grad():
         assert_close(module(arrays["image"]), arrays["logits"], MODEL_TOLERANCE)
     assert_close(run_exported(module, arrays["image"]), arrays["logits"], MODEL_TOLERANCE)
+
+
+SOURCE = """
+from timm.models.vision_transformer import VisionTransformer
+def make():
+    return VisionTransformer(**SIZES)
+"""
+
+
+def test_one_file_of_the_authors_has_the_model_and_the_heads(tmp_path: Path) -> None:
+    """With the official names in it, as `--weights` and as `--tensors`: the logits are the authors'."""
+    arrays, meta = read("dynamicvit", "vit_tiny")
+    sizes = dict(meta["model"])
+    layers, ratios = sizes.pop("pruning_loc"), sizes.pop("token_ratio")
+    (tmp_path / "net.py").write_text(SOURCE.replace("SIZES", repr(sizes)))
+    file, heads, name = tmp_path / "dynamic-vit.pth", tmp_path / "heads.safetensors", f"{tmp_path}/net.py:make"
+    names = {name[2:]: each for name, each in arrays.items() if name.startswith("w.")}
+    assert any(each.startswith("score_predictor.2.out_conv") for each in names)
+    torch.save({"model": names}, file)
+    spec = f"dynamicvit:layers={layers},keep_ratio={ratios}".replace(" ", "")
+    command = ["calibrate", name, "--weights", file, "--compress", spec, "--tensors", file, "-o", heads]
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.stderr
+    host = load_host(name, weights=str(file))
+    said = "its tensors of dynamicvit are for an artifact (calibrate --tensors)"
+    assert said in (host.weights.provenance or "").split("; ")
+    (graph,) = host.attach(parse_spec(f"{spec},predictor={heads}"))
+    with torch.no_grad():
+        assert_close(graph.module(arrays["image"]), arrays["logits"], MODEL_TOLERANCE)
+
+
+def test_other_tensors_beside_the_model_are_refused_as_before(tmp_path: Path) -> None:
+    arrays, meta = read("dynamicvit", "vit_tiny")
+    sizes = {name: each for name, each in meta["model"].items() if name not in ("pruning_loc", "token_ratio")}
+    (tmp_path / "net.py").write_text(SOURCE.replace("SIZES", repr(sizes)))
+    names = {name[2:]: each for name, each in arrays.items() if name.startswith("w.")}
+    torch.save({"model": names | {"score_head.weight": torch.ones(2)}}, tmp_path / "more.pth")
+    with pytest.raises(TrtCompressError, match="it has more than the model: score_head.weight"):
+        load_host(f"{tmp_path}/net.py:make", weights=str(tmp_path / "more.pth"))
 
 
 def test_what_is_refused() -> None:

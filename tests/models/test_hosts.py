@@ -11,7 +11,8 @@ from tests.models.vits import run
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.model_name import TIMM_REFUSED, timm_refusal
 from trt_compress.models.hosts.registry import list_models, load_host
-from trt_compress.models.hosts.timm_vit import check_supported, classifier_graph
+from trt_compress.models.hosts.timm_families import MODULES, check_supported
+from trt_compress.models.hosts.timm_vit import classifier_graph
 
 
 def test_the_zoo_and_timm_are_listed() -> None:
@@ -27,7 +28,7 @@ def test_the_zoo_and_timm_are_listed() -> None:
 def refusal(name: str) -> str:
     """What building the model shows; on the meta device and with one block of its kind, so that it costs little."""
     with torch.device("meta"):
-        module = timm.create_model(name, depth=1, weight_init="skip")
+        module = _with_one_block(name)
     try:
         check_supported(module, name)
     except UnsupportedError as error:
@@ -35,25 +36,35 @@ def refusal(name: str) -> str:
     return ""
 
 
+def _with_one_block(name: str) -> Any:
+    """Of images of one size, as the host builds it where timm's own takes any."""
+    of_eva = timm.list_models(name, module="eva")
+    keywords: dict[str, Any] = {"depth": 1} if of_eva else {"depth": 1, "weight_init": "skip"}
+    if "sapiens2" in name:  # which has a number for each block
+        keywords["num_kv_heads"] = 1
+    module: Any = timm.create_model(name, **keywords)
+    return timm.create_model(name, **keywords, dynamic_img_size=False) if module.dynamic_img_size else module
+
+
 @pytest.mark.parametrize("pattern", TIMM_REFUSED)
 def test_no_pattern_of_refused_names_is_left_over(pattern: str) -> None:
-    assert fnmatch.filter(timm.list_models(module=["vision_transformer", "deit"]), pattern)
+    assert fnmatch.filter(timm.list_models(module=list(MODULES)), pattern)
 
 
 def test_every_name_of_timm_is_judged_as_building_it_would() -> None:
-    names = timm.list_models(module=["vision_transformer", "deit"])
+    names = timm.list_models(module=list(MODULES))
     wrong = {}
     for name in names:
         what, said = timm_refusal(name), refusal(name)
         if said != (f"{name}: {what} is not supported" if what else ""):
             wrong[name] = (what, said)
-    assert len(names) > 150
+    assert len(names) > 200
     assert wrong == {}
 
 
 def test_what_is_listed_is_what_is_not_refused() -> None:
-    names = timm.list_models(module=["vision_transformer", "deit"])
-    listed = {info.name for info in list_models() if info.family == "timm_vit"} - {"zoo:digits_vit"}
+    names = timm.list_models(module=list(MODULES))
+    listed = {info.name for info in list_models() if info.family in ("timm_vit", "timm_eva")} - {"zoo:digits_vit"}
     assert listed == {f"timm:{name}" for name in names if timm_refusal(name) is None}
 
 

@@ -104,7 +104,6 @@ def without_weights(**keywords: Any) -> Callable[[], nn.Module]:
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: timm.create_model("swin_tiny_patch4_window7_224"), "model class SwinTransformer"),
-    (lambda: timm.create_model("eva02_tiny_patch14_224"), "model class Eva"),
     (lambda: timm.create_model("beit_base_patch16_224", depth=1), "model class Beit"),
     (lambda: timm.create_model("resnet18"), "model class ResNet"),
     (without_weights(block_fn=ParallelScalingBlock), "block type ParallelScalingBlock"),
