@@ -6,7 +6,7 @@ keeps their states up. What the logits are used for is not its matter.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
 from trt_compress.format.graphs import BATCH_SYMBOL, Capacity
-from trt_compress.format.manifest import Manifest, TensorInfo
+from trt_compress.format.manifest import Manifest
 from trt_compress.format.procedure import KEPT, SEEN, Pass, Procedure, Run, keep_up, rows_of, runs_of
 from trt_compress.runtime.inputs import InputCheck
 from trt_compress.runtime.loaded import LoadedGraph
@@ -24,6 +24,7 @@ from trt_compress.suggest import not_known
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _SEEN, _ATTENDED = "seen", "attended"  # beside saved states
+_NONE = np.zeros(0, np.int64)
 
 
 class _NoNumbers(Exception):
@@ -32,6 +33,21 @@ class _NoNumbers(Exception):
     def __init__(self, layer: int) -> None:
         super().__init__(layer)
         self.layer = layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """What is the same each time that some graphs run one after the other.
+
+    Attributes:
+        check: Of the inputs that come from outside.
+        sources: For each graph its inputs, and whose value each gets: `graph.tensor`.
+        made: The inputs that the procedure makes, what each is, and its dtype.
+    """
+
+    check: InputCheck
+    sources: dict[str, tuple[tuple[str, str], ...]]
+    made: tuple[tuple[str, str, str], ...]
 
 
 class Sequences:
@@ -75,7 +91,7 @@ class Sequences:
         self._seen = np.zeros(batch, np.int64)
         self._attended = False
         self.upkeeps = 0
-        self._checks: dict[tuple[str, ...], InputCheck] = {}
+        self._turns: dict[tuple[str, ...], _Turn] = {}
 
     @classmethod
     def load(
@@ -340,31 +356,35 @@ class Sequences:
         """One run of a pass on the beginnings of texts, and the upkeep that is then due; returns what it gives."""
         if aside := self._without_room(part, run):
             return self._run_without(aside, part, run, texts, rows)
-        tokens = np.zeros((len(texts), run.tokens), np.int64)
-        following, stand_for = np.zeros_like(tokens), np.full_like(tokens, -1)
-        for row, (text, count) in enumerate(zip(texts, run.counts, strict=True)):
-            tokens[row, :count] = text[:count]
-            after = text[1 : count + 1]
-            following[row, : len(after)] = after
-            if rows is not None:
-                stand_for[row, :count] = rows[row][:count]
-        position = self._procedure.position
-        first = self._seen if position in (SEEN, KEPT) else self._used(position)
-        made = {
-            "tokens": tokens,
-            "next": following,
-            "count": np.array(run.counts, np.int64),
-            "seen": self._seen,
-            "positions": first[:, None] + np.arange(run.tokens),
-            "rows": stand_for,
-        }
+        counts = np.array(run.counts, np.int64)
+
+        def filled(nothing: int, values: Callable[[int], Array]) -> Array:
+            found = np.full((len(texts), run.tokens), nothing, np.int64)
+            for row in range(len(texts)):
+                part = values(row)
+                found[row, : len(part)] = part
+            return found
+
+        def make(what: str) -> Array:
+            if what == "tokens":
+                return filled(0, lambda row: texts[row][: run.counts[row]])
+            if what == "next":
+                return filled(0, lambda row: texts[row][1 : run.counts[row] + 1])
+            if what == "rows":
+                return filled(-1, lambda row: _NONE if rows is None else rows[row][: run.counts[row]])
+            if what == "positions":
+                position = self._procedure.position
+                first = self._seen if position in (SEEN, KEPT) else self._used(position)
+                return first[:, None] + np.arange(run.tokens)
+            return counts if what == "count" else self._seen
+
         self._reserve(part.graphs, run.tokens)
-        values = self._turn(part.graphs, self._fed(part.graphs, made), check=str(part.logits))
-        self._seen = self._seen + np.array(run.counts, np.int64)
+        values = self._turn(part.graphs, self._fed(part.graphs, make), check=str(part.logits))
+        self._seen = self._seen + counts
 
         def maintain(graph: str) -> None:
             self._reserve((graph,), 0)
-            self._turn((graph,), self._fed((graph,), {"seen": self._seen}))
+            self._turn((graph,), self._fed((graph,), lambda what: {"seen": self._seen}[what]))
             self.upkeeps += 1
 
         try:
@@ -408,25 +428,41 @@ class Sequences:
         logits[going] = found
         return logits
 
-    def _fed(self, graphs: Sequence[str], made: Mapping[str, Array]) -> dict[str, Array]:
-        feeds = {name: what for name, what in self._procedure.feeds.items() if _graph(name) in graphs}
-        return {name: made[what].astype(self._info(name).dtype, copy=False) for name, what in feeds.items()}
+    def _fed(self, graphs: tuple[str, ...], make: Callable[[str], Array]) -> dict[str, Array]:
+        """What the procedure gives to graphs."""
+        made = self._same(graphs).made
+        return {name: make(what).astype(dtype, copy=False) for name, what, dtype in made}
+
+    def _same(self, graphs: tuple[str, ...]) -> _Turn:
+        found = self._turns.get(graphs)
+        if found is None:
+            infos = {f"{graph}.{tensor}": info for graph in graphs
+                     for tensor, info in self.session.inputs_of(graph).items()}  # fmt: skip
+            feeds = self._procedure.feeds.items()
+            found = self._turns[graphs] = _Turn(
+                check=InputCheck({name: info for name, info in infos.items() if name not in self._links}),
+                sources={
+                    graph: tuple(
+                        (tensor, self._links.get(f"{graph}.{tensor}", f"{graph}.{tensor}"))
+                        for tensor in self.session.inputs_of(graph)
+                    )
+                    for graph in graphs
+                },
+                made=tuple((name, what, infos[name].dtype) for name, what in feeds if _graph(name) in graphs),
+            )
+        return found
 
     def _turn(self, graphs: tuple[str, ...], given: Mapping[str, Array], *, check: str = "") -> dict[str, Array]:
         """Run graphs in order, each on what is given, linked, or held by the states; returns `graph.tensor`.
 
         If `check` of them holds NaN, and the cache of a layer does, the states are as before.
         """
-        names = [f"{graph}.{tensor}" for graph in graphs for tensor in self.session.inputs_of(graph)]
-        if graphs not in self._checks:
-            fed = {name: self._info(name) for name in names if name not in self._links}
-            self._checks[graphs] = InputCheck(fed)
-        symbols = self._checks[graphs].symbols(given)
+        same = self._same(graphs)
+        symbols = same.check.symbols(given)
         values = dict(given)
 
         def feed(graph: LoadedGraph) -> dict[str, Array]:
-            whole = {tensor: f"{graph.name}.{tensor}" for tensor in graph.inputs}
-            return {tensor: values[self._links.get(name, name)] for tensor, name in whole.items()}
+            return {tensor: values[source] for tensor, source in same.sources[graph.name]}
 
         def took(graph: LoadedGraph, outputs: Mapping[str, Array]) -> None:
             values.update({f"{graph.name}.{tensor}": value for tensor, value in outputs.items()})
@@ -453,10 +489,6 @@ class Sequences:
             held = self.states.in_run(key)
             if held is not None and held.dtype.kind == "f" and np.isnan(held).any():
                 raise _NoNumbers(layer)
-
-    def _info(self, name: str) -> TensorInfo:
-        graph, _, tensor = name.partition(".")
-        return self.session.inputs_of(graph)[tensor]
 
     def _used(self, symbol: str) -> Array:
         """Slots of a capacity that each sequence uses."""

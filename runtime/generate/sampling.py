@@ -150,15 +150,14 @@ class Chooser:
             UnsupportedError: No token is left: all logits are -inf, or one is NaN.
         """
         self._penalise(rows, logits)
-        best = logits.argmax(axis=1)
-        found: list[int] = best.tolist()
-        largest = logits[np.arange(len(rows)), best]
-        if not np.isfinite(largest).all():
+        found: list[int] = logits.argmax(axis=1).tolist()
+        largest = [float(logits.item(place, best)) for place, best in enumerate(found)]
+        if not all(map(math.isfinite, largest)):
             raise _nothing_to_choose(largest)
         for place, row in enumerate(rows):
             settings = self._settings[row]
             if settings.temperature > 0:
-                found[place] = _draw(logits[place], float(largest[place]), settings, self._random[row], self._room)
+                found[place] = _draw(logits[place], largest[place], settings, self._random[row], self._room)
         for place, row in enumerate(rows):
             read = self._read[row]
             if read is not None and found[place] not in read:
@@ -287,8 +286,8 @@ def _near(values: Array, least: Iterable[float], enough: Callable[[Array], bool]
     return None
 
 
-def _nothing_to_choose(largest: Array) -> UnsupportedError:
-    if np.isnan(largest).any():
+def _nothing_to_choose(largest: Sequence[float]) -> UnsupportedError:
+    if any(map(math.isnan, largest)):
         return UnsupportedError(
             "The bundle gave logits that are no numbers (NaN); verify it, or export it in a precision of more range."
         )

@@ -116,8 +116,11 @@ class Tokenizer:
         Raises:
             ConfigError: The library fails on them.
         """
-        with reading("The text of these tokens", "give another tokenizer"), panics_said():
+        try:  # once or twice a token: nothing is set up for what never happens
             return str(self._library.decode(list(tokens), skip_special_tokens=True))
+        except BaseException:
+            with reading("The text of these tokens", "give another tokenizer"), panics_said():
+                raise
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
         """For tokens that come one by one, behind others."""
