@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.export.sample_inputs import read_arrays
 from trt_compress.foreign import shown
 from trt_compress.format.kinds import ImageInput, input_kind
 from trt_compress.format.manifest import Manifest
@@ -60,12 +61,39 @@ class SiteMap:
         return int((self.owners < 0).sum())
 
 
-def map_tokens(graph: GraphSpec, image: torch.Tensor) -> tuple[SiteMap, ...]:
+def inputs_beside(graph: GraphSpec, file: Path | None) -> tuple[torch.Tensor, ...]:
+    """What a graph takes beside its picture, for one, in its order.
+
+    Args:
+        graph: Its first input is the picture.
+        file: An .npz file of arrays by the names of the inputs; None: there is none.
+
+    Raises:
+        ConfigError: An input is not there, or has another shape.
+    """
+    wanted = {spec.name: [1 if isinstance(dim, str) else dim for dim in spec.shape] for spec in graph.inputs[1:]}
+    if not wanted:
+        return ()
+    listed = " and ".join(f"{name} {shape}" for name, shape in wanted.items())
+    if file is None:
+        raise ConfigError(f"show: the bundle takes {listed} beside the picture; give it with --inputs FILE.npz.")
+    arrays = read_arrays(file, next(iter(wanted)))
+    for name, shape in wanted.items():
+        if name not in arrays or list(arrays[name].shape) != shape or arrays[name].dtype.kind != "f":
+            given = f"{name} {list(arrays[name].shape)} of {arrays[name].dtype}" if name in arrays else f"no {name}"
+            raise ConfigError(
+                f"show: '{shown(str(file))}' has {given}; the bundle takes {listed} of float32 beside the picture."
+            )
+    return tuple(torch.from_numpy(np.asarray(arrays[name], np.float32)) for name in wanted)
+
+
+def map_tokens(graph: GraphSpec, image: torch.Tensor, *beside: torch.Tensor) -> tuple[SiteMap, ...]:
     """What becomes of the patches of one image, site by site.
 
     Args:
         graph: A graph that reads one image and has methods in it.
         image: [1, channels, height, width].
+        beside: Its other inputs.
 
     Raises:
         UnsupportedError: It has none, or they act on something else than the patches of one image.
@@ -91,7 +119,7 @@ def map_tokens(graph: GraphSpec, image: torch.Tensor) -> tuple[SiteMap, ...]:
     ]
     try:
         with torch.no_grad():
-            graph.module(image)
+            graph.module(image, *beside)
     finally:
         for hook in hooks:
             hook.remove()

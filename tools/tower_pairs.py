@@ -12,6 +12,7 @@ from trt_compress.models.compressors.sites import (
     HostInfo,
     Site,
     SpanKind,
+    TapKind,
     layer_sites,
     leading_spans,
 )
@@ -29,6 +30,7 @@ SPECS = (
     "token_corr",
     "hiprune",
     "divprune",
+    "cdpruner",
     "dart",
     "fourier",
     "pixel_shuffle",
@@ -36,13 +38,17 @@ SPECS = (
 """Methods for patches of images, with what they cannot do without."""
 
 
-def _tower(prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True, rotary: bool = False) -> HostInfo:
+def _tower(
+    prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True, rotary: bool = False, texts: bool = False
+) -> HostInfo:
     """A tower of 24 layers and 24 x 24 patches with these tokens in front."""
     depth, side = 24, 24
     taps = ATTENTION_TAPS if prefix else ATTENTION_TAPS - {"class_attention"}
+    behind = frozenset[TapKind]({"text_space", "texts"} if texts else ())
+    out = (Site(kind=ENCODER_OUTPUT, taps=behind),) if output else ()
     return HostInfo(
         name="the tower",
-        sites=(*layer_sites("after_attention", depth, taps=taps), *((Site(kind=ENCODER_OUTPUT),) if output else ())),
+        sites=(*layer_sites("after_attention", depth, taps=taps), *out),
         depth=depth,
         num_tokens=side**2 + sum(count for _, count in prefix),
         protected=leading_spans(prefix),
@@ -56,6 +62,7 @@ _CLASS: tuple[tuple[SpanKind, int], ...] = (("class", 1),)
 TOWERS: Mapping[str, tuple[HostInfo, str]] = MappingProxyType(
     {
         "class token (CLIP, ViT)": (_tower(_CLASS), ""),
+        "and texts (CLIP with its projection)": (_tower(_CLASS, texts=True), ""),
         "none (SigLIP)": (_tower(()), ""),
         "registers (DINOv2)": (_tower((*_CLASS, ("register", 4))), ""),
         "behind another method": (_tower(_CLASS), "random:layers=[1]+"),

@@ -422,7 +422,8 @@ def _check_probes(spec: CompressorSpec, taps: Sequence[Tap], host: HostInfo) -> 
 def _computed_at(tap: Tap, graph: str, host: HostInfo) -> int | None:
     """The first site of the host behind which a tap is there; None: nowhere."""
     for number, site in enumerate(host.sites):
-        if site.graph == graph and site.layer == tap.layer and tap.kind in site.taps:
+        layer = host.depth if site.layer is None else site.layer
+        if site.graph == graph and layer == tap.layer and tap.kind in site.taps:
             return number
     return None
 

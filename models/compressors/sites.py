@@ -18,7 +18,17 @@ SiteKind = Literal[
     "output_head",
     "codec",
 ]
-TapKind = Literal["keys", "queries", "values", "class_attention", "probe_scores", "hidden", "history_queries"]
+TapKind = Literal[
+    "keys",
+    "queries",
+    "values",
+    "class_attention",
+    "probe_scores",
+    "hidden",
+    "history_queries",
+    "text_space",
+    "texts",
+]
 """Tensors that hosts compute for methods; N counts the tokens that came to the layer.
 
 keys, queries, values: of a layer, averaged over the heads, [B, N, D], or of each head, [B, H, N, D].
@@ -26,6 +36,8 @@ class_attention: attention of the class token to every token at a layer, average
 probe_scores: attention of a few query rows to every token, reduced as a `Probe` says, [B, N] or for heads [B, H, N].
 hidden: the tokens that came to the layer, [B, N, C].
 history_queries: how much the object queries of the last frame need each token, [R, N] of R windows.
+text_space: the tokens in the space of texts, where a text has a vector too, [B, N, P].
+texts: vectors of a text beside the picture, which the graph takes as an input, [B, S, P]; a row of zeros is none.
 """
 SpanKind = Literal["class", "distillation", "register", "text", "image", "sink"]
 
@@ -90,6 +102,7 @@ class Tap:
         heads: Of keys, queries and values the mean over the heads, or "each" of them.
         rotated: Keys and queries as they are multiplied; False: as they were before rotary positions.
         probe: Of probe_scores, which rows and how.
+        rows: Of texts, how many vectors of a text there may be.
     """
 
     kind: TapKind
@@ -97,6 +110,7 @@ class Tap:
     heads: Literal["mean", "each"] = "mean"
     rotated: bool = True
     probe: Probe | None = None
+    rows: int = 1
 
     def __post_init__(self) -> None:
         if (self.probe is not None) != (self.kind == "probe_scores"):
@@ -105,7 +119,7 @@ class Tap:
     @property
     def asked(self) -> "Asked":
         """What is asked of its layer: the kind, where that says all."""
-        plain = self.heads == "mean" and self.rotated and self.probe is None
+        plain = self.heads == "mean" and self.rotated and self.probe is None and self.rows == 1
         return self.kind if plain else replace(self, layer=0)
 
 

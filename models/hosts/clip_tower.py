@@ -152,6 +152,16 @@ class ClipTower(VisionTower):
         """Channels of `pooled`."""
         return self.width if self.visual_projection is None else self.visual_projection.out_features
 
+    def in_text_space(self, x: Tensor) -> Tensor:
+        """Tokens, normalised and projected as the class token is."""
+        assert self.visual_projection is not None
+        return cast(Tensor, self.visual_projection(self.post_layernorm(x)))
+
+    @property
+    def text_width(self) -> int:
+        """Channels of the space of texts."""
+        return 0 if self.visual_projection is None else self.visual_projection.out_features
+
 
 def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tower's tensors under its own names; those of the tower of texts are left out."""

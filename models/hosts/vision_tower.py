@@ -29,6 +29,9 @@ from trt_compress.models.compressors.sites import (
     HostInfo,
     Site,
     SpanKind,
+    Tap,
+    TapKind,
+    as_tap,
     leading_spans,
     sites_of_layers,
 )
@@ -130,6 +133,15 @@ class VisionTower(nn.Module, ABC):
     def pooled_width(self) -> int:
         """Channels of `pooled`; 0: there is none."""
         return self.width
+
+    def in_text_space(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, C] behind the tower in the space of texts, [B, N, P], where there is one."""
+        raise NotImplementedError
+
+    @property
+    def text_width(self) -> int:
+        """Channels of that space; 0: there is none."""
+        return 0
 
     def fit(self, size: Size, patch: Size, *, resample: bool) -> None:
         """Take images of another size, or patches of them.
@@ -234,9 +246,10 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
     depth, layer = len(model.stack), model.all_layers[0]
     has_class = any(kind == "class" for kind, _ in model.prefix)
     taps = ATTENTION_TAPS if has_class else ATTENTION_TAPS - {"class_attention"}
-    behind = Site(kind=ENCODER_OUTPUT)
+    texts = frozenset[TapKind]({"text_space", "texts"} if model.text_width else ())
+    behind = Site(kind=ENCODER_OUTPUT, taps=texts)
     if model.ahead:
-        behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=frozenset({"keys", "queries", "values"}))
+        behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=texts | frozenset[TapKind]({"keys", "queries", "values"}))
     return HostInfo(
         name=name,
         sites=(*sites_of_layers(depth, taps=taps), *(() if model.num_labels else (behind,))),
@@ -274,6 +287,8 @@ class CompressedTower(CompressedModule):
         self.dropped = self.model.num_prefix if kept else 0
         self.tokens_out = placed.tokens_out - self.dropped
         self.width_out = placed.width_out or self.model.width
+        behind = [as_tap(asked) for asked in placed.wanted(self.info.depth)]
+        self.texts = max((tap.rows for tap in behind if tap.kind == "texts"), default=0)
 
     def first_layers(self, count: int) -> "CompressedTower":
         """The same without its last layers, and with what acts at those that are left."""
@@ -286,9 +301,13 @@ class CompressedTower(CompressedModule):
         """The model itself, as it was before."""
         return self.model
 
-    def forward(self, image: Tensor) -> Any:
+    def forward(self, image: Tensor, text: Tensor | None = None) -> Any:
         """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], and the pooled
         vector [B, P] if the model has one.
+
+        Args:
+            image: [B, channels, height, width].
+            text: Vectors of the text beside each, [B, S, P], if a method asks for it; a row of zeros is none.
         """
         model = self.model
         if tuple(image.shape[1:]) != (model.channels, *model.size):
@@ -299,13 +318,28 @@ class CompressedTower(CompressedModule):
         tokens, taps = Tokens(x=model.embed(image)), Taps()
         for number, layer in enumerate(model.stack):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
-        if wanted := self.placed.wanted(self.info.depth):
-            taps.put(self.info.depth, _look_ahead(model.all_layers[-1], tokens.x, wanted))
+        wanted = self.placed.wanted(self.info.depth)
+        beside: frozenset[Asked] = frozenset(asked for asked in wanted if as_tap(asked).kind in ("text_space", "texts"))
+        if wanted - beside:
+            taps.put(self.info.depth, _look_ahead(model.all_layers[-1], tokens.x, wanted - beside))
         tokens = model._finished(tokens)
+        if beside:
+            given: dict[Asked, Tensor] = {asked: self._beside(as_tap(asked), tokens.x, text) for asked in beside}
+            taps.put(self.info.depth, given)
         if model.num_labels:
             return model.logits(tokens)
         pooled = model._pooled(tokens)
         return model.leaving(self.placed(ENCODER_OUTPUT, tokens, taps), pooled, self.dropped)
+
+    def _beside(self, tap: Tap, x: Tensor, text: Tensor | None) -> Tensor:
+        """The tokens in the space of texts, or the vectors of the text."""
+        if tap.kind == "text_space":
+            return self.model.in_text_space(x)
+        wanted = (self.texts, self.model.text_width)
+        if text is None or tuple(text.shape[1:]) != wanted:
+            given = "none" if text is None else list(text.shape[1:])
+            raise ShapeError(f"text: {given} was given; {self.info.name} takes {list(wanted)} (vectors, channels).")
+        return text
 
 
 def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
@@ -336,6 +370,9 @@ def tower_graph(model: VisionTower, specs: Sequence[CompressorSpec], *, name: st
 
 def _graph_of(module: CompressedTower) -> GraphSpec:
     model = module.model
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", shape=(BATCH_SYMBOL, model.channels, *model.size)),)
+    if module.texts:
+        inputs += (TensorSpec(name="text", shape=(BATCH_SYMBOL, module.texts, model.text_width)),)
     outputs: tuple[TensorSpec, ...]
     if model.num_labels:
         outputs = (TensorSpec(name="logits", shape=(BATCH_SYMBOL, model.num_labels)),)
@@ -348,7 +385,7 @@ def _graph_of(module: CompressedTower) -> GraphSpec:
             outputs += (TensorSpec(name="pooled", shape=(BATCH_SYMBOL, model.pooled_width)),)
     return GraphSpec(
         module=module,
-        inputs=(TensorSpec(name="image", shape=(BATCH_SYMBOL, model.channels, *model.size)),),
+        inputs=inputs,
         outputs=outputs,
         layers=Layers(count=len(model.stack), first=lambda count: _graph_of(module.first_layers(count).eval())),
     )

@@ -23,10 +23,12 @@ from trt_compress.models.compressors.sites import (
     Probe,
     Site,
     Tap,
+    TapKind,
     layer_sites,
     leading_spans,
 )
-from trt_compress.models.compressors.vision.behind import best_of, places
+from trt_compress.models.compressors.vision.behind import best_of, places, text_cosines
+from trt_compress.models.compressors.vision.cdpruner import relevance, spread_by
 from trt_compress.models.compressors.vision.dart import least_alike
 from trt_compress.models.compressors.vision.fourier import low_pass, new_side
 from trt_compress.models.compressors.vision.h_reducer import HReducer, reducer_of
@@ -34,6 +36,7 @@ from trt_compress.models.compressors.vision.pixel_shuffle import PixelShuffle
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.layers.attention import ATTENTION_TAPS
 
+TEXT_TAPS = frozenset[TapKind]({"text_space", "texts"})
 VISIONZIP = ("basic", "fp16_range", "odd_rest", "step1", "ties")
 PRUMERGE = ("adaptive_576", "adaptive_float_trap", "adaptive_small", "fixed_batch", "fixed_small", "fp16_range")
 
@@ -44,7 +47,7 @@ def behind(
     """A method behind a tower whose last layer gave these taps, and what it makes of the tokens."""
     host = HostInfo(
         name="golden",
-        sites=(*layer_sites("after_attention", depth, taps=ATTENTION_TAPS), Site(kind=ENCODER_OUTPUT)),
+        sites=(*layer_sites("after_attention", depth, taps=ATTENTION_TAPS), Site(kind=ENCODER_OUTPUT, taps=TEXT_TAPS)),
         depth=depth,
         num_tokens=hidden.shape[1],
         protected=leading_spans([("class", prefix)]),
@@ -151,6 +154,15 @@ def test_prumerge_plus() -> None:
 
 HIPRUNE = ("crops", "edges", "n192", "n64", "no_anchor")
 DIVPRUNE = ("basic", "duplicates", "few", "half_to_even", "llava_1_5_sizes", "nearly_all", "one_token")
+CDPRUNER = (
+    "basic",
+    "crops",
+    "llava_1_5_sizes",
+    "near_full_rank",
+    "one_token",
+    "similar_tokens",
+    "two_segments",
+)
 DART = ("batch_first_item", "budget", "image_pivots_only", "llava_1_5_sizes", "llava_next", "ratio")
 FOURIER = ("bf16", "constant", "fp16_range", "identity", "llava_576_144", "norm_none", "one_token", "rectangular")
 SHUFFLES = ("idefics3", "internvl", "internvl_scale4", "llama4_shuffle", "smolvlm_scale3", "smolvlm_scale4")
@@ -160,6 +172,7 @@ QWEN_ROWS = ("qwen2_5_vl", "qwen2_vl", "qwen3_postshuffle", "qwen3_vl")
 def test_every_case_of_the_others_is_compared() -> None:
     assert cases_on_disk("hiprune") == set(HIPRUNE)
     assert cases_on_disk("divprune") == set(DIVPRUNE)
+    assert cases_on_disk("cdpruner") == set(CDPRUNER)
     assert cases_on_disk("dart") == set(DART)
     assert cases_on_disk("fourier_vlm") == {
         *FOURIER,
@@ -198,6 +211,25 @@ def test_divprune(case: str) -> None:
         assert ours == theirs
         return
     assert torch.equal(found.x[0], arrays["x"][arrays["kept"]])
+
+
+@pytest.mark.parametrize("case", CDPRUNER)
+def test_cdpruner(case: str) -> None:
+    """There relevance is of all pictures of a batch together; a batch of one is what the method makes of a picture."""
+    arrays, meta = read("cdpruner", case)
+    x, space = arrays["features"], arrays["image_embeds"]
+    pictures, number = x.shape[:2]
+    cosine = text_cosines(space.reshape(1, pictures * number, -1), arrays["text_embeds"][None])
+    relevant = relevance(cosine).reshape(pictures, number)
+    assert_close(relevant, arrays["relevance"], OPERATOR_TOLERANCE)
+    assert torch.equal(spread_by(x, relevant, meta["keep"]), arrays["mask"].float())
+    if pictures == 1:
+        taps = Taps()
+        segments = len(arrays["text_embeds"]) + 1  # one is left empty
+        text = torch.cat([arrays["text_embeds"], torch.zeros_like(arrays["text_embeds"][:1])])[None]
+        taps.put(1, {"text_space": space, Tap(kind="texts", layer=1, rows=segments).asked: text})
+        _, found = behind("cdpruner", taps, x, prefix=0, num_kept=meta["keep"], segments=segments)
+        assert torch.equal(found.x[0], x[0, arrays["selected"][0]])
 
 
 @pytest.mark.parametrize("case", DART)

@@ -23,6 +23,8 @@ from trt_compress.export.trace import onnx_from_graph
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.compressors.passing import Taps
 from trt_compress.models.compressors.sites import Probe, Tap
+from trt_compress.models.compressors.vision.behind import text_cosines
+from trt_compress.models.compressors.vision.cdpruner import relevance, spread_by
 from trt_compress.models.compressors.vision.divprune import spread
 from trt_compress.models.compressors.vision.fourier import low_pass
 from trt_compress.models.hosts.registry import load_host
@@ -38,11 +40,16 @@ SPECS = {
     "token_corr": "token_corr:num_kept=9,alpha=0.4,early_layer=0",
     "hiprune": "hiprune:num_kept=11,alpha=0.6,object_layer=0",
     "divprune": "divprune:num_kept=7",
+    "cdpruner": "cdpruner:num_kept=7,segments=2",
     "dart": "dart:num_kept=8,order=position",
     "fourier": "fourier:side=4",
     "pixel_shuffle": "pixel_shuffle:scale=3",
     "tome, then fourier's rival": "tome:num_merged=2+divprune:num_kept=7",
 }
+
+
+ASKED = frozenset({"cdpruner"})
+"""Of these, the methods that read a question."""
 
 
 def test_every_method_is_here() -> None:
@@ -57,11 +64,16 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, cls in (
         ("clip", "CLIPVisionModel"),
         ("siglip", "SiglipVisionModel"),
+        ("texts", "CLIPVisionModelWithProjection"),
         ("dinov2", "Dinov2WithRegistersModel"),
     ):
         found[name] = tmp_path_factory.mktemp(name)
         tiny_tower(found[name], cls)
     return found
+
+
+def texts(batch: int) -> Tensor:
+    return torch.randn(batch, 2, 6, generator=torch.Generator().manual_seed(4))
 
 
 def images(batch: int) -> Tensor:
@@ -71,20 +83,22 @@ def images(batch: int) -> Tensor:
 @pytest.mark.parametrize("name", SPECS)
 def test_through_onnx_runtime(towers: dict[str, Path], name: str) -> None:
     """The same tokens of the same patches in two batch sizes; each item as it is alone; TensorRT takes the graph."""
-    (graph,) = load_host(f"hf:{towers['clip']}?feature_layer=-2").attach(parse_spec(SPECS[name]))
+    tower = towers["texts" if name in ASKED else "clip"]
+    (graph,) = load_host(f"hf:{tower}?feature_layer=-2").attach(parse_spec(SPECS[name]))
+    assert [given.name for given in graph.inputs] == ["image", *(["text"] if name in ASKED else [])]
     model = onnx_from_graph(graph, graph.module, max_batch=4, opset=20)
     assert operator_nodes(model)["TrtcTokenSelect"] >= (name not in ("fourier", "pixel_shuffle"))
     for target in ("rtx", "jetson-orin-jp6"):
         assert [one.message for one in preflight(model, TARGETS[target]) if one.severity == "error"] == []
     runner = session(add_bodies(model).SerializeToString())
     for batch in (1, 3):
-        image = images(batch)
+        fed = {"image": images(batch), **({"text": texts(batch)} if name in ASKED else {})}
         with torch.no_grad():
-            wanted, alone = graph.module(image), graph.module(image[-1:])
+            wanted, alone = graph.module(*fed.values()), graph.module(*(each[-1:] for each in fed.values()))
             with torch.device("meta"):  # nothing is made where the inputs are not
-                again = graph.module(image)
+                again = graph.module(*fed.values())
         assert all(torch.equal(a, b) for a, b in zip(again, wanted, strict=True))
-        found = runner.run(None, {"image": image.numpy()})
+        found = runner.run(None, {key: each.numpy() for key, each in fed.items()})
         for ours, theirs, single in zip(found, wanted, alone, strict=True):
             assert ours.shape[1:] == theirs.shape[1:]
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-4)
@@ -152,11 +166,19 @@ def test_a_connector_with_weights(towers: dict[str, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
-def test_an_engine_is_built(towers: dict[str, Path]) -> None:
-    (graph,) = load_host(f"hf:{towers['clip']}?feature_layer=-2").attach(parse_spec(SPECS["prumerge_plus"]))
+@pytest.mark.parametrize(
+    ("tower", "name", "operator"),
+    [
+        ("clip", "prumerge_plus", "TrtcTokenMix"),
+        ("clip", "token_corr", "TrtcTokenMix"),
+        ("texts", "cdpruner", "TrtcTokenSelect"),
+    ],
+)
+def test_an_engine_is_built(towers: dict[str, Path], tower: str, name: str, operator: str) -> None:
+    (graph,) = load_host(f"hf:{towers[tower]}?feature_layer=-2").attach(parse_spec(SPECS[name]))
     model = add_bodies(onnx_from_graph(graph, graph.module, max_batch=3, opset=20))
     built = build_engine(model, TARGETS["rtx"], batch=BatchRange(min=1, opt=2, max=3), precision="fp32")
-    assert built.data and built.record.paths["TrtcTokenMix"]["function"] == 1
+    assert built.data and built.record.paths[operator]["function"] >= 1
 
 
 # ---- against the maths -----------------------------------------------------------------------------------------------
@@ -329,6 +351,43 @@ def test_divprune_by_hand() -> None:
     assert spread(same, 5).sum() == 5
 
 
+def test_cdpruner_by_hand() -> None:
+    """Each time the patch with which the determinant of the kernel is largest, by numpy's determinants."""
+    _, hidden, _ = given()
+    chance = np.random.default_rng(7)
+    space, words = chance.normal(size=(2, 36, 6)), chance.normal(size=(2, 2, 6))
+    taps = Taps()
+    tensors = [torch.from_numpy(array).float() for array in (space, words)]
+    prefixed = torch.nn.functional.pad(tensors[0], (0, 0, 1, 0))
+    taps.put(2, {"text_space": prefixed, Tap(kind="texts", layer=2, rows=2).asked: tensors[1]})
+    _, found = behind("cdpruner", taps, hidden, depth=2, num_kept=9, segments=2)
+    for row in range(2):
+        x = hidden[row, 1:].double().numpy()
+        about = -cosines(space[row], words[row]).mean(axis=1)
+        relevant = (about - about.min() + 1e-6) / (about.max() - about.min())
+        kernel = relevant[:, None] * cosines(x, x) * relevant
+        chosen: list[int] = []
+        for _ in range(9):
+            gains = {
+                place: np.linalg.det(kernel[np.ix_([*chosen, place], [*chosen, place])])
+                for place in range(36)
+                if place not in chosen
+            }
+            chosen.append(max(gains, key=lambda place: gains[place]))
+        near(found.x[row, 1:], x[np.sort(chosen)])
+
+
+def test_cdpruner_where_patches_repeat() -> None:
+    """What is alike is kept last, by relevance; without a question all patches count alike."""
+    x = torch.eye(3).repeat(1, 2, 1)
+    relevant = torch.tensor([[0.1, 0.9, 0.8, 0.7, 0.2, 0.3]])
+    assert spread_by(x, relevant, 3).tolist() == [[0, 1, 1, 1, 0, 0]]
+    assert spread_by(x, relevant, 4).tolist() == [[0, 1, 1, 1, 0, 1]]
+    assert spread_by(x, relevant, 6).sum() == 6
+    nothing = text_cosines(torch.randn(1, 6, 4), torch.zeros(1, 2, 4))
+    assert relevance(nothing).tolist() == [[1.0] * 6]
+
+
 @pytest.mark.parametrize("order", ["norm", "position"])
 def test_dart_by_hand(order: str) -> None:
     taps, hidden, a = given()
@@ -396,6 +455,11 @@ def test_low_frequencies() -> None:
         ("clip", "token_corr:num_kept=40", "num_kept=40 is too large for the 36 patches that hf:.* gives"),
         ("clip", "token_corr:alpha=2", "alpha=2.0 is out of range; it is a cosine, -1 to 1"),
         ("clip", "token_corr:beta=1.5", "beta=1.5 is out of range; it is a share of the patches, 0 to 1"),
+        ("clip", "cdpruner", "cdpruner: hf:.* has no projection to a space of texts, .* take a CLIP that has one"),
+        ("siglip", "cdpruner", "cdpruner: hf:.* has no projection to a space of texts"),
+        ("texts", "cdpruner:num_kept=37", "num_kept=37 is too large for the 36 patches that hf:.* gives"),
+        ("texts", "cdpruner:segments=0", "segments=0 is out of range; give 1 or more"),
+        ("texts", "divprune:num_kept=9+cdpruner:num_kept=3", "cdpruner: .* divprune has already changed the tokens"),
         ("clip", "dart:pivots=0", "pivots=0 is out of range"),
         ("clip", "divprune:keep_ratio=1.5", "divprune: keep_ratio=1.5 is out of range; it is the share of patches"),
     ],

@@ -102,6 +102,28 @@ def test_the_command(tower: Path, tmp_path: Path, commands: Callable[..., Any]) 
         assert done.code == 2 and said in done.err, done.err
 
 
+def test_a_method_that_reads_a_question(tmp_path: Path, commands: Callable[..., Any]) -> None:
+    """Its vectors come from a file; without it, or with others, it is said what is wanted."""
+    (tmp_path / "clip").mkdir()
+    tiny_tower(tmp_path / "clip", "CLIPVisionModelWithProjection")
+    name = f"hf:{tmp_path / 'clip'}"
+    export_model(name, compress="cdpruner:num_kept=5,segments=2", output=tmp_path / "b", targets=["cpu"])
+    Image.new("RGB", (30, 24), "red").save(tmp_path / "p.png")
+    text = np.random.default_rng(0).normal(size=(1, 2, 6)).astype(np.float32)
+    np.savez(tmp_path / "q.npz", text=text)
+    np.savez(tmp_path / "short.npz", text=text[:, :1])
+    asked = ("show", tmp_path / "b", tmp_path / "p.png", "-o", tmp_path / "t.png", "--model", name)
+    found = commands(*asked, "--inputs", tmp_path / "q.npz", "--json")
+    assert found.code == 0, found.err
+    assert [site["patches dropped"] for site in json.loads(found.out)["sites"]] == [31]
+    for more, said in (
+        ((), "the bundle takes text [1, 2, 6] beside the picture; give it with --inputs FILE.npz"),
+        (("--inputs", tmp_path / "short.npz"), "has text [1, 1, 6] of float32; the bundle takes text [1, 2, 6]"),
+    ):
+        refused = commands(*asked, *more)
+        assert refused.code == 2 and said in " ".join(refused.err.split()), refused.err
+
+
 def test_without_a_method_there_is_nothing_to_draw(tower: Path) -> None:
     from trt_compress.errors import UnsupportedError
 

@@ -21,6 +21,10 @@ def show(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model that it was made with, wherever it is now (hf:DIR).")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="What the bundle takes beside the picture, by name: text."),
+    ] = None,
     trust_paths: TrustPaths = False,
     require_digest: RequireDigest = None,
     json: Json = False,
@@ -47,7 +51,7 @@ def show(
         host = load_host(recipe.model, weights=recipe.weights, model_sha256=recipe.model_sha256)
         (graph,) = host.attach(recipe.compressors)
         step("following the patches")
-        maps = token_map.map_tokens(graph, tensor)
+        maps = token_map.map_tokens(graph, tensor, *token_map.inputs_beside(graph, inputs))
         try:
             write_picture(output, token_map.draw_maps(seen, maps, token_map.grid_of(graph)))
         except (OSError, ValueError) as error:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.models.compressors.passing import Tokens
-from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Placement, TapKind
+from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Placement, Tap, TapKind
 from trt_compress.plugins.operator import cast
 from trt_compress.plugins.token_select.op import token_select
 
@@ -62,6 +63,27 @@ def need_class_token(name: str, host: HostInfo) -> None:
         )
 
 
+def need_texts(name: str, host: HostInfo) -> None:
+    """Raise UnsupportedError if the host does not bring patches into the space of texts."""
+    if not any("text_space" in site.taps for site in host.sites):
+        raise UnsupportedError(
+            f"{name}: {host.name} has no projection to a space of texts, where patches are compared with a question; "
+            "take a CLIP that has one (CLIPModel, CLIPVisionModelWithProjection), or use divprune."
+        )
+
+
+def texts_taps(host: HostInfo, rows: int = 1) -> tuple[Tap, Tap]:
+    """The tokens behind the tower in the space of texts, and the vectors of a text there."""
+    return Tap(kind="text_space", layer=host.depth), Tap(kind="texts", layer=host.depth, rows=rows)
+
+
+def text_cosines(tokens: Tensor, texts: Tensor) -> Tensor:
+    """The mean cosine [B, N] of tokens [B, N, P] with the texts [B, S, P] that there are; without any it is 0."""
+    unit, words = (functional.normalize(each.float(), dim=-1) for each in (tokens, texts))
+    count = cast(texts.abs().amax(dim=2) > 0, torch.float32).sum(dim=1, keepdim=True)
+    return (unit @ words.transpose(1, 2)).sum(dim=2) / count.clamp_min(1)
+
+
 def need_patches(name: str, wanted: int, option: str, arrival: Arrival) -> None:
     """Raise ConfigError if more patches are asked for than come."""
     if wanted > arrival.patches:
@@ -92,7 +114,7 @@ def ranks(score: Tensor) -> Tensor:
 
 def keep_patches(tokens: Tokens, score: Tensor, prefix: int, count: int) -> Tokens:
     """The tokens in front, and the patches of the largest scores [B, patches], in their order."""
-    full = torch.nn.functional.pad(score.float(), (prefix, 0))
+    full = functional.pad(score.float(), (prefix, 0))
     x, index, _ = token_select(tokens.x, full, num_kept=prefix + count, forced=range(prefix))
     return tokens.at(x, index)
 

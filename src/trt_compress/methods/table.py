@@ -10,6 +10,7 @@ from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAM
 from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
 from trt_compress.methods.towers import (
+    CDPRUNER,
     DART,
     DIVPRUNE,
     FOURIER,
@@ -26,7 +27,8 @@ from trt_compress.methods.vision import AVG_POOL, DIFFRATE, DYNAMICVIT, EVIT, RA
 
 _ALL = (
     *(TOME, EVIT, VTC_CLS, DIFFRATE, DYNAMICVIT, AVG_POOL, RANDOM),
-    *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, TOKEN_CORR, HIPRUNE, DIVPRUNE, DART, FOURIER, PIXEL_SHUFFLE, H_REDUCER),
+    *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, TOKEN_CORR, HIPRUNE, DIVPRUNE, CDPRUNER, DART),
+    *(FOURIER, PIXEL_SHUFFLE, H_REDUCER),
     *(STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
     *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV, EMS),
     *(EXPECTED, COMPRESSKV),

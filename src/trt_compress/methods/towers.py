@@ -126,6 +126,25 @@ class DivPruneConfig(KeptBehindConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CdPrunerConfig(KeptBehindConfig):
+    """Options of CDPruner.
+
+    Attributes:
+        keep_ratio: Share of the patches kept, rounded to the nearest; at 1/2 to the even one.
+        segments: Vectors that a question may have; one of zeros is none. CLIP reads 77 tokens for each.
+    """
+
+    method = "cdpruner"
+    keep_ratio: float = 1 / 9
+    segments: int = 1
+
+    def __post_init__(self) -> None:
+        KeptBehindConfig.__post_init__(self)
+        if self.segments < 1:
+            raise ConfigError(f"cdpruner: segments={self.segments} is out of range; give 1 or more.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DartConfig(KeptBehindConfig):
     """Options of DART.
 
@@ -276,6 +295,17 @@ DIVPRUNE = Method(
     "are kept).",
     config=DivPruneConfig,
     implementation="models.compressors.vision.divprune:DivPrune",
+)
+CDPRUNER = Method(
+    name="cdpruner",
+    summary="keeps patches that differ from each other and that the question is about (CDPruner)",
+    source="CDPruner; code Theia-4869/CDPruner 9541616, llava/model/llava_arch.py",
+    differs=f"{BEHIND} (behind it there); the question is an input of the graph, `text` [batch, segments, channels], "
+    "as CLIP's own text tower gives it; relevance is brought to 0..1 for each picture alone (for all crops together "
+    "there); where no patch that is left differs from the chosen ones, the most relevant follow (rounding decides "
+    "there).",
+    config=CdPrunerConfig,
+    implementation="models.compressors.vision.cdpruner:CdPruner",
 )
 DART = Method(
     name="dart",
