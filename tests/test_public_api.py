@@ -60,7 +60,7 @@ def test_what_is_public_is_pinned() -> None:
         *("Session", "TrtCompressError", "__version__", "bench", "build", "calibrate", "compare"),
         *("evaluate", "evaluate_text", "export_model"),
         *("list_compressors", "list_models", "list_operators", "list_targets"),
-        *("preflight", "report", "run", "runtime", "sweep", "verify"),
+        *("preflight", "report", "run", "runtime", "sweep", "tune", "verify"),
     ]
     assert sorted(trt_compress.__all__) == names
     assert sorted(dir(trt_compress)) == names
@@ -229,6 +229,7 @@ class Closed:
         ("evaluate", Closed(), {"data": Closed()}),
         ("export_model", "zoo:digits_vit", {"output": Closed()}),
         ("sweep", "zoo:digits_vit", {"data": Closed()}),
+        ("tune", "zoo:digits_vit", {"data": Closed(), "output": "out"}),
         ("report", "x" * 300, {}),
         ("compare", "x" * 300, {}),
     ],

@@ -24,6 +24,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     ),
     "gguf": ("gguf",),
     "text": ("jinja2", "sentencepiece", "tokenizers"),
+    "tune": ("optuna",),
     "serve": ("anyio", "starlette", "uvicorn"),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "tensorrt"),

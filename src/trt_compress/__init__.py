@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trt_compress.tools.reporting import compare, report
     from trt_compress.tools.streaming import run
     from trt_compress.tools.sweep.run import sweep
+    from trt_compress.tools.tune.run import tune
 
 # ONNX Runtime would write a number of this machine into HOME, and warn where it may not.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -57,6 +58,7 @@ __all__ = [
     "run",
     "runtime",
     "sweep",
+    "tune",
     "verify",
 ]
 
@@ -77,6 +79,7 @@ _LIVES_IN = {
     "report": "tools.reporting",
     "run": "tools.streaming",
     "sweep": "tools.sweep.run",
+    "tune": "tools.tune.run",
     "verify": "export.api",
 }
 

@@ -36,6 +36,7 @@ COMMANDS = (
     "serve",
     "evaluate",
     "sweep",
+    "tune",
     "calibrate",
     "report",
     "compare",

@@ -13,6 +13,7 @@ from tests.typed_commands import LIGHT, Typed
 MOST_SECONDS, MOST_MIB = 1.0, 100.0
 HEAVY = ("torch", "timm", "onnx", "onnxscript", "transformers", "onnxruntime", "safetensors", "scipy", "sklearn", "av")
 EXPORT = ("export", "zoo:digits_vit", "-o", "out")
+TUNE = ("tune", "zoo:digits_vit", "-o", "out")
 RUN = ("run", "bundle", "--source", "frames/*.png")
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "source of a model": (("export", "digits_vit", "-o", "out"), "model 'digits_vit' is not known"),
@@ -94,6 +95,23 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "sweep, loss": (("sweep", "zoo:digits_vit", "--data", "frames", "--max-drop", "-1"), "max_drop=-1"),
     "sweep, page": (("sweep", "zoo:digits_vit", "--data", "frames", "--html", "no/a.html"), "another file to --html"),
     "sweep, folder": (("sweep", "zoo:digits_vit", "--data", "frames", "-o", "/proc/a"), "another folder to -o"),
+    "tune, model": (("tune", "zoo:digit_vit", "-o", "out"), "model 'zoo:digit_vit' is not known"),
+    "tune, method": ((*TUNE, "--compress", "tomee"), "compressor 'tomee' is not known; there are tome"),
+    "tune, no schedule": ((*TUNE, "--compress", "avg_pool"), "it has no count for each layer that could be searched"),
+    "tune, set": ((*TUNE, "--compress", "tome:num_merged=4"), "tune finds num_merged itself; give 'tome' alone"),
+    "tune, several in one": ((*TUNE, "--compress", "tome+evit"), "repeat --compress"),
+    "tune, floor": ((*TUNE, "--compress", "random"), "is measured beside every setting anyway"),
+    "tune, budget": ((*TUNE, "--budget", "p95_ms<20"), "The budget has the part 'p95_ms<20'"),
+    "tune, metric": ((*TUNE, "--budget", "p96_ms<=20"), "Did you mean 'p95_ms'?"),
+    "tune, percentile": ((*TUNE, "--budget", "p95_ms<=20", "--rounds", "64"), "p95_ms, which takes 130"),
+    "tune, gain": ((*TUNE, "--min-gain", "0.9"), "min_gain=0.9; give 1 or more"),
+    "tune, trials": ((*TUNE, "--trials", "0"), "trials=0; give at least 1"),
+    "tune, precision": ((*TUNE, "--precision", "fp32,fp12"), "precision 'fp12' is not known"),
+    "tune, samples": ((*TUNE, "--precision", "fp32,int8"), "samples"),
+    "tune, form of int8": ((*TUNE, "--int8", "dynamic"), "--int8 is for precision int8; give --precision fp32,int8"),
+    "tune, data": ((*TUNE, "--data", "no"), "'no' is not there; give a folder"),
+    "tune, no data": (("tune", "timm:vit_tiny_patch16_224", "-o", "out"), "No data is given; write --data DIR"),
+    "tune, folder": (("tune", "zoo:digits_vit", "-o", "/proc/a"), "another folder to -o"),
     "run, bundle": (("run", "no", "--source", "frames/*.png"), "'no' does not exist"),
     "run, source": (("run", "bundle", "--source", "no.mp4"), "The source 'no.mp4' does not exist"),
     "run, pattern": (("run", "bundle", "--source", "no/*.png"), "Nothing matches 'no/*.png'"),

@@ -35,6 +35,7 @@ from trt_compress.tools.cli.show import doctor, inspect, list_registered
 from trt_compress.tools.cli.sweep import sweep
 from trt_compress.tools.cli.tokenizer.group import group as tokenizer
 from trt_compress.tools.cli.tokens import show
+from trt_compress.tools.cli.tune import tune
 from trt_compress.tools.console import flush, guard_streams, print_text, say_error
 from trt_compress.version import __version__
 
@@ -62,6 +63,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "evaluate": evaluate,
     "sweep": sweep,
+    "tune": tune,
     "calibrate": calibrate,
     "run": run,
     "generate": generate,

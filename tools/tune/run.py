@@ -1,0 +1,600 @@
+"""Tune a model for this device: first look, staircase, search, measurement, confirmation.
+
+What measures is `sweep` (every setting with `random` beside it, in one interleaved run), `bench` and `evaluate` (the
+best few once more, beside dense); here is what to measure, and what is taken or refused.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_compress.errors import ConfigError, GateError, TrtCompressError
+from trt_compress.export.api import check_int8
+from trt_compress.export.needs import EXPORT_NEEDS, require_modules
+from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.export.trust import trusted
+from trt_compress.files import read_regular, write_whole
+from trt_compress.foreign import refusals_said
+from trt_compress.format.bundle import Bundle
+from trt_compress.models.hosts.catalog import check_model
+from trt_compress.paths import check_new_folder
+from trt_compress.runtime.evaluate import classifier_of, refuse_detector
+from trt_compress.runtime.labelled.data import limited
+from trt_compress.runtime.labelled.open import HELD_OUT, Request
+from trt_compress.runtime.session import Session
+from trt_compress.strays import staged_folder
+from trt_compress.tools.bench.bundle import bench
+from trt_compress.tools.evaluate import Progress, check_numbers, evaluate, open_for, request_of
+from trt_compress.tools.held_out import check_held_out
+from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
+from trt_compress.tools.report.budget import Limit
+from trt_compress.tools.sweep.result import Row, SweepResult
+from trt_compress.tools.sweep.run import sweep
+from trt_compress.tools.tune.result import (
+    Confirmed,
+    TuneResult,
+    before_confirming,
+    judged,
+    limits_from,
+    rounds_for,
+)
+from trt_compress.tools.tune.schedule import Shape, left_behind, methods_from, spec_of, starts, tunable
+
+if TYPE_CHECKING:
+    from trt_compress.models.hosts.base import LoadedHost
+    from trt_compress.tools.tune.search import Trial
+    from trt_compress.tools.tune.staircase import Staircase
+
+TRIALS_FILE, STAIRCASE_FILE = "trials.jsonl", "staircase.json"
+RESULT_FILE, RECIPE_FILE, BUNDLE, DENSE = "tune.json", "recipe.toml", "bundle", "dense"
+_LOOKS = 15  # rounds of the first look
+_CONFIRMED = 4  # settings of a precision that are measured once more, until one is taken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What was asked for, checked."""
+
+    model: str
+    methods: Mapping[str, Mapping[str, Any]]
+    limits: Sequence[Limit]
+    recipes: Mapping[str, Recipe]
+    request: Request | None
+    data: Mapping[str, Any]
+    options: Mapping[str, Any]
+    min_gain: float
+    trials: int
+    finalists: int
+    samples: int
+    batch: int
+    rounds: int
+    warmup: int
+    threads: int
+    limit: int | None
+    seed: int
+    native: bool | None
+    trust_paths: bool
+    folder: Path
+
+    @property
+    def base(self) -> str:
+        """The precision that schedules are searched in, and whose dense model everything is held against."""
+        return next(iter(self.recipes))
+
+    def to_json(self) -> dict[str, Any]:
+        """What an interrupted tuning must have been asked for, too, to go on."""
+        return {
+            "model": self.model,
+            "methods": list(self.methods),
+            "precision": self.base,
+            **{name: None if value is None else str(value) for name, value in self.data.items()},
+            **{name: None if value is None else str(value) for name, value in self.options.items()},
+            "samples": self.samples,
+            "limit": self.limit,
+            "batch": self.batch,
+            "threads": self.threads,
+            "seed": self.seed,
+        }
+
+
+@refusals_said()
+def tune(
+    model: str,
+    *,
+    output: str | Path,
+    compress: str | Sequence[str] | None = None,
+    budget: str | None = None,
+    precision: str | Sequence[str] = "fp32",
+    data: str | Path | None = None,
+    labels: str | Path | None = None,
+    classes: str | Path | None = None,
+    min_gain: float = 1.02,
+    trials: int = 64,
+    finalists: int = 5,
+    samples: int = 64,
+    batch: int = 1,
+    rounds: int | None = None,
+    warmup: int = 5,
+    threads: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    resample: bool = False,
+    native: bool | None = None,
+    resume: bool = False,
+    trust_paths: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TuneResult:
+    """Find the method, the schedule and the precision that are fastest on this device within a budget.
+
+    Args:
+        model: As `export_model` takes it.
+        output: Directory for bundles, trials and the result.
+        compress: Methods whose schedule is searched, with the options that stay; None: every one that fits.
+        budget: Limits as `evaluate` and `compare` take them, of `tune.result.METRICS`; without one of the answers
+            `accuracy_drop<=1` holds.
+        precision: One or several of fp32, fp16 and int8; schedules are searched in the first, and its dense model is
+            what everything is held against.
+        data: As `evaluate` takes it; None of a model of the zoo: its held-out data.
+        labels: The same.
+        classes: The same.
+        min_gain: How many times as fast as dense a setting must be at least, by its whole 95 % interval.
+        trials: Schedules that are tried in PyTorch and by the staircase.
+        finalists: Of these, how many are exported and measured.
+        samples: Samples of the data that the search compares with dense.
+        batch: Samples of a timed run.
+        rounds: Timed runs of each setting; None: 64, or what a percentile in the budget takes.
+        warmup: Runs of each before them.
+        threads: Threads of each session; None: one for each core.
+        limit: At most so many samples of the data.
+        seed: Of the search.
+        resample: As `evaluate` takes it.
+        native: As `Session.open` takes it.
+        resume: Go on with what is in `output`.
+        trust_paths: As `export_model` takes it.
+        progress: Called with the name of each step.
+        **options: `weights`, `int8`, `calibrate` and `int8_share`, as `export_model` takes them.
+
+    Returns:
+        The result, with a winner.
+
+    Raises:
+        ConfigError: Something that was given does not fit.
+        GateError: No setting is taken; `report` is the result, and the dense bundle is in `output`.
+    """
+    say = progress or (lambda text: None)
+    asked = _asked(
+        model,
+        compress=compress,
+        budget=budget,
+        precision=precision,
+        data={"data": data, "labels": labels, "classes": classes, "resample": resample},
+        options=options,
+        min_gain=min_gain,
+        trials=trials,
+        finalists=finalists,
+        samples=samples,
+        batch=batch,
+        rounds=rounds,
+        warmup=warmup,
+        threads=threads,
+        limit=limit,
+        seed=seed,
+        native=native,
+        trust_paths=trust_paths,
+        folder=Path(output),
+    )
+    kept = asked.folder / TRIALS_FILE
+    if kept.exists() and not resume:
+        raise ConfigError(f"-o: '{output}' holds a tuning already; give --resume to go on with it, or another folder.")
+    from trt_compress.tools.tune.search import begin_trials, read_trials
+
+    before = read_trials(kept, asked.to_json()) if kept.exists() else []
+    check_new_folder(asked.folder, "-o")
+    require_modules(*EXPORT_NEEDS)
+    require_modules("optuna")
+    started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+    from trt_compress.models.hosts.registry import load_host
+    from trt_compress.tools.tune.judge import shape_of
+    from trt_compress.tools.tune.search import front
+
+    say("loading the model")
+    base = asked.recipes[asked.base]
+    host = load_host(base.model, weights=base.weights, model_sha256=base.model_sha256)
+    refuse_detector(model, host.postprocess)
+    if host.weights.source.startswith("random"):
+        raise ConfigError(
+            f"The weights of {model} are random, so its answers mean nothing and no budget can be held to them; give "
+            "--weights FILE."
+        )
+    shape = shape_of(host)
+    methods, misfits = _fitting(asked, host, shape)
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    if not kept.exists():
+        begin_trials(kept, asked.to_json())
+    middle = [_spec(methods, method, shape, starts(shape)[1]) for method in methods]
+    steps = _staircase(asked, host, shape, say)
+    look = _sweep(asked, asked.base, middle, rounds=_LOOKS, say=_titled(say, "first look"))
+    found = _searched(asked, host, shape, methods, steps, look, before, say)
+    best = front(found)
+    specs = list(dict.fromkeys([*middle, *(trial.spec for trial in _chosen(best, asked, look))]))
+    sweeps: dict[str, SweepResult] = {}
+    for precision_name in asked.recipes:
+        sweeps[precision_name] = _sweep(
+            asked, precision_name, specs, rounds=asked.rounds, say=_titled(say, precision_name)
+        )
+    confirmed, refused = _confirmed(asked, sweeps, say)
+    winner = next((one for one in confirmed if one.reason is None), None)
+    dense = sweeps[asked.base].dense.bundle
+    assert dense is not None
+    target = asked.folder / (BUNDLE if winner is not None else DENSE)
+    chosen = Path(dense if winner is None else str(winner.row.bundle))
+    _copy(chosen, target)
+    result = TuneResult(
+        started_at=started_at,
+        request={
+            **asked.to_json(),
+            "budget": [str(one) for one in asked.limits],
+            "min_gain": min_gain,
+            "precisions": list(asked.recipes),
+            "rounds": asked.rounds,
+            "finalists": finalists,
+        },
+        staircase=steps.to_json(),
+        trials=len(found),
+        front=tuple(_front_json(trial, shape) for trial in best),
+        sweeps=sweeps,
+        misfits=tuple(misfits),
+        confirmed=tuple(confirmed),
+        refused=tuple(refused),
+        winner=winner,
+        bundle=str(target),
+        advice=tuple(_advice(asked, sweeps, confirmed, winner, target)),
+        device=describe_device(),
+        versions=package_versions(),
+    )
+    recipe = recipe_from_json(Bundle.open(target).manifest.recipe, where="the bundle's recipe")
+    write_whole(asked.folder / RECIPE_FILE, recipe.to_toml())
+    write_whole(asked.folder / RESULT_FILE, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+    if winner is None:
+        raise GateError(result.advice[0], hint=" ".join(result.advice[1:]) or None, report=result)
+    return result
+
+
+def _asked(
+    model: str,
+    *,
+    compress: str | Sequence[str] | None,
+    budget: str | None,
+    precision: str | Sequence[str],
+    data: dict[str, Any],
+    options: dict[str, Any],
+    min_gain: float,
+    rounds: int | None,
+    warmup: int,
+    threads: int | None,
+    batch: int,
+    limit: int | None,
+    trials: int,
+    finalists: int,
+    samples: int,
+    trust_paths: bool,
+    **rest: Any,
+) -> _Asked:
+    """Look at everything that was given, before anything is loaded."""
+    texts = [compress] if isinstance(compress, str) else list(compress or ())
+    methods = methods_from(texts or tunable())
+    limits = limits_from(budget)
+    names = [precision] if isinstance(precision, str) else list(precision)
+    names = list(dict.fromkeys(name.strip().lower() for text in names for name in text.split(",")))
+    if not min_gain >= 1 or min_gain == float("inf"):
+        raise ConfigError(f"min_gain={min_gain:g}; give 1 or more: how many times as fast as dense it must be.")
+    numbers = {"batch": batch, "rounds": rounds, "threads": threads, "limit": limit, "trials": trials}
+    check_numbers(**numbers, finalists=finalists, samples=samples)
+    if warmup < 0:
+        raise ConfigError(f"warmup={warmup}; give 0 or more.")
+    counted = rounds_for(limits, rounds)
+    recipes = {}
+    of_int8 = {name: options.get(name) for name in ("int8", "calibrate", "int8_share")}
+    if "int8" not in names and (given := [name for name, value in of_int8.items() if value is not None]):
+        raise ConfigError(f"--{given[0].replace('_', '-')} is for precision int8; give --precision fp32,int8 too.")
+    for name in names:
+        recipe = recipe_from_options(model, **_options_of(options, name), batch=f"1:{batch}:{max(8, batch)}")
+        if not trust_paths:
+            said = {"weights": options.get("weights"), "calibrate": options.get("calibrate")}
+            recipe = trusted(model, recipe, named=[key for key, value in said.items() if value is not None])
+        check_int8(recipe)
+        recipes[name] = recipe
+    base = recipes[names[0]]
+    check_model(base.model, base.weights)
+    if data["data"] is None and data["labels"] is None and base.model.startswith("zoo:"):
+        data = {**data, "data": HELD_OUT}
+    request = request_of(data["data"], data["labels"], data["classes"], resample=data["resample"])
+    if request is None:
+        check_held_out(base.model)
+    return _Asked(
+        model=model,
+        methods=methods,
+        limits=limits,
+        recipes=recipes,
+        request=request,
+        data={**data, "resample": data["resample"] or None},
+        options=options,
+        min_gain=min_gain,
+        trials=trials,
+        finalists=finalists,
+        samples=samples,
+        batch=batch,
+        rounds=counted,
+        warmup=warmup,
+        threads=threads or cpu_cores(),
+        limit=limit,
+        trust_paths=trust_paths,
+        **rest,
+    )
+
+
+def _options_of(options: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The options of an export in one precision."""
+    own = dict(options) if precision == "int8" else {"weights": options.get("weights")}
+    return {**own, "precision": precision}
+
+
+def _fitting(
+    asked: _Asked, host: "LoadedHost", shape: Shape
+) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
+    """The methods that fit the model, and why the others do not."""
+    from trt_compress.tools.tune.judge import only_graph
+
+    methods: dict[str, Mapping[str, Any]] = {}
+    misfits = []
+    for method, own in asked.methods.items():
+        try:
+            only_graph(host, _spec(asked.methods, method, shape, starts(shape)[1]))
+            methods[method] = own
+        except TrtCompressError as error:
+            misfits.append((method, error.message))
+    if not methods:
+        reasons = " ".join(f"{method}: {reason}" for method, reason in misfits[:3])
+        raise ConfigError(f"No method fits {asked.model}. {reasons}")
+    return methods, misfits
+
+
+def _spec(methods: Mapping[str, Mapping[str, Any]], method: str, shape: Shape, removed: Sequence[int]) -> str:
+    return spec_of(method.partition(":")[0], methods[method], shape, left_behind(shape, removed))
+
+
+def _staircase(asked: _Asked, host: "LoadedHost", shape: Shape, say: Progress) -> "Staircase":
+    """What a layer takes here; that of an interrupted tuning stays."""
+    from trt_compress.strays import temporary_folder
+    from trt_compress.tools.tune.judge import only_graph
+    from trt_compress.tools.tune.measure_block import staircase as measure
+    from trt_compress.tools.tune.staircase import from_latencies, request_of, write_block
+
+    path = asked.folder / STAIRCASE_FILE
+    if path.exists():
+        try:
+            kept = json.loads(read_regular(path))
+            return from_latencies(kept, kept["request"]["counts"], batch=asked.batch)
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            raise ConfigError(f"'{path}' is no staircase; remove it, and it is measured again.") from None
+    with temporary_folder("tune") as folder:
+        say("staircase: exporting a layer")
+        recipe = asked.recipes[asked.base]
+        width = write_block(only_graph(host), folder, opset=recipe.opset, max_batch=recipe.batch.max)
+        request = request_of(shape, width=width, batch=asked.batch, threads=asked.threads, backend="ort-cpu")
+        found = {"request": request, **measure(folder, request, _titled(say, "staircase"))}
+    write_whole(path, json.dumps(found))
+    return from_latencies(found, request["counts"], batch=asked.batch)
+
+
+def _sweep(asked: _Asked, precision: str, specs: Sequence[str], *, rounds: int, say: Progress) -> SweepResult:
+    """Measure settings in one precision; bundles of before are taken again."""
+    found = sweep(
+        asked.model,
+        data=asked.data["data"],
+        labels=asked.data["labels"],
+        classes=asked.data["classes"],
+        resample=bool(asked.data["resample"]),
+        compress=list(specs),
+        output=asked.folder / "settings" / precision,
+        batch=asked.batch,
+        rounds=rounds,
+        warmup=asked.warmup,
+        threads=asked.threads,
+        limit=asked.limit,
+        native=asked.native,
+        trust_paths=asked.trust_paths,
+        progress=say,
+        **_options_of(asked.options, precision),
+    )
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return found
+
+
+def _searched(
+    asked: _Asked,
+    host: "LoadedHost",
+    shape: Shape,
+    methods: Mapping[str, Mapping[str, Any]],
+    steps: "Staircase",
+    look: SweepResult,
+    before: "Sequence[Trial]",
+    say: Progress,
+) -> "list[Trial]":
+    """Try schedules: what the staircase says that they take, and how far their answers are from dense's."""
+    from trt_compress.tools.tune.judge import Judge
+    from trt_compress.tools.tune.search import keep_trial, search
+
+    assert look.dense.latency is not None and look.dense.bundle is not None
+    dense_ns = look.dense.latency.min_ns  # what else runs here slows some rounds and speeds up none
+    own = _own_ns(look, shape, methods, steps, dense_ns)
+    with Session.open(look.dense.bundle) as session:
+        classifier = classifier_of(session.bundle.manifest, session.outputs)
+        data = limited(limited(open_for(session, asked.request, classifier), asked.limit), asked.samples)
+    say("search: dense's answers")
+    judge = Judge(host, data, classifier)
+
+    def score(method: str, spec: str, left: Sequence[int]) -> tuple[float, float]:
+        acting = sum(after < old for old, after in zip((shape.tokens, *left[:-1]), left, strict=True))
+        return dense_ns - steps.saved_ns(shape, left) + own[method] * acting, judge.distance(spec)
+
+    return search(
+        methods,
+        shape,
+        score,
+        trials=asked.trials,
+        seed=asked.seed,
+        kept=before,
+        keep=lambda trial: keep_trial(asked.folder / TRIALS_FILE, trial),
+        say=_titled(say, "search"),
+    )
+
+
+def _own_ns(
+    look: SweepResult,
+    shape: Shape,
+    methods: Mapping[str, Mapping[str, Any]],
+    steps: "Staircase",
+    dense_ns: float,
+) -> dict[str, float]:
+    """What each method itself takes at a layer: what the first look took more than the staircase says."""
+    left = left_behind(shape, starts(shape)[1])
+    acting = sum(after < old for old, after in zip((shape.tokens, *left[:-1]), left, strict=True))
+    found = {}
+    for method in methods:
+        spec = _spec(methods, method, shape, starts(shape)[1])
+        row = next((row for row in look.rows if row.spec == spec), None)
+        taken = None if row is None or row.latency is None else row.latency.min_ns
+        expected = dense_ns - steps.saved_ns(shape, left)
+        found[method] = 0.0 if taken is None or not acting else (taken - expected) / acting
+    return found
+
+
+def _chosen(best: "Sequence[Trial]", asked: _Asked, look: SweepResult) -> "list[Trial]":
+    """Trials to measure: of those that may be fast enough, some that lie evenly along the front."""
+    assert look.dense.latency is not None
+    most = look.dense.latency.min_ns
+    good = [trial for trial in best if trial.predicted_ns is not None and trial.predicted_ns <= most]
+    if len(good) <= asked.finalists:
+        return good
+    places = {round(step * (len(good) - 1) / max(asked.finalists - 1, 1)) for step in range(asked.finalists)}
+    return [good[place] for place in sorted(places)]
+
+
+def _confirmed(
+    asked: _Asked, sweeps: Mapping[str, SweepResult], say: Progress
+) -> tuple[list[Confirmed], list[tuple[str, str, str]]]:
+    """Measure the fastest settings once more beside dense, until one holds."""
+    dense = sweeps[asked.base].dense.bundle
+    assert dense is not None
+    candidates: list[tuple[float, str, Row]] = []
+    refused: list[tuple[str, str, str]] = []
+    for precision, found in sweeps.items():
+        asked_rows = [row for row in found.rows if row.kind == "asked"]
+        good, bad = before_confirming(asked_rows, found, asked.limits, asked.min_gain)
+        refused += [(precision, spec, reason) for spec, reason in bad]
+        refused += [(precision, spec, reason) for spec, reason in found.misfits]
+        candidates += [(row.latency.median_ns, precision, row) for row in good[:_CONFIRMED] if row.latency is not None]
+    confirmed: list[Confirmed] = []
+    for _, precision, row in sorted(candidates, key=lambda each: each[0]):
+        assert row.bundle is not None
+        say(f"confirming {row.spec} in {precision}")
+        timed = bench(
+            row.bundle,
+            baseline=dense,
+            batch=asked.batch,
+            threads=asked.threads,
+            pairs=asked.rounds,
+            warmup=asked.warmup,
+            native=asked.native,
+        )
+        answers = evaluate(
+            row.bundle,
+            baseline=dense,
+            data=asked.data["data"],
+            labels=asked.data["labels"],
+            classes=asked.data["classes"],
+            resample=bool(asked.data["resample"]),
+            limit=asked.limit,
+            threads=asked.threads,
+            native=asked.native,
+        )
+        held, reason = judged(timed, answers, asked.limits, asked.min_gain)
+        confirmed.append(
+            Confirmed(precision=precision, row=row, bench=timed, evaluation=answers, held=held, reason=reason)
+        )
+        if reason is None:
+            break
+        refused.append((precision, row.spec, reason))
+    return confirmed, refused
+
+
+def _advice(
+    asked: _Asked,
+    sweeps: Mapping[str, SweepResult],
+    confirmed: Sequence[Confirmed],
+    winner: Confirmed | None,
+    target: Path,
+) -> list[str]:
+    """The result in sentences."""
+    if winner is not None:
+        sentences = [f"Take {winner.sentence()}; the bundle is {target}."]
+        change = winner.row.random
+        if winner.row.random_value is None:
+            sentences.append("There is no random with as many tokens to hold it against: it was not compared with one.")
+        elif change is not None and change.low <= 0:
+            sentences.append("That it beats random with as many tokens is within the noise of these samples.")
+        if any(side.verdict.status != "stable" for side in winner.bench.sides):
+            sentences.append("The timing was not steady: repeat it on a quiet machine before you quote it.")
+        return sentences
+    count = sum(row.kind == "asked" for found in sweeps.values() for row in found.rows)
+    limits = ", ".join(map(str, asked.limits))
+    sentences = [
+        f"None of the {count} settings that were measured is taken: at least {asked.min_gain:g}× as fast as dense, "
+        f"better than random with as many tokens, and {limits}."
+    ]
+    if confirmed:
+        best = max(confirmed, key=lambda one: one.gain.median)
+        sentences.append(f"The best that was found is {best.sentence()}; {best.reason}.")
+    else:
+        rows = [(precision, row) for precision, found in sweeps.items() for row in found.rows if row.kind == "asked"]
+        timed = [(precision, row) for precision, row in rows if row.speedup is not None]
+        if timed:
+            precision, row = max(timed, key=lambda each: each[1].speedup.median if each[1].speedup else 0.0)
+            found = sweeps[precision]
+            why = dict(before_confirming([row], found, asked.limits, asked.min_gain)[1]).get(row.spec, "")
+            sentences.append(f"The fastest is {row.spec} in {precision}: {why}.")
+    sentences.append(f"The dense bundle is {target}.")
+    return sentences
+
+
+def _front_json(trial: "Trial", shape: Shape) -> dict[str, Any]:
+    assert trial.predicted_ns is not None
+    return {
+        "trial": trial.number,
+        "method": trial.method,
+        "spec": trial.spec,
+        "tokens": [shape.tokens, *trial.left],
+        "predicted_ms": trial.predicted_ns / 1e6,
+        "distance": trial.loss,
+    }
+
+
+def _copy(bundle: Path, target: Path) -> None:
+    """Put a copy of a bundle in its place, whole or not at all; one of an earlier tuning is replaced."""
+    with staged_folder(target) as folder:
+        shutil.copytree(bundle, folder, dirs_exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+
+
+def _titled(say: Progress, title: str) -> Progress:
+    return lambda text: say(f"{title}: {text}")
