@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_compress.errors import ConfigError, TrtCompressError
-from trt_compress.files import append_line
+from trt_compress.tools.bench.records import write_line
 from trt_compress.tools.tune.schedule import Shape, left_behind, spec_of, starts
 
 DOCUMENT = "trt-compress tune trials"
@@ -169,12 +169,12 @@ def read_trials(path: Path, request: Mapping[str, Any]) -> list[Trial]:
 
 def begin_trials(path: Path, request: Mapping[str, Any]) -> None:
     """Begin the record of a search."""
-    append_line(path, json.dumps({"document": DOCUMENT, "request": dict(request)}))
+    write_line(path, {"document": DOCUMENT, "request": dict(request)})
 
 
 def keep_trial(path: Path, trial: Trial) -> None:
     """Add a trial to the record."""
-    append_line(path, json.dumps(asdict(trial)))
+    write_line(path, asdict(trial))
 
 
 def _whole(line: str) -> list[dict[str, Any]]:
