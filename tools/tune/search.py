@@ -82,7 +82,11 @@ def search(
         ),
     )
     found = list(kept)
-    scores = {trial.spec: (trial.predicted_ns, trial.loss) for trial in kept if trial.refused is None}
+    scores: dict[str, Score] = {
+        trial.spec: (trial.predicted_ns, trial.loss)
+        for trial in kept
+        if trial.predicted_ns is not None and trial.loss is not None
+    }
     for trial in kept:
         if trial.predicted_ns is not None and trial.loss is not None:
             study.add_trial(
