@@ -64,6 +64,8 @@ class BuildRecord:
         profile: For each input with a dynamic batch, its smallest, best and largest shape.
         seconds: Time of parsing and building.
         plugins: Source hash of the plugin library that the engine needs at run time, if it needs one.
+        sm: The GPU that it was built for, None for any.
+        driver: The CUDA version that its driver knew.
     """
 
     target: str
@@ -76,6 +78,8 @@ class BuildRecord:
     profile: dict[str, dict[str, list[int]]]
     seconds: float
     plugins: str | None = None
+    sm: int | None = None
+    driver: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +201,8 @@ def build_engine_file(
         profile=profile,
         seconds=reply["seconds"],
         plugins=plugins.info["source_hash"] if plugins else None,
+        sm=reply["sm"],
+        driver=reply["driver"],
     )
     return BuiltEngine(data=data, record=record)
 

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trt_compress.export.targets import get_target
+from trt_compress.errors import UnsupportedError
+from trt_compress.export.targets import Target, get_target
+from trt_compress.runtime.backends.cuda import Cuda
 
 
 def main(folder: Path) -> None:
@@ -55,7 +57,17 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     if engine is None or engine.nbytes == 0:
         return {"stage": "build", "version": version, "message": "the builder returned nothing"}
     (folder / "engine").write_bytes(engine)
-    return {"stage": "done", "version": version, "seconds": time.perf_counter() - started, "layers": layers}
+    seconds = time.perf_counter() - started
+    return {"stage": "done", "version": version, "seconds": seconds, "layers": layers, **_built_on(target)}
+
+
+def _built_on(target: Target) -> dict[str, Any]:
+    """The GPU and driver that an engine is bound to: those here for TensorRT; TensorRT-RTX builds for all of them."""
+    try:
+        gpu = Cuda().gpu if target.backend == "tensorrt" else None
+    except UnsupportedError:  # a session then says that the record lacks them
+        gpu = None
+    return {"sm": gpu.sm if gpu else None, "driver": gpu.driver if gpu else None}
 
 
 def strongly_typed(trt: Any) -> int:

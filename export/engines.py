@@ -217,4 +217,6 @@ def engine_record(built: BuiltEngine, file: str, onnx_sha256: str, graph: str) -
         seconds=round(record.seconds, 3),
         graph=graph,
         plugins=record.plugins,
+        sm=record.sm,
+        driver=record.driver,
     )

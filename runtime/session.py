@@ -12,10 +12,10 @@ import numpy as np
 
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
 from trt_compress.format.bundle import SMALL, Bundle
-from trt_compress.format.manifest import Graph, Manifest, State, TensorInfo
+from trt_compress.format.manifest import Engine, Graph, Manifest, State, TensorInfo
 from trt_compress.plugins import library as native_library
 from trt_compress.plugins.library import Absent, Library
-from trt_compress.runtime.backends import BACKENDS, load_graph
+from trt_compress.runtime.backends import BACKENDS, OF_ENGINES, load_engines, load_graph
 from trt_compress.runtime.backends.base import Executable, carrier
 from trt_compress.runtime.backends.ort import OperatorPath, operator_paths
 from trt_compress.runtime.inputs import InputCheck, signature
@@ -43,9 +43,11 @@ class Session:
     Attributes:
         bundle: What was opened.
         backend: What runs it.
-        native: The library whose operators run in place of their ONNX bodies, or None.
+        native: The library whose operators run in place of their ONNX bodies, or None. For engines that of the plugins
+            that they were built with.
         native_reason: Why there is none, in one sentence: not built, no home, somebody else's, not asked for, …; None
             where the native operators are taken.
+        engines: The records of the engines that run, by graph; none where the ONNX files do.
         graphs: Names of the graphs that are loaded, in order.
         inputs: What `run` takes, by name.
         outputs: What `run` returns, by name.
@@ -59,9 +61,11 @@ class Session:
         backend: str,
         executables: Mapping[str, Executable],
         native: Library | Absent = _NOT_ASKED,
+        engines: Mapping[str, Engine] | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
+        self.engines = dict(engines or {})
         self.native = native if isinstance(native, Library) else None
         self.native_reason = native.reason if isinstance(native, Absent) else None
         self.loaded = Loaded(bundle, executables)
@@ -107,7 +111,8 @@ class Session:
 
         Args:
             bundle: The directory, or a bundle that is open already.
-            backend: "ort-cpu" or "ort-cuda".
+            backend: "ort-cpu" or "ort-cuda" for the ONNX files, "tensorrt" or "rtx" for the engines that
+                `trt-compress build` added; of several targets' the first that fits this machine.
             threads: Threads of one operator on the CPU; None leaves the number to the backend.
             spin: Threads wait for work in a busy loop: faster while a session is alone, but two sessions in one
                 process then take the cores from each other.
@@ -117,7 +122,7 @@ class Session:
                 to take; None takes them if `trt-compress plugins build` made them from these sources. What others
                 could have put into the cache is not taken; a path that you give may be another user's, but not one that
                 everybody may write to. `session.native`, `session.native_reason` and `session.operator_paths()` say
-                what was taken, and why not.
+                what was taken, and why not. Engines that were built with plugins need these, and take no others.
             graphs: Names of the graphs to load; None loads all. An input that a graph left out would feed has to be
                 given to `run`, and an output for it is returned.
             require_digest: The digest that the bundle must have, or several of which it must have one, as
@@ -128,7 +133,8 @@ class Session:
                 digest is not the one that is required.
             ConfigError: An unknown backend, `threads` below 1, or `require_digest` is no digest.
             PluginError: The native library is not there, or is not one that may be loaded here.
-            UnsupportedError: The backend is not installed, or this machine cannot run it.
+            UnsupportedError: The backend is not installed, or this machine cannot run it; an engine was built for
+                another GPU, version or driver.
         """
         if backend not in BACKENDS:
             raise ConfigError(not_known("backend", backend, BACKENDS))
@@ -169,6 +175,8 @@ class Session:
         unread: Collection[str] = (),
     ) -> "Session":
         """Load graphs of a bundle, and check the files that were left to be checked when they are loaded."""
+        if backend in OF_ENGINES:
+            return cls._of_engines(bundle, backend, native, graphs, unread)
         chosen = _native_library(native, backend, bundle.manifest)
         library = chosen if isinstance(chosen, Library) else None
         wanted = _wanted(bundle.manifest, graphs)
@@ -183,6 +191,21 @@ class Session:
         for name in set(unread).difference(*(graph.files for graph in graphs_of.values())):  # a graph's, and not taken
             bundle.check(name)
         return cls(bundle, backend, graphs_of, chosen)
+
+    @classmethod
+    def _of_engines(
+        cls,
+        bundle: Bundle,
+        backend: str,
+        native: bool | str | Path | None,
+        graphs: Sequence[str] | None,
+        unread: Collection[str],
+    ) -> "Session":
+        """Load engines, and check the files that were left to be checked when graphs are loaded, if they are there."""
+        executables, chosen = load_engines(bundle, _wanted(bundle.manifest, graphs), backend, native)
+        for name in sorted(bundle.manifest.files.keys() & set(unread)):
+            bundle.check(name)
+        return cls(bundle, backend, executables, chosen.plugins, chosen.records)
 
     def __repr__(self) -> str:
         if not self.loaded.graphs:
@@ -298,7 +321,15 @@ class Session:
         """How each operator of ours runs, by `graph/node`: "native", or "function" for its ONNX body.
 
         Read from the graphs as ONNX Runtime prepares them, which takes about as long as opening the bundle.
+
+        Raises:
+            ConfigError: Engines run, whose records count them by operator: `engines[graph].paths`.
         """
+        if self.engines:
+            raise ConfigError(
+                f"The backend '{self.backend}' runs engines, in which operators have no nodes any more; how many "
+                "became plugins is in session.engines[GRAPH].paths."
+            )
         paths: dict[str, OperatorPath] = {}
         for name in self.graphs:
             with OnnxSource(self.bundle, self.bundle.manifest.graph(name).file) as source:

@@ -26,6 +26,7 @@ ALLOWED = {
         "plugins",
         "runtime.arrays",
         "runtime.tokens",
+        "runtime.backends.cuda",
         "runtime.backends.ort",
         "runtime.labelled.data",
         "runtime.labelled.files",

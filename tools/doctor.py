@@ -199,6 +199,12 @@ def _possible(found: Mapping[str, Check]) -> Iterator[Check]:
             None if "CUDAExecutionProvider" in providers and gpu else "It needs an NVIDIA GPU and onnxruntime-gpu.",
         ),
         (
+            f"{_RUN} as engines (tensorrt, rtx)",
+            None
+            if (there("tensorrt") or there("tensorrt_rtx")) and gpu and machine.package_version("cuda-bindings")
+            else f"It needs an NVIDIA GPU, its TensorRT or TensorRT-RTX, and cuda-bindings; {_install('cuda')}.",
+        ),
+        (
             _EXPORT,
             f"{', '.join(wanted)} missing; {_install('export')}."
             if wanted

@@ -152,7 +152,7 @@ def list_targets(*words: str) -> tuple[ListedTarget, ...]:
                 exports=(*(name for name in PRECISIONS if name in target.precisions), *([INT8] if target.int8 else [])),
                 opset=target.max_opset,
                 engine=_engine(target),
-                run_by=_RUNS.get(target.name, _NOT_RUN),
+                run_by=_RUNS.get(target.name) or _RUNS[target.backend],
                 operators=_operators(target),
                 description=target.description,
             )
@@ -161,8 +161,7 @@ def list_targets(*words: str) -> tuple[ListedTarget, ...]:
     )
 
 
-_RUNS = {"cpu": "ort-cpu", "cuda": "ort-cuda"}
-_NOT_RUN = "nothing here yet"
+_RUNS = {"cpu": "ort-cpu", "cuda": "ort-cuda", "tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _OWN = (
     ListedModel(
         name="wavtokenizer:FILE", family="codec", description="Checkpoint of a WavTokenizer: sound to codes and back"

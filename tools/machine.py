@@ -28,6 +28,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "serve": ("anyio", "starlette", "uvicorn"),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu", "tensorrt"),
+    "cuda": ("cuda-bindings",),
     "rtx": ("tensorrt-rtx",),
     "zoo": ("pillow", "scikit-learn", "scipy"),
     "video": ("av", "pillow"),

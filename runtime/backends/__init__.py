@@ -1,12 +1,23 @@
 """What runs the graphs of a bundle: one small protocol (`base`), and a module for each library behind it."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Graph
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.backends.base import Executable
+from trt_compress.runtime.backends.engines import LIBRARIES, Chosen, choose_engines
 from trt_compress.runtime.backends.ort import OrtGraph
+from trt_compress.runtime.backends.tensorrt import EngineGraph, EngineRuntime
 
-BACKENDS = ("ort-cpu", "ort-cuda")
+OF_ONNX = ("ort-cpu", "ort-cuda")
+"""Those that run the ONNX files."""
+
+OF_ENGINES = tuple(LIBRARIES)
+"""Those that run engines."""
+
+BACKENDS = (*OF_ONNX, *OF_ENGINES)
 
 
 def load_graph(
@@ -19,7 +30,7 @@ def load_graph(
     *,
     pack: bool = True,
 ) -> Executable:
-    """Load one graph with one of `BACKENDS`.
+    """Load the ONNX file of one graph with one of `OF_ONNX`.
 
     Args:
         bundle: The bundle.
@@ -35,3 +46,25 @@ def load_graph(
         UnsupportedError: The backend is not installed, or this machine cannot run it.
     """
     return OrtGraph(bundle, graph, backend, threads, spin, native, pack)
+
+
+def load_engines(
+    bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None
+) -> tuple[dict[str, Executable], Chosen]:
+    """Load the engines of graphs with one of `OF_ENGINES`.
+
+    Args:
+        bundle: The bundle.
+        graphs: The graphs.
+        backend: What runs them.
+        native: The library of plugins, as `choose_engines` takes it.
+
+    Returns:
+        Them by name, and what was chosen.
+
+    Raises:
+        BundleError, PluginError, UnsupportedError: As `choose_engines`, or TensorRT cannot load one.
+    """
+    chosen = choose_engines(bundle, graphs, backend, native)
+    runtime = EngineRuntime(chosen.machine, chosen.plugins if isinstance(chosen.plugins, Library) else None)
+    return {graph.name: EngineGraph(bundle, graph, chosen, runtime) for graph in graphs}, chosen

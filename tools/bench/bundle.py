@@ -133,7 +133,7 @@ def bench(
         )
         for path, graphs in zip(paths, chosen, strict=False)
     ]
-    device: Device = "gpu" if backend == "ort-cuda" else "cpu"
+    device: Device = "cpu" if backend == "ort-cpu" else "gpu"
     if plan is not None:
         started_at = _now()
         points, quality = time_plan(plan, sessions, device, progress)

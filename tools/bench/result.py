@@ -178,6 +178,9 @@ def identity(manifest: Manifest) -> dict[str, Any]:
 def operators_run(session: Session) -> dict[str, Any]:
     """How the operators of ours ran: how many in which form, and the native library's hash, or why there is none."""
     paths = Counter(session.operator_paths().values()) if session.backend == "ort-cpu" else Counter[str]()
+    for record in session.engines.values():
+        for forms in record.paths.values():
+            paths.update({form: count for form, count in forms.items() if count})
     library = session.native.info["source_hash"] if session.native else None
     return {"paths": dict(paths), "native_library": library, "native_reason": session.native_reason}
 

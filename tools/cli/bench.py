@@ -128,7 +128,7 @@ def _show(result: "BenchResult") -> None:
     for side in result.sides:
         paths = side.identity["operators"]["paths"]
         if paths:
-            words = {"native": "native operators", "function": "ONNX bodies"}
+            words = {"native": "native operators", "plugin": "plugins", "function": "ONNX bodies"}
             ran = ", ".join(f"{n} as {words.get(form, form)}" for form, n in paths.items())
             print_text(f"{side.role}: operators run {ran}.")
             if "function" in paths and (why := side.identity["operators"].get("native_reason")):

@@ -18,7 +18,7 @@ BaselineGraph = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Graph of the baseline; without --baseline another graph of the same bundle."),
 ]
-Backend = Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")]
+Backend = Annotated[str, typer.Option(metavar="NAME", help="ort-cpu, ort-cuda, tensorrt or rtx.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")]
 Native = Annotated[
     bool | None,

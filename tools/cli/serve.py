@@ -37,7 +37,7 @@ def serve(
         int | None,
         typer.Option("--context", metavar="N", help="The most tokens of a sequence (default: the bundle's)."),
     ] = None,
-    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu or ort-cuda.")] = "ort-cpu",
+    backend: Annotated[str, typer.Option(metavar="NAME", help="ort-cpu, ort-cuda, tensorrt or rtx.")] = "ort-cpu",
     threads: Annotated[int | None, typer.Option(metavar="N", help="Default: the backend's own choice.")] = None,
     native: Annotated[
         bool | None,

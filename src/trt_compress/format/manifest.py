@@ -176,6 +176,8 @@ class Engine(Record):
         profile: Input name → {"min": shape, "opt": shape, "max": shape}.
         seconds: Build time.
         plugins: Source hash of the plugin library that the engine needs, or None.
+        sm: The GPU that it was built for, its compute capability times ten; None: any that the library knows.
+        driver: The CUDA version that the driver knew when it was built: "13.0".
     """
 
     target: str
@@ -192,6 +194,8 @@ class Engine(Record):
     seconds: float
     graph: str = "model"
     plugins: str | None = None
+    sm: int | None = field(default=None, metadata={"sparse": True})
+    driver: str | None = field(default=None, metadata={"sparse": True})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
