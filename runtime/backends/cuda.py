@@ -35,7 +35,7 @@ class Gpu:
     driver: str
 
 
-class Memory:
+class CudaMemory:
     """Bytes of the GPU, or of the host where the GPU reads and writes them itself.
 
     Attributes:
@@ -47,7 +47,7 @@ class Memory:
         weakref.finalize(self, free, address)
 
 
-class Captured:
+class CudaGraph:
     """Work of a stream that was recorded, and is launched as one."""
 
     def __init__(self, launchable: Any, destroy: Callable[[Any], object]) -> None:
@@ -93,7 +93,7 @@ class Cuda:
         driver = self._do("cudaDriverGetVersion")
         return Gpu(sm=10 * major + minor, driver=f"{driver // 1000}.{driver % 1000 // 10}")
 
-    def memory(self, nbytes: int) -> Memory:
+    def memory(self, nbytes: int) -> CudaMemory:
         """Memory of the GPU, at least a byte of it, so that it has an address.
 
         Raises:
@@ -101,7 +101,7 @@ class Cuda:
         """
         return self._allocated("cudaMalloc", self._api.cudaFree, nbytes)
 
-    def pinned(self, shape: tuple[int, ...], dtype: str) -> tuple[Memory, Array]:
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> tuple[CudaMemory, Array]:
         """Memory of the host that the GPU copies from and to by itself, and an array in it.
 
         The array does not hold the memory; keep both.
@@ -149,7 +149,7 @@ class Cuda:
         """
         self._do("cudaStreamSynchronize", self._stream)
 
-    def capture(self, work: Callable[[], None]) -> Captured:
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Record what `work` gives to the stream; nothing of it runs.
 
         Raises:
@@ -174,13 +174,13 @@ class Cuda:
         except UnsupportedError:
             api.cudaGetLastError()
             raise
-        return Captured(launchable, api.cudaGraphExecDestroy)
+        return CudaGraph(launchable, api.cudaGraphExecDestroy)
 
-    def launch(self, captured: Captured) -> None:
+    def launch(self, captured: CudaGraph) -> None:
         """Let the stream run what was recorded."""
         self._do("cudaGraphLaunch", captured.launchable, self._stream)
 
-    def _allocated(self, name: str, free: Callable[[int], object], nbytes: int, *more: int) -> Memory:
+    def _allocated(self, name: str, free: Callable[[int], object], nbytes: int, *more: int) -> CudaMemory:
         result = getattr(self._api, name)(max(nbytes, 1), *more)
         if result[0] == self._api.cudaError_t.cudaErrorMemoryAllocation:
             self._api.cudaGetLastError()
@@ -191,7 +191,7 @@ class Cuda:
             )
         if result[0] != self._api.cudaError_t.cudaSuccess:
             raise self._failed(name, result[0])
-        return Memory(int(result[1]), free)
+        return CudaMemory(int(result[1]), free)
 
     def _do(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime, and return what it gives beside its code."""

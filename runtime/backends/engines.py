@@ -25,7 +25,7 @@ _MIXED = "int8"  # what does not multiply weights stays in floating point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class EngineMachine:
     """What engines run on here.
 
     Attributes:
@@ -45,7 +45,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class EnginesHere:
     """The engines that run a bundle here.
 
     Attributes:
@@ -53,12 +53,14 @@ class Chosen:
         plugins: The library that they need, or why there is none.
     """
 
-    machine: Machine
+    machine: EngineMachine
     records: Mapping[str, Engine]
     plugins: Library | Absent
 
 
-def choose_engines(bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None) -> Chosen:
+def choose_engines(
+    bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None
+) -> EnginesHere:
     """Find the engines of a bundle that run here; nothing of them is read.
 
     Args:
@@ -83,7 +85,7 @@ def choose_engines(bundle: Bundle, graphs: Sequence[Graph], backend: str, native
     for records in candidates.values():
         wrong = next((said for one in records.values() if (said := _mismatch(one, bundle, machine))), None)
         if wrong is None:
-            return Chosen(machine=machine, records=records, plugins=_plugins(records, bundle, machine, native))
+            return EnginesHere(machine=machine, records=records, plugins=_plugins(records, bundle, machine, native))
         refused.append(wrong)
     raise UnsupportedError(" ".join(refused))
 
@@ -118,7 +120,7 @@ def _by_target(bundle: Bundle, graphs: Sequence[Graph], library: str) -> dict[st
     )
 
 
-def _machine(library: str) -> Machine:
+def _machine(library: str) -> EngineMachine:
     product = PRODUCTS[library]
     try:
         trt = importlib.import_module(library)
@@ -129,10 +131,10 @@ def _machine(library: str) -> Machine:
         raise UnsupportedError(
             f"The backend '{'rtx' if library == _PORTABLE else library}' needs {product}, and {error}; {advice}."
         ) from None
-    return Machine(trt=trt, cuda=Cuda(), library=library, version=str(trt.__version__))
+    return EngineMachine(trt=trt, cuda=Cuda(), library=library, version=str(trt.__version__))
 
 
-def _mismatch(record: Engine, bundle: Bundle, machine: Machine) -> str | None:
+def _mismatch(record: Engine, bundle: Bundle, machine: EngineMachine) -> str | None:
     """Why an engine does not run here, and what to do about it."""
     product, again = PRODUCTS[record.library], _again(bundle, record.target)
     engine = f"The engine '{record.file}'"
@@ -175,7 +177,7 @@ def _other_precision(record: Engine, bundle: Bundle, again: str) -> str | None:
 
 
 def _plugins(
-    records: Mapping[str, Engine], bundle: Bundle, machine: Machine, native: bool | str | Path | None
+    records: Mapping[str, Engine], bundle: Bundle, machine: EngineMachine, native: bool | str | Path | None
 ) -> Library | Absent:
     """The library of plugins that engines need, or why there is none."""
     needing = next((record for record in records.values() if record.plugins is not None), None)

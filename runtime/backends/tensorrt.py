@@ -19,8 +19,8 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Engine, Graph, TensorInfo
 from trt_compress.plugins.library import Library, refuse_on
 from trt_compress.runtime.backends.base import Buffer, carrier
-from trt_compress.runtime.backends.cuda import Captured, Cuda, Memory
-from trt_compress.runtime.backends.engines import PRODUCTS, Chosen, Machine
+from trt_compress.runtime.backends.cuda import Cuda, CudaGraph, CudaMemory
+from trt_compress.runtime.backends.engines import PRODUCTS, EngineMachine, EnginesHere
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
@@ -51,7 +51,7 @@ class EngineRuntime:
         PluginError: TensorRT cannot load the library of plugins.
     """
 
-    def __init__(self, machine: Machine, plugins: Library | None) -> None:
+    def __init__(self, machine: EngineMachine, plugins: Library | None) -> None:
         self.machine = machine
         self.product = f"{PRODUCTS[machine.library]} {machine.version}"
         trt, lines = machine.trt, deque[str](maxlen=_LINES_KEPT)
@@ -154,7 +154,7 @@ class EngineGraph:
         captured: Whether runs of the same shapes are launched as CUDA graphs; False once TensorRT could not.
     """
 
-    def __init__(self, bundle: Bundle, graph: Graph, chosen: Chosen, runtime: EngineRuntime) -> None:
+    def __init__(self, bundle: Bundle, graph: Graph, chosen: EnginesHere, runtime: EngineRuntime) -> None:
         record = chosen.records[graph.name]
         self.name = graph.name
         self.record = record
@@ -315,12 +315,12 @@ class _Plan:
     def __init__(self, binding: EngineBinding, inputs: Mapping[str, Array], held: Mapping[str, Buffer]) -> None:
         self._graph = graph = binding.graph
         self._makes = binding.makes
-        self._kept: list[Memory] = []
+        self._kept: list[CudaMemory] = []
         self._up: list[tuple[str, Array, int]] = []  # from an array in pinned memory to an address on the GPU
         self._down: list[tuple[str, Array, int]] = []
         self._on_host: list[tuple[str, Array]] = []
         self._shapes: dict[str, Shape] = {}
-        self._captured: Captured | None = None
+        self._captured: CudaGraph | None = None
         self._has_run = False
         self.context = graph.context()
         try:
