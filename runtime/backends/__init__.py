@@ -7,7 +7,7 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Graph
 from trt_compress.plugins.library import Library
 from trt_compress.runtime.backends.base import Executable
-from trt_compress.runtime.backends.engines import LIBRARIES, EnginesHere, choose_engines
+from trt_compress.runtime.backends.engines import LIBRARIES, Engines, choose_engines
 from trt_compress.runtime.backends.ort import OrtGraph
 from trt_compress.runtime.backends.tensorrt import EngineGraph, EngineRuntime
 
@@ -50,7 +50,7 @@ def load_graph(
 
 def load_engines(
     bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None
-) -> tuple[dict[str, Executable], EnginesHere]:
+) -> tuple[dict[str, Executable], Engines]:
     """Load the engines of graphs with one of `OF_ENGINES`.
 
     Args:

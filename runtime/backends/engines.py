@@ -45,7 +45,7 @@ class EngineMachine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnginesHere:
+class Engines:
     """The engines that run a bundle here.
 
     Attributes:
@@ -58,9 +58,7 @@ class EnginesHere:
     plugins: Library | Absent
 
 
-def choose_engines(
-    bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None
-) -> EnginesHere:
+def choose_engines(bundle: Bundle, graphs: Sequence[Graph], backend: str, native: bool | str | Path | None) -> Engines:
     """Find the engines of a bundle that run here; nothing of them is read.
 
     Args:
@@ -85,7 +83,7 @@ def choose_engines(
     for records in candidates.values():
         wrong = next((said for one in records.values() if (said := _mismatch(one, bundle, machine))), None)
         if wrong is None:
-            return EnginesHere(machine=machine, records=records, plugins=_plugins(records, bundle, machine, native))
+            return Engines(machine=machine, records=records, plugins=_plugins(records, bundle, machine, native))
         refused.append(wrong)
     raise UnsupportedError(" ".join(refused))
 

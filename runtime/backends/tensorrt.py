@@ -20,7 +20,7 @@ from trt_compress.format.manifest import Engine, Graph, TensorInfo
 from trt_compress.plugins.library import Library, refuse_on
 from trt_compress.runtime.backends.base import Buffer, carrier
 from trt_compress.runtime.backends.cuda import Cuda, CudaGraph, CudaMemory
-from trt_compress.runtime.backends.engines import PRODUCTS, EngineMachine, EnginesHere
+from trt_compress.runtime.backends.engines import PRODUCTS, EngineMachine, Engines
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Shape = tuple[int, ...]
@@ -154,7 +154,7 @@ class EngineGraph:
         captured: Whether runs of the same shapes are launched as CUDA graphs; False once TensorRT could not.
     """
 
-    def __init__(self, bundle: Bundle, graph: Graph, chosen: EnginesHere, runtime: EngineRuntime) -> None:
+    def __init__(self, bundle: Bundle, graph: Graph, chosen: Engines, runtime: EngineRuntime) -> None:
         record = chosen.records[graph.name]
         self.name = graph.name
         self.record = record
