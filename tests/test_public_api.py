@@ -175,7 +175,8 @@ def test_a_target_is_listed_with_what_is_done_with_it() -> None:
         rows["jetson-thor"].exports == ("fp32", "fp16", "bf16", "int8")
         and rows["jetson-thor"].engine == "builds on the device only"
     )
-    assert all(row.run_by == "nothing here yet" for name, row in rows.items() if name not in ("cpu", "cuda"))
+    runs = {name: row.run_by for name, row in rows.items()}
+    assert (runs["rtx"], runs["jetson-orin-jp6"], runs["x86-trt11"]) == ("rtx", "tensorrt", "tensorrt")
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -60,7 +60,7 @@ class ListedTarget(_Listed):
         exports: The precisions that a bundle for it has.
         opset: The newest ONNX opset that it takes.
         engine: Where its engine is built.
-        run_by: The backend of run, bench and evaluate that runs it today; an engine is for other programs yet.
+        run_by: The backend of run, bench and evaluate that runs it.
         operators: How operators run there.
     """
 

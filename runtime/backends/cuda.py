@@ -112,7 +112,7 @@ class Cuda:
         holds = carrier(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * holds.itemsize
         memory = self._allocated("cudaHostAlloc", self._api.cudaFreeHost, nbytes, self._api.cudaHostAllocDefault)
-        content = (ctypes.c_char * nbytes).from_address(memory.address)
+        content = memoryview((ctypes.c_char * nbytes).from_address(memory.address)).cast("B")
         return memory, np.frombuffer(content, holds).reshape(shape)
 
     def write(self, address: int, content: Array) -> None:

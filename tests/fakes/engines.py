@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import onnx
 
 from tests.fakes.tensorrt import engine_bytes
 from trt_compress.digest import sha256
 from trt_compress.export.bundle import update_bundle
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Engine, Graph
+from trt_compress.runtime.onnx_source import copy_graph
 
 Profile = dict[str, dict[str, tuple[int, ...]]]
 
@@ -26,6 +31,12 @@ def profile_of(bundle: Bundle, graph: Graph) -> Profile:
             ends[end] = tuple(dim if isinstance(dim, int) else lengths.get(dim, batch) for dim in info.shape)
         found[info.name] = ends
     return found
+
+
+def _whole(bundle: Bundle, graph: Graph) -> bytes:
+    """A graph with its weights inside."""
+    with TemporaryDirectory() as folder:
+        return onnx.load(copy_graph(bundle, graph.file, Path(folder))).SerializeToString()
 
 
 def add_engines(
@@ -55,7 +66,7 @@ def add_engines(
         if graphs is not None and graph.name not in graphs:
             continue
         own = profile_of(bundle, graph)
-        model = (models or {}).get(graph.name) or bundle.read(graph.file)
+        model = (models or {}).get(graph.name) or _whole(bundle, graph)
         how: dict[str, Any] = {"sm": None if is_rtx else 87, **(engine or {})}
         data = engine_bytes(model, profiles=profiles or [own], **how)
         file = f"engines/{target}/{graph.name}.engine"

@@ -10,6 +10,7 @@ import json
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -414,6 +415,7 @@ def install(
     """Put it in place of `tensorrt` or `tensorrt_rtx`, which has more."""
     made = types.ModuleType(name)
     made.__version__ = version  # type: ignore[attr-defined]
+    made.__spec__ = ModuleSpec(name, None)  # torch looks for it
     is_rtx = name == "tensorrt_rtx"
     for one in CLASSES:
         if is_rtx or one.__name__ not in _ONLY_RTX:

@@ -177,7 +177,7 @@ def identity(manifest: Manifest) -> dict[str, Any]:
 
 def operators_run(session: Session) -> dict[str, Any]:
     """How the operators of ours ran: how many in which form, and the native library's hash, or why there is none."""
-    paths = Counter(session.operator_paths().values()) if session.backend == "ort-cpu" else Counter[str]()
+    paths = Counter[str](session.operator_paths().values() if session.backend == "ort-cpu" else ())
     for record in session.engines.values():
         for forms in record.paths.values():
             paths.update({form: count for form, count in forms.items() if count})
