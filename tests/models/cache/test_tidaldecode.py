@@ -106,6 +106,27 @@ def test_golden_bundle(bundle: Path) -> None:
             np.testing.assert_allclose(logits, arrays["decode_logits"][:, step], rtol=0, atol=LOGITS)
 
 
+def test_generate_writes_the_tokens_of_torch(bundle: Path, commands: Typed, decoder: Decoder, tmp_path: Path) -> None:
+    """Greedily, over more tokens than a layer reads and a growing cache; a prompt shorter than the budget beside it."""
+    _, said = read("tidaldecode", "gqa")
+    lines, answers, wanted = tmp_path / "lines.jsonl", tmp_path / "answers.jsonl", []
+    prompts = texts(45, 4)
+    for prompt in prompts:
+        run, found = CacheRun(decoder, spec_of(said), context=160, chunk=16), list[int]()
+        logits = run.read([prompt])
+        for _ in range(30):
+            found.append(int(logits.argmax()))
+            logits = run.step(found[-1:])
+        wanted.append(found)
+    lines.write_text(
+        "\n".join(json.dumps({"tokens": prompt, "temperature": 0.0, "max_new": 30}) for prompt in prompts),
+        encoding="utf-8",
+    )
+    ended = commands("generate", bundle, "--input", lines, "--ignore-stop-ids", "-o", answers)
+    assert ended.code == 0, ended.err
+    assert [json.loads(line)["tokens"] for line in answers.read_text(encoding="utf-8").splitlines()] == wanted
+
+
 def test_the_manifest_says_what_is_read(bundle: Path) -> None:
     manifest = Bundle.open(bundle).manifest
     assert [graph.role for graph in manifest.graphs] == ["prefill", "step", "score"]
