@@ -40,7 +40,8 @@ def connector(method: str, tensors: Mapping[str, Tensor], x: Tensor, *, depth: i
     )
     cls = compressor_class(METHODS[method])
     adopted = dict(cls.adopt(tensors, None))
-    config = METHODS[method].config(weights=ArtifactFile("weights", save(adopted)), **options)
+    given: dict[str, Any] = {"weights": ArtifactFile("weights", save(adopted)), **options}
+    config = METHODS[method].config(**given)
     arrival = Arrival(
         host=host, site=host.sites[-1], tokens=x.shape[1], prefix=0, has_class_token=False, width=x.shape[2]
     )
@@ -132,7 +133,8 @@ def test_llava_mini_in_front_of_the_layers_that_fuse(case: str) -> None:
     assert isinstance(step, LlavaMini) and step.width_out == meta["hidden_size"]
     with torch.no_grad():
         compressed = step(Tokens(x=whole), Taps()).x
-        projected = step.project(vision.flatten(1, 2))
+        seen = whole if meta["parts"] == 1 else torch.cat([whole, vision[:, -1]], dim=1)  # the image as a whole behind
+        projected = step.project(seen)
     ids = arrays["input_ids"]
     text = arrays["w.embed_tokens.weight"][ids.clamp_min(0)]
     given = torch.cat([torch.ones(batch, projected.shape[1] + compressed.shape[1], dtype=torch.bool), ids > 0], dim=1)

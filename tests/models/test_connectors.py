@@ -274,12 +274,10 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
     done = commands("calibrate", made.name, "--compress", spec, "--tensors", trained, "-o", file)
     assert done.code == 0, done.err
     full = f"{spec},weights={file}"
-    bundle = str(tmp_path / "b")
-    code, _, said = commands(
-        "export", made.name, "--compress", full, "--target", "cpu", "--batch", "1:2:3", "-o", bundle
-    )
-    assert code == 0, said
-    with Session.open(Path(bundle)) as opened:
+    bundle = tmp_path / "b"
+    done = commands("export", made.name, "--compress", full, "--target", "cpu", "--batch", "1:2:3", "-o", bundle)
+    assert done.code == 0, done.err
+    with Session.open(bundle) as opened:
         found = opened.run({"image": images(2).numpy()})
     wanted = by_hand(made, method, images(2))
     np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())

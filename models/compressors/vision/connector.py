@@ -146,6 +146,16 @@ class Levels:
         return torch.cat(found, dim=2)
 
 
+def need_levels(method: str, width: int, where: str, levels: Levels, arrival: Arrival) -> None:
+    """Raise ConfigError if tensors read as many channels side by side as the layers do not give."""
+    given_width = (arrival.width or 0) * len(levels.layers)
+    if width != given_width:
+        raise ConfigError(
+            f"{method}: {where} reads {width} channels of several layers, and layers={list(levels.layers)} of "
+            f"{arrival.host.name} give {given_width}; give the layers that it was trained for."
+        )
+
+
 class CrossAttention(nn.Module):
     """Attention of queries to keys and values that are not theirs.
 
@@ -185,11 +195,11 @@ def windows(x: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
     return split.reshape(batch, rows * columns, scale**2, x.shape[2])
 
 
-def need_windows(method: str, option: str, scale: int, grid: tuple[int, int]) -> None:
+def need_windows(method: str, scale: int, grid: tuple[int, int]) -> None:
     """Raise ConfigError if windows do not divide the grid."""
     if grid[0] % scale or grid[1] % scale:
         raise ConfigError(
-            f"{method}: {option} of {scale} x {scale} patches do not divide the grid of {grid[0]} x {grid[1]}; take a "
+            f"{method}: windows of {scale} x {scale} patches do not divide the grid of {grid[0]} x {grid[1]}; take a "
             "tower of another size, or other windows."
         )
 

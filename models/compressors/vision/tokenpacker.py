@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trt_compress.errors import ConfigError
 from trt_compress.methods.connectors import TOKENPACKER, TokenPackerConfig
 from trt_compress.models.compressors.base import Compressor, averaged
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -19,6 +18,7 @@ from trt_compress.models.compressors.vision.connector import (
     given,
     mlp,
     need_heads,
+    need_levels,
     need_width,
     need_windows,
     norm,
@@ -121,14 +121,9 @@ class TokenPacker(Compressor):
         width, wide = (tensors[name].shape[1] for name in ("q_proj_1.weight", "k_proj_1.0.weight"))
         need_width("tokenpacker", width, str(config.weights), arrival)
         need_heads("tokenpacker", config.heads, width)
-        need_windows("tokenpacker", "windows", self.scale, self.grid)
-        self.levels = Levels("tokenpacker", config.layers, arrival.host)
-        if wide != width * len(self.levels.layers):
-            raise ConfigError(
-                f"tokenpacker: {config.weights} reads {wide} channels of several layers, and "
-                f"layers={list(self.levels.layers)} of {arrival.host.name} give {width * len(self.levels.layers)}; "
-                "give the layers that it was trained for."
-            )
+        need_windows("tokenpacker", self.scale, self.grid)
+        self.several = Levels("tokenpacker", config.layers, arrival.host)
+        need_levels("tokenpacker", wide, str(config.weights), self.several, arrival)
         self.packer = Packer(tensors, self.grid, self.scale, config.heads)
         self.tokens_out = arrival.patches // self.scale**2
         self.width_out = tensors["mlp.2.weight"].shape[0]
@@ -136,7 +131,7 @@ class TokenPacker(Compressor):
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """A token of each window."""
         front, grid, scale = self.prefix, self.grid, self.scale
-        x = self.packer(tokens.x[:, front:], self.levels.of(tokens, taps)[:, front:])
+        x = self.packer(tokens.x[:, front:], self.several.of(tokens, taps)[:, front:])
         size = windows(tokens.sizes[:, front:], grid, scale).sum(dim=2)
         position = averaged(tokens.position, lambda at: windows(at[:, front:], grid, scale).mean(dim=2))
         return replace(tokens, x=x, size=size, position=position)
