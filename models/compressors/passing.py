@@ -24,6 +24,7 @@ class Tokens:
         valid: Whether each is a token at all and no padding, [B, N] bool; padding stands behind. None: all are.
         route: Set where only some tokens pass a block: `x` are those, everything else is of all tokens.
         reuse: Set where only some tokens are computed and the others keep what was computed for them before.
+        beside: What the graph reads beside what the tokens are made of, by the names of its inputs.
         memory: States that methods own, by the names of their inputs; a method puts the new ones in their places.
     """
 
@@ -34,6 +35,7 @@ class Tokens:
     valid: Tensor | None = None
     route: Route | None = None
     reuse: Reuse | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -241,6 +241,8 @@ class HostInfo:
         cache: What it keeps of earlier runs; None: nothing.
         grid: Rows and columns of patches; None: they have none.
         padded: Inputs are padded behind to one length, and `Tokens.valid` tells what is no padding.
+        beside: What its graph can read beside what tokens are made of, for methods that ask: "question", what a
+            language model makes of the last token of a question, [B, channels].
     """
 
     name: str
@@ -253,6 +255,7 @@ class HostInfo:
     cache: CacheFacts | None = None
     grid: tuple[int, int] | None = None
     padded: bool = False
+    beside: frozenset[str] = frozenset()
 
     @property
     def kinds(self) -> tuple[SiteKind, ...]:

@@ -259,6 +259,7 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
         width=model.width,
         attention=AttentionFacts(num_heads=layer.heads, head_size=model.width // layer.heads),
         grid=model.grid,
+        beside=frozenset() if model.num_labels else frozenset({"question"}),
     )
 
 
@@ -301,13 +302,14 @@ class CompressedTower(CompressedModule):
         """The model itself, as it was before."""
         return self.model
 
-    def forward(self, image: Tensor, text: Tensor | None = None) -> Any:
+    def forward(self, image: Tensor, asked: Tensor | None = None) -> Any:
         """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], and the pooled
         vector [B, P] if the model has one.
 
         Args:
             image: [B, channels, height, width].
-            text: Vectors of the text beside each, [B, S, P], if a method asks for it; a row of zeros is none.
+            asked: What is asked of each, if a method reads it: vectors of texts, [B, S, P], of which a row of zeros is
+                none; or what a language model makes of the last token of a question, [B, T].
         """
         model = self.model
         if tuple(image.shape[1:]) != (model.channels, *model.size):
@@ -315,16 +317,17 @@ class CompressedTower(CompressedModule):
                 f"image: {list(image.shape[1:])} was given; {self.info.name} takes "
                 f"{[model.channels, *model.size]} (channels, height, width)."
             )
-        tokens, taps = Tokens(x=model.embed(image)), Taps()
+        read = {} if asked is None else dict.fromkeys(self.placed.reads(), asked)
+        tokens, taps = Tokens(x=model.embed(image), beside=read), Taps()
         for number, layer in enumerate(model.stack):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
         wanted = self.placed.wanted(self.info.depth)
-        beside: frozenset[Asked] = frozenset(asked for asked in wanted if as_tap(asked).kind in ("text_space", "texts"))
+        beside: frozenset[Asked] = frozenset(each for each in wanted if as_tap(each).kind in ("text_space", "texts"))
         if wanted - beside:
             taps.put(self.info.depth, _look_ahead(model.all_layers[-1], tokens.x, wanted - beside))
         tokens = model._finished(tokens)
         if beside:
-            given: dict[Asked, Tensor] = {asked: self._beside(as_tap(asked), tokens.x, text) for asked in beside}
+            given: dict[Asked, Tensor] = {each: self._beside(as_tap(each), tokens.x, asked) for each in beside}
             taps.put(self.info.depth, given)
         if model.num_labels:
             return model.logits(tokens)
@@ -373,6 +376,8 @@ def _graph_of(module: CompressedTower) -> GraphSpec:
     inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", shape=(BATCH_SYMBOL, model.channels, *model.size)),)
     if module.texts:
         inputs += (TensorSpec(name="text", shape=(BATCH_SYMBOL, module.texts, model.text_width)),)
+    read = module.placed.reads().items()
+    inputs += tuple(TensorSpec(name=name, shape=(BATCH_SYMBOL, width)) for name, width in read)
     outputs: tuple[TensorSpec, ...]
     if model.num_labels:
         outputs = (TensorSpec(name="logits", shape=(BATCH_SYMBOL, model.num_labels)),)

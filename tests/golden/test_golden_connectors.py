@@ -18,6 +18,7 @@ from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
 from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Site, sites_of_layers
 from trt_compress.models.compressors.vision.llava_mini import LlavaMini, places_of, resampler_of
+from trt_compress.models.compressors.vision.quecc import QueccConnector, quecc_of
 from trt_compress.models.compressors.vision.tokenpacker import Packer, packer_of
 from trt_compress.models.layers.attention import ATTENTION_TAPS
 
@@ -100,6 +101,41 @@ def test_other_tensors_of_tokenpacker_are_refused() -> None:
             packer_of(changed, "the file")
     with pytest.raises(TrtCompressError, match="tokenpacker: the file misses clip_attn"):
         packer_of({}, "the file")
+
+
+QUECC = ("stride3", "stride4", "stride_all")
+
+
+@pytest.mark.parametrize("case", QUECC)
+def test_quecc(case: str) -> None:
+    assert cases_on_disk("quecc") == set(QUECC)
+    arrays, meta = read("quecc", case)
+    module = QueccConnector(quecc_of(weights_of(arrays), "the file"), (meta["grid"],) * 2, meta["heads"])
+    with torch.no_grad():
+        found = module(arrays["x"], arrays["x_multi"], arrays["text"][:, 0])
+    assert_close(found, arrays["out"], TOLERANCE)
+
+
+def test_quecc_behind_a_tower() -> None:
+    """The case whose features of several layers are as wide as the tower's."""
+    arrays, meta = read("quecc", "stride3")
+    x, several, width = arrays["x"], arrays["x_multi"], meta["embed_dim"]
+    step = connector("quecc", weights_of(arrays), x, depth=3, layers=(0, 1), heads=meta["heads"])
+    assert step.reads() == {"question": arrays["text"].shape[2]} and step.width_out is None and step.acts
+    with torch.no_grad():
+        found = step(Tokens(x=x, beside={"question": arrays["text"][:, 0]}), side_by_side(several, width))
+    assert_close(found.x, arrays["out"], TOLERANCE)
+    assert found.sizes[..., 0].tolist() == [[9.0] * 9]
+    tensors = weights_of(arrays)
+    for name in ("text_projection.1.bias", "q_downsample.bias"):
+        with pytest.raises(
+            TrtCompressError, match=rf"quecc: the file misses {name}; give the tensors of one connector"
+        ):
+            quecc_of({each: tensor for each, tensor in tensors.items() if each != name}, "the file")
+    with pytest.raises(
+        TrtCompressError, match=r"has q_downsample\.weight \[8, 1, 3, 2\], and \[8, 1, 2, 2\] would fit"
+    ):
+        quecc_of({**tensors, "q_downsample.weight": tensors["q_downsample.weight"][..., :2]}, "the file")
 
 
 RESAMPLER = ("resampler_c1", "resampler_c2", "resampler_c4", "resampler_fp16_range")

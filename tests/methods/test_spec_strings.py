@@ -143,6 +143,7 @@ def test_every_list_of_layers_is_held_to_the_rule() -> None:
         "atome",
         "dynamicvit",
         "tokenpacker",
+        "quecc",
     }
 
 

@@ -86,6 +86,19 @@ def tokenpacker(hidden: Sequence[Array], w: Tensors) -> Array:
     return two_layers(np.stack(rows), w, "mlp")
 
 
+def quecc(hidden: Sequence[Array], w: Tensors, question: Array) -> Array:
+    """Of one image, with windows of 3 x 3, and of one question [T]."""
+    several = np.concatenate(hidden, axis=1)
+    text = normed(dense(question, w, "text_projection.0"), w, "text_projection.1", 1e-6)
+    asked = normed(two_layers(hidden[-1] + text, w, "q_proj"), w, "q_proj.3", 1e-6)
+    key, value = (normed(two_layers(several, w, part), w, f"{part}.3", 1e-6) for part in ("k_proj", "v_proj"))
+    kernel, rows = w["q_downsample.weight"].reshape(WIDTH, 9), []
+    for cell in cells(3):
+        query = (asked[cell] * kernel.T).sum(axis=0) + w["q_downsample.bias"]
+        rows.append(attended(query, key[cell], value[cell], w, "clip_attn", 4))
+    return np.stack(rows)
+
+
 def llava_mini(hidden: Sequence[Array], w: Tensors) -> Array:
     """Of one image, with 2 x 2 queries."""
     x, table = normed(hidden[-1], w, "compressor.ln_kv", 1e-5), w["compressor.pos_embed"]
@@ -113,14 +126,17 @@ def cubic(before: int, after: int) -> Array:
 
 
 class Case(NamedTuple):
-    """A connector: its options, the shapes of its tensors, what stands in front of their names, and the maths."""
+    """A connector: its options, the shapes of its tensors, what stands in front of their names, the maths, what leaves
+    it, and the channels of a question.
+    """
 
     options: str
     shapes: Mapping[str, tuple[int, ...]]
     front: str
-    maths: Callable[[Sequence[Array], Tensors], Array]
+    maths: Callable[..., Array]
     tokens: int
     width: int
+    question: int = 0
 
 
 def layer(name: str, inner: int, outer: int) -> dict[str, tuple[int, ...]]:
@@ -159,6 +175,26 @@ CASES = {
         tokenpacker,
         9,
         10,
+    ),
+    "quecc": Case(
+        "layers=[0,1,2],heads=4",
+        {
+            **layer("text_projection.0", 14, WIDTH),
+            **norm("text_projection.1"),
+            **layer("q_proj.0", WIDTH, WIDTH),
+            **layer("k_proj.0", 3 * WIDTH, WIDTH),
+            **layer("v_proj.0", 3 * WIDTH, WIDTH),
+            **{name: shape for part in "qkv" for name, shape in layer(f"{part}_proj.2", WIDTH, WIDTH).items()},
+            **{name: shape for part in "qkv" for name, shape in norm(f"{part}_proj.3").items()},
+            "q_downsample.weight": (WIDTH, 1, 3, 3),
+            "q_downsample.bias": (WIDTH,),
+            **packed("clip_attn"),
+        },
+        "model.mm_projector.",
+        quecc,
+        4,
+        WIDTH,
+        question=14,
     ),
     "llava_mini": Case(
         "heads=4",
@@ -222,13 +258,25 @@ def images(batch: int) -> torch.Tensor:
     return torch.randn(batch, 3, 24, 24, generator=torch.Generator().manual_seed(3))
 
 
-def by_hand(made: Made, method: str, image: torch.Tensor) -> Array:
+def inputs(method: str, batch: int) -> dict[str, torch.Tensor]:
+    found, width = {"image": images(batch)}, CASES[method].question
+    if width:
+        found["question"] = torch.randn(batch, width, generator=torch.Generator().manual_seed(9))
+    return found
+
+
+def by_hand(made: Made, method: str, given: Mapping[str, torch.Tensor]) -> Array:
     """The tokens by numpy, of what transformers computes behind the first three layers."""
     with torch.no_grad():
-        found = made.model(image, output_hidden_states=True).hidden_states[1:4]
+        found = made.model(given["image"], output_hidden_states=True).hidden_states[1:4]
     hidden = [each[:, 1:].double().numpy() for each in found]
-    one = CASES[method].maths
-    return np.stack([one([each[row] for each in hidden], made.tensors[method]) for row in range(len(image))])
+    asked = [(given["question"][row].double().numpy(),) if "question" in given else () for row in range(len(hidden[0]))]
+    return np.stack(
+        [
+            CASES[method].maths([each[row] for each in hidden], made.tensors[method], *question)
+            for row, question in enumerate(asked)
+        ]
+    )
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -242,17 +290,17 @@ def test_through_onnx_runtime_and_against_the_maths(made: Made, method: str) -> 
         assert [one.message for one in preflight(model, TARGETS[target]) if one.severity == "error"] == []
     runner = session(add_bodies(model).SerializeToString())
     for batch in (1, 3):
-        image = images(batch)
+        fed = inputs(method, batch)
         with torch.no_grad(), torch.device("meta"):  # nothing is made where the inputs are not
-            features, size = graph.module(image)
-        wanted = by_hand(made, method, image)
+            features, size = graph.module(*fed.values())
+        wanted = by_hand(made, method, fed)
         assert float(size.sum()) == pytest.approx(batch * SIDE**2)
-        found = runner.run(None, {"image": image.numpy()})
+        found = runner.run(None, {name: tensor.numpy() for name, tensor in fed.items()})
         for ours in (found[0], features.numpy()):
             np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
         np.testing.assert_allclose(found[1], size.numpy(), rtol=1e-6)
         with torch.no_grad():
-            alone = graph.module(image[-1:])[0]
+            alone = graph.module(*(tensor[-1:] for tensor in fed.values()))[0]
         torch.testing.assert_close(features[-1:], alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
 
 
@@ -278,14 +326,19 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
     done = commands("export", made.name, "--compress", full, "--target", "cpu", "--batch", "1:2:3", "-o", bundle)
     assert done.code == 0, done.err
     with Session.open(bundle) as opened:
-        found = opened.run({"image": images(2).numpy()})
-    wanted = by_hand(made, method, images(2))
+        found = opened.run({name: tensor.numpy() for name, tensor in inputs(method, 2).items()})
+    wanted = by_hand(made, method, inputs(method, 2))
     np.testing.assert_allclose(found["features"], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     picture = tmp_path / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)).save(picture)
     drawn = tmp_path / "tokens.png"
     done = commands("show", bundle, picture, "-o", drawn, "--model", made.name)
-    assert done.code == 0 and drawn.exists(), done.err
+    if method == "quecc":
+        assert done.code == 2 and "show: the bundle reads question beside the picture" in done.err, done.err
+        done = commands("run", bundle, "--source", picture)
+        assert done.code == 2 and "The bundle takes image, question" in done.err, done.err
+    else:
+        assert done.code == 0 and drawn.exists(), done.err
 
 
 @pytest.mark.parametrize(
@@ -294,6 +347,8 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
         ("tokenpacker:layers=[0,1,2]", r"tokenpacker: weights=FILE is missing; make it with `trt-compress calibrate"),
         ("tokenpacker", r"tokenpacker: hf:.* has 3 layers, too few for the usual four; give layers=\[…\]"),
         ("tokenpacker:scale=0", "scale=0 is out of range; give 1 or more"),
+        ("quecc:layers=[0,1,2]", r"quecc: weights=FILE is missing; make it with `trt-compress calibrate"),
+        ("quecc:layers=[2,1]", r"layers=\[2, 1\] does not ascend; write layers=\[1, 2\]"),
         ("llava_mini", r"llava_mini: weights=FILE is missing; make it with `trt-compress calibrate"),
         ("llava_mini:heads=0", "llava_mini: heads=0 is out of range; give 1 or more"),
         ("tokenpacker:heads=0", "tokenpacker: heads=0 is out of range; give 1 or more"),
@@ -309,6 +364,7 @@ def test_what_is_refused(made: Made, spec: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("method", "options", "said"),
     [
+        ("quecc", "layers=[1,2],heads=4", r"quecc: .* reads 48 channels of several layers, and layers=\[1, 2\] of"),
         ("llava_mini", "heads=3", "llava_mini: heads=3 does not divide 16 channels"),
         ("tokenpacker", "layers=[0,1,2],heads=3", "heads=3 does not divide 16 channels"),
         ("tokenpacker", "layers=[0,1,2],scale=4", "windows of 4 x 4 patches do not divide the grid of 6 x 6"),

@@ -63,6 +63,26 @@ class LlavaMiniConfig(ConnectorConfig):
     method = "llava_mini"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueccConfig(ConnectorConfig):
+    """Options of QueCC.
+
+    Attributes:
+        weights: An artifact with its trained tensors, without which it does nothing; their shapes say how many patches
+            become one token.
+        heads: Of its attention; they divide the channels of the tower.
+        layers: Layers whose outputs are read side by side, from 0, ascending; default: as of tokenpacker.
+    """
+
+    method = "quecc"
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        ConnectorConfig.__post_init__(self)
+        if self.layers is not None:
+            check_ascending("quecc", self.layers)
+
+
 TOKENPACKER = Method(
     name="tokenpacker",
     summary="makes one token of each window of patches, which attends to them in several layers (TokenPacker)",
@@ -76,6 +96,18 @@ TOKENPACKER = Method(
         "weights": ArtifactForm(
             summary="the tensors of its mm_projector, as TokenPacker has them", settings=("heads", "scale", "layers")
         )
+    },
+)
+QUECC = Method(
+    name="quecc",
+    summary="as tokenpacker, with queries that know the question, down to one token (QueCC)",
+    source="QueCC, arXiv:2411.03312; code locuslab/llava-token-compression bdedebd, multimodal_projector/quecc.py",
+    differs="in front of any projector; any grid of patches that its windows divide (a square one there); the question "
+    "comes as an input of the graph, [batch, channels] (a call of the language model there).",
+    config=QueccConfig,
+    implementation="models.compressors.vision.quecc:Quecc",
+    artifacts={
+        "weights": ArtifactForm(summary="the tensors of its module, as QueCC has them", settings=("heads", "layers"))
     },
 )
 LLAVA_MINI = Method(

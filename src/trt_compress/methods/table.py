@@ -9,7 +9,7 @@ from trt_compress.methods.cache_readers import SCOUT, TIDALDECODE
 from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAMIDKV, RANDOM_KV, STREAMINGLLM, TOVA
 from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
-from trt_compress.methods.connectors import LLAVA_MINI, TOKENPACKER
+from trt_compress.methods.connectors import LLAVA_MINI, QUECC, TOKENPACKER
 from trt_compress.methods.towers import (
     CDPRUNER,
     DART,
@@ -30,7 +30,7 @@ _ALL = (
     *(TOME, EVIT, VTC_CLS, DIFFRATE, DYNAMICVIT, AVG_POOL, RANDOM),
     *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, TOKEN_CORR, HIPRUNE, DIVPRUNE, CDPRUNER, DART),
     *(FOURIER, PIXEL_SHUFFLE, H_REDUCER),
-    *(TOKENPACKER, LLAVA_MINI),
+    *(TOKENPACKER, QUECC, LLAVA_MINI),
     *(STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
     *(RANDOM_KV, STREAMINGLLM, KNORM, KEYDIFF, TOVA, H2O, SNAPKV, PYRAMIDKV, EMS),
     *(EXPECTED, COMPRESSKV),
