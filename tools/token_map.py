@@ -106,11 +106,6 @@ def map_tokens(graph: GraphSpec, image: torch.Tensor, *beside: torch.Tensor) -> 
             "timm model, a tower of images or zoo:digits_vit."
         )
     (plan,) = plans
-    if len(graph.inputs) > 1:
-        raise UnsupportedError(
-            f"show: the bundle reads {' and '.join(each.name for each in graph.inputs[1:])} beside the picture, and "
-            "what it does to patches depends on that; drawn are bundles that read a picture alone."
-        )
     if any(site.keeps_rest or site.cached or site.groups > 1 for site in plan.sites):
         raise UnsupportedError(
             "show: a method of the bundle keeps what it does not compute, or acts in windows; drawn are methods that "

@@ -332,13 +332,17 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
     picture = tmp_path / "in.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)).save(picture)
     drawn = tmp_path / "tokens.png"
-    done = commands("show", bundle, picture, "-o", drawn, "--model", made.name)
-    if method == "quecc":
-        assert done.code == 2 and "show: the bundle reads question beside the picture" in done.err, done.err
+    show = ("show", bundle, picture, "-o", drawn, "--model", made.name)
+    beside = {name: tensor.numpy() for name, tensor in inputs(method, 1).items() if name != "image"}
+    if beside:
+        done = commands(*show)
+        assert done.code == 2 and "show: the bundle takes question [1, 14] beside the picture" in done.err, done.err
         done = commands("run", bundle, "--source", picture)
         assert done.code == 2 and "The bundle takes image, question" in done.err, done.err
-    else:
-        assert done.code == 0 and drawn.exists(), done.err
+        np.savez(tmp_path / "beside.npz", **beside)
+        show = (*show, "--inputs", tmp_path / "beside.npz")
+    done = commands(*show)
+    assert done.code == 0 and drawn.exists(), done.err
 
 
 @pytest.mark.parametrize(
