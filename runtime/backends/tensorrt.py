@@ -470,12 +470,17 @@ def _tensors(trt: Any, engine: Any) -> dict[str, _Tensor]:
     return {
         name: _Tensor(
             name=name,
-            dtype=_DTYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name.lower()),
+            dtype=_dtype_of(engine.get_tensor_dtype(name).name),
             is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
             on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
         )
         for name in names
     }
+
+
+def _dtype_of(name: str) -> str:
+    """The manifest's name of a dtype; one that it has none for stays as TensorRT has it."""
+    return _DTYPES.get(name, name.lower())
 
 
 def _compare(record: Engine, kind: str, listed: Sequence[TensorInfo], found: Sequence[_Tensor]) -> None:

@@ -187,7 +187,7 @@ def _opened(data: bytes) -> tuple[dict[str, Any], bytes]:
 class ICudaEngine:
     def __init__(self, header: dict[str, Any], model: bytes, logger: ILogger, cuda: FakeCuda, is_rtx: bool) -> None:
         self._header, self._logger, self._cuda, self._is_rtx = header, logger, cuda, is_rtx
-        self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         graph = onnx.load_from_string(model).graph
         self._tensors: dict[str, tuple[TensorIOMode, str, tuple[int, ...]]] = {}
         for mode, values in ((TensorIOMode.INPUT, graph.input), (TensorIOMode.OUTPUT, graph.output)):

@@ -104,7 +104,7 @@ def test_memory_goes_back_with_the_session(double_bundle: Bundle, gpu: FakeCuda)
 
 def test_the_profile_is_that_which_fits_best(double_bundle: Bundle, gpu: FakeCuda) -> None:
     ends = [((1, 3), (1, 3), (2, 3)), ((2, 3), (4, 3), (8, 3)), ((5, 3), (8, 3), (8, 3))]
-    profiles = [{"x": dict(zip(("min", "opt", "max"), one, strict=True))} for one in ends]
+    profiles: Any = [{"x": dict(zip(("min", "opt", "max"), one, strict=True))} for one in ends]
     with Session.open(add_engines(double_bundle, profiles=profiles), backend="tensorrt") as session:
         graph: Any = session.loaded.graphs["model"].executable
         assert [graph.profile({"x": (rows, 3)}) for rows in (1, 2, 3, 5, 7, 8)] == [0, 0, 1, 1, 2, 2]
@@ -122,7 +122,7 @@ def test_inputs_go_by_name_whatever_their_order(make_bundle: Callable[..., Bundl
     bundle = make_bundle(
         {"model": ([helper.make_node("Concat", ["a", "b"], ["y"], axis=0)], sides, {"y": ("float32", ["k", 2])})}
     )
-    profiles = [{name: {"min": (1, 2), "opt": (1, 2), "max": (4, 2)} for name in sides}]
+    profiles: Any = [{name: {"min": (1, 2), "opt": (1, 2), "max": (4, 2)} for name in sides}]
     a, b = np.zeros((1, 2), np.float32), np.ones((3, 2), np.float32)
     with Session.open(add_engines(bundle, profiles=profiles), backend="tensorrt") as session:
         for feed in ({"a": a, "b": b}, {"b": b, "a": a}, {"b": a, "a": b}, {"a": b, "b": a}):
@@ -198,7 +198,7 @@ def test_states_as_inputs_and_outputs_of_a_cache_go_on_as_with_onnx_runtime(tmp_
 def test_a_capacity_beyond_the_profile_is_said(tmp_path: Path, gpu: FakeCuda) -> None:
     bundle = cache(tmp_path / "b", limit=12)
     ends = {"min": 2, "opt": 2, "max": 4}
-    profile = {
+    profile: Any = {
         "rows": {end: (2, 1, min(n, 4), 2) if end == "max" else (1, 1, 1, 2) for end, n in ends.items()},
         "position": {end: (2,) if end == "max" else (1,) for end in ends},
         "cache": {end: (2 if end == "max" else 1, 1, n, 2) for end, n in ends.items()},
@@ -224,7 +224,7 @@ def test_a_state_may_get_longer_with_each_run(tmp_path: Path, gpu: FakeCuda) -> 
         {"y": rows, "now": ("float32", ("batch", "past", 2))},
     )
     state = State(graph="model", input="past", output="now", shape=("batch", "past", 2), dtype="float32", capacity=8)
-    profile = {
+    profile: Any = {
         "x": {end: (n, 1, 2) for end, n in (("min", 1), ("opt", 1), ("max", 8))},
         "past": {end: (n, m, 2) for end, n, m in (("min", 1, 0), ("opt", 1, 1), ("max", 8, 8))},
     }
