@@ -83,16 +83,16 @@ class OrtBinding:
         self._given = {name: "cpu" for name in graph.outputs if name not in writes and name not in makes}
         order = (*writes, *self._made, *self._given)  # in which they are first bound, and given
         self._places = {name: at for at, name in enumerate(order)}
-        self._shapes: list[tuple[int, ...]] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._inputs: dict[str, Array] = {}
         self._outputs: dict[str, Array] = {}
 
     def run(self, inputs: Mapping[str, Array], held: Mapping[str, Buffer]) -> tuple[dict[str, Array], list[Buffer]]:
         """See `Binding`."""
         binding = self._binding
-        shapes = [array.shape for array in inputs.values()]
+        shapes = {name: array.shape for name, array in inputs.items()}
         if held:
-            shapes += [buffer.shape for buffer in held.values()]
+            shapes |= {name: buffer.shape for name, buffer in held.items()}
         if shapes != self._shapes:
             self._shapes, self._inputs, self._outputs = shapes, {}, {}
         for name, array in inputs.items():

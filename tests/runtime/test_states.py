@@ -535,3 +535,28 @@ def test_states_are_for_one_thread_at_a_time(tmp_path: Path) -> None:
         go_on.set()
         thread.join(120)
         assert seen(states) == [1] and not (tmp_path / "s").exists()
+
+
+def test_inputs_in_another_order_are_the_same_inputs(tmp_path: Path) -> None:
+    """The memory that is kept for inputs goes by their names: [1] and [3], then [3] and [1] the other way round."""
+    nodes = [
+        helper.make_node("Mul", ["b", "ten"], ["tens"]),
+        helper.make_node("Concat", ["a", "tens"], ["digits"], axis=0),
+        helper.make_node("ReduceSum", ["digits"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["total_in", "sum"], ["total_out"]),
+        helper.make_node("Constant", [], ["ten"], value_floats=[10.0]),
+    ]
+    nodes.insert(0, nodes.pop())
+    entry, content = graph_of(
+        "model",
+        nodes,
+        {"a": ("float32", ("m",)), "b": ("float32", ("n",)), "total_in": ("float32", ("batch",))},
+        {"total_out": ("float32", ("batch",))},
+    )
+    total = State(graph="model", input="total_in", output="total_out", dtype="float32", shape=("batch",))
+    with Session.open(bundle_of(tmp_path / "b", [(entry, content)], total)) as session:
+        states = session.new_states(batch=1)
+        one, three = np.array([1], np.float32), np.array([1, 2, 3], np.float32)
+        session.run({"a": one, "b": three}, states)
+        session.run({"b": one, "a": three}, states)
+        assert states.value("model.total_in").tolist() == [1 + 60 + 10 + 6]  # type: ignore[union-attr]
