@@ -339,7 +339,7 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
         assert done.code == 2 and "show: the bundle takes question [1, 14] beside the picture" in done.err, done.err
         done = commands("run", bundle, "--source", picture)
         assert done.code == 2 and "The bundle takes image, question" in done.err, done.err
-        np.savez(tmp_path / "beside.npz", **beside)
+        np.savez(tmp_path / "beside.npz", **beside)  # type: ignore[arg-type]
         show = (*show, "--inputs", tmp_path / "beside.npz")
     done = commands(*show)
     assert done.code == 0 and drawn.exists(), done.err

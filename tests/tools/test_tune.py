@@ -16,7 +16,7 @@ from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.evaluate import Scores
 from trt_compress.runtime.measure.latency import speedup, summarize, verdict
 from trt_compress.runtime.proportion import difference, share
-from trt_compress.tools.bench.result import BenchResult, Side
+from trt_compress.tools.bench.result import BenchResult, Role, Side
 from trt_compress.tools.evaluate import Evaluation
 from trt_compress.tools.sweep.result import Row, SweepResult
 from trt_compress.tools.tune.judge import Judge, only_graph, shape_of
@@ -82,7 +82,8 @@ def test_a_layer_is_timed_at_every_count(tmp_path: Path) -> None:
     vit: Any = host.module
     with torch.no_grad():
         expected = vit.blocks[0](torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
+    found = np.asarray(session.run(None, {"x": x})[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     request = request_of(SHAPE, width=width, batch=4, threads=1, backend="ort-cpu") | {"rounds": 3, "warmup": 1}
     steps = measured(tmp_path, request, batch=4, say=lambda text: None)
     assert steps.counts[0] == 2 and steps.counts[-1] == 65 and set(steps.block_ns) == {1, 4}
@@ -169,6 +170,7 @@ def test_dense_is_not_far_from_itself_and_more_merging_is_farther() -> None:
 
 
 def bench_of(ours: Sequence[int], dense: Sequence[int]) -> BenchResult:
+    both: tuple[tuple[Role, Sequence[int]], ...] = (("bundle", ours), ("baseline", dense))
     sides = tuple(
         Side(
             role=role,
@@ -178,7 +180,7 @@ def bench_of(ours: Sequence[int], dense: Sequence[int]) -> BenchResult:
             latency=summarize(ns),
             verdict=verdict(ns, device="cpu"),
         )
-        for role, ns in (("bundle", ours), ("baseline", dense))
+        for role, ns in both
     )
     return BenchResult(
         protocol={}, sides=sides, speedup=speedup(ours, dense), quality=None, device={}, versions={}, started_at=""

@@ -80,5 +80,6 @@ def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path:
     two = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "two")
     table, head = two.get_parameter("model.embed_tokens.weight"), two.get_parameter("lm_head.weight")
     number = other.token_to_id("transplanted")
+    assert number is not None
     assert not torch.equal(table[number], torch.zeros(576))
     assert torch.allclose(head[: number + 1], table[: number + 1] * 0.5, atol=1e-6)
