@@ -286,7 +286,7 @@ def test_what_people_write_is_left_alone() -> None:
 PRINTS = {"print", "echo", "secho"}
 # They run in a process of their own whose output the parent reads, or train models: nothing of a stranger is in it.
 NOT_THE_PRODUCT = ("models/zoo/", "tools/bench/", "tools/gpu/", "plugins/resources.py", "plugins/ptxas.py")
-WORKERS = ("plugins/describe_worker.py",)
+WORKERS = ("plugins/describe_worker.py", "tools/tune/measure_block.py")
 
 
 def test_one_place_prints() -> None:

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto
 
 import trt_compress
-from trt_compress.errors import ConfigError
+from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.export import api
 from trt_compress.export.precision import with_precision
 from trt_compress.export.targets import get_target
@@ -59,7 +59,7 @@ A_TOWER = HostInfo(name="a tower", sites=TAPPED_LAYERS, depth=8, num_tokens=65, 
 def acts_on_images(name: str) -> bool:
     try:
         place_one(parse_spec(OPTIONS.get(name, name)), A_TOWER)
-    except ConfigError:
+    except (ConfigError, UnsupportedError):  # UnsupportedError: it wants what no classifier has, as texts
         return False
     return True
 

@@ -92,7 +92,8 @@ def test_axes_with_one_symbol_must_agree(make_bundle: MakeBundle) -> None:
 
 def test_an_unknown_backend_is_refused(double_bundle: Bundle) -> None:
     with pytest.raises(
-        ConfigError, match=r"'ort-cup' is not known; there are ort-cpu, ort-cuda\. Did you mean 'ort-cpu'\?"
+        ConfigError,
+        match=r"'ort-cup' is not known; there are ort-cpu, ort-cuda, tensorrt, rtx\. Did you mean 'ort-cpu'\?",
     ):
         Session.open(double_bundle, backend="ort-cup")
 

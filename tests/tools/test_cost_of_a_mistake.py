@@ -102,7 +102,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "tune, several in one": ((*TUNE, "--compress", "tome+evit"), "repeat --compress"),
     "tune, floor": ((*TUNE, "--compress", "random"), "is measured beside every setting anyway"),
     "tune, budget": ((*TUNE, "--budget", "p95_ms<20"), "The budget has the part 'p95_ms<20'"),
-    "tune, metric": ((*TUNE, "--budget", "p96_ms<=20"), "Did you mean 'p95_ms'?"),
+    "tune, metric": ((*TUNE, "--budget", "p95ms<=20"), "Did you mean 'p95_ms'?"),
     "tune, percentile": ((*TUNE, "--budget", "p95_ms<=20", "--rounds", "64"), "p95_ms, which takes 130"),
     "tune, gain": ((*TUNE, "--min-gain", "0.9"), "min_gain=0.9; give 1 or more"),
     "tune, trials": ((*TUNE, "--trials", "0"), "trials=0; give at least 1"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trt_compress.errors import UnsupportedError
 from trt_compress.export.trace import onnx_from_graph
+from trt_compress.files import write_whole
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import GraphPlan
 from trt_compress.models.hosts.base import CompressedModule, GraphSpec, TensorSpec
@@ -146,9 +147,8 @@ def _example(spec: TensorSpec) -> Tensor:
 def write_block(graph: GraphSpec, folder: Path, *, opset: int, max_batch: int) -> int:
     """Write a layer's ONNX file; returns the width of a token."""
     block, width = block_of(graph)
-    (folder / BLOCK).write_bytes(
-        onnx_from_graph(block, block.module, max_batch=max_batch, opset=opset).SerializeToString()
-    )
+    model = onnx_from_graph(block, block.module, max_batch=max_batch, opset=opset)
+    write_whole(folder / BLOCK, model.SerializeToString())
     return width
 
 

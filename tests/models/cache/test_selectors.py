@@ -141,7 +141,7 @@ def test_who_keeps_all_computes_as_without(spec: str, llama: Decoder) -> None:
 @pytest.mark.parametrize("spec", [*EVERY_KIND, *BESIDE_STORES])
 def test_sequences_side_by_side_are_as_alone_and_removed_rows_are_never_read(spec: str, llama: Decoder) -> None:
     """Prompts of unequal length, steps, a second prompt and steps; rows that hold nothing are NaN."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(2)
     texts = torch.randint(0, 97, (3, 90), generator=generator).tolist()
     lengths = (41, 9, 26)
     side_by_side = CacheRun(llama, spec.format(13), context=96, chunk=8, batch=3)
