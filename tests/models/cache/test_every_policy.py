@@ -81,6 +81,41 @@ def test_bytes_that_are_planned_are_those_of_the_states(policy: str, folder: Pat
     assert planned == stored and min(planned.values()) > 0
 
 
+def poison(run: CacheRun) -> int:
+    """Put NaN where nobody may look: in slots that are not in use. Returns how many numbers that were.
+
+    Values have the largest number of float16 there: what attention gives to such a slot is 0, which is multiplied with
+    them. Codes are 255; scores of rows to come are zeros that are added to, and stay.
+    """
+    capacities = {each.symbol: each for graph in run.graphs.values() for each in graph.capacities}
+    specs = {str(state.name): state for graph in run.graphs.values() for state in graph.states}
+    changed = 0
+    for name, state in specs.items():
+        axis = next((axis for axis, dim in enumerate(state.shape) if dim in capacities), None)
+        if axis is None or state.kind == "score":
+            continue
+        counted, array = capacities[str(state.shape[axis])].used, run.states[name].clone()
+        for row, count in enumerate((run.seen if counted is None else run.states[counted]).tolist()):
+            behind = array[row].movedim(axis - 1, 0)[int(count) :]
+            behind.fill_(255 if not array.is_floating_point() else 65504 if name.startswith("v") else float("nan"))
+            changed += behind.numel()
+        run.states[name] = array
+    return changed
+
+
+@pytest.mark.parametrize("policy", [each for each in EVERY if each != "scout"])  # whose slots are all in use
+def test_rows_that_are_not_there_are_never_read(policy: str, folder: Path, decoder: Decoder) -> None:
+    """Evicted ones and those to come: between a prompt, steps and a second prompt."""
+    clean, dirty = run_of(policy, folder, decoder), run_of(policy, folder, decoder)
+    prompt, more = text(100).tolist(), text(40, seed=5).tolist()
+    assert torch.equal(clean.read([prompt]), dirty.read([prompt]))
+    for token in text(5, seed=3).tolist():
+        assert poison(dirty) > 0
+        assert torch.equal(clean.step([token]), dirty.step([token]))
+    poison(dirty)
+    assert torch.equal(clean.read([more]), dirty.read([more]))
+
+
 @torch.no_grad()
 def first_keys(tokens: list[int]) -> Tensor:
     """The turned keys of the first layer, [G, N, D], as transformers keeps them: of token and place alone."""
