@@ -22,6 +22,7 @@ SPECS = (
     "tome:num_merged=8",
     "evit",
     "vtc_cls",
+    "token_transform",
     "avg_pool",
     "random",
     "visionzip",

@@ -195,6 +195,7 @@ ONE_LAYER = {
     "tome": "tome:num_merged=[3]",
     "fastast": "fastast:num_merged=3",
     "evit": "evit:layers=[0],keep_ratio=0.5",
+    "token_transform": "token_transform:layers=[0],keep_ratio=0.5",
     "random": "random:layers=[0],keep_ratio=0.5",
     "vtc_cls": "vtc_cls:first_layer=0,last_layer=0,num_kept=5",
     "avg_pool": "avg_pool:layer=0,stride=3",

@@ -196,6 +196,33 @@ class DynamicVitConfig(KeepRatioConfig):
     predictor: ArtifactFile | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTransformConfig(KeepRatioConfig):
+    """Options of Token Transforming.
+
+    Attributes:
+        temperature: Of the softmax of cosines that spreads each patch over the kept ones; near 0 it goes to one alone.
+        spread: Kept patches that each goes to, those of the most similar keys; 0: all of them.
+    """
+
+    method = "token_transform"
+    temperature: float = 0.1
+    spread: int = 3
+
+    def __post_init__(self) -> None:
+        KeepRatioConfig.__post_init__(self)
+        if not 1e-4 <= self.temperature <= 1e4:
+            raise ConfigError(
+                f"token_transform: temperature={self.temperature} is out of range; give 0.0001 to 10000, about 0.1 to "
+                "0.3 for a spread over several patches."
+            )
+        if not 0 <= self.spread <= 16:
+            raise ConfigError(
+                f"token_transform: spread={self.spread} is out of range; give 1 to 16 kept patches, or 0 for all of "
+                "them."
+            )
+
+
 TOME = Method(
     name="tome",
     summary="merges the most similar tokens of every layer (ToMe)",
@@ -239,6 +266,17 @@ VTC_CLS = Method(
     "token stays; any batch (one there); of equal scores the smaller index is kept (left open there).",
     config=VtcClsConfig,
     implementation="models.compressors.vtc_cls:VtcCls",
+)
+TOKEN_TRANSFORM = Method(
+    name="token_transform",
+    summary="spreads each patch over several of those the class token attends to (Token Transforming)",
+    source="Token Transforming, arXiv:2506.05709; no code is published",
+    differs="a reconstruction from the paper, which says that the matrix is dense but not how it is made: the layers, "
+    "the choice by class attention, and the softmax of cosines between keys are ours; tokens in front of the patches "
+    "stay as they are; of equal attention the smaller index is kept.",
+    config=TokenTransformConfig,
+    implementation="models.compressors.token_transform:TokenTransform",
+    provenance="reconstruction",
 )
 DIFFRATE = Method(
     name="diffrate",
