@@ -162,12 +162,15 @@ def example_tensors(specs: Sequence[TensorSpec], lengths: Mapping[str, int]) -> 
 
 
 def _as_signature(module: nn.Module, shapes: tuple[dict[int, Any], ...]) -> tuple[Any, ...]:
-    """Dynamic axes in the form of the arguments of `forward`: one entry each, and one tuple for a starred one."""
+    """Dynamic axes in the form of the arguments of `forward`: one entry each, and one tuple for a starred one.
+
+    A starred one that nothing is given for is no argument.
+    """
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return shapes
     star = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:star], shapes[star:])
+    return (*shapes[:star], shapes[star:]) if shapes[star:] else shapes
 
 
 @contextlib.contextmanager

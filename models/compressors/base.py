@@ -119,10 +119,6 @@ class Acting(nn.Module, ABC):
         """Whether it has any effect: it removes tokens, changes their width, or owns states."""
         return self.tokens_out < self.tokens_in or self.width_out is not None or bool(self.states())
 
-    def reads(self) -> Mapping[str, int]:
-        """What it reads of `Tokens.beside`, with the channels of each."""
-        return {}
-
     def states(self) -> tuple[StateSpec, ...]:
         """States that it owns: the graph takes and gives them, and `Tokens.memory` holds them by their inputs."""
         return ()

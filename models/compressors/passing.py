@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from trt_compress.models.compressors.sites import Asked, Tap, TapKind, as_tap, token_axis
+from trt_compress.models.compressors.sites import BESIDE, Asked, Tap, TapKind, as_tap, token_axis
 from trt_compress.models.layers.partial import Reuse, Route
 
 
@@ -24,7 +24,6 @@ class Tokens:
         valid: Whether each is a token at all and no padding, [B, N] bool; padding stands behind. None: all are.
         route: Set where only some tokens pass a block: `x` are those, everything else is of all tokens.
         reuse: Set where only some tokens are computed and the others keep what was computed for them before.
-        beside: What the graph reads beside what the tokens are made of, by the names of its inputs.
         memory: States that methods own, by the names of their inputs; a method puts the new ones in their places.
     """
 
@@ -35,7 +34,6 @@ class Tokens:
     valid: Tensor | None = None
     route: Route | None = None
     reuse: Reuse | None = None
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -100,7 +98,7 @@ class Taps:
 
     def _cut(self, asked: Asked, tensor: Tensor) -> Tensor:
         probe = as_tap(asked).probe
-        if as_tap(asked).kind == "texts":
+        if as_tap(asked).kind in BESIDE:
             return tensor
         if self._count is None or (probe is not None and (probe.first_key, probe.stop_key) != (0, 0)):
             return tensor

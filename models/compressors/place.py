@@ -14,7 +14,7 @@ from trt_compress.methods.config import CACHE_KINDS
 from trt_compress.models.compressors.base import Acting, Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
-from trt_compress.models.compressors.sites import Arrival, Asked, HostInfo, Placement, Site, Tap
+from trt_compress.models.compressors.sites import BESIDE, Arrival, Asked, HostInfo, Placement, Site, Tap
 from trt_compress.plugins.operator import at_site, mark_tensor
 
 Attend = Callable[[Tokens, frozenset[Asked]], tuple[Tensor, Mapping[Asked, Tensor]]]
@@ -148,11 +148,6 @@ class GraphPlan(nn.Module):
         names = dict.fromkeys(site.name for site in self.sites)
         return tuple(state for name in names for step in self.acting(name) for state in step.states())
 
-    def reads(self) -> Mapping[str, int]:
-        """What the methods read beside the tokens, with the channels of each."""
-        names = dict.fromkeys(site.name for site in self.sites)
-        return {name: width for site in names for step in self.acting(site) for name, width in step.reads().items()}
-
     def add(self, step: Acting, spec: CompressorSpec, arrival: Arrival, taps: Sequence[Tap], tail: int) -> None:
         """Let a method act behind those that are there already."""
         site, key = arrival.site, _key(arrival.site.name)
@@ -237,7 +232,6 @@ def _placed(
                 _take_weights(step, in_whole)
             if not step.acts:
                 continue
-            _check_beside(spec, step, host)
             if not step.takes_stale:
                 _check_fresh(spec, step, taps, arrival, flow, here)
             plans[site.graph].add(step, spec, arrival, taps, 0 if site.tokens is not None else flow.tail)
@@ -444,7 +438,7 @@ def _check_fresh(
 ) -> None:
     """Refuse a method whose taps belong to tokens that another one has changed since."""
     site, host = arrival.site, arrival.host
-    for tap in taps:
+    for tap in (each for each in taps if each.kind not in BESIDE):
         computed = _computed_at(tap, site.graph, host)
         stale = [(name, at) for name, at in flow.changed if computed is not None and at >= computed]
         if not stale:
@@ -457,15 +451,6 @@ def _check_fresh(
             f"{spec.name}: at {site.name} {name} has already changed the tokens that its {kinds}{of_layer} belong to.",
             hint=f"let them act at different layers ({spec.name}:{step.layer_option})"
             f"{f', or name {spec.name} first' if first else ''}.",
-        )
-
-
-def _check_beside(spec: CompressorSpec, step: Acting, host: HostInfo) -> None:
-    """Refuse a method that reads what the graph has no input for."""
-    if missing := sorted(step.reads().keys() - host.beside):
-        raise ConfigError(
-            f"{spec.name}: reads a {missing[0]} beside the image, and {host.name} has no input for it; take a tower of "
-            "images."
         )
 
 

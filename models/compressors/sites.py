@@ -28,6 +28,7 @@ TapKind = Literal[
     "history_queries",
     "text_space",
     "texts",
+    "question",
 ]
 """Tensors that hosts compute for methods; N counts the tokens that came to the layer.
 
@@ -38,7 +39,10 @@ hidden: the tokens that came to the layer, [B, N, C].
 history_queries: how much the object queries of the last frame need each token, [R, N] of R windows.
 text_space: the tokens in the space of texts, where a text has a vector too, [B, N, P].
 texts: vectors of a text beside the picture, which the graph takes as an input, [B, S, P]; a row of zeros is none.
+question: what a language model makes of the last token of a question, which the graph takes as an input, [B, T].
 """
+BESIDE: Final[frozenset[TapKind]] = frozenset({"texts", "question"})
+"""Of these, what comes from beside the picture and belongs to no token."""
 SpanKind = Literal["class", "distillation", "register", "text", "image", "sink"]
 
 ENCODER_OUTPUT: Final = "encoder_output"
@@ -103,6 +107,7 @@ class Tap:
         rotated: Keys and queries as they are multiplied; False: as they were before rotary positions.
         probe: Of probe_scores, which rows and how.
         rows: Of texts, how many vectors of a text there may be.
+        channels: Of a question, how many it has.
     """
 
     kind: TapKind
@@ -111,6 +116,7 @@ class Tap:
     rotated: bool = True
     probe: Probe | None = None
     rows: int = 1
+    channels: int = 0
 
     def __post_init__(self) -> None:
         if (self.probe is not None) != (self.kind == "probe_scores"):
@@ -119,7 +125,8 @@ class Tap:
     @property
     def asked(self) -> "Asked":
         """What is asked of its layer: the kind, where that says all."""
-        plain = self.heads == "mean" and self.rotated and self.probe is None and self.rows == 1
+        plain = self.heads == "mean" and self.rotated and self.probe is None
+        plain = plain and (self.rows, self.channels) == (1, 0)
         return self.kind if plain else replace(self, layer=0)
 
 
@@ -241,8 +248,6 @@ class HostInfo:
         cache: What it keeps of earlier runs; None: nothing.
         grid: Rows and columns of patches; None: they have none.
         padded: Inputs are padded behind to one length, and `Tokens.valid` tells what is no padding.
-        beside: What its graph can read beside what tokens are made of, for methods that ask: "question", what a
-            language model makes of the last token of a question, [B, channels].
     """
 
     name: str
@@ -255,7 +260,6 @@ class HostInfo:
     cache: CacheFacts | None = None
     grid: tuple[int, int] | None = None
     padded: bool = False
-    beside: frozenset[str] = frozenset()
 
     @property
     def kinds(self) -> tuple[SiteKind, ...]:

@@ -23,13 +23,13 @@ from trt_compress.methods import CompressorSpec
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
+    BESIDE,
     ENCODER_OUTPUT,
     Asked,
     AttentionFacts,
     HostInfo,
     Site,
     SpanKind,
-    Tap,
     TapKind,
     as_tap,
     leading_spans,
@@ -246,10 +246,10 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
     depth, layer = len(model.stack), model.all_layers[0]
     has_class = any(kind == "class" for kind, _ in model.prefix)
     taps = ATTENTION_TAPS if has_class else ATTENTION_TAPS - {"class_attention"}
-    texts = frozenset[TapKind]({"text_space", "texts"} if model.text_width else ())
-    behind = Site(kind=ENCODER_OUTPUT, taps=texts)
+    asked = frozenset[TapKind]({"question", *(("text_space", "texts") if model.text_width else ())})
+    behind = Site(kind=ENCODER_OUTPUT, taps=asked)
     if model.ahead:
-        behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=texts | frozenset[TapKind]({"keys", "queries", "values"}))
+        behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=asked | frozenset[TapKind]({"keys", "queries", "values"}))
     return HostInfo(
         name=name,
         sites=(*sites_of_layers(depth, taps=taps), *(() if model.num_labels else (behind,))),
@@ -259,7 +259,6 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
         width=model.width,
         attention=AttentionFacts(num_heads=layer.heads, head_size=model.width // layer.heads),
         grid=model.grid,
-        beside=frozenset() if model.num_labels else frozenset({"question"}),
     )
 
 
@@ -270,6 +269,10 @@ class CompressedTower(CompressedModule):
         model: The model; it is called, never changed.
         specs: Compressors, in order.
         name: The model's name, for messages.
+
+    Attributes:
+        beside: Shapes of what it reads beside the image, for one image, by name: `text`, vectors of a text [S, P]; or
+            `question`, what a language model makes of the last token of a question [T].
 
     Raises:
         ConfigError: a compressor does not fit the model.
@@ -289,7 +292,11 @@ class CompressedTower(CompressedModule):
         self.tokens_out = placed.tokens_out - self.dropped
         self.width_out = placed.width_out or self.model.width
         behind = [as_tap(asked) for asked in placed.wanted(self.info.depth)]
-        self.texts = max((tap.rows for tap in behind if tap.kind == "texts"), default=0)
+        texts = max((tap.rows for tap in behind if tap.kind == "texts"), default=0)
+        self.beside: dict[str, tuple[int, ...]] = {"text": (texts, self.model.text_width)} if texts else {}
+        for tap in behind:
+            if tap.kind == "question":
+                self.beside["question"] = (tap.channels,)
 
     def first_layers(self, count: int) -> "CompressedTower":
         """The same without its last layers, and with what acts at those that are left."""
@@ -302,14 +309,16 @@ class CompressedTower(CompressedModule):
         """The model itself, as it was before."""
         return self.model
 
-    def forward(self, image: Tensor, asked: Tensor | None = None) -> Any:
+    def forward(self, image: Tensor, *beside: Tensor) -> Any:
         """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], and the pooled
         vector [B, P] if the model has one.
 
         Args:
             image: [B, channels, height, width].
-            asked: What is asked of each, if a method reads it: vectors of texts, [B, S, P], of which a row of zeros is
-                none; or what a language model makes of the last token of a question, [B, T].
+            beside: What `self.beside` names, in its order, each [B, …]; of vectors of a text a row of zeros is none.
+
+        Raises:
+            ShapeError: One of them has another shape, or is missing.
         """
         model = self.model
         if tuple(image.shape[1:]) != (model.channels, *model.size):
@@ -317,32 +326,41 @@ class CompressedTower(CompressedModule):
                 f"image: {list(image.shape[1:])} was given; {self.info.name} takes "
                 f"{[model.channels, *model.size]} (channels, height, width)."
             )
-        read = {} if asked is None else dict.fromkeys(self.placed.reads(), asked)
-        tokens, taps = Tokens(x=model.embed(image), beside=read), Taps()
+        self._check_beside(beside)
+        tokens, taps = Tokens(x=model.embed(image)), Taps()
         for number, layer in enumerate(model.stack):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
         wanted = self.placed.wanted(self.info.depth)
-        beside: frozenset[Asked] = frozenset(each for each in wanted if as_tap(each).kind in ("text_space", "texts"))
-        if wanted - beside:
-            taps.put(self.info.depth, _look_ahead(model.all_layers[-1], tokens.x, wanted - beside))
+        asked = frozenset[Asked](each for each in wanted if as_tap(each).kind in {*BESIDE, "text_space"})
+        if wanted - asked:
+            taps.put(self.info.depth, _look_ahead(model.all_layers[-1], tokens.x, wanted - asked))
         tokens = model._finished(tokens)
-        if beside:
-            given: dict[Asked, Tensor] = {each: self._beside(as_tap(each), tokens.x, asked) for each in beside}
-            taps.put(self.info.depth, given)
+        given = dict(zip(self.beside, beside, strict=True))
+        taps.put(self.info.depth, {each: self._asked(as_tap(each).kind, tokens.x, given) for each in asked})
         if model.num_labels:
             return model.logits(tokens)
         pooled = model._pooled(tokens)
         return model.leaving(self.placed(ENCODER_OUTPUT, tokens, taps), pooled, self.dropped)
 
-    def _beside(self, tap: Tap, x: Tensor, text: Tensor | None) -> Tensor:
-        """The tokens in the space of texts, or the vectors of the text."""
-        if tap.kind == "text_space":
+    def _check_beside(self, beside: Sequence[Tensor]) -> None:
+        """Raise ShapeError if what is given beside an image is not what is read."""
+        for place, (name, shape) in enumerate(self.beside.items()):
+            given = list(beside[place].shape[1:]) if place < len(beside) else "none"
+            if given != list(shape):
+                raise ShapeError(
+                    f"{name}: {given} was given; {self.info.name} takes {list(shape)} "
+                    f"({'vectors, channels' if len(shape) > 1 else 'channels'})."
+                )
+        if len(beside) > len(self.beside):
+            raise ShapeError(
+                f"image: {len(beside)} tensors were given beside it; {self.info.name} takes {len(self.beside)}."
+            )
+
+    def _asked(self, kind: TapKind, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The tokens in the space of texts, or what is given beside the image."""
+        if kind == "text_space":
             return self.model.in_text_space(x)
-        wanted = (self.texts, self.model.text_width)
-        if text is None or tuple(text.shape[1:]) != wanted:
-            given = "none" if text is None else list(text.shape[1:])
-            raise ShapeError(f"text: {given} was given; {self.info.name} takes {list(wanted)} (vectors, channels).")
-        return text
+        return given["text" if kind == "texts" else kind]
 
 
 def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
@@ -374,10 +392,7 @@ def tower_graph(model: VisionTower, specs: Sequence[CompressorSpec], *, name: st
 def _graph_of(module: CompressedTower) -> GraphSpec:
     model = module.model
     inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", shape=(BATCH_SYMBOL, model.channels, *model.size)),)
-    if module.texts:
-        inputs += (TensorSpec(name="text", shape=(BATCH_SYMBOL, module.texts, model.text_width)),)
-    read = module.placed.reads().items()
-    inputs += tuple(TensorSpec(name=name, shape=(BATCH_SYMBOL, width)) for name, width in read)
+    inputs += tuple(TensorSpec(name=name, shape=(BATCH_SYMBOL, *shape)) for name, shape in module.beside.items())
     outputs: tuple[TensorSpec, ...]
     if model.num_labels:
         outputs = (TensorSpec(name="logits", shape=(BATCH_SYMBOL, model.num_labels)),)

@@ -16,7 +16,7 @@ from trt_compress.methods import METHODS, ArtifactFile
 from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.registry import compressor_class
-from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Site, sites_of_layers
+from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Site, Tap, sites_of_layers
 from trt_compress.models.compressors.vision.llava_mini import LlavaMini, places_of, resampler_of
 from trt_compress.models.compressors.vision.quecc import QueccConnector, quecc_of
 from trt_compress.models.compressors.vision.tokenpacker import Packer, packer_of
@@ -121,9 +121,11 @@ def test_quecc_behind_a_tower() -> None:
     arrays, meta = read("quecc", "stride3")
     x, several, width = arrays["x"], arrays["x_multi"], meta["embed_dim"]
     step = connector("quecc", weights_of(arrays), x, depth=3, layers=(0, 1), heads=meta["heads"])
-    assert step.reads() == {"question": arrays["text"].shape[2]} and step.width_out is None and step.acts
+    assert step.width_out is None and step.acts
+    taps = side_by_side(several, width)
+    taps.put(3, {Tap(kind="question", layer=3, channels=arrays["text"].shape[2]).asked: arrays["text"][:, 0]})
     with torch.no_grad():
-        found = step(Tokens(x=x, beside={"question": arrays["text"][:, 0]}), side_by_side(several, width))
+        found = step(Tokens(x=x), taps)
     assert_close(found.x, arrays["out"], TOLERANCE)
     assert found.sizes[..., 0].tolist() == [[9.0] * 9]
     tensors = weights_of(arrays)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.models.tiny_towers import tiny_tower
-from trt_compress.errors import TrtCompressError
+from trt_compress.errors import ShapeError, TrtCompressError
 from trt_compress.export.build import BatchRange, build_engine
 from trt_compress.export.calibration import calibrate
 from trt_compress.export.lower import add_bodies
@@ -21,6 +21,7 @@ from trt_compress.export.targets import TARGETS
 from trt_compress.export.trace import onnx_from_graph
 from trt_compress.methods import METHODS, parse_spec
 from trt_compress.models.hosts.registry import load_host
+from trt_compress.models.hosts.vision_tower import CompressedTower
 from trt_compress.plugins.testing.forms import session
 from trt_compress.runtime.session import Session
 
@@ -363,6 +364,20 @@ def test_from_the_command_line(made: Made, method: str, tmp_path: Path, commands
 def test_what_is_refused(made: Made, spec: str, said: str) -> None:
     with pytest.raises(TrtCompressError, match=said):
         load_host(made.name).attach(parse_spec(spec))
+
+
+def test_another_question_is_refused(made: Made) -> None:
+    """What is read beside the image has a name and a shape, which are said."""
+    (graph,) = load_host(made.name).attach(parse_spec(made.specs["quecc"]))
+    module = graph.module
+    assert isinstance(module, CompressedTower) and module.beside == {"question": (14,)}
+    for beside, said in (
+        ((), r"question: none was given; hf:.* takes \[14\] \(channels\)"),
+        ((torch.zeros(1, 13),), r"question: \[13\] was given; hf:.* takes \[14\] \(channels\)"),
+        ((torch.zeros(1, 14),) * 2, r"image: 2 tensors were given beside it; hf:.* takes 1"),
+    ):
+        with pytest.raises(ShapeError, match=said):
+            module(images(1), *beside)
 
 
 @pytest.mark.parametrize(

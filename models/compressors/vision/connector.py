@@ -1,13 +1,14 @@
 """What trained connectors behind a tower share: their tensors out of a file, the layers they read, and attention."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.methods.artifact import ArtifactFile
-from trt_compress.models.compressors.base import check_layers
+from trt_compress.models.compressors.base import averaged, check_layers
 from trt_compress.models.compressors.calibration import artifact_tensors
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Tap
@@ -193,6 +194,21 @@ def windows(x: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
     batch, rows, columns = x.shape[0], grid[0] // scale, grid[1] // scale
     split = x.reshape(batch, rows, scale, columns, scale * x.shape[2]).transpose(2, 3)
     return split.reshape(batch, rows * columns, scale**2, x.shape[2])
+
+
+def of_windows(tokens: Tokens, x: Tensor, front: int, grid: tuple[int, int], scale: int) -> Tokens:
+    """Tokens that each stand for a window of the patches behind `front` others.
+
+    Args:
+        tokens: What came, [B, N, C].
+        x: What is made of each window, [B, windows, E].
+        front: Tokens in front of the patches; they are left out.
+        grid: Rows and columns of patches.
+        scale: Of a window.
+    """
+    size = windows(tokens.sizes[:, front:], grid, scale).sum(dim=2)
+    position = averaged(tokens.position, lambda at: windows(at[:, front:], grid, scale).mean(dim=2))
+    return replace(tokens, x=x, size=size, position=position)
 
 
 def need_windows(method: str, scale: int, grid: tuple[int, int]) -> None:

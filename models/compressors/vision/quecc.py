@@ -1,13 +1,12 @@
 """QueCC: queries that know the question take in the details of their own windows, from several layers of the tower."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from trt_compress.methods.connectors import QUECC, QueccConfig
-from trt_compress.models.compressors.base import Compressor, averaged
+from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
 from trt_compress.models.compressors.vision.behind import behind_tower, need_grid
@@ -24,15 +23,14 @@ from trt_compress.models.compressors.vision.connector import (
     need_windows,
     norm,
     normal,
+    of_windows,
     packed_attention,
     part_of,
     perceptron,
     read_weights,
     side,
-    windows,
 )
 
-QUESTION = "question"
 _EPS = 1e-6
 
 
@@ -111,8 +109,11 @@ class Quecc(Compressor):
 
     @classmethod
     def taps(cls, config: QueccConfig, host: HostInfo, site: Site) -> tuple[Tap, ...]:
-        """What left the layers that it reads."""
-        return Levels("quecc", config.layers, host).taps()
+        """What left the layers that it reads, and the question, whose channels its weights tell."""
+        levels = Levels("quecc", config.layers, host).taps()
+        if config.weights is None:
+            return levels
+        return (_question(read_weights("quecc", config.weights), host), *levels)
 
     @classmethod
     def adopt(cls, tensors: Mapping[str, Tensor], config: Any) -> Mapping[str, Tensor]:
@@ -130,7 +131,7 @@ class Quecc(Compressor):
         self.several = Levels("quecc", config.layers, arrival.host)
         need_levels("quecc", tensors["k_proj.0.weight"].shape[1], str(config.weights), self.several, arrival)
         self.connector = QueccConnector(tensors, self.grid, config.heads)
-        self.question_width = tensors["text_projection.0.weight"].shape[1]
+        self.question = _question(tensors, arrival.host)
         self.tokens_out = arrival.patches // self.scale**2
 
     @property
@@ -138,14 +139,14 @@ class Quecc(Compressor):
         """It always does: each token is made anew."""
         return True
 
-    def reads(self) -> Mapping[str, int]:
-        """The question."""
-        return {QUESTION: self.question_width}
-
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """A token of each window."""
-        front, grid, scale = self.prefix, self.grid, self.scale
-        x = self.connector(tokens.x[:, front:], self.several.of(tokens, taps)[:, front:], tokens.beside[QUESTION])
-        size = windows(tokens.sizes[:, front:], grid, scale).sum(dim=2)
-        position = averaged(tokens.position, lambda at: windows(at[:, front:], grid, scale).mean(dim=2))
-        return replace(tokens, x=x, size=size, position=position)
+        front = self.prefix
+        several = self.several.of(tokens, taps)[:, front:]
+        x = self.connector(tokens.x[:, front:], several, taps.at(self.question))
+        return of_windows(tokens, x, front, self.grid, self.scale)
+
+
+def _question(tensors: Mapping[str, Tensor], host: HostInfo) -> Tap:
+    """The question, as wide as the tensors take it; 0: they do not say."""
+    return Tap(kind="question", layer=host.depth, channels=side(tensors, "text_projection.0.weight", 1))

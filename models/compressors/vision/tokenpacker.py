@@ -1,13 +1,12 @@
 """TokenPacker: coarse queries take in the details of their own windows, from several layers of the tower."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from trt_compress.methods.connectors import TOKENPACKER, TokenPackerConfig
-from trt_compress.models.compressors.base import Compressor, averaged
+from trt_compress.models.compressors.base import Compressor
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
 from trt_compress.models.compressors.vision.behind import behind_tower, need_grid
@@ -23,6 +22,7 @@ from trt_compress.models.compressors.vision.connector import (
     need_windows,
     norm,
     normal,
+    of_windows,
     packed_attention,
     part_of,
     perceptron,
@@ -130,8 +130,6 @@ class TokenPacker(Compressor):
 
     def forward(self, tokens: Tokens, taps: Taps) -> Tokens:
         """A token of each window."""
-        front, grid, scale = self.prefix, self.grid, self.scale
+        front = self.prefix
         x = self.packer(tokens.x[:, front:], self.several.of(tokens, taps)[:, front:])
-        size = windows(tokens.sizes[:, front:], grid, scale).sum(dim=2)
-        position = averaged(tokens.position, lambda at: windows(at[:, front:], grid, scale).mean(dim=2))
-        return replace(tokens, x=x, size=size, position=position)
+        return of_windows(tokens, x, front, self.grid, self.scale)
