@@ -24,6 +24,8 @@ else:
     import tomli as tomllib
 
 BFLOAT16_OPSET = 22  # the first that has convolutions and pooling in bfloat16
+OF_INT8 = ("int8", "calibrate", "int8_share", "keep_precision", "int8_rest")
+"""Fields, and keywords of an export, that only precision int8 has."""
 OLDEST_OPSET = 18  # the bodies of operators need its reductions with axes as inputs
 
 
@@ -133,7 +135,7 @@ class Recipe:
 
     def _check_int8(self) -> None:
         if self.precision != INT8:
-            for name in ("int8", "calibrate", "int8_share", "keep_precision", "int8_rest"):
+            for name in OF_INT8:
                 if getattr(self, name) is not None:
                     raise ConfigError(
                         f"{name} '{getattr(self, name)}' is for precision int8, and the precision is {self.precision}; "

@@ -36,7 +36,6 @@ ELSEWHERE = {
     "tools/gpu/runs.py": _OWN_FOLDER,
     "tools/gpu/worker.py": _OWN_FOLDER,
     "tools/tune/measure_block.py": "runs on a device that has numpy and ONNX Runtime alone",
-    "tools/tune/run.py": "a bundle that is copied into a folder written aside, which becomes one by a rename",
 }
 """Files that may write in other ways, and why."""
 

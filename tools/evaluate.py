@@ -21,7 +21,7 @@ from trt_compress.runtime.evaluate import (
     judge,
     refuse_detector,
 )
-from trt_compress.runtime.labelled.data import LabelledData, limited
+from trt_compress.runtime.labelled.data import LabelledData, limited, without
 from trt_compress.runtime.labelled.open import HELD_OUT, Request, open_data
 from trt_compress.runtime.session import Session
 from trt_compress.tools.bench.result import identity, operators_run
@@ -165,6 +165,7 @@ def evaluate(
     batch: int | None = None,
     threads: int | None = None,
     limit: int | None = None,
+    apart: int = 0,
     resample: bool = False,
     native: bool | None = None,
     require_digest: str | Collection[str] | None = None,
@@ -188,6 +189,7 @@ def evaluate(
         batch: Samples of one run; None: the largest batch of the bundle.
         threads: As `Session.open` takes it.
         limit: At most so many samples, evenly spread over the data.
+        apart: Of these, so many are left out, evenly spread: those that `tune` has searched with.
         resample: Make sound of another rate or number of channels fit; otherwise such a file cannot be read.
         native: As `Session.open` takes it.
         require_digest: The digest that the bundle must have; with more than one bundle several, of which each must have
@@ -226,7 +228,7 @@ def evaluate(
             check_comparable(sessions[0], sessions[1])
         classifier = classifier_of(sessions[0].bundle.manifest, sessions[0].outputs)
         say("reading the data")
-        found = limited(open_for(_widest(sessions), request, classifier), limit)
+        found = without(limited(open_for(_widest(sessions), request, classifier), limit), apart)
         check_worth(found, classifier, with_baseline=len(sessions) > 1)
         size = batch or sessions[0].bundle.manifest.batch.max
         collected = collect(sessions, found, batch=size, progress=counted(say, len(found.samples)))

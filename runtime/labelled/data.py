@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trt_compress.errors import ConfigError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Runs = tuple[Mapping[str, Array], ...]
 """What one sample feeds, one run after another; arrays by input name with a batch axis of 1."""
@@ -68,6 +70,22 @@ def limited(data: LabelledData, limit: int | None) -> LabelledData:
         return data
     chosen = [data.samples[index * total // limit] for index in range(limit)]
     return replace(data, samples=chosen, form=f"{data.form}, {limit} of {total} samples")
+
+
+def without(data: LabelledData, apart: int) -> LabelledData:
+    """The samples that `limited(data, apart)` does not take.
+
+    Raises:
+        ConfigError: None is left.
+    """
+    total = len(data.samples)
+    if not apart:
+        return data
+    if apart >= total:
+        raise ConfigError(f"apart={apart} leaves none of the {total} samples; give less.")
+    taken = {index * total // apart for index in range(apart)}
+    chosen = [sample for place, sample in enumerate(data.samples) if place not in taken]
+    return replace(data, samples=chosen, form=f"{data.form}, without {apart} that a search looked at")
 
 
 def remembered(data: LabelledData, *, most_bytes: int = 1 << 30) -> LabelledData:

@@ -1,26 +1,49 @@
 """`trt-compress tune`: schedules, the staircase, the search and its record, what is taken and what is refused."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from tests.attack.small_bundle import write_small
+from tests.processes import environment
 from tests.typed_commands import Typed
 from trt_compress.errors import ConfigError
+from trt_compress.export.options import OPTIONS
+from trt_compress.export.recipe import OF_INT8
+from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.runtime.evaluate import Scores
+from trt_compress.runtime.labelled.data import LabelledData, LabelledSample, limited, without
 from trt_compress.runtime.measure.latency import speedup, summarize, verdict
 from trt_compress.runtime.proportion import difference, share
 from trt_compress.tools.bench.result import BenchResult, Role, Side
 from trt_compress.tools.evaluate import Evaluation
 from trt_compress.tools.sweep.result import Row, SweepResult
+from trt_compress.tools.tune import run
 from trt_compress.tools.tune.judge import Judge, only_graph, shape_of
-from trt_compress.tools.tune.result import before_confirming, judged, limits_from, metrics_of, rounds_for
+from trt_compress.tools.tune.page import page_from_tune
+from trt_compress.tools.tune.result import (
+    Confirmed,
+    TuneResult,
+    before_confirming,
+    judged,
+    limits_from,
+    metrics_of,
+    rounds_for,
+)
 from trt_compress.tools.tune.schedule import Shape, left_behind, methods_from, spec_of, starts
 from trt_compress.tools.tune.search import Trial, begin_trials, front, keep_trial, read_trials, search
 from trt_compress.tools.tune.staircase import Staircase, measured, request_of, write_block
@@ -156,7 +179,6 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
 def test_dense_is_not_far_from_itself_and_more_merging_is_farther() -> None:
     from trt_compress.format.manifest import TensorInfo
     from trt_compress.runtime.evaluate import Classifier
-    from trt_compress.runtime.labelled.data import limited
     from trt_compress.tools.held_out import held_out
 
     assert TensorInfo
@@ -164,6 +186,125 @@ def test_dense_is_not_far_from_itself_and_more_merging_is_farther() -> None:
     judge = Judge(load_host("zoo:digits_vit"), data, Classifier(output="logits", classes=10, labels=()))
     far = [judge.distance(f"tome:num_merged={count}") for count in (2, 6)]
     assert judge.samples == 24 and judge.distance("none") == 0 and 0 < far[0] < far[1]
+
+    right = {spec: right_answers(spec, data) for spec in ("none", "tome:num_merged=[12,12,12,12,8,3,1,1]")}
+    assert right["none"] > right["tome:num_merged=[12,12,12,12,8,3,1,1]"]
+    for spec, count in right.items():
+        assert judge.drop_points(spec) == pytest.approx(100 * (right["none"] - count) / 24)
+
+
+def right_answers(spec: str, data: LabelledData) -> int:
+    module = only_graph(load_host("zoo:digits_vit"), spec).module.eval()
+    x = torch.from_numpy(np.concatenate([sample.load()[-1]["image"] for sample in data.samples]))
+    labels = [sample.label for sample in data.samples]
+    with torch.no_grad():
+        return int((module(x).argmax(dim=1) == torch.tensor(labels)).sum())
+
+
+# ---- samples, options and files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("total", "apart"), [(10, 3), (7, 7 - 1), (64, 32), (5, 0)])
+def test_what_is_scored_is_what_was_not_searched(total: int, apart: int) -> None:
+    samples = [LabelledSample(name=str(number), label=None, load=lambda: ()) for number in range(total)]
+    data = LabelledData(source="made", form="numbers", samples=samples)
+    searched = {sample.name for sample in limited(data, apart).samples} if apart else set()
+    scored = {sample.name for sample in without(data, apart).samples}
+    assert len(searched) == apart and not searched & scored and len(searched | scored) == total
+    if apart:
+        assert f"without {apart} that a search looked at" in without(data, apart).form
+    with pytest.raises(ConfigError, match=f"leaves none of the {total} samples"):
+        without(data, total)
+
+
+GIVEN: dict[str, Any] = {
+    "weights": "weights.safetensors",
+    "precision": "int8",
+    "weights_bits": "4:16",
+    "int8": "dynamic",
+    "calibrate": "samples.npz",
+    "int8_share": "0.5",
+    "keep_precision": "auto:2",
+    "int8_rest": "fp16",
+}
+
+
+@pytest.mark.parametrize("keyword", [option.keyword for option in OPTIONS if option.swept])
+def test_whatever_is_said_of_an_export_reaches_it(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it in INT8, and without INT8 all but what is of INT8 alone."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "sweep", lambda model, **given: seen.append(given) or SimpleNamespace(interrupted=False))
+    asked: Any = SimpleNamespace(
+        options={name: None for name in GIVEN if name != "precision"} | {keyword: GIVEN[keyword]},
+        data={"data": None, "labels": None, "classes": None, "resample": None},
+        folder=Path("tuned"),
+        **dict.fromkeys(("model", "batch", "warmup", "threads", "limit", "native", "trust_paths")),
+    )
+    for precision in ("fp32", "int8"):
+        run._sweep(asked, precision, ["tome:num_merged=4"], rounds=3, say=print)
+    floats, int8 = seen
+    assert (floats["precision"], int8["precision"]) == ("fp32", "int8")
+    if keyword != "precision":
+        assert int8[keyword] == GIVEN[keyword] and floats.get(keyword) == (
+            None if keyword in OF_INT8 else GIVEN[keyword]
+        )
+
+
+def test_a_result_is_replaced_in_one_step_and_the_other_kind_goes(tmp_path: Path) -> None:
+    one, other = write_small(tmp_path / "one", "picture"), write_small(tmp_path / "other", "sound")
+    target, dense = tmp_path / "tuned" / "bundle", tmp_path / "tuned" / "dense"
+    run._put(one, target, instead_of=dense)
+    missed: list[int] = []
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if not (target / "manifest.json").exists():
+                missed.append(1)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    for number in range(20):
+        run._put(other if number % 2 == 0 else one, target, instead_of=dense)
+    ended.set()
+    watcher.join()
+    assert missed == [] and Bundle.open(target).manifest.name == "picture"
+    run._put(other, dense, instead_of=target)
+    assert [path.name for path in (tmp_path / "tuned").iterdir()] == ["dense"]
+    assert Bundle.open(dense).manifest.digest == Bundle.open(other).manifest.digest
+
+
+def trial_of(number: int, ns: float, drop: float) -> tuple[Trial, float]:
+    return Trial(
+        number=number,
+        method="tome",
+        removed=(1,),
+        left=(1,),
+        spec=f"tome:num_merged={number}",
+        predicted_ns=ns,
+        loss=1 / (number + 1),
+        refused=None,
+        sampler={},
+    ), drop
+
+
+@pytest.mark.parametrize(
+    ("drops", "taken"),
+    [
+        ([9, 5, 2, 1, 0.5, 0, 0, 0, 0, 0], [1, 2, 3, 6, 9]),  # the fastest that hold, and the next two that do not
+        ([0] * 10, [0, 2, 4, 7, 9]),
+        ([9] * 10, [5, 6, 7, 8, 9]),  # none held: those that lost least
+    ],
+)
+def test_what_is_measured_lost_little_in_the_search(drops: list[float], taken: list[int]) -> None:
+    trials = [trial_of(number, 100.0 + number, drop) for number, drop in enumerate(drops)]
+    asked: Any = SimpleNamespace(limits=limits_from("accuracy_drop<=1"), finalists=5)
+    look: Any = SimpleNamespace(dense_ns=200.0)
+    found = run._chosen([trial for trial, _ in trials], {t.spec: d for t, d in trials}, asked, look)
+    assert [trial.number for trial in found] == taken
+    look.dense_ns = 104.0
+    faster = run._chosen([trial for trial, _ in trials], {t.spec: d for t, d in trials}, asked, look)
+    assert faster and max(trial.number for trial in faster) <= 4
 
 
 # ---- what is taken --------------------------------------------------------------------------------------------------
@@ -300,6 +441,81 @@ def test_what_loses_to_random_or_to_dense_is_not_measured_again() -> None:
     assert reasons["lucky"].startswith("it does not beat random with as many tokens: accuracy 0.95, and random's 0.95")
 
 
+def tuned(*, winner: bool) -> TuneResult:
+    rows = [
+        row_of("tome:num_merged=4", 95, 1.3, 0.9),
+        row_of("evit:keep_ratio=0.5", 80, 1.5, 0.7),
+        row_of("tome:num_merged=1", 90, 1.1, 0.85),
+    ]
+    dense = replace(row_of("none", 95, 1.0, None), kind="dense")
+    floor = replace(row_of("random:keep_ratio=0.5", 70, 1.4, None), kind="random", beside=("tome:num_merged=4",))
+    found: Any = SweepResult(
+        started_at="",
+        model={"source": "zoo:digits_vit", "weights": "own <b>", "precision": "fp32"},
+        data={"source": "held-out", "form": "digits", "answered": 296, "samples": 296, "classes": None},
+        protocol={"rounds": 20, "batch": 1, "threads": 1, "kind": "in turns", "interval": "95 %"},
+        rows=(dense, *rows, floor),
+        misfits=(),
+        alone=(),
+        failures=(),
+        measure="accuracy",
+        max_drop=1.0,
+        recommended=None,
+        advice=(),
+        interrupted=False,
+        device={},
+        versions={},
+    )
+    taken = Confirmed(
+        precision="fp32",
+        row=rows[0],
+        bench=bench_of(FASTER, STEADY),
+        evaluation=evaluation_of(scores_of(95)),
+        held=(),
+        reason=None,
+    )
+    return TuneResult(
+        started_at="2026-01-01T00:00:00",
+        request={
+            "model": "zoo:digits_vit",
+            "methods": ["tome", "evit"],
+            "precisions": ["fp32"],
+            "budget": ["accuracy_drop <= 1"],
+            "min_gain": 1.02,
+            "batch": 1,
+            "seed": 0,
+            "rounds": 20,
+        },
+        samples={"searched": 64, "scored": 296, "apart": True, "said": "The search looked at 64 samples."},
+        staircase={"counts": [2, 33, 65], "block_ms": {"1": [0.1, 0.2, 0.4]}, "batch": 1, "floor_tokens": 2},
+        trials=12,
+        front=(),
+        tokens={"tome:num_merged=4": (65, 61, 57, 57)},
+        sweeps={"fp32": found},
+        misfits=(("crossget", "it has no <class>"),),
+        confirmed=(),
+        refused=(("fp32", "tome:num_merged=1", "it is 1.00× as fast as dense, less than 1.02×"),),
+        winner=taken if winner else None,
+        bundle="tuned/bundle",
+        advice=("Take it.",) if winner else ("None of them is taken.",),
+        device={"cpu": "A", "cores": 2},
+        versions={},
+    )
+
+
+def test_the_page_shows_staircase_front_and_what_was_refused() -> None:
+    page = page_from_tune(tuned(winner=True))
+    assert "<strong>take</strong>" in page and "<strong>refused</strong>" in page_from_tune(tuned(winner=False))
+    assert "tome in fp32: 95.0 %, 0.769 ms, tokens 65 → 61 → 57 ×2" in page, "said where the mark is pointed at"
+    assert page.count("taken: tome in fp32") == 2, "once in each size of the plot"
+    assert "65 tokens, batch 1: 0.400 ms" in page and "nothing is gained below" in page
+    assert "It is 1.00× as fast as dense, less than 1.02×." in page and "it has no &lt;class&gt;" in page
+    assert "own &lt;b&gt;" in page and "<b>" not in page and "The search looked at 64 samples." in page
+    on_front = page.partition("<h2>The Pareto front</h2>")[2].partition("</table>")[0]
+    assert "1, taken" not in on_front and "2, taken" in on_front, "evit is faster, tome is taken"
+    assert on_front.count("<tr>") == 3 and ">all<" not in on_front, "head, evit, tome: dense is slower than tome"
+
+
 def test_rounds_are_as_many_as_a_budget_needs() -> None:
     assert [rounds_for(limits_from(text), None) for text in (None, "p90_ms<=1", "p95_ms<=1", "p99_ms<=1")] == [
         64,
@@ -312,29 +528,49 @@ def test_rounds_are_as_many_as_a_budget_needs() -> None:
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 TUNE = ("tune", "zoo:digits_vit", "--compress", "tome", "--trials", "12", "--finalists", "1", "--rounds", "20",
-        "--samples", "16", "--limit", "40", "--threads", "1", "--no-native")  # fmt: skip
+        "--samples", "16", "--limit", "40", "--threads", "1", "--no-native", "--weights-bits", "8",
+        "--min-gain", "50")  # fmt: skip
+
+
+def interrupted(folder: Path, *arguments: str, lines: int) -> tuple[int, str, list[str]]:
+    """Ctrl-C when the search has written so many lines; the exit code, stderr, and the lines at the end."""
+    record = folder / "tuned/trials.jsonl"
+    command = [sys.executable, "-m", "trt_compress", *arguments]
+    variables = environment(OMP_NUM_THREADS="1", COLUMNS="2000")
+    with subprocess.Popen(command, cwd=folder, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (record.exists() and len(record.read_text().splitlines()) >= lines):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    return process.returncode, said, record.read_text().splitlines()
 
 
 @pytest.mark.slow
-def test_nothing_is_so_fast_and_what_was_found_is_taken_up_again(commands: Typed, tmp_path: Path) -> None:
-    refused = commands(*TUNE, "--min-gain", "50", "-o", "tuned", "--json", "-", folder=tmp_path)
-    document = json.loads(refused.out)
-    assert refused.code == 3 and document["status"] == "refused", refused.err
-    assert "None of the" in refused.err and "50×" in refused.err and "The dense bundle is tuned/dense" in refused.err
-    assert "tome" not in (tmp_path / "tuned/recipe.toml").read_text()
-    trials = (tmp_path / "tuned/trials.jsonl").read_text().splitlines()
-    assert len(trials) == 13 and document["trials"] == 12 and document["front"]
-    rows = document["sweeps"]["fp32"]["rows"]
-    assert [row["kind"] for row in rows][0] == "dense" and {"asked", "random"} <= {row["kind"] for row in rows}
-    assert all(row["latency"]["n"] == 20 for row in rows)
-    assert json.loads((tmp_path / "tuned/tune.json").read_text())["status"] == "refused"
-
+def test_an_interrupted_tuning_goes_on_and_ends_with_a_refusal(commands: Typed, tmp_path: Path) -> None:
+    code, said, trials = interrupted(tmp_path, *TUNE, "-o", "tuned", lines=4)
+    assert code == 130 and "Interrupted; what was found is kept in tuned" in said and "Traceback" not in said, said
+    assert 4 <= len(trials) < 13 and not (tmp_path / "tuned/tune.json").exists()
     again = commands(*TUNE, "-o", "tuned", folder=tmp_path)
     assert again.code == 2 and "holds a tuning already; give --resume" in again.err
     other = commands(*TUNE, "-o", "tuned", "--resume", "--batch", "2", folder=tmp_path)
     assert other.code == 2 and "of a search with batch 1, and 2 is given" in other.err
-    (tmp_path / "tuned/trials.jsonl").write_text("\n".join(trials[:8]) + "\n")  # as after Ctrl-C
-    gone_on = commands(*TUNE, "-o", "tuned", "--resume", "--min-gain", "50", folder=tmp_path)
-    assert gone_on.code == 3
-    assert (tmp_path / "tuned/trials.jsonl").read_text().splitlines()[:8] == trials[:8]
+    write_small(tmp_path / "tuned/bundle", "picture")  # as of an end that found one
+
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "tuned/settings").glob("*/*/manifest.json")}
+    refused = commands(*TUNE, "-o", "tuned", "--resume", "--json", "-", within=300, folder=tmp_path)
+    document = json.loads(refused.out)
+    assert refused.code == 3 and document["status"] == "refused", refused.err
+    assert "None of the" in refused.err and "50×" in refused.err and "The dense bundle is tuned/dense" in refused.err
+    assert (tmp_path / "tuned/trials.jsonl").read_text().splitlines()[: len(trials)] == trials
     assert len((tmp_path / "tuned/trials.jsonl").read_text().splitlines()) == 13
+    assert kept and all(path.stat().st_mtime_ns == changed for path, changed in kept.items()), "exported again"
+    assert not (tmp_path / "tuned/bundle").exists(), "an earlier end's"
+    recipe = (tmp_path / "tuned/recipe.toml").read_text()
+    assert "tome" not in recipe and 'weights_bits = "8' in recipe
+    assert document["trials"] == 12 and document["front"] and document["bundle"] == "tuned/dense"
+    assert document["samples"] | {"said": ""} == {"searched": 16, "scored": 24, "apart": True, "said": ""}
+    rows = document["sweeps"]["fp32"]["rows"]
+    assert [row["kind"] for row in rows][0] == "dense" and {"asked", "random"} <= {row["kind"] for row in rows}
+    assert all(row["latency"]["n"] == 20 and row["scores"]["n"] == 24 for row in rows)
+    assert json.loads((tmp_path / "tuned/tune.json").read_text())["status"] == "refused"
+    assert "<strong>refused</strong>" in (tmp_path / "tuned/tune.html").read_text()

@@ -11,10 +11,13 @@ from trt_compress.model_name import parse_model
 from trt_compress.tools.cli.evaluate import Classes, Data, Labels, LimitSamples, check_outputs, show_left_out
 from trt_compress.tools.cli.habits import TrustPaths, with_export_options
 from trt_compress.tools.cli.options import JsonFile, Native, Resample, write_json
-from trt_compress.tools.console import print_json, print_table, print_text, progress
+from trt_compress.tools.console import print_json, print_table, print_text, progress, say
 
 if TYPE_CHECKING:
     from trt_compress.tools.tune.result import TuneResult
+
+
+_FILES = ("tune.json", "tune.html", "recipe.toml", "trials.jsonl", "staircase.json", "look.json")
 
 
 @with_export_options(sweep=True)
@@ -63,7 +66,9 @@ def tune(
     --precision takes several, as in fp32,int8. Ctrl-C ends it; --resume goes on.
     """
     with progress(f"Tuning {model}") as step:
-        check_outputs({"--json": json}, data, labels, classes, more=_read(model, options["weights"]))
+        own = {f"-o ({name})": output / name for name in _FILES}
+        more = _read(model, options["weights"], options["calibrate"])
+        check_outputs({"--json": json}, data, labels, classes, more=more, in_folder=own)
         with needs_extra("export"):
             from trt_compress.tools.tune.run import tune as tune_model
         try:
@@ -72,7 +77,7 @@ def tune(
                 output=output,
                 compress=compress,
                 budget=budget,
-                precision=options.pop("precision") or "fp32",
+                precision=options.pop("precision"),
                 data=data,
                 labels=labels,
                 classes=classes,
@@ -93,28 +98,34 @@ def tune(
                 progress=step,
                 **options,
             )
+        except KeyboardInterrupt:
+            if (output / "trials.jsonl").exists():
+                say(f"Interrupted; what was found is kept in {output}: give the same with --resume to go on.")
+            raise
         except GateError as error:
             refused = cast("TuneResult | None", error.report)
             if refused is not None and json is not None and str(json) != "-":
                 write_json(json, refused.to_json())
             if refused is not None and str(json) != "-":
                 _show(refused)
+            say(f"Wrote {output / 'tune.html'}")
             raise
     if json is not None and str(json) == "-":
         print_json(result.to_json())
         return
     _show(result)
+    say(f"Wrote {output / 'tune.html'}")
     for sentence in result.advice:
         print_text(sentence)
     if json is not None:
         write_json(json, result.to_json())
 
 
-def _read(model: str, weights: str | None) -> dict[str, list[Path]]:
+def _read(model: str, weights: str | None, calibrate: str | None) -> dict[str, list[Path]]:
     """What is read besides the data."""
     own = Path(model) if model.endswith(".toml") else parse_model(model).path
     given = None if weights in (None, "pretrained") else Path(str(weights))
-    files = {"the model": own, "--weights": given}
+    files = {"the model": own, "--weights": given, "--calibrate": None if calibrate is None else Path(calibrate)}
     return {name: [path] for name, path in files.items() if path is not None}
 
 
@@ -132,14 +143,16 @@ def _show(result: "TuneResult") -> None:
             f"{one['tokens'][0]} → {one['tokens'][-1]}",
             f"{one['predicted_ms']:.3f}",
             f"{one['distance']:.2e}",
+            "" if one["drop_points"] is None else f"{one['drop_points']:.2g}",
         )
         for one in result.front
     ]
     print_table(
         f"The best of {result.trials} trials, by the staircase and against dense",
-        ("method", "tokens", "predicted ms", "distance"),
+        ("method", "tokens", "predicted ms", "distance", "points lost"),
         shown,
     )
+    print_text(result.samples["said"])
     from trt_compress.tools.sweep.text import cells_of, columns_of, sorted_rows
 
     for precision, found in result.sweeps.items():

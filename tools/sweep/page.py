@@ -12,7 +12,7 @@ from trt_compress.tools.sweep.text import cells_of, columns_of, measure_title, s
 
 _SERIES = 8
 _LEAST_SPAN = 5.0  # points below dense that are drawn at least, so that noise does not fill the plot
-_CSS = """
+CSS = """
 :root { --s4: #0e7c86; --s5: #a8326e; --s6: #6b7000; --s7: #7a4b2a; }
 @media (prefers-color-scheme: dark) { :root { --s4: #4cc4cf; --s5: #f07fb4; --s6: #c5cb4a; --s7: #d09b73; } }
 .series4 { stroke: var(--s4); } .series5 { stroke: var(--s5); } .series6 { stroke: var(--s6); }
@@ -44,7 +44,7 @@ def page_from_sweep(result: SweepResult) -> str:
         "<footer>Every setting was exported, proven against PyTorch, judged on the same samples and timed in the same "
         "interleaved run. Latency is that of this machine; measure again on the device that you deploy on.</footer>",
     ]
-    return page_html(f"{result.model['source']}: compressor sweep", body, more_css=_CSS)
+    return page_html(f"{result.model['source']}: compressor sweep", body, more_css=CSS)
 
 
 def _head(result: SweepResult) -> str:
@@ -89,13 +89,13 @@ def _tiles(result: SweepResult) -> str:
 def _table(result: SweepResult) -> str:
     rows = [cells_of(row, result) for row in sorted_rows(result)]
     numbered = [
-        (f"{place}. {row[0]}" if place else row[0], *map(_together, row[1:-1]), row[-1])
+        (f"{place}. {row[0]}" if place else row[0], *map(together, row[1:-1]), row[-1])
         for place, row in enumerate(rows)
     ]
     return f'<div class="scroll">{rows_html((*columns_of(result)[:-1], "what to know"), numbered)}</div>'
 
 
-def _together(cell: str | None) -> str | None:
+def together(cell: str | None) -> str | None:
     """A cell whose interval and arrow are not broken over two lines."""
     return cell and cell.replace(", ", ",\u00a0").replace(" → ", "\u00a0→\u00a0")
 
@@ -171,8 +171,8 @@ def _scatter(
     families = _families(result)
     floor_y = found[0][2] - result.max_drop
     title = f"{measure_title(result).capitalize()} over {name}"
-    low_x, high_x = _span([x for _, x, _ in found], 0.08)
-    low_y, high_y = _span([*(y for _, _, y in found), floor_y, found[0][2] - _LEAST_SPAN], 0.1)
+    low_x, high_x = ends([x for _, x, _ in found], 0.08)
+    low_y, high_y = ends([*(y for _, _, y in found), floor_y, found[0][2] - _LEAST_SPAN], 0.1)
     high_y = min(high_y, 100 + 0.04 * (high_y - low_y))
 
     def draw(board: Board) -> None:
@@ -193,11 +193,11 @@ def _scatter(
         board.line(to_x(found[0][1]), size.top, to_x(found[0][1]), bottom, "reference")
         for index, family in enumerate(families):
             own = sorted((x, y) for row, x, y in found if row.kind == "asked" and _family(row) == family)
-            board.polyline([to_x(x) for x, _ in own], [to_y(y) for _, y in own], _kind(index))
+            board.polyline([to_x(x) for x, _ in own], [to_y(y) for _, y in own], series_kind(index))
         for row, x, y in found:
-            kind = row.kind if row.kind != "asked" else _kind(families.index(_family(row)))
+            kind = row.kind if row.kind != "asked" else series_kind(families.index(_family(row)))
             board.mark(to_x(x), to_y(y), kind, f"{_name(row)}: {number(y)} %, {text(x)}")
-        labels = _Labels(board)
+        labels = Labels(board)
         for row, x, y in sorted(found, key=lambda each: (each[0].spec != result.recommended, each[0].kind != "dense")):
             chosen = row.spec == result.recommended
             if chosen:
@@ -206,7 +206,7 @@ def _scatter(
                 words = "dense" if row.kind == "dense" else numbers[row.spec]
                 labels.write(to_x(x), to_y(y), words, f"label{' good' if chosen else ''} halo")
 
-    legend = [("dense", "dense"), *((_kind(index), family) for index, family in enumerate(families))]
+    legend = [("dense", "dense"), *((series_kind(index), family) for index, family in enumerate(families))]
     if any(row.kind == "random" for row, _, _ in found):
         legend.append(("random", "random with as many tokens"))
     rows = [(_name(row), f"{number(y)} %", text(x)) for row, x, y in found]
@@ -231,7 +231,7 @@ def _scatter(
     )
 
 
-class _Labels:
+class Labels:
     """Writes labels beside points where they do not cover one another; one that finds no place is left out."""
 
     def __init__(self, board: Board) -> None:
@@ -263,11 +263,13 @@ def _name(row: Row) -> str:
     return f"random beside {', '.join(row.beside)}" if row.kind == "random" and row.beside else row.spec
 
 
-def _kind(index: int) -> str:
+def series_kind(index: int) -> str:
+    """The class of a colour, one of eight."""
     return f"series{index % _SERIES}"
 
 
-def _span(values: Sequence[float], margin: float) -> tuple[float, float]:
+def ends(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """Ends of an axis: the least and the largest value with some room."""
     low, high = min(values), max(values)
     room = margin * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room

@@ -39,7 +39,7 @@ from trt_compress.runtime.evaluate import (
     judge,
     refuse_detector,
 )
-from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered
+from trt_compress.runtime.labelled.data import Array, LabelledData, limited, remembered, without
 from trt_compress.runtime.labelled.open import Request
 from trt_compress.runtime.measure.latency import interleave_many, speedup, summarize, verdict
 from trt_compress.runtime.proportion import Difference, difference
@@ -117,6 +117,7 @@ def sweep(
     warmup: int = 5,
     threads: int | None = None,
     limit: int | None = None,
+    apart: int = 0,
     resample: bool = False,
     native: bool | None = None,
     trust_paths: bool = False,
@@ -140,6 +141,7 @@ def sweep(
         warmup: Runs of each before them.
         threads: Threads of each session while it is timed; None: one for each core.
         limit: At most so many samples, evenly spread over the data.
+        apart: Of these, so many are left out, evenly spread: those that `tune` has searched with.
         resample: As `evaluate` takes it.
         native: As `Session.open` takes it.
         trust_paths: As `export_model` takes it.
@@ -237,7 +239,7 @@ def sweep(
 
         keep = (lambda: write_result(result(), Path(output))) if output is not None else (lambda: None)
         try:
-            judging = _Judging(done, native=native, threads=threads, limit=limit, request=request, say=say)
+            judging = _Judging(done, native=native, threads=threads, limit=limit, apart=apart, request=request, say=say)
             for number, setting in enumerate(plan.settings, start=1):
                 title = f"{number} of {len(plan.settings)}, {_title(setting)}"
                 _do(setting, source, folder, judging, _titled(say, title))
@@ -276,11 +278,12 @@ class _Judging:
         native: bool | None,
         threads: int | None,
         limit: int | None,
+        apart: int,
         request: Request | None,
         say: Progress,
     ) -> None:
         self.done, self._native, self._threads = done, native, threads
-        self._limit, self._request, self._say = limit, request, say
+        self._limit, self._apart, self._request, self._say = limit, apart, request, say
         self._data: LabelledData | None = None
         self._classifier: Classifier | None = None
 
@@ -297,7 +300,7 @@ class _Judging:
             if self._data is None:
                 self._classifier = classifier_of(session.bundle.manifest, session.outputs)
                 data = limited(open_for(session, self._request, self._classifier), self._limit)
-                self._data = remembered(data)
+                self._data = remembered(without(data, self._apart))
                 with_labels = self._classifier is not None and bool(data.num_labelled)
                 done.measure = "accuracy" if with_labels else "agreement" if self._classifier is not None else "cosine"
             sessions = [session]

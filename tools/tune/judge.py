@@ -73,16 +73,18 @@ class Judge:
         if classifier is not None:
             self._place = [spec.name for spec in graph.outputs].index(classifier.output)
         self._classes = classifier is not None
-        runs = []
+        runs, labels = [], []
         for sample in data.samples:
             try:
                 runs.append(sample.load()[-1])
             except BadSample:
                 continue
+            labels.append(-1 if sample.label is None else sample.label)
         if not runs:
             raise ConfigError(f"No sample of '{data.source}' could be read; look at them with `trt-compress evaluate`.")
         self._inputs = [torch.cat([torch.from_numpy(run[spec.name]) for run in runs]) for spec in graph.inputs]
         self.samples = len(runs)
+        self._labels = torch.tensor(labels)
         self._dense = self._answers(graph)
 
     def distance(self, spec: str) -> float:
@@ -102,6 +104,22 @@ class Judge:
         else:
             dense = self._dense
         return float(1 - torch.nn.functional.cosine_similarity(answers.flatten(1), dense.flatten(1), dim=1).mean())
+
+    def drop_points(self, spec: str) -> float:
+        """Points lost on these samples: of accuracy, without labels of agreement with dense, else of the mean cosine.
+
+        Raises:
+            ConfigError, UnsupportedError: They do not fit the model.
+        """
+        if not self._classes:
+            return 100 * self.distance(spec)
+        ours, theirs = self._answers(only_graph(self._host, spec)).argmax(dim=1), self._dense.argmax(dim=1)
+        known = self._labels >= 0
+        if known.any():
+            wanted = self._labels[known]
+            lost = (theirs[known] == wanted).sum() - (ours[known] == wanted).sum()
+            return 100 * float(lost) / int(known.sum())
+        return 100 * float((ours != theirs).double().mean())
 
     def _answers(self, graph: GraphSpec) -> Tensor:
         found: list[Tensor] = []

@@ -126,9 +126,11 @@ class TuneResult:
 
     Attributes:
         request: What was asked for.
+        samples: How many the search looked at and how many the scores are of, whether they are others, and a sentence.
         staircase: What a layer takes here with fewer tokens.
         trials: Trials of the search.
         front: Those that no other beats, as plain data.
+        tokens: Of each setting that was measured, the tokens that come in and those behind each layer.
         sweeps: For each precision what was measured.
         misfits: Methods that do not fit the model, with the reason.
         confirmed: Settings that were measured once more, in order.
@@ -140,9 +142,11 @@ class TuneResult:
 
     started_at: str
     request: dict[str, Any]
+    samples: dict[str, Any]
     staircase: dict[str, Any]
     trials: int
     front: tuple[dict[str, Any], ...]
+    tokens: Mapping[str, tuple[int, ...]]
     sweeps: "Mapping[str, SweepResult]"
     misfits: tuple[tuple[str, str], ...]
     confirmed: tuple[Confirmed, ...]
@@ -169,9 +173,11 @@ class TuneResult:
             "winner": None if self.winner is None else self.winner.to_json(),
             "bundle": self.bundle,
             "advice": list(self.advice),
+            "samples": self.samples,
             "staircase": self.staircase,
             "trials": self.trials,
             "front": list(self.front),
+            "tokens": {spec: list(counts) for spec, counts in self.tokens.items()},
             "confirmed": [one.to_json() for one in self.confirmed],
             "refused": [
                 {"precision": precision, "spec": spec, "reason": reason} for precision, spec, reason in self.refused

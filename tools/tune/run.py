@@ -5,17 +5,19 @@ best few once more, beside dense); here is what to measure, and what is taken or
 """
 
 import json
-import shutil
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError, GateError, TrtCompressError
 from trt_compress.export.api import check_int8
+from trt_compress.export.bundle import write_bundle
+from trt_compress.export.int8_form import INT8
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
-from trt_compress.export.recipe import Recipe, recipe_from_json, recipe_from_options
+from trt_compress.export.recipe import OF_INT8, Recipe, recipe_from_json, recipe_from_options
 from trt_compress.export.trust import trusted
 from trt_compress.files import read_regular, write_whole
 from trt_compress.foreign import refusals_said
@@ -23,10 +25,10 @@ from trt_compress.format.bundle import Bundle
 from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_new_folder
 from trt_compress.runtime.evaluate import classifier_of, refuse_detector
-from trt_compress.runtime.labelled.data import limited
+from trt_compress.runtime.labelled.data import LabelledData, limited
 from trt_compress.runtime.labelled.open import HELD_OUT, Request
 from trt_compress.runtime.session import Session
-from trt_compress.strays import staged_folder
+from trt_compress.strays import beside, remove_tree
 from trt_compress.tools.bench.bundle import bench
 from trt_compress.tools.evaluate import Progress, check_numbers, evaluate, open_for, request_of
 from trt_compress.tools.held_out import check_held_out
@@ -46,13 +48,56 @@ from trt_compress.tools.tune.schedule import Shape, left_behind, methods_from, s
 
 if TYPE_CHECKING:
     from trt_compress.models.hosts.base import LoadedHost
+    from trt_compress.runtime.evaluate import Classifier
+    from trt_compress.tools.tune.judge import Judge
     from trt_compress.tools.tune.search import Trial
     from trt_compress.tools.tune.staircase import Staircase
 
-TRIALS_FILE, STAIRCASE_FILE = "trials.jsonl", "staircase.json"
-RESULT_FILE, RECIPE_FILE, BUNDLE, DENSE = "tune.json", "recipe.toml", "bundle", "dense"
+TRIALS_FILE, STAIRCASE_FILE, LOOK_FILE = "trials.jsonl", "staircase.json", "look.json"
+RESULT_FILE, PAGE_FILE, RECIPE_FILE = "tune.json", "tune.html", "recipe.toml"
+BUNDLE, DENSE = "bundle", "dense"
 _LOOKS = 15  # rounds of the first look
 _CONFIRMED = 4  # settings of a precision that are measured once more, until one is taken
+_DARING = 0.25  # of the finalists, the share that lost too much in the search, whose samples are few
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the first look measured: what a search predicts with, and what stays so for all its trials.
+
+    Attributes:
+        dense: The dense bundle.
+        dense_ns: What a run of it takes.
+        own_ns: What each method itself takes at a layer, beside what the staircase says.
+    """
+
+    dense: Path
+    dense_ns: float
+    own_ns: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """How the data are parted: the search looks at some, and what it found is scored on the others.
+
+    Attributes:
+        searched: Samples that the search looks at.
+        scored: Samples that settings are scored with.
+        apart: Whether none is among both.
+    """
+
+    searched: int
+    scored: int
+    apart: bool
+
+    def sentence(self) -> str:
+        """For a report."""
+        if self.apart:
+            return f"The search looked at {self.searched} samples; the scores are of the {self.scored} others."
+        return (
+            f"The scores are of all {self.scored} samples, and the search looked at {self.searched} of them: there are "
+            f"too few to keep both apart."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +153,7 @@ def tune(
     output: str | Path,
     compress: str | Sequence[str] | None = None,
     budget: str | None = None,
-    precision: str | Sequence[str] = "fp32",
+    precision: str | Sequence[str] | None = None,
     data: str | Path | None = None,
     labels: str | Path | None = None,
     classes: str | Path | None = None,
@@ -138,7 +183,7 @@ def tune(
         budget: Limits as `evaluate` and `compare` take them, of `tune.result.METRICS`; without one of the answers
             `accuracy_drop<=1` holds.
         precision: One or several of fp32, fp16 and int8; schedules are searched in the first, and its dense model is
-            what everything is held against.
+            what everything is held against. None: that of the recipe, fp32 without one.
         data: As `evaluate` takes it; None of a model of the zoo: its held-out data.
         labels: The same.
         classes: The same.
@@ -157,7 +202,8 @@ def tune(
         resume: Go on with what is in `output`.
         trust_paths: As `export_model` takes it.
         progress: Called with the name of each step.
-        **options: `weights`, `int8`, `calibrate` and `int8_share`, as `export_model` takes them.
+        **options: What else `sweep` takes of an export, as `export_model` takes it: `weights`, `weights_bits`, and for
+            int8 among the precisions `int8`, `calibrate`, `int8_share`, `keep_precision` and `int8_rest`.
 
     Returns:
         The result, with a winner.
@@ -191,6 +237,9 @@ def tune(
     kept = asked.folder / TRIALS_FILE
     if kept.exists() and not resume:
         raise ConfigError(f"-o: '{output}' holds a tuning already; give --resume to go on with it, or another folder.")
+    for there in (asked.folder / BUNDLE, asked.folder / DENSE):
+        if there.exists() and not kept.exists():
+            raise ConfigError(f"-o: '{there}' is there and of no tuning, and would be replaced; give another folder.")
     from trt_compress.tools.tune.search import begin_trials, read_trials
 
     before = read_trials(kept, asked.to_json()) if kept.exists() else []
@@ -200,7 +249,7 @@ def tune(
     started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
     from trt_compress.models.hosts.registry import load_host
-    from trt_compress.tools.tune.judge import shape_of
+    from trt_compress.tools.tune.judge import Judge, shape_of
     from trt_compress.tools.tune.search import front
 
     say("loading the model")
@@ -217,24 +266,35 @@ def tune(
     asked.folder.mkdir(parents=True, exist_ok=True)
     if not kept.exists():
         begin_trials(kept, asked.to_json())
-    middle = [_spec(methods, method, shape, starts(shape)[1]) for method in methods]
     steps = _staircase(asked, host, shape, say)
-    look = _sweep(asked, asked.base, middle, rounds=_LOOKS, say=_titled(say, "first look"))
-    found = _searched(asked, host, shape, methods, steps, look, before, say)
+    look = _looked(asked, shape, methods, steps, say)
+    data_searched, parts, classifier = _parted(asked, look)
+    say("search: dense's answers")
+    judge = Judge(host, data_searched, classifier)
+    found = _searched(asked, shape, methods, steps, look, judge, before, say)
     best = front(found)
-    specs = list(dict.fromkeys([*middle, *(trial.spec for trial in _chosen(best, asked, look))]))
+    drops = {trial.spec: judge.drop_points(trial.spec) for trial in best}
+    chosen_trials = _chosen(best, drops, asked, look)
+    if not chosen_trials:
+        chosen_trials = best[:1]  # it is measured all the same: a prediction is no measurement
+    specs = [trial.spec for trial in chosen_trials]
     sweeps: dict[str, SweepResult] = {}
     for precision_name in asked.recipes:
         sweeps[precision_name] = _sweep(
-            asked, precision_name, specs, rounds=asked.rounds, say=_titled(say, precision_name)
+            asked,
+            precision_name,
+            specs,
+            rounds=asked.rounds,
+            apart=parts.searched if parts.apart else 0,
+            say=_titled(say, precision_name),
         )
-    confirmed, refused = _confirmed(asked, sweeps, say)
+    confirmed, refused = _confirmed(asked, sweeps, parts, say)
     winner = next((one for one in confirmed if one.reason is None), None)
     dense = sweeps[asked.base].dense.bundle
     assert dense is not None
     target = asked.folder / (BUNDLE if winner is not None else DENSE)
     chosen = Path(dense if winner is None else str(winner.row.bundle))
-    _copy(chosen, target)
+    _put(chosen, target, instead_of=asked.folder / (DENSE if winner is not None else BUNDLE))
     result = TuneResult(
         started_at=started_at,
         request={
@@ -245,9 +305,11 @@ def tune(
             "rounds": asked.rounds,
             "finalists": finalists,
         },
+        samples={**asdict(parts), "said": parts.sentence()},
         staircase=steps.to_json(),
         trials=len(found),
-        front=tuple(_front_json(trial, shape) for trial in best),
+        front=tuple(_front_json(trial, shape, drops[trial.spec]) for trial in best),
+        tokens={trial.spec: (shape.tokens, *trial.left) for trial in chosen_trials},
         sweeps=sweeps,
         misfits=tuple(misfits),
         confirmed=tuple(confirmed),
@@ -261,6 +323,9 @@ def tune(
     recipe = recipe_from_json(Bundle.open(target).manifest.recipe, where="the bundle's recipe")
     write_whole(asked.folder / RECIPE_FILE, recipe.to_toml())
     write_whole(asked.folder / RESULT_FILE, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
+    from trt_compress.tools.tune.page import page_from_tune
+
+    write_whole(asked.folder / PAGE_FILE, page_from_tune(result))
     if winner is None:
         raise GateError(result.advice[0], hint=" ".join(result.advice[1:]) or None, report=result)
     return result
@@ -271,7 +336,7 @@ def _asked(
     *,
     compress: str | Sequence[str] | None,
     budget: str | None,
-    precision: str | Sequence[str],
+    precision: str | Sequence[str] | None,
     data: dict[str, Any],
     options: dict[str, Any],
     min_gain: float,
@@ -290,6 +355,8 @@ def _asked(
     texts = [compress] if isinstance(compress, str) else list(compress or ())
     methods = methods_from(texts or tunable())
     limits = limits_from(budget)
+    if precision is None:
+        precision = recipe_from_options(model).precision
     names = [precision] if isinstance(precision, str) else list(precision)
     names = list(dict.fromkeys(name.strip().lower() for text in names for name in text.split(",")))
     if not min_gain >= 1 or min_gain == float("inf"):
@@ -300,9 +367,11 @@ def _asked(
         raise ConfigError(f"warmup={warmup}; give 0 or more.")
     counted = rounds_for(limits, rounds)
     recipes = {}
-    of_int8 = {name: options.get(name) for name in ("int8", "calibrate", "int8_share")}
-    if "int8" not in names and (given := [name for name, value in of_int8.items() if value is not None]):
-        raise ConfigError(f"--{given[0].replace('_', '-')} is for precision int8; give --precision fp32,int8 too.")
+    if INT8 not in names and (given := [name for name in OF_INT8 if options.get(name) is not None]):
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} is for precision int8, and int8 is not among the precisions; give "
+            f"--precision {','.join([*names, INT8])}, or leave it out."
+        )
     for name in names:
         recipe = recipe_from_options(model, **_options_of(options, name), batch=f"1:{batch}:{max(8, batch)}")
         if not trust_paths:
@@ -340,8 +409,8 @@ def _asked(
 
 
 def _options_of(options: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The options of an export in one precision."""
-    own = dict(options) if precision == "int8" else {"weights": options.get("weights")}
+    """The options of an export in one precision: all that were given, those of INT8 where it is that."""
+    own = {name: value for name, value in options.items() if precision == INT8 or name not in OF_INT8}
     return {**own, "precision": precision}
 
 
@@ -393,7 +462,16 @@ def _staircase(asked: _Asked, host: "LoadedHost", shape: Shape, say: Progress) -
     return from_latencies(found, request["counts"], batch=asked.batch)
 
 
-def _sweep(asked: _Asked, precision: str, specs: Sequence[str], *, rounds: int, say: Progress) -> SweepResult:
+def _sweep(
+    asked: _Asked,
+    precision: str,
+    specs: Sequence[str],
+    *,
+    rounds: int,
+    say: Progress,
+    limit: int | None = None,
+    apart: int = 0,
+) -> SweepResult:
     """Measure settings in one precision; bundles of before are taken again."""
     found = sweep(
         asked.model,
@@ -407,7 +485,8 @@ def _sweep(asked: _Asked, precision: str, specs: Sequence[str], *, rounds: int, 
         rounds=rounds,
         warmup=asked.warmup,
         threads=asked.threads,
-        limit=asked.limit,
+        limit=limit or asked.limit,
+        apart=apart,
         native=asked.native,
         trust_paths=asked.trust_paths,
         progress=say,
@@ -418,32 +497,68 @@ def _sweep(asked: _Asked, precision: str, specs: Sequence[str], *, rounds: int, 
     return found
 
 
-def _searched(
+def _looked(
     asked: _Asked,
-    host: "LoadedHost",
     shape: Shape,
     methods: Mapping[str, Mapping[str, Any]],
     steps: "Staircase",
-    look: SweepResult,
+    say: Progress,
+) -> _Look:
+    """What dense and one schedule of each method take; that of an interrupted tuning stays, as its trials do."""
+    path, dense = asked.folder / LOOK_FILE, asked.folder / "settings" / asked.base / "dense"
+    if path.exists() and dense.exists():
+        try:
+            kept = json.loads(read_regular(path))
+            return _Look(
+                dense=dense,
+                dense_ns=float(kept["dense_ns"]),
+                own_ns={method: float(kept["own_ns"][method]) for method in methods},
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"'{path}' is no first look; remove it, and it is measured again.") from None
+    specs = [_spec(methods, method, shape, starts(shape)[1]) for method in methods]
+    found = _sweep(
+        asked,
+        asked.base,
+        specs,
+        rounds=_LOOKS,
+        limit=min(asked.samples, asked.limit or asked.samples),
+        say=_titled(say, "first look"),
+    )
+    assert found.dense.latency is not None
+    dense_ns = found.dense.latency.min_ns  # what else runs here slows some rounds and speeds up none
+    own = _own_ns(found, shape, methods, steps, dense_ns)
+    write_whole(path, json.dumps({"dense_ns": dense_ns, "own_ns": own}, indent=2) + "\n")
+    return _Look(dense=Path(str(found.dense.bundle)), dense_ns=dense_ns, own_ns=own)
+
+
+def _parted(asked: _Asked, look: _Look) -> "tuple[LabelledData, _Samples, Classifier | None]":
+    """The samples that the search looks at; none of them is scored later, if at least as many others are there."""
+    with Session.open(look.dense) as session:
+        classifier = classifier_of(session.bundle.manifest, session.outputs)
+        data = limited(open_for(session, asked.request, classifier), asked.limit)
+    searched, total = min(asked.samples, len(data.samples)), len(data.samples)
+    apart = total >= 2 * searched
+    samples = _Samples(searched=searched, scored=total - searched if apart else total, apart=apart)
+    return limited(data, searched), samples, classifier
+
+
+def _searched(
+    asked: _Asked,
+    shape: Shape,
+    methods: Mapping[str, Mapping[str, Any]],
+    steps: "Staircase",
+    look: _Look,
+    judge: "Judge",
     before: "Sequence[Trial]",
     say: Progress,
 ) -> "list[Trial]":
     """Try schedules: what the staircase says that they take, and how far their answers are from dense's."""
-    from trt_compress.tools.tune.judge import Judge
     from trt_compress.tools.tune.search import keep_trial, search
-
-    assert look.dense.latency is not None and look.dense.bundle is not None
-    dense_ns = look.dense.latency.min_ns  # what else runs here slows some rounds and speeds up none
-    own = _own_ns(look, shape, methods, steps, dense_ns)
-    with Session.open(look.dense.bundle) as session:
-        classifier = classifier_of(session.bundle.manifest, session.outputs)
-        data = limited(limited(open_for(session, asked.request, classifier), asked.limit), asked.samples)
-    say("search: dense's answers")
-    judge = Judge(host, data, classifier)
 
     def score(method: str, spec: str, left: Sequence[int]) -> tuple[float, float]:
         acting = sum(after < old for old, after in zip((shape.tokens, *left[:-1]), left, strict=True))
-        return dense_ns - steps.saved_ns(shape, left) + own[method] * acting, judge.distance(spec)
+        return look.dense_ns - steps.saved_ns(shape, left) + look.own_ns[method] * acting, judge.distance(spec)
 
     return search(
         methods,
@@ -477,19 +592,35 @@ def _own_ns(
     return found
 
 
-def _chosen(best: "Sequence[Trial]", asked: _Asked, look: SweepResult) -> "list[Trial]":
-    """Trials to measure: of those that may be fast enough, some that lie evenly along the front."""
-    assert look.dense.latency is not None
-    most = look.dense.latency.min_ns
-    good = [trial for trial in best if trial.predicted_ns is not None and trial.predicted_ns <= most]
-    if len(good) <= asked.finalists:
-        return good
-    places = {round(step * (len(good) - 1) / max(asked.finalists - 1, 1)) for step in range(asked.finalists)}
-    return [good[place] for place in sorted(places)]
+def _chosen(best: "Sequence[Trial]", drops: Mapping[str, float | None], asked: _Asked, look: _Look) -> "list[Trial]":
+    """Trials to measure: of those that may be fast enough, some that lie evenly over what they are said to take.
+
+    Most of them lost no more than they may on the samples of the search; a few that lost a little more are tried too,
+    the next faster ones: those samples are few.
+    """
+    most = [limit.value for limit in asked.limits if limit.metric.lower() == "accuracy_drop" and limit.relation == "<="]
+    fast = [trial for trial in best if trial.predicted_ns is not None and trial.predicted_ns <= look.dense_ns]
+
+    def keeps(trial: "Trial") -> bool:
+        drop = drops[trial.spec]
+        return drop is None or not most or drop <= min(most)
+
+    good = [trial for trial in fast if keeps(trial)]
+    bad = [trial for trial in fast if not keeps(trial)]
+    share = math.ceil(asked.finalists * _DARING) if asked.finalists > 1 else 0
+    few = min(max(share, asked.finalists - len(good)), len(bad))
+    return [*bad[len(bad) - few :], *_evenly(good, asked.finalists - few)]
+
+
+def _evenly(trials: "Sequence[Trial]", count: int) -> "list[Trial]":
+    """So many of a row, the first and the last among them."""
+    if len(trials) <= count:
+        return list(trials)
+    return [trials[round(step * (len(trials) - 1) / max(count - 1, 1))] for step in range(count)]
 
 
 def _confirmed(
-    asked: _Asked, sweeps: Mapping[str, SweepResult], say: Progress
+    asked: _Asked, sweeps: Mapping[str, SweepResult], samples: _Samples, say: Progress
 ) -> tuple[list[Confirmed], list[tuple[str, str, str]]]:
     """Measure the fastest settings once more beside dense, until one holds."""
     dense = sweeps[asked.base].dense.bundle
@@ -523,6 +654,7 @@ def _confirmed(
             classes=asked.data["classes"],
             resample=bool(asked.data["resample"]),
             limit=asked.limit,
+            apart=samples.searched if samples.apart else 0,
             threads=asked.threads,
             native=asked.native,
         )
@@ -575,7 +707,7 @@ def _advice(
     return sentences
 
 
-def _front_json(trial: "Trial", shape: Shape) -> dict[str, Any]:
+def _front_json(trial: "Trial", shape: Shape, drop: float | None) -> dict[str, Any]:
     assert trial.predicted_ns is not None
     return {
         "trial": trial.number,
@@ -584,16 +716,22 @@ def _front_json(trial: "Trial", shape: Shape) -> dict[str, Any]:
         "tokens": [shape.tokens, *trial.left],
         "predicted_ms": trial.predicted_ns / 1e6,
         "distance": trial.loss,
+        "drop_points": drop,
     }
 
 
-def _copy(bundle: Path, target: Path) -> None:
-    """Put a copy of a bundle in its place, whole or not at all; one of an earlier tuning is replaced."""
-    with staged_folder(target) as folder:
-        shutil.copytree(bundle, folder, dirs_exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+def _put(bundle: Path, target: Path, *, instead_of: Path) -> None:
+    """Put a copy of a bundle in its place, in one step, and remove the one that an earlier end left of the other kind.
+
+    Raises:
+        BundleError: It cannot be written.
+    """
+    opened = Bundle.open(bundle)
+    write_bundle(target, opened.manifest, {name: opened.chunks(name) for name in opened.manifest.files}, force=True)
+    if instead_of.is_dir():
+        gone = beside(instead_of.resolve(), "new")  # a name that a later run clears away, should a kill come meanwhile
+        instead_of.rename(gone)
+        remove_tree(gone)
 
 
 def _titled(say: Progress, title: str) -> Progress:
