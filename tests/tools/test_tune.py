@@ -233,7 +233,12 @@ GIVEN: dict[str, Any] = {
 def test_whatever_is_said_of_an_export_reaches_it(keyword: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it in INT8, and without INT8 all but what is of INT8 alone."""
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(run, "sweep", lambda model, **given: seen.append(given) or SimpleNamespace(interrupted=False))
+
+    def sweep(model: str, **given: Any) -> Any:
+        seen.append(given)
+        return SimpleNamespace(interrupted=False)
+
+    monkeypatch.setattr(run, "sweep", sweep)
     asked: Any = SimpleNamespace(
         options={name: None for name in GIVEN if name != "precision"} | {keyword: GIVEN[keyword]},
         data={"data": None, "labels": None, "classes": None, "resample": None},

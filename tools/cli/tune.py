@@ -108,7 +108,8 @@ def tune(
                 write_json(json, refused.to_json())
             if refused is not None and str(json) != "-":
                 _show(refused)
-            say(f"Wrote {output / 'tune.html'}")
+            if refused is not None:
+                say(f"Wrote {output / 'tune.html'}")
             raise
     if json is not None and str(json) == "-":
         print_json(result.to_json())

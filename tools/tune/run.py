@@ -273,6 +273,11 @@ def tune(
     judge = Judge(host, data_searched, classifier)
     found = _searched(asked, shape, methods, steps, look, judge, before, say)
     best = front(found)
+    if not best:
+        raise GateError(
+            f"None of the {len(found)} schedules that were tried can be judged; the first: {found[0].refused}",
+            hint="Give another method to --compress, or more --trials.",
+        )
     drops = {trial.spec: judge.drop_points(trial.spec) for trial in best}
     chosen_trials = _chosen(best, drops, asked, look)
     if not chosen_trials:
