@@ -202,8 +202,8 @@ def _staircase(result: "TuneResult") -> Figure:
                 board.mark(to_x(count), to_y(time), series_kind(index), words)
 
     caption = (
-        "One layer, exported alone and timed at every count in turns; a quarter of the rounds were faster than what is "
-        "drawn. What a schedule saves is predicted from this line; steps are where fewer tokens gain nothing."
+        "One layer, exported alone and timed at every count in turns: its fastest round. What a schedule saves is "
+        "predicted from this line; steps are where fewer tokens gain nothing."
     )
     return Figure(
         title=title,

@@ -13,38 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_compress.errors import ConfigError, GateError, TrtCompressError
-from trt_compress.export.api import check_int8
 from trt_compress.export.bundle import write_bundle
-from trt_compress.export.int8_form import INT8
 from trt_compress.export.needs import EXPORT_NEEDS, require_modules
-from trt_compress.export.recipe import OF_INT8, Recipe, recipe_from_json, recipe_from_options
-from trt_compress.export.trust import trusted
+from trt_compress.export.recipe import recipe_from_json
 from trt_compress.files import read_regular, write_whole
 from trt_compress.foreign import refusals_said
 from trt_compress.format.bundle import Bundle
-from trt_compress.models.hosts.catalog import check_model
 from trt_compress.paths import check_new_folder
 from trt_compress.runtime.evaluate import classifier_of, refuse_detector
 from trt_compress.runtime.labelled.data import LabelledData, limited
-from trt_compress.runtime.labelled.open import HELD_OUT, Request
 from trt_compress.runtime.session import Session
 from trt_compress.strays import beside, remove_tree
-from trt_compress.tools.bench.bundle import bench
-from trt_compress.tools.evaluate import Progress, check_numbers, evaluate, open_for, request_of
-from trt_compress.tools.held_out import check_held_out
-from trt_compress.tools.machine import cpu_cores, describe_device, package_versions
-from trt_compress.tools.report.budget import Limit
-from trt_compress.tools.sweep.result import Row, SweepResult
+from trt_compress.tools.evaluate import Progress, open_for
+from trt_compress.tools.machine import describe_device, package_versions
+from trt_compress.tools.sweep.result import SweepResult
 from trt_compress.tools.sweep.run import sweep
-from trt_compress.tools.tune.result import (
-    Confirmed,
-    TuneResult,
-    before_confirming,
-    judged,
-    limits_from,
-    rounds_for,
-)
-from trt_compress.tools.tune.schedule import Shape, left_behind, methods_from, spec_of, starts, tunable
+from trt_compress.tools.tune.asked import Asked, Parts, options_of, read_asked
+from trt_compress.tools.tune.confirm import advice_of, confirm
+from trt_compress.tools.tune.result import TuneResult
+from trt_compress.tools.tune.schedule import Shape, left_behind, spec_of, starts
 
 if TYPE_CHECKING:
     from trt_compress.models.hosts.base import LoadedHost
@@ -57,7 +44,6 @@ TRIALS_FILE, STAIRCASE_FILE, LOOK_FILE = "trials.jsonl", "staircase.json", "look
 RESULT_FILE, PAGE_FILE, RECIPE_FILE = "tune.json", "tune.html", "recipe.toml"
 BUNDLE, DENSE = "bundle", "dense"
 _LOOKS = 15  # rounds of the first look
-_CONFIRMED = 4  # settings of a precision that are measured once more, until one is taken
 _DARING = 0.25  # of the finalists, the share that lost too much in the search, whose samples are few
 
 
@@ -74,76 +60,6 @@ class _Look:
     dense: Path
     dense_ns: float
     own_ns: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Samples:
-    """How the data are parted: the search looks at some, and what it found is scored on the others.
-
-    Attributes:
-        searched: Samples that the search looks at.
-        scored: Samples that settings are scored with.
-        apart: Whether none is among both.
-    """
-
-    searched: int
-    scored: int
-    apart: bool
-
-    def sentence(self) -> str:
-        """For a report."""
-        if self.apart:
-            return f"The search looked at {self.searched} samples; the scores are of the {self.scored} others."
-        return (
-            f"The scores are of all {self.scored} samples, and the search looked at {self.searched} of them: there are "
-            f"too few to keep both apart."
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What was asked for, checked."""
-
-    model: str
-    methods: Mapping[str, Mapping[str, Any]]
-    limits: Sequence[Limit]
-    recipes: Mapping[str, Recipe]
-    request: Request | None
-    data: Mapping[str, Any]
-    options: Mapping[str, Any]
-    min_gain: float
-    trials: int
-    finalists: int
-    samples: int
-    batch: int
-    rounds: int
-    warmup: int
-    threads: int
-    limit: int | None
-    seed: int
-    native: bool | None
-    trust_paths: bool
-    folder: Path
-
-    @property
-    def base(self) -> str:
-        """The precision that schedules are searched in, and whose dense model everything is held against."""
-        return next(iter(self.recipes))
-
-    def to_json(self) -> dict[str, Any]:
-        """What an interrupted tuning must have been asked for, too, to go on."""
-        return {
-            "model": self.model,
-            "methods": list(self.methods),
-            "precision": self.base,
-            **{name: None if value is None else str(value) for name, value in self.data.items()},
-            **{name: None if value is None else str(value) for name, value in self.options.items()},
-            "samples": self.samples,
-            "limit": self.limit,
-            "batch": self.batch,
-            "threads": self.threads,
-            "seed": self.seed,
-        }
 
 
 @refusals_said()
@@ -213,7 +129,7 @@ def tune(
         GateError: No setting is taken; `report` is the result, and the dense bundle is in `output`.
     """
     say = progress or (lambda text: None)
-    asked = _asked(
+    asked = read_asked(
         model,
         compress=compress,
         budget=budget,
@@ -293,7 +209,7 @@ def tune(
             apart=parts.searched if parts.apart else 0,
             say=_titled(say, precision_name),
         )
-    confirmed, refused = _confirmed(asked, sweeps, parts, say)
+    confirmed, refused = confirm(asked, sweeps, parts, say)
     winner = next((one for one in confirmed if one.reason is None), None)
     dense = sweeps[asked.base].dense.bundle
     assert dense is not None
@@ -321,7 +237,7 @@ def tune(
         refused=tuple(refused),
         winner=winner,
         bundle=str(target),
-        advice=tuple(_advice(asked, sweeps, confirmed, winner, target)),
+        advice=tuple(advice_of(asked, sweeps, confirmed, winner, target)),
         device=describe_device(),
         versions=package_versions(),
     )
@@ -336,91 +252,8 @@ def tune(
     return result
 
 
-def _asked(
-    model: str,
-    *,
-    compress: str | Sequence[str] | None,
-    budget: str | None,
-    precision: str | Sequence[str] | None,
-    data: dict[str, Any],
-    options: dict[str, Any],
-    min_gain: float,
-    rounds: int | None,
-    warmup: int,
-    threads: int | None,
-    batch: int,
-    limit: int | None,
-    trials: int,
-    finalists: int,
-    samples: int,
-    trust_paths: bool,
-    **rest: Any,
-) -> _Asked:
-    """Look at everything that was given, before anything is loaded."""
-    texts = [compress] if isinstance(compress, str) else list(compress or ())
-    methods = methods_from(texts or tunable())
-    limits = limits_from(budget)
-    if precision is None:
-        precision = recipe_from_options(model).precision
-    names = [precision] if isinstance(precision, str) else list(precision)
-    names = list(dict.fromkeys(name.strip().lower() for text in names for name in text.split(",")))
-    if not min_gain >= 1 or min_gain == float("inf"):
-        raise ConfigError(f"min_gain={min_gain:g}; give 1 or more: how many times as fast as dense it must be.")
-    numbers = {"batch": batch, "rounds": rounds, "threads": threads, "limit": limit, "trials": trials}
-    check_numbers(**numbers, finalists=finalists, samples=samples)
-    if warmup < 0:
-        raise ConfigError(f"warmup={warmup}; give 0 or more.")
-    counted = rounds_for(limits, rounds)
-    recipes = {}
-    if INT8 not in names and (given := [name for name in OF_INT8 if options.get(name) is not None]):
-        raise ConfigError(
-            f"--{given[0].replace('_', '-')} is for precision int8, and int8 is not among the precisions; give "
-            f"--precision {','.join([*names, INT8])}, or leave it out."
-        )
-    for name in names:
-        recipe = recipe_from_options(model, **_options_of(options, name), batch=f"1:{batch}:{max(8, batch)}")
-        if not trust_paths:
-            said = {"weights": options.get("weights"), "calibrate": options.get("calibrate")}
-            recipe = trusted(model, recipe, named=[key for key, value in said.items() if value is not None])
-        check_int8(recipe)
-        recipes[name] = recipe
-    base = recipes[names[0]]
-    check_model(base.model, base.weights)
-    if data["data"] is None and data["labels"] is None and base.model.startswith("zoo:"):
-        data = {**data, "data": HELD_OUT}
-    request = request_of(data["data"], data["labels"], data["classes"], resample=data["resample"])
-    if request is None:
-        check_held_out(base.model)
-    return _Asked(
-        model=model,
-        methods=methods,
-        limits=limits,
-        recipes=recipes,
-        request=request,
-        data={**data, "resample": data["resample"] or None},
-        options=options,
-        min_gain=min_gain,
-        trials=trials,
-        finalists=finalists,
-        samples=samples,
-        batch=batch,
-        rounds=counted,
-        warmup=warmup,
-        threads=threads or cpu_cores(),
-        limit=limit,
-        trust_paths=trust_paths,
-        **rest,
-    )
-
-
-def _options_of(options: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """The options of an export in one precision: all that were given, those of INT8 where it is that."""
-    own = {name: value for name, value in options.items() if precision == INT8 or name not in OF_INT8}
-    return {**own, "precision": precision}
-
-
 def _fitting(
-    asked: _Asked, host: "LoadedHost", shape: Shape
+    asked: Asked, host: "LoadedHost", shape: Shape
 ) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
     """The methods that fit the model, and why the others do not."""
     from trt_compress.tools.tune.judge import only_graph
@@ -443,7 +276,7 @@ def _spec(methods: Mapping[str, Mapping[str, Any]], method: str, shape: Shape, r
     return spec_of(method.partition(":")[0], methods[method], shape, left_behind(shape, removed))
 
 
-def _staircase(asked: _Asked, host: "LoadedHost", shape: Shape, say: Progress) -> "Staircase":
+def _staircase(asked: Asked, host: "LoadedHost", shape: Shape, say: Progress) -> "Staircase":
     """What a layer takes here; that of an interrupted tuning stays."""
     from trt_compress.strays import temporary_folder
     from trt_compress.tools.tune.judge import only_graph
@@ -468,7 +301,7 @@ def _staircase(asked: _Asked, host: "LoadedHost", shape: Shape, say: Progress) -
 
 
 def _sweep(
-    asked: _Asked,
+    asked: Asked,
     precision: str,
     specs: Sequence[str],
     *,
@@ -495,7 +328,7 @@ def _sweep(
         native=asked.native,
         trust_paths=asked.trust_paths,
         progress=say,
-        **_options_of(asked.options, precision),
+        **options_of(asked.options, precision),
     )
     if found.interrupted:
         raise KeyboardInterrupt
@@ -503,7 +336,7 @@ def _sweep(
 
 
 def _looked(
-    asked: _Asked,
+    asked: Asked,
     shape: Shape,
     methods: Mapping[str, Mapping[str, Any]],
     steps: "Staircase",
@@ -537,19 +370,19 @@ def _looked(
     return _Look(dense=Path(str(found.dense.bundle)), dense_ns=dense_ns, own_ns=own)
 
 
-def _parted(asked: _Asked, look: _Look) -> "tuple[LabelledData, _Samples, Classifier | None]":
+def _parted(asked: Asked, look: _Look) -> "tuple[LabelledData, Parts, Classifier | None]":
     """The samples that the search looks at; none of them is scored later, if at least as many others are there."""
     with Session.open(look.dense) as session:
         classifier = classifier_of(session.bundle.manifest, session.outputs)
         data = limited(open_for(session, asked.request, classifier), asked.limit)
     searched, total = min(asked.samples, len(data.samples)), len(data.samples)
     apart = total >= 2 * searched
-    samples = _Samples(searched=searched, scored=total - searched if apart else total, apart=apart)
+    samples = Parts(searched=searched, scored=total - searched if apart else total, apart=apart)
     return limited(data, searched), samples, classifier
 
 
 def _searched(
-    asked: _Asked,
+    asked: Asked,
     shape: Shape,
     methods: Mapping[str, Mapping[str, Any]],
     steps: "Staircase",
@@ -597,7 +430,7 @@ def _own_ns(
     return found
 
 
-def _chosen(best: "Sequence[Trial]", drops: Mapping[str, float | None], asked: _Asked, look: _Look) -> "list[Trial]":
+def _chosen(best: "Sequence[Trial]", drops: Mapping[str, float | None], asked: Asked, look: _Look) -> "list[Trial]":
     """Trials to measure: of those that may be fast enough, some that lie evenly over what they are said to take.
 
     Most of them lost no more than they may on the samples of the search; a few that lost a little more are tried too,
@@ -622,94 +455,6 @@ def _evenly(trials: "Sequence[Trial]", count: int) -> "list[Trial]":
     if len(trials) <= count:
         return list(trials)
     return [trials[round(step * (len(trials) - 1) / max(count - 1, 1))] for step in range(count)]
-
-
-def _confirmed(
-    asked: _Asked, sweeps: Mapping[str, SweepResult], samples: _Samples, say: Progress
-) -> tuple[list[Confirmed], list[tuple[str, str, str]]]:
-    """Measure the fastest settings once more beside dense, until one holds."""
-    dense = sweeps[asked.base].dense.bundle
-    assert dense is not None
-    candidates: list[tuple[float, str, Row]] = []
-    refused: list[tuple[str, str, str]] = []
-    for precision, found in sweeps.items():
-        asked_rows = [row for row in found.rows if row.kind == "asked"]
-        good, bad = before_confirming(asked_rows, found, asked.limits, asked.min_gain)
-        refused += [(precision, spec, reason) for spec, reason in bad]
-        refused += [(precision, spec, reason) for spec, reason in found.misfits]
-        candidates += [(row.latency.median_ns, precision, row) for row in good[:_CONFIRMED] if row.latency is not None]
-    confirmed: list[Confirmed] = []
-    for _, precision, row in sorted(candidates, key=lambda each: each[0]):
-        assert row.bundle is not None
-        say(f"confirming {row.spec} in {precision}")
-        timed = bench(
-            row.bundle,
-            baseline=dense,
-            batch=asked.batch,
-            threads=asked.threads,
-            pairs=asked.rounds,
-            warmup=asked.warmup,
-            native=asked.native,
-        )
-        answers = evaluate(
-            row.bundle,
-            baseline=dense,
-            data=asked.data["data"],
-            labels=asked.data["labels"],
-            classes=asked.data["classes"],
-            resample=bool(asked.data["resample"]),
-            limit=asked.limit,
-            apart=samples.searched if samples.apart else 0,
-            threads=asked.threads,
-            native=asked.native,
-        )
-        held, reason = judged(timed, answers, asked.limits, asked.min_gain)
-        confirmed.append(
-            Confirmed(precision=precision, row=row, bench=timed, evaluation=answers, held=held, reason=reason)
-        )
-        if reason is None:
-            break
-        refused.append((precision, row.spec, reason))
-    return confirmed, refused
-
-
-def _advice(
-    asked: _Asked,
-    sweeps: Mapping[str, SweepResult],
-    confirmed: Sequence[Confirmed],
-    winner: Confirmed | None,
-    target: Path,
-) -> list[str]:
-    """The result in sentences."""
-    if winner is not None:
-        sentences = [f"Take {winner.sentence()}; the bundle is {target}."]
-        change = winner.row.random
-        if winner.row.random_value is None:
-            sentences.append("There is no random with as many tokens to hold it against: it was not compared with one.")
-        elif change is not None and change.low <= 0:
-            sentences.append("That it beats random with as many tokens is within the noise of these samples.")
-        if any(side.verdict.status != "stable" for side in winner.bench.sides):
-            sentences.append("The timing was not steady: repeat it on a quiet machine before you quote it.")
-        return sentences
-    count = sum(row.kind == "asked" for found in sweeps.values() for row in found.rows)
-    limits = ", ".join(map(str, asked.limits))
-    sentences = [
-        f"None of the {count} settings that were measured is taken: at least {asked.min_gain:g}× as fast as dense, "
-        f"better than random with as many tokens, and {limits}."
-    ]
-    if confirmed:
-        best = max(confirmed, key=lambda one: one.gain.median)
-        sentences.append(f"The best that was found is {best.sentence()}; {best.reason}.")
-    else:
-        rows = [(precision, row) for precision, found in sweeps.items() for row in found.rows if row.kind == "asked"]
-        timed = [(precision, row) for precision, row in rows if row.speedup is not None]
-        if timed:
-            precision, row = max(timed, key=lambda each: each[1].speedup.median if each[1].speedup else 0.0)
-            found = sweeps[precision]
-            why = dict(before_confirming([row], found, asked.limits, asked.min_gain)[1]).get(row.spec, "")
-            sentences.append(f"The fastest is {row.spec} in {precision}: {why}.")
-    sentences.append(f"The dense bundle is {target}.")
-    return sentences
 
 
 def _front_json(trial: "Trial", shape: Shape, drop: float | None) -> dict[str, Any]:

@@ -26,7 +26,6 @@ Floats = npt.NDArray[np.float64]
 
 BLOCK, STAIRCASE = "block.onnx", "staircase.json"
 _STEPS = 12
-_PERCENT = 25
 _ROUNDS, _WARMUP = 21, 4
 _ATTENTION = 1 / 3  # of a layer's time, about: a method acts between attention and feed-forward part
 _ALIKE = 0.05  # a step down of less than this is none
@@ -39,8 +38,8 @@ class Staircase:
 
     Attributes:
         counts: Tokens, ascending; the last is all of them.
-        block_ns: For each batch what a layer takes at each count: a quarter of the rounds were faster. What else runs
-            on a machine slows some rounds and speeds up none.
+        block_ns: For each batch what a layer takes at each count in its fastest round: what else runs on a machine
+            slows some rounds and speeds up none.
         batch: The batch that was asked for.
     """
 
@@ -175,7 +174,6 @@ def measured(folder: Path, request: Mapping[str, Any], *, batch: int, say: "Prog
 def from_latencies(found: Mapping[str, Any], counts: Sequence[int], *, batch: int) -> Staircase:
     """The staircase that `measure_block` found."""
     steps = {
-        int(size): tuple(float(np.percentile(own[str(count)], _PERCENT)) for count in counts)
-        for size, own in found["latencies_ns"].items()
+        int(size): tuple(float(min(own[str(count)])) for count in counts) for size, own in found["latencies_ns"].items()
     }
     return Staircase(counts=tuple(counts), block_ns=steps, batch=batch)
