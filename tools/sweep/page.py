@@ -197,7 +197,7 @@ def _scatter(
         for row, x, y in found:
             kind = row.kind if row.kind != "asked" else series_kind(families.index(_family(row)))
             board.mark(to_x(x), to_y(y), kind, f"{_name(row)}: {number(y)} %, {text(x)}")
-        labels = Labels(board)
+        labels = PointLabels(board)
         for row, x, y in sorted(found, key=lambda each: (each[0].spec != result.recommended, each[0].kind != "dense")):
             chosen = row.spec == result.recommended
             if chosen:
@@ -231,7 +231,7 @@ def _scatter(
     )
 
 
-class Labels:
+class PointLabels:
     """Writes labels beside points where they do not cover one another; one that finds no place is left out."""
 
     def __init__(self, board: Board) -> None:

@@ -21,7 +21,7 @@ from trt_compress.tools.tune.schedule import methods_from, tunable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class TuneRequest:
     """What was asked for, checked."""
 
     model: str
@@ -67,7 +67,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SampleParts:
     """How the data are parted: the search looks at some, and what it found is scored on the others.
 
     Attributes:
@@ -109,7 +109,7 @@ def read_asked(
     samples: int,
     trust_paths: bool,
     **rest: Any,
-) -> Asked:
+) -> TuneRequest:
     """Look at everything that was given, before anything is loaded."""
     texts = [compress] if isinstance(compress, str) else list(compress or ())
     methods = methods_from(texts or tunable())
@@ -145,7 +145,7 @@ def read_asked(
     request = request_of(data["data"], data["labels"], data["classes"], resample=data["resample"])
     if request is None:
         check_held_out(base.model)
-    return Asked(
+    return TuneRequest(
         model=model,
         methods=methods,
         limits=limits,

@@ -6,14 +6,14 @@ from pathlib import Path
 from trt_compress.tools.bench.bundle import bench
 from trt_compress.tools.evaluate import Progress, evaluate
 from trt_compress.tools.sweep.result import Row, SweepResult
-from trt_compress.tools.tune.asked import Asked, Parts
+from trt_compress.tools.tune.asked import SampleParts, TuneRequest
 from trt_compress.tools.tune.result import Confirmed, before_confirming, judged
 
 _MOST = 4  # settings of a precision that are measured once more, until one is taken
 
 
 def confirm(
-    asked: Asked, sweeps: Mapping[str, SweepResult], samples: Parts, say: Progress
+    asked: TuneRequest, sweeps: Mapping[str, SweepResult], samples: SampleParts, say: Progress
 ) -> tuple[list[Confirmed], list[tuple[str, str, str]]]:
     """Measure the fastest settings once more beside dense, until one holds."""
     dense = sweeps[asked.base].dense.bundle
@@ -62,7 +62,7 @@ def confirm(
 
 
 def advice_of(
-    asked: Asked,
+    asked: TuneRequest,
     sweeps: Mapping[str, SweepResult],
     confirmed: Sequence[Confirmed],
     winner: Confirmed | None,

@@ -9,7 +9,7 @@ from trt_compress.tools.report.html import figure_html, page_html, rows_html
 from trt_compress.tools.report.numbers import number
 from trt_compress.tools.report.plots import Figure, drawn
 from trt_compress.tools.report.svg import Board, linear, nice_ticks, tick_text
-from trt_compress.tools.sweep.page import CSS, Labels, ends, series_kind, together
+from trt_compress.tools.sweep.page import CSS, PointLabels, ends, series_kind, together
 from trt_compress.tools.sweep.text import cells_of, columns_of, measure_title, sorted_rows
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def page_from_tune(result: "TuneResult") -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class FrontPoint:
     """A setting that was measured, in the plane of latency and answers.
 
     Attributes:
@@ -89,7 +89,7 @@ def arrows(tokens: Sequence[int]) -> str:
     return " → ".join(f"{count}" if times == 1 else f"{count} ×{times}" for count, times in parts)
 
 
-def _points(result: "TuneResult") -> list[Point]:
+def _points(result: "TuneResult") -> list[FrontPoint]:
     """What was timed and scored, dense of each precision among it, the fastest first."""
     found = [
         (precision, sweep, row, row.latency.median_ns / 1e6, 100 * value)
@@ -104,7 +104,7 @@ def _points(result: "TuneResult") -> list[Point]:
         return any(x <= ms and y >= percent and (x, y) != (ms, percent) for x, y in rivals)
 
     made = [
-        Point(
+        FrontPoint(
             row=row,
             precision=precision,
             ms=ms,
@@ -218,7 +218,7 @@ def _staircase(result: "TuneResult") -> Figure:
     )
 
 
-def _front(result: "TuneResult", points: Sequence[Point]) -> Figure | None:
+def _front(result: "TuneResult", points: Sequence[FrontPoint]) -> Figure | None:
     base = _base(result)
     dense = [point for point in points if point.row.kind == "dense"]
     if len(points) < 2 or not dense:
@@ -259,7 +259,7 @@ def _front(result: "TuneResult", points: Sequence[Point]) -> Figure | None:
             board.dots([to_x(point.ms) for point in own], [to_y(point.percent) for point in own], kind)
         for point, kind in zip(points, kinds, strict=True):
             board.mark(to_x(point.ms), to_y(point.percent), kind, point.title)
-        labels = Labels(board)
+        labels = PointLabels(board)
         for point in sorted(points, key=lambda each: (not each.taken, each.row.kind != "dense", not each.on_front)):
             x, y = to_x(point.ms), to_y(point.percent)
             if point.taken:
@@ -289,15 +289,15 @@ def _front(result: "TuneResult", points: Sequence[Point]) -> Figure | None:
     )
 
 
-def _series(point: Point, several: bool) -> str:
+def _series(point: FrontPoint, several: bool) -> str:
     return f"{point.method}, {point.precision}" if several else point.method
 
 
-def _kind(point: Point, series: Sequence[str], several: bool) -> str:
+def _kind(point: FrontPoint, series: Sequence[str], several: bool) -> str:
     return series_kind(series.index(_series(point, several))) if point.row.kind == "asked" else point.row.kind
 
 
-def _rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+def _rows(points: Sequence[FrontPoint]) -> list[tuple[str, ...]]:
     return [
         (
             f"{place}{', taken' if point.taken else ''}",

@@ -28,7 +28,7 @@ from trt_compress.tools.evaluate import Progress, open_for
 from trt_compress.tools.machine import describe_device, package_versions
 from trt_compress.tools.sweep.result import SweepResult
 from trt_compress.tools.sweep.run import sweep
-from trt_compress.tools.tune.asked import Asked, Parts, options_of, read_asked
+from trt_compress.tools.tune.asked import SampleParts, TuneRequest, options_of, read_asked
 from trt_compress.tools.tune.confirm import advice_of, confirm
 from trt_compress.tools.tune.result import TuneResult
 from trt_compress.tools.tune.schedule import Shape, left_behind, spec_of, starts
@@ -253,7 +253,7 @@ def tune(
 
 
 def _fitting(
-    asked: Asked, host: "LoadedHost", shape: Shape
+    asked: TuneRequest, host: "LoadedHost", shape: Shape
 ) -> tuple[dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
     """The methods that fit the model, and why the others do not."""
     from trt_compress.tools.tune.judge import only_graph
@@ -276,7 +276,7 @@ def _spec(methods: Mapping[str, Mapping[str, Any]], method: str, shape: Shape, r
     return spec_of(method.partition(":")[0], methods[method], shape, left_behind(shape, removed))
 
 
-def _staircase(asked: Asked, host: "LoadedHost", shape: Shape, say: Progress) -> "Staircase":
+def _staircase(asked: TuneRequest, host: "LoadedHost", shape: Shape, say: Progress) -> "Staircase":
     """What a layer takes here; that of an interrupted tuning stays."""
     from trt_compress.strays import temporary_folder
     from trt_compress.tools.tune.judge import only_graph
@@ -301,7 +301,7 @@ def _staircase(asked: Asked, host: "LoadedHost", shape: Shape, say: Progress) ->
 
 
 def _sweep(
-    asked: Asked,
+    asked: TuneRequest,
     precision: str,
     specs: Sequence[str],
     *,
@@ -336,7 +336,7 @@ def _sweep(
 
 
 def _looked(
-    asked: Asked,
+    asked: TuneRequest,
     shape: Shape,
     methods: Mapping[str, Mapping[str, Any]],
     steps: "Staircase",
@@ -370,19 +370,19 @@ def _looked(
     return _Look(dense=Path(str(found.dense.bundle)), dense_ns=dense_ns, own_ns=own)
 
 
-def _parted(asked: Asked, look: _Look) -> "tuple[LabelledData, Parts, Classifier | None]":
+def _parted(asked: TuneRequest, look: _Look) -> "tuple[LabelledData, SampleParts, Classifier | None]":
     """The samples that the search looks at; none of them is scored later, if at least as many others are there."""
     with Session.open(look.dense) as session:
         classifier = classifier_of(session.bundle.manifest, session.outputs)
         data = limited(open_for(session, asked.request, classifier), asked.limit)
     searched, total = min(asked.samples, len(data.samples)), len(data.samples)
     apart = total >= 2 * searched
-    samples = Parts(searched=searched, scored=total - searched if apart else total, apart=apart)
+    samples = SampleParts(searched=searched, scored=total - searched if apart else total, apart=apart)
     return limited(data, searched), samples, classifier
 
 
 def _searched(
-    asked: Asked,
+    asked: TuneRequest,
     shape: Shape,
     methods: Mapping[str, Mapping[str, Any]],
     steps: "Staircase",
@@ -430,7 +430,9 @@ def _own_ns(
     return found
 
 
-def _chosen(best: "Sequence[Trial]", drops: Mapping[str, float | None], asked: Asked, look: _Look) -> "list[Trial]":
+def _chosen(
+    best: "Sequence[Trial]", drops: Mapping[str, float | None], asked: TuneRequest, look: _Look
+) -> "list[Trial]":
     """Trials to measure: of those that may be fast enough, some that lie evenly over what they are said to take.
 
     Most of them lost no more than they may on the samples of the search; a few that lost a little more are tried too,
