@@ -32,6 +32,7 @@ SPECS = (
     "hiprune",
     "divprune",
     "cdpruner",
+    "recoverable",
     "dart",
     "fourier",
     "pixel_shuffle",

@@ -33,6 +33,7 @@ from trt_compress.models.compressors.vision.dart import least_alike
 from trt_compress.models.compressors.vision.fourier import low_pass, new_side
 from trt_compress.models.compressors.vision.h_reducer import HReducer, reducer_of
 from trt_compress.models.compressors.vision.pixel_shuffle import PixelShuffle
+from trt_compress.models.compressors.vision.recoverable import outlier_factors
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.layers.attention import ATTENTION_TAPS
 
@@ -163,6 +164,7 @@ CDPRUNER = (
     "similar_tokens",
     "two_segments",
 )
+RECOVERABLE = ("full", "full_larger", "full_no_centres")
 DART = ("batch_first_item", "budget", "image_pivots_only", "llava_1_5_sizes", "llava_next", "ratio")
 FOURIER = ("bf16", "constant", "fp16_range", "identity", "llava_576_144", "norm_none", "one_token", "rectangular")
 SHUFFLES = ("idefics3", "internvl", "internvl_scale4", "llama4_shuffle", "smolvlm_scale3", "smolvlm_scale4")
@@ -173,6 +175,7 @@ def test_every_case_of_the_others_is_compared() -> None:
     assert cases_on_disk("hiprune") == set(HIPRUNE)
     assert cases_on_disk("divprune") == set(DIVPRUNE)
     assert cases_on_disk("cdpruner") == set(CDPRUNER)
+    assert cases_on_disk("recoverable") == {*RECOVERABLE, "lof", "lof_duplicates"}
     assert cases_on_disk("dart") == set(DART)
     assert cases_on_disk("fourier_vlm") == {
         *FOURIER,
@@ -230,6 +233,55 @@ def test_cdpruner(case: str) -> None:
         taps.put(1, {"text_space": space, Tap(kind="texts", layer=1, rows=segments).asked: text})
         _, found = behind("cdpruner", taps, x, prefix=0, num_kept=meta["keep"], segments=segments)
         assert torch.equal(found.x[0], x[0, arrays["selected"][0]])
+
+
+@pytest.mark.parametrize("case", RECOVERABLE)
+def test_recoverable(case: str) -> None:
+    """As the code has it: keys of other patches, and no sum without a centre."""
+    arrays, meta = read("recoverable", case)
+    hidden, patches, front = arrays["hidden"], meta["N"], torch.arange(meta["N"] + 1)[None, :, None]
+    taps = Taps()
+    taps.put(0, {Tap(kind=kind, layer=0, heads="each").asked: arrays[kind[0]][:, None] for kind in ("queries", "keys")})
+    taps.put(1, {"text_space": arrays["projected"], "texts": arrays["text_feature"][:, None]})
+    cosine = text_cosines(arrays["projected"][:, 1:], arrays["text_feature"][:, None])
+    assert_close(cosine / meta["proj_dim"] ** 0.5, arrays["similarity"][:, 0], OPERATOR_TOLERANCE)
+    _, found = behind("recoverable", taps, hidden, as_code=True, keep_ratio=0.3)
+    count = meta["n_vision"] + meta["n_text"]
+    assert found.valid is not None and int(found.valid.sum()) == 1 + arrays["out"].shape[1]
+    assert bool(found.valid[0, : 1 + arrays["out"].shape[1]].all())
+    assert torch.equal(found.x[:, 1 : 1 + count], hidden[:, 1 + arrays["kept_sorted"][0]])
+    assert_close(found.x[:, 1 : 1 + arrays["out"].shape[1]], arrays["out"], OPERATOR_TOLERANCE)
+    _, own = behind("recoverable", taps, front.float(), keep_ratio=0.3)
+    assert (own.x[0, 1 : 1 + count, 0] - 1).tolist() == arrays["kept_sorted"][0].tolist()
+    assert patches + 1 == float(torch.where(own.valid[..., None], own.sizes, 0.0).sum())  # type: ignore[index]
+
+
+def test_outlier_factors() -> None:
+    """As scikit-learn has them, and the same with scores among them that do not count."""
+    arrays, meta = read("recoverable", "lof")
+    for number, query in enumerate(meta["queries"]):
+        scores, count = arrays[f"scores_{number}"], query["n"]
+        found = outlier_factors(scores * count, query["k"], 1e-10 * count)[0].double()
+        wanted = arrays[f"lof_{number}"][scores[0].argsort(stable=True)]
+        torch.testing.assert_close(found, wanted, rtol=4e-6, atol=0)
+        assert int((found > 1.5).sum()) == int(arrays[f"outlier_mask_{number}"].sum())
+        there = torch.ones(1, count + 7, dtype=torch.bool)
+        there[:, 3:10] = False  # the same with others among them
+        wide = torch.cat([scores[:, :3], scores.amax().expand(1, 7), scores[:, 3:]], dim=1)
+        masked = outlier_factors(wide * count, query["k"], 1e-10 * count, there)[0, :count].double()
+        torch.testing.assert_close(masked, wanted, rtol=4e-6, atol=0)
+
+
+def test_outlier_factors_of_equal_scores() -> None:
+    """Among more equal scores than are looked at none stands out; of fewer it is open there which are neighbours."""
+    arrays, meta = read("recoverable", "lof_duplicates")
+    for number, query in enumerate(meta["queries"]):
+        scores, count = arrays[f"scores_{number}"], query["n"]
+        order = scores[0].argsort(stable=True)
+        found = outlier_factors(scores * count, query["k"], 1e-10 * count)[0].double()
+        many = ((scores[0, :, None] == scores[0]).sum(dim=1) > query["k"])[order]
+        assert count // 2 < int(many.sum()) < count and bool(found.isfinite().all())
+        torch.testing.assert_close(found[many], arrays[f"lof_{number}"][order][many], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", DART)

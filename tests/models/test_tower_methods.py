@@ -41,6 +41,7 @@ SPECS = {
     "hiprune": "hiprune:num_kept=11,alpha=0.6,object_layer=0",
     "divprune": "divprune:num_kept=7",
     "cdpruner": "cdpruner:num_kept=7,segments=2",
+    "recoverable": "recoverable:num_kept=9,neighbours=5,segments=2,centre_ratio=0.2",
     "dart": "dart:num_kept=8,order=position",
     "fourier": "fourier:side=4",
     "pixel_shuffle": "pixel_shuffle:scale=3",
@@ -48,7 +49,7 @@ SPECS = {
 }
 
 
-ASKED = frozenset({"cdpruner"})
+ASKED = frozenset({"cdpruner", "recoverable"})
 """Of these, the methods that read a question."""
 
 
@@ -176,6 +177,7 @@ def test_a_connector_with_weights(towers: dict[str, Path], tmp_path: Path) -> No
         ("clip", "prumerge_plus", "TrtcTokenMix"),
         ("clip", "token_corr", "TrtcTokenMix"),
         ("texts", "cdpruner", "TrtcTokenSelect"),
+        ("texts", "recoverable", "TrtcTokenMix"),
     ],
 )
 def test_an_engine_is_built(towers: dict[str, Path], tower: str, name: str, operator: str) -> None:
@@ -381,6 +383,55 @@ def test_cdpruner_by_hand() -> None:
         near(found.x[row, 1:], x[np.sort(chosen)])
 
 
+@pytest.mark.parametrize(("limit", "channels"), [(40, 12), (3, 12), (40, 60)])
+def test_recoverable_by_hand(limit: int, channels: int) -> None:
+    """Outliers of attention, then of the likeness to the text, then clusters; with a limit and without."""
+    taps, hidden, a = given(patches=100)
+    chance = np.random.default_rng(8)
+    hidden = hidden.repeat(1, 1, channels // 12)
+    space, words = chance.normal(size=(2, 101, 6)) ** 3, chance.normal(size=(2, 1, 6))
+    space[1, 7] = 9 * words[1, 0]
+    taps.put(2, {"text_space": torch.from_numpy(space).float(), "texts": torch.from_numpy(words).float()})
+    _, found = behind("recoverable", taps, hidden, depth=2, num_kept=limit, neighbours=6, centre_ratio=0.5)
+    assert found.valid is not None
+    for row in range(2):
+        x = hidden[row, 1:].double().numpy()
+        q, k = (np.concatenate(list(a[name][row]), axis=-1) for name in ("query", "key"))
+        attention = (np.exp(k @ q[0] / 12**0.5) / np.exp(k @ q[0] / 12**0.5).sum())[1:]
+        text = cosines(space[row, 1:], words[row])[:, 0] / 6**0.5
+        seen = list(np.argsort(-attention, kind="stable")[: min(stand_out(attention, 20), limit)])
+        unseen = text.copy()
+        unseen[seen] = text.min()
+        about = min((100 - len(seen)) * stand_out(unseen, 20) // 100, limit - len(seen))
+        kept = sorted([*seen, *np.argsort(-unseen, kind="stable")[:about]])
+        rest = np.setdiff1d(np.arange(100), kept)
+        number = channels * stand_out(attention[rest], 10) // len(rest)
+        centres = rest[np.argsort(-attention[rest], kind="stable")][:number]
+        wanted = [x[kept]]
+        for centre in centres:
+            likeness = cosines(k[1:][rest], k[1 + centre][None])[:, 0] + 50 * text[rest]
+            others = [other for other in rest[np.argsort(-likeness, kind="stable")] if other != centre][:6]
+            wanted.append((x[centre] + attention[others] @ x[others])[None])
+        alone = np.setdiff1d(rest, centres)
+        whole = np.concatenate([*wanted, (attention[alone] @ x[alone])[None]])
+        assert int(found.valid[row].sum()) == 1 + len(whole)
+        near(found.x[row, 1 : 1 + len(whole)], whole)
+        assert float(found.sizes[row, len(whole)]) == len(alone)
+        assert (about > 0 or row == 0 or limit == 3) and (number > 0 or channels == 12)
+
+
+def stand_out(values: np.ndarray[Any, Any], neighbours: int) -> int:
+    """How many of these are local outliers: at least half as far again from their neighbours as these from theirs."""
+    far = np.abs(values[:, None] - values)
+    np.fill_diagonal(far, np.inf)
+    nearest = np.argsort(far, axis=1, kind="stable")[:, :neighbours]
+    reach = np.sort(far, axis=1)[:, neighbours - 1]
+    density = [1 / (np.maximum(reach[at], far[place, at]).mean() + 1e-10) for place, at in enumerate(nearest)]
+    return int(
+        sum(np.mean([density[other] for other in at]) > 1.5 * own for own, at in zip(density, nearest, strict=True))
+    )
+
+
 def test_cdpruner_where_patches_repeat() -> None:
     """What is alike is kept last, by relevance; without a question all patches count alike."""
     x = torch.eye(3).repeat(1, 2, 1)
@@ -463,6 +514,12 @@ def test_low_frequencies() -> None:
         ("siglip", "cdpruner", "cdpruner: hf:.* has no projection to a space of texts"),
         ("texts", "cdpruner:num_kept=37", "num_kept=37 is too large for the 36 patches that hf:.* gives"),
         ("texts", "cdpruner:segments=0", "segments=0 is out of range; give 1 or more"),
+        ("clip", "recoverable", "recoverable: hf:.* has no projection to a space of texts"),
+        ("siglip", "recoverable", "recoverable: hf:.* has no class token"),
+        ("texts", "recoverable:num_kept=35", "35 of the 36 patches that hf:.* gives may be kept, .* keep 34 at most"),
+        ("texts", "recoverable:centre_ratio=0", "centre_ratio=0.* is out of range; it is a share of the patches"),
+        ("texts", "recoverable:neighbours=0", "recoverable: neighbours=0 is out of range; give 1 or more"),
+        ("texts", "divprune:num_kept=9+recoverable", "recoverable: .* divprune has already changed the tokens"),
         ("texts", "divprune:num_kept=9+cdpruner:num_kept=3", "cdpruner: .* divprune has already changed the tokens"),
         ("clip", "dart:pivots=0", "pivots=0 is out of range"),
         ("clip", "divprune:keep_ratio=1.5", "divprune: keep_ratio=1.5 is out of range; it is the share of patches"),

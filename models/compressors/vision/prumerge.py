@@ -77,9 +77,7 @@ class PruMerge(Compressor):
 
     def _seen(self, taps: Taps) -> tuple[Tensor, Tensor]:
         """Class attention [B, patches] over all channels, heads not split, and keys of length 1 [B, patches, C]."""
-        query, key = merge_heads(taps.at(self.queries)[:, :, :1]), merge_heads(taps.at(self.keys))
-        attention = attention_score(query[:, None], key[:, None], start=self.prefix)
-        return attention.float(), functional.normalize(key[:, self.prefix :].float(), dim=-1)
+        return attention_and_keys(taps, self.queries, self.keys, self.prefix)
 
     def _valid(self, attention: Tensor, index: Tensor) -> Tensor:
         """Which of the best [B, K] are kept: all, or of the outliers as many as there are."""
@@ -114,6 +112,13 @@ class PruMerge(Compressor):
     def pads(self) -> bool:
         """How many are kept depends on the image."""
         return self.adaptive
+
+
+def attention_and_keys(taps: Taps, queries: Tap, keys: Tap, prefix: int) -> tuple[Tensor, Tensor]:
+    """Class attention [B, patches] over all channels, heads not split, and keys of length 1 [B, patches, C]."""
+    query, key = merge_heads(taps.at(queries)[:, :, :1]), merge_heads(taps.at(keys))
+    attention = attention_score(query[:, None], key[:, None], start=prefix)
+    return attention.float(), functional.normalize(key[:, prefix:].float(), dim=-1)
 
 
 def outliers(values: Tensor) -> Tensor:

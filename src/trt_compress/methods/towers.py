@@ -145,6 +145,43 @@ class CdPrunerConfig(KeptBehindConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverableConfig(KeptBehindConfig):
+    """Options of Recoverable Compression.
+
+    Attributes:
+        keep_ratio: Share of the patches kept at most, rounded down; what an image does not need is padding, of size 0.
+        num_kept: Patches kept at most; default: what keep_ratio says.
+        centre_ratio: Share of the patches that are centres of clusters of the others at most, rounded down.
+        neighbours: Patches that each centre takes in; where there are fewer, all.
+        segments: Vectors that a question may have; one of zeros is none. CLIP reads 77 tokens for each.
+        as_code: Cluster by the keys that the authors' code takes, which are those of other patches, and leave out the
+            sum of the rest where there is no centre.
+        layer: Layer whose queries and keys count; default: the one behind the features where the tower has it, else the
+            last that is run.
+    """
+
+    method = "recoverable"
+    keep_ratio: float = 0.125
+    centre_ratio: float = 0.125
+    neighbours: int = 32
+    segments: int = 1
+    as_code: bool = False
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        KeptBehindConfig.__post_init__(self)
+        if not 0 < self.centre_ratio <= 1:
+            raise ConfigError(
+                f"recoverable: centre_ratio={self.centre_ratio} is out of range; it is a share of the patches, above 0 "
+                "and up to 1."
+            )
+        for name, value in (("neighbours", self.neighbours), ("segments", self.segments)):
+            if value < 1:
+                raise ConfigError(f"recoverable: {name}={value} is out of range; give 1 or more.")
+        check_layer("recoverable", self.layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DartConfig(KeptBehindConfig):
     """Options of DART.
 
@@ -306,6 +343,19 @@ CDPRUNER = Method(
     "there).",
     config=CdPrunerConfig,
     implementation="models.compressors.vision.cdpruner:CdPruner",
+)
+RECOVERABLE = Method(
+    name="recoverable",
+    summary="keeps outliers of attention and what a question is about, and clusters the rest (Recoverable Compression)",
+    source="Recoverable Compression, arXiv:2409.01179; code banjiuyufen/Recoverable-Compression d927594, "
+    "clip_encoder.py",
+    differs=f"{BEHIND}; the question is an input of the graph, `text` [batch, segments, channels], as CLIP's own text "
+    "tower gives it; numbers of patches and centres have a limit, and each image has its own; clusters are made by the "
+    "keys of the patches themselves, and the sum of the rest is always there (as_code=true does as the code does); "
+    "shares of whole numbers are exact (one fewer there where rounding falls below); of equally far scores on both "
+    "sides the smaller are neighbours (open there); of equally near patches at the limit all are taken.",
+    config=RecoverableConfig,
+    implementation="models.compressors.vision.recoverable:Recoverable",
 )
 DART = Method(
     name="dart",
