@@ -156,6 +156,12 @@ class WatchedHost:
         for batch in batches:
             yield from self._runs(graphs, batch)
 
+    def outputs_with(self, spec: CompressorSpec, batches: Iterable[Batch]) -> Iterator[Mapping[str, Tensor]]:
+        """What the model puts out, run by run, with another method in place, and with gradients."""
+        graphs = self._attached(spec)
+        for batch in batches:
+            yield from self._runs(graphs, batch, gradients=True)
+
     def watch_caches(self, batches: Iterable[Batch], look: Look) -> Iterator[Mapping[str, Tensor]]:
         """What the model puts out, run by run, while all its caches are plain and each layer's is looked at."""
         others = [spec for spec in self._specs if spec.method.kind not in CACHE_KINDS]
@@ -167,7 +173,9 @@ class WatchedHost:
         own = () if spec is None else (spec,)
         return self._host.attach((*self._specs[: self._number], *own, *self._specs[self._number + 1 :]))
 
-    def _runs(self, graphs: Sequence[GraphSpec], batch: Batch) -> Iterator[Mapping[str, Tensor]]:
+    def _runs(
+        self, graphs: Sequence[GraphSpec], batch: Batch, *, gradients: bool = False
+    ) -> Iterator[Mapping[str, Tensor]]:
         """Outputs by `graph.output` of each run: one, or of a model with states one for each step."""
         if self._reads is not None:
             yield from self._reads(graphs, batch)
@@ -191,7 +199,7 @@ class WatchedHost:
                     if state.input is not None:
                         place = _place(graph, state)
                         inputs.append(kept[place] if place in kept else _initial(graph, state, count))
-                with torch.no_grad():
+                with torch.set_grad_enabled(gradients):
                     out: Any = graph.module(*inputs)
                 parts = (out,) if isinstance(out, Tensor) else tuple(out)
                 names = [f"{graph.name}.{spec.name}" for spec in graph.outputs]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trt_compress.errors import ConfigError
 from trt_compress.foreign import reading, shown
+from trt_compress.methods import CompressorSpec
 from trt_compress.methods.artifact import ArtifactFile
 from trt_compress.methods.config import CompressorConfig
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -91,6 +92,10 @@ class CalibrationHost(Protocol):
         self, batches: Iterable[Batch], config: CompressorConfig | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
         """What the model puts out, run by run, by `graph.output`; with the method in place if `config` is given."""
+        ...
+
+    def outputs_with(self, spec: CompressorSpec, batches: Iterable[Batch]) -> Iterator[Mapping[str, Tensor]]:
+        """What the model puts out, run by run, with another method in place of this one, and with gradients."""
         ...
 
     def watch_caches(self, batches: Iterable[Batch], look: Callable[..., None]) -> Iterator[Mapping[str, Tensor]]:

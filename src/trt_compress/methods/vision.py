@@ -129,18 +129,29 @@ class DiffRateConfig(CompressorConfig):
         prune_kept: Instead of a table: tokens that pruning leaves in each layer, the class token counted; a list with
             one number a layer.
         merge_kept: With it: of these, tokens that merging leaves.
+        flops_ratio: Instead of both: FLOPs of the blocks, as a share of those without compression, for which the
+            numbers were searched, or are to be.
+        schedule: With it: an artifact with the numbers of that search.
     """
 
     table: Literal["deit_s", "deit_b"] | None = None
     prune_kept: tuple[int, ...] | None = None
     merge_kept: tuple[int, ...] | None = None
+    flops_ratio: float | None = None
+    schedule: ArtifactFile | None = None
 
     def __post_init__(self) -> None:
         pruned, merged = self.prune_kept, self.merge_kept
-        if (self.table is None) == (pruned is None) or (pruned is None) != (merged is None):
+        ways = sum(way is not None for way in (self.table, pruned, self.flops_ratio))
+        if ways != 1 or (pruned is None) != (merged is None) or (self.schedule and self.flops_ratio is None):
             raise ConfigError(
                 "diffrate: give table=deit_s or deit_b, or else both lists prune_kept=[…] and merge_kept=[…] with one "
-                "number a layer."
+                "number a layer, or flops_ratio=… and schedule=FILE of a search (`trt-compress calibrate`)."
+            )
+        if self.flops_ratio is not None and not 0 < self.flops_ratio < 1:
+            raise ConfigError(
+                f"diffrate: flops_ratio={self.flops_ratio} is out of range; it is a share of the FLOPs of the blocks, "
+                "above 0 and below 1."
             )
         if pruned is None or merged is None:
             return
@@ -160,7 +171,7 @@ class DiffRateConfig(CompressorConfig):
 
     @property
     def kept(self) -> tuple[tuple[int, int], ...]:
-        """Tokens that pruning and then merging leave, for each layer."""
+        """Tokens that pruning and then merging leave, for each layer, of a table or lists."""
         if self.table is not None:
             return tuple(zip(*_DIFFRATE_TABLES[self.table], strict=True))
         assert self.prune_kept is not None and self.merge_kept is not None
@@ -280,13 +291,20 @@ TOKEN_TRANSFORM = Method(
 )
 DIFFRATE = Method(
     name="diffrate",
-    summary="prunes and merges by published or given numbers for every layer (DiffRate)",
+    summary="prunes and merges by published, searched or given numbers for every layer (DiffRate)",
     source="DiffRate, arXiv:2305.17997; code OpenGVLab/DiffRate 91ae3e3, DiffRate/patch/deit.py and merge.py",
-    differs="the search for the numbers is training and not part of it; a layer that removes nothing does not re-sort; "
+    differs="the search compares with the outputs of the whole model, not with labels, and starts from even numbers; a "
+    "layer that removes nothing does not re-sort; "
     "a size never falls to 0 (a negative cosine makes it negative there, and attention NaN); distillation and register "
     "tokens are kept like the class token; of equal scores the smaller index is kept.",
     config=DiffRateConfig,
     implementation="models.compressors.diffrate:DiffRate",
+    artifacts={
+        "schedule": ArtifactForm(
+            summary="prune_kept and merge_kept, whole numbers, one for each layer",
+            settings=("flops_ratio",),
+        )
+    },
 )
 DYNAMICVIT = Method(
     name="dynamicvit",
