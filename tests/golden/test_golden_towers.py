@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.golden.golden_data import MODEL_TOLERANCE, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from trt_compress.errors import TrtCompressError
+from trt_compress.export.lower import add_bodies
+from trt_compress.export.trace import onnx_from_graph
 from trt_compress.methods import METHODS, ArtifactFile, parse_spec
 from trt_compress.methods.towers import PixelShuffleConfig
 from trt_compress.models.compressors.base import Compressor
@@ -34,8 +36,10 @@ from trt_compress.models.compressors.vision.fourier import low_pass, new_side
 from trt_compress.models.compressors.vision.h_reducer import HReducer, reducer_of
 from trt_compress.models.compressors.vision.pixel_shuffle import PixelShuffle
 from trt_compress.models.compressors.vision.recoverable import outlier_factors
+from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.layers.attention import ATTENTION_TAPS
+from trt_compress.plugins.testing.forms import session
 
 TEXT_TAPS = frozenset[TapKind]({"text_space", "texts"})
 VISIONZIP = ("basic", "fp16_range", "odd_rest", "step1", "ties")
@@ -254,6 +258,44 @@ def test_recoverable(case: str) -> None:
     _, own = behind("recoverable", taps, front.float(), keep_ratio=0.3)
     assert (own.x[0, 1 : 1 + count, 0] - 1).tolist() == arrays["kept_sorted"][0].tolist()
     assert patches + 1 == float(torch.where(own.valid[..., None], own.sizes, 0.0).sum())  # type: ignore[index]
+
+
+class Exported(nn.Module):
+    """A method that sees queries, keys and a text, as a graph of its own."""
+
+    def __init__(self, step: Compressor) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, hidden: Tensor, q: Tensor, k: Tensor, projected: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        taps = Taps()
+        for kind, tensor in (("queries", q), ("keys", k)):
+            taps.put(0, {Tap(kind=kind, layer=0, heads="each").asked: tensor[:, None]})  # type: ignore[arg-type]
+        taps.put(1, {"text_space": projected, "texts": text[:, None]})
+        found = self.step(Tokens(x=hidden), taps)
+        assert found.valid is not None
+        return found.x, torch.where(found.valid, found.sizes[..., 0], 0.0)
+
+
+def test_recoverable_in_onnx_runtime() -> None:
+    """The case with patches of both kinds and centres, in two batch sizes."""
+    arrays, _ = read("recoverable", "full")
+    given = {name: arrays[name] for name in ("hidden", "q", "k", "projected")} | {"text": arrays["text_feature"]}
+    taps = Taps()
+    taps.put(0, {Tap(kind=kind, layer=0, heads="each").asked: arrays[kind[0]][:, None] for kind in ("queries", "keys")})
+    taps.put(1, {"text_space": arrays["projected"], "texts": arrays["text_feature"][:, None]})
+    step, _ = behind("recoverable", taps, arrays["hidden"], as_code=True)
+    inputs = tuple(TensorSpec(name=name, shape=("batch", *each.shape[1:])) for name, each in given.items())
+    shape = ("batch", step.tokens_out)
+    outputs = (TensorSpec(name="x", shape=(*shape, arrays["hidden"].shape[2])), TensorSpec(name="size", shape=shape))
+    graph = GraphSpec(module=Exported(step).eval(), inputs=inputs, outputs=outputs)
+    runner = session(add_bodies(onnx_from_graph(graph, graph.module, max_batch=4, opset=20)).SerializeToString())
+    for batch in (1, 3):
+        fed = {name: each.expand(batch, *each.shape[1:]).numpy() for name, each in given.items()}
+        x, size = (torch.from_numpy(each) for each in runner.run(None, fed))
+        assert (size > 0).sum(dim=1).tolist() == [1 + arrays["out"].shape[1]] * batch
+        for row in range(batch):
+            assert_close(x[row : row + 1, 1 : 1 + arrays["out"].shape[1]], arrays["out"], OPERATOR_TOLERANCE)
 
 
 def test_outlier_factors() -> None:
