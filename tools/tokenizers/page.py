@@ -23,6 +23,7 @@ from trt_compress.tools.report.svg import (
 from trt_compress.tools.tokenizers.measure import SizeAdvice, TextFigures, TokenizerFigures
 
 _ROW, _TOP, _COLOURS = 20, 6, 4
+_LONGEST_WORD = 24  # characters of a word that are shown
 
 
 def sections(figures: Sequence[TokenizerFigures], advice: Sequence[SizeAdvice]) -> list[Section]:
@@ -67,7 +68,7 @@ def sections(figures: Sequence[TokenizerFigures], advice: Sequence[SizeAdvice]) 
                 (
                     text.name,
                     one.name,
-                    ", ".join(f"{word} ({times} × {tokens})" for word, times, tokens in text.worst_words),
+                    ", ".join(f"{_begun(word)} ({times} × {tokens})" for word, times, tokens in text.worst_words),
                 )
                 for one in figures
                 for text in one.texts
@@ -95,6 +96,11 @@ def sections(figures: Sequence[TokenizerFigures], advice: Sequence[SizeAdvice]) 
             )
         )
     return found
+
+
+def _begun(word: str) -> str:
+    """A word, of a long one its beginning: scripts without spaces have whole sentences as words."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 1]}…"
 
 
 def _row(one: TokenizerFigures, text: TextFigures) -> tuple[str | None, ...]:

@@ -70,6 +70,15 @@ def test_the_figures(cli: Cli, files: Path) -> None:
     assert "bytes a token" in shown and "premium" not in shown and "Words that cost most" in shown
 
 
+def test_of_a_long_word_its_beginning_is_shown(cli: Cli, files: Path) -> None:
+    """Scripts without spaces have whole sentences between two of them; the JSON has them whole."""
+    word = "漢" * 40
+    (files / "ja.txt").write_text(word)
+    assert f" {word[:23]}… (1 × " in cli("tokenizer", "report", "ja.txt", "-t", "v300").stdout
+    found = json.loads(cli("tokenizer", "report", "ja.txt", "-t", "v300", "--json").stdout)
+    assert found["tokenizers"][0]["texts"][0]["worst_words"][0]["word"] == word
+
+
 def test_a_fit_over_sizes(cli: Cli, files: Path) -> None:
     tokenizers = ("-t", "v300", "-t", "v400", "-t", "v600", "--fit")
     done = cli("tokenizer", "report", "en.txt", "de.txt", *tokenizers, "--target", 1100, "--json", "-o", "out")
