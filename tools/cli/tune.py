@@ -137,7 +137,8 @@ def _show(result: "TuneResult") -> None:
         for place, count in enumerate(steps["counts"])
     ]
     print_table("A layer against its tokens, ms", ("tokens", *(f"batch {b}" for b in steps["block_ms"])), rows)
-    print_text(f"Below {steps['floor_tokens']} tokens nothing is gained here at batch {steps['batch']}.")
+    if steps["floor_tokens"] > steps["counts"][0]:
+        print_text(f"Below {steps['floor_tokens']} tokens nothing is gained here at batch {steps['batch']}.")
     shown = [
         (
             one["method"],

@@ -57,7 +57,11 @@ class TuneRequest:
             "methods": list(self.methods),
             "precision": self.base,
             **{name: None if value is None else str(value) for name, value in self.data.items()},
-            **{name: None if value is None else str(value) for name, value in self.options.items()},
+            **{
+                name: None if value is None else str(value)
+                for name, value in options_of(self.options, self.base).items()
+                if name != "precision"
+            },
             "samples": self.samples,
             "limit": self.limit,
             "batch": self.batch,

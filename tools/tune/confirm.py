@@ -82,8 +82,9 @@ def advice_of(
     count = sum(row.kind == "asked" for found in sweeps.values() for row in found.rows)
     limits = ", ".join(map(str, asked.limits))
     sentences = [
-        f"None of the {count} settings that were measured is taken: at least {asked.min_gain:g}× as fast as dense, "
-        f"better than random with as many tokens, and {limits}."
+        f"{'The one setting that was' if count == 1 else f'None of the {count} settings that were'} measured is "
+        f"{'not ' if count == 1 else ''}taken; asked for is at least {asked.min_gain:g}× as fast as dense, better than "
+        f"random with as many tokens, and {limits}."
     ]
     if confirmed:
         best = max(confirmed, key=lambda one: one.gain.median)

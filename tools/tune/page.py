@@ -163,7 +163,8 @@ def _tiles(result: "TuneResult") -> str:
             for held in winner.held
         ]
     steps = result.staircase
-    cells.append((f"nothing is gained below, at batch {steps['batch']}", f"{steps['floor_tokens']} tokens", ""))
+    if steps["floor_tokens"] > steps["counts"][0]:
+        cells.append((f"nothing is gained below, at batch {steps['batch']}", f"{steps['floor_tokens']} tokens", ""))
     cells.append(("trials of the search", f"{result.trials}", f"{len(result.refused)} measured settings refused"))
     shown = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}<small>{escape(note)}</small></dd></div>"
@@ -191,9 +192,10 @@ def _staircase(result: "TuneResult") -> Figure:
             "ms",
             (to_x, to_y),
         )
-        floor = to_x(steps["floor_tokens"])
-        board.line(floor, size.top, floor, bottom, "deadline")
-        board.text(floor + 6, size.top + 12, "nothing is gained below", kind="label deadline halo")
+        if steps["floor_tokens"] > counts[0]:
+            floor = to_x(steps["floor_tokens"])
+            board.line(floor, size.top, floor, bottom, "deadline")
+            board.text(floor + 6, size.top + 12, "nothing is gained below", kind="label deadline halo")
         for index, (batch, times) in enumerate(batches.items()):
             x, y = [to_x(count) for count in counts], [to_y(time) for time in times]
             board.polyline(x, y, series_kind(index))

@@ -101,7 +101,7 @@ class Confirmed:
         drop, ms = metrics["accuracy_drop"].value, metrics["p50_ms"].value
         return (
             f"{self.row.spec} in {self.precision}: {gain_text(self.gain)} as fast as dense, median {ms:.3g} ms, "
-            f"accuracy_drop {0.0 if drop is None else drop:.2g}"
+            f"accuracy_drop {(drop or 0.0) + 0.0:.2g}"
         )
 
     def to_json(self) -> dict[str, Any]:

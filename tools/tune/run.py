@@ -222,6 +222,7 @@ def tune(
             **asked.to_json(),
             "budget": [str(one) for one in asked.limits],
             "min_gain": min_gain,
+            **{name: None if value is None else str(value) for name, value in asked.options.items()},
             "precisions": list(asked.recipes),
             "rounds": asked.rounds,
             "finalists": finalists,
