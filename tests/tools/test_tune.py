@@ -495,7 +495,7 @@ def tuned(*, winner: bool) -> TuneResult:
         staircase={"counts": [2, 33, 65], "block_ms": {"1": [0.1, 0.2, 0.4]}, "batch": 1, "floor_tokens": 33},
         trials=12,
         front=(),
-        tokens={"tome:num_merged=4": (65, 61, 57, 57)},
+        tokens={"tome:num_merged=4": (65, 61, 57, 57), "evit:keep_ratio=0.5": (65, 65, 33, 33)},
         sweeps={"fp32": found},
         misfits=(("crossget", "it has no <class>"),),
         confirmed=(),
