@@ -70,6 +70,7 @@ BAD: dict[str, str] = {
     "hf:x?secs=5": "option 'secs' is not known; there are seconds, tokens, img_size, .*, lora. Did you mean 'seconds'",
     "gguf:x?lora=": r"'lora=' is not key=directory of a LoRA adapter; write gguf:FILE\?lora=ADAPTER",
     "hf:x?seconds=five": r"'seconds=five' is not key=number; write hf:PATH\?seconds=5",
+    "hf:x?feature_layer=1,": "'feature_layer=1,' is not key=whole number, .*, or several with commas between",
     "hf:x?feature_layer=1.5": "'feature_layer=1.5' is not key=whole number, where a negative one counts from the end",
     "mine.py:make?num_classes=3": "option 'num_classes' is not known; there are mean, std, weights_key",
 }

@@ -59,7 +59,7 @@ def load_tower(
     img_size: Size | None = None,
     patch_size: Size | None = None,
     resample_pos: bool = False,
-    feature_layer: int | None = None,
+    feature_layer: int | tuple[int, ...] | None = None,
 ) -> LoadedHost:
     """Load a tower.
 
@@ -71,7 +71,8 @@ def load_tower(
             those of preprocessor_config.json.
         patch_size: Height and width of patches; default: those of config.json. The layer that sees them is resized.
         resample_pos: Positions may be resampled for that size.
-        feature_layer: The layer behind which the tower ends; None: it is run to its end.
+        feature_layer: The layer behind which the tower ends, or several, of which it ends behind the last and gives
+            the features of each; None: it is run to its end.
 
     Raises:
         ConfigError: a file is missing or cannot be read, or tensors do not fit; they are named.
@@ -96,7 +97,7 @@ def load_tower(
         size = img_size or (_cut_out(front) if family.free_size and front else None) or model.size
         model.fit(size, patch_size or model.patch, resample=resample_pos or family.free_size)
         if feature_layer is not None:
-            model.stop_behind(feature_layer)
+            model.stop_behind(*((feature_layer,) if isinstance(feature_layer, int) else feature_layer))
         model.eval()
         digest = Sha256()
         for file in files:

@@ -71,6 +71,7 @@ class VisionTower(nn.Module, ABC):
         num_labels: Classes; 0: features are the output.
         ahead: Layers at the end that are not run, and only give taps of the tokens that would come to them.
         cut: It ends behind a layer, without its last norm.
+        taken: Layers before that, of which features are given too.
     """
 
     family: ClassVar[str]
@@ -82,6 +83,7 @@ class VisionTower(nn.Module, ABC):
     num_labels: int = 0
     ahead: int = 0
     cut: bool = False
+    taken: tuple[int, ...] = ()
 
     def __init__(self, *, size: Size, patch: Size, channels: int, width: int) -> None:
         super().__init__()
@@ -181,27 +183,36 @@ class VisionTower(nn.Module, ABC):
                 f"{patch[0]}x{patch[1]}; give a larger one."
             )
 
-    def stop_behind(self, layer: int) -> None:
+    def stop_behind(self, *layers: int) -> None:
         """End the tower behind a layer; the next one stays for taps.
 
         Args:
-            layer: From 0; a negative one counts from the end, -1 is the last.
+            layers: From 0; a negative one counts from the end, -1 is the last. Of several the tower ends behind the
+                last, and gives the features of the others too.
 
         Raises:
-            ConfigError: There is no such layer, or the model is a classifier.
+            ConfigError: There is no such layer, they do not ascend, or the model is a classifier.
         """
-        depth = len(self.all_layers)
-        if not -depth <= layer < depth:
+        depth, said = len(self.all_layers), ",".join(map(str, layers))
+        if wrong := [layer for layer in layers if not -depth <= layer < depth]:
             raise ConfigError(
-                f"{self.family}: feature_layer={layer} is out of range; this tower has layers 0..{depth - 1}, and "
+                f"{self.family}: feature_layer={wrong[0]} is out of range; this tower has layers 0..{depth - 1}, and "
                 "-1 is the last."
             )
         if self.num_labels:
             raise ConfigError(
-                f"{self.family}: feature_layer={layer} is for towers that give features, and this model is a "
+                f"{self.family}: feature_layer={said} is for towers that give features, and this model is a "
                 "classifier; leave it out."
             )
-        number = layer % depth
+        numbers = [layer % depth for layer in layers]
+        if numbers != sorted(set(numbers)):
+            ascending = ",".join(map(str, sorted(set(numbers))))
+            raise ConfigError(
+                f"{self.family}: feature_layer={said} does not ascend, or names a layer twice; write "
+                f"feature_layer={ascending}."
+            )
+        *before, number = numbers
+        self.taken = tuple(before)
         owner, _, name = self.row.rpartition(".")
         kept = cast(nn.ModuleList, self.get_submodule(self.row))[: number + 2]
         setattr(self.get_submodule(owner), name, kept)
@@ -210,13 +221,16 @@ class VisionTower(nn.Module, ABC):
     def forward(self, image: Tensor) -> Any:
         """As `CompressedTower`, without compressors."""
         tokens = Tokens(x=self.embed(image))
-        for layer in self.stack:
+        found: tuple[Tensor, ...] = ()
+        for number, layer in enumerate(self.stack):
             tokens = tokens.with_x(tokens.x + layer.attend(tokens.x)[0])
             tokens = tokens.with_x(tokens.x + layer.feed(tokens.x))
+            if number in self.taken:
+                found += self.leaving(tokens, None, self.num_prefix)
         tokens = self._finished(tokens)
         if self.num_labels:
             return self.logits(tokens)
-        return self.leaving(tokens, self._pooled(tokens), self.num_prefix)
+        return (*self.leaving(tokens, self._pooled(tokens), self.num_prefix), *found)
 
     def _finished(self, tokens: Tokens) -> Tokens:
         return tokens if self.cut else tokens.with_x(self.finish(tokens.x))
@@ -298,10 +312,15 @@ class CompressedTower(CompressedModule):
             if tap.kind == "question":
                 self.beside["question"] = (tap.channels,)
 
+    def patches_behind(self, layer: int) -> int:
+        """How many tokens besides those in front leave a layer."""
+        left = [site.tokens_out for site in self.plan if site.layer <= layer]
+        return int(left[-1] if left else self.model.num_tokens) - self.model.num_prefix
+
     def first_layers(self, count: int) -> "CompressedTower":
         """The same without its last layers, and with what acts at those that are left."""
         short = first_layers(self, [f"model.{self.model.row}"], count)
-        short.model.ahead = 0
+        short.model.ahead, short.model.taken = 0, tuple(layer for layer in self.model.taken if layer < count)
         short._take(place_first(self.specs, self.info, self.placed, count))
         return short
 
@@ -311,7 +330,7 @@ class CompressedTower(CompressedModule):
 
     def forward(self, image: Tensor, *beside: Tensor) -> Any:
         """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], and the pooled
-        vector [B, P] if the model has one.
+        vector [B, P] if the model has one; then features and sizes of each layer of `taken`.
 
         Args:
             image: [B, channels, height, width].
@@ -328,8 +347,11 @@ class CompressedTower(CompressedModule):
             )
         self._check_beside(beside)
         tokens, taps = Tokens(x=model.embed(image)), Taps()
+        found: tuple[Tensor, ...] = ()
         for number, layer in enumerate(model.stack):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
+            if number in model.taken:
+                found += model.leaving(tokens, None, model.num_prefix)
         wanted = self.placed.wanted(self.info.depth)
         asked = frozenset[Asked](each for each in wanted if as_tap(each).kind in {*BESIDE, "text_space"})
         if wanted - asked:
@@ -340,7 +362,7 @@ class CompressedTower(CompressedModule):
         if model.num_labels:
             return model.logits(tokens)
         pooled = model._pooled(tokens)
-        return model.leaving(self.placed(ENCODER_OUTPUT, tokens, taps), pooled, self.dropped)
+        return (*model.leaving(self.placed(ENCODER_OUTPUT, tokens, taps), pooled, self.dropped), *found)
 
     def _check_beside(self, beside: Sequence[Tensor]) -> None:
         """Raise ShapeError if what is given beside an image is not what is read."""
@@ -403,6 +425,12 @@ def _graph_of(module: CompressedTower) -> GraphSpec:
         )
         if model.pooled_width and not model.cut:
             outputs += (TensorSpec(name="pooled", shape=(BATCH_SYMBOL, model.pooled_width)),)
+        for layer in model.taken:
+            left = module.patches_behind(layer)
+            outputs += (
+                TensorSpec(name=f"features_{layer}", shape=(BATCH_SYMBOL, left, model.width)),
+                TensorSpec(name=f"feature_size_{layer}", shape=(BATCH_SYMBOL, left)),
+            )
     return GraphSpec(
         module=module,
         inputs=inputs,

@@ -93,6 +93,11 @@ def _signed(text: str) -> int:
     return int(text)
 
 
+def _layers(text: str) -> int | tuple[int, ...]:
+    layers = tuple(_signed(part) for part in text.split(","))
+    return layers if len(layers) > 1 else layers[0]
+
+
 def _size(text: str) -> tuple[int, int]:
     parts = [_whole(part, 1) for part in text.split("x")]
     if len(parts) > 2:
@@ -166,7 +171,9 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
         "seconds": _Option(form="number", example="5", read=_number),
         "tokens": _Option(form="whole number from 2 on", example="64", read=lambda text: _whole(text, 2)),
         "feature_layer": _Option(
-            form="whole number, where a negative one counts from the end", example="-2", read=_signed
+            form="whole number, where a negative one counts from the end, or several with commas between",
+            example="-2",
+            read=_layers,
         ),
         "lora": _Option(form="directory of a LoRA adapter", example="ADAPTER", read=_path, is_path=True),
     }

@@ -15,11 +15,14 @@ from tests.golden.golden_data import read
 from tests.models.tiny_towers import CONFIGS, EDGE, NORMAL, PICTURES, WHOLE, tiny_tower
 from trt_compress.errors import TrtCompressError
 from trt_compress.export.api import export_model, verify
+from trt_compress.export.lower import add_bodies
+from trt_compress.export.trace import onnx_from_graph
 from trt_compress.format.manifest import TensorInfo
 from trt_compress.methods import parse_spec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.vision_tower import VisionTower
 from trt_compress.models.layers.patch_resize import resized_kernel
+from trt_compress.plugins.testing.forms import session
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.stream.preprocess import converter_of
 
@@ -100,6 +103,40 @@ def test_a_tower_that_ends_behind_a_layer(tmp_path: Path, cls: str, layer: int) 
     features, _ = of(tower, images())
     close(features, hidden[layer][:, tower.num_prefix :])
     assert len(tower.all_layers) == min(3, layer % 3 + 2)  # nothing behind it, but for taps the next
+
+
+SEVERAL = "tome:num_merged=[3,2]+random:layers=[2],keep_ratio=0.5"
+
+
+@pytest.mark.parametrize("cls", ["CLIPVisionModel", "Dinov2WithRegistersModel"])
+@pytest.mark.parametrize("spec", ["none", SEVERAL])
+def test_features_of_several_layers(tmp_path: Path, cls: str, spec: str) -> None:
+    """Each is what the tower gives that ends there, in torch and in ONNX Runtime, with two sizes of batch."""
+    tiny_tower(tmp_path, cls)
+    host = load_host(f"hf:{tmp_path}?feature_layer=0,1,-1")
+    (graph,) = host.attach(parse_spec(spec))
+    names = ["features", "feature_size", "features_0", "feature_size_0", "features_1", "feature_size_1"]
+    assert [output.name for output in graph.outputs] == names
+    model = add_bodies(onnx_from_graph(graph, graph.module, max_batch=4, opset=20))
+    for batch in (1, 3):
+        image = images()[:1].repeat(batch, 1, 1, 1)
+        image[-1] = image[-1].flip(1)
+        found = of(graph.module, image)
+        assert [tuple(each.shape[1:]) for each in found] == [tuple(output.shape[1:]) for output in graph.outputs]
+        for layer, at in ((2, 0), (0, 2), (1, 4)):
+            (alone,) = load_host(f"hf:{tmp_path}?feature_layer={layer}").attach(parse_spec(within(spec, layer)))
+            for ours, theirs in zip(found[at : at + 2], of(alone.module, image), strict=True):
+                close(ours, theirs)
+        exported = session(model.SerializeToString()).run(None, {"image": image.numpy()})
+        for ours, theirs in zip(exported, found, strict=True):
+            close(torch.from_numpy(ours), theirs, 1e-4)
+    assert graph.layers is not None
+    assert [output.name for output in graph.layers.first(1).outputs] == names[:4]
+
+
+def within(spec: str, layer: int) -> str:
+    """What is left of a spec in a tower that ends behind a layer."""
+    return spec if spec == "none" else ("tome:num_merged=[3]", "tome:num_merged=[3,2]", SEVERAL)[layer]
 
 
 def tower_layers(model: Any) -> Any:
@@ -270,6 +307,13 @@ def _nothing(folder: Path) -> None:
         (_config(patch_size=25), "", "an image of 24x24 pixels is smaller than a patch of 25x25"),
         (_config(patch_size=[4]), "", "is no size of one or two whole numbers"),
         (_nothing, "?img_size=3&resample_pos=true", "an image of 3x3 pixels is smaller than a patch of 4x4"),
+        (
+            _nothing,
+            "?feature_layer=1,0",
+            "feature_layer=1,0 does not ascend, or names a layer twice; write feature_layer=0,1.",
+        ),
+        (_nothing, "?feature_layer=2,-1", "feature_layer=2,-1 does not ascend, or names a layer twice; write"),
+        (_nothing, "?feature_layer=0,3", "feature_layer=3 is out of range; this tower has layers 0..2"),
         (_nothing, "?feature_layer=3", "feature_layer=3 is out of range; this tower has layers 0..2"),
         (_nothing, "?seconds=3", "seconds is an option of audio models; leave it out"),
         (_nothing, "?tokens=3", "tokens is an option of text encoders; leave it out"),
