@@ -8,7 +8,7 @@
 # make clean   remove what the other targets made, the environment included
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= export,gguf,cpu,rtx,zoo,video,audio,text,tune,serve,dev
+EXTRAS ?= export,gguf,cpu,rtx,zoo,video,audio,text,tune,serve,polygraphy,dev
 PYTEST_ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 GPU_ARGS ?=

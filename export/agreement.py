@@ -14,12 +14,10 @@ from torch import Tensor
 from trt_compress.export.course import Course, Event
 from trt_compress.export.sample_inputs import lengths_of
 from trt_compress.export.sides import OnnxSide, Part, TorchSide
-from trt_compress.export.verify_report import AgreementCheck
+from trt_compress.export.verify_report import LEAST_COSINE, AgreementCheck
 from trt_compress.models.hosts.base import GraphSpec, Steps
 from trt_compress.plugins.library import Library
 
-LEAST_COSINE = 0.95
-"""Of an output of a graph in INT8: the mean cosine over all samples, below which a verification fails."""
 LEAST_TOP1 = 0.9
 """Of real samples, the share whose first class is the same, below which it fails; of whole numbers, such as the codes
 of a codec, the share that is equal."""

@@ -175,7 +175,7 @@ def build_engine_file(
     check_request(target, precision)
     if plugins:
         refuse_on(target.backend)
-    profile = _profile(inputs, batch, lengths or {})
+    profile = profile_shapes(inputs, batch, lengths or {})
     request = {
         "target": target.name,
         "model": str(file.absolute()),
@@ -290,7 +290,7 @@ def require_library(target: Target) -> None:
     )
 
 
-def _profile(
+def profile_shapes(
     inputs: Mapping[str, Sequence[Dim]], batch: BatchRange, lengths: Mapping[str, LengthRange]
 ) -> dict[str, dict[str, list[int]]]:
     """Smallest, best and largest shape of each input that has a dynamic axis."""

@@ -8,22 +8,18 @@ import torch
 from torch import Tensor
 
 from trt_compress.export.apart import apart
-from trt_compress.export.verify_report import OutputCheck, SiteCheck
+from trt_compress.export.verify_report import FEW_CODES, TOLERANCE, OutputCheck, SiteCheck
 from trt_compress.format.graphs import BATCH_SYMBOL, StateSpec
 from trt_compress.models.compressors.place import SitePlan
 from trt_compress.models.hosts.base import GraphSpec, TensorSpec
 from trt_compress.plugins.registry import operators
 from trt_compress.plugins.spec import DOMAIN
 
-# Largest error relative to the largest value. Half precision: 11 bits, some 20 roundings in a row; bfloat16 has 8.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
 # Two scores that are closer than this (cosine, or a share of the largest score) are a tie that rounding may turn.
 TIE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 4e-2}
 # What the torch model's own rounding, if it is measured, is allowed times over: both sides round, each in an order of
 # its own. Beyond that many times the usual tolerance, rounding explains nothing.
 OWN_ROUNDING, MOST = 4.0, 10.0
-FEW_CODES = 2
-"""Codes that rounding may turn in any state, however few it holds."""
 # Numbers that a graph keeps in half precision, and what it computes from them: two units in the last place.
 _KEPT_IN_HALF = 2.0**-9
 

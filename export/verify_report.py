@@ -6,6 +6,15 @@ from typing import Any
 
 import numpy as np
 
+# Largest error relative to the largest value. Half precision: 11 bits, some 20 roundings in a row; bfloat16 has 8.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
+
+LEAST_COSINE = 0.95
+"""Of an output of a graph in INT8: the mean cosine over all samples, below which a verification fails."""
+
+FEW_CODES = 2
+"""Codes that rounding may turn in any state, however few it holds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputCheck:

@@ -34,6 +34,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "video": ("av", "pillow"),
     "audio": ("av", "soundfile", "soxr"),
     "mic": ("sounddevice", "soxr"),
+    "polygraphy": ("polygraphy",),
 }
 """The libraries that each extra of pyproject.toml brings."""
 

@@ -173,7 +173,7 @@ def on_device(
 ) -> "subprocess.CompletedProcess[str]":
     """Run something there with nothing but a path and a home."""
     variables: Mapping[str, str] = {"PATH": path, "HOME": str(home or folder)}
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=1200)
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=3600)
 
 
 def test_the_scripts_say_what_is_wrong(bundle: Path, tmp_path: Path) -> None:

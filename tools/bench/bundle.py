@@ -147,7 +147,7 @@ def bench(
             "compare bundles of the same model and precision."
         )
     size = batch or first.bundle.manifest.batch.opt
-    feed = _load(Path(inputs)) if inputs is not None else _random(first, size, seed)
+    feed = load_inputs(Path(inputs)) if inputs is not None else random_inputs(first, size, seed)
     calls = [repeated(session, feed) for session in sessions]
     progress("checking the outputs")
     firsts = [_first_run(session, feed) for session in sessions]
@@ -281,35 +281,51 @@ def _first_run(session: Session, feed: Mapping[str, Array]) -> _FirstRun:
     return _FirstRun(ns=ns, outputs=outputs)
 
 
-def _random(session: Session, batch: int, seed: int) -> dict[str, Array]:
+def random_inputs(session: Session, batch: int, seed: int) -> dict[str, Array]:
+    """Seeded numbers for every input of a session, at the usual lengths.
+
+    Raises:
+        ConfigError: How long an axis is cannot be known, or there would be too many.
+    """
     generator = np.random.default_rng(seed)
-    lengths = {"batch": batch, **_usual_lengths(session.bundle.manifest)}
-    arrays: dict[str, Array] = {}
-    for name, info in session.inputs.items():
-        unknown = {dim for dim in info.shape if isinstance(dim, str)} - lengths.keys()
-        if unknown:
-            raise ConfigError(
-                f"Input '{name}' has the axis '{min(unknown)}', whose length a random input cannot know; "
-                "give arrays with --inputs FILE.npz."
-            )
-        shape = [lengths[dim] if isinstance(dim, str) else dim for dim in info.shape]
-        dtype = np.dtype(info.dtype)
-        if math.prod(shape) >= 2**31:
-            raise ConfigError(
-                f"Input '{name}' would have the shape {shape}, which is more than can be made up here; give a smaller "
-                "--batch, or arrays with --inputs FILE.npz."
-            )
-        values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
-        arrays[name] = values.astype(dtype)
-    return arrays
+    lengths = {"batch": batch, **usual_lengths(session.bundle.manifest)}
+    return {name: random_array(name, info, lengths, generator) for name, info in session.inputs.items()}
 
 
-def _usual_lengths(manifest: Manifest) -> dict[str, int]:
+def random_array(name: str, info: TensorInfo, lengths: Mapping[str, int], generator: np.random.Generator) -> Array:
+    """Numbers for one input: normal ones, or 0 and 1 where it takes whole numbers.
+
+    Raises:
+        ConfigError: How long an axis is is not among the lengths, or there would be too many.
+    """
+    unknown = {dim for dim in info.shape if isinstance(dim, str)} - lengths.keys()
+    if unknown:
+        raise ConfigError(
+            f"Input '{name}' has the axis '{min(unknown)}', whose length a random input cannot know; "
+            "give arrays with --inputs FILE.npz."
+        )
+    shape = [lengths[dim] if isinstance(dim, str) else dim for dim in info.shape]
+    dtype = np.dtype(info.dtype)
+    if math.prod(shape) >= 2**31:
+        raise ConfigError(
+            f"Input '{name}' would have the shape {shape}, which is more than can be made up here; give a smaller "
+            "--batch, or arrays with --inputs FILE.npz."
+        )
+    values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
+    return values.astype(dtype)
+
+
+def usual_lengths(manifest: Manifest) -> dict[str, int]:
     """The usual length of each symbol but the batch."""
     return {symbol: length.opt for symbol, length in manifest.lengths.items()}
 
 
-def _load(path: Path) -> dict[str, Array]:
+def load_inputs(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     with reading(f"'{path}'", "give an .npz file that numpy.savez wrote"), open_regular(path) as file:
         return arrays_of(file)
 

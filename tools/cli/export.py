@@ -99,14 +99,38 @@ def verify(
     native: Annotated[
         bool, typer.Option("--native", help="Run the native operators (`trt-compress plugins build`).")
     ] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="tensorrt|rtx",
+            help="Compare ONNX Runtime with the engines here instead, per output and state (needs polygraphy).",
+        ),
+    ] = None,
     verify_layers: VerifyLayers = None,
     trust_paths: TrustPaths = False,
     require_digest: RequireDigest = None,
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
+    if backend is not None:
+        of_torch = {"--weights": weights, "--model": model, "--verify-layers": verify_layers}
+        if given := [name for name, value in of_torch.items() if value is not None]:
+            raise ConfigError(f"{given[0]} is for the comparison with PyTorch; leave it out, or leave --backend out.")
     try:
         with progress("Verifying") as step:
+            if backend is not None:
+                from trt_compress.tools.against_engine import verify_engines
+
+                report = verify_engines(
+                    bundle,
+                    backend=backend,
+                    inputs=inputs,
+                    native=native,
+                    require_digest=require_digest,
+                    progress=step,
+                )
+                _show_or_print(report, json)
+                return
             with needs_extra("export"):
                 from trt_compress.export import api
             report = api.verify(
@@ -124,6 +148,10 @@ def verify(
         if error.report is not None and not json:
             _show_verification(cast("VerifyReport", error.report))
         raise
+    _show_or_print(report, json)
+
+
+def _show_or_print(report: "VerifyReport", json: bool) -> None:
     if json:
         print_json(report.to_json())
     else:
@@ -259,9 +287,10 @@ def _show_verification(report: "VerifyReport") -> None:
             f"own rounding: with its products in float64 it moves by {own:.1e}."
         )
     if report.paths:
-        words = {"native": "native operators", "function": "ONNX bodies"}
+        words = {"native": "native operators", "plugin": "plugins", "function": "ONNX bodies"}
+        where = "the engine" if any("plugin" in forms for forms in report.paths.values()) else "ONNX Runtime"
         ran = (f"{n} {name} as {words[form]}" for name, forms in report.paths.items() for form, n in forms.items() if n)
-        print_text(f"In ONNX Runtime ran {', '.join(ran)}.")
+        print_text(f"In {where} ran {', '.join(ran)}.")
     if report.layers is not None:
         print_text(
             f"Run were the first {report.layers} of {report.layers_of} layers; of the others only the graph and the "

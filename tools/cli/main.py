@@ -16,6 +16,7 @@ from trt_compress.errors import ConfigError
 from trt_compress.foreign import refused_by_system
 from trt_compress.tools.cli.bench import bench
 from trt_compress.tools.cli.calibrate import calibrate
+from trt_compress.tools.cli.debug import debug
 from trt_compress.tools.cli.errors import READER_GONE, OneVoice
 from trt_compress.tools.cli.evaluate import evaluate
 from trt_compress.tools.cli.export import build, export, preflight, verify
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "build": build,
     "prune": prune,
     "package": package,
+    "debug": debug,
     "bench": bench,
     "evaluate": evaluate,
     "sweep": sweep,
