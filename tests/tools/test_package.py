@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from tests.runtime.generate.toy import write as write_toy
 from tests.tools.conftest import Cli
 from trt_compress.errors import ConfigError
 from trt_compress.export.bundle import update_bundle
@@ -103,6 +104,51 @@ def test_every_command_of_its_readme_exists(cli: Cli, bundle: Path, tmp_path: Pa
         assert f'--cuda "{target.sms[0]}"' in scripts and f'--target "{target.name}"' in scripts
     else:
         assert '--cuda "none"' in scripts and "sudo nvpmodel" not in text
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_jetson_builds_engines_and_runs_them(bundle: Path, tmp_path: Path, device: str) -> None:
+    """What is run there is on the engines that `build.sh` makes, with a CUDA for Python as the device has."""
+    out = packing.write_package(bundle, device=device, output=tmp_path / "out").path
+    run, readme = (out / "run.sh").read_text(), (out / "README.md").read_text()
+    needed = (out / "requirements.txt").read_text().split()
+    facts = DEVICES[device].facts
+    if not DEVICES[device].is_jetson:
+        assert "--backend" not in run and "tensorrt" not in readme
+        assert not [line for line in needed if line.startswith("cuda")]
+        return
+    build = (out / "build.sh").read_text()
+    assert f'"$here/trt-compress" build "$here/bundle" --target "{facts.name}"' in build
+    assert build.index("plugins build") < build.index('trt-compress" build') < build.index("trt-compress.service.in")
+    assert '"$here/bundle" --backend tensorrt "$@"' in run and "ONNX Runtime" not in run
+    assert 'Session.open("bundle", backend="tensorrt")' in readme and "in ONNX\nRuntime" not in readme
+    assert "ExecStart=@HERE@/run.sh" in (out / "trt-compress.service.in").read_text()
+    (cuda,) = [line for line in needed if line.startswith("cuda")]
+    assert cuda == f"cuda-bindings>={facts.cuda},<{int(str(facts.cuda)[:2]) + 1}"
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "other"])
+def test_each_kind_of_bundle_runs_on_engines(kind: str, tmp_path: Path) -> None:
+    """A stream, a server, or a measurement: each with the words that the command line takes."""
+    toy = write_toy(tmp_path / "b").manifest
+    manifest = {
+        "text": toy,
+        "image": replace(toy, text=None, procedure=None, preprocess={"kind": "image", "input": "step.tokens"}),
+        "other": replace(toy, text=None, procedure=None, preprocess={}),
+    }[kind]
+    words = {"text": "serve", "image": "run", "other": "bench"}
+    for on_engines in (True, False):
+        way = packing._way_of(manifest, on_engines=on_engines)
+        last = way.command.splitlines()[-1]
+        assert ("--backend tensorrt" in last) == on_engines
+        if on_engines:
+            assert last.startswith(f'exec "$here/trt-compress" {words[kind]} "$here/bundle"')
+            (option,) = [
+                one
+                for one in get_command(app).commands[words[kind]].params  # type: ignore[attr-defined]
+                if "--backend" in one.opts
+            ]
+            assert "tensorrt" in f"{option.help}{option.metavar}"
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,10 @@ def write_package(
             f"exported for '{chosen.target}'; export it again with --target {chosen.target}."
         )
     part, names = runnable_part(opened, chosen.facts)
-    way = _way_of(manifest)
+    way = _way_of(manifest, on_engines=chosen.is_jetson)
     needed = _requirements(("cpu", *way.extras))
+    if chosen.is_jetson:
+        needed = sorted([*needed, _cuda_of(chosen.facts)])
     headers = dict(_headers(onnxruntime))
     try:
         with strays.staged_folder(Path(os.path.realpath(output))) as staged:
@@ -284,16 +286,30 @@ def _requirements(extras: Collection[str]) -> list[str]:
     return sorted(set(found))
 
 
-def _way_of(manifest: Manifest) -> _RunAs:
-    """How this bundle is run."""
+def _cuda_of(facts: Target) -> str:
+    """What reaches the device's CUDA from Python, of the version that the device has."""
+    major = int(str(facts.cuda).partition(".")[0])
+    return f"cuda-bindings>={facts.cuda},<{major + 1}"
+
+
+def _way_of(manifest: Manifest, *, on_engines: bool) -> _RunAs:
+    """How this bundle is run: on the engines that are built on the device, or in ONNX Runtime."""
+    backend = " --backend tensorrt" if on_engines else ""
     if manifest.text is not None and manifest.procedure is not None:
         return _RunAs(
             "its language model behind an HTTP interface, on port 8000 of this machine",
-            'exec "$here/trt-compress" serve "$here/bundle" "$@"',
+            f'exec "$here/trt-compress" serve "$here/bundle"{backend} "$@"',
             ("text", "serve"),
         )
     taken = input_kind(manifest.preprocess)
     if isinstance(taken, TextInput) or taken.obstacle is not None or taken.kind == "cameras":
+        if on_engines:
+            return _RunAs(
+                "a few hundred times on made-up inputs, and print how long a run takes",
+                f'exec "$here/trt-compress" bench "$here/bundle"{backend} "$@"',
+                (),
+                lasts=False,
+            )
         return _RunAs(
             "once, on zeros, and print what it takes and gives",
             'exec "$here/build/runtime/run_bundle" "$here/bundle" "$here/install/lib/libonnxruntime.so.1"',
@@ -305,7 +321,7 @@ def _way_of(manifest: Manifest) -> _RunAs:
     what = "the microphone" if sound else "the first camera"
     return _RunAs(
         f"on {what}, or with the options of `trt-compress run` that are given",
-        f'[ $# -gt 0 ] || set -- --source {source}\nexec "$here/trt-compress" run "$here/bundle" "$@"',
+        f'[ $# -gt 0 ] || set -- --source {source}\nexec "$here/trt-compress" run "$here/bundle"{backend} "$@"',
         ("audio", "mic") if sound else ("video",),
     )
 
@@ -393,9 +409,19 @@ def _jetson(facts: Target) -> str:
     return f"""
 ## On this device
 
-The engine that `build.sh` makes is in `bundle/engines/{facts.name}`; a program of yours loads it with TensorRT,
-after the plugin library that `./trt-compress plugins list` names. `run.sh` runs the bundle on the processor, in ONNX
-Runtime. The engine is made for TensorRT from {oldest} to below {newest}, CUDA {facts.cuda}, SM {sms}.
+`build.sh` builds the engine here, by the TensorRT of JetPack and with the plugins that it compiled, and puts it into
+`bundle/engines/{facts.name}`. `run.sh` and the service run it on the GPU (`--backend tensorrt`); from Python that is:
+
+```python
+from trt_compress.runtime import Session
+
+session = Session.open("bundle", backend="tensorrt")
+```
+
+An engine runs only with the TensorRT, the GPU and the plugins that it was built with; after an update of JetPack
+`./trt-compress build bundle --target {facts.name} --force` builds it again. It is held against ONNX Runtime, which
+`run_bundle` above uses, by `./trt-compress verify bundle --backend tensorrt`, after `env/bin/pip install polygraphy`.
+The engine is made for TensorRT from {oldest} to below {newest}, CUDA {facts.cuda}, SM {sms}.
 {facts.notes}
 
 Numbers are believable with fixed clocks only:
