@@ -5,6 +5,7 @@ TensorRT the form that the target gets, so that one call makes the reference and
 """
 
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -17,11 +18,12 @@ import numpy as np
 
 from trt_compress import strays
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
+from trt_compress.export.against_engine import ALLOWED
 from trt_compress.export.build import choose_plugins, input_shapes, profile_shapes
 from trt_compress.export.forms import source_file, target_file
 from trt_compress.export.ranges import BatchRange, lengths_of
 from trt_compress.export.targets import TARGETS, Target, get_target
-from trt_compress.files import mapped
+from trt_compress.files import mapped, write_whole
 from trt_compress.foreign import reading
 from trt_compress.format.bundle import Bundle
 from trt_compress.format.manifest import Graph, Manifest
@@ -30,9 +32,8 @@ from trt_compress.plugins.library import refuse_on
 from trt_compress.runtime.initial import Initial
 from trt_compress.runtime.onnx_nodes import Node, read_nodes
 from trt_compress.runtime.onnx_source import copy_graph
+from trt_compress.runtime.seeded import load_inputs, random_array, usual_lengths
 from trt_compress.suggest import not_known
-from trt_compress.tools.against_engine import ALLOWED
-from trt_compress.tools.bench.bundle import load_inputs, random_array, usual_lengths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,8 +152,10 @@ def write_debug(
             reference = copy_graph(opened, source_file(opened, wanted), staged / "reference")
             theirs = target_file(opened, wanted, chosen, with_plugins=library is not None, folder=staged / "target")
             compared = _compared(reference, theirs, node, output)
-            np.savez(staged / "inputs.npz", **arrays)  # type: ignore[arg-type]
-            (staged / "data.py").write_text(_DATA, encoding="utf-8")
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)  # type: ignore[arg-type]
+            write_whole(staged / "inputs.npz", packed.getvalue())
+            write_whole(staged / "data.py", _DATA)
             calls = _Calls(
                 manifest=opened.manifest,
                 graph=wanted,
@@ -163,7 +166,7 @@ def write_debug(
                 plugins=library,
             )
             for name, text in calls.scripts().items():
-                (staged / name).write_text(text, encoding="utf-8")
+                write_whole(staged / name, text)
                 (staged / name).chmod(0o755)
             os.rename(staged, folder)
     except OSError as error:

@@ -119,7 +119,7 @@ def verify(
     try:
         with progress("Verifying") as step:
             if backend is not None:
-                from trt_compress.tools.against_engine import verify_engines
+                from trt_compress.export.against_engine import verify_engines
 
                 report = verify_engines(
                     bundle,

@@ -22,11 +22,11 @@ from trt_compress.format.manifest import Manifest, State
 from trt_compress.format.procedure import Procedure, range_of
 from trt_compress.runtime.backends import OF_ENGINES
 from trt_compress.runtime.backends.engines import PRODUCTS
+from trt_compress.runtime.seeded import load_inputs, random_array, random_inputs, usual_lengths
 from trt_compress.runtime.sequences import Sequences
 from trt_compress.runtime.session import Session
 from trt_compress.runtime.states import States
 from trt_compress.suggest import not_known
-from trt_compress.tools.bench.bundle import load_inputs, random_array, random_inputs, usual_lengths
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Values = dict[str, Array]
