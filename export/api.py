@@ -192,13 +192,12 @@ def verify(
     weights: str | Path | None = None,
     model: str | None = None,
     native: bool | str | Path = False,
-    backend: str | None = None,
     require_digest: str | Collection[str] | None = None,
     trust_paths: bool = False,
     verify_layers: int | None = None,
     progress: Progress | None = None,
 ) -> "VerifyReport":
-    """Prove again that a bundle computes what its torch model computes; or that its engines do what ONNX Runtime does.
+    """Prove again that a bundle computes what its torch model computes.
 
     Args:
         bundle: The bundle's directory.
@@ -209,8 +208,6 @@ def verify(
             downloaded.
         model: The own model that it was made with, wherever its file is now (`FILE.py:FACTORY`, `hf:DIR`).
         native: Run the native operators in ONNX Runtime: True, or the library to take. False runs the ONNX bodies.
-        backend: "tensorrt" or "rtx": compare ONNX Runtime with the engines instead, as
-            `export.against_engine.verify_engines` does. Needs neither torch nor the model.
         require_digest: The digest that the bundle must have, as `Bundle.open` takes it.
         trust_paths: Follow the paths in the bundle's recipe, and run the file of an own model; without it only models
             of the zoo and of timm, and what is given here, are taken.
@@ -224,15 +221,6 @@ def verify(
         PluginError: the native library is missing, or may not be loaded.
     """
     required = as_digests(require_digest)
-    if backend is not None:
-        of_torch = {"weights": weights, "model": model, "verify_layers": verify_layers}
-        if given_too := [name for name, value in of_torch.items() if value is not None]:
-            raise ConfigError(f"{given_too[0]} is for the comparison with PyTorch; leave it out, or leave out backend.")
-        from trt_compress.export.against_engine import verify_engines
-
-        return verify_engines(
-            bundle, backend=backend, inputs=inputs, native=native, require_digest=required, progress=progress
-        )
     library = library_or_none(choose("onnxruntime", native))
     opened = Bundle.open(bundle, require_digest=required)
     recipe = recipe_of(opened, weights=weights, model=model, trust_paths=trust_paths)

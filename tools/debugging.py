@@ -18,7 +18,6 @@ import numpy as np
 
 from trt_compress import strays
 from trt_compress.errors import BundleError, ConfigError, UnsupportedError
-from trt_compress.export.against_engine import ALLOWED
 from trt_compress.export.build import choose_plugins, input_shapes, profile_shapes
 from trt_compress.export.forms import source_file, target_file
 from trt_compress.export.ranges import BatchRange, lengths_of
@@ -34,6 +33,7 @@ from trt_compress.runtime.onnx_nodes import Node, read_nodes
 from trt_compress.runtime.onnx_source import copy_graph
 from trt_compress.runtime.seeded import load_inputs, random_array, usual_lengths
 from trt_compress.suggest import not_known
+from trt_compress.tools.against_engine import ALLOWED
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

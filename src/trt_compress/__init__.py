@@ -21,7 +21,7 @@ from trt_compress.version import __version__
 
 if TYPE_CHECKING:
     from trt_compress import runtime
-    from trt_compress.export.api import export_model, verify
+    from trt_compress.export.api import export_model
     from trt_compress.export.calibration import calibrate
     from trt_compress.export.check import preflight
     from trt_compress.export.engines import build
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trt_compress.tools.streaming import run
     from trt_compress.tools.sweep.run import sweep
     from trt_compress.tools.tune.run import tune
+    from trt_compress.tools.verifying import verify
 
 # ONNX Runtime would write a number of this machine into HOME, and warn where it may not.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -80,7 +81,7 @@ _LIVES_IN = {
     "run": "tools.streaming",
     "sweep": "tools.sweep.run",
     "tune": "tools.tune.run",
-    "verify": "export.api",
+    "verify": "tools.verifying",
 }
 
 

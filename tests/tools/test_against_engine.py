@@ -15,8 +15,8 @@ from tests.fakes.engines import add_engines
 from tests.runtime.counter_bundles import write as write_counter
 from tests.runtime.generate.toy import write as write_toy
 from trt_compress.errors import ConfigError, GateError, UnsupportedError
-from trt_compress.export.against_engine import verify_engines
 from trt_compress.format.bundle import Bundle
+from trt_compress.tools.against_engine import verify_engines
 from trt_compress.tools.cli.main import main
 
 

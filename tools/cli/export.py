@@ -112,34 +112,18 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare PyTorch with ONNX Runtime, per output and per compressor site; a miss exits 3."""
-    if backend is not None:
-        of_torch = {"--weights": weights, "--model": model, "--verify-layers": verify_layers}
-        if given := [name for name, value in of_torch.items() if value is not None]:
-            raise ConfigError(f"{given[0]} is for the comparison with PyTorch; leave it out, or leave --backend out.")
     try:
         with progress("Verifying") as step:
-            if backend is not None:
-                from trt_compress.export.against_engine import verify_engines
+            from trt_compress.tools.verifying import verify as verified
 
-                report = verify_engines(
-                    bundle,
-                    backend=backend,
-                    inputs=inputs,
-                    native=native,
-                    require_digest=require_digest,
-                    progress=step,
-                )
-                _show_or_print(report, json)
-                return
-            with needs_extra("export"):
-                from trt_compress.export import api
-            report = api.verify(
+            report = verified(
                 bundle,
                 require_digest=require_digest,
                 inputs=inputs,
                 weights=weights,
                 model=model,
                 native=native,
+                backend=backend,
                 verify_layers=verify_layers,
                 trust_paths=trust_paths,
                 progress=step,
@@ -148,10 +132,6 @@ def verify(
         if error.report is not None and not json:
             _show_verification(cast("VerifyReport", error.report))
         raise
-    _show_or_print(report, json)
-
-
-def _show_or_print(report: "VerifyReport", json: bool) -> None:
     if json:
         print_json(report.to_json())
     else:
