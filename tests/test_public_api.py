@@ -82,8 +82,9 @@ import trt_compress
 {first}
 from trt_compress.export import api, preflight
 from trt_compress import build, verify
+from trt_compress.tools import verifying
 assert trt_compress.build is build is api.build
-assert trt_compress.verify is verify is api.verify
+assert trt_compress.verify is verify is verifying.verify
 assert trt_compress.preflight is api.preflight
 assert trt_compress.export_model is api.export_model
 assert trt_compress.runtime.Session.__name__ == "Session"
