@@ -390,7 +390,8 @@ def _wide(values: Array) -> Array:
 def _codes(packed: Array, bits: int) -> Array:
     """The codes in bytes, along one more axis."""
     shifts = np.arange(0, 8, bits)
-    return (packed.view(np.uint8)[..., None].astype(np.int32) >> shifts) & (2**bits - 1)
+    codes: Array = (packed.view(np.uint8)[..., None].astype(np.int32) >> shifts) & (2**bits - 1)
+    return codes
 
 
 def _from_bfloat16(carried: Array) -> Array:

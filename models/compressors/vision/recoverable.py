@@ -165,7 +165,7 @@ def outlier_factors(values: Tensor, neighbours: int, floor: float, there: Tensor
     def beside(each: Tensor) -> Tensor:
         """What stands on both sides of each of [B, N], [B, N, 2 * nearest]."""
         wide = functional.pad(each, (nearest, nearest), value=4 * _FAR)
-        return wide.index_select(1, around.flatten()).unflatten(1, (count, 2 * nearest))
+        return wide.index_select(1, around.flatten()).reshape(-1, count, 2 * nearest)
 
     distance, at = (ordered[..., None] - beside(ordered)).abs().topk(nearest, dim=2, largest=False)
     reach = torch.maximum(beside(distance[..., -1]).gather(2, at), distance)
