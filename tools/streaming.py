@@ -89,8 +89,8 @@ def run(
 
     Args:
         bundle: Its directory.
-        source: `video.mp4`, `camera:0`, `rtsp://…`, a pattern such as `frames/*.png`, `audio.wav`, `mic` or
-            `scene.npz`; several are streams in one query.
+        source: `video.mp4`, `camera:0`, `rtsp://…`, a pattern such as `frames/*.png`, `audio.wav`, `mic`,
+            `scene.npz`, or a GStreamer pipeline; several are streams in one query.
         fps: A frame each 1/fps s, whatever happens; None: the next when the last is done.
         burst: Frames of a burst; needs `gap_ms`.
         gap_ms: Pause between bursts.

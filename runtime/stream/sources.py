@@ -12,6 +12,7 @@ from trt_compress.format.manifest import TensorInfo
 from trt_compress.paths import check_readable
 from trt_compress.runtime.stream.audio import AudioFiles, AudioFormat, Microphone
 from trt_compress.runtime.stream.files import is_pattern, matching_files, nothing_matches
+from trt_compress.runtime.stream.gstreamer import PipelineSource, is_pipeline
 from trt_compress.runtime.stream.images import ImageFiles, SceneFile
 from trt_compress.runtime.stream.pace import Clock
 from trt_compress.runtime.stream.parts import Item, Source
@@ -26,7 +27,7 @@ IMAGE_SUFFIXES = (
 )
 _SUFFIXES = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES)
 _HEIF = (".heic", ".heif", ".hif")
-FORMS = "video.mp4, camera:0, rtsp://…, 'frames/*.png', audio.wav, mic or scene.npz"
+FORMS = "video.mp4, camera:0, rtsp://…, 'frames/*.png', audio.wav, mic, scene.npz or a GStreamer pipeline"
 
 
 def source_from_text(
@@ -41,7 +42,7 @@ def source_from_text(
     """Make the source that a text means; nothing is opened yet.
 
     Args:
-        text: A file, a pattern, `camera:0`, `mic` or a URL.
+        text: A file, a pattern, `camera:0`, `mic`, a URL, or a GStreamer pipeline.
         inputs: What the session takes.
         audio: How the bundle takes audio; None: it takes none.
         clock: Stamps live frames.
@@ -51,6 +52,8 @@ def source_from_text(
     Raises:
         ConfigError: It means nothing, or audio that the bundle does not take.
     """
+    if is_pipeline(text) and audio is None:
+        return PipelineSource(text, clock, stall_s)
     suffix = _suffix(text)
     if suffix == ".npz":
         return SceneFile(text, inputs)
@@ -135,13 +138,13 @@ def check_source(text: str) -> list[str]:
 
 def file_of_url(text: str) -> list[str]:
     """The file that a URL such as `file:///a/video.mp4` names, as FFmpeg reads it; none of any other text."""
-    _, mark, file = text.rpartition("file:") if "://" in text else ("", "", "")
+    _, mark, file = text.rpartition("file:") if "://" in text and not is_pipeline(text) else ("", "", "")
     return [f"/{file.lstrip('/')}" if file.startswith("//") else file] if mark and file else []
 
 
 def is_live(text: str) -> bool:
     """Whether a text means a device or a network stream, which gives frames at its own pace."""
-    return text == "mic" or text.startswith("camera:") or "://" in text
+    return text == "mic" or text.startswith("camera:") or "://" in text or is_pipeline(text)
 
 
 class SourceGroup:

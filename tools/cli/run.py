@@ -32,8 +32,8 @@ def run(
         list[str],
         typer.Option(
             metavar="SOURCE",
-            help="video.mp4, camera:0, rtsp://…, 'frames/*.png' (quoted), audio.wav, mic or scene.npz; repeat it for "
-            "several streams in one query.",
+            help="video.mp4, camera:0, rtsp://…, 'frames/*.png' (quoted), audio.wav, mic, scene.npz or a GStreamer "
+            "pipeline without its sink ('nvarguscamerasrc ! nvvidconv'); repeat it for several streams in one query.",
         ),
     ],
     fps: Annotated[
