@@ -32,7 +32,7 @@ from trt_compress.runtime.labelled.label_files import from_labels
 from trt_compress.runtime.measure.power.lines import gpus_from_nvidia_smi, rails_from_tegrastats
 from trt_compress.runtime.stream.images import load_npz
 from trt_compress.runtime.stream.quality import Labels
-from trt_compress.tools.bench.bundle import _load
+from trt_compress.tools.bench.bundle import load_inputs
 from trt_compress.tools.report.read import load
 
 TEGRASTATS = "RAM 2448/31919MB SWAP 0/15959MB CPU [1%@1190,0%@1190] GPU 0mW/0mW VDD_IN 4800mW/4750mW CPU@45C"
@@ -78,7 +78,7 @@ def _bytes(folder: Path) -> dict[str, tuple[bytes, str, Read]]:
 
     return {
         "scene": (npz.getvalue(), "a.npz", lambda path: load_npz(str(path))),
-        "inputs": (npz.getvalue(), "a.npz", _load),
+        "inputs": (npz.getvalue(), "a.npz", load_inputs),
         "constant": (npy.getvalue(), "a.npy", constant),
         "safetensors": ((folder / "good.safetensors").read_bytes(), "a.safetensors", read_tensors),
         "checkpoint": (pickled.getvalue(), "a.pt", read_tensors),
@@ -180,7 +180,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_unpacked(
     with pytest.raises(StreamError, match=r"bomb.npz' cannot be read \('x0' would be unpacked from \d+ to \d+ bytes"):
         load_npz(str(bomb))
     with pytest.raises(ConfigError, match="would be unpacked"):
-        _load(bomb)
+        load_inputs(bomb)
     many = _archive(tmp_path / "many.npz", members=10_001, header=_header("(0,)"))
     with pytest.raises(StreamError, match="it has 10001 members, and may have 10000"):
         load_npz(str(many))

@@ -30,7 +30,7 @@ from trt_compress.runtime.stream.levels import levels_from_sessions
 from trt_compress.runtime.stream.parts import BadFrame
 from trt_compress.runtime.stream.postprocess import postprocess_from_manifest
 from trt_compress.runtime.stream.preprocess import preprocess_from_manifest
-from trt_compress.tools.bench.bundle import _random
+from trt_compress.tools.bench.bundle import random_inputs
 from trt_compress.tools.bench.result import identity
 from trt_compress.tools.cli.main import app
 from trt_compress.tools.describe import engine_pairs, print_bundle
@@ -101,7 +101,7 @@ def everything_that_reads_it(path: Path) -> None:
     prepare = preprocess_from_manifest(bundle, levels.inputs)
     finish = postprocess_from_manifest(manifest.postprocess, levels.outputs)
     _with_our_errors(lambda: classifier_of(manifest, levels.outputs))
-    given = _random(session, manifest.batch.opt, 0)
+    given = random_inputs(session, manifest.batch.opt, 0)
     first = session.graphs[0]
     feed = {name: given[name if name in given else f"{first}.{name}"] for name in levels.inputs}
     with contextlib.suppress(BadFrame):

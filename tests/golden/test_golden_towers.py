@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.golden.golden_data import MODEL_TOLERANCE, OPERATOR_TOLERANCE, assert_close, cases_on_disk, read
 from trt_compress.errors import TrtCompressError
@@ -36,7 +36,7 @@ from trt_compress.models.compressors.vision.fourier import low_pass, new_side
 from trt_compress.models.compressors.vision.h_reducer import HReducer, reducer_of
 from trt_compress.models.compressors.vision.pixel_shuffle import PixelShuffle
 from trt_compress.models.compressors.vision.recoverable import outlier_factors
-from trt_compress.models.hosts.base import GraphSpec, TensorSpec
+from trt_compress.models.hosts.base import CompressedModule, GraphSpec, TensorSpec
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.layers.attention import ATTENTION_TAPS
 from trt_compress.plugins.testing.forms import session
@@ -260,7 +260,7 @@ def test_recoverable(case: str) -> None:
     assert patches + 1 == float(torch.where(own.valid[..., None], own.sizes, 0.0).sum())  # type: ignore[index]
 
 
-class Exported(nn.Module):
+class Exported(CompressedModule):
     """A method that sees queries, keys and a text, as a graph of its own."""
 
     def __init__(self, step: Compressor) -> None:

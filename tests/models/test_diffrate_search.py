@@ -147,7 +147,7 @@ def test_an_artifact_is_made_and_taken(folder: Path, made: Calibration) -> None:
     assert 0.5 < made.card.score["flops_ratio"] <= 0.6
     assert made.spec == f"diffrate:flops_ratio=0.6,schedule={folder / 'schedule.safetensors'}"
     assert (made.card.data_count, made.held_out) == (20, 4)
-    host = load_host(f"{folder / MODEL}", weights=folder / "weights.safetensors")
+    host = load_host(f"{folder / MODEL}", weights=str(folder / "weights.safetensors"))
     (graph,) = host.attach(parse_spec(made.spec))
     left = [17, *(site.tokens_out for site in graph.module.plan)]
     assert sorted(left, reverse=True) == left and left[-1] < 17
