@@ -50,11 +50,12 @@ class PipelineSource:
             UnsupportedError: PyGObject or GStreamer is not installed.
         """
         try:
-            import gi
+            import gi  # pyright: ignore[reportMissingImports] - it comes with the system
 
             for name in ("Gst", "GstApp", "GstVideo"):
                 gi.require_version(name, "1.0")
-            from gi.repository import GLib, Gst, GstApp, GstVideo  # noqa: F401 - GstApp gives the sink its methods
+            # GstApp gives the sink its methods
+            from gi.repository import GLib, Gst, GstApp, GstVideo  # noqa: F401  # pyright: ignore[reportMissingImports]
         except (ImportError, ValueError) as error:
             raise UnsupportedError(
                 "A GStreamer pipeline needs PyGObject and GStreamer, and they cannot be imported "

@@ -127,7 +127,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
                 return not left and broken is None
 
         def message(kind: int) -> Any:
-            return broken and types.SimpleNamespace(parse_error=lambda: (_Error(broken), "debug"))
+            return broken and types.SimpleNamespace(parse_error=lambda: (_Error(str(broken)), "debug"))
 
         class Pipeline:
             def get_by_name(self, name: str) -> Sink:
