@@ -1,6 +1,11 @@
-"""A mistake is said before anything heavy is loaded: under 1 s of CPU and 100 MB, and nothing is left behind."""
+"""A mistake is said before anything heavy is loaded: under 1 s of CPU and 100 MB, and nothing is left behind.
+
+That second is one of a machine on which Python adds a million numbers in 30 ms. A slower one, or one whose core does
+something else besides, has as much longer as it takes for them.
+"""
 
 import os
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +16,7 @@ from tests.attack.small_bundle import write_small
 from tests.typed_commands import LIGHT, Typed
 
 MOST_SECONDS, MOST_MIB = 1.0, 100.0
+SECONDS_A_MILLION = 0.03  # of CPU, for as many additions
 HEAVY = ("torch", "timm", "onnx", "onnxscript", "transformers", "onnxruntime", "safetensors", "scipy", "sklearn", "av")
 EXPORT = ("export", "zoo:digits_vit", "-o", "out")
 TUNE = ("tune", "zoo:digits_vit", "-o", "out")
@@ -174,13 +180,22 @@ def filled(place: Path) -> Path:
     return place
 
 
+def slowness() -> float:
+    """How many times as long as there this machine takes now, 1 at least."""
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return max(1.0, (time.process_time() - began) / SECONDS_A_MILLION)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path, light: Typed) -> None:
     arguments, message = MISTAKES[mistake]
-    before = sorted(filled.rglob("*"))
+    before, slow = sorted(filled.rglob("*")), slowness()
     done = light(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert message in done.err and len(done.err.splitlines()) <= 2, done.err
     assert (done.code, {*HEAVY} & {*done.loaded}, done.out) == (2, set(), "")
     assert "typer" in done.loaded and done.started > 0.02 and done.peak_mib > 10, "nothing was measured"
-    assert (done.started + done.busy < MOST_SECONDS, done.peak_mib < MOST_MIB) == (True, True), done
+    most = MOST_SECONDS * max(slow, slowness())
+    assert (done.started + done.busy < most, done.peak_mib < MOST_MIB) == (True, True), done
     assert sorted(filled.rglob("*")) == before and not (tmp_path / "cache").exists()

@@ -75,7 +75,6 @@ def sweep(
         files = {"--json": json, "--html": html}
         check_outputs(files, data, labels, classes, more=_read(model, options["weights"]), in_folder=own)
         with needs_extra("export"):
-            from trt_compress.tools.sweep.page import page_from_sweep
             from trt_compress.tools.sweep.run import sweep as sweep_model
         result = sweep_model(
             model,
@@ -104,6 +103,8 @@ def sweep(
         if json is not None:
             write_json(json, result.to_json())
     pages = [path for path in (html, output / PAGE_FILE if output is not None else None) if path is not None]
+    if pages:
+        from trt_compress.tools.sweep.page import page_from_sweep
     for path in pages:  # the table is there before one of them cannot be written
         _write_text(path, page_from_sweep(result))
     if output is not None:
