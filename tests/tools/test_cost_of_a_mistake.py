@@ -191,11 +191,15 @@ def slowness() -> float:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path, light: Typed) -> None:
     arguments, message = MISTAKES[mistake]
-    before, slow = sorted(filled.rglob("*")), slowness()
-    done = light(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert message in done.err and len(done.err.splitlines()) <= 2, done.err
-    assert (done.code, {*HEAVY} & {*done.loaded}, done.out) == (2, set(), "")
-    assert "typer" in done.loaded and done.started > 0.02 and done.peak_mib > 10, "nothing was measured"
-    most = MOST_SECONDS * max(slow, slowness())
-    assert (done.started + done.busy < most, done.peak_mib < MOST_MIB) == (True, True), done
+    before, seconds = sorted(filled.rglob("*")), float("inf")
+    for _ in range(3):  # whatever else the machine does only adds to what a command takes: the least of three counts
+        slow = slowness()
+        done = light(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+        assert message in done.err and len(done.err.splitlines()) <= 2, done.err
+        assert (done.code, {*HEAVY} & {*done.loaded}, done.out) == (2, set(), "")
+        assert "typer" in done.loaded and done.started > 0.02 and done.peak_mib > 10, "nothing was measured"
+        seconds = min(seconds, (done.started + done.busy) / max(slow, slowness()))
+        if seconds < MOST_SECONDS:
+            break
+    assert (seconds < MOST_SECONDS, done.peak_mib < MOST_MIB) == (True, True), (seconds, done)
     assert sorted(filled.rglob("*")) == before and not (tmp_path / "cache").exists()
