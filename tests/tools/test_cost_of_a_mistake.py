@@ -150,11 +150,21 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
+def slowness() -> float:
+    """How many times as long as there this machine takes now, 1 at least."""
+    began, total = time.process_time(), 0
+    for number in range(1_000_000):
+        total += number
+    return max(1.0, (time.process_time() - began) / SECONDS_A_MILLION)
+
+
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Typed]:
-    """A process in which only the command line is loaded."""
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Typed, float]]:
+    """A process in which only the command line is loaded, and the seconds that takes on the machine of the limit."""
+    slow = slowness()
     with Typed(tmp_path_factory.mktemp("light"), loaded=LIGHT) as typed:
-        yield typed
+        started = typed("--version").started
+        yield typed, started / max(slow, slowness())
 
 
 @pytest.fixture(scope="module")
@@ -180,26 +190,22 @@ def filled(place: Path) -> Path:
     return place
 
 
-def slowness() -> float:
-    """How many times as long as there this machine takes now, 1 at least."""
-    began, total = time.process_time(), 0
-    for number in range(1_000_000):
-        total += number
-    return max(1.0, (time.process_time() - began) / SECONDS_A_MILLION)
+def within(costs: list[tuple[float, float]]) -> bool:
+    """Whether one of these seconds and MiB is what a mistake may cost."""
+    return any(seconds < MOST_SECONDS and mib < MOST_MIB for seconds, mib in costs)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path, light: Typed) -> None:
-    arguments, message = MISTAKES[mistake]
-    before, seconds = sorted(filled.rglob("*")), float("inf")
-    for _ in range(3):  # whatever else the machine does only adds to what a command takes: the least of three counts
+def test_a_mistake_costs_little(mistake: str, filled: Path, tmp_path: Path, light: tuple[Typed, float]) -> None:
+    (arguments, message), (typed, started) = MISTAKES[mistake], light
+    before = sorted(filled.rglob("*"))
+    costs: list[tuple[float, float]] = []
+    while len(costs) < 3 and not within(costs):  # what else the machine does only adds to it: the least of three counts
         slow = slowness()
-        done = light(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+        done = typed(*arguments, folder=filled, variables={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
         assert message in done.err and len(done.err.splitlines()) <= 2, done.err
         assert (done.code, {*HEAVY} & {*done.loaded}, done.out) == (2, set(), "")
         assert "typer" in done.loaded and done.started > 0.02 and done.peak_mib > 10, "nothing was measured"
-        seconds = min(seconds, (done.started + done.busy) / max(slow, slowness()))
-        if seconds < MOST_SECONDS:
-            break
-    assert (seconds < MOST_SECONDS, done.peak_mib < MOST_MIB) == (True, True), (seconds, done)
+        costs.append((started + done.busy / max(slow, slowness()), done.peak_mib))
+    assert within(costs), costs
     assert sorted(filled.rglob("*")) == before and not (tmp_path / "cache").exists()

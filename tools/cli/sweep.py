@@ -103,9 +103,9 @@ def sweep(
         if json is not None:
             write_json(json, result.to_json())
     pages = [path for path in (html, output / PAGE_FILE if output is not None else None) if path is not None]
-    if pages:
-        from trt_compress.tools.sweep.page import page_from_sweep
     for path in pages:  # the table is there before one of them cannot be written
+        from trt_compress.tools.sweep.page import page_from_sweep
+
         _write_text(path, page_from_sweep(result))
     if output is not None:
         say(f"Wrote {output / 'sweep.json'}")
