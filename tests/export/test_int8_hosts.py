@@ -81,9 +81,10 @@ def test_what_a_graph_is_fed_with_by_another_is_computed(tmp_path: Path) -> None
 
 
 def test_a_tower_of_images(tmp_path: Path) -> None:
+    """Of random weights: with twice as many merged the gate refuses it where a processor rounds INT8 otherwise."""
     (tmp_path / "clip").mkdir()
     tiny_tower(tmp_path / "clip", "CLIPVisionModelWithProjection")
-    result = api.export_model(f"hf:{tmp_path / 'clip'}", compress="tome:num_merged=4", precision="int8",
+    result = api.export_model(f"hf:{tmp_path / 'clip'}", compress="tome:num_merged=2", precision="int8",
                               int8="dynamic", batch="1", output=tmp_path / "b")  # fmt: skip
     (record,) = result.manifest.int8
     assert record.in_int8 == record.layers - len(record.kept)
