@@ -171,6 +171,18 @@ def layers_or_quarters(name: str, layers: Sequence[int] | None, host: HostInfo) 
     return check_layers(name, quarter_layers(host.depth) if layers is None else layers, host)
 
 
+def refuse_without_class_token(name: str, host: HostInfo, *, instead: str = "tome, avg_pool or random") -> None:
+    """Refuse a method that ranks patches by the class token's attention where there is no such token.
+
+    Raises:
+        UnsupportedError: There is none; it names the methods that do without.
+    """
+    if not host.has_class_token:
+        raise UnsupportedError(
+            f"{name}: {host.name} has no class token, whose attention ranks the patches; use {instead}."
+        )
+
+
 def after_attention(layers: Sequence[int]) -> tuple[Placement, ...]:
     """After the attention of these layers."""
     return (Placement(kind="after_attention", layers=tuple(layers)),)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from trt_compress.errors import ConfigError, UnsupportedError
 from trt_compress.foreign import shown
 from trt_compress.methods.vision import DIFFRATE, DiffRateConfig
-from trt_compress.models.compressors.base import Compressor, after_attention, averaged
+from trt_compress.models.compressors.base import Compressor, after_attention, averaged, refuse_without_class_token
 from trt_compress.models.compressors.calibration import (
     Batch,
     Calibrated,
@@ -44,11 +44,7 @@ class DiffRate(Compressor):
     @classmethod
     def placements(cls, config: DiffRateConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Layers that remove a token."""
-        if not host.has_class_token:
-            raise UnsupportedError(
-                f"diffrate: {host.name} has no class token, whose attention ranks the patches; use tome, avg_pool or "
-                "random."
-            )
+        refuse_without_class_token("diffrate", host)
         kept = _counts(config)
         if not kept:  # not searched yet
             return after_attention(range(host.depth))

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import torch
 
-from trt_compress.errors import UnsupportedError
 from trt_compress.methods.vision import EVIT, EvitConfig
 from trt_compress.models.compressors.base import (
     Compressor,
@@ -13,6 +12,7 @@ from trt_compress.models.compressors.base import (
     layers_or_quarters,
     num_patches_kept,
     ratio_at,
+    refuse_without_class_token,
 )
 from trt_compress.models.compressors.padding import PaddedSelection, Selected, packed
 from trt_compress.models.compressors.passing import Taps, Tokens
@@ -32,11 +32,7 @@ class Evit(Compressor):
     @classmethod
     def placements(cls, config: EvitConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Layers that drop patches."""
-        if not host.has_class_token:
-            raise UnsupportedError(
-                f"evit: {host.name} has no class token, whose attention ranks the patches; use tome, avg_pool or "
-                "random."
-            )
+        refuse_without_class_token("evit", host)
         return after_attention(layers_or_quarters("evit", config.layers, host))
 
     def __init__(self, config: EvitConfig, arrival: Arrival) -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trt_compress.errors import UnsupportedError
 from trt_compress.methods.vision import TOKEN_TRANSFORM, TokenTransformConfig
 from trt_compress.models.compressors.base import (
     Compressor,
@@ -15,6 +14,7 @@ from trt_compress.models.compressors.base import (
     layers_or_quarters,
     num_patches_kept,
     ratio_at,
+    refuse_without_class_token,
 )
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement
@@ -59,11 +59,7 @@ class TokenTransform(Compressor):
     @classmethod
     def placements(cls, config: TokenTransformConfig, host: HostInfo) -> tuple[Placement, ...]:
         """Layers that remove patches."""
-        if not host.has_class_token:
-            raise UnsupportedError(
-                f"token_transform: {host.name} has no class token, whose attention ranks the patches; use tome, "
-                "avg_pool or random."
-            )
+        refuse_without_class_token("token_transform", host)
         return after_attention(layers_or_quarters("token_transform", config.layers, host))
 
     def __init__(self, config: TokenTransformConfig, arrival: Arrival) -> None:

@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor
 
-from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.errors import ConfigError
 from trt_compress.methods.vision import VTC_CLS, VtcClsConfig
-from trt_compress.models.compressors.base import Compressor, after_attention, check_layer, num_patches_kept
+from trt_compress.models.compressors.base import (
+    Compressor,
+    after_attention,
+    check_layer,
+    num_patches_kept,
+    refuse_without_class_token,
+)
 from trt_compress.models.compressors.padding import PaddedSelection, Selected
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.sites import Arrival, HostInfo, Placement, Site, Tap
@@ -24,11 +30,7 @@ class VtcCls(Compressor):
     @classmethod
     def placements(cls, config: VtcClsConfig, host: HostInfo) -> tuple[Placement, ...]:
         """After the attention of the last layer that counts, or behind the tower."""
-        if not host.has_class_token:
-            raise UnsupportedError(
-                f"vtc_cls: {host.name} has no class token, whose attention ranks the patches; use tome, avg_pool or "
-                "random."
-            )
+        refuse_without_class_token("vtc_cls", host)
         layers = cls._layers(config, host)
         return behind_tower() if config.behind else after_attention(layers[-1:])
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trt_compress.errors import ConfigError, UnsupportedError
+from trt_compress.models.compressors.base import refuse_without_class_token
 from trt_compress.models.compressors.passing import Tokens
 from trt_compress.models.compressors.sites import ENCODER_OUTPUT, Arrival, HostInfo, Placement, Tap, TapKind
 from trt_compress.plugins.operator import cast
@@ -57,10 +58,7 @@ def early_layer(name: str, layer: int | None, host: HostInfo) -> int:
 
 def need_class_token(name: str, host: HostInfo) -> None:
     """Raise UnsupportedError if the host has no class token."""
-    if not host.has_class_token:
-        raise UnsupportedError(
-            f"{name}: {host.name} has no class token, whose attention ranks the patches; use {WITHOUT_CLASS}."
-        )
+    refuse_without_class_token(name, host, instead=WITHOUT_CLASS)
 
 
 def need_texts(name: str, host: HostInfo) -> None:
