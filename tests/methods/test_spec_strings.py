@@ -142,6 +142,7 @@ def test_every_list_of_layers_is_held_to_the_rule() -> None:
         "toc3d",
         "atome",
         "dynamicvit",
+        "token_transform",
         "tokenpacker",
         "quecc",
     }
