@@ -8,6 +8,7 @@ from trt_compress.methods import parse_spec
 from trt_compress.models.compressors.place import GraphPlan, place_one
 from trt_compress.models.compressors.sites import (
     ENCODER_OUTPUT,
+    PICTURES,
     AttentionFacts,
     HostInfo,
     Site,
@@ -33,6 +34,7 @@ SPECS = (
     "divprune",
     "cdpruner",
     "recoverable",
+    "globalcom2",
     "dart",
     "fourier",
     "pixel_shuffle",
@@ -41,13 +43,21 @@ SPECS = (
 
 
 def _tower(
-    prefix: tuple[tuple[SpanKind, int], ...], *, output: bool = True, rotary: bool = False, texts: bool = False
+    prefix: tuple[tuple[SpanKind, int], ...],
+    *,
+    output: bool = True,
+    rotary: bool = False,
+    texts: bool = False,
+    crops: tuple[int, int] | None = None,
 ) -> HostInfo:
     """A tower of 24 layers and 24 x 24 patches with these tokens in front."""
     depth, side = 24, 24
     taps = ATTENTION_TAPS if prefix else ATTENTION_TAPS - {"class_attention"}
     behind = frozenset[TapKind]({"text_space", "texts"} if texts else ())
     out = (Site(kind=ENCODER_OUTPUT, taps=behind),) if output else ()
+    if crops is not None:
+        size = frozenset[TapKind]({"picture_size"})
+        out += (Site(kind=PICTURES, tokens=(1 + crops[0] * crops[1]) * side**2, width=1024, taps=size),)
     return HostInfo(
         name="the tower",
         sites=(*layer_sites("after_attention", depth, taps=taps), *out),
@@ -57,6 +67,7 @@ def _tower(
         width=1024,
         attention=AttentionFacts(num_heads=16, head_size=64, rotary=rotary),
         grid=(side, side),
+        crops=crops,
     )
 
 
@@ -68,6 +79,7 @@ TOWERS: Mapping[str, tuple[HostInfo, str]] = MappingProxyType(
         "none (SigLIP)": (_tower(()), ""),
         "registers (DINOv2)": (_tower((*_CLASS, ("register", 4))), ""),
         "behind another method": (_tower(_CLASS), "random:layers=[1]+"),
+        "a thumbnail and crops (LLaVA-NeXT)": (_tower(_CLASS, crops=(2, 2)), ""),
         "a classifier": (_tower(_CLASS, output=False), ""),
         "rotary positions (EVA-02, DINOv3)": (_tower((*_CLASS, ("register", 4)), output=False, rotary=True), ""),
     }

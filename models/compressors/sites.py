@@ -12,6 +12,7 @@ SiteKind = Literal[
     "after_attention",
     "block_routing",
     "encoder_output",
+    "pictures",
     "connector",
     "before_layer",
     "kv_cache",
@@ -29,6 +30,7 @@ TapKind = Literal[
     "text_space",
     "texts",
     "question",
+    "picture_size",
 ]
 """Tensors that hosts compute for methods; N counts the tokens that came to the layer.
 
@@ -40,12 +42,15 @@ history_queries: how much the object queries of the last frame need each token, 
 text_space: the tokens in the space of texts, where a text has a vector too, [B, N, P].
 texts: vectors of a text beside the picture, which the graph takes as an input, [B, S, P]; a row of zeros is none.
 question: what a language model makes of the last token of a question, which the graph takes as an input, [B, T].
+picture_size: height and width of the picture that crops were cut out of, which the graph takes as an input, [B, 2].
 """
-BESIDE: Final[frozenset[TapKind]] = frozenset({"texts", "question"})
+BESIDE: Final[frozenset[TapKind]] = frozenset({"texts", "question", "picture_size"})
 """Of these, what comes from beside the picture and belongs to no token."""
 SpanKind = Literal["class", "distillation", "register", "text", "image", "sink"]
 
 ENCODER_OUTPUT: Final = "encoder_output"
+PICTURES: Final = "pictures"
+"""Behind it: tokens of all pictures of a sample, one picture behind the other, without those in front of patches."""
 MODEL = "model"  # the graph of a model that has only one
 _ADDRESSES = {
     "after_attention": "blocks.{}",
@@ -247,6 +252,7 @@ class HostInfo:
         attention: How its layers attend; None: not told.
         cache: What it keeps of earlier runs; None: nothing.
         grid: Rows and columns of patches; None: they have none.
+        crops: Rows and columns of the crops that each sample has behind a thumbnail; None: a sample is one picture.
         padded: Inputs are padded behind to one length, and `Tokens.valid` tells what is no padding.
     """
 
@@ -259,6 +265,7 @@ class HostInfo:
     attention: AttentionFacts | None = None
     cache: CacheFacts | None = None
     grid: tuple[int, int] | None = None
+    crops: tuple[int, int] | None = None
     padded: bool = False
 
     @property

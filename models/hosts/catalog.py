@@ -49,7 +49,7 @@ HF: Mapping[str, str] = {  # model_type of config.json → the module under trt_
 }
 
 _REGISTERED = re.compile(r"^@register_model\b[^\n]*\n(?:@[^\n]*\n)*def +(\w+)", re.MULTILINE)
-_OF_TOWERS = ("img_size", "patch_size", "resample_pos", "feature_layer")
+_OF_TOWERS = ("img_size", "patch_size", "resample_pos", "feature_layer", "crops")
 _DRIVEN = ("VisionTransformer", "class Eva(")  # of which a file of timm must speak for a model in it to be one
 
 

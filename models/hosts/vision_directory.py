@@ -60,6 +60,7 @@ def load_tower(
     patch_size: Size | None = None,
     resample_pos: bool = False,
     feature_layer: int | tuple[int, ...] | None = None,
+    crops: Size | None = None,
 ) -> LoadedHost:
     """Load a tower.
 
@@ -73,6 +74,7 @@ def load_tower(
         resample_pos: Positions may be resampled for that size.
         feature_layer: The layer behind which the tower ends, or several, of which it ends behind the last and gives
             the features of each; None: it is run to its end.
+        crops: Rows and columns of crops that each sample has behind a thumbnail; None: a sample is one picture.
 
     Raises:
         ConfigError: a file is missing or cannot be read, or tensors do not fit; they are named.
@@ -98,6 +100,8 @@ def load_tower(
         model.fit(size, patch_size or model.patch, resample=resample_pos or family.free_size)
         if feature_layer is not None:
             model.stop_behind(*((feature_layer,) if isinstance(feature_layer, int) else feature_layer))
+        if crops is not None:
+            model.take_crops(crops)
         model.eval()
         digest = Sha256()
         for file in files:
@@ -128,7 +132,9 @@ def pictures(front: Mapping[str, Any] | None, model: VisionTower) -> tuple[dict[
         model: The tower, with its size.
     """
     reason = None
-    if front is None:
+    if model.crops is not None:
+        reason = "a sample is a thumbnail and crops of a picture, and whoever cuts these makes the input"
+    elif front is None:
         reason = "there is no preprocessor_config.json beside the model, which says how pictures become its input"
     elif model.channels not in (1, 3):
         reason = f"pictures have 1 or 3 channels, and the input has {model.channels}"

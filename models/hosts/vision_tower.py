@@ -3,6 +3,7 @@ and feed-forward part of the layers, and behind the tower.
 
 What all families share. A family is a file beside this one: CLIP, SigLIP, DINOv2, ViT. `hf:PATH?feature_layer=-2` ends
 the tower behind a layer, as language models take their features: nothing behind it is computed, and no last norm.
+`hf:PATH?crops=2x2` makes a sample of a thumbnail and crops: each is a picture of its own to the layers.
 
 Source: the layout of transformers' save_pretrained: config.json, preprocessor_config.json, model.safetensors.
 Differs: attention is written out (`models/layers/attention.py`); dropout is left out; positions of another image size
@@ -11,6 +12,7 @@ are resampled once, when the model is loaded; merged tokens count in a pooling a
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -20,11 +22,13 @@ from torch import Tensor, nn
 from trt_compress.errors import ConfigError, ShapeError
 from trt_compress.format.graphs import BATCH_SYMBOL
 from trt_compress.methods import CompressorSpec
+from trt_compress.models.compressors.padding import packed
 from trt_compress.models.compressors.passing import Taps, Tokens
 from trt_compress.models.compressors.place import GraphPlan, place_first, place_one
 from trt_compress.models.compressors.sites import (
     BESIDE,
     ENCODER_OUTPUT,
+    PICTURES,
     Asked,
     AttentionFacts,
     HostInfo,
@@ -72,6 +76,7 @@ class VisionTower(nn.Module, ABC):
         ahead: Layers at the end that are not run, and only give taps of the tokens that would come to them.
         cut: It ends behind a layer, without its last norm.
         taken: Layers before that, of which features are given too.
+        crops: Rows and columns of the crops that each sample has behind a thumbnail; None: a sample is one picture.
     """
 
     family: ClassVar[str]
@@ -84,6 +89,7 @@ class VisionTower(nn.Module, ABC):
     ahead: int = 0
     cut: bool = False
     taken: tuple[int, ...] = ()
+    crops: Size | None = None
 
     def __init__(self, *, size: Size, patch: Size, channels: int, width: int) -> None:
         super().__init__()
@@ -218,19 +224,43 @@ class VisionTower(nn.Module, ABC):
         setattr(self.get_submodule(owner), name, kept)
         self.ahead, self.cut = len(kept) - number - 1, True
 
+    def take_crops(self, crops: Size) -> None:
+        """Take samples of a thumbnail and of rows and columns of crops.
+
+        Raises:
+            ConfigError: The model is a classifier.
+        """
+        if self.num_labels:
+            raise ConfigError(
+                f"{self.family}: crops={crops[0]}x{crops[1]} is for towers that give features, and this model is a "
+                "classifier; leave it out."
+            )
+        self.crops = crops
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of one sample."""
+        return 1 if self.crops is None else 1 + self.crops[0] * self.crops[1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample: channels, height and width, in front of them the pictures where there are several."""
+        one = (self.channels, *self.size)
+        return one if self.crops is None else (self.pictures, *one)
+
     def forward(self, image: Tensor) -> Any:
         """As `CompressedTower`, without compressors."""
-        tokens = Tokens(x=self.embed(image))
+        tokens = Tokens(x=self.embed(as_pictures(image, self.crops)), position=self.places(image))
         found: tuple[Tensor, ...] = ()
         for number, layer in enumerate(self.stack):
             tokens = tokens.with_x(tokens.x + layer.attend(tokens.x)[0])
             tokens = tokens.with_x(tokens.x + layer.feed(tokens.x))
             if number in self.taken:
-                found += self.leaving(tokens, None, self.num_prefix)
+                found += self.features(self.of_sample(tokens, self.num_prefix))
         tokens = self._finished(tokens)
         if self.num_labels:
             return self.logits(tokens)
-        return (*self.leaving(tokens, self._pooled(tokens), self.num_prefix), *found)
+        return (*self.leaving(self.of_sample(tokens, self.num_prefix), self._pooled(tokens)), *found)
 
     def _finished(self, tokens: Tokens) -> Tokens:
         return tokens if self.cut else tokens.with_x(self.finish(tokens.x))
@@ -238,14 +268,70 @@ class VisionTower(nn.Module, ABC):
     def _pooled(self, tokens: Tokens) -> Tensor | None:
         return None if self.cut else self.pooled(tokens)
 
-    def leaving(self, tokens: Tokens, pooled: Tensor | None, dropped: int) -> tuple[Tensor, ...]:
-        """Features [B, M, C], the patches in each (0: padding) [B, M], and the pooled vector [B, P] if there is one."""
-        size = tokens.sizes[:, dropped:, 0]
+    def places(self, image: Tensor) -> Tensor | None:
+        """Where each token stands in its sample, [B * pictures, N], of samples with crops.
+
+        Patches of the thumbnail are numbered row by row, and behind them those of the grid that all crops together
+        make; the tokens in front of patches have -1.
+        """
+        if self.crops is None:
+            return None
+        (down, across), (rows, columns) = self.crops, self.grid
+        count = rows * columns
+        first, whole = (torch.arange(each, device=image.device) for each in (count, down * across * count))
+        of_crops = whole.reshape(down, rows, across, columns).transpose(1, 2).reshape(-1, count) + count
+        patches = torch.cat([first[None], of_crops])
+        places = nn.functional.pad(patches, (self.num_prefix, 0), value=-1)
+        return places.expand(image.shape[0], -1, -1).flatten(0, 1)
+
+    def of_sample(self, tokens: Tokens, dropped: int) -> Tokens:
+        """The tokens behind those that are dropped; of several pictures one behind the other, with all padding last."""
+        valid, position = tokens.valid, tokens.position
+        tokens = replace(
+            tokens,
+            x=tokens.x[:, dropped:],
+            size=None if tokens.size is None else tokens.size[:, dropped:],
+            valid=None if valid is None else valid[:, dropped:],
+            position=None if position is None else position[:, dropped:],
+        )
+        if self.crops is None:
+            return tokens
+
+        def joined(each: Tensor | None) -> Tensor | None:
+            if each is None:
+                return None
+            return each.reshape(-1, self.pictures * each.shape[1], *each.shape[2:])
+
+        whole = replace(
+            tokens,
+            x=cast(Tensor, joined(tokens.x)),
+            size=joined(tokens.size),
+            valid=joined(tokens.valid),
+            position=joined(tokens.position),
+        )
+        return packed(whole)
+
+    def features(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """Features [B, M, C], and the patches in each (0: padding), [B, M]."""
+        size = tokens.sizes[..., 0]
         if tokens.valid is not None:
-            size = torch.where(tokens.valid[:, dropped:], size, 0.0)
-        x = tokens.x[:, dropped:]
-        found = (x, to_dtype(size, x.dtype))
+            size = torch.where(tokens.valid, size, 0.0)
+        return tokens.x, to_dtype(size, tokens.x.dtype)
+
+    def leaving(self, tokens: Tokens, pooled: Tensor | None) -> tuple[Tensor, ...]:
+        """Features and sizes; of samples with crops their places (-1: padding), [B, M]; and the pooled vector [B, P],
+        of these [B, pictures, P], if there is one."""
+        found = self.features(tokens)
+        if self.crops is not None:
+            place = cast(Tensor, tokens.position)
+            found += (place if tokens.valid is None else torch.where(tokens.valid, place, -1),)
+            pooled = None if pooled is None else pooled.reshape(-1, self.pictures, pooled.shape[1])
         return found if pooled is None else (*found, pooled)
+
+
+def as_pictures(each: Tensor, crops: Size | None) -> Tensor:
+    """What samples [B, pictures, …] are made of, as pictures, [B * pictures, …]; without crops they are pictures."""
+    return each if crops is None else each.flatten(0, 1)
 
 
 def resampled(rows: Tensor, before: Size, after: Size, how: Resampling) -> Tensor:
@@ -264,15 +350,24 @@ def host_info(model: VisionTower, name: str) -> HostInfo:
     behind = Site(kind=ENCODER_OUTPUT, taps=asked)
     if model.ahead:
         behind = Site(kind=ENCODER_OUTPUT, layer=depth, taps=asked | frozenset[TapKind]({"keys", "queries", "values"}))
+    patches = model.grid[0] * model.grid[1]
+    together = Site(
+        kind=PICTURES,
+        tokens=model.pictures * patches,
+        width=model.width,
+        taps=frozenset[TapKind]({"picture_size"}),
+    )
+    output = () if model.num_labels else (behind,) if model.crops is None else (behind, together)
     return HostInfo(
         name=name,
-        sites=(*sites_of_layers(depth, taps=taps), *(() if model.num_labels else (behind,))),
+        sites=(*sites_of_layers(depth, taps=taps), *output),
         depth=depth,
         num_tokens=model.num_tokens,
         protected=leading_spans(model.prefix),
         width=model.width,
         attention=AttentionFacts(num_heads=layer.heads, head_size=model.width // layer.heads),
         grid=model.grid,
+        crops=model.crops,
     )
 
 
@@ -285,8 +380,9 @@ class CompressedTower(CompressedModule):
         name: The model's name, for messages.
 
     Attributes:
-        beside: Shapes of what it reads beside the image, for one image, by name: `text`, vectors of a text [S, P]; or
-            `question`, what a language model makes of the last token of a question [T].
+        beside: Shapes of what it reads beside the image, for one sample, by name: `text`, vectors of a text [S, P];
+            `question`, what a language model makes of the last token of a question [T]; `picture_size`, height and
+            width of the picture that crops were cut out of [2].
 
     Raises:
         ConfigError: a compressor does not fit the model.
@@ -303,7 +399,9 @@ class CompressedTower(CompressedModule):
         self.placed, self.plan = placed, placed.sites
         kept = all(step.keeps_prefix for step in placed.steps(ENCODER_OUTPUT))
         self.dropped = self.model.num_prefix if kept else 0
-        self.tokens_out = placed.tokens_out - self.dropped
+        self.tokens_out = (placed.tokens_out - self.dropped) * self.model.pictures
+        if placed.steps(PICTURES):
+            self.tokens_out = placed.tokens_out
         self.width_out = placed.width_out or self.model.width
         behind = [as_tap(asked) for asked in placed.wanted(self.info.depth)]
         texts = max((tap.rows for tap in behind if tap.kind == "texts"), default=0)
@@ -311,11 +409,13 @@ class CompressedTower(CompressedModule):
         for tap in behind:
             if tap.kind == "question":
                 self.beside["question"] = (tap.channels,)
+        if any(tap.kind == "picture_size" for tap in behind):
+            self.beside["picture_size"] = (2,)
 
     def patches_behind(self, layer: int) -> int:
-        """How many tokens besides those in front leave a layer."""
+        """How many tokens besides those in front leave a layer, in all pictures of a sample."""
         left = [site.tokens_out for site in self.plan if site.layer <= layer]
-        return int(left[-1] if left else self.model.num_tokens) - self.model.num_prefix
+        return (int(left[-1] if left else self.model.num_tokens) - self.model.num_prefix) * self.model.pictures
 
     def first_layers(self, count: int) -> "CompressedTower":
         """The same without its last layers, and with what acts at those that are left."""
@@ -329,29 +429,31 @@ class CompressedTower(CompressedModule):
         return self.model
 
     def forward(self, image: Tensor, *beside: Tensor) -> Any:
-        """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], and the pooled
-        vector [B, P] if the model has one; then features and sizes of each layer of `taken`.
+        """Logits [B, classes] of images; without a classifier features [B, M, C], their sizes [B, M], of samples with
+        crops their places [B, M], and the pooled vector [B, P] if the model has one; then features and sizes of each
+        layer of `taken`.
 
         Args:
-            image: [B, channels, height, width].
+            image: [B, channels, height, width], of samples with crops [B, pictures, channels, height, width].
             beside: What `self.beside` names, in its order, each [B, …]; of vectors of a text a row of zeros is none.
 
         Raises:
             ShapeError: One of them has another shape, or is missing.
         """
         model = self.model
-        if tuple(image.shape[1:]) != (model.channels, *model.size):
+        if tuple(image.shape[1:]) != model.input_shape:
             raise ShapeError(
-                f"image: {list(image.shape[1:])} was given; {self.info.name} takes "
-                f"{[model.channels, *model.size]} (channels, height, width)."
+                f"image: {list(image.shape[1:])} was given; {self.info.name} takes {list(model.input_shape)} "
+                f"({'' if model.crops is None else 'pictures, '}channels, height, width)."
             )
         self._check_beside(beside)
-        tokens, taps = Tokens(x=model.embed(image)), Taps()
+        tokens = Tokens(x=model.embed(as_pictures(image, model.crops)), position=model.places(image))
+        taps = Taps()
         found: tuple[Tensor, ...] = ()
         for number, layer in enumerate(model.stack):
             tokens = self.placed.layer(number, tokens, taps, partial(_attend, layer), layer.feed)
             if number in model.taken:
-                found += model.leaving(tokens, None, model.num_prefix)
+                found += model.features(model.of_sample(tokens, model.num_prefix))
         wanted = self.placed.wanted(self.info.depth)
         asked = frozenset[Asked](each for each in wanted if as_tap(each).kind in {*BESIDE, "text_space"})
         if wanted - asked:
@@ -362,7 +464,8 @@ class CompressedTower(CompressedModule):
         if model.num_labels:
             return model.logits(tokens)
         pooled = model._pooled(tokens)
-        return (*model.leaving(self.placed(ENCODER_OUTPUT, tokens, taps), pooled, self.dropped), *found)
+        tokens = model.of_sample(self.placed(ENCODER_OUTPUT, tokens, taps), self.dropped)
+        return (*model.leaving(self.placed(PICTURES, tokens, taps), pooled), *found)
 
     def _check_beside(self, beside: Sequence[Tensor]) -> None:
         """Raise ShapeError if what is given beside an image is not what is read."""
@@ -379,10 +482,14 @@ class CompressedTower(CompressedModule):
             )
 
     def _asked(self, kind: TapKind, x: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """The tokens in the space of texts, or what is given beside the image."""
+        """The tokens in the space of texts, or what is given beside the image, for each of its pictures."""
         if kind == "text_space":
             return self.model.in_text_space(x)
-        return given["text" if kind == "texts" else kind]
+        found = given["text" if kind == "texts" else kind]
+        if kind == "picture_size" or self.model.crops is None:
+            return found
+        shape = (-1, self.model.pictures, *(-1 for _ in found.shape[1:]))
+        return found[:, None].expand(*shape).flatten(0, 1)
 
 
 def _attend(layer: EncoderLayer, tokens: Tokens, wanted: frozenset[Asked]) -> tuple[Tensor, Mapping[Asked, Tensor]]:
@@ -411,10 +518,18 @@ def tower_graph(model: VisionTower, specs: Sequence[CompressorSpec], *, name: st
     return _graph_of(CompressedTower(model, specs, name=name).eval())
 
 
+def _beside(name: str, shape: tuple[int, ...], model: VisionTower) -> TensorSpec:
+    """What is read beside an image; sizes of pictures are those of any that could be cut into crops."""
+    if name != "picture_size":
+        return TensorSpec(name=name, shape=(BATCH_SYMBOL, *shape))
+    sides = (side * (number + 1) for side, number in zip(model.size, model.crops or (1, 1), strict=True))
+    return TensorSpec(name=name, shape=(BATCH_SYMBOL, *shape), dtype="int64", values=(min(model.size), max(sides)))
+
+
 def _graph_of(module: CompressedTower) -> GraphSpec:
     model = module.model
-    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", shape=(BATCH_SYMBOL, model.channels, *model.size)),)
-    inputs += tuple(TensorSpec(name=name, shape=(BATCH_SYMBOL, *shape)) for name, shape in module.beside.items())
+    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="image", shape=(BATCH_SYMBOL, *model.input_shape)),)
+    inputs += tuple(_beside(name, shape, model) for name, shape in module.beside.items())
     outputs: tuple[TensorSpec, ...]
     if model.num_labels:
         outputs = (TensorSpec(name="logits", shape=(BATCH_SYMBOL, model.num_labels)),)
@@ -423,8 +538,11 @@ def _graph_of(module: CompressedTower) -> GraphSpec:
             TensorSpec(name="features", shape=(BATCH_SYMBOL, module.tokens_out, module.width_out)),
             TensorSpec(name="feature_size", shape=(BATCH_SYMBOL, module.tokens_out)),
         )
+        if model.crops is not None:
+            outputs += (TensorSpec(name="feature_place", shape=(BATCH_SYMBOL, module.tokens_out), dtype="int64"),)
         if model.pooled_width and not model.cut:
-            outputs += (TensorSpec(name="pooled", shape=(BATCH_SYMBOL, model.pooled_width)),)
+            several = () if model.crops is None else (model.pictures,)
+            outputs += (TensorSpec(name="pooled", shape=(BATCH_SYMBOL, *several, model.pooled_width)),)
         for layer in model.taken:
             left = module.patches_behind(layer)
             outputs += (

@@ -175,6 +175,7 @@ OPTIONS: Mapping[str, _Option] = MappingProxyType(
             example="-2",
             read=_layers,
         ),
+        "crops": _Option(form="rows and columns, ROWSxCOLUMNS or one number for both", example="2x2", read=_size),
         "lora": _Option(form="directory of a LoRA adapter", example="ADAPTER", read=_path, is_path=True),
     }
 )
@@ -190,7 +191,7 @@ _TIMM_SHAPE = (
     "global_pool",
     "no_embed_class",
 )
-_TOWER = ("img_size", "patch_size", "resample_pos", "feature_layer")
+_TOWER = ("img_size", "patch_size", "resample_pos", "feature_layer", "crops")
 SOURCES: Mapping[str, _Source] = MappingProxyType(
     {
         "timm": _Source(form="timm:NAME", options=(*_TIMM_SHAPE, "resample_pos", "mean", "std", "weights_key")),

@@ -60,7 +60,7 @@ def test_every_method_is_here() -> None:
         for name, method in METHODS.items()
         if ".compressors.vision." in method.implementation and not method.artifacts
     }
-    assert behind_towers <= named  # those with trained weights are in test_connectors.py
+    assert behind_towers <= named | {"globalcom2"}  # which is in test_crops.py; with weights in test_connectors.py
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from trt_compress.methods.cache_selectors import EMS, H2O, KEYDIFF, KNORM, PYRAM
 from trt_compress.methods.cache_stores import GEAR, INT4, INT8, KVQUANT, ZIPCACHE
 from trt_compress.methods.config import Method
 from trt_compress.methods.connectors import LLAVA_MINI, QUECC, TOKENPACKER
+from trt_compress.methods.crops import GLOBALCOM2
 from trt_compress.methods.towers import (
     CDPRUNER,
     DART,
@@ -29,7 +30,7 @@ from trt_compress.methods.vision import AVG_POOL, DIFFRATE, DYNAMICVIT, EVIT, RA
 
 _ALL = (
     *(TOME, EVIT, VTC_CLS, TOKEN_TRANSFORM, DIFFRATE, DYNAMICVIT, AVG_POOL, RANDOM),
-    *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, TOKEN_CORR, HIPRUNE, DIVPRUNE, CDPRUNER, RECOVERABLE, DART),
+    *(VISIONZIP, PRUMERGE, PRUMERGE_PLUS, TOKEN_CORR, HIPRUNE, DIVPRUNE, CDPRUNER, RECOVERABLE, DART, GLOBALCOM2),
     *(FOURIER, PIXEL_SHUFFLE, H_REDUCER),
     *(TOKENPACKER, QUECC, LLAVA_MINI),
     *(STATIC_REUSE, TOC3D, FASTAST, ATOME, FRAME_POOL, FRAME_STACK),
