@@ -54,7 +54,7 @@ def _tower(
     depth, side = 24, 24
     taps = ATTENTION_TAPS if prefix else ATTENTION_TAPS - {"class_attention"}
     behind = frozenset[TapKind]({"text_space", "texts"} if texts else ())
-    out = (Site(kind=ENCODER_OUTPUT, taps=behind),) if output else ()
+    out: tuple[Site, ...] = (Site(kind=ENCODER_OUTPUT, taps=behind),) if output else ()
     if crops is not None:
         size = frozenset[TapKind]({"picture_size"})
         out += (Site(kind=PICTURES, tokens=(1 + crops[0] * crops[1]) * side**2, width=1024, taps=size),)

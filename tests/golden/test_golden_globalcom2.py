@@ -68,8 +68,8 @@ def method(meta: dict[str, Any], **options: Any) -> tuple[GlobalCom2, HostInfo]:
     return GlobalCom2(GlobalCom2Config(keep_ratio=meta["ratio"], **options), arrival), host
 
 
-def run(case: str, **options: Any) -> tuple[Tokens, dict[str, Tensor], dict[str, Any]]:
-    """What is made of the case's pictures, twice in a batch, with places as a tower has them."""
+def run(case: str, **options: Any) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
+    """What is made of the case's pictures, and which of them each is; twice in a batch, without padding."""
     arrays, meta = read("globalcom2", case)
     made, host = method(meta, **options)
     scores = torch.cat([arrays["base_scores"][None], arrays["scores"]])
@@ -86,46 +86,39 @@ def run(case: str, **options: Any) -> tuple[Tokens, dict[str, Tensor], dict[str,
     tokens = made(Tokens(x=x, position=place), taps)
     assert tokens.x.shape[1] == made.tokens_out
     assert torch.equal(tokens.x[0], tokens.x[1])
-    return tokens, arrays, meta
+    assert tokens.valid is not None and tokens.position is not None
+    there = tokens.valid[0]
+    assert there.tolist() == sorted(there.tolist(), reverse=True)
+    return tokens.x[0][there], tokens.position[0][there], arrays, meta
 
 
 @pytest.mark.parametrize("case", CROPS)
 def test_kept_as_the_code_orders_them(case: str) -> None:
-    tokens, arrays, meta = run(case, order="code")
-    kept = meta["kept_per_crop"]
-    assert int(tokens.valid[0].sum()) == len(arrays["thumbnail_index"]) + sum(kept)
+    x, place, arrays, meta = run(case, order="code")
     front = len(arrays["thumbnail_index"])
-    assert torch.equal(tokens.position[0, :front], arrays["thumbnail_index"])
-    assert_close(tokens.x[0, :front], arrays["out_thumbnail"], OPERATOR_TOLERANCE)
-    wanted = arrays["out_crops"][arrays["is_newline"] == 0]
-    assert_close(tokens.x[0, front : front + sum(kept)], wanted, OPERATOR_TOLERANCE)
+    assert len(x) == front + sum(meta["kept_per_crop"])
+    assert torch.equal(place[:front], arrays["thumbnail_index"])
+    assert_close(x[:front], arrays["out_thumbnail"], OPERATOR_TOLERANCE)
+    assert_close(x[front:], arrays["out_crops"][arrays["is_newline"] == 0], OPERATOR_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CROPS)
 def test_kept_as_in_the_picture(case: str) -> None:
     """The patches that the code chooses, where they are in the picture, row by row."""
-    tokens, arrays, meta = run(case)
+    x, place, arrays, meta = run(case)
     side, columns, front = meta["side"], meta["cols"], len(arrays["thumbnail_index"])
     wanted = []
     for number in range(len(meta["kept_per_crop"])):
-        for place in arrays[f"valid{number}"][arrays[f"crop_index{number}"]].tolist():
-            row = number // columns * side + place // side
-            wanted.append((row, number % columns * side + place % side, side**2 * (1 + number) + place))
-    wanted.sort()
-    there = tokens.valid[0]
-    assert there.tolist() == sorted(there.tolist(), reverse=True)
-    found = tokens.position[0, front:][there[front:]].tolist()
-    assert found == [token for _, _, token in wanted]
-    assert_close(
-        tokens.x[0, front:][there[front:]],
-        arrays["features"].flatten(0, 1)[torch.tensor(found)],
-        OPERATOR_TOLERANCE,
-    )
+        for patch in arrays[f"valid{number}"][arrays[f"crop_index{number}"]].tolist():
+            row = number // columns * side + patch // side
+            wanted.append((row, number % columns * side + patch % side, side**2 * (1 + number) + patch))
+    assert place[front:].tolist() == [token for _, _, token in sorted(wanted)]
+    assert_close(x, arrays["features"].flatten(0, 1)[place], OPERATOR_TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CROPS)
 def test_as_many_as_the_case_has(case: str) -> None:
-    _, arrays, meta = run(case)
+    arrays, meta = read("globalcom2", case)
     made, _ = method(meta)
     ratio = shares(arrays["base_scores"][None], made.cells, meta["ratio"])[0]
     torch.testing.assert_close(ratio.double(), arrays["f64.scales"], rtol=0, atol=1e-6)

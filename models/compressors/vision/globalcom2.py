@@ -100,7 +100,7 @@ class GlobalCom2(Compressor):
 
     def _seen(self, thumbnail: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
         """The thumbnail's scores at the patches of all crops, and which of these show the picture, [B, J, N]."""
-        shape = tuple(of * per for of, per in zip(self.crops, self.grid, strict=True))
+        shape = self.crops[0] * self.grid[0], self.crops[1] * self.grid[1]
         if "picture_size" in self.wanted:
             size = cast(taps.at(self.wanted["picture_size"]), torch.float32).clamp_min(1)
             spans = inside((size[:, 0], size[:, 1]), shape)
