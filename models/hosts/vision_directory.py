@@ -125,7 +125,7 @@ def load_tower(
 
 
 def pictures(front: Mapping[str, Any] | None, model: VisionTower) -> tuple[dict[str, Any], str | None]:
-    """How pictures become the input, for the manifest, and a remark where that is not known.
+    """How pictures become the input, for the manifest, and a remark where that should be known and is not.
 
     Args:
         front: What preprocessor_config.json says; None: there is none.
@@ -156,7 +156,7 @@ def pictures(front: Mapping[str, Any] | None, model: VisionTower) -> tuple[dict[
                 "interpolation": _FILTERS[number] if resizes else None,
                 "crop": crop if resizes else None,
             }, None
-    return {"kind": "tensors", "reason": reason}, reason
+    return {"kind": "tensors", "reason": reason}, None if model.crops is not None else reason
 
 
 def _processor(path: Path) -> Mapping[str, Any] | None:
