@@ -30,7 +30,7 @@ from trt_compress.models.zoo.digits_vit.model import build_digits_vit, count_cor
 from trt_compress.plugins.registry import specs
 from trt_compress.suggest import not_known
 from trt_compress.tools import tower_pairs
-from trt_compress.tools.bench import cache_figures, costs, tokenizers, workloads
+from trt_compress.tools.bench import cache_figures, costs, tokenizers, vit_methods, workloads
 from trt_compress.tools.bench.deit_small import BATCH, MODEL, RESULTS, SPEC, figure_rows
 from trt_compress.tools.bench.records import speedup_text
 from trt_compress.tools.console import say_error
@@ -258,6 +258,21 @@ def performance_table() -> str:
     return caption + _markdown(("figure", "measured", "wanted"), figure_rows(record))
 
 
+def vit_methods_table() -> str:
+    """The last recorded run of methods inside a ViT, for each model."""
+    found = vit_methods.records()
+    if not found:
+        raise ConfigError("no run is on record; run python -m trt_compress.tools.bench.vit_methods first.")
+    parts = []
+    for record in found:
+        device, rows = record["device"], vit_methods.rows_of(record)
+        parts.append(
+            f"{vit_methods.caption(record)}: {device['cpu']}, commit {record['commit']}, {record['date'][:10]}.\n"
+            + _markdown(vit_methods.COLUMNS, [(f"`{spec}`", *others) for spec, *others in rows])
+        )
+    return "".join(parts)
+
+
 def _deit_record() -> dict[str, Any]:
     if not RESULTS.is_file():
         raise ConfigError(f"{RESULTS} does not exist; run python -m trt_compress.tools.bench.deit_small first.")
@@ -345,6 +360,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": digits_table,
     "headline": headline_table,
     "performance": performance_table,
+    "vit_methods": vit_methods_table,
     "costs": costs_table,
     "workloads": workloads_table,
     "cache_quality": cache_quality_table,

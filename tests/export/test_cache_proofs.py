@@ -42,8 +42,8 @@ ALIKE = {
     **dict.fromkeys(("random_kv", "knorm", "keydiff", "tova"), "expected"),
     "compresskv": QUICK,
 }
-"""Policies whose states are kept and moved as those of another. They are built for TensorRT, where they are no part,
-and the rest of what holds of their bundles is in the long form; `test_every_policy` asks their graphs in torch."""
+"""Policies whose states are kept and moved as those of another: what holds of their bundles is in the long form.
+`test_every_policy` asks their graphs in torch, all of them in the quick run too."""
 
 
 def marked(names: tuple[str, ...], long: Iterable[str]) -> list[Any]:
@@ -58,8 +58,7 @@ def marked(names: tuple[str, ...], long: Iterable[str]) -> list[Any]:
 
 BUILT_LONG = ("gear", "kvquant", "zipcache")
 """Of these TensorRT-RTX takes a minute and more for all graphs, which the long form of the attacks has."""
-every_part = pytest.mark.parametrize("policy", marked(EVERY, PARTS))
-every_built = pytest.mark.parametrize("policy", marked(EVERY, (*PARTS, *BUILT_LONG)))
+every_built = pytest.mark.parametrize("policy", marked(EVERY, (*ALIKE, *BUILT_LONG)))
 every_policy = pytest.mark.parametrize("policy", marked(EVERY, ALIKE))
 TOGETHER = ("zipcache",)  # packs all sequences of a batch anew when one has to be: the same where all have to be
 ROOMY = ("zipcache",)  # begins with slots for what one run packs at most, which here is the whole context
@@ -117,7 +116,7 @@ def test_tensorrt_rtx_builds_every_graph(policy: str, bundle_of: Callable[[str],
     assert len(said) == 1 and said[0].startswith("the file itself was parsed and built by TensorRT-RTX"), said
 
 
-@every_part
+@every_policy
 def test_jetpack_6_takes_the_plugins_of_every_graph(policy: str, bundle_of: Callable[[str], Path]) -> None:
     bundle = bundle_of(policy)
     found = preflight_report(bundle, target="jetson-orin-jp6")

@@ -7,9 +7,7 @@ attention, graph size, export time, verification error, TensorRT-RTX build time.
 """
 
 import argparse
-import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from torch import nn
 
 from trt_compress.export.api import build, export_model
@@ -27,11 +24,11 @@ from trt_compress.models.hosts.base import LoadedHost
 from trt_compress.models.hosts.registry import load_host
 from trt_compress.models.hosts.timm_vit import attach
 from trt_compress.plugins.build import build as build_native
-from trt_compress.plugins.library import Library, require
+from trt_compress.plugins.library import require
 from trt_compress.plugins.spec import OP_TYPE_PREFIX
-from trt_compress.runtime.backends.ort import register_native
 from trt_compress.runtime.measure.latency import interleave, speedup, summarize, verdict
 from trt_compress.strays import temporary_folder
+from trt_compress.tools.bench.kernel_times import kernel_times
 from trt_compress.tools.bench.ort_turns import Turns, time_in_turns
 from trt_compress.tools.bench.records import append_record, speedup_text
 from trt_compress.tools.bench.textbook import TextbookTome
@@ -84,8 +81,8 @@ def measure(folder: Path, *, rounds: int, exports: int, step: Step) -> dict[str,
     library = require("onnxruntime")
     feed = {"image": np.random.default_rng(0).standard_normal((BATCH, *_IMAGE), dtype=np.float32)}
     step("profiling")
-    spent = {name: _kernel_times(file, feed, folder) for name, file in files.items()}
-    spent["native"] = _kernel_times(files["compressed"], feed, folder, library)
+    spent = {name: kernel_times(file, feed, folder) for name, file in files.items()}
+    spent["native"] = kernel_times(files["compressed"], feed, folder, library)
     outside = {name: 1 - sum(times[op] for op in _COMPUTE_OPS) / times.total() for name, times in spent.items()}
     merging = sum(time for op, time in spent["native"].items() if op.startswith(OP_TYPE_PREFIX))
     step(f"timing {exports} pairs of exports")
@@ -156,24 +153,6 @@ def by_core_distance(turns: Turns) -> dict[str, Any]:
 def _trace(module: nn.Module) -> onnx.ModelProto:
     options = TraceOptions(input_name="image", output_name="logits", max_batch=8, opset=OPSET)
     return onnx_from_module(module, _IMAGE, options)
-
-
-def _kernel_times(file: Path, feed: dict[str, Any], folder: Path, native: Library | None = None) -> Counter[str]:
-    """Time of one thread by kind of node, profiled in a run of its own."""
-    options = onnxruntime.SessionOptions()
-    if native is not None:
-        register_native(options, native)
-    options.intra_op_num_threads = 1
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    for _ in range(6):
-        session.run(None, feed)
-    spent: Counter[str] = Counter()
-    for event in json.loads(Path(session.end_profiling()).read_text()):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            spent[event["args"]["op_name"]] += event["dur"]
-    return spent
 
 
 def _export_ratios(host: LoadedHost, folder: Path, exports: int) -> tuple[float, float]:
