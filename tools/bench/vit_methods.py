@@ -136,7 +136,7 @@ def rows_of(record: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{tokens[0]} → {tokens[-1]}",
                 f"{found['flops_reduction']:.2f}×",
                 speedup_text(ratio.to_json()).rpartition(",")[0],
-                f"{found['of_flops']:.2f}" + ("" if found["of_flops"] >= WANTED else f" (wanted {WANTED})"),
+                f"{found['of_flops']:.3f}" + ("" if found["of_flops"] >= WANTED else f" (wanted {WANTED})"),
                 f"{found['own_share']:.1%}" + ("" if found["own_share"] <= OWN else f" (wanted {OWN:.0%})"),
             )
         )

@@ -13,6 +13,10 @@ from tests.real_models import minilm, smollm2
 from tests.typed_commands import Typed
 
 
+TOKENS = 1500
+"""Of the text, which is read nine times."""
+
+
 @pytest.mark.slow
 def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path: Path) -> None:
     from pydoc_data.topics import topics
@@ -34,7 +38,7 @@ def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path:
         "--text",
         "text.txt",
         "--limit",
-        6000,
+        TOKENS,
         "--json",
         folder=tmp_path,
         within=1800,
@@ -57,7 +61,7 @@ def test_smollm2_reads_by_another_tokenizer(tokenizer_commands: Typed, tmp_path:
             *places[:4],
             f"made-{origin}",
             *places[5:],
-            *("--global-weight", weight, "--text", "text.txt", "--limit", 6000, "--json"),
+            *("--global-weight", weight, "--text", "text.txt", "--limit", TOKENS, "--json"),
             folder=tmp_path,
             within=1800,
         )
