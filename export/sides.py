@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from trt_compress.errors import GateError, UnsupportedError
-from trt_compress.export.doubles import Doubles
 from trt_compress.export.lower import operator_nodes
 from trt_compress.export.rounded import ROUNDED, has_bfloat16, rounded_to_bfloat16
 from trt_compress.export.runners import EXACT, OrtError, Runner
@@ -54,17 +54,19 @@ class TorchSide:
 
     Args:
         parts: The graphs, by name.
-        doubles: Sum matrix products in float64.
+        mode: In which they are computed more precisely; None: as the graphs say.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[GraphSpec, nn.Module]], *, doubles: bool = False) -> None:
-        self._parts, self._doubles = parts, doubles
+    def __init__(
+        self, parts: Mapping[str, tuple[GraphSpec, nn.Module]], *, mode: type[TorchFunctionMode] | None = None
+    ) -> None:
+        self._parts, self._mode = parts, mode
 
     def __call__(self, name: str, feed: Mapping[str, Array]) -> tuple[Values, Values]:
         """The outputs and new states of a graph, and what was recorded at its sites."""
         graph, module = self._parts[name]
         given = [torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in graph.all_inputs]
-        with torch.no_grad(), recording() as sites, Doubles() if self._doubles else contextlib.nullcontext():
+        with torch.no_grad(), recording() as sites, contextlib.nullcontext() if self._mode is None else self._mode():
             results = module(*given)
         found = (results,) if isinstance(results, Tensor) else tuple(results)
         return {spec.name: tensor for spec, tensor in zip(graph.all_outputs, found, strict=True)}, sites

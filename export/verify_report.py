@@ -24,8 +24,10 @@ class OutputCheck:
     `moment` is where in a procedure that is. Integers must be equal; of packed codes `max_abs_error` is in steps,
     `relative_error` is the mean difference relative to their range, and `turned` counts those one step apart.
 
-    `rounding` is how far torch is here from itself with its matrix products summed in float64, relative as the error
-    is. It is measured, and allowed four times over, where the error is beyond what is usual; else it is 0.
+    `rounding` is measured where the error is beyond what is usual; else it is 0. In float32 it is how far torch is here
+    from itself with its matrix products summed in float64, relative as the error is, and allowed four times over. In
+    half precision it is how far torch is from itself when it computes in float32 between the same weights; the error
+    is then that to this, if it is within what is usual.
     """
 
     graph: str

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.export.test_verify import TOME, Exported, compare
 from trt_compress.export.compare import MOST, TOLERANCE
+from trt_compress.export.precision import with_precision
 from trt_compress.export.trace import TraceOptions, onnx_from_module
 from trt_compress.export.verify import verify_onnx
 from trt_compress.export.verify_report import VerifyReport
@@ -95,3 +96,74 @@ def test_a_model_that_rounds_little_is_allowed_no_more_than_before(
     failed = [check for check in report.outputs if not check.passed]
     assert failed and report.first_divergence == "output logits (batch 1)"
     assert all(0 < check.rounding < 2e-5 and check.tolerance == TOLERANCE["fp32"] for check in failed)
+
+
+# ---- half precision -------------------------------------------------------------------------------------------------
+
+
+class Losing(nn.Module):
+    """[B, 64] → [B, 64]: the same numbers, of which half precision loses most digits on the way."""
+
+    plan = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = x + 512
+        return large - 512
+
+
+class Packing(nn.Module):
+    """As `Losing`, by way of something that takes half precision alone."""
+
+    plan = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float16:
+            return x  # while it is traced
+        kept = (x + 512) - 512
+        if kept.dtype != torch.float16:
+            raise TypeError("packs half precision only")
+        return kept
+
+
+def halved(folder: Path, made: type[nn.Module], *, wrong: float = 0.0) -> VerifyReport:
+    """Verify a file that gives the numbers as they came, but for a share of them."""
+    factor = onnx.helper.make_tensor("factor", onnx.TensorProto.FLOAT, [], [1 + wrong])
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["batch", 64]) for n in ("x", "y")]
+    node = onnx.helper.make_node("Mul", ["x", "factor"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [factor])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    onnx.save_model(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "model.onnx")
+    module: Any = made().eval()
+    spec = GraphSpec(
+        module=module,
+        inputs=(TensorSpec(name="x", shape=("batch", 64)),),
+        outputs=(TensorSpec(name="y", shape=("batch", 64)),),
+    )
+    values = np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)
+    return verify_onnx(
+        folder / "model.onnx",
+        with_precision(module, "fp16", spec),
+        graph=spec,
+        inputs=[[{"x": values}]],
+        inputs_label="test",
+        precision="fp16",
+    )
+
+
+def test_in_half_precision_what_is_nearer_to_the_truth_than_torch_passes(tmp_path: Path) -> None:
+    (check,) = halved(tmp_path, Losing).outputs
+    usual = TOLERANCE["fp16"]
+    assert check.passed and check.tolerance == usual and check.relative_error < 1e-3
+    assert usual < check.rounding < MOST * usual, "torch loses too little, or too much, to show it"
+
+
+@pytest.mark.parametrize("wrong", [0.03, 0.06, -0.1])
+def test_in_half_precision_no_more_is_allowed_than_before(wrong: float, tmp_path: Path) -> None:
+    report = halved(tmp_path, Losing, wrong=wrong)
+    (check,) = report.outputs
+    assert not report.passed and check.relative_error > TOLERANCE["fp16"]
+
+
+def test_what_takes_half_precision_alone_stays_as_it_was_judged(tmp_path: Path) -> None:
+    (check,) = halved(tmp_path, Packing).outputs
+    assert not check.passed and check.rounding == 0

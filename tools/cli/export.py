@@ -262,10 +262,16 @@ def _show_verification(report: "VerifyReport") -> None:
     rounded = [output for output in report.outputs if output.rounding]
     if rounded:
         own, off = max(output.rounding for output in rounded), max(output.relative_error for output in rounded)
-        print_text(
-            f"{len(rounded)} outputs are further apart than is usual, by {off:.1e} at most, and were judged by torch's "
-            f"own rounding: with its products in float64 it moves by {own:.1e}."
-        )
+        if report.precision == "fp32":
+            print_text(
+                f"{len(rounded)} outputs are further apart than is usual, by {off:.1e} at most, and were judged by "
+                f"torch's own rounding: with its products in float64 it moves by {own:.1e}."
+            )
+        else:
+            print_text(
+                f"In {len(rounded)} outputs torch in {report.precision} is further off than is usual, by {own:.1e} at "
+                f"most, and ONNX Runtime is {off:.1e} from what torch computes in float32 with the same weights."
+            )
     if report.paths:
         words = {"native": "native operators", "plugin": "plugins", "function": "ONNX bodies"}
         where = "the engine" if any("plugin" in forms for forms in report.paths.values()) else "ONNX Runtime"
