@@ -82,7 +82,7 @@ def _floats_to(value: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors of at most 32 bits in another dtype, also in lists of them."""
     if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
         return type(value)(_floats_to(each, dtype) for each in value)
-    return value.to(dtype) if _shorter(value) else value
+    return value.to(dtype) if isinstance(value, Tensor) and _shorter(value) else value
 
 
 def _doubled(value: Any) -> Any:
