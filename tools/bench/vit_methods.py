@@ -17,7 +17,6 @@ import numpy as np
 
 from trt_compress.errors import ConfigError
 from trt_compress.export.api import export_model
-from trt_compress.format.bundle import Bundle
 from trt_compress.methods import parse_spec
 from trt_compress.plugins.build import build as build_native
 from trt_compress.plugins.library import require
@@ -65,19 +64,19 @@ def measure(folder: Path, given: argparse.Namespace, step: Any) -> dict[str, Any
     step("building the native operators")
     build_native(only=("onnxruntime",))
     library = require("onnxruntime")
-    bundles = {}
+    manifests, files = {}, {}
     for number, spec in enumerate((DENSE, *given.compress)):
         step(f"exporting {spec}")
-        export_model(given.model, compress=spec, batch=f"1:{given.batch}:8", output=folder / str(number))
-        bundles[spec] = Bundle.open(folder / str(number))
-    files = {spec: bundle.path / bundle.manifest.graphs[0].file for spec, bundle in bundles.items()}
-    (info,) = bundles[DENSE].manifest.graphs[0].inputs
+        output = folder / str(number)
+        manifests[spec] = export_model(given.model, compress=spec, batch=f"1:{given.batch}:8", output=output).manifest
+        files[spec] = output / manifests[spec].graphs[0].file
+    (info,) = manifests[DENSE].graphs[0].inputs
     shape = (given.batch, *(int(length) for length in info.shape[1:]))
     feed = {info.name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
     settings: dict[str, Any] = {}
     for spec in given.compress:
         step(f"profiling {spec}")
-        spent, manifest = kernel_times(files[spec], feed, folder, library), bundles[spec].manifest
+        spent, manifest = kernel_times(files[spec], feed, folder, library), manifests[spec]
         if manifest.flops is None or manifest.baseline_flops is None:
             raise ConfigError(f"{spec} has no count of FLOPs; export it again.")
         own = sum(time for name, time in spent.items() if name.startswith(OP_TYPE_PREFIX))
